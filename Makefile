@@ -1,0 +1,58 @@
+# Every target sets up what it needs; `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+	--generate-hashes --no-emit-index-url --no-header
+PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt protos baseline lock bench clean setup
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
+
+$(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"porthole needs Python 3.11 or later; {sys.executable} is {v.major}.{v.minor}. Set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(READY) ## make the virtual environment (.venv)
+
+demo: $(READY) ## run the main job: three VMs, real files, the checker's verdict
+	@$(BIN)/porthole demo
+
+test: $(READY) ## run every test that this machine can run
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## formatting, lint, types, layers, protos
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/protolint lint protos
+
+fmt: $(READY) ## format the code and mend what lint can mend
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+protos: $(READY) ## generate protos/gen from the .proto files
+	@rm -rf protos/gen && mkdir -p protos/gen
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
+		--python_out=protos/gen --grpc_python_out=protos/gen \
+		--mypy_out=quiet:protos/gen --mypy_grpc_out=quiet,async_only:protos/gen $(PROTOS)
+
+baseline: $(READY) ## accept the present .proto files as what the breaking-change test compares with
+	@$(BIN)/python -m grpc_tools.protoc -I protos --include_imports \
+		--descriptor_set_out=protos/baseline.binpb $(PROTOS)
+
+lock: $(READY) ## pin the dependencies anew
+	@$(UV_COMPILE) pyproject.toml -o requirements.lock
+	@$(UV_COMPILE) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

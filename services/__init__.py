@@ -1,0 +1,1 @@
+"""Porthole's services; see docs/architecture.md for who may import whom."""

@@ -1,0 +1,177 @@
+"""The vocabulary of Porthole's traces: every event that the handshake leaves, and its attributes.
+
+An event is a value here; services.rpc.tracing puts it on the current span. The trace checker reads
+the same vocabulary back. Must not know OpenTelemetry, clocks or spans.
+
+Order of one VM's events, in the words of docs/handshake.md: VmCreated, GuestBooted, GuestKernelInfo
+(WSL2) or WSLCReadGuestCapabilities and WSLCApplyGuestCapabilities (WSLC), PoolLatched or PoolRefused,
+then per device AddGuestDevice, ApertureCreated or WindowsEnabled, FirstRequestCompleted,
+RemoveGuestDevice; VmTerminated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from services.handshake.capabilities import GuestCapabilities, KernelVersion
+    from services.handshake.pool import SwiotlbPool
+
+VM_ID: Final = "porthole.vm.id"
+VM_KIND: Final = "porthole.vm.kind"
+RAM_BYTES: Final = "porthole.vm.ram_bytes"
+REQUESTED_BYTES: Final = "porthole.pool.requested_bytes"
+POOL_BASE: Final = "porthole.pool.base"
+POOL_SIZE_BYTES: Final = "porthole.pool.size_bytes"
+TOKEN: Final = "porthole.pool.token"  # noqa: S105 - WSL's word for a device option
+REASON: Final = "porthole.reason"
+DETAIL: Final = "porthole.detail"
+KERNEL_RELEASE: Final = "porthole.kernel.release"
+KERNEL_MAJOR: Final = "porthole.kernel.major"
+KERNEL_MINOR: Final = "porthole.kernel.minor"
+KERNEL_PATCH: Final = "porthole.kernel.patch"
+SECCOMP: Final = "porthole.kernel.seccomp_user_notification"
+DEVICE_ID: Final = "porthole.device.id"
+DEVICE_CLASS: Final = "porthole.device.class"
+DEVICE_TAG: Final = "porthole.device.tag"
+DEVICE_OPTIONS: Final = "porthole.device.options"
+
+VM_CREATED: Final = "VmCreated"
+GUEST_BOOTED: Final = "GuestBooted"
+GUEST_KERNEL_INFO: Final = "GuestKernelInfo"
+WSLC_READ: Final = "WSLCReadGuestCapabilities"
+WSLC_APPLY: Final = "WSLCApplyGuestCapabilities"
+POOL_LATCHED: Final = "PoolLatched"
+POOL_REFUSED: Final = "PoolRefused"
+KERNEL_UNSUPPORTED: Final = "MessageSwiotlbKernelUnsupported"
+DEVICE_ADDED: Final = "AddGuestDevice"
+APERTURE_CREATED: Final = "ApertureCreated"
+WINDOWS_ENABLED: Final = "WindowsEnabled"
+FIRST_REQUEST: Final = "FirstRequestCompleted"
+DEVICE_REMOVED: Final = "RemoveGuestDevice"
+VM_TERMINATED: Final = "VmTerminated"
+
+FS: Final = "virtio-fs"
+NET: Final = "virtio-net"
+
+Attribute = str | int | bool
+_I64_MAX: Final = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened: a name of this module and its attributes."""
+
+    name: str
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+
+def _numbers(base: int, size_bytes: int) -> dict[str, Attribute]:
+    # OpenTelemetry integers are signed. A guest that announces more is refused in any case.
+    return {POOL_BASE: min(base, _I64_MAX), POOL_SIZE_BYTES: min(size_bytes, _I64_MAX)}
+
+
+def _pool(pool: SwiotlbPool | None) -> dict[str, Attribute]:
+    return _numbers(pool.base, pool.size_bytes) if pool else _numbers(0, 0)
+
+
+def vm_created(vm_id: str, kind: str, ram_bytes: int, requested_bytes: int) -> Event:
+    """A VM exists; `requested_bytes` is what its kernel command line asks for, 0 for no pool."""
+    return Event(
+        VM_CREATED,
+        {
+            VM_ID: vm_id,
+            VM_KIND: kind,
+            RAM_BYTES: ram_bytes,
+            REQUESTED_BYTES: requested_bytes,
+        },
+    )
+
+
+def guest_booted(vm_id: str) -> Event:
+    """The machine has started the guest; it has reported nothing yet."""
+    return Event(GUEST_BOOTED, {VM_ID: vm_id})
+
+
+def guest_kernel_info(
+    vm_id: str, capabilities: GuestCapabilities, version: KernelVersion | None
+) -> Event:
+    """What a WSL2 guest pushed. `version` is None when the release does not parse."""
+    attributes = {
+        VM_ID: vm_id,
+        **_pool(capabilities.pool),
+        KERNEL_RELEASE: capabilities.kernel_release,
+        KERNEL_MAJOR: version.major if version else 0,
+        KERNEL_MINOR: version.minor if version else 0,
+        KERNEL_PATCH: version.patch if version else 0,
+        SECCOMP: bool(capabilities.seccomp_user_notification),
+    }
+    return Event(GUEST_KERNEL_INFO, attributes)
+
+
+def wslc_read(vm_id: str, capabilities: GuestCapabilities) -> Event:
+    """What a WSLC session pulled from guest init."""
+    return Event(WSLC_READ, {VM_ID: vm_id, **_pool(capabilities.pool)})
+
+
+def wslc_apply(vm_id: str, base: int, size_bytes: int) -> Event:
+    """What ApplyGuestCapabilities was called with, valid or not; zeros for no pool."""
+    return Event(WSLC_APPLY, {VM_ID: vm_id, **_numbers(base, size_bytes)})
+
+
+def pool_latched(vm_id: str, pool: SwiotlbPool, token: str) -> Event:
+    """The VM owner has latched a pool; from now on every device gets the token."""
+    return Event(POOL_LATCHED, {VM_ID: vm_id, **_pool(pool), TOKEN: token})
+
+
+def pool_refused(vm_id: str, base: int, size_bytes: int, reason: str, detail: str) -> Event:
+    """The VM owner has refused what a guest announced; nothing changed."""
+    attributes = {VM_ID: vm_id, **_numbers(base, size_bytes), REASON: reason, DETAIL: detail}
+    return Event(POOL_REFUSED, attributes)
+
+
+def kernel_unsupported(vm_id: str, text: str) -> Event:
+    """The user was warned that a WSL2 kernel publishes no pool."""
+    return Event(KERNEL_UNSUPPORTED, {VM_ID: vm_id, DETAIL: text})
+
+
+def device_added(vm_id: str, device_id: str, device_class: str, tag: str, options: str) -> Event:
+    """The VM owner is about to create a device; `options` is the whole string."""
+    return Event(
+        DEVICE_ADDED,
+        {**_device(vm_id, device_id, device_class, tag), DEVICE_OPTIONS: options},
+    )
+
+
+def aperture_created(
+    vm_id: str, device_id: str, device_class: str, tag: str, pool: SwiotlbPool
+) -> Event:
+    """A device has mapped exactly [base, base + size) of its VM's memory."""
+    return Event(APERTURE_CREATED, {**_device(vm_id, device_id, device_class, tag), **_pool(pool)})
+
+
+def windows_enabled(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:
+    """A device without a token works by on-demand windows."""
+    return Event(WINDOWS_ENABLED, {**_device(vm_id, device_id, device_class, tag), **_pool(None)})
+
+
+def first_request(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:
+    """A device has completed the first request of its guest."""
+    return Event(FIRST_REQUEST, _device(vm_id, device_id, device_class, tag))
+
+
+def device_removed(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:
+    """The VM owner has removed a device."""
+    return Event(DEVICE_REMOVED, _device(vm_id, device_id, device_class, tag))
+
+
+def vm_terminated(vm_id: str) -> Event:
+    """The VM is gone, in the documented order."""
+    return Event(VM_TERMINATED, {VM_ID: vm_id})
+
+
+def _device(vm_id: str, device_id: str, device_class: str, tag: str) -> dict[str, Attribute]:
+    return {VM_ID: vm_id, DEVICE_ID: device_id, DEVICE_CLASS: device_class, DEVICE_TAG: tag}

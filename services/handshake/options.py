@@ -1,0 +1,253 @@
+"""Device options: the string that the VM owner writes and the device host parses.
+
+The form is `name;key=value;flag;…;vm_id=<uuid>`; the token, when there is one, is one of the items.
+Must not know devices: it only says what was asked for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.pool import SwiotlbPool, parse_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+MAX_QUEUES: Final = 8
+"""Request queues that a virtio-fs device may have at most."""
+
+CASE_MODES: Final = ("off", "dir", "force")
+"""Values of `case=`, as in WSL's drvfs."""
+
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FsOptions:
+    """What a virtio-fs device was asked to be. None: not given."""
+
+    name: str
+    vm_id: str
+    swiotlb: SwiotlbPool | None = None
+    queues: int = 1
+    ro: bool = False
+    metadata: bool = False
+    case: str = "off"
+    uid: int | None = None
+    gid: int | None = None
+    umask: int = 0
+    dmask: int | None = None
+    fmask: int | None = None
+    symlinkroot: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetOptions:
+    """What a virtio-net device was asked to be. None: not given."""
+
+    name: str
+    vm_id: str
+    swiotlb: SwiotlbPool | None = None
+    client_ip: str | None = None
+    client_ip_ipv6: str | None = None
+    client_mac: bytes | None = None
+    gateway_ip: str | None = None
+
+
+def build_options(name: str, extra: str, token: str | None, vm_id: str) -> str:
+    """Write the options string of one device.
+
+    Args:
+        name: The mount tag or adapter name.
+        extra: Further items, "key=value;flag"; empty for none.
+        token: The VM's token, verbatim; None or empty when no pool is latched.
+        vm_id: UUID of the VM; always the last item.
+
+    Raises:
+        InvalidArgumentError: OPTION_SYNTAX when the name is empty or has ';' or '='; OPTION_RESERVED
+            when `extra` names a key that only the owner may write.
+    """
+    if not name or set(name) & set(";=\0"):
+        raise InvalidArgumentError(
+            "OPTION_SYNTAX",
+            f"device name {name!r} must be non-empty, without ';' and '='",
+            name=name,
+        )
+    items = [item for item in extra.split(";") if item]
+    for item in items:
+        key = item.partition("=")[0]
+        if key in ("swiotlb", "vm_id"):
+            raise InvalidArgumentError(
+                "OPTION_RESERVED",
+                f"option {item!r}: {key} is written by the VM owner; leave it out",
+                option=item,
+            )
+    return ";".join([name, *items, *([token] if token else []), f"vm_id={vm_id}"])
+
+
+def parse_fs_options(text: str) -> FsOptions:
+    """Parse the options of a virtio-fs device.
+
+    Raises:
+        InvalidArgumentError: OPTION_SYNTAX, OPTION_UNKNOWN (lists the known keys), OPTION_CONFLICT,
+            OPTION_VALUE, or a reason of `parse_token`.
+    """
+    name, values = _parse(text, _FS_KEYS)
+    return FsOptions(name=name, **values)  # type: ignore[arg-type]
+
+
+def parse_net_options(text: str) -> NetOptions:
+    """Parse the options of a virtio-net device.
+
+    Raises:
+        InvalidArgumentError: As `parse_fs_options`.
+    """
+    name, values = _parse(text, _NET_KEYS)
+    return NetOptions(name=name, **values)  # type: ignore[arg-type]
+
+
+def _parse(text: str, keys: Mapping[str, Callable[[str], object]]) -> tuple[str, dict[str, object]]:
+    name, *items = text.split(";")
+    if not name or "=" in name:
+        raise InvalidArgumentError(
+            "OPTION_SYNTAX", f"options {text!r} must start with the device's name", options=text
+        )
+    raw: dict[str, str | None] = {}
+    for item in items:
+        key, equals, given = item.partition("=")
+        value = given if equals else None
+        if key not in keys:
+            known = ", ".join(sorted(keys))
+            raise InvalidArgumentError(
+                "OPTION_UNKNOWN",
+                f"option {item!r} of {name!r} is not known; the known ones are {known}",
+                option=item,
+            )
+        if key in raw and raw[key] != value:
+            raise InvalidArgumentError(
+                "OPTION_CONFLICT",
+                f"option {key} of {name!r} is given as {raw[key]!r} and as {value!r}; give it once",
+                option=key,
+            )
+        if (value is None) != (keys[key] is _flag):
+            want = f"{key}" if keys[key] is _flag else f"{key}=<value>"
+            raise InvalidArgumentError(
+                "OPTION_SYNTAX", f"option {item!r} of {name!r}: write {want}", option=item
+            )
+        raw[key] = value
+    if "vm_id" not in raw:
+        raise InvalidArgumentError(
+            "OPTION_SYNTAX", f"options {text!r} lack vm_id=<uuid>, which comes last", options=text
+        )
+    return name, {key: keys[key](value or "") for key, value in raw.items()}
+
+
+def _refuse(value: str, want: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "OPTION_VALUE", f"option value {value!r} is not {want}", value=value
+    )
+
+
+def _flag(_: str) -> bool:
+    return True
+
+
+def _swiotlb(value: str) -> SwiotlbPool:
+    return parse_token(f"swiotlb={value}")
+
+
+def _uuid(value: str) -> str:
+    try:
+        return str(uuid.UUID(value))
+    except ValueError:
+        raise _refuse(value, "a UUID") from None
+
+
+def _id(value: str) -> int:
+    if value.isascii() and value.isdigit() and int(value) < (1 << 32) - 1:
+        return int(value)
+    raise _refuse(value, f"a user or group id from 0 to {(1 << 32) - 2}")
+
+
+def _mask(value: str) -> int:
+    if re.fullmatch(r"0?[0-7]{1,4}", value, re.ASCII) and int(value, 8) <= 0o777:
+        return int(value, 8)
+    raise _refuse(value, "an octal mask from 0 to 777")
+
+
+def _queues(value: str) -> int:
+    if value.isascii() and value.isdigit() and 1 <= int(value) <= MAX_QUEUES:
+        return int(value)
+    raise _refuse(value, f"a number of queues from 1 to {MAX_QUEUES}")
+
+
+def _case(value: str) -> str:
+    if value in CASE_MODES:
+        return value
+    raise _refuse(value, f"one of {', '.join(CASE_MODES)}")
+
+
+def _path(value: str) -> str:
+    if value.startswith("/"):
+        return value
+    raise _refuse(value, "an absolute path")
+
+
+def _ipv4(value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Interface(value))
+    except ValueError:
+        raise _refuse(
+            value, "an IPv4 address with a prefix length, for instance 192.0.2.2/24"
+        ) from None
+
+
+def _ipv6(value: str) -> str:
+    try:
+        return str(ipaddress.IPv6Interface(value))
+    except ValueError:
+        raise _refuse(
+            value, "an IPv6 address with a prefix length, for instance fd00::2/64"
+        ) from None
+
+
+def _gateway(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise _refuse(value, "an IP address") from None
+
+
+def _mac(value: str) -> bytes:
+    if _MAC.fullmatch(value):
+        return bytes.fromhex(value.replace(":", ""))
+    raise _refuse(value, "a MAC address, for instance 52:54:00:12:34:56")
+
+
+_FS_KEYS: Final[dict[str, Callable[[str], object]]] = {
+    "ro": _flag,
+    "metadata": _flag,
+    "case": _case,
+    "uid": _id,
+    "gid": _id,
+    "umask": _mask,
+    "dmask": _mask,
+    "fmask": _mask,
+    "symlinkroot": _path,
+    "swiotlb": _swiotlb,
+    "queues": _queues,
+    "vm_id": _uuid,
+}
+_NET_KEYS: Final[dict[str, Callable[[str], object]]] = {
+    "client_ip": _ipv4,
+    "client_ip_ipv6": _ipv6,
+    "client_mac": _mac,
+    "gateway_ip": _gateway,
+    "swiotlb": _swiotlb,
+    "vm_id": _uuid,
+}

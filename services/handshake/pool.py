@@ -1,0 +1,163 @@
+"""The bounce pool that a guest announces, its checks, and the token made from it.
+
+A guest is never trusted: SwiotlbPool only says what was announced, `check_pool` says whether it may be
+latched. Must not know where the numbers came from.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, NewType
+
+from services.handshake.errors import InvalidArgumentError
+
+Gpa = NewType("Gpa", int)
+"""A guest-physical address, in bytes, 0 to 2**64 - 1."""
+
+PAGE_BYTES: Final = 4096
+"""Page size of every guest and host that is supported."""
+
+SLOT_BYTES: Final = 2048
+"""Size of one bounce slot (kernel: include/linux/swiotlb.h, IO_TLB_SHIFT = 11)."""
+
+SEGMENT_SLOTS: Final = 128
+"""Slots that one mapping may span at most (kernel: include/linux/swiotlb.h, IO_TLB_SEGSIZE)."""
+
+MAX_MAPPING_BYTES: Final = SLOT_BYTES * SEGMENT_SLOTS
+"""The longest buffer that a guest behind a pool can map: 256 KiB."""
+
+POOL_ALIGN_BYTES: Final = 2 << 20
+"""A WSL kernel rounds the size of its pool up to a multiple of this."""
+
+DMA32_LIMIT: Final = 1 << 32
+"""A pool lies below this address: the kernel allocates it with __GFP_DMA32."""
+
+_U64: Final = (1 << 64) - 1
+_TOKEN: Final = re.compile(r"swiotlb=0x([0-9a-f]{1,16}),([1-9][0-9]{0,19})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class SwiotlbPool:
+    """One physically contiguous range of guest memory, [base, base + size_bytes)."""
+
+    base: Gpa
+    size_bytes: int
+
+    @property
+    def end(self) -> int:
+        """First address behind the pool."""
+        return self.base + self.size_bytes
+
+    def __str__(self) -> str:
+        return f"[0x{self.base:x}, 0x{self.end:x})"
+
+
+def pool_from_announcement(base: int, size_bytes: int) -> SwiotlbPool | None:
+    """Tell the pool that the numbers of an ApplyGuestCapabilities call mean.
+
+    Args:
+        base: Guest-physical address, or 0.
+        size_bytes: Length in bytes, or 0.
+
+    Returns:
+        The pool, or None when both numbers are 0, which means "not published".
+
+    Raises:
+        InvalidArgumentError: Half a pool (SWIOTLB_HALF_POOL), or a number past 64 bits.
+    """
+    for name, value in (("base", base), ("size", size_bytes)):
+        if not 0 <= value <= _U64:
+            raise InvalidArgumentError(
+                "SWIOTLB_NOT_U64",
+                f"pool {name} {value} is not an unsigned 64-bit number",
+                value=value,
+            )
+    if base == 0 and size_bytes == 0:
+        return None
+    if base == 0 or size_bytes == 0:
+        raise InvalidArgumentError(
+            "SWIOTLB_HALF_POOL",
+            f"half a pool: base 0x{base:x}, size {size_bytes}; give both, or neither when the "
+            "kernel publishes no pool",
+            base=base,
+            size=size_bytes,
+        )
+    return SwiotlbPool(Gpa(base), size_bytes)
+
+
+def check_pool(pool: SwiotlbPool, ram_bytes: int) -> None:
+    """Refuse a pool that no kernel could have reserved in this VM.
+
+    Args:
+        pool: What the guest announced.
+        ram_bytes: Memory of the VM. Memory below 4 GiB starts at address 0 and has no holes.
+
+    Raises:
+        InvalidArgumentError: Names the value and the bound; the reason is one of
+            SWIOTLB_BASE_UNALIGNED, SWIOTLB_SIZE_UNALIGNED, SWIOTLB_OVERFLOW, SWIOTLB_ABOVE_4G,
+            SWIOTLB_OUTSIDE_RAM.
+    """
+
+    def refuse(reason: str, what: str, bound: int) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            reason,
+            f"pool base 0x{pool.base:x}, size {pool.size_bytes}: {what}; the VM runs "
+            "without a pool until its kernel announces one inside this bound",
+            base=pool.base,
+            size=pool.size_bytes,
+            bound=bound,
+        )
+
+    if pool.base % PAGE_BYTES:
+        raise refuse(
+            "SWIOTLB_BASE_UNALIGNED", f"the base is not a multiple of {PAGE_BYTES}", PAGE_BYTES
+        )
+    if pool.size_bytes <= 0 or pool.size_bytes % PAGE_BYTES:
+        raise refuse(
+            "SWIOTLB_SIZE_UNALIGNED",
+            f"the size is not a positive multiple of {PAGE_BYTES}",
+            PAGE_BYTES,
+        )
+    if pool.end > _U64:
+        raise refuse("SWIOTLB_OVERFLOW", "base + size overflows 64 bits", _U64)
+    if pool.end > DMA32_LIMIT:
+        raise refuse(
+            "SWIOTLB_ABOVE_4G",
+            f"it ends at 0x{pool.end:x}, above 4 GiB (0x{DMA32_LIMIT:x})",
+            DMA32_LIMIT,
+        )
+    if pool.end > ram_bytes:
+        raise refuse(
+            "SWIOTLB_OUTSIDE_RAM",
+            f"it ends at 0x{pool.end:x}, outside the VM's RAM of 0x{ram_bytes:x} bytes",
+            ram_bytes,
+        )
+
+
+def format_token(pool: SwiotlbPool) -> str:
+    """Format the device option that tells a device of its aperture."""
+    return f"swiotlb=0x{pool.base:x},{pool.size_bytes}"
+
+
+def parse_token(token: str) -> SwiotlbPool:
+    """Parse a token as `format_token` writes it, and nothing else.
+
+    Args:
+        token: For instance "swiotlb=0x3c000000,67108864".
+
+    Raises:
+        InvalidArgumentError: SWIOTLB_TOKEN_SYNTAX when it does not parse; SWIOTLB_BASE_UNALIGNED,
+            SWIOTLB_SIZE_UNALIGNED, SWIOTLB_OVERFLOW or SWIOTLB_ABOVE_4G when it cannot be a pool.
+    """
+    match = _TOKEN.fullmatch(token)
+    if match is None or int(match[1], 16) == 0:
+        raise InvalidArgumentError(
+            "SWIOTLB_TOKEN_SYNTAX",
+            f"{token!r} is not a pool token; write swiotlb=0x<base in hex>,<size in bytes>, for "
+            "instance swiotlb=0x3c000000,67108864",
+            token=token,
+        )
+    pool = SwiotlbPool(Gpa(int(match[1], 16)), int(match[2]))
+    check_pool(pool, ram_bytes=DMA32_LIMIT)
+    return pool

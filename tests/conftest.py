@@ -1,0 +1,40 @@
+"""Fixtures that every test may use, and the rules for what a machine may lack."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LACKS = {
+    "root": None if os.geteuid() == 0 else "needs root; run `sudo make test` for it",
+    "fuse": None
+    if os.geteuid() == 0 and os.access("/dev/fuse", os.R_OK | os.W_OK)
+    else "needs root and /dev/fuse",
+    "tap": None
+    if os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK)
+    else "needs root and /dev/net/tun",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, and say why."""
+    for item in items:
+        for marker, lack in _LACKS.items():
+            if lack and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=lack))
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A directory whose path is short enough for Unix sockets (107 bytes)."""
+    path = Path(tempfile.mkdtemp(prefix="ph-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
