@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from porthole.handshake.v1 import device_pb2 as _device_pb2
 from porthole.handshake.v1 import guest_capabilities_pb2 as _guest_capabilities_pb2
 import builtins as _builtins
@@ -354,18 +356,24 @@ class HashTreeRequest(_message.Message):
 
     TAG_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
     path: _builtins.str
     """Directory in the share, relative to its root; empty: the root."""
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Entries of that directory itself that are left out, by name."""
+
     def __init__(
         self,
         *,
         tag: _builtins.str = ...,
         path: _builtins.str = ...,
+        exclude: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "path", b"path", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,10 +413,15 @@ class CopyTreeRequest(_message.Message):
     SOURCE_PATH_FIELD_NUMBER: _builtins.int
     TARGET_TAG_FIELD_NUMBER: _builtins.int
     TARGET_PATH_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
     source_tag: _builtins.str
     source_path: _builtins.str
     target_tag: _builtins.str
     target_path: _builtins.str
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Entries of the source directory itself that are left out, by name."""
+
     def __init__(
         self,
         *,
@@ -416,10 +429,11 @@ class CopyTreeRequest(_message.Message):
         source_path: _builtins.str = ...,
         target_tag: _builtins.str = ...,
         target_path: _builtins.str = ...,
+        exclude: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["source_path", b"source_path", "source_tag", b"source_tag", "target_path", b"target_path", "target_tag", b"target_tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "source_path", b"source_path", "source_tag", b"source_tag", "target_path", b"target_path", "target_tag", b"target_tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -295,6 +295,11 @@ class WorkloadStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetVersion = channel.unary_unary(
+                '/porthole.machine.v1.Workload/GetVersion',
+                request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.SerializeToString,
+                response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/porthole.machine.v1.Workload/Stats',
                 request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.StatsRequest.SerializeToString,
@@ -336,6 +341,13 @@ class WorkloadServicer:
     """Workload is what a test or a demonstration asks a guest to do. Everything
     goes through the guest's virtio drivers.
     """
+
+    def GetVersion(self, request, context):
+        """GetVersion announces the API versions that this service understands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
         """Stats tells how the guest's bounce pool is used.
@@ -391,6 +403,11 @@ class WorkloadServicer:
 
 def add_WorkloadServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVersion,
+                    request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.FromString,
+                    response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.SerializeToString,
+            ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
                     request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.StatsRequest.FromString,
@@ -438,6 +455,33 @@ class Workload:
     """Workload is what a test or a demonstration asks a guest to do. Everything
     goes through the guest's virtio drivers.
     """
+
+    @staticmethod
+    def GetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.machine.v1.Workload/GetVersion',
+            porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.SerializeToString,
+            porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Stats(request,

@@ -129,6 +129,8 @@ class WorkloadStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkloadAsyncStub: ...
+    GetVersion: _grpc.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]
+    """GetVersion announces the API versions that this service understands."""
     Stats: _grpc.UnaryUnaryMultiCallable[_machine_pb2.StatsRequest, _machine_pb2.StatsResponse]
     """Stats tells how the guest's bounce pool is used."""
     Mount: _grpc.UnaryUnaryMultiCallable[_machine_pb2.MountRequest, _machine_pb2.MountResponse]
@@ -155,6 +157,8 @@ class WorkloadAsyncStub(WorkloadStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetVersion: _aio.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]  # type: ignore[assignment]
+    """GetVersion announces the API versions that this service understands."""
     Stats: _aio.UnaryUnaryMultiCallable[_machine_pb2.StatsRequest, _machine_pb2.StatsResponse]  # type: ignore[assignment]
     """Stats tells how the guest's bounce pool is used."""
     Mount: _aio.UnaryUnaryMultiCallable[_machine_pb2.MountRequest, _machine_pb2.MountResponse]  # type: ignore[assignment]
@@ -178,6 +182,14 @@ class WorkloadServicer(metaclass=_abc_1.ABCMeta):
     """Workload is what a test or a demonstration asks a guest to do. Everything
     goes through the guest's virtio drivers.
     """
+
+    @_abc_1.abstractmethod
+    def GetVersion(
+        self,
+        request: _machine_pb2.GetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_pb2.GetVersionResponse, _abc.Awaitable[_machine_pb2.GetVersionResponse]]:
+        """GetVersion announces the API versions that this service understands."""
 
     @_abc_1.abstractmethod
     def Stats(
