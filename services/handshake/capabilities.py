@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.pool import SwiotlbPool
+
+if TYPE_CHECKING:
+    from services.handshake.pool import SwiotlbPool
 
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)\.(\d+).*", re.ASCII | re.DOTALL)
+
+_DIGITS: Final = 9
+"""More digits than any version has; a guest may send megabytes of them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -34,7 +39,7 @@ def parse_kernel_release(release: str) -> KernelVersion:
         InvalidArgumentError: KERNEL_RELEASE_SYNTAX, naming the string.
     """
     match = _RELEASE.fullmatch(release)
-    if match is None:
+    if match is None or any(len(group) > _DIGITS for group in match.groups()):
         raise InvalidArgumentError(
             "KERNEL_RELEASE_SYNTAX",
             f"kernel release {release!r} does not start with major.minor.patch, for instance "

@@ -3,10 +3,10 @@
 An event is a value here; services.rpc.tracing puts it on the current span. The trace checker reads
 the same vocabulary back. Must not know OpenTelemetry, clocks or spans.
 
-Order of one VM's events, in the words of docs/handshake.md: VmCreated, GuestBooted, GuestKernelInfo
-(WSL2) or WSLCReadGuestCapabilities and WSLCApplyGuestCapabilities (WSLC), PoolLatched or PoolRefused,
-then per device AddGuestDevice, ApertureCreated or WindowsEnabled, FirstRequestCompleted,
-RemoveGuestDevice; VmTerminated.
+Order of one VM's events, in the words of docs/handshake.md: VmCreated, GuestBooted,
+GuestKernelInfo (WSL2) or WSLCReadGuestCapabilities and WSLCApplyGuestCapabilities (WSLC),
+PoolLatched or PoolRefused, then per device AddGuestDevice, ApertureCreated or WindowsEnabled,
+FirstRequestCompleted, RemoveGuestDevice; VmTerminated.
 """
 
 from __future__ import annotations

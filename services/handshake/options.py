@@ -24,6 +24,7 @@ MAX_QUEUES: Final = 8
 CASE_MODES: Final = ("off", "dir", "force")
 """Values of `case=`, as in WSL's drvfs."""
 
+_DECIMAL: Final = re.compile(r"\d{1,10}", re.ASCII)
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
 
@@ -69,8 +70,8 @@ def build_options(name: str, extra: str, token: str | None, vm_id: str) -> str:
         vm_id: UUID of the VM; always the last item.
 
     Raises:
-        InvalidArgumentError: OPTION_SYNTAX when the name is empty or has ';' or '='; OPTION_RESERVED
-            when `extra` names a key that only the owner may write.
+        InvalidArgumentError: OPTION_SYNTAX when the name is empty or has ';' or '=';
+            OPTION_RESERVED when `extra` names a key that only the owner may write.
     """
     if not name or set(name) & set(";=\0"):
         raise InvalidArgumentError(
@@ -169,7 +170,7 @@ def _uuid(value: str) -> str:
 
 
 def _id(value: str) -> int:
-    if value.isascii() and value.isdigit() and int(value) < (1 << 32) - 1:
+    if _DECIMAL.fullmatch(value) and int(value) < (1 << 32) - 1:
         return int(value)
     raise _refuse(value, f"a user or group id from 0 to {(1 << 32) - 2}")
 
@@ -181,7 +182,7 @@ def _mask(value: str) -> int:
 
 
 def _queues(value: str) -> int:
-    if value.isascii() and value.isdigit() and 1 <= int(value) <= MAX_QUEUES:
+    if _DECIMAL.fullmatch(value) and 1 <= int(value) <= MAX_QUEUES:
         return int(value)
     raise _refuse(value, f"a number of queues from 1 to {MAX_QUEUES}")
 

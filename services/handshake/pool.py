@@ -1,7 +1,7 @@
 """The bounce pool that a guest announces, its checks, and the token made from it.
 
-A guest is never trusted: SwiotlbPool only says what was announced, `check_pool` says whether it may be
-latched. Must not know where the numbers came from.
+A guest is never trusted: SwiotlbPool only says what was announced, `check_pool` says whether it may
+be latched. Must not know where the numbers came from.
 """
 
 from __future__ import annotations

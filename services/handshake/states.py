@@ -1,0 +1,255 @@
+"""The state machines of the handshake, as data (docs/handshake.md section 10).
+
+Owns which states a VM and a device go through, in which order a device is added, removed and
+undone, and what may be asked of a VM in which state. Must not know how a step is done:
+services.vm_owner and services.devicehost do the steps, and fire the events when they are done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from services.handshake.errors import FailedPreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+State = TypeVar("State", bound=StrEnum)
+Trigger = TypeVar("Trigger", bound=StrEnum)
+
+
+class VmState(StrEnum):
+    """Where a VM is in its life, as its owner sees it."""
+
+    CREATED = "CREATED"
+    BOOTED = "BOOTED"
+    """The guest is up; its capabilities have not been read."""
+    RUNNING = "RUNNING"
+    """The capabilities have been read; devices may be added."""
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    TERMINATED = "TERMINATED"
+
+
+class VmEvent(StrEnum):
+    """What moves a VM from state to state."""
+
+    BOOT = "boot"
+    READ_CAPABILITIES = "read capabilities"
+    SHUT_DOWN = "shut down"
+    TERMINATE = "terminate"
+
+
+VM_TRANSITIONS: Final[Mapping[tuple[VmState, VmEvent], VmState]] = {
+    (VmState.CREATED, VmEvent.BOOT): VmState.BOOTED,
+    (VmState.BOOTED, VmEvent.READ_CAPABILITIES): VmState.RUNNING,
+    # Capabilities without a pool may be followed by ones with a pool.
+    (VmState.RUNNING, VmEvent.READ_CAPABILITIES): VmState.RUNNING,
+    (VmState.CREATED, VmEvent.SHUT_DOWN): VmState.SHUTTING_DOWN,
+    (VmState.BOOTED, VmEvent.SHUT_DOWN): VmState.SHUTTING_DOWN,
+    (VmState.RUNNING, VmEvent.SHUT_DOWN): VmState.SHUTTING_DOWN,
+    (VmState.SHUTTING_DOWN, VmEvent.TERMINATE): VmState.TERMINATED,
+}
+
+
+class DeviceLife(StrEnum):
+    """How far the VM owner is with adding or removing one device."""
+
+    ABSENT = "ABSENT"
+    IDENTIFIED = "IDENTIFIED"
+    """It has an instance id."""
+    REGISTERED = "REGISTERED"
+    """Its entry exists: id and tag are taken."""
+    CREATED = "CREATED"
+    """The device host listens on its socket."""
+    STORED = "STORED"
+    """The entry knows the socket."""
+    ATTACHED = "ATTACHED"
+    """The guest has it."""
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    TORN_DOWN = "TORN_DOWN"
+    FORGOTTEN = "FORGOTTEN"
+    DETACHED = "DETACHED"
+
+
+class DeviceStep(StrEnum):
+    """One step of adding or removing a device."""
+
+    IDENTIFY = "identify"
+    REGISTER = "register"
+    CREATE = "create"
+    STORE = "store"
+    ATTACH = "attach"
+    MARK_SHUTTING_DOWN = "mark shutting down"
+    TEAR_DOWN = "tear down"
+    FORGET = "forget"
+    DETACH = "detach"
+
+
+DEVICE_TRANSITIONS: Final[Mapping[tuple[DeviceLife, DeviceStep], DeviceLife]] = {
+    (DeviceLife.ABSENT, DeviceStep.IDENTIFY): DeviceLife.IDENTIFIED,
+    (DeviceLife.IDENTIFIED, DeviceStep.REGISTER): DeviceLife.REGISTERED,
+    (DeviceLife.REGISTERED, DeviceStep.CREATE): DeviceLife.CREATED,
+    (DeviceLife.CREATED, DeviceStep.STORE): DeviceLife.STORED,
+    (DeviceLife.STORED, DeviceStep.ATTACH): DeviceLife.ATTACHED,
+    (DeviceLife.REGISTERED, DeviceStep.MARK_SHUTTING_DOWN): DeviceLife.SHUTTING_DOWN,
+    (DeviceLife.CREATED, DeviceStep.MARK_SHUTTING_DOWN): DeviceLife.SHUTTING_DOWN,
+    (DeviceLife.STORED, DeviceStep.MARK_SHUTTING_DOWN): DeviceLife.SHUTTING_DOWN,
+    (DeviceLife.ATTACHED, DeviceStep.MARK_SHUTTING_DOWN): DeviceLife.SHUTTING_DOWN,
+    (DeviceLife.SHUTTING_DOWN, DeviceStep.TEAR_DOWN): DeviceLife.TORN_DOWN,
+    (DeviceLife.TORN_DOWN, DeviceStep.FORGET): DeviceLife.FORGOTTEN,
+    (DeviceLife.FORGOTTEN, DeviceStep.DETACH): DeviceLife.DETACHED,
+}
+
+ADD_ORDER: Final = (
+    DeviceStep.IDENTIFY,
+    DeviceStep.REGISTER,
+    DeviceStep.CREATE,
+    DeviceStep.STORE,
+    DeviceStep.ATTACH,
+)
+"""The steps of adding a device to a VM."""
+
+REMOVE_ORDER: Final = (
+    DeviceStep.MARK_SHUTTING_DOWN,
+    DeviceStep.TEAR_DOWN,
+    DeviceStep.FORGET,
+    DeviceStep.DETACH,
+)
+"""The steps of removing a device from a VM that goes on running."""
+
+SHUTDOWN_ORDER: Final = (DeviceStep.MARK_SHUTTING_DOWN, DeviceStep.TEAR_DOWN, DeviceStep.FORGET)
+"""The steps for the devices of a VM that ends: each is done for all devices before the next.
+Nothing is detached, because the machine itself goes next."""
+
+UNDO: Final[Mapping[DeviceLife, tuple[DeviceStep, ...]]] = {
+    DeviceLife.ABSENT: (),
+    DeviceLife.IDENTIFIED: (),
+    # The device host may have created the device, and only its answer was lost.
+    DeviceLife.REGISTERED: SHUTDOWN_ORDER,
+    DeviceLife.CREATED: SHUTDOWN_ORDER,
+    # The same holds for the machine that was to attach it.
+    DeviceLife.STORED: REMOVE_ORDER,
+    DeviceLife.ATTACHED: REMOVE_ORDER,
+}
+"""What is undone when adding a device fails: by how far it had come."""
+
+BEST_EFFORT: Final = frozenset({DeviceStep.TEAR_DOWN, DeviceStep.DETACH})
+"""Steps whose failure is reported but does not stop a removal: a peer that is gone has nothing left
+to remove, and must not keep the other side."""
+
+
+class StateMachine(Generic[State, Trigger]):
+    """A state and the table that says which event leads where."""
+
+    def __init__(
+        self,
+        subject: str,
+        initial: State,
+        transitions: Mapping[tuple[State, Trigger], State],
+    ) -> None:
+        self._subject = subject
+        self._transitions = transitions
+        self.state = initial
+
+    def can(self, event: Trigger) -> bool:
+        """Tell whether `event` is legal now."""
+        return (self.state, event) in self._transitions
+
+    def fire(self, event: Trigger) -> State:
+        """Go where `event` leads, and return the new state.
+
+        Raises:
+            FailedPreconditionError: ILLEGAL_EVENT; the state is what it was.
+        """
+        target = self._transitions.get((self.state, event))
+        if target is None:
+            legal = ", ".join(sorted(e for s, e in self._transitions if s == self.state))
+            raise FailedPreconditionError(
+                "ILLEGAL_EVENT",
+                f"{self._subject} is {self.state}: it cannot {event} now, "
+                + (f"only {legal}" if legal else "this state is final"),
+                state=self.state,
+                event=event,
+            )
+        self.state = target
+        return target
+
+
+def vm_machine(vm_id: str) -> StateMachine[VmState, VmEvent]:
+    """Return the state machine of a new VM."""
+    return StateMachine(f"VM {vm_id}", VmState.CREATED, VM_TRANSITIONS)
+
+
+def device_machine(subject: str) -> StateMachine[DeviceLife, DeviceStep]:
+    """Return the state machine of a device that is about to be added."""
+    return StateMachine(subject, DeviceLife.ABSENT, DEVICE_TRANSITIONS)
+
+
+class Operation(StrEnum):
+    """What may be asked of a VM."""
+
+    ADD_SHARE = "AddShare"
+    ADD_DEVICE = "AddGuestDevice"
+    CONFIGURE_NETWORKING = "ConfigureNetworking"
+    REMOVE_SHARE = "RemoveShare"
+    REMOVE_DEVICE = "RemoveGuestDevice"
+    APPLY_CAPABILITIES = "ApplyGuestCapabilities"
+    TERMINATE = "TerminateVm"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an operation is refused in a state: reason for programs, explanation for people."""
+
+    reason: str
+    why: str
+
+
+_NOT_READ: Final = Refusal(
+    "CAPABILITIES_NOT_READ",
+    "its guest capabilities have not been read yet; wait until it is RUNNING (a WSLC session calls "
+    "ApplyGuestCapabilities first)",
+)
+_NOT_BOOTED: Final = Refusal("VM_NOT_BOOTED", "its guest is still starting; wait until it is up")
+_ENDING: Final = Refusal("VM_SHUTTING_DOWN", "it is shutting down; create a new VM")
+_ENDED: Final = Refusal("VM_TERMINATED", "it has ended; create a new VM")
+
+_ADDING: Final[Mapping[VmState, Refusal]] = {
+    VmState.CREATED: _NOT_READ,
+    VmState.BOOTED: _NOT_READ,
+    VmState.SHUTTING_DOWN: _ENDING,
+    VmState.TERMINATED: _ENDED,
+}
+_REMOVING: Final[Mapping[VmState, Refusal]] = {
+    VmState.SHUTTING_DOWN: _ENDING,
+    VmState.TERMINATED: _ENDED,
+}
+
+REFUSALS: Final[Mapping[Operation, Mapping[VmState, Refusal]]] = {
+    Operation.ADD_SHARE: _ADDING,
+    Operation.ADD_DEVICE: _ADDING,
+    Operation.CONFIGURE_NETWORKING: _ADDING,
+    Operation.REMOVE_SHARE: _REMOVING,
+    Operation.REMOVE_DEVICE: _REMOVING,
+    Operation.APPLY_CAPABILITIES: {VmState.CREATED: _NOT_BOOTED, **_REMOVING},
+    Operation.TERMINATE: {},
+}
+"""In which states an operation is refused; in all others it is allowed."""
+
+
+def require(operation: Operation, vm_id: str, state: VmState) -> None:
+    """Refuse what the state of a VM does not allow.
+
+    Raises:
+        FailedPreconditionError: With the reason of REFUSALS; names the VM and its state.
+    """
+    refusal = REFUSALS[operation].get(state)
+    if refusal is not None:
+        raise FailedPreconditionError(
+            refusal.reason,
+            f"{operation} is refused: VM {vm_id} is {state}: {refusal.why}",
+            vm_id=vm_id,
+            state=state,
+        )

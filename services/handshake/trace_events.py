@@ -1,0 +1,201 @@
+"""What the trace checker looks at: events as they were recorded, grouped by VM and by device.
+
+Owns the order of events and what the attributes of each must be. Must not know rules, files or
+OpenTelemetry: services.handshake.trace_rules and trace_otlp do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from services.handshake import events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+WSL2: Final = "WSL2"
+WSLC: Final = "WSLC"
+
+Numbers = tuple[int, int]
+"""Base and size of a pool as an event tells them; (0, 0) for none."""
+
+NO_POOL: Final[Numbers] = (0, 0)
+
+_POOL: Final = {events.POOL_BASE: int, events.POOL_SIZE_BYTES: int}
+_DEVICE: Final = {events.DEVICE_ID: str, events.DEVICE_CLASS: str, events.DEVICE_TAG: str}
+
+VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
+    events.VM_CREATED: {
+        events.VM_KIND: str,
+        events.RAM_BYTES: int,
+        events.REQUESTED_BYTES: int,
+    },
+    events.GUEST_BOOTED: {},
+    events.GUEST_KERNEL_INFO: {
+        **_POOL,
+        events.KERNEL_RELEASE: str,
+        events.KERNEL_MAJOR: int,
+        events.KERNEL_MINOR: int,
+        events.KERNEL_PATCH: int,
+        events.SECCOMP: bool,
+    },
+    events.WSLC_READ: _POOL,
+    events.WSLC_APPLY: _POOL,
+    events.POOL_LATCHED: {**_POOL, events.TOKEN: str},
+    events.POOL_REFUSED: {**_POOL, events.REASON: str, events.DETAIL: str},
+    events.KERNEL_UNSUPPORTED: {events.DETAIL: str},
+    events.DEVICE_ADDED: {**_DEVICE, events.DEVICE_OPTIONS: str},
+    events.APERTURE_CREATED: {**_DEVICE, **_POOL},
+    events.WINDOWS_ENABLED: {**_DEVICE, **_POOL},
+    events.FIRST_REQUEST: _DEVICE,
+    events.DEVICE_REMOVED: _DEVICE,
+    events.VM_TERMINATED: {},
+}
+"""Every event of the handshake, and the attributes that it must have beside the VM's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One event as it was recorded.
+
+    Attributes:
+        name: Name of the event, one of services.handshake.events.
+        attributes: Its attributes.
+        trace_id: Trace that it was found in.
+        span_id: Span that it was found on.
+        time_unix_nano: When it happened, in nanoseconds since 1970.
+        where: Where it was found, for people, for instance "trace.jsonl line 12".
+    """
+
+    name: str
+    attributes: Mapping[str, events.Attribute]
+    trace_id: str
+    span_id: str
+    time_unix_nano: int
+    where: str = ""
+
+    @property
+    def vm_id(self) -> str:
+        """VM that it is about; empty when it does not say."""
+        return self.text(events.VM_ID)
+
+    @property
+    def numbers(self) -> Numbers:
+        """Base and size that it tells; 0 for what it does not tell."""
+        return self.number(events.POOL_BASE), self.number(events.POOL_SIZE_BYTES)
+
+    def text(self, key: str) -> str:
+        """A text attribute; empty when it has none of that name and type."""
+        value = self.attributes.get(key)
+        return value if isinstance(value, str) else ""
+
+    def number(self, key: str) -> int:
+        """An integer attribute; 0 when it has none of that name and type."""
+        value = self.attributes.get(key)
+        return value if type(value) is int else 0
+
+
+@dataclass(frozen=True)
+class DeviceTrace:
+    """All events of one device, in the order of time; never empty."""
+
+    device_id: str
+    events: Sequence[TraceEvent]
+
+    def first(self, *names: str) -> TraceEvent | None:
+        """The first event of one of these names."""
+        return next((event for event in self.events if event.name in names), None)
+
+    @property
+    def tag(self) -> str:
+        """What the guest calls it."""
+        return self.events[0].text(events.DEVICE_TAG)
+
+    @property
+    def device_class(self) -> str:
+        """events.FS or events.NET."""
+        return self.events[0].text(events.DEVICE_CLASS)
+
+    @property
+    def add_failed(self) -> bool:
+        """Whether adding it failed and was undone: it was removed on the span that added it."""
+        added, removed = self.first(events.DEVICE_ADDED), self.first(events.DEVICE_REMOVED)
+        return added is not None and removed is not None and added.span_id == removed.span_id
+
+    def __str__(self) -> str:
+        return f"device {self.device_id} ({self.device_class} {self.tag})"
+
+
+@dataclass(frozen=True)
+class VmTrace:
+    """All events of one VM, in the order of time; never empty.
+
+    Attributes:
+        may_be_idle: Tags of devices that need not have completed a request.
+    """
+
+    vm_id: str
+    events: Sequence[TraceEvent]
+    may_be_idle: frozenset[str] = field(default_factory=frozenset)
+
+    def all(self, *names: str) -> list[TraceEvent]:
+        """Every event of one of these names."""
+        return [event for event in self.events if event.name in names]
+
+    def first(self, *names: str) -> TraceEvent | None:
+        """The first event of one of these names."""
+        return next(iter(self.all(*names)), None)
+
+    def position(self, event: TraceEvent) -> int:
+        """Place of an event of this VM in the order of time."""
+        return next(index for index, other in enumerate(self.events) if other is event)
+
+    @cached_property
+    def kind(self) -> str:
+        """WSL2 or WSLC; empty when the VM's beginning is not in the trace."""
+        created = self.first(events.VM_CREATED)
+        return created.text(events.VM_KIND) if created else ""
+
+    @cached_property
+    def requested_bytes(self) -> int:
+        """What the kernel command line asked for; 0 for no pool."""
+        created = self.first(events.VM_CREATED)
+        return created.number(events.REQUESTED_BYTES) if created else 0
+
+    @cached_property
+    def latched(self) -> TraceEvent | None:
+        """The event that latched the pool."""
+        return self.first(events.POOL_LATCHED)
+
+    @cached_property
+    def announcements(self) -> list[TraceEvent]:
+        """What the owner was told: the pushes of a WSL2 guest, the applications of a session."""
+        return self.all(events.GUEST_KERNEL_INFO, events.WSLC_APPLY)
+
+    @cached_property
+    def devices(self) -> list[DeviceTrace]:
+        """Its devices, in the order in which they first appear."""
+        found: dict[str, list[TraceEvent]] = {}
+        for event in self.events:
+            if events.DEVICE_ID in VOCABULARY[event.name]:
+                found.setdefault(event.text(events.DEVICE_ID), []).append(event)
+        return [DeviceTrace(device_id, listed) for device_id, listed in found.items()]
+
+    def token_due(self, device: DeviceTrace) -> str | None:
+        """The token that a device must have; None when no pool was latched before it was added."""
+        added = device.first(events.DEVICE_ADDED)
+        if added is None or self.latched is None:
+            return None
+        before = self.position(self.latched) < self.position(added)
+        return self.latched.text(events.TOKEN) if before else None
+
+
+def group_by_vm(recorded: Iterable[TraceEvent], may_be_idle: frozenset[str]) -> list[VmTrace]:
+    """Sort the events of the vocabulary by time and group them by VM, in order of appearance."""
+    known = [event for event in recorded if event.name in VOCABULARY]
+    found: dict[str, list[TraceEvent]] = {}
+    for event in sorted(known, key=lambda event: event.time_unix_nano):
+        found.setdefault(event.vm_id, []).append(event)
+    return [VmTrace(vm_id, listed, may_be_idle) for vm_id, listed in found.items()]

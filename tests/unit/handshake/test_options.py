@@ -1,0 +1,186 @@
+"""Device options: what the owner writes, the device host parses; the rest is refused by name."""
+
+from __future__ import annotations
+
+import string
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.options import (
+    FsOptions,
+    NetOptions,
+    build_options,
+    parse_fs_options,
+    parse_net_options,
+)
+from services.handshake.pool import Gpa, SwiotlbPool
+
+VM = "11111111-2222-4333-8444-555555555555"
+TOKEN = "swiotlb=0x3c000000,67108864"
+POOL = SwiotlbPool(Gpa(0x3C000000), 67108864)
+
+
+def refused(text: str) -> InvalidArgumentError:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_fs_options(text)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("extra", "token", "expected"),
+    [
+        ("", None, f"src;vm_id={VM}"),
+        ("", "", f"src;vm_id={VM}"),
+        ("", TOKEN, f"src;{TOKEN};vm_id={VM}"),
+        ("ro;uid=1000", TOKEN, f"src;ro;uid=1000;{TOKEN};vm_id={VM}"),
+        (";ro;;", None, f"src;ro;vm_id={VM}"),
+    ],
+)
+def test_no_stray_separator_and_the_vm_last(extra: str, token: str | None, expected: str) -> None:
+    assert build_options("src", extra, token, VM) == expected
+
+
+@pytest.mark.parametrize("name", ["", "a;b", "a=b", "a\0b"])
+def test_a_name_that_would_be_read_otherwise(name: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        build_options(name, "", None, VM)
+    assert caught.value.reason == "OPTION_SYNTAX"
+
+
+@pytest.mark.parametrize("extra", [TOKEN, "ro;swiotlb=x", f"vm_id={VM}", "vm_id"])
+def test_only_the_owner_writes_token_and_vm(extra: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        build_options("src", extra, None, VM)
+    assert caught.value.reason == "OPTION_RESERVED"
+
+
+def test_every_key_of_a_share() -> None:
+    text = (
+        f"src;ro;metadata;case=dir;uid=1000;gid=0;umask=022;dmask=0777;fmask=7;"
+        f"symlinkroot=/mnt/;{TOKEN};queues=4;vm_id={VM}"
+    )
+    assert parse_fs_options(text) == FsOptions(
+        name="src",
+        vm_id=VM,
+        swiotlb=POOL,
+        queues=4,
+        ro=True,
+        metadata=True,
+        case="dir",
+        uid=1000,
+        gid=0,
+        umask=0o022,
+        dmask=0o777,
+        fmask=7,
+        symlinkroot="/mnt/",
+    )
+
+
+def test_every_key_of_an_adapter() -> None:
+    text = (
+        "eth0;client_ip=192.0.2.2/24;client_ip_ipv6=fd00::2/64;client_mac=52:54:00:12:34:56;"
+        f"gateway_ip=192.0.2.1;{TOKEN};vm_id={VM}"
+    )
+    assert parse_net_options(text) == NetOptions(
+        name="eth0",
+        vm_id=VM,
+        swiotlb=POOL,
+        client_ip="192.0.2.2/24",
+        client_ip_ipv6="fd00::2/64",
+        client_mac=bytes.fromhex("525400123456"),
+        gateway_ip="192.0.2.1",
+    )
+
+
+def test_nothing_given_is_nothing_set() -> None:
+    assert parse_fs_options(f"src;vm_id={VM}") == FsOptions(name="src", vm_id=VM)
+    assert parse_net_options(f"eth0;vm_id={VM}") == NetOptions(name="eth0", vm_id=VM)
+
+
+def test_repeating_the_same_is_harmless() -> None:
+    assert parse_fs_options(f"src;ro;ro;uid=1;uid=1;vm_id={VM}").uid == 1
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        ("uid=1;uid=2", "OPTION_CONFLICT"),
+        ("swiotlb=0x1000,4096;swiotlb=0x2000,4096", "OPTION_CONFLICT"),
+        ("uid", "OPTION_SYNTAX"),
+        ("ro=1", "OPTION_SYNTAX"),
+        ("uid=-1", "OPTION_VALUE"),
+        ("uid=4294967295", "OPTION_VALUE"),
+        ("uid=\N{ARABIC-INDIC DIGIT ONE}", "OPTION_VALUE"),
+        (f"uid={'1' * 5000}", "OPTION_VALUE"),
+        (f"queues={'1' * 5000}", "OPTION_VALUE"),
+        ("umask=888", "OPTION_VALUE"),
+        ("umask=01777", "OPTION_VALUE"),
+        ("case=maybe", "OPTION_VALUE"),
+        ("queues=0", "OPTION_VALUE"),
+        ("queues=9", "OPTION_VALUE"),
+        ("symlinkroot=relative", "OPTION_VALUE"),
+        ("swiotlb=0x1000", "SWIOTLB_TOKEN_SYNTAX"),
+        ("swiotlb=0x100000000,4096", "SWIOTLB_ABOVE_4G"),
+        ("client_ip=192.0.2.2/24", "OPTION_UNKNOWN"),
+        ("Ro", "OPTION_UNKNOWN"),
+        ("", "OPTION_UNKNOWN"),
+    ],
+)
+def test_a_wrong_item(items: str, reason: str) -> None:
+    assert refused(f"src;{items};vm_id={VM}").reason == reason
+
+
+def test_an_unknown_key_lists_the_known_ones() -> None:
+    message = refused(f"src;turbo;vm_id={VM}").message
+    assert "'turbo'" in message
+    assert "case, dmask, fmask, gid, metadata, queues, ro, swiotlb" in message
+
+
+@pytest.mark.parametrize("text", ["", ";ro", "ro=1;vm_id=x", "src", "src;ro"])
+def test_a_string_without_name_or_vm(text: str) -> None:
+    assert refused(text).reason == "OPTION_SYNTAX"
+
+
+def test_a_vm_id_that_is_none() -> None:
+    assert refused("src;vm_id=me").reason == "OPTION_VALUE"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "client_ip=192.0.2.300/24",
+        "client_ip=fd00::2/64",
+        "client_ip_ipv6=192.0.2.2/24",
+        "client_mac=52:54:00:12:34",
+        "client_mac=52-54-00-12-34-56",
+        "gateway_ip=here",
+    ],
+)
+def test_a_wrong_address(item: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_net_options(f"eth0;{item};vm_id={VM}")
+    assert caught.value.reason == "OPTION_VALUE"
+
+
+@given(st.text(alphabet=string.ascii_lowercase + string.digits + ";=,/_:.-é\0", max_size=60))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    for parse in (parse_fs_options, parse_net_options):
+        with suppress(InvalidArgumentError):
+            assert isinstance(parse(text), FsOptions | NetOptions)
+
+
+@given(
+    st.text(min_size=1).filter(lambda name: not set(name) & set(";=\0")),
+    st.sampled_from(["", "ro", "uid=7;gid=8", "queues=8;case=force"]),
+    st.sampled_from([None, TOKEN]),
+)
+def test_what_the_owner_writes_the_device_host_reads(
+    name: str, extra: str, token: str | None
+) -> None:
+    options = parse_fs_options(build_options(name, extra, token, VM))
+    assert (options.name, options.vm_id) == (name, VM)
+    assert options.swiotlb == (POOL if token else None)

@@ -1,0 +1,272 @@
+"""The trace checker: valid handshakes pass, and each rule is broken by exactly one change."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.handshake import events
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.events import FS
+from services.handshake.trace_checker import RULES, TraceEvent, verify
+from services.handshake.trace_events import VOCABULARY
+from tests.unit.handshake.traces import (
+    OTHER,
+    POOL,
+    TOKEN,
+    VALID,
+    VM,
+    attacked,
+    change,
+    device,
+    index,
+    move,
+    nothing_requested,
+    old_kernel,
+    old_kernel_wslc,
+    pool_came_late,
+    record,
+    refused,
+    repeat,
+    without,
+    wsl2,
+    wslc,
+)
+
+if TYPE_CHECKING:
+    from tests.unit.handshake.traces import Steps
+
+NUMBERS = {events.POOL_BASE: OTHER.base, events.POOL_SIZE_BYTES: OTHER.size_bytes}
+
+
+def rules(recorded: list[TraceEvent]) -> set[str]:
+    [verdict] = verify(recorded)
+    return {violation.rule for violation in verdict.violations}
+
+
+@pytest.mark.parametrize("case", sorted(VALID))
+def test_a_valid_handshake_passes(case: str) -> None:
+    [verdict] = verify(record(VALID[case]()))
+    assert verdict.violations == ()
+    assert verdict.valid
+
+
+def test_the_verdict_tells_of_the_vm() -> None:
+    [verdict] = verify(record(wsl2()))
+    assert (verdict.vm_id, verdict.kind, verdict.token, verdict.devices) == (VM, "WSL2", TOKEN, 3)
+
+
+def test_order_is_that_of_time_whatever_the_file_says() -> None:
+    recorded = record(wsl2())
+    random.Random(7).shuffle(recorded)
+    assert rules(recorded) == set()
+
+
+def test_events_that_are_not_of_the_handshake_are_ignored() -> None:
+    foreign = TraceEvent("exception", {"exception.type": "ValueError"}, "f" * 32, "s", 5)
+    assert rules([*record(wsl2()), foreign]) == set()
+
+
+def test_every_vm_is_judged_by_itself() -> None:
+    other = [
+        replace(event, attributes={**event.attributes, events.VM_ID: "other"})
+        for event in record(without(wslc(), events.DEVICE_ADDED))
+    ]
+    first, second = verify([*record(wsl2()), *other])
+    assert first.valid
+    assert (second.vm_id, second.valid) == ("other", False)
+
+
+def test_a_trace_without_a_vm_is_no_success() -> None:
+    with pytest.raises(InvalidArgumentError, match="no event of any VM") as caught:
+        verify([])
+    assert caught.value.reason == "TRACE_WITHOUT_VM"
+
+
+def insert(steps: Steps, after: str, event: events.Event, span: str = "extra") -> Steps:
+    """The steps with one more event after the first of a name."""
+    place = index(steps, after) + 1
+    return [*steps[:place], (span, event), *steps[place:]]
+
+
+def swap(steps: Steps, name: str) -> Steps:
+    """The steps with the first event of a name and the one before it exchanged."""
+    place = index(steps, name)
+    return [*steps[: place - 1], steps[place], steps[place - 1], *steps[place + 1 :]]
+
+
+def with_options(steps: Steps, options: str) -> Steps:
+    """The steps with other options of the share."""
+    return change(steps, events.DEVICE_ADDED, {events.DEVICE_OPTIONS: options}, tag="src")
+
+
+def with_share(steps: Steps, share: Steps) -> Steps:
+    """The steps with another life of the share."""
+    place = index(steps, events.DEVICE_ADDED, tag="src")
+    return [*steps[:place], *share, *steps[place + len(share) :]]
+
+
+def alive(steps: Steps) -> Steps:
+    """The steps without the end of the VM and of its devices."""
+    return without(steps, events.DEVICE_REMOVED, events.VM_TERMINATED)
+
+
+def split() -> list[TraceEvent]:
+    *rest, last = record(wsl2())
+    return [*rest, replace(last, trace_id="f" * 32)]
+
+
+WARNED = events.kernel_unsupported(VM, "the kernel is too old")
+READ, APPLY, PUSH = events.WSLC_READ, events.WSLC_APPLY, events.GUEST_KERNEL_INFO
+LATCHED, REFUSED = events.POOL_LATCHED, events.POOL_REFUSED
+SRC = ("id-src", FS, "src")
+
+
+def in_capitals(steps: Steps) -> Steps:
+    """The steps with a token that nobody can parse, consistently."""
+    token = TOKEN.upper().replace("SWIOTLB", "swiotlb")
+    changed = change(steps, LATCHED, {events.TOKEN: token})
+    for tag in ("src", "eth0", "loopback0"):
+        options = {events.DEVICE_OPTIONS: f"{tag};{token};vm_id={VM}"}
+        changed = change(changed, events.DEVICE_ADDED, options, tag=tag)
+    return changed
+
+
+def unattached(steps: Steps, attached: str) -> Steps:
+    """The steps with a share that never attached."""
+    return without(without(steps, attached, tag="src"), events.FIRST_REQUEST, tag="src")
+
+
+def with_both(steps: Steps, attached: str) -> Steps:
+    """The steps with a share that has both an aperture and windows."""
+    other = (
+        events.windows_enabled(VM, *SRC)
+        if attached == events.APERTURE_CREATED
+        else events.aperture_created(VM, *SRC, POOL)
+    )
+    return insert(steps, attached, other)
+
+
+def failed_after_it_attached() -> Steps:
+    """A share whose device got its aperture, and no answer to the guest's first request."""
+    added, attached, _, (_, removed) = device("bad", FS, TOKEN)
+    steps = wsl2()
+    return [*steps[:4], added, attached, (added[0], removed), *steps[4:]]
+
+
+def foreseen() -> Steps:
+    """A device that has the token before the pool was latched."""
+    steps = pool_came_late()
+    early = device("early", FS, TOKEN)
+    place = index(steps, events.DEVICE_ADDED, tag="early")
+    return [*steps[:place], *early, *steps[place + len(early) :]]
+
+
+# The rule, and a trace that breaks it and no other.
+BROKEN: list[tuple[str, list[TraceEvent]]] = [
+    ("TRACE_SPLIT", split()),
+    *(
+        (rule, record(steps))
+        for rule, steps in (
+            ("ATTRIBUTE_INVALID", change(wsl2(), PUSH, {events.SECCOMP: None})),
+            ("ATTRIBUTE_INVALID", change(wsl2(), PUSH, {events.KERNEL_MAJOR: "6"})),
+            ("ATTRIBUTE_INVALID", change(wsl2(), events.VM_CREATED, {events.RAM_BYTES: True})),
+            ("KIND_MISMATCH", insert(wslc(), LATCHED, wsl2()[2][1])),
+            ("KIND_MISMATCH", change(wsl2(), events.VM_CREATED, {events.VM_KIND: "WSL1"})),
+            ("CREATED_MISSING", without(wsl2(), events.VM_CREATED)),
+            ("BOOTED_MISSING", without(wsl2(), events.GUEST_BOOTED)),
+            ("CAPABILITIES_MISSING", wsl2()[:2]),
+            ("CAPABILITIES_MISSING", without(old_kernel_wslc(), APPLY)),
+            ("READ_MISSING", without(wslc(), READ)),
+            ("EVENT_REPEATED", repeat(wsl2(), events.VM_CREATED)),
+            ("EVENT_REPEATED", repeat(wsl2(), events.GUEST_BOOTED)),
+            ("EVENT_REPEATED", repeat(wsl2(), LATCHED)),
+            ("EVENT_REPEATED", repeat(wsl2(), events.VM_TERMINATED)),
+            ("ORDER_CREATED", move(wsl2(), events.GUEST_BOOTED, before=events.VM_CREATED)),
+            ("ORDER_BOOTED", move(wsl2(), PUSH, before=events.GUEST_BOOTED)),
+            ("ORDER_BOOTED", move(wslc(), READ, before=events.GUEST_BOOTED)),
+            ("ORDER_APPLIED", move(wslc(), APPLY, before=READ)),
+            ("ORDER_POOL", move(wsl2(), LATCHED, before=PUSH)),
+            ("ORDER_POOL", move(refused(), REFUSED, before=PUSH)),
+            ("ORDER_WARNING", move(old_kernel(), events.KERNEL_UNSUPPORTED, before=PUSH)),
+            ("ORDER_DEVICE", move(old_kernel(), events.DEVICE_ADDED, before=PUSH)),
+            ("ORDER_ADDED", swap(wsl2(), events.APERTURE_CREATED)),
+            ("ORDER_FIRST_REQUEST", swap(wsl2(), events.FIRST_REQUEST)),
+            ("ORDER_REMOVED", repeat(wsl2(), events.DEVICE_REMOVED)),
+            ("ORDER_REMOVED", swap(wsl2(), events.DEVICE_REMOVED)),
+            ("ORDER_TERMINATED", swap(wsl2(), events.VM_TERMINATED)),
+            ("POOL_UNANSWERED", without(refused(), REFUSED)),
+            ("POOL_MISMATCH", change(wsl2(), PUSH, NUMBERS)),
+            ("POOL_MISMATCH", change(wslc(), READ, NUMBERS)),
+            ("POOL_MISMATCH", change(wslc(), READ, dict.fromkeys(NUMBERS, 0))),
+            ("POOL_MISMATCH", without(attacked(), REFUSED)),
+            ("APERTURE_MISMATCH", change(wsl2(), events.APERTURE_CREATED, NUMBERS)),
+            ("APERTURE_MISMATCH", change(wsl2(), events.APERTURE_CREATED, NUMBERS, tag="eth0")),
+            ("TOKEN_MALFORMED", in_capitals(wsl2())),
+            ("TOKEN_MISSING", with_share(wsl2(), device("src", FS, None))),
+            ("TOKEN_MISMATCH", with_options(wsl2(), f"src;swiotlb=0x3c000000,1;vm_id={VM}")),
+            ("TOKEN_MISMATCH", with_options(wsl2(), f"src;{TOKEN};{TOKEN};vm_id={VM}")),
+            ("TOKEN_MISMATCH", with_options(wsl2(), f"src;{TOKEN} ;vm_id={VM}")),
+            ("TOKEN_UNEXPECTED", with_share(refused(), device("src", FS, TOKEN))),
+            ("TOKEN_UNEXPECTED", foreseen()),
+            ("OPTIONS_MALFORMED", with_options(wsl2(), f"src;{TOKEN};;vm_id={VM}")),
+            ("OPTIONS_MALFORMED", with_options(old_kernel(), f"src;;vm_id={VM}")),
+            ("OPTIONS_MALFORMED", with_options(wsl2(), f"src;vm_id={VM};{TOKEN}")),
+            ("OPTIONS_MALFORMED", with_options(wsl2(), f"src;{TOKEN};vm_id=other")),
+            ("DEVICE_UNKNOWN", without(wsl2(), events.DEVICE_ADDED, tag="src")),
+            ("APERTURE_MISSING", unattached(wsl2(), events.APERTURE_CREATED)),
+            ("APERTURE_UNEXPECTED", with_both(old_kernel(), events.WINDOWS_ENABLED)),
+            ("WINDOWS_MISSING", unattached(old_kernel(), events.WINDOWS_ENABLED)),
+            ("WINDOWS_UNEXPECTED", with_both(wsl2(), events.APERTURE_CREATED)),
+            ("FIRST_REQUEST_MISSING", without(wsl2(), events.FIRST_REQUEST, tag="src")),
+            ("FIRST_REQUEST_MISSING", failed_after_it_attached()),
+            ("FIRST_REQUEST_MISSING", alive(without(wsl2(), events.FIRST_REQUEST, tag="eth0"))),
+            ("WARNING_MISSING", without(old_kernel(), events.KERNEL_UNSUPPORTED)),
+            ("WARNING_UNEXPECTED", insert(wsl2(), LATCHED, WARNED)),
+            ("WARNING_UNEXPECTED", insert(old_kernel_wslc(), APPLY, WARNED)),
+            ("WARNING_UNEXPECTED", insert(refused(), REFUSED, WARNED)),
+            ("WARNING_UNEXPECTED", insert(nothing_requested(), PUSH, WARNED)),
+            ("WARNING_REPEATED", repeat(old_kernel(), events.KERNEL_UNSUPPORTED)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "recorded"), BROKEN, ids=[rule for rule, _ in BROKEN])
+def test_one_change_breaks_exactly_one_rule(rule: str, recorded: list[TraceEvent]) -> None:
+    assert rules(recorded) == {rule}
+
+
+def test_every_rule_has_a_trace_that_breaks_it() -> None:
+    assert {rule for rule, _ in BROKEN} == set(RULES)
+
+
+def test_only_a_caller_may_excuse_an_idle_device() -> None:
+    recorded = record(alive(without(wsl2(), events.FIRST_REQUEST, tag="eth0")))
+    assert not verify(recorded)[0].valid
+    assert verify(recorded, may_be_idle=frozenset({"eth0"}))[0].valid
+
+
+@given(st.lists(st.sampled_from(record(wsl2()) + record(wslc()) + record(attacked()))))
+def test_no_selection_of_events_makes_the_checker_fail(recorded: list[TraceEvent]) -> None:
+    if recorded:
+        assert len(verify(recorded)) == 1
+
+
+@given(
+    st.sampled_from(sorted(VOCABULARY)),
+    st.dictionaries(
+        st.sampled_from([events.VM_ID, events.DEVICE_ID, events.TOKEN, events.POOL_BASE]),
+        st.integers() | st.text(max_size=4) | st.booleans(),
+    ),
+)
+def test_no_attributes_make_the_checker_fail(
+    name: str, attributes: dict[str, events.Attribute]
+) -> None:
+    hostile = TraceEvent(name, attributes, "f" * 32, "s", 5)
+    assert not all(verdict.valid for verdict in verify([hostile]))

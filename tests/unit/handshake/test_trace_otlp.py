@@ -1,0 +1,123 @@
+"""Reading OTLP JSON lines: what is read, and where an error is."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.trace_checker import verify
+from services.handshake.trace_otlp import parse_otlp_lines
+from tests.unit.handshake.traces import record, wsl2
+
+
+def line(*events: dict[str, Any], **changes: Any) -> str:
+    span = {"traceId": "AB" * 16, "spanId": "cd" * 8, "name": "s", "events": list(events)}
+    scope = {"scope": {"name": "porthole"}, "spans": [{**span, **changes}]}
+    return json.dumps({"resourceSpans": [{"resource": {}, "scopeSpans": [scope]}]}) + "\n"
+
+
+def event(name: str = "VmCreated", time: Any = "7", **values: Any) -> dict[str, Any]:
+    attributes = [{"key": key, "value": value} for key, value in values.items()]
+    return {"name": name, "timeUnixNano": time, "attributes": attributes}
+
+
+def test_an_event_is_read_whole() -> None:
+    text = line(
+        event(
+            text={"stringValue": "t"},
+            number={"intValue": "9223372036854775807"},
+            small={"intValue": 7},
+            truth={"boolValue": False},
+            real={"doubleValue": 1.5},
+            several={"arrayValue": {"values": []}},
+        )
+    )
+    [read] = parse_otlp_lines(text, "trace.jsonl")
+    assert (read.name, read.time_unix_nano, read.where) == ("VmCreated", 7, "trace.jsonl line 1")
+    assert (read.trace_id, read.span_id) == ("ab" * 16, "cd" * 8)
+    assert read.attributes == {"text": "t", "number": (1 << 63) - 1, "small": 7, "truth": False}
+
+
+def test_lines_of_several_processes_and_empty_lines() -> None:
+    text = line(event()) + "\n" + line(event(), event()) + '{"resourceSpans": []}\n'
+    wheres = [read.where for read in parse_otlp_lines(text, "f")]
+    assert wheres == ["f line 1", "f line 3", "f line 3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense\n", "t.jsonl line 1: not JSON"),
+        (line(event()) + "{'a': 1}\n", "t.jsonl line 2: not JSON"),
+        (line(event()) + line(event())[:50], "t.jsonl line 2: the line has no end"),
+        (line(event())[:-1], "t.jsonl line 1: the line has no end"),
+        ("[" * 100_000 + "\n", "t.jsonl line 1: not JSON"),
+        ("[]\n", "t.jsonl line 1: not an OTLP trace export"),
+        ("7\n", "t.jsonl line 1: not an OTLP trace export"),
+        ('{"resourceMetrics": []}\n', "t.jsonl line 1: not an OTLP trace export"),
+        ('{"resourceSpans": {"a": 1}}\n', "t.jsonl line 1: not an OTLP trace export"),
+        (line(event(), traceId="00" * 16), "not an id of 32 hexadecimal digits"),
+        (line(event(), traceId="q8nMEjRWeJA="), "not an id of 32 hexadecimal digits"),
+        (line(event(), spanId=5), "not an OTLP trace export"),
+        (line(event(time="soon")), "not an OTLP trace export"),
+        (line(event(time=float("inf"))), "not an OTLP trace export"),
+        (line({"timeUnixNano": "7"}), "not an OTLP trace export"),
+        (line(event(a={"intValue": "x"})), "not an OTLP trace export"),
+        (line({**event(), "attributes": [{"key": []}]}), "not an OTLP trace export"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^t\.jsonl line \d") as caught:
+        parse_otlp_lines(text, "t.jsonl")
+    assert message in caught.value.message
+    assert caught.value.reason == "TRACE_SYNTAX"
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["resourceSpans", "scopeSpans", "spans", "events", "attributes", "value", "key"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+)
+
+
+@given(_json)
+def test_any_json_is_read_or_refused(value: Any) -> None:
+    with suppress(InvalidArgumentError):
+        assert isinstance(parse_otlp_lines(json.dumps(value) + "\n", "f"), list)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    with suppress(InvalidArgumentError):
+        assert parse_otlp_lines(text, "f") == []
+
+
+def test_what_was_read_can_be_judged() -> None:
+    kinds: dict[type, str] = {str: "stringValue", int: "intValue", bool: "boolValue"}
+    text = "".join(
+        line(
+            event(
+                step.name,
+                str(step.time_unix_nano),
+                **{key: {kinds[type(value)]: value} for key, value in step.attributes.items()},
+            ),
+            spanId=f"{number:016x}",
+        )
+        for number, step in enumerate(record(wsl2()), start=1)
+    )
+    [verdict] = verify(parse_otlp_lines(text, "f"))
+    assert verdict.violations == ()

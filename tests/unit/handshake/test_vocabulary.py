@@ -1,0 +1,121 @@
+"""Capabilities, events and errors: the values that every service shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.handshake import errors, events
+from services.handshake.capabilities import (
+    GuestCapabilities,
+    KernelVersion,
+    parse_kernel_release,
+)
+from services.handshake.errors import InvalidArgumentError, PortholeError
+from services.handshake.pool import Gpa, SwiotlbPool
+from services.handshake.trace_events import VOCABULARY
+
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, PortholeError)
+]
+POOL = SwiotlbPool(Gpa(0x3C000000), 67108864)
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        ("6.18.26.3-microsoft-standard-WSL2", (6, 18, 26)),
+        ("5.15.167", (5, 15, 167)),
+        ("6.1.0-rc1+\n", (6, 1, 0)),
+        ("0.0.0", (0, 0, 0)),
+    ],
+)
+def test_a_kernel_release(release: str, version: tuple[int, int, int]) -> None:
+    assert parse_kernel_release(release) == KernelVersion(*version)
+
+
+@pytest.mark.parametrize(
+    "release", ["", "6.18", "6.18.x", "v6.18.26", " 6.18.26", "9" * 5000 + ".1.1"]
+)
+def test_what_is_no_kernel_release_is_named(release: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_kernel_release(release)
+    assert caught.value.reason == "KERNEL_RELEASE_SYNTAX"
+    assert repr(release) in caught.value.message
+
+
+def test_versions_are_ordered_by_number() -> None:
+    assert parse_kernel_release("6.9.30-x") < parse_kernel_release("6.18.26.3-1")
+    assert str(KernelVersion(6, 18, 26)) == "6.18.26"
+
+
+@given(st.text())
+def test_any_text_is_a_release_or_refused(release: str) -> None:
+    with suppress(InvalidArgumentError):
+        assert isinstance(parse_kernel_release(release), KernelVersion)
+
+
+def test_capabilities_default_to_not_reported() -> None:
+    assert GuestCapabilities() == GuestCapabilities(None, "", None)
+    assert "pool" in {field.name for field in dataclasses.fields(GuestCapabilities)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_error_is_a_canonical_status(kind: type[PortholeError]) -> None:
+    assert kind.kind in grpc.StatusCode.__members__
+    error = kind("SOME_REASON", "value 7 is above 5; use less", bound=5)
+    assert (error.reason, str(error)) == ("SOME_REASON", "value 7 is above 5; use less")
+    assert error.metadata == {"bound": "5"}
+
+
+def test_only_what_may_pass_by_itself_is_worth_a_retry() -> None:
+    retryable = {kind.kind for kind in KINDS if kind.retryable}
+    assert retryable == {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+
+
+DEVICE: tuple[str, str, str, str] = ("vm", "id", events.FS, "src")
+MADE = [
+    events.vm_created("vm", "WSL2", 1 << 30, 0),
+    events.guest_booted("vm"),
+    events.guest_kernel_info("vm", GuestCapabilities(POOL, "6.1.2"), KernelVersion(6, 1, 2)),
+    events.guest_kernel_info("vm", GuestCapabilities(), None),
+    events.wslc_read("vm", GuestCapabilities(POOL)),
+    events.wslc_apply("vm", 0, 4096),
+    events.pool_latched("vm", POOL, "swiotlb=0x3c000000,67108864"),
+    events.pool_refused("vm", 1, 2, "REASON", "detail"),
+    events.kernel_unsupported("vm", "text"),
+    events.device_added(*DEVICE, "src;vm_id=vm"),
+    events.aperture_created(*DEVICE, POOL),
+    events.windows_enabled(*DEVICE),
+    events.first_request(*DEVICE),
+    events.device_removed(*DEVICE),
+    events.vm_terminated("vm"),
+]
+
+
+@pytest.mark.parametrize("event", MADE, ids=lambda event: event.name)
+def test_what_is_emitted_is_what_the_checker_demands(event: events.Event) -> None:
+    demanded: dict[str, Any] = {events.VM_ID: str, **VOCABULARY[event.name]}
+    assert {key: type(value) for key, value in event.attributes.items()} == demanded
+
+
+def test_the_checker_knows_every_event() -> None:
+    assert {event.name for event in MADE} == set(VOCABULARY)
+
+
+@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1))
+def test_numbers_of_events_fit_into_opentelemetry(base: int, size_bytes: int) -> None:
+    attributes = events.wslc_apply("vm", base, size_bytes).attributes
+    for key, value in ((events.POOL_BASE, base), (events.POOL_SIZE_BYTES, size_bytes)):
+        shown = attributes[key]
+        assert isinstance(shown, int)
+        assert shown == min(value, (1 << 63) - 1)
