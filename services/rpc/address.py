@@ -1,0 +1,86 @@
+"""Where a service listens or is reached, as text: "unix:/path" or "host:port".
+
+Owns the syntax and the limits of addresses. Must not know sockets' life: services.rpc.server does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from services.handshake.errors import InvalidArgumentError
+
+UNIX_PATH_LIMIT_BYTES: Final = 107
+"""Longest path of a Unix socket: sun_path holds 108 bytes with the final NUL (unix(7))."""
+
+_TCP: Final = re.compile(
+    r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):(?P<port>\d{1,5})", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A Unix socket in the file system."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A TCP port; port 0 lets the kernel choose when a server listens on it."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+
+
+def parse_address(text: str) -> Address:
+    """Read an address.
+
+    Args:
+        text: "unix:/absolute/path" with a path of at most 107 bytes, or "host:port" with a port
+            from 0 to 65535; an IPv6 host stands in brackets.
+
+    Raises:
+        InvalidArgumentError: ADDRESS_SYNTAX, or SOCKET_PATH_TOO_LONG.
+    """
+    if text.startswith("unix:"):
+        return _unix(text)
+    match = _TCP.fullmatch(text)
+    if match is None or int(match["port"]) > 0xFFFF:
+        raise InvalidArgumentError(
+            "ADDRESS_SYNTAX",
+            f"address {text!r} is neither unix:/absolute/path nor host:port (port 0 to 65535)",
+            address=text,
+        )
+    return TcpAddress(match["host"], int(match["port"]))
+
+
+def _unix(text: str) -> UnixAddress:
+    path = text.removeprefix("unix:")
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise InvalidArgumentError(
+            "ADDRESS_SYNTAX", f"address {text!r}: write unix: and an absolute path", address=text
+        )
+    length = len(os.fsencode(path))
+    if length > UNIX_PATH_LIMIT_BYTES:
+        raise InvalidArgumentError(
+            "SOCKET_PATH_TOO_LONG",
+            f"socket path {path!r} has {length} bytes, a Unix socket takes at most "
+            f"{UNIX_PATH_LIMIT_BYTES}; choose a shorter run directory",
+            path=path,
+            length=length,
+            limit=UNIX_PATH_LIMIT_BYTES,
+        )
+    return UnixAddress(Path(path))

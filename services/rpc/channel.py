@@ -1,0 +1,183 @@
+"""Channels to peers: waiting for them, checking versions, deadlines, trace context, errors.
+
+Owns every outgoing call. Must not know what is called. No call leaves without a deadline, except a
+stream, which lasts as long as its reader; a peer that dies or hangs ends it by keep-alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+
+from services.handshake.errors import FailedPreconditionError, UnavailableError
+from services.rpc import tracing
+from services.rpc.address import parse_address
+from services.rpc.status import error_from_rpc
+from services.rpc.version import API_VERSIONS, SOFTWARE_VERSION, check_version
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from porthole.handshake.v1.guest_capabilities_pb2 import ServiceVersion
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_OPTIONS: Final = (
+    # A proxy in the environment is for the internet, not for our peers.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Peer(Generic[T]):
+    """A connected peer whose version fits.
+
+    Attributes:
+        address: Where it was reached.
+        stub: The generated stub; its failures are PortholeErrors.
+        version: What it announced.
+    """
+
+    def __init__(
+        self, address: str, stub: T, version: ServiceVersion, channel: grpc.aio.Channel
+    ) -> None:
+        self.address = address
+        self.stub = stub
+        self.version = version
+        self._channel = channel
+
+    async def close(self) -> None:
+        """Cancel running calls and disconnect."""
+        await self._channel.close()
+
+
+async def connect(
+    address: str,
+    stub_factory: Callable[[grpc.aio.Channel], T],
+    service: str,
+    *,
+    wait_s: float = 30.0,
+    default_deadline_s: float = 10.0,
+) -> Peer[T]:
+    """Wait for a peer, check its version, and return its stub.
+
+    Args:
+        address: "unix:/path" or "host:port".
+        stub_factory: The generated stub class.
+        service: Full name of the service, for instance "porthole.vmowner.v1.VmOwner".
+        wait_s: How long to wait for a peer that is not up yet; it is tried with growing pauses of
+            50 ms to 2 s.
+        default_deadline_s: Deadline of unary calls that give no `timeout` themselves.
+
+    Raises:
+        InvalidArgumentError: The address is wrong.
+        UnavailableError: PEER_UNAVAILABLE after `wait_s`.
+        FailedPreconditionError: API_VERSION_MISMATCH, naming the versions of both sides.
+    """
+    target = str(parse_address(address))
+    interceptors = [_UnaryCalls(default_deadline_s), _StreamingCalls()]
+    channel = grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
+    try:
+        await _ready(channel, service, address, wait_s)
+        stub = stub_factory(channel)
+        version = await _version(stub, service, address)
+        check_version(service, version)
+    except BaseException:
+        await channel.close()
+        raise
+    return Peer(address, stub, version, channel)
+
+
+async def _ready(channel: grpc.aio.Channel, service: str, address: str, wait_s: float) -> None:
+    said = False
+    try:
+        async with asyncio.timeout(wait_s):
+            while (state := channel.get_state(try_to_connect=True)) != _READY:
+                if state == _FAILED and not said:
+                    logger.info("waiting for %s at %s", service, address)
+                    said = True
+                await channel.wait_for_state_change(state)
+    except TimeoutError:
+        raise UnavailableError(
+            "PEER_UNAVAILABLE",
+            f"{service} at {address} did not come up within {wait_s:g} s; start it, or correct "
+            "the address",
+            service=service,
+            address=address,
+        ) from None
+
+
+async def _version(stub: Any, service: str, address: str) -> ServiceVersion:
+    # Every service has a GetVersion of its own package; their shape is the same.
+    method = descriptor_pool.Default().FindServiceByName(service).methods_by_name["GetVersion"]
+    request = message_factory.GetMessageClass(method.input_type)()
+    try:
+        version: ServiceVersion = (await stub.GetVersion(request)).version
+    except FailedPreconditionError as error:
+        if error.reason != "METHOD_UNIMPLEMENTED":
+            raise
+        raise FailedPreconditionError(
+            "API_VERSION_MISMATCH",
+            f"what listens at {address} does not serve {service} (porthole {SOFTWARE_VERSION}, "
+            f"API versions {', '.join(API_VERSIONS)}) and announces no versions",
+            service=service,
+            address=address,
+        ) from None
+    return version
+
+
+_READY: Final = grpc.ChannelConnectivity.READY
+_FAILED: Final = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
+    def __init__(self, default_deadline_s: float) -> None:
+        self._default_deadline_s = default_deadline_s
+
+    async def intercept_unary_unary(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        call = await continuation(_details(client_call_details, self._default_deadline_s), request)
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+
+class _StreamingCalls(grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(
+        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return _mapped(await continuation(_details(client_call_details, None), request))
+
+
+async def _mapped(call: Any) -> AsyncIterator[Any]:
+    try:
+        async for item in call:
+            yield item
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error) from None
+
+
+def _details(
+    details: grpc.aio.ClientCallDetails, default_deadline_s: float | None
+) -> grpc.aio.ClientCallDetails:
+    metadata = grpc.aio.Metadata(*(details.metadata or ()))
+    traceparent = tracing.current_traceparent()
+    if traceparent:
+        metadata.add(tracing.TRACEPARENT, traceparent)
+    timeout = details.timeout if details.timeout is not None else default_deadline_s
+    return grpc.aio.ClientCallDetails(
+        details.method, timeout, metadata, details.credentials, details.wait_for_ready
+    )

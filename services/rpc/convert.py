@@ -1,0 +1,103 @@
+"""protobuf <-> the values of services.handshake.
+
+Owns the translation in both directions, and nothing else. What this version does not know stays in
+the protobuf message: who forwards capabilities forwards the message, not the value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2
+
+from services.handshake import events
+from services.handshake.capabilities import GuestCapabilities
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.pool import SwiotlbPool, pool_from_announcement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_CLASSES: Final[Mapping[str, device_pb2.DeviceClass.ValueType]] = {
+    events.FS: device_pb2.DEVICE_CLASS_VIRTIO_FS,
+    events.NET: device_pb2.DEVICE_CLASS_VIRTIO_NET,
+}
+_STATE_PREFIX: Final = "DEVICE_STATE_"
+
+
+def pool_from_proto(message: guest_capabilities_pb2.SwiotlbPool) -> SwiotlbPool | None:
+    """Read a pool; None when both its numbers are 0.
+
+    Raises:
+        InvalidArgumentError: SWIOTLB_HALF_POOL.
+    """
+    return pool_from_announcement(message.base, message.size_bytes)
+
+
+def pool_to_proto(pool: SwiotlbPool) -> guest_capabilities_pb2.SwiotlbPool:
+    """Write a pool."""
+    return guest_capabilities_pb2.SwiotlbPool(base=pool.base, size_bytes=pool.size_bytes)
+
+
+def capabilities_from_proto(
+    message: guest_capabilities_pb2.GuestCapabilities,
+) -> GuestCapabilities:
+    """Read what this version knows of a guest's capabilities.
+
+    Raises:
+        InvalidArgumentError: SWIOTLB_HALF_POOL.
+    """
+    seccomp = (
+        message.seccomp_user_notification if message.HasField("seccomp_user_notification") else None
+    )
+    return GuestCapabilities(
+        pool=pool_from_proto(message.swiotlb_pool),
+        kernel_release=message.kernel_release,
+        seccomp_user_notification=seccomp,
+    )
+
+
+def capabilities_to_proto(
+    capabilities: GuestCapabilities,
+) -> guest_capabilities_pb2.GuestCapabilities:
+    """Write a guest's capabilities; what is not known is left absent."""
+    return guest_capabilities_pb2.GuestCapabilities(
+        swiotlb_pool=pool_to_proto(capabilities.pool) if capabilities.pool else None,
+        kernel_release=capabilities.kernel_release,
+        seccomp_user_notification=capabilities.seccomp_user_notification,
+    )
+
+
+def device_class_to_proto(device_class: str) -> device_pb2.DeviceClass.ValueType:
+    """Write a device class, events.FS or events.NET."""
+    return _CLASSES[device_class]
+
+
+def device_class_from_proto(value: int) -> str:
+    """Read a device class.
+
+    Raises:
+        InvalidArgumentError: DEVICE_CLASS_UNKNOWN, also when unspecified.
+    """
+    for name, known in _CLASSES.items():
+        if known == value:
+            return name
+    raise InvalidArgumentError(
+        "DEVICE_CLASS_UNKNOWN",
+        f"device class {value} is not known; the known ones are "
+        + ", ".join(f"{name} ({known})" for name, known in _CLASSES.items()),
+        device_class=value,
+    )
+
+
+def device_state_to_proto(state: str) -> device_pb2.DeviceState.ValueType:
+    """Write a device state by its name in lower case, for instance "needs_reset"."""
+    return device_pb2.DeviceState.Value(f"{_STATE_PREFIX}{state.upper()}")
+
+
+def device_state_from_proto(value: int) -> str:
+    """Read a device state: its name in lower case; "unspecified" for what is not known."""
+    if value not in device_pb2.DeviceState.values():
+        return "unspecified"
+    name = device_pb2.DeviceState.Name(device_pb2.DeviceState.ValueType(value))
+    return name.removeprefix(_STATE_PREFIX).lower()

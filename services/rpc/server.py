@@ -1,0 +1,247 @@
+"""The life of a gRPC server: addresses, health, reflection, start, and shutdown in order.
+
+Owns everything between a process's main coroutine and its servicers. Must not know what a servicer
+does.
+
+Order of shutdown on SIGTERM or SIGINT: health says NOT_SERVING; the service's own `on_shutdown`
+runs, while calls are still answered; the server refuses new calls and gives running ones
+`GRACE_S`; sockets are removed; telemetry is flushed. A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import stat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from services.handshake.errors import FailedPreconditionError, PortholeError
+from services.rpc import tracing
+from services.rpc.address import Address, TcpAddress, UnixAddress, parse_address
+from services.rpc.interceptor import CallInterceptor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from services.rpc.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+
+GRACE_S: Final = 2.0
+"""How long running calls may take to end after the server has begun to stop."""
+
+SHUTDOWN_DEADLINE_S: Final = 30.0
+"""How long a service's own `on_shutdown` may take before the server stops without it."""
+
+# Within this time the failures of calls that were cut off have left.
+_ABORT_S: Final = 1.0
+_SOCKET_MODE: Final = 0o600
+_RUN_DIR_MODE: Final = 0o700
+_OPTIONS: Final = (
+    # Two services on one TCP port would each get some of the calls.
+    ("grpc.so_reuseport", 0),
+    # A client's keep-alive on a quiet stream (channel.py) is no abuse.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class Servicer(NamedTuple):
+    """One service of a server.
+
+    Attributes:
+        add_to_server: The generated `add_…Servicer_to_server`.
+        instance: The servicer.
+        service: Full name, for instance "porthole.vmowner.v1.VmOwner".
+    """
+
+    add_to_server: Callable[[Any, Any], None]
+    instance: object
+    service: str
+
+
+class ServerHandle:
+    """A running server.
+
+    Attributes:
+        addresses: Where it listens, as text; an asked-for port 0 is the port that it got.
+    """
+
+    def __init__(
+        self, server: grpc.aio.Server, calls: CallInterceptor, addresses: Sequence[Address]
+    ) -> None:
+        self._server = server
+        self._calls = calls
+        self._addresses = tuple(addresses)
+        self.addresses = tuple(str(address) for address in addresses)
+
+    async def stop(self, grace_s: float = GRACE_S) -> None:
+        """Refuse new calls, let running ones end for `grace_s` seconds, remove the sockets.
+
+        A call that is still running then fails with UNAVAILABLE, SERVICE_STOPPING.
+        """
+        refusing = asyncio.create_task(self._server.stop(grace_s + _ABORT_S))
+        await self._calls.end_calls(grace_s)
+        await refusing
+        for address in self._addresses:
+            if isinstance(address, UnixAddress):
+                address.path.unlink(missing_ok=True)
+
+
+async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) -> ServerHandle:
+    """Serve exactly these servicers; with spans and mapped errors, without health and reflection.
+
+    Unix sockets get mode 0600; their directories are made if need be. A socket that a dead process
+    left behind is replaced.
+
+    Args:
+        addresses: "unix:/path" or "host:port".
+        servicers: What to serve.
+
+    Raises:
+        InvalidArgumentError: ADDRESS_SYNTAX or SOCKET_PATH_TOO_LONG.
+        FailedPreconditionError: ADDRESS_IN_USE when somebody listens there, or the path is no
+            socket; ADDRESS_UNUSABLE when the machine does not let us listen there.
+    """
+    calls = CallInterceptor()
+    server = grpc.aio.server(interceptors=[calls], options=_OPTIONS)
+    for add_to_server, instance, _ in servicers:
+        add_to_server(instance, server)
+    bound: list[Address] = []
+    try:
+        for text in addresses:
+            bound.append(_bind(server, parse_address(text)))
+        await server.start()
+    except BaseException:
+        await ServerHandle(server, calls, bound).stop(0)
+        raise
+    return ServerHandle(server, calls, bound)
+
+
+async def serve(
+    settings: ServiceSettings,
+    *,
+    name: str,
+    servicers: Sequence[Servicer],
+    on_shutdown: Callable[[], Awaitable[None]],
+    ready_line: bool = True,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then shut down in the order of this module's docstring.
+
+    Sets telemetry up unless its caller has, and shuts it down in any case.
+
+    Args:
+        settings: Where to listen and where to export telemetry to.
+        name: Name of the service in the ready line and in its traces.
+        servicers: What to serve, beside health and reflection.
+        on_shutdown: Releases what the service owns; calls are still answered meanwhile.
+        ready_line: Whether to print `porthole <name> ready on <addresses>` to stdout.
+
+    Raises:
+        SystemExit: 1, with one line on stderr, when the service cannot listen.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        tracing.setup(name, settings)
+        checker = health.aio.HealthServicer()
+        names = [servicer.service for servicer in servicers]
+        handle = await start_server(
+            settings.addresses, [*servicers, _health(checker), _reflection(names)]
+        )
+        for service in names:
+            await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
+        if ready_line:
+            print(f"porthole {name} ready on {', '.join(handle.addresses)}", flush=True)
+        await stopping.wait()
+        logger.info("shutting down")
+        await checker.enter_graceful_shutdown()
+        await _run_bounded(on_shutdown)
+        await handle.stop()
+    except (PortholeError, OSError) as error:
+        raise SystemExit(f"porthole {name}: {error}") from None
+    finally:
+        tracing.shutdown()
+
+
+async def _run_bounded(on_shutdown: Callable[[], Awaitable[None]]) -> None:
+    # Whatever goes wrong in there, the server must still stop and telemetry must still be flushed.
+    try:
+        async with asyncio.timeout(SHUTDOWN_DEADLINE_S):
+            await on_shutdown()
+    except TimeoutError:
+        logger.error("shutdown was not done after %g s; stopping without it", SHUTDOWN_DEADLINE_S)
+    except Exception:
+        logger.exception("shutdown failed; stopping nevertheless")
+
+
+def _health(checker: health.aio.HealthServicer) -> Servicer:
+    return Servicer(health_pb2_grpc.add_HealthServicer_to_server, checker, health.SERVICE_NAME)
+
+
+def _reflection(services: Sequence[str]) -> Servicer:
+    names = [*services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    return Servicer(
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server,
+        reflection.aio.ReflectionServicer(service_names=names),
+        reflection.SERVICE_NAME,
+    )
+
+
+def _bind(server: grpc.aio.Server, address: Address) -> Address:
+    if isinstance(address, UnixAddress):
+        _prepare_path(address.path)
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError as error:
+        raise FailedPreconditionError(
+            "ADDRESS_UNUSABLE", f"cannot listen on {address}: {error}", address=str(address)
+        ) from None
+    if isinstance(address, UnixAddress):
+        address.path.chmod(_SOCKET_MODE)
+        return address
+    return TcpAddress(address.host, port)
+
+
+def _prepare_path(path: Path) -> None:
+    # gRPC itself would unlink the socket of a service that is alive.
+    path.parent.mkdir(mode=_RUN_DIR_MODE, parents=True, exist_ok=True)
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise _in_use(path, "it is not a socket; move it away")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+            return
+        except BlockingIOError:  # its backlog is full: somebody listens
+            pass
+    raise _in_use(path, "a service listens there; stop it, or choose another run directory")
+
+
+def _in_use(path: Path, why: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        "ADDRESS_IN_USE", f"cannot listen on unix:{path}: {why}", path=str(path)
+    )

@@ -1,0 +1,134 @@
+"""Errors across gRPC: PortholeError <-> status, message and google.rpc.ErrorInfo.
+
+Owns the mapping in both directions. Must not know who raised an error or who will read it.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from services.handshake.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    PortholeError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
+
+DOMAIN: Final = "porthole"
+"""`domain` of every ErrorInfo that Porthole sends (google/rpc/error_details.proto)."""
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+"""Trailing metadata that carries google.rpc.Status (grpc.io, "Richer error model")."""
+
+MESSAGE_LIMIT_BYTES: Final = 1024
+"""A message is cut here: trailing metadata over 8 KiB would lose the whole error (gRPC's limit)."""
+
+METADATA_LIMIT: Final = 8
+"""Pairs of ErrorInfo.metadata that are sent at most."""
+
+METADATA_LIMIT_BYTES: Final = 160
+"""One value of ErrorInfo.metadata is cut here."""
+
+_KINDS: Final[Mapping[str, type[PortholeError]]] = {
+    kind.kind: kind
+    for kind in (
+        InvalidArgumentError,
+        NotFoundError,
+        AlreadyExistsError,
+        FailedPreconditionError,
+        PermissionDeniedError,
+        ResourceExhaustedError,
+        DeadlineExceededError,
+        UnavailableError,
+    )
+}
+
+# What a status means that no service of ours wrote: gRPC itself did, on one of the two sides.
+_FOREIGN: Final[Mapping[grpc.StatusCode, tuple[type[PortholeError], str]]] = {
+    grpc.StatusCode.UNAVAILABLE: (UnavailableError, "PEER_UNAVAILABLE"),
+    grpc.StatusCode.CANCELLED: (UnavailableError, "PEER_CANCELLED"),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (DeadlineExceededError, "PEER_DEADLINE_EXCEEDED"),
+    grpc.StatusCode.UNIMPLEMENTED: (FailedPreconditionError, "METHOD_UNIMPLEMENTED"),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (ResourceExhaustedError, "PEER_RESOURCE_EXHAUSTED"),
+}
+
+
+def code_of(error: PortholeError) -> grpc.StatusCode:
+    """Tell the status code of an error's kind."""
+    return grpc.StatusCode[error.kind]
+
+
+def status_of(error: PortholeError) -> status_pb2.Status:
+    """Write an error as google.rpc.Status with one ErrorInfo.
+
+    The message and the metadata are cut to what fits into gRPC's trailing metadata, and made valid
+    UTF-8: they may quote what a guest sent.
+    """
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason,
+        domain=DOMAIN,
+        metadata={
+            key: _cut(value, METADATA_LIMIT_BYTES)
+            for key, value in islice(error.metadata.items(), METADATA_LIMIT)
+        },
+    )
+    status = status_pb2.Status(
+        code=code_of(error).value[0], message=_cut(error.message, MESSAGE_LIMIT_BYTES)
+    )
+    status.details.add().Pack(info)
+    return status
+
+
+def error_from_rpc(call_error: grpc.aio.AioRpcError) -> PortholeError:
+    """Turn the failure of a call into the error that the peer raised.
+
+    A status that a peer's gRPC library made by itself becomes an error whose reason starts with
+    PEER_ or METHOD_. What nobody foresaw becomes a plain PortholeError, PEER_FAILED.
+    """
+    message = call_error.details() or call_error.code().name
+    info = _error_info(call_error)
+    if info is not None:
+        kind = _KINDS.get(call_error.code().name, PortholeError)
+        error = kind(info.reason, message)
+        error.metadata = dict(info.metadata)
+        return error
+    kind, reason = _FOREIGN.get(
+        call_error.code(), (_KINDS.get(call_error.code().name, PortholeError), "PEER_FAILED")
+    )
+    return kind(reason, message, code=call_error.code().name)
+
+
+def _error_info(call_error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
+    info = error_details_pb2.ErrorInfo()
+    try:
+        status = rpc_status.from_call(call_error)
+        for detail in status.details if status is not None else ():
+            if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
+                return info
+    except (ValueError, DecodeError):
+        logger.debug("a peer's error details contradict themselves")
+    return None
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    raw = text.encode("utf-8", "backslashreplace")
+    if len(raw) <= limit_bytes:
+        return raw.decode()
+    return raw[: limit_bytes - 3].decode("utf-8", "ignore") + "…"

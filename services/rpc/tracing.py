@@ -1,0 +1,246 @@
+"""Traces and metrics of one process: set-up, exporters, and the operations that others use.
+
+Owns the only contact with OpenTelemetry. All spans of a VM live in one trace: the context that
+CreateVm ran in is kept with the VM as a W3C traceparent, and `operation` continues it wherever the
+caller came from. Must not know what an event means: services.handshake.events does.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    ConsoleSpanExporter,
+    SimpleSpanProcessor,
+)
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from services.handshake.errors import PortholeError
+from services.rpc.otlp_file import FileMetricExporter, FileSpanExporter, LineFile
+from services.rpc.version import SOFTWARE_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from opentelemetry.trace import Span, Tracer
+
+    from services.handshake.events import Event
+    from services.rpc.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+
+TRACEPARENT: Final = "traceparent"
+"""Name of the header and of the gRPC metadata that carry a context (W3C Trace Context)."""
+
+METRICS_INTERVAL_S: Final = 10.0
+"""How often metrics are exported; the last time at shutdown."""
+
+EXPORT_DEADLINE_S: Final = 5
+"""How long one export to an OTLP endpoint may take, also the last one at shutdown."""
+
+SCOPE: Final = "porthole"
+"""Name of the instrumentation scope of every span and metric."""
+
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+
+
+@dataclass(frozen=True, slots=True)
+class _Telemetry:
+    tracer_provider: TracerProvider
+    meter_provider: MeterProvider
+
+
+_active: _Telemetry | None = None
+
+
+def setup(service_name: str, settings: ServiceSettings) -> None:
+    """Begin to log to stderr, to trace and to measure.
+
+    A second call before `shutdown` does nothing. Spans reach a file and the console the moment they
+    end; an OTLP endpoint gets them in batches.
+
+    Args:
+        service_name: The resource attribute `service.name`.
+        settings: Where to export to.
+
+    Raises:
+        OSError: trace_file or metrics_file cannot be opened.
+    """
+    global _active
+    if _active is not None:
+        return
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=settings.log_level.upper(),
+        format=f"%(asctime)s {service_name} %(levelname)s %(name)s: %(message)s",
+    )
+    resource = Resource.create({"service.name": service_name, "service.version": SOFTWARE_VERSION})
+    _active = _Telemetry(_tracer_provider(resource, settings), _meter_provider(resource, settings))
+
+
+def shutdown() -> None:
+    """Export what is left and stop; a second call does nothing."""
+    global _active
+    if _active is None:
+        return
+    ended, _active = _active, None
+    ended.tracer_provider.shutdown()
+    ended.meter_provider.shutdown()
+
+
+def tracer() -> Tracer:
+    """The tracer of this process; one that records nothing before `setup`."""
+    if _active is None:
+        return trace.NoOpTracer()
+    return _active.tracer_provider.get_tracer(SCOPE, SOFTWARE_VERSION)
+
+
+def meter() -> metrics.Meter:
+    """The meter of this process; one that records nothing before `setup`."""
+    if _active is None:
+        return metrics.NoOpMeter(SCOPE)
+    return _active.meter_provider.get_meter(SCOPE, SOFTWARE_VERSION)
+
+
+def emit(event: Event) -> None:
+    """Add an event to the current span; to a span of its own where there is none."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.add_event(event.name, dict(event.attributes))
+        return
+    with tracer().start_as_current_span(event.name) as own:
+        own.add_event(event.name, dict(event.attributes))
+
+
+def emit_under(traceparent: str, span_name: str, event: Event) -> None:
+    """Leave an event on a short span of its own below `traceparent`; from any thread.
+
+    Args:
+        traceparent: W3C traceparent, usually the VM's; empty: the span begins a trace.
+        span_name: Name of the span.
+        event: What happened.
+    """
+    with tracer().start_as_current_span(span_name, context=_context(traceparent)) as span:
+        span.add_event(event.name, dict(event.attributes))
+
+
+@contextmanager
+def operation(name: str, *, vm_traceparent: str | None = None) -> Iterator[Span]:
+    """Run the body in a span of the VM's trace.
+
+    An exception that leaves the body marks the span as failed.
+
+    Args:
+        name: Name of the span, for instance "AddShare".
+        vm_traceparent: Context of the VM, which becomes the parent; the caller's own span is linked
+            when it belongs to another trace. None or empty: the parent is the caller's span.
+    """
+    caller = trace.get_current_span().get_span_context()
+    context = _context(vm_traceparent) if vm_traceparent else None
+    parent = trace.get_current_span(context).get_span_context()
+    links = [Link(caller)] if caller.is_valid and caller.trace_id != parent.trace_id else []
+    with tracer().start_as_current_span(
+        name, context=context, links=links, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield span
+        except BaseException as error:
+            mark_failed(span, error)
+            raise
+
+
+@contextmanager
+def server_span(service: str, method: str, carrier: Mapping[str, str]) -> Iterator[Span]:
+    """Run the body in the span of one incoming call.
+
+    Args:
+        service: Full name of the gRPC service.
+        method: Name of the method.
+        carrier: Metadata of the call; its traceparent becomes the parent.
+    """
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    with tracer().start_as_current_span(
+        f"{service}/{method}",
+        context=_PROPAGATOR.extract(dict(carrier), context=Context()),
+        kind=SpanKind.SERVER,
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        yield span
+
+
+def mark_failed(span: Span, error: BaseException) -> None:
+    """Say on a span that it failed, and for which reason."""
+    if isinstance(error, PortholeError):
+        span.set_attribute("porthole.reason", error.reason)
+        span.set_status(Status(StatusCode.ERROR, error.message))
+    else:
+        span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+
+
+def current_traceparent() -> str:
+    """W3C traceparent of the current span; empty when there is none."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier.get(TRACEPARENT, "")
+
+
+def _context(traceparent: str | None) -> Context:
+    # An explicit empty context: without one, OpenTelemetry would fall back to the current span.
+    return _PROPAGATOR.extract({TRACEPARENT: traceparent or ""}, context=Context())
+
+
+def _tracer_provider(resource: Resource, settings: ServiceSettings) -> TracerProvider:
+    # A caller's "not sampled" must not make a hole in a trace that is checked.
+    provider = TracerProvider(resource=resource, sampler=ALWAYS_ON, shutdown_on_exit=False)
+    if settings.trace_file is not None:
+        exporter = FileSpanExporter(LineFile(settings.trace_file))
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+    if settings.trace_console:
+        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
+    if settings.otlp_endpoint is not None:
+        otlp = OTLPSpanExporter(settings.otlp_endpoint, insecure=True, timeout=EXPORT_DEADLINE_S)
+        provider.add_span_processor(BatchSpanProcessor(otlp))
+    return provider
+
+
+def _meter_provider(resource: Resource, settings: ServiceSettings) -> MeterProvider:
+    readers: list[MetricReader] = []
+    if settings.metrics_file is not None:
+        readers.append(_periodic(FileMetricExporter(LineFile(settings.metrics_file))))
+    if settings.otlp_endpoint is not None:
+        readers.append(
+            _periodic(
+                OTLPMetricExporter(settings.otlp_endpoint, insecure=True, timeout=EXPORT_DEADLINE_S)
+            )
+        )
+    return MeterProvider(
+        readers,
+        resource=resource,
+        shutdown_on_exit=False,
+        exemplar_filter=AlwaysOffExemplarFilter(),
+    )
+
+
+def _periodic(exporter: FileMetricExporter | OTLPMetricExporter) -> MetricReader:
+    return PeriodicExportingMetricReader(
+        exporter,
+        export_interval_millis=METRICS_INTERVAL_S * 1000,
+        export_timeout_millis=EXPORT_DEADLINE_S * 1000,
+    )

@@ -1,0 +1,272 @@
+"""Peers of a VM owner, in process but over real gRPC: device hosts and a machine with a journal.
+
+A test says which call fails or waits; nothing here pretends to move data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
+from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
+from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
+from porthole.handshake.v1 import device_pb2
+from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities, SwiotlbPool
+from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
+
+from services.handshake.errors import NotFoundError, PortholeError
+from services.rpc.channel import connect
+from services.rpc.server import ServerHandle, Servicer, start_server
+from services.rpc.version import service_version
+from services.vm_owner.clients import DEVICE_HOST, MACHINE, dial_device_host, dial_machine
+from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
+from services.vm_owner.machines.external import ExternalMachine
+from services.vm_owner.manifest import load_manifest
+from services.vm_owner.networking import SubnetPool
+from services.vm_owner.owner import CreateOrder, Surroundings, VmOwner
+from services.vm_owner.servicer import INIT_CHANNEL, open_init_channel
+from services.vm_owner.vm import VmKind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+POOL = SwiotlbPool(base=0x3C00_0000, size_bytes=64 << 20)
+TOKEN = "swiotlb=0x3c000000,67108864"
+
+
+@dataclass
+class Script:
+    """What the peers do, and what they were asked to.
+
+    Attributes:
+        journal: Every call, in order: (peer, call, its main argument).
+        failures: A call that fails, and how; by the name of the call.
+        gates: A call that waits until its event is set; by the name of the call.
+        reached: Set when a gated call is waiting.
+    """
+
+    journal: list[tuple[str, str, str]] = field(default_factory=list)
+    failures: dict[str, PortholeError] = field(default_factory=dict)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def play(self, peer: str, call: str, argument: str) -> None:
+        self.journal.append((peer, call, argument))
+        if call in self.gates:
+            self.reached.set()
+            await self.gates[call].wait()
+        if call in self.failures:
+            raise self.failures[call]
+
+    def calls(self) -> list[str]:
+        return [call for _, call, _ in self.journal]
+
+
+class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
+    """Keeps devices as entries; no sockets."""
+
+    def __init__(self, name: str, script: Script) -> None:
+        self.name = name
+        self.script = script
+        self.devices: dict[str, device_host_pb2.Device] = {}
+        self.pools: dict[str, list[str]] = {}
+        self.news: asyncio.Queue[device_host_pb2.WatchDevicesResponse] = asyncio.Queue()
+
+    async def GetVersion(  # noqa: N802
+        self, request: device_host_pb2.GetVersionRequest, context: object
+    ) -> device_host_pb2.GetVersionResponse:
+        return device_host_pb2.GetVersionResponse(version=service_version(DEVICE_HOST))
+
+    async def SetSwiotlb(  # noqa: N802
+        self, request: device_host_pb2.SetSwiotlbRequest, context: object
+    ) -> device_host_pb2.SetSwiotlbResponse:
+        await self.script.play(self.name, "SetSwiotlb", request.swiotlb_option)
+        self.pools.setdefault(request.vm_id, []).append(request.swiotlb_option)
+        return device_host_pb2.SetSwiotlbResponse()
+
+    async def CreateDevice(  # noqa: N802
+        self, request: device_host_pb2.CreateDeviceRequest, context: object
+    ) -> device_host_pb2.CreateDeviceResponse:
+        net = request.WhichOneof("backend") == "net"
+        self.devices[request.instance_id] = device_host_pb2.Device(
+            vm_id=request.vm_id,
+            instance_id=request.instance_id,
+            device_class=device_pb2.DEVICE_CLASS_VIRTIO_NET
+            if net
+            else device_pb2.DEVICE_CLASS_VIRTIO_FS,
+            tag=request.tag,
+            state=device_pb2.DEVICE_STATE_ATTACHED,
+            counters=device_pb2.DeviceCounters(requests=7, bytes_in=11),
+            options=request.options,
+        )
+        # Fails after it has created the device, as a lost answer does.
+        await self.script.play(self.name, "CreateDevice", request.options)
+        return device_host_pb2.CreateDeviceResponse(socket_path=f"/sock/{request.tag}")
+
+    async def RemoveDevice(  # noqa: N802
+        self, request: device_host_pb2.RemoveDeviceRequest, context: object
+    ) -> device_host_pb2.RemoveDeviceResponse:
+        await self.script.play(self.name, "RemoveDevice", request.instance_id)
+        if self.devices.pop(request.instance_id, None) is None:
+            raise NotFoundError("DEVICE_NOT_FOUND", "no such device")
+        return device_host_pb2.RemoveDeviceResponse()
+
+    async def GetDevice(  # noqa: N802
+        self, request: device_host_pb2.GetDeviceRequest, context: object
+    ) -> device_host_pb2.GetDeviceResponse:
+        return device_host_pb2.GetDeviceResponse(device=self.devices.get(request.instance_id))
+
+    async def ListDevices(  # noqa: N802
+        self, request: device_host_pb2.ListDevicesRequest, context: object
+    ) -> device_host_pb2.ListDevicesResponse:
+        found = [device for device in self.devices.values() if device.vm_id == request.vm_id]
+        return device_host_pb2.ListDevicesResponse(devices=found)
+
+    async def WatchDevices(  # noqa: N802
+        self, request: device_host_pb2.WatchDevicesRequest, context: object
+    ) -> AsyncIterator[device_host_pb2.WatchDevicesResponse]:
+        while True:
+            yield await self.news.get()
+
+
+class FakeMachine(machine_pb2_grpc.MachineServicer):
+    """Boots at once; its init reports `capabilities` to the init channel, if there is one."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.capabilities: GuestCapabilities | None = GuestCapabilities(
+            swiotlb_pool=POOL, kernel_release="6.18.26.3-microsoft"
+        )
+        self.boots: list[machine_pb2.BootRequest] = []
+        self.attached: dict[str, machine_pb2.AttachDeviceRequest] = {}
+        self.reports: list[asyncio.Task[object]] = []
+
+    async def GetVersion(  # noqa: N802
+        self, request: machine_pb2.GetVersionRequest, context: object
+    ) -> machine_pb2.GetVersionResponse:
+        return machine_pb2.GetVersionResponse(version=service_version(MACHINE))
+
+    async def Boot(  # noqa: N802
+        self, request: machine_pb2.BootRequest, context: object
+    ) -> machine_pb2.BootResponse:
+        await self.script.play("machine", "Boot", request.vm_id)
+        self.boots.append(request)
+        if request.init_channel_address and self.capabilities is not None:
+            # As a guest does: its init reports while Boot has not returned yet.
+            work = report(request.init_channel_address, self.capabilities)
+            self.reports.append(asyncio.create_task(work))
+        return machine_pb2.BootResponse(guest_init_address="unix:/guest-init.sock")
+
+    async def AttachDevice(  # noqa: N802
+        self, request: machine_pb2.AttachDeviceRequest, context: object
+    ) -> machine_pb2.AttachDeviceResponse:
+        self.attached[request.instance_id] = request
+        await self.script.play("machine", "AttachDevice", request.tag)
+        return machine_pb2.AttachDeviceResponse()
+
+    async def DetachDevice(  # noqa: N802
+        self, request: machine_pb2.DetachDeviceRequest, context: object
+    ) -> machine_pb2.DetachDeviceResponse:
+        await self.script.play("machine", "DetachDevice", request.instance_id)
+        self.attached.pop(request.instance_id, None)
+        return machine_pb2.DetachDeviceResponse()
+
+    async def PowerOff(  # noqa: N802
+        self, request: machine_pb2.PowerOffRequest, context: object
+    ) -> machine_pb2.PowerOffResponse:
+        await self.script.play("machine", "PowerOff", "")
+        return machine_pb2.PowerOffResponse()
+
+
+async def report(address: str, capabilities: GuestCapabilities) -> bool | PortholeError:
+    """Report as a guest's init does; returns what it is told, a refusal included."""
+    peer = await connect(address, guest_init_pb2_grpc.InitChannelStub, INIT_CHANNEL)
+    request = guest_init_pb2.ReportGuestCapabilitiesRequest(capabilities=capabilities)
+    try:
+        return (await peer.stub.ReportGuestCapabilities(request)).pool_latched
+    except PortholeError as refusal:
+        return refusal
+    finally:
+        await peer.close()
+
+
+class Rig:
+    """An owner with fake peers.
+
+    Attributes:
+        servers: The running servers by peer; a test may stop one.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.script = Script()
+        self.device_host = FakeDeviceHost("devicehost", self.script)
+        self.elevated = FakeDeviceHost("elevated", self.script)
+        self.machine = FakeMachine(self.script)
+        self.servers: dict[str, ServerHandle] = {}
+        self.owner = VmOwner(self._surroundings(), self._hosts)
+
+    async def start(self) -> None:
+        for host in (self.device_host, self.elevated):
+            await self.start_device_host(host)
+        add = machine_pb2_grpc.add_MachineServicer_to_server
+        self.servers["machine"] = await start_server(
+            [self._address("machine")], [Servicer(add, self.machine, MACHINE)]
+        )
+
+    async def start_device_host(self, host: FakeDeviceHost) -> None:
+        add = device_host_pb2_grpc.add_DeviceHostServicer_to_server
+        self.servers[host.name] = await start_server(
+            [self._address(host.name)], [Servicer(add, host, DEVICE_HOST)]
+        )
+
+    async def stop(self) -> None:
+        for gate in self.script.gates.values():
+            gate.set()
+        await self.owner.close()
+        for task in self.machine.reports:
+            await task
+        for server in self.servers.values():
+            await server.stop(0)
+
+    def order(self, kind: VmKind = VmKind.WSL2, **changes: object) -> CreateOrder:
+        return replace(CreateOrder(kind), **changes)  # type: ignore[arg-type]
+
+    def _address(self, name: str) -> str:
+        return f"unix:{self.run_dir}/{name}.sock"
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            run_dir=self.run_dir,
+            manifest=load_manifest(),
+            subnets=SubnetPool(IPv4Network("10.231.0.0/28")),
+            capabilities_deadline_s=5.0,
+            machine_for=lambda _, __: ExternalMachine(
+                self._address("machine"), partial(dial_machine, wait_s=1.0)
+            ),
+            open_init_channel=open_init_channel,
+        )
+
+    def _hosts(
+        self, on_status: Callable[[DeviceStatus], None], on_lost: Callable[[bool], None]
+    ) -> DeviceHosts:
+        dial: dict[bool, Callable[[], Awaitable[DeviceHost]]] = {
+            False: partial(dial_device_host, self._address("devicehost"), 0.3),
+            True: partial(dial_device_host, self._address("elevated"), 0.3),
+        }
+        return DeviceHosts(dial, on_status, on_lost)
+
+
+@asynccontextmanager
+async def running_rig(run_dir: Path) -> AsyncIterator[Rig]:
+    """An owner with fake peers that run; everything is stopped in the end."""
+    rig = Rig(run_dir)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(rig.stop)
+        await rig.start()
+        yield rig

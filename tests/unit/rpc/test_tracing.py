@@ -1,0 +1,203 @@
+"""Spans and events as they are exported, and how a VM's trace is continued."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from services.handshake.errors import NotFoundError
+from services.handshake.events import Event
+from services.handshake.trace_otlp import parse_otlp_lines
+from services.rpc import tracing
+from services.rpc.settings import ServiceSettings
+from tests.unit.rpc.probe_service import SERVICE, Probe, report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from porthole.guest.v1.guest_init_pb2_grpc import InitChannelAsyncStub
+
+    from services.rpc.channel import Peer
+
+
+@pytest.fixture
+def trace_file(run_dir: Path) -> Iterator[Path]:
+    """Telemetry is on; spans go to this file."""
+    path = run_dir / "new" / "trace.jsonl"
+    settings = ServiceSettings(
+        run_dir=run_dir, trace_file=path, metrics_file=run_dir / "metrics.jsonl"
+    )
+    tracing.setup("unit", settings)
+    yield path
+    tracing.shutdown()
+
+
+def spans(path: Path) -> dict[str, Any]:
+    found = {}
+    for line in path.read_text().splitlines():
+        for resource in json.loads(line)["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                found.update({span["name"]: span for span in scope["spans"]})
+    return found
+
+
+def test_a_span_is_in_the_file_the_moment_it_ends(trace_file: Path) -> None:
+    with tracing.operation("Outer"):
+        with tracing.operation("Inner"):
+            tracing.emit(Event("Happened", {"text": "t", "number": 7, "truth": True}))
+        assert list(spans(trace_file)) == ["Inner"]
+    found = spans(trace_file)
+    assert list(found) == ["Inner", "Outer"]
+    assert found["Inner"]["parentSpanId"] == found["Outer"]["spanId"]
+    assert found["Inner"]["traceId"] == found["Outer"]["traceId"]
+    assert "parentSpanId" not in found["Outer"]
+
+
+def test_a_line_is_otlp_json(trace_file: Path) -> None:
+    with tracing.operation("Outer"):
+        tracing.emit(Event("Happened", {"text": "t", "number": 1 << 40, "truth": True}))
+    [line] = trace_file.read_text().splitlines()
+    [resource] = json.loads(line)["resourceSpans"]
+    names = {item["key"]: item["value"] for item in resource["resource"]["attributes"]}
+    assert names["service.name"] == {"stringValue": "unit"}
+    [span] = resource["scopeSpans"][0]["spans"]
+    assert (len(span["traceId"]), len(span["spanId"])) == (32, 16)
+    assert int(span["traceId"], 16)
+    assert span["kind"] == 1
+    [event] = parse_otlp_lines(trace_file.read_text(), "f")
+    assert event.attributes == {"text": "t", "number": 1 << 40, "truth": True}
+    assert (event.trace_id, event.span_id) == (span["traceId"], span["spanId"])
+
+
+def test_an_operation_continues_the_trace_of_its_vm_and_links_its_caller(
+    trace_file: Path,
+) -> None:
+    with tracing.operation("CreateVm"):
+        vm_traceparent = tracing.current_traceparent()
+    with tracing.operation("Caller"), tracing.operation("AddShare", vm_traceparent=vm_traceparent):
+        assert tracing.current_traceparent().split("-")[1] == vm_traceparent.split("-")[1]
+    found = spans(trace_file)
+    assert found["AddShare"]["traceId"] == found["CreateVm"]["traceId"]
+    assert found["AddShare"]["parentSpanId"] == found["CreateVm"]["spanId"]
+    assert found["AddShare"]["traceId"] != found["Caller"]["traceId"]
+    [link] = found["AddShare"]["links"]
+    assert link["traceId"] == found["Caller"]["traceId"]
+    assert link["spanId"] == found["Caller"]["spanId"]
+
+
+def test_an_operation_without_a_vm_is_its_callers_child(trace_file: Path) -> None:
+    with tracing.operation("Caller"), tracing.operation("ListVms", vm_traceparent=""):
+        pass
+    found = spans(trace_file)
+    assert found["ListVms"]["parentSpanId"] == found["Caller"]["spanId"]
+    assert "links" not in found["ListVms"]
+
+
+def test_a_garbled_traceparent_begins_a_trace(trace_file: Path) -> None:
+    with tracing.operation("Caller"), tracing.operation("Lost", vm_traceparent="00-xyz"):
+        pass
+    found = spans(trace_file)
+    assert "parentSpanId" not in found["Lost"]
+    assert found["Lost"]["traceId"] != found["Caller"]["traceId"]
+
+
+def test_an_error_marks_the_span(trace_file: Path) -> None:
+    with pytest.raises(NotFoundError), tracing.operation("RemoveShare"):
+        raise NotFoundError("SHARE_UNKNOWN", "no such share")
+    span = spans(trace_file)["RemoveShare"]
+    assert span["status"] == {"code": 2, "message": "no such share"}
+    assert {"key": "porthole.reason", "value": {"stringValue": "SHARE_UNKNOWN"}} in (
+        span["attributes"]
+    )
+
+
+def test_an_event_without_a_span_gets_one(trace_file: Path) -> None:
+    tracing.emit(Event("Alone"))
+    assert [event.name for event in parse_otlp_lines(trace_file.read_text(), "f")] == ["Alone"]
+
+
+def test_threads_leave_events_under_the_vm(trace_file: Path) -> None:
+    with tracing.operation("CreateVm"):
+        vm_traceparent = tracing.current_traceparent()
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            event = Event("FirstRequestCompleted", {"device": number})
+            tracing.emit_under(vm_traceparent, "serve", event)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = parse_otlp_lines(trace_file.read_text(), "f")
+    assert len(found) == 80
+    assert {event.trace_id for event in found} == {vm_traceparent.split("-")[1]}
+
+
+async def test_a_call_carries_the_context_to_the_other_side(
+    trace_file: Path, probe: Probe, peer: Peer[InitChannelAsyncStub]
+) -> None:
+    with tracing.operation("Client"):
+        mine = tracing.current_traceparent()
+        await peer.stub.ReportGuestCapabilities(report("fine"))
+    assert probe.traceparent.split("-")[1] == mine.split("-")[1]
+    found = spans(trace_file)
+    server = found[f"{SERVICE}/ReportGuestCapabilities"]
+    assert server["parentSpanId"] == found["Client"]["spanId"]
+    assert server["kind"] == 2
+    assert [event["name"] for event in server["events"]] == ["Reported"]
+    assert f"{SERVICE}/GetVersion" not in found
+
+
+async def test_a_failed_call_marks_the_servers_span(
+    trace_file: Path, peer: Peer[InitChannelAsyncStub]
+) -> None:
+    with pytest.raises(NotFoundError):
+        await peer.stub.ReportGuestCapabilities(report("NOT_FOUND"))
+    assert spans(trace_file)[f"{SERVICE}/ReportGuestCapabilities"]["status"]["code"] == 2
+
+
+def test_metrics_are_written_at_the_latest_at_shutdown(trace_file: Path, run_dir: Path) -> None:
+    tracing.meter().create_counter("porthole.aperture.bytes_in", unit="By").add(
+        4096, {"porthole.device.id": "d"}
+    )
+    tracing.shutdown()
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    [resource] = json.loads(lines[-1])["resourceMetrics"]
+    [metric] = resource["scopeMetrics"][0]["metrics"]
+    assert metric["name"] == "porthole.aperture.bytes_in"
+    [point] = metric["sum"]["dataPoints"]
+    assert point["asInt"] == "4096"
+
+
+def test_without_telemetry_nothing_is_recorded_and_nothing_fails() -> None:
+    with tracing.operation("Nobody", vm_traceparent=""):
+        tracing.emit(Event("Silent"))
+        assert tracing.current_traceparent() == ""
+    tracing.emit_under("", "thread", Event("Silent"))
+    tracing.meter().create_counter("silent").add(1)
+    tracing.shutdown()
+
+
+def test_a_second_setup_changes_nothing(trace_file: Path, run_dir: Path) -> None:
+    tracing.setup("other", ServiceSettings(run_dir=run_dir, trace_file=run_dir / "other.jsonl"))
+    with tracing.operation("Once"):
+        pass
+    assert list(spans(trace_file)) == ["Once"]
+    assert not (run_dir / "other.jsonl").exists()
+
+
+def test_a_collector_that_is_absent_delays_shutdown_by_seconds_at_most(run_dir: Path) -> None:
+    settings = ServiceSettings(run_dir=run_dir, otlp_endpoint="127.0.0.1:9")
+    tracing.setup("unit", settings)
+    with tracing.operation("Unheard"):
+        pass
+    ended = threading.Thread(target=tracing.shutdown)
+    ended.start()
+    ended.join(timeout=15)
+    assert not ended.is_alive()
