@@ -1,0 +1,76 @@
+"""The process: settings, the service, and the push of a WSL2 guest.
+
+Owns how the parts of guest init are put together, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from services.guest_init.guest import Guest, guest_from
+from services.guest_init.readers import SYSFS_DIR, SysfsReader
+from services.guest_init.reporter import report
+from services.guest_init.servicer import servicer
+from services.rpc.server import serve
+from services.rpc.settings import ServiceSettings, checked_address, load
+
+
+class GuestInitSettings(ServiceSettings):
+    """Settings of guest init."""
+
+    name = "guest-init"
+
+    publish_dir: Path = Field(
+        default=Path(SYSFS_DIR), description="directory in which the kernel publishes its pool"
+    )
+    cmdline_file: Path = Field(
+        default=Path("/proc/cmdline"), description="file that holds the kernel command line"
+    )
+    kernel_release: str | None = Field(
+        default=None, description="what to report for `uname -r`; by default the running kernel's"
+    )
+    owner: str | None = Field(
+        default=None, description="address of the VM's init channel: push to it at start (WSL2)"
+    )
+    owner_wait_s: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds that one attempt waits for the owner"
+    )
+
+    @field_validator("owner")
+    @classmethod
+    def _check_owner(cls, value: str | None) -> str | None:
+        return value if value is None else checked_address(value)
+
+
+async def run(settings: GuestInitSettings) -> None:
+    """Serve until SIGTERM; push first thing when there is an owner to push to."""
+    guest = guest_from(
+        [SysfsReader(settings.publish_dir)], settings.cmdline_file, settings.kernel_release
+    )
+    # It runs from the first wait of `serve` on, when telemetry is set up.
+    push = asyncio.create_task(_push(guest, settings))
+
+    async def stop_pushing() -> None:
+        push.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await push
+
+    await serve(settings, name=settings.name, servicers=[servicer(guest)], on_shutdown=stop_pushing)
+
+
+async def _push(guest: Guest, settings: GuestInitSettings) -> None:
+    if settings.owner is not None:
+        await report(guest, settings.owner, wait_s=settings.owner_wait_s)
+
+
+def main() -> None:
+    """Run guest init."""
+    asyncio.run(run(load(GuestInitSettings)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What guest init knows of its guest: command line, kernel release, seccomp."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.guest_init import seccomp
+from services.guest_init.guest import guest_from
+from services.guest_init.seccomp import user_notification_available
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_command_line_names_vm_and_trace(tmp_path: Path) -> None:
+    cmdline = tmp_path / "cmdline"
+    cmdline.write_text(
+        "swiotlb=force hv_pci_swiotlb=67108864 porthole.vm_id=u-u-i-d "
+        "porthole.traceparent=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 quiet\n"
+    )
+    guest = guest_from([], cmdline, "6.18.26.3-1")
+    assert guest.vm_id == "u-u-i-d"
+    assert guest.traceparent.startswith("00-0af7651916cd43dd8448eb211c80319c-")
+    assert guest.capabilities().kernel_release == "6.18.26.3-1"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"quiet splash", b"\xff\xfe=\0"])
+def test_a_command_line_without_them(tmp_path: Path, content: bytes | None) -> None:
+    cmdline = tmp_path / "cmdline"
+    if content is not None:
+        cmdline.write_bytes(content)
+    guest = guest_from([], cmdline, None)
+    assert (guest.vm_id, guest.traceparent) == ("", "")
+    assert guest.kernel_release == platform.release()
+
+
+@pytest.mark.parametrize(
+    ("actions", "available"),
+    [
+        ("kill_process kill_thread trap errno user_notif trace log allow\n", True),
+        ("kill_process kill_thread trap errno trace log allow\n", False),
+        ("user_notify\n", False),
+    ],
+)
+def test_the_kernels_list_of_actions_decides(tmp_path: Path, actions: str, available: bool) -> None:
+    (tmp_path / "actions_avail").write_text(actions)
+    assert user_notification_available(tmp_path / "actions_avail") is available
+
+
+def test_without_the_list_the_system_call_decides(tmp_path: Path) -> None:
+    # Any kernel that runs these tests is newer than 5.0; a sandbox may forbid the call.
+    by_call = user_notification_available(tmp_path / "nowhere")
+    assert by_call is seccomp._knows_notification_sizes()
+    assert isinstance(user_notification_available(), bool)
+
+
+def test_an_unknown_machine_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "pdp11")
+    assert user_notification_available(tmp_path / "nowhere") is False
