@@ -1,0 +1,4 @@
+"""The device host: serves virtio devices over vhost-user, each through an aperture of its own.
+
+Layers, top to bottom: servicer > host > vhost_user | devices > virtio > memory.
+"""

@@ -1,0 +1,73 @@
+"""What a guest sees of a file's status: the host's, with the share's options applied.
+
+Owns the mapping from stat to fuse_attr and fuse_statx, and what the options `uid=`, `gid=`,
+`umask=`, `dmask=` and `fmask=` do to it. A mask takes permission bits away from what is shown;
+`umask=` counts for everything, `dmask=` and `fmask=` add to it for directories and for all else.
+Must not know requests, nodes or descriptors.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING, Final
+
+from services.wire.fuse import ATTR, STATX
+
+if TYPE_CHECKING:
+    import os
+
+    from services.devicehost.devices.fs.syscalls import Statx
+    from services.handshake.options import FsOptions
+
+_NS: Final = 1_000_000_000
+_U64: Final = (1 << 64) - 1
+_U32: Final = (1 << 32) - 1
+
+
+class Presentation:
+    """How one share shows owners and modes.
+
+    Attributes:
+        uid, gid: Shown as every file's owner and group; None shows the real ones.
+    """
+
+    def __init__(self, options: FsOptions) -> None:
+        self.uid: Final = options.uid
+        self.gid: Final = options.gid
+        self._keep_dir = ~(options.umask | (options.dmask or 0))
+        self._keep_file = ~(options.umask | (options.fmask or 0))
+
+    def attr(self, status: os.stat_result) -> bytes:
+        """Pack a fuse_attr."""
+        mode = status.st_mode
+        atime, mtime, ctime = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
+        return ATTR.pack(
+            status.st_ino,
+            status.st_size,
+            status.st_blocks,
+            # seconds before 1970 travel in two's complement
+            atime // _NS & _U64,
+            mtime // _NS & _U64,
+            ctime // _NS & _U64,
+            atime % _NS,
+            mtime % _NS,
+            ctime % _NS,
+            mode & (self._keep_dir if stat.S_ISDIR(mode) else self._keep_file),
+            status.st_nlink & _U32,
+            status.st_uid if self.uid is None else self.uid,
+            status.st_gid if self.gid is None else self.gid,
+            status.st_rdev & _U32,
+            status.st_blksize & _U32,
+            0,
+        )
+
+    def statx(self, status: Statx) -> bytes:
+        """Pack a fuse_statx."""
+        keep = self._keep_dir if stat.S_ISDIR(status.mode) else self._keep_file
+        return STATX.pack(
+            *status._replace(
+                mode=status.mode & keep,
+                uid=status.uid if self.uid is None else self.uid,
+                gid=status.gid if self.gid is None else self.gid,
+            )
+        )

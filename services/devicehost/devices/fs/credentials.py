@@ -1,0 +1,141 @@
+"""Acting as the guest's user: file system credentials of the calling thread.
+
+Files are created under the uid and gid of the guest's process where the device host may do so
+(root, in effect), and as the device host itself otherwise. Permissions are the guest kernel's
+business: it mounts virtio-fs with default_permissions and knows supplementary groups, which do not
+travel. So CAP_DAC_OVERRIDE is kept while creating.
+The calls are per thread in Linux; glibc does not spread them over the process. Must not know FUSE.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs.errors import refusal
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_CAP_DAC_OVERRIDE: Final = 1 << 1
+_CAP_FSETID: Final = 1 << 4
+_CAP_SETGID: Final = 1 << 6
+_CAP_SETUID: Final = 1 << 7
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_NOBODY: Final = (1 << 32) - 1
+"""Not an id: setfsuid and setfsgid change nothing and tell the present value."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("setfsuid", "setfsgid"):
+    getattr(_libc, _name).argtypes = (ctypes.c_uint32,)
+    getattr(_libc, _name).restype = ctypes.c_uint32
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def may_switch() -> bool:
+    """Tell whether this process may act as any user."""
+    wanted = _CAP_SETUID | _CAP_SETGID
+    return bool(_capabilities()[0].effective & wanted == wanted)
+
+
+class Nothing:
+    """No change of credentials, in the form of one."""
+
+    def __enter__(self) -> None:
+        """Change nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Change nothing."""
+
+
+class ActAs:
+    """While this is entered, the calling thread creates files as `uid` and `gid`."""
+
+    __slots__ = ("_gid", "_override", "_uid")
+
+    def __init__(self, uid: int, gid: int, *, override: bool = True) -> None:
+        """Remember whom to act as.
+
+        Args:
+            uid: User id of the host.
+            gid: Group id of the host.
+            override: Keep CAP_DAC_OVERRIDE: the guest kernel has checked permissions already.
+        """
+        self._uid = uid
+        self._gid = gid
+        self._override = override
+
+    def __enter__(self) -> None:
+        """Switch.
+
+        Raises:
+            OSError: EPERM when the kernel does not know such an id here; nothing has changed then.
+        """
+        _libc.setfsgid(self._gid)
+        _libc.setfsuid(self._uid)
+        # Neither call reports failure; asking does.
+        if _libc.setfsgid(_NOBODY) != self._gid or _libc.setfsuid(_NOBODY) != self._uid:
+            self.__exit__(None, None, None)
+            raise refusal(errno.EPERM)
+        if self._override and self._uid:
+            _change(add=_CAP_DAC_OVERRIDE)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Switch back; the user first, which brings the capabilities back."""
+        _libc.setfsuid(os.geteuid())
+        _libc.setfsgid(os.getegid())
+
+
+class KillSuidGid:
+    """While this is entered, writing clears set-user-id and set-group-id bits, as for anybody.
+
+    The kernel spares them for who has CAP_FSETID, so that is laid down.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Lay the capability down."""
+        _change(remove=_CAP_FSETID)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take it up again, where it is permitted."""
+        _change(add=_CAP_FSETID)
+
+
+def _capabilities() -> ctypes.Array[_Data]:
+    header, data = _Header(_CAPABILITY_VERSION_3, 0), (_Data * 2)()
+    if _libc.capget(ctypes.byref(header), data):
+        raise refusal(ctypes.get_errno())
+    return data
+
+
+def _change(*, add: int = 0, remove: int = 0) -> None:
+    data = _capabilities()
+    data[0].effective = (data[0].effective | add & data[0].permitted) & ~remove
+    header = _Header(_CAPABILITY_VERSION_3, 0)
+    if _libc.capset(ctypes.byref(header), data):
+        raise refusal(ctypes.get_errno())

@@ -1,0 +1,53 @@
+"""Descriptors that live as long as somebody uses them, and how many a device may hold.
+
+Requests of one device run on several threads. If RELEASE closed a number at once, a READ under way
+on another queue would go to whatever file got that number next. So a descriptor is closed when the
+last reference to it is dropped: tables let go of it, requests under way keep theirs. Hence whoever
+uses a number keeps its owner in a variable meanwhile; that of a temporary may be closed already.
+Must not know what the descriptors stand for.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import Final, NamedTuple
+
+_RESERVED: Final = 1024
+"""Descriptors left to the rest of the process: sockets, guest memory, other devices' eventfds."""
+
+
+class Descriptor:
+    """Owns one file descriptor; closes it when the last reference goes."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd: Final = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    @property
+    def path(self) -> bytes:
+        """A path that leads to exactly this file, whatever was renamed or replaced since."""
+        return b"/proc/self/fd/%d" % self.fd
+
+
+class Limits(NamedTuple):
+    """How many nodes (an O_PATH descriptor each) and handles one device may hold."""
+
+    nodes: int
+    handles: int
+
+
+def raise_descriptor_limit() -> Limits:
+    """Raise this process's soft RLIMIT_NOFILE to the hard one and divide it.
+
+    Half of it may become one device's nodes and an eighth its handles, so that one guest cannot
+    leave the devices of the others without any.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    usable = max(hard - _RESERVED, hard // 2)
+    return Limits(nodes=max(usable // 2, 1), handles=max(usable // 8, 1))

@@ -1,0 +1,118 @@
+"""The virtio-fs device (virtio 1.2, section 5.11): queues and configuration space.
+
+Queue 0 is the high-priority queue, the request queues follow; all of them are served alike, each on
+a thread of its own. Must not know FUSE: requests go to the session as they come.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.descriptors import Descriptor, raise_descriptor_limit
+from services.devicehost.devices.fs.session import Session, Share
+from services.devicehost.virtio.device import serve_requests
+from services.handshake.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    PortholeError,
+)
+from services.handshake.events import FS
+from services.wire.virtio_fs import CONFIG, TAG_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.devicehost.virtio.queue import Chain, Queue
+    from services.handshake.options import FsOptions
+
+
+class FsDevice:
+    """One virtio-fs device over one directory of the host."""
+
+    device_class: Final = FS
+    features: Final = 0
+
+    def __init__(self, options: FsOptions, shared_dir: Path) -> None:
+        """Open the directory that is shared, and raise the process's limit on open files.
+
+        Args:
+            options: What the device was asked to be; its name is the tag.
+            shared_dir: The directory; symlinks in its own path are followed once, now.
+
+        Raises:
+            InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; SHARED_DIR_NOT_A_DIRECTORY.
+            NotFoundError: SHARED_DIR_MISSING.
+            PermissionDeniedError: SHARED_DIR_DENIED.
+        """
+        tag = options.name.encode()
+        if len(tag) > TAG_BYTES:
+            raise InvalidArgumentError(
+                "TAG_TOO_LONG",
+                f"tag {options.name!r} has {len(tag)} bytes; virtio-fs has room for {TAG_BYTES}",
+                tag=options.name,
+                bound=TAG_BYTES,
+            )
+        self.num_queues: Final = 1 + options.queues
+        self._config: Final = CONFIG.pack(tag, options.queues)
+        self._session: Session | None = Session(
+            Share(_open_shared(shared_dir), options, raise_descriptor_limit())
+        )
+
+    def config(self) -> bytes:
+        """Tell the configuration space."""
+        return self._config
+
+    def activate(self, features: int) -> None:
+        """Nothing depends on the features: virtio-fs as such has none that are offered."""
+
+    def serve(self, index: int, queue: Queue) -> None:
+        """Serve one queue; the high-priority one needs no other treatment than a thread of its own.
+
+        Raises:
+            QueueError: As the queue's.
+        """
+        session = self._session
+        if session is None:
+            return
+        # Modes arrive with the guest's umask applied; ours must not be applied as well.
+        syscalls.use_private_umask(0)
+
+        def handle(chain: Chain) -> int:
+            return session.handle(chain.readable, chain.writable)
+
+        serve_requests(queue, handle)
+
+    def reset(self) -> None:
+        """Forget the guest: its nodes and open files."""
+        if self._session is not None:
+            self._session.reset()
+
+    def close(self) -> None:
+        """Let go of the shared directory."""
+        self._session = None
+
+
+def _open_shared(shared_dir: Path) -> Descriptor:
+    try:
+        return Descriptor(os.open(shared_dir, os.O_PATH | os.O_DIRECTORY))
+    except OSError as error:
+        kind, reason = _OPEN_ERRORS.get(
+            error.errno or 0, (InvalidArgumentError, "SHARED_DIR_UNUSABLE")
+        )
+        raise kind(
+            reason,
+            f"cannot share {str(shared_dir)!r}: {error.strerror}; name a directory that the device "
+            "host may read",
+            shared_dir=str(shared_dir),
+        ) from error
+
+
+_OPEN_ERRORS: Final[dict[int, tuple[type[PortholeError], str]]] = {
+    errno.ENOENT: (NotFoundError, "SHARED_DIR_MISSING"),
+    errno.ENOTDIR: (InvalidArgumentError, "SHARED_DIR_NOT_A_DIRECTORY"),
+    errno.EACCES: (PermissionDeniedError, "SHARED_DIR_DENIED"),
+}

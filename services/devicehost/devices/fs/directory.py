@@ -1,0 +1,50 @@
+"""Listing a directory: cookies that hold while entries come and go.
+
+A cookie is the host file system's own d_off, handed through unchanged: the host promises that
+continuing from it neither skips nor repeats entries that stay. Positions in a list would not.
+Must not know requests or nodes.
+"""
+
+from __future__ import annotations
+
+import os
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from services.devicehost.devices.fs import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from services.devicehost.devices.fs.handles import OpenDirectory
+
+_LINUX_DIRENT64: Final = Struct("<QqHB")
+"""struct linux_dirent64 without its name: d_ino, d_off, d_reclen, d_type (getdents64(2))."""
+_BUFFER_BYTES: Final = 32768
+
+
+class Entry(NamedTuple):
+    """One entry; `cookie` continues after it, `kind` is a DT_*."""
+
+    ino: int
+    cookie: int
+    kind: int
+    name: bytes
+
+
+def entries(directory: OpenDirectory, cookie: int) -> Iterator[Entry]:
+    """List entries from a cookie on, 0 being the start. Hold `directory.lock` meanwhile.
+
+    Raises:
+        OSError: EINVAL for a cookie that the host does not know.
+        OverflowError: The cookie does not fit 63 bits.
+    """
+    os.lseek(directory.fd, cookie, os.SEEK_SET)
+    while block := syscalls.getdents(directory.fd, _BUFFER_BYTES):
+        position = 0
+        while position < len(block):
+            ino, following, length, kind = _LINUX_DIRENT64.unpack_from(block, position)
+            start = position + _LINUX_DIRENT64.size
+            name = block[start : block.index(b"\0", start)]
+            yield Entry(ino, following, kind, name)
+            position += length

@@ -1,0 +1,91 @@
+"""What one guest has of a share between INIT and DESTROY.
+
+Owns the nodes and handles of that time, and the share's rules. DESTROY drops this object as a
+whole; requests under way keep it, and their descriptors, until they are done. Must not know
+opcodes or layouts of requests.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs import credentials, syscalls
+from services.devicehost.devices.fs.attributes import Presentation
+from services.devicehost.devices.fs.descriptors import Descriptor, Limits
+from services.devicehost.devices.fs.handles import HandleTable
+from services.devicehost.devices.fs.nodes import Node, NodeTable
+from services.wire.fuse import ATTR_OUT, ENTRY_OUT
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.request import Request
+    from services.handshake.options import FsOptions
+
+CACHE_S: Final = 1
+"""How long a guest may trust names and attributes: the host's side changes without telling it."""
+
+
+class Mount:
+    """Nodes, handles and rules.
+
+    Attributes:
+        read_only: Nothing may be changed.
+    """
+
+    def __init__(self, root: Descriptor, options: FsOptions, limits: Limits) -> None:
+        """Begin with the root only.
+
+        Args:
+            root: O_PATH descriptor of the shared directory.
+            options: The share's options.
+            limits: How many nodes and handles the guest may hold.
+
+        Raises:
+            OSError: The shared directory cannot be read any more.
+        """
+        self.read_only: Final = options.ro
+        self.presentation: Final = Presentation(options)
+        self.nodes: Final = NodeTable(root, os.fstat(root.fd), limits.nodes)
+        self.handles: Final = HandleTable(limits.handles)
+        self._switches = credentials.may_switch()
+
+    def enter(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+        """Look a checked name up and count the lookup.
+
+        Raises:
+            OSError: As openat2(2); ENFILE when the guest holds too many nodes.
+        """
+        return self.adopt(Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH)))
+
+    def adopt(self, descriptor: Descriptor) -> tuple[Node, os.stat_result]:
+        """Find or make the node of an O_PATH descriptor and count the lookup.
+
+        Raises:
+            OSError: ENFILE when the guest holds too many nodes.
+        """
+        status = os.fstat(descriptor.fd)
+        return self.nodes.hold(descriptor, status), status
+
+    def entry(self, node: Node, status: os.stat_result) -> bytes:
+        """Pack a fuse_entry_out."""
+        return ENTRY_OUT.pack(node.id, 0, CACHE_S, CACHE_S, 0, 0) + self.presentation.attr(status)
+
+    def attr(self, status: os.stat_result) -> bytes:
+        """Pack a fuse_attr_out."""
+        return ATTR_OUT.pack(CACHE_S, 0) + self.presentation.attr(status)
+
+    def creating(self, request: Request) -> credentials.ActAs | credentials.Nothing:
+        """Act as the request's user while something is created, if that is allowed."""
+        if self._switches:
+            return credentials.ActAs(request.uid, request.gid)
+        return credentials.Nothing()
+
+    def checking(self, request: Request) -> credentials.ActAs | credentials.Nothing:
+        """Act as the request's user, with that user's rights only, if that is allowed."""
+        if self._switches:
+            return credentials.ActAs(request.uid, request.gid, override=False)
+        return credentials.Nothing()
+
+    def writing(self, kill: int) -> credentials.KillSuidGid | credentials.Nothing:
+        """Clear set-id bits by what is written, if the guest asks for it (`kill` is not 0)."""
+        return credentials.KillSuidGid() if kill else credentials.Nothing()

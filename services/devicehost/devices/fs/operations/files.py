@@ -1,0 +1,136 @@
+"""Open regular files: their data, holes, write-back and end.
+
+READ and WRITE move data between the page cache and guest memory directly. Only regular files are
+ever opened: a FIFO could block the queue and a device would act on the host, and guests serve those
+themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.descriptors import Descriptor
+from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.handles import OpenFile
+from services.wire.fuse import (
+    FUSE_FSYNC_FDATASYNC,
+    FUSE_OPEN_KILL_SUIDGID,
+    FUSE_WRITE_KILL_SUIDGID,
+    LSEEK_OUT,
+    OPEN_OUT,
+    WRITE_OUT,
+)
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.mount import Mount
+    from services.devicehost.devices.fs.nodes import Node
+    from services.devicehost.devices.fs.request import Request
+
+_USABLE: Final = (
+    os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_LARGEFILE
+)
+"""What a guest's open flags may ask of the host. O_DIRECT is the guest's own cache's business (the
+host's alignment rules would break it); O_PATH, O_NONBLOCK, O_DIRECTORY and O_CREAT never pass."""
+_COPY_BYTES: Final = 64 << 20
+"""Most that one COPY_FILE_RANGE copies, so that a queue stays responsive; callers loop."""
+
+
+def usable_flags(flags: int) -> int:
+    """Tell the flags of open(2) for what a guest asked."""
+    return flags & _USABLE
+
+
+def open_regular(mount: Mount, node: Node, flags: int, open_flags: int) -> OpenFile:
+    """Open a node that is a regular file.
+
+    Raises:
+        OSError: EISDIR, ELOOP or ENXIO when it is a directory, a symlink or a special file; EROFS
+            when a read-only share is to be written; as open(2).
+    """
+    if node.kind != stat.S_IFREG:
+        raise refusal(
+            {stat.S_IFDIR: errno.EISDIR, stat.S_IFLNK: errno.ELOOP}.get(node.kind, errno.ENXIO)
+        )
+    if mount.read_only and flags & (os.O_ACCMODE | os.O_TRUNC):
+        raise refusal(errno.EROFS)
+    with mount.writing(open_flags & FUSE_OPEN_KILL_SUIDGID):
+        return OpenFile(Descriptor(os.open(node.path, usable_flags(flags))))
+
+
+def open_file(mount: Mount, request: Request) -> int:
+    """OPEN: open a node."""
+    flags, open_flags = request.args
+    opened = open_regular(mount, mount.nodes.get(request.nodeid), flags, open_flags)
+    return request.reply(OPEN_OUT.pack(mount.handles.add(opened), 0))
+
+
+def release(mount: Mount, request: Request) -> int:
+    """RELEASE: close a file."""
+    mount.handles.remove(request.args[0], OpenFile)
+    return 0
+
+
+def read(mount: Mount, request: Request) -> int:
+    """READ: page cache to guest memory."""
+    number, offset, size, _, _, _ = request.args
+    opened = mount.handles.get(number, OpenFile)
+    return os.preadv(opened.fd, request.space_of(size), offset)
+
+
+def write(mount: Mount, request: Request) -> int:
+    """WRITE: guest memory to page cache; the payload must be as long as it says."""
+    number, offset, size, write_flags, _, _ = request.args
+    opened = mount.handles.get(number, OpenFile)
+    payload = request.payload_of(size)
+    with mount.writing(write_flags & FUSE_WRITE_KILL_SUIDGID):
+        written = os.pwritev(opened.fd, payload, offset)
+    return request.reply(WRITE_OUT.pack(written))
+
+
+def flush(mount: Mount, request: Request) -> int:
+    """FLUSH: report what closing would report; sent at each close of a descriptor in the guest."""
+    opened = mount.handles.get(request.args[0], OpenFile)
+    os.close(os.dup(opened.fd))
+    return 0
+
+
+def fsync(mount: Mount, request: Request) -> int:
+    """FSYNC: write a file back, wholly or its data only."""
+    number, flags = request.args
+    opened = mount.handles.get(number, OpenFile)
+    (os.fdatasync if flags & FUSE_FSYNC_FDATASYNC else os.fsync)(opened.fd)
+    return 0
+
+
+def fallocate(mount: Mount, request: Request) -> int:
+    """FALLOCATE: reserve or punch a range."""
+    number, offset, length, mode = request.args
+    opened = mount.handles.get(number, OpenFile)
+    syscalls.fallocate(opened.fd, mode, offset, length)
+    return 0
+
+
+def lseek(mount: Mount, request: Request) -> int:
+    """LSEEK: find data or a hole."""
+    number, offset, whence = request.args
+    if whence not in (os.SEEK_SET, os.SEEK_END, os.SEEK_DATA, os.SEEK_HOLE):
+        raise refusal(errno.EINVAL)
+    opened = mount.handles.get(number, OpenFile)
+    return request.reply(LSEEK_OUT.pack(os.lseek(opened.fd, offset, whence)))
+
+
+def copy_file_range(mount: Mount, request: Request) -> int:
+    """COPY_FILE_RANGE: copy between two open files without moving data through the guest."""
+    from_number, from_offset, _, to_number, to_offset, length, flags = request.args
+    if flags:
+        raise refusal(errno.EINVAL)
+    source = mount.handles.get(from_number, OpenFile)
+    target = mount.handles.get(to_number, OpenFile)
+    copied = os.copy_file_range(
+        source.fd, target.fd, min(length, _COPY_BYTES), from_offset, to_offset
+    )
+    return request.reply(WRITE_OUT.pack(copied))

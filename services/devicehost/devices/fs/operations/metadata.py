@@ -1,0 +1,159 @@
+"""Attributes of nodes: GETATTR, SETATTR, STATX, ACCESS, STATFS, SYNCFS."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.descriptors import Descriptor
+from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.mount import CACHE_S
+from services.wire.fuse import (
+    FATTR_ATIME,
+    FATTR_ATIME_NOW,
+    FATTR_FH,
+    FATTR_GID,
+    FATTR_KILL_SUIDGID,
+    FATTR_MODE,
+    FATTR_MTIME,
+    FATTR_MTIME_NOW,
+    FATTR_SIZE,
+    FATTR_UID,
+    STATFS_OUT,
+    STATX_OUT,
+    SetattrIn,
+)
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.mount import Mount
+    from services.devicehost.devices.fs.nodes import Node
+    from services.devicehost.devices.fs.request import Request
+
+_KEEP_ID = (1 << 32) - 1
+_STATX_MASK = 0xFFF  # STATX_BASIC_STATS and STATX_BTIME: what fuse_statx has fields for
+_ACCESS_MODES = os.R_OK | os.W_OK | os.X_OK
+
+
+def getattr_(mount: Mount, request: Request) -> int:
+    """GETATTR: the node's attributes; a handle adds nothing to what the node's descriptor tells."""
+    node = mount.nodes.get(request.nodeid)
+    return request.reply(mount.attr(os.fstat(node.fd)))
+
+
+def setattr_(mount: Mount, request: Request) -> int:
+    """SETATTR: owner, size, mode and times, in this order.
+
+    Changing the owner or the size may clear set-id bits, which the mode then sets as it was given;
+    changing the size sets the times, which may be given as well.
+    """
+    wanted = SetattrIn(*request.args)
+    node = mount.nodes.get(request.nodeid)
+    if wanted.valid & (FATTR_UID | FATTR_GID):
+        _set_owner(mount, node, wanted)
+    if wanted.valid & FATTR_SIZE:
+        _set_size(mount, node, wanted)
+    if wanted.valid & FATTR_MODE:
+        os.chmod(node.path, wanted.mode & 0o7777)  # noqa: PTH101 - bytes, and not a Path's business
+    if wanted.valid & (FATTR_ATIME | FATTR_MTIME):
+        syscalls.set_times(
+            node.path,
+            _time(wanted.valid, FATTR_ATIME, FATTR_ATIME_NOW, wanted.atime, wanted.atimensec),
+            _time(wanted.valid, FATTR_MTIME, FATTR_MTIME_NOW, wanted.mtime, wanted.mtimensec),
+        )
+    return request.reply(mount.attr(os.fstat(node.fd)))
+
+
+def statx(mount: Mount, request: Request) -> int:
+    """STATX: attributes with the time of birth."""
+    _, _, _, mask = request.args
+    node = mount.nodes.get(request.nodeid)
+    status = syscalls.statx(node.fd, mask & _STATX_MASK)
+    return request.reply(STATX_OUT.pack(CACHE_S, 0, 0) + mount.presentation.statx(status))
+
+
+def access(mount: Mount, request: Request) -> int:
+    """ACCESS: may this user read, write or execute; asked only by guests that do not check."""
+    (mask,) = request.args
+    node = mount.nodes.get(request.nodeid)
+    if mask & ~_ACCESS_MODES:
+        raise refusal(errno.EINVAL)
+    if mask & os.W_OK and mount.read_only:
+        raise refusal(errno.EROFS)
+    with mount.checking(request):
+        if not os.access(node.path, mask, effective_ids=True):
+            raise refusal(errno.EACCES)
+    return 0
+
+
+def statfs(mount: Mount, request: Request) -> int:
+    """STATFS: room and limits of the file system that holds the node."""
+    node = mount.nodes.get(request.nodeid)
+    status = os.statvfs(node.fd)
+    return request.reply(
+        STATFS_OUT.pack(
+            status.f_blocks,
+            status.f_bfree,
+            status.f_bavail,
+            status.f_files,
+            status.f_ffree,
+            status.f_bsize,
+            status.f_namemax,
+            status.f_frsize,
+        )
+    )
+
+
+def syncfs(mount: Mount, request: Request) -> int:
+    """SYNCFS: write back the file system that holds the node."""
+    node = mount.nodes.get(request.nodeid)
+    if node.kind not in (stat.S_IFDIR, stat.S_IFREG):
+        raise refusal(errno.EINVAL)
+    opened = Descriptor(os.open(node.path, os.O_RDONLY))
+    syscalls.syncfs(opened.fd)
+    return 0
+
+
+def _set_owner(mount: Mount, node: Node, wanted: SetattrIn) -> None:
+    """Change the owner; one that an option fixes can only be set to what it is."""
+    shown = mount.presentation
+    uid = wanted.uid if wanted.valid & FATTR_UID else _KEEP_ID
+    gid = wanted.gid if wanted.valid & FATTR_GID else _KEEP_ID
+    for value, fixed in ((uid, shown.uid), (gid, shown.gid)):
+        if fixed is not None and value not in (fixed, _KEEP_ID):
+            raise refusal(errno.EPERM)
+    os.chown(
+        node.path,
+        _host_id(uid, shown.uid),
+        _host_id(gid, shown.gid),
+    )
+
+
+def _host_id(value: int, fixed: int | None) -> int:
+    """Tell what to give chown(2): -1 keeps the present one, as does an owner fixed by an option."""
+    return -1 if value == _KEEP_ID or fixed is not None else value
+
+
+def _set_size(mount: Mount, node: Node, wanted: SetattrIn) -> None:
+    """Change the size, by the open file if given: it may be writable when the name is not."""
+    if node.kind != stat.S_IFREG:
+        raise refusal(errno.EISDIR if node.kind == stat.S_IFDIR else errno.EINVAL)
+    with mount.writing(wanted.valid & FATTR_KILL_SUIDGID):
+        if wanted.valid & FATTR_FH:
+            opened = mount.handles.get(wanted.fh, OpenFile)
+            os.ftruncate(opened.fd, wanted.size)
+        else:
+            os.truncate(node.path, wanted.size)
+
+
+def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> tuple[int, int]:
+    if not valid & given:
+        return 0, syscalls.UTIME_OMIT
+    if valid & now:
+        return 0, syscalls.UTIME_NOW
+    if nanoseconds >= 1_000_000_000:  # also the special values, which are not the guest's to use
+        raise refusal(errno.EINVAL)
+    return seconds - (1 << 64) if seconds >> 63 else seconds, nanoseconds

@@ -1,0 +1,200 @@
+"""Names: finding, making, renaming and removing directory entries, and FORGET.
+
+Everything happens relative to the parent's descriptor, with one checked component as the name, so
+that no symlink is ever followed and nothing outside the share is reachable.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.descriptors import Descriptor
+from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.operations.files import open_regular, usable_flags
+from services.devicehost.devices.fs.request import entry_name
+from services.wire.fuse import FORGET_ONE, OPEN_OUT
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.mount import Mount
+    from services.devicehost.devices.fs.nodes import Node
+    from services.devicehost.devices.fs.request import Request
+
+_PERMISSIONS = 0o7777
+_RENAME_FLAGS = 0b111  # NOREPLACE, EXCHANGE, WHITEOUT
+
+
+def lookup(mount: Mount, request: Request) -> int:
+    """LOOKUP: find a name and count the lookup."""
+    parent = mount.nodes.get(request.nodeid)
+    (name,) = request.names(1)
+    return _entry(mount, request, parent, name)
+
+
+def forget(mount: Mount, request: Request) -> int:
+    """FORGET: take lookups back."""
+    (count,) = request.args
+    mount.nodes.forget(request.nodeid, count)
+    return 0
+
+
+def batch_forget(mount: Mount, request: Request) -> int:
+    """BATCH_FORGET: take lookups of many nodes back."""
+    (count,) = request.args
+    if len(request.body) != count * FORGET_ONE.size:
+        raise refusal(errno.EINVAL)
+    for node_id, lookups in FORGET_ONE.iter_unpack(request.body):
+        mount.nodes.forget(node_id, lookups)
+    return 0
+
+
+def create(mount: Mount, request: Request) -> int:
+    """CREATE: make and open a regular file, or open it when it is there already."""
+    flags, mode, _, open_flags = request.args
+    parent = mount.nodes.get(request.nodeid)
+    (name,) = request.names(1)
+    mount.nodes.require_room()
+    mount.handles.require_room()
+    try:
+        with mount.creating(request):
+            made = syscalls.open_beneath(
+                parent.fd,
+                name,
+                usable_flags(flags) | os.O_CREAT | os.O_EXCL,
+                mode & _PERMISSIONS,
+            )
+    except FileExistsError:
+        if flags & os.O_EXCL:
+            raise
+        node, status = mount.enter(parent, name)
+        opened = open_regular(mount, node, flags, open_flags)
+        return _created(mount, request, node, status, opened)
+    return _adopt_created(mount, request, Descriptor(made))
+
+
+def tmpfile(mount: Mount, request: Request) -> int:
+    """TMPFILE: make and open a regular file that has no name."""
+    flags, mode, _, _ = request.args
+    parent = mount.nodes.get(request.nodeid)
+    if parent.kind != stat.S_IFDIR:
+        raise refusal(errno.ENOTDIR)
+    mount.nodes.require_room()
+    mount.handles.require_room()
+    with mount.creating(request):
+        made = os.open(
+            parent.path,
+            usable_flags(flags) | flags & os.O_EXCL | os.O_TMPFILE,
+            mode & _PERMISSIONS,
+        )
+    return _adopt_created(mount, request, Descriptor(made))
+
+
+def mkdir(mount: Mount, request: Request) -> int:
+    """MKDIR: make a directory."""
+    mode, _ = request.args
+    parent = mount.nodes.get(request.nodeid)
+    (name,) = request.names(1)
+    mount.nodes.require_room()
+    with mount.creating(request):
+        os.mkdir(name, mode & _PERMISSIONS, dir_fd=parent.fd)
+    return _entry(mount, request, parent, name)
+
+
+def mknod(mount: Mount, request: Request) -> int:
+    """MKNOD: make a regular file, FIFO, socket or (guest root on a root device host) device."""
+    mode, rdev, _ = request.args
+    parent = mount.nodes.get(request.nodeid)
+    (name,) = request.names(1)
+    mount.nodes.require_room()
+    with mount.creating(request):
+        os.mknod(name, stat.S_IFMT(mode) | mode & _PERMISSIONS, rdev, dir_fd=parent.fd)
+    return _entry(mount, request, parent, name)
+
+
+def symlink(mount: Mount, request: Request) -> int:
+    """SYMLINK: make a link; its target is the guest's text and never resolved here."""
+    parent = mount.nodes.get(request.nodeid)
+    name, target = request.strings(2)
+    mount.nodes.require_room()
+    with mount.creating(request):
+        os.symlink(target, entry_name(name), dir_fd=parent.fd)
+    return _entry(mount, request, parent, name)
+
+
+def link(mount: Mount, request: Request) -> int:
+    """LINK: give a node one more name."""
+    (old_id,) = request.args
+    node = mount.nodes.get(old_id)
+    parent = mount.nodes.get(request.nodeid)
+    (name,) = request.names(1)
+    os.link(node.path, name, dst_dir_fd=parent.fd, follow_symlinks=True)
+    status = os.fstat(node.fd)
+    return request.reply(mount.entry(mount.nodes.hold(node.descriptor, status), status))
+
+
+def unlink(mount: Mount, request: Request) -> int:
+    """UNLINK: remove the name of anything but a directory."""
+    parent = mount.nodes.get(request.nodeid)
+    (name,) = request.names(1)
+    os.unlink(name, dir_fd=parent.fd)
+    return 0
+
+
+def rmdir(mount: Mount, request: Request) -> int:
+    """RMDIR: remove an empty directory."""
+    parent = mount.nodes.get(request.nodeid)
+    (name,) = request.names(1)
+    os.rmdir(name, dir_fd=parent.fd)
+    return 0
+
+
+def rename(mount: Mount, request: Request) -> int:
+    """RENAME: give another name, replacing what had it."""
+    (new_parent,) = request.args
+    return _rename(mount, request, new_parent, 0)
+
+
+def rename2(mount: Mount, request: Request) -> int:
+    """RENAME2: the same with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT."""
+    new_parent, flags = request.args
+    if flags & ~_RENAME_FLAGS:
+        raise refusal(errno.EINVAL)
+    return _rename(mount, request, new_parent, flags)
+
+
+def readlink(mount: Mount, request: Request) -> int:
+    """READLINK: hand a symlink's text to the guest, which resolves it in its own name space."""
+    node = mount.nodes.get(request.nodeid)
+    if node.kind != stat.S_IFLNK:
+        raise refusal(errno.EINVAL)
+    return request.reply(os.readlink(b"", dir_fd=node.fd))
+
+
+def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
+    source = mount.nodes.get(request.nodeid)
+    target = mount.nodes.get(new_parent)
+    old, new = request.names(2)
+    syscalls.rename(source.fd, old, target.fd, new, flags)
+    return 0
+
+
+def _entry(mount: Mount, request: Request, parent: Node, name: bytes) -> int:
+    return request.reply(mount.entry(*mount.enter(parent, name)))
+
+
+def _adopt_created(mount: Mount, request: Request, made: Descriptor) -> int:
+    """Answer with a file that this request has just made: its node comes from its descriptor."""
+    path_only = Descriptor(os.open(made.path, os.O_PATH))
+    node, status = mount.adopt(path_only)
+    return _created(mount, request, node, status, OpenFile(made))
+
+
+def _created(
+    mount: Mount, request: Request, node: Node, status: os.stat_result, opened: OpenFile
+) -> int:
+    number = mount.handles.add(opened)
+    return request.reply(mount.entry(node, status) + OPEN_OUT.pack(number, 0))

@@ -1,0 +1,97 @@
+"""The table of operations: opcode, what runs, and what must hold before it does.
+
+INIT and DESTROY are the session's; opcodes that are not here are answered ENOSYS, which makes the
+guest kernel do without them for good (locks then work within the guest).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs.operations import (
+    directories,
+    files,
+    metadata,
+    names,
+    xattrs,
+)
+from services.wire import fuse
+from services.wire.fuse import Opcode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from struct import Struct
+
+    from services.devicehost.devices.fs.mount import Mount
+    from services.devicehost.devices.fs.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row.
+
+    Attributes:
+        run: Serves the request; returns the length of the data that it placed.
+        args: The fixed part of the request; None when there is none.
+        reply_bytes: Room that the reply's data need at least; checked first, so that nothing is
+            done that the guest would not learn of.
+        modifies: Refused with EROFS on a read-only share.
+        streamed: What follows `args` stays in guest memory.
+    """
+
+    run: Callable[[Mount, Request], int]
+    args: Struct | None = None
+    reply_bytes: int = 0
+    modifies: bool = False
+    streamed: bool = False
+
+
+_ATTR: Final = fuse.ATTR_OUT.size + fuse.ATTR.size
+_ENTRY: Final = fuse.ENTRY_OUT.size + fuse.ATTR.size
+_OPEN: Final = fuse.OPEN_OUT.size
+_WRITE: Final = fuse.WRITE_OUT.size
+_STATX: Final = fuse.STATX_OUT.size + fuse.STATX.size
+
+OPERATIONS: Final[dict[int, Operation]] = {
+    Opcode.LOOKUP: Operation(names.lookup, None, _ENTRY),
+    Opcode.FORGET: Operation(names.forget, fuse.FORGET_IN),
+    Opcode.BATCH_FORGET: Operation(names.batch_forget, fuse.BATCH_FORGET_IN),
+    Opcode.CREATE: Operation(names.create, fuse.CREATE_IN, _ENTRY + _OPEN, modifies=True),
+    Opcode.TMPFILE: Operation(names.tmpfile, fuse.CREATE_IN, _ENTRY + _OPEN, modifies=True),
+    Opcode.MKDIR: Operation(names.mkdir, fuse.MKDIR_IN, _ENTRY, modifies=True),
+    Opcode.MKNOD: Operation(names.mknod, fuse.MKNOD_IN, _ENTRY, modifies=True),
+    Opcode.SYMLINK: Operation(names.symlink, None, _ENTRY, modifies=True),
+    Opcode.LINK: Operation(names.link, fuse.LINK_IN, _ENTRY, modifies=True),
+    Opcode.UNLINK: Operation(names.unlink, None, modifies=True),
+    Opcode.RMDIR: Operation(names.rmdir, None, modifies=True),
+    Opcode.RENAME: Operation(names.rename, fuse.RENAME_IN, modifies=True),
+    Opcode.RENAME2: Operation(names.rename2, fuse.RENAME2_IN, modifies=True),
+    Opcode.READLINK: Operation(names.readlink),
+    Opcode.OPEN: Operation(files.open_file, fuse.OPEN_IN, _OPEN),
+    Opcode.RELEASE: Operation(files.release, fuse.RELEASE_IN),
+    Opcode.READ: Operation(files.read, fuse.READ_IN),
+    Opcode.WRITE: Operation(files.write, fuse.WRITE_IN, _WRITE, modifies=True, streamed=True),
+    Opcode.FLUSH: Operation(files.flush, fuse.FLUSH_IN),
+    Opcode.FSYNC: Operation(files.fsync, fuse.FSYNC_IN),
+    Opcode.FALLOCATE: Operation(files.fallocate, fuse.FALLOCATE_IN, modifies=True),
+    Opcode.LSEEK: Operation(files.lseek, fuse.LSEEK_IN, fuse.LSEEK_OUT.size),
+    Opcode.COPY_FILE_RANGE: Operation(
+        files.copy_file_range, fuse.COPY_FILE_RANGE_IN, _WRITE, modifies=True
+    ),
+    Opcode.OPENDIR: Operation(directories.opendir, fuse.OPEN_IN, _OPEN),
+    Opcode.RELEASEDIR: Operation(directories.releasedir, fuse.RELEASE_IN),
+    Opcode.READDIR: Operation(directories.readdir, fuse.READ_IN),
+    Opcode.READDIRPLUS: Operation(directories.readdirplus, fuse.READ_IN),
+    Opcode.FSYNCDIR: Operation(directories.fsyncdir, fuse.FSYNC_IN),
+    Opcode.GETATTR: Operation(metadata.getattr_, fuse.GETATTR_IN, _ATTR),
+    Opcode.SETATTR: Operation(metadata.setattr_, fuse.SETATTR_IN, _ATTR, modifies=True),
+    Opcode.STATX: Operation(metadata.statx, fuse.STATX_IN, _STATX),
+    Opcode.ACCESS: Operation(metadata.access, fuse.ACCESS_IN),
+    Opcode.STATFS: Operation(metadata.statfs, None, fuse.STATFS_OUT.size),
+    Opcode.SYNCFS: Operation(metadata.syncfs, fuse.SYNCFS_IN),
+    Opcode.SETXATTR: Operation(xattrs.setxattr, fuse.SETXATTR_COMPAT_IN, modifies=True),
+    Opcode.GETXATTR: Operation(xattrs.getxattr, fuse.GETXATTR_IN),
+    Opcode.LISTXATTR: Operation(xattrs.listxattr, fuse.GETXATTR_IN),
+    Opcode.REMOVEXATTR: Operation(xattrs.removexattr, None, modifies=True),
+}

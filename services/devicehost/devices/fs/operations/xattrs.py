@@ -1,0 +1,57 @@
+"""Extended attributes, as the host file system keeps them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from services.devicehost.devices.fs.errors import refusal
+from services.wire.fuse import GETXATTR_OUT
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.mount import Mount
+    from services.devicehost.devices.fs.request import Request
+
+
+def setxattr(mount: Mount, request: Request) -> int:
+    """SETXATTR: set a value, as long as it says."""
+    size, flags = request.args
+    node = mount.nodes.get(request.nodeid)
+    name, end, value = request.body.partition(b"\0")
+    if not end or len(value) != size:
+        raise refusal(errno.EINVAL)
+    os.setxattr(node.path, name, value, flags)
+    return 0
+
+
+def getxattr(mount: Mount, request: Request) -> int:
+    """GETXATTR: a value, or its length when the guest has no room."""
+    (size,) = request.args
+    node = mount.nodes.get(request.nodeid)
+    (name,) = request.strings(1)
+    return _sized(request, size, os.getxattr(node.path, name))
+
+
+def listxattr(mount: Mount, request: Request) -> int:
+    """LISTXATTR: the names, or their length when the guest has no room."""
+    (size,) = request.args
+    node = mount.nodes.get(request.nodeid)
+    names = os.listxattr(node.path)
+    return _sized(request, size, b"".join(os.fsencode(name) + b"\0" for name in names))
+
+
+def removexattr(mount: Mount, request: Request) -> int:
+    """REMOVEXATTR: remove a value."""
+    node = mount.nodes.get(request.nodeid)
+    (name,) = request.strings(1)
+    os.removexattr(node.path, name)
+    return 0
+
+
+def _sized(request: Request, size: int, value: bytes) -> int:
+    if size == 0:
+        return request.reply(GETXATTR_OUT.pack(len(value)))
+    if len(value) > size:
+        raise refusal(errno.ERANGE)
+    return request.reply(value)

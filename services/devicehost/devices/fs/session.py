@@ -1,0 +1,212 @@
+"""The FUSE protocol core of one device: request buffers in, reply in place.
+
+Owns the life of a mount (INIT, DESTROY, INIT again at any time, since a guest may reboot) and the
+order of checks: header, life, opcode, length, room for the reply, rights. Any number of threads may
+call `handle` at once. Must not know queues; does no I/O of its own besides what operations do.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs.errors import errno_of, refusal
+from services.devicehost.devices.fs.mount import Mount
+from services.devicehost.devices.fs.operations.table import OPERATIONS
+from services.devicehost.devices.fs.request import Request, receive
+from services.wire import fuse
+from services.wire.fuse import InitIn, InitOut, Opcode
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.descriptors import Descriptor, Limits
+    from services.handshake.options import FsOptions
+
+_LOG = logging.getLogger(__name__)
+
+PAGE_BYTES: Final = 4096
+POOL_MAX_PAGES: Final = 64
+"""Behind a pool: 256 KiB, the longest mapping that the pool's geometry allows."""
+MAX_PAGES: Final = 256
+"""Otherwise: 1 MiB, what Linux uses at most by default."""
+_DEFAULT_MAX_PAGES: Final = 32
+"""What a guest without FUSE_MAX_PAGES uses, whatever it is told."""
+_MAX_BACKGROUND: Final = 64
+_CONGESTION_THRESHOLD: Final = 48
+_WARN_INTERVAL_S: Final = 60.0
+
+SUPPORTED: Final = (
+    fuse.FUSE_ASYNC_READ
+    | fuse.FUSE_ATOMIC_O_TRUNC
+    | fuse.FUSE_BIG_WRITES
+    | fuse.FUSE_AUTO_INVAL_DATA
+    | fuse.FUSE_DO_READDIRPLUS
+    | fuse.FUSE_READDIRPLUS_AUTO
+    | fuse.FUSE_ASYNC_DIO
+    | fuse.FUSE_PARALLEL_DIROPS
+    | fuse.FUSE_MAX_PAGES
+    | fuse.FUSE_HANDLE_KILLPRIV_V2
+    | fuse.FUSE_INIT_EXT
+)
+"""Capabilities that are accepted when a guest offers them. Not among them: write-back caching (the
+host's side changes too) and remote locks (a guest's locks work within the guest)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a device serves, whoever the guest is.
+
+    Attributes:
+        root: O_PATH descriptor of the shared directory.
+        options: The device's options.
+        limits: How many nodes and handles a guest may hold.
+    """
+
+    root: Descriptor
+    options: FsOptions
+    limits: Limits
+
+    @property
+    def max_pages(self) -> int:
+        """Most pages of data in one request."""
+        return POOL_MAX_PAGES if self.options.swiotlb else MAX_PAGES
+
+
+class Session:
+    """One guest's dialogue with the share."""
+
+    def __init__(self, share: Share) -> None:
+        """Wait for INIT.
+
+        Args:
+            share: What is served.
+        """
+        self._share: Final = share
+        self._mount: Mount | None = None
+        self._next_warning = 0.0
+
+    @property
+    def mount(self) -> Mount | None:
+        """What the guest has; None before INIT and after DESTROY."""
+        return self._mount
+
+    def reset(self) -> None:
+        """Let go of everything that the guest had; INIT is expected next."""
+        self._mount = None
+
+    def handle(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+        """Serve one request.
+
+        Args:
+            readable: What the driver wrote, cut anywhere.
+            writable: Where the reply goes, cut anywhere.
+
+        Returns:
+            Bytes written from the start of `writable`; 0 when no reply is due or none fits.
+        """
+        request = receive(readable, writable)
+        if request is None:
+            return 0
+        answered = request.opcode not in fuse.NO_REPLY
+        try:
+            length = self._run(request)
+        except (OSError, OverflowError) as error:
+            number = errno_of(error)
+            if number in (errno.ENFILE, errno.EMFILE):
+                self._warn_exhausted(request)
+            return request.finish(number) if answered else 0
+        return request.finish(0, length) if answered else 0
+
+    def _run(self, request: Request) -> int:
+        """Check a request and serve it; returns the length of the reply's data."""
+        if request.opcode == Opcode.INIT:
+            return self._init(request)
+        mount = self._mount
+        if mount is None:
+            raise refusal(errno.ENOTCONN)
+        if request.opcode == Opcode.DESTROY:
+            self._mount = None
+            return 0
+        operation = OPERATIONS.get(request.opcode)
+        if operation is None:
+            raise refusal(errno.ENOSYS)
+        request.load(operation.args, streamed=operation.streamed)
+        if operation.reply_bytes > request.space_bytes():
+            raise refusal(errno.EIO)
+        if operation.modifies and mount.read_only:
+            raise refusal(errno.EROFS)
+        return operation.run(mount, request)
+
+    def _warn_exhausted(self, request: Request) -> None:
+        """Say what is used up, at most once a minute, since a guest can provoke it at will."""
+        mount, now = self._mount, time.monotonic()
+        if mount is None or now < self._next_warning:
+            return
+        self._next_warning = now + _WARN_INTERVAL_S
+        _LOG.warning(
+            "virtio-fs %r of VM %s refuses %s: %d of %d nodes and %d of %d handles are in use; a "
+            "higher hard limit on open files (RLIMIT_NOFILE) allows more",
+            self._share.options.name,
+            self._share.options.vm_id,
+            fuse.opcode_name(request.opcode),
+            len(mount.nodes),
+            mount.nodes.limit,
+            len(mount.handles),
+            mount.handles.limit,
+        )
+
+    def _init(self, request: Request) -> int:
+        """INIT: agree on a version and on capabilities, and begin with a new mount."""
+        request.load(fuse.INIT_COMPAT_IN, streamed=False)
+        offer = _offer(request)
+        if request.space_bytes() < fuse.INIT_OUT.size:
+            raise refusal(errno.EIO)
+        if offer.major > fuse.FUSE_KERNEL_VERSION:
+            # Linux then sends INIT again in our major version.
+            self._mount = None
+            return request.reply(
+                _answer(flags=0, max_readahead=0, max_pages=0, minor=fuse.FUSE_KERNEL_MINOR_VERSION)
+            )
+        if offer.major < fuse.FUSE_KERNEL_VERSION or offer.minor < fuse.FUSE_MIN_MINOR_VERSION:
+            raise refusal(errno.EPROTO)
+        flags = SUPPORTED & (offer.flags | offer.flags2 << 32)
+        self._mount = Mount(self._share.root, self._share.options, self._share.limits)
+        return request.reply(
+            _answer(
+                minor=min(offer.minor, fuse.FUSE_KERNEL_MINOR_VERSION),
+                flags=flags,
+                max_readahead=offer.max_readahead,
+                max_pages=self._share.max_pages
+                if flags & fuse.FUSE_MAX_PAGES
+                else min(_DEFAULT_MAX_PAGES, self._share.max_pages),
+            )
+        )
+
+
+def _offer(request: Request) -> InitIn:
+    """Read INIT's fixed part, whose second half came with FUSE_INIT_EXT."""
+    major, minor, max_readahead, flags = request.args
+    flags2 = 0
+    if flags & fuse.FUSE_INIT_EXT and len(request.body) >= 4:
+        flags2 = int.from_bytes(request.body[:4], "little")
+    return InitIn(major, minor, max_readahead, flags, flags2)
+
+
+def _answer(*, minor: int, flags: int, max_readahead: int, max_pages: int) -> bytes:
+    return fuse.INIT_OUT.pack(
+        *InitOut(
+            major=fuse.FUSE_KERNEL_VERSION,
+            minor=minor,
+            max_readahead=max_readahead,
+            flags=flags & 0xFFFF_FFFF,
+            max_background=_MAX_BACKGROUND,
+            congestion_threshold=_CONGESTION_THRESHOLD,
+            max_write=max_pages * PAGE_BYTES,
+            time_gran=1,
+            max_pages=max_pages,
+            map_alignment=0,
+            flags2=flags >> 32,
+        )
+    )

@@ -1,0 +1,191 @@
+"""System calls that the Python standard library does not offer, and how they report failure.
+
+Owns the C signatures. Must not know FUSE or the share: each function is one call, with OSError for
+every failure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from struct import Struct
+from typing import Final, NamedTuple
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_SYS_OPENAT2: Final = 437  # the same on every architecture, as all numbers from 424 on
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_NO_SYMLINKS: Final = 0x04
+_RESOLVE_BENEATH: Final = 0x08
+_CONFINED: Final = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS
+_AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_CLONE_FS: Final = 0x200
+
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+
+_STATX: Final = Struct("<IIQIIIH2xQQQQ" + "qI4x" * 4 + "4I112x")
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class Statx(NamedTuple):
+    """struct statx without its padding; times are (seconds, nanoseconds) in two fields each."""
+
+    mask: int
+    blksize: int
+    attributes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    ino: int
+    size: int
+    blocks: int
+    attributes_mask: int
+    atime: int
+    atime_ns: int
+    btime: int
+    btime_ns: int
+    ctime: int
+    ctime_ns: int
+    mtime: int
+    mtime_ns: int
+    rdev_major: int
+    rdev_minor: int
+    dev_major: int
+    dev_minor: int
+
+
+def _declare(name: str, *arguments: type) -> ctypes._NamedFuncPointer:
+    function = getattr(_libc, name)
+    function.argtypes = arguments
+    function.restype = ctypes.c_int
+    return function  # type: ignore[no-any-return]
+
+
+_int, _uint, _u64, _str, _ptr = (
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_uint64,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+)
+_libc.syscall.argtypes = (ctypes.c_long, _int, _str, _ptr, ctypes.c_size_t)
+_libc.syscall.restype = ctypes.c_long
+_libc.getdents64.argtypes = (_int, _ptr, ctypes.c_size_t)
+_libc.getdents64.restype = ctypes.c_ssize_t
+_renameat2 = _declare("renameat2", _int, _str, _int, _str, _uint)
+_fallocate = _declare("fallocate", _int, _int, ctypes.c_int64, ctypes.c_int64)
+_syncfs = _declare("syncfs", _int)
+_utimensat = _declare("utimensat", _int, _str, _ptr, _int)
+_statx = _declare("statx", _int, _str, _int, _uint, _ptr)
+_unshare = _declare("unshare", _int)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def open_beneath(dir_fd: int, name: bytes, flags: int, mode: int = 0) -> int:
+    """Open `name` under a directory; no link is ever followed and nothing above is reachable.
+
+    Args:
+        dir_fd: The directory; may be an O_PATH descriptor.
+        name: One component.
+        flags: O_*; O_NOFOLLOW and O_CLOEXEC are added. With O_PATH a symlink itself is opened.
+        mode: Mode of a new file, 0 to 0o7777; 0 unless O_CREAT or O_TMPFILE is given.
+
+    Raises:
+        OSError: As openat2(2); ELOOP for a symlink without O_PATH, EXDEV for an escape.
+    """
+    how = _OpenHow(flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, _CONFINED)
+    return _checked(
+        _libc.syscall(_SYS_OPENAT2, dir_fd, name, ctypes.byref(how), ctypes.sizeof(how))
+    )
+
+
+def getdents(fd: int, size_bytes: int) -> bytes:
+    """Read directory entries (struct linux_dirent64) from a directory's position on.
+
+    Raises:
+        OSError: As getdents64(2); EINVAL when `size_bytes` does not hold one entry.
+    """
+    buffer = ctypes.create_string_buffer(size_bytes)
+    length = _checked(_libc.getdents64(fd, buffer, size_bytes))
+    return buffer.raw[:length]
+
+
+def rename(old_dir_fd: int, old: bytes, new_dir_fd: int, new: bytes, flags: int) -> None:
+    """Rename one component to another; flags are RENAME_*.
+
+    Raises:
+        OSError: As renameat2(2).
+    """
+    _checked(_renameat2(old_dir_fd, old, new_dir_fd, new, flags))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Reserve, punch, zero, collapse or insert a range of a file; bytes below 2^63.
+
+    Raises:
+        OSError: As fallocate(2).
+        OverflowError: A number does not fit.
+    """
+    if max(offset, length) >> 63:
+        raise OverflowError("an offset or length does not fit 63 bits")
+    _checked(_fallocate(fd, mode, offset, length))
+
+
+def syncfs(fd: int) -> None:
+    """Write back the file system that holds `fd`, which must not be an O_PATH descriptor.
+
+    Raises:
+        OSError: As syncfs(2).
+    """
+    _checked(_syncfs(fd))
+
+
+def set_times(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """Set times given as (seconds, nanoseconds or UTIME_NOW or UTIME_OMIT); follows links.
+
+    Raises:
+        OSError: As utimensat(2).
+    """
+    _checked(_utimensat(_AT_FDCWD, path, (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime)), 0))
+
+
+def statx(fd: int, mask: int) -> Statx:
+    """Read the attributes of what an O_PATH or ordinary descriptor refers to.
+
+    Raises:
+        OSError: As statx(2).
+    """
+    buffer = ctypes.create_string_buffer(_STATX.size)
+    _checked(_statx(fd, b"", _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW, mask, buffer))
+    return Statx(*_STATX.unpack(buffer))
+
+
+def use_private_umask(mask: int) -> None:
+    """Give the calling thread a umask (and working directory) that no other thread shares.
+
+    Raises:
+        OSError: As unshare(2).
+    """
+    _checked(_unshare(_CLONE_FS))
+    os.umask(mask)

@@ -1,0 +1,213 @@
+"""A virtio-net device with one pair of queues over a TAP interface (virtio 1.2, section 5.1).
+
+Owns the path of a frame, and the rule that a slow guest holds frames back in the TAP, where the
+kernel bounds them, instead of in memory of ours. Offloads are not offered yet. Must not know how
+the rings came into being, nor who gave the TAP its addresses.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.net.tap import Tap
+from services.devicehost.virtio.device import serve_requests
+from services.devicehost.virtio.queue import QueueError
+from services.handshake.events import NET
+from services.wire import virtio_net
+from services.wire.virtio_net import (
+    ETHERNET_HEADER_BYTES,
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    NetConfig,
+    NetHeader,
+)
+
+if TYPE_CHECKING:
+    from services.devicehost.memory import DeviceCounters
+    from services.devicehost.virtio.queue import Chain, Queue
+    from services.handshake.options import NetOptions
+
+MAX_PARTS: Final = 64
+"""Buffers of a frame that are handed to the kernel as they are; more are joined first."""
+
+_NO_OFFLOAD: Final = virtio_net.HEADER.pack(*NetHeader())
+_GONE: Final = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV})
+
+_LOG = logging.getLogger(__name__)
+
+
+class NetDevice:
+    """One adapter of a guest; a `VirtioDevice`.
+
+    Attributes:
+        mac: 6 bytes; what the guest is told.
+        mtu: Bytes of payload per frame; what the guest is told.
+    """
+
+    device_class = NET
+    num_queues = 2
+    features = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
+
+    def __init__(self, options: NetOptions, tap: str, counters: DeviceCounters) -> None:
+        """Open the TAP interface.
+
+        Args:
+            options: What the adapter was asked to be.
+            tap: Name of the interface, 1 to 15 bytes; made when it does not exist.
+            counters: Where dropped frames are counted.
+
+        Raises:
+            InvalidArgumentError: TAP_NAME.
+            FailedPreconditionError: As `Tap`.
+        """
+        self.mac = options.client_mac or derive_mac(options.vm_id, options.name)
+        self._name = options.name
+        self._counters = counters
+        self._tap = Tap(tap)
+        self.mtu = self._tap.mtu
+        self._link_up = True
+        self._mergeable = False
+
+    def config(self) -> bytes:
+        """Tell MAC address, link status and MTU."""
+        status = virtio_net.S_LINK_UP if self._link_up else 0
+        return virtio_net.CONFIG.pack(*NetConfig(self.mac, status, 1, self.mtu))
+
+    def activate(self, features: int) -> None:
+        """Learn whether a frame may span several buffers."""
+        self._mergeable = bool(features & virtio_net.F_MRG_RXBUF)
+
+    def serve(self, index: int, queue: Queue) -> None:
+        """Serve the receive or the transmit queue until it is stopped.
+
+        Raises:
+            QueueError: The guest broke a rule of the ring.
+        """
+        if index == virtio_net.RX_QUEUE:
+            self._serve_receive(queue)
+        else:
+            serve_requests(queue, self._transmit)
+
+    def reset(self) -> None:
+        """Forget what was negotiated; frames carry no state."""
+        self._mergeable = False
+
+    def close(self) -> None:
+        """Let go of the interface."""
+        self._tap.close()
+
+    def _serve_receive(self, queue: Queue) -> None:
+        ready: deque[Chain] = deque()
+        frame = bytearray(HEADER_BYTES + MAX_FRAME_BYTES)
+        try:
+            while not queue.stopped:
+                if not ready and not _take(queue, ready):
+                    queue.wait()  # for buffers only: until then frames stay in the TAP
+                elif not self._link_up:
+                    queue.wait(buffers=False)
+                elif length := self._read(frame):
+                    self._deliver(queue, ready, memoryview(frame)[:length])
+                else:
+                    queue.wait(self._tap.fd, buffers=False)
+        finally:
+            for chain in reversed(ready):
+                queue.put_back(chain)
+
+    def _read(self, frame: bytearray) -> int:
+        try:
+            return self._tap.read(frame)
+        except OSError as error:
+            self._link_up = error.errno not in _GONE
+            _LOG.warning("adapter %s: TAP %s: %s", self._name, self._tap.name, error.strerror)
+            return 0
+
+    def _deliver(self, queue: Queue, ready: deque[Chain], frame: memoryview) -> None:
+        """Spread one frame over buffers of the guest, or drop it when they cannot hold it."""
+        count, room = 1, ready[0].writable_bytes
+        while room < len(frame):
+            if not self._mergeable or (count == len(ready) and not _take(queue, ready)):
+                self._counters.count_drop()
+                return
+            room += ready[count].writable_bytes
+            count += 1
+        virtio_net.NUM_BUFFERS.pack_into(frame, virtio_net.NUM_BUFFERS_OFFSET, count)
+        used = []
+        for _ in range(count):
+            chain = ready.popleft()
+            written = _fill(chain, frame)
+            frame = frame[written:]
+            used.append((chain, written))
+        queue.push_together(used)
+
+    def _transmit(self, chain: Chain) -> int:
+        """Send one frame; what is not a frame is dropped and counted."""
+        length = chain.readable_bytes - HEADER_BYTES
+        if ETHERNET_HEADER_BYTES <= length <= MAX_FRAME_BYTES:
+            header, payload = _split(chain.readable)
+            # An offload was never negotiated; a guest that asks for one is not obeyed.
+            asks = header.flags & virtio_net.HDR_F_NEEDS_CSUM or header.gso_type
+            if not asks and self._write([_NO_OFFLOAD, *payload]):
+                return 0
+        self._counters.count_drop()
+        return 0
+
+    def _write(self, parts: list[bytes | memoryview]) -> bool:
+        try:
+            self._tap.write(parts if len(parts) <= MAX_PARTS else [b"".join(parts)])
+        except OSError as error:
+            # Down, gone or full: like a cable that is not plugged in. Senders try again.
+            _LOG.debug("adapter %s: frame dropped: %s", self._name, os.strerror(error.errno or 0))
+            return False
+        return True
+
+
+def derive_mac(vm_id: str, name: str) -> bytes:
+    """Make a locally administered unicast MAC address that is the same at every start."""
+    raw = bytearray(hashlib.sha256(f"{vm_id}/{name}".encode()).digest()[: virtio_net.MAC_BYTES])
+    raw[0] = raw[0] & 0xFC | 0x02
+    return bytes(raw)
+
+
+def _take(queue: Queue, ready: deque[Chain]) -> bool:
+    chain = queue.pop()
+    if chain is None:
+        return False
+    ready.append(chain)
+    if chain.readable or not chain.writable_bytes:
+        raise QueueError(
+            "RX_BUFFER",
+            f"the chain at descriptor {chain.head} of the receive queue has {chain.readable_bytes} "
+            f"readable and {chain.writable_bytes} writable bytes; give writable ones only",
+            head=chain.head,
+        )
+    return True
+
+
+def _fill(chain: Chain, data: memoryview) -> int:
+    """Copy from the start of `data` until it or the chain ends; returns the bytes copied."""
+    at = 0
+    for part in chain.writable:
+        piece = data[at : at + len(part)]
+        part[: len(piece)] = piece
+        at += len(piece)
+        if at == len(data):
+            break
+    return at
+
+
+def _split(readable: list[memoryview]) -> tuple[NetHeader, list[memoryview]]:
+    """Take the header off the start, wherever the guest's buffers divide it."""
+    header = bytearray()
+    for index, part in enumerate(readable):
+        missing = HEADER_BYTES - len(header)
+        header += part[:missing]
+        if len(header) == HEADER_BYTES:
+            rest = part[missing:]
+            payload = [rest, *readable[index + 1 :]] if len(rest) else readable[index + 1 :]
+            return NetHeader._make(virtio_net.HEADER.unpack(header)), payload
+    raise ValueError(f"{len(header)} bytes are no virtio-net header of {HEADER_BYTES}")

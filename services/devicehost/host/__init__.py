@@ -1,0 +1,20 @@
+"""The device host itself: which devices exist, for which VM, and what they are going through.
+
+`states` is the life of a device as data, `device` one device with all its parts, `registry` all of
+them. No gRPC, protobuf or OpenTelemetry here: the servicer brings those.
+"""
+
+from services.devicehost.host.device import DeviceInfo, FsBackend, HostedDevice, NetBackend
+from services.devicehost.host.registry import DeviceHost, DeviceSpec, make_device
+from services.devicehost.host.states import DeviceState
+
+__all__ = [
+    "DeviceHost",
+    "DeviceInfo",
+    "DeviceSpec",
+    "DeviceState",
+    "FsBackend",
+    "HostedDevice",
+    "NetBackend",
+    "make_device",
+]

@@ -1,0 +1,294 @@
+"""One device of the host: its parts put together, its state, its doorbells, and what it tells.
+
+Owns the order in which the parts of a device are made and torn down. Must not know other devices,
+gRPC or traces: it tells what happens by the callbacks that it was given.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.host.states import DeviceEvent, DeviceState, device_machine
+from services.devicehost.memory import ApertureMemory, DeviceCounters, WindowMemory
+from services.devicehost.throttle import Throttle
+from services.devicehost.vhost_user import Backend, Listener
+from services.handshake import events
+from services.handshake.errors import (
+    FailedPreconditionError,
+    PermissionDeniedError,
+    PortholeError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from services.devicehost.memory import (
+        CounterValues,
+        GuestMemory,
+        RegionTable,
+        WindowQuota,
+    )
+    from services.devicehost.virtio.device import VirtioDevice
+    from services.handshake.pool import SwiotlbPool
+
+_LOG = logging.getLogger(__name__)
+
+MAX_DOORBELLS: Final = 8
+"""Kick descriptors that the data queues of one device may have (docs/adr/0010-doorbells.md)."""
+
+FS_HIGH_PRIORITY_QUEUE: Final = 0
+"""Index of virtio-fs's high-priority queue (VIRTIO 1.2, section 5.11.2); it moves no data."""
+
+
+@dataclass(frozen=True, slots=True)
+class FsBackend:
+    """A directory of the host, shared by virtio-fs."""
+
+    shared_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetBackend:
+    """A TAP interface of the host, served by virtio-net."""
+
+    tap: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device at one moment.
+
+    Attributes:
+        vm_id: UUID of its VM.
+        instance_id: Of the device.
+        device_class: events.FS or events.NET.
+        tag: Name that the guest sees.
+        options: The options string, verbatim.
+        pool: Its aperture; None for on-demand windows.
+        state: Where it is in its life.
+        socket_path: Of its vhost-user socket.
+        counters: What it has counted.
+    """
+
+    vm_id: str
+    instance_id: str
+    device_class: str
+    tag: str
+    options: str
+    pool: SwiotlbPool | None
+    state: DeviceState
+    socket_path: Path
+    counters: CounterValues
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a device is, from its first moment on; see DeviceInfo."""
+
+    vm_id: str
+    instance_id: str
+    device_class: str
+    tag: str
+    options: str
+    pool: SwiotlbPool | None
+    socket_path: Path
+
+
+class HostedDevice:
+    """One device from its creation to its removal; it is the Observer of its own back-end.
+
+    Attributes:
+        identity: What it is.
+        counters: What it counts.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        is_known: Callable[[], bool],
+        emit: Callable[[events.Event], None],
+        on_change: Callable[[DeviceInfo, str], None],
+    ) -> None:
+        """Make an entry; `start` makes the device itself.
+
+        Args:
+            identity: What the device is to be.
+            is_known: Tells whether the device is in the registry.
+            emit: Takes the events of the handshake, on any thread.
+            on_change: Takes each new state and why it came, on any thread.
+        """
+        self.identity = identity
+        self.counters = DeviceCounters()
+        self._is_known = is_known
+        self._emit = emit
+        self._on_change = on_change
+        self._machine = device_machine(f"device {identity.instance_id} ({identity.tag})")
+        self._lock = threading.Lock()
+        self._life = threading.Lock()
+        self._doorbells: set[int] = set()
+        self._told: set[str] = set()
+        self._throttle = Throttle()
+        self._device: VirtioDevice | None = None
+        self._listener: Listener | None = None
+
+    @property
+    def state(self) -> DeviceState:
+        """Where the device is in its life."""
+        return self._machine.state
+
+    def info(self) -> DeviceInfo:
+        """Tell everything about the device as it is now."""
+        me = self.identity
+        return DeviceInfo(
+            me.vm_id,
+            me.instance_id,
+            me.device_class,
+            me.tag,
+            me.options,
+            me.pool,
+            self.state,
+            me.socket_path,
+            self.counters.snapshot(),
+        )
+
+    def start(self, make: Callable[[DeviceCounters], VirtioDevice], quota: WindowQuota) -> None:
+        """Make the device and listen; its socket is connectable afterwards.
+
+        Args:
+            make: Makes the virtio device.
+            quota: Of the VM, for a device without a token.
+
+        Raises:
+            PortholeError: It cannot be made; nothing is left behind.
+        """
+        pool = self.identity.pool
+
+        def reach(table: RegionTable) -> GuestMemory:
+            if pool is not None:
+                return ApertureMemory(table, pool, self.counters)
+            return WindowMemory(table, quota, self.counters)
+
+        with self._life:
+            if self.state is DeviceState.SHUTTING_DOWN:
+                raise FailedPreconditionError(
+                    "HOST_SHUTTING_DOWN", "the device host is shutting down and takes no device"
+                )
+            device = make(self.counters)
+            backend = Backend(device, reach, self.counters, self, keeps_descriptors=pool is None)
+            try:
+                self._listener = Listener(self.identity.socket_path, backend)
+            except BaseException:
+                device.close()
+                raise
+            self._device = device
+
+    def mark_shutting_down(self) -> None:
+        """Take nothing new from now on."""
+        self._fire(DeviceEvent.REMOVE, "removed")
+
+    def tear_down(self) -> None:
+        """Drop the front-end, unmap guest memory, remove the socket, release the back end."""
+        with self._life:
+            if self._listener is not None:
+                self._listener.close()
+            if self._device is not None:
+                self._device.close()
+            self._listener = self._device = None
+
+    def connected(self) -> None:
+        """As `Observer.connected`."""
+        self._fire(DeviceEvent.CONNECT, "a front-end has connected")
+
+    def attached(self) -> None:
+        """As `Observer.attached`."""
+        me = self.identity
+        self._fire(DeviceEvent.ATTACH, f"guest memory is attached by {me.pool or 'windows'}")
+        if me.pool is not None:
+            self._emit_once(events.aperture_created(*self._names(), me.pool))
+        else:
+            self._emit_once(events.windows_enabled(*self._names()))
+
+    def register_doorbell(self, queue: int) -> None:
+        """As `Observer.register_doorbell`.
+
+        Raises:
+            PermissionDeniedError: DEVICE_UNKNOWN, DEVICE_SHUTTING_DOWN or DOORBELL_LIMIT.
+        """
+        me = self.identity
+        if not self._is_known():
+            raise PermissionDeniedError(
+                "DEVICE_UNKNOWN",
+                f"device {me.instance_id} is not a device of VM {me.vm_id}",
+                instance_id=me.instance_id,
+            )
+        with self._lock:
+            if self.state is DeviceState.SHUTTING_DOWN:
+                raise PermissionDeniedError(
+                    "DEVICE_SHUTTING_DOWN",
+                    f"device {me.instance_id} is shutting down and takes no doorbell",
+                    instance_id=me.instance_id,
+                )
+            if me.device_class == events.FS and queue == FS_HIGH_PRIORITY_QUEUE:
+                return
+            if queue not in self._doorbells and len(self._doorbells) >= MAX_DOORBELLS:
+                raise PermissionDeniedError(
+                    "DOORBELL_LIMIT",
+                    f"device {me.instance_id} has {MAX_DOORBELLS} doorbells, the most that a "
+                    f"device may have; queue {queue} gets none",
+                    instance_id=me.instance_id,
+                    bound=MAX_DOORBELLS,
+                )
+            self._doorbells.add(queue)
+
+    def unregister_doorbell(self, queue: int) -> None:
+        """As `Observer.unregister_doorbell`."""
+        with self._lock:
+            self._doorbells.discard(queue)
+
+    def first_request(self) -> None:
+        """As `Observer.first_request`."""
+        self._emit_once(events.first_request(*self._names()))
+
+    def failed(self, error: PortholeError) -> None:
+        """As `Observer.failed`."""
+        held_back = self._throttle.admit()
+        if held_back is not None:
+            me = self.identity
+            _LOG.warning(
+                "device %s (%s %r of VM %s) needs a reset: %s [%s; %d more like it not logged]",
+                *(me.instance_id, me.device_class, me.tag, me.vm_id),
+                *(error, error.reason, held_back),
+            )
+        self._fire(DeviceEvent.FAIL, error.message)
+
+    def was_reset(self) -> None:
+        """As `Observer.was_reset`."""
+        self._fire(DeviceEvent.RESET, "reset")
+
+    def disconnected(self) -> None:
+        """As `Observer.disconnected`."""
+        self._fire(DeviceEvent.DISCONNECT, "the front-end has gone")
+
+    def _names(self) -> tuple[str, str, str, str]:
+        me = self.identity
+        return me.vm_id, me.instance_id, me.device_class, me.tag
+
+    def _emit_once(self, event: events.Event) -> None:
+        """Leave an event the first time only: a front-end that comes back is no new handshake."""
+        with self._lock:
+            if event.name in self._told:
+                return
+            self._told.add(event.name)
+        self._emit(event)
+
+    def _fire(self, event: DeviceEvent, detail: str) -> None:
+        with self._lock:
+            before = self.state
+            after = self._machine.fire(event)
+        if after is not before:
+            self._on_change(self.info(), detail)

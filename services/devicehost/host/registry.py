@@ -1,0 +1,336 @@
+"""All devices of the host, by VM: adding, removing, and what a VM's devices have in common.
+
+Owns the order of section 10 of docs/handshake.md: register, create, store; mark shutting down, tear
+down, forget. Must not know gRPC, protobuf or traces.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs import FsDevice
+from services.devicehost.devices.net import NetDevice
+from services.devicehost.host.device import (
+    DeviceInfo,
+    FsBackend,
+    HostedDevice,
+    Identity,
+    NetBackend,
+)
+from services.devicehost.host.states import DeviceState
+from services.devicehost.memory import WindowQuota
+from services.handshake import events
+from services.handshake.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from services.handshake.options import (
+    FsOptions,
+    NetOptions,
+    parse_fs_options,
+    parse_net_options,
+)
+from services.handshake.pool import SwiotlbPool, format_token, parse_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.devicehost.memory import DeviceCounters
+    from services.devicehost.virtio.device import VirtioDevice
+
+Options = FsOptions | NetOptions
+DeviceBackend = FsBackend | NetBackend
+
+_INSTANCE_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """What CreateDevice asks for.
+
+    Attributes:
+        vm_id: UUID of the VM.
+        instance_id: 1 to 64 letters, digits, '-' and '_'; part of the socket's path.
+        tag: Name that the guest sees; the options start with it.
+        options: "name;key=value;flag;…;vm_id=<uuid>".
+        backend: What the device serves; None is refused.
+    """
+
+    vm_id: str
+    instance_id: str
+    tag: str
+    options: str
+    backend: DeviceBackend | None
+
+
+@dataclass(slots=True)
+class _Vm:
+    """What the devices of one VM have in common."""
+
+    pool: SwiotlbPool | None = None
+    quota: WindowQuota = field(default_factory=WindowQuota)
+    devices: dict[str, HostedDevice] = field(default_factory=dict)
+
+
+def make_device(options: Options, backend: DeviceBackend, counters: DeviceCounters) -> VirtioDevice:
+    """Make the virtio device that serves a back end.
+
+    Raises:
+        PortholeError: The back end cannot be opened.
+    """
+    if isinstance(backend, FsBackend) and isinstance(options, FsOptions):
+        path = Path(backend.shared_dir)
+        if not path.is_absolute():
+            raise InvalidArgumentError(
+                "SHARED_DIR_RELATIVE",
+                f"shared directory {backend.shared_dir!r} is not an absolute path",
+                shared_dir=backend.shared_dir,
+            )
+        return FsDevice(options, path)
+    if isinstance(backend, NetBackend) and isinstance(options, NetOptions):
+        return NetDevice(options, backend.tap, counters)
+    raise TypeError(f"{type(options).__name__} do not fit {type(backend).__name__}")
+
+
+class DeviceHost:
+    """The registry of devices; every method may be called from any thread, and may block."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        on_change: Callable[[DeviceInfo, str], None],
+        make: Callable[[Options, DeviceBackend, DeviceCounters], VirtioDevice] = make_device,
+    ) -> None:
+        """Make an empty host.
+
+        Args:
+            run_dir: Device sockets go to its folder dev.
+            on_change: Takes each new state of a device and why it came, on any thread.
+            make: Makes virtio devices.
+        """
+        self._socket_dir = run_dir / "dev"
+        self._on_change = on_change
+        self._make = make
+        self._lock = threading.Lock()
+        self._vms: dict[str, _Vm] = {}
+        self._closing = False
+
+    def set_swiotlb(self, vm_id: str, token: str) -> None:
+        """Learn which pool a VM has latched; every new device of it must have that token.
+
+        Raises:
+            InvalidArgumentError: VM_ID_SYNTAX, or a reason of `parse_token`.
+            FailedPreconditionError: SWIOTLB_CONFLICT: the VM has announced another pool.
+        """
+        vm_id = _canonical(vm_id)
+        pool = parse_token(token)
+        with self._lock:
+            vm = self._vms.setdefault(vm_id, _Vm())
+            if vm.pool not in (None, pool):
+                raise FailedPreconditionError(
+                    "SWIOTLB_CONFLICT",
+                    f"VM {vm_id} has pool {vm.pool} already, so it cannot have {pool}; a pool is "
+                    "latched once in a VM's life",
+                    vm_id=vm_id,
+                )
+            vm.pool = pool
+
+    def create_device(self, spec: DeviceSpec, emit: Callable[[events.Event], None]) -> DeviceInfo:
+        """Make one device and listen on its socket.
+
+        Args:
+            spec: What is asked for.
+            emit: Takes the device's handshake events, on any thread, as long as it lives.
+
+        Raises:
+            InvalidArgumentError: Ids, options or back end are wrong; the reason says which.
+            FailedPreconditionError: SWIOTLB_TOKEN_MISMATCH, HOST_SHUTTING_DOWN, or the back end
+                cannot be opened now.
+            AlreadyExistsError: DEVICE_EXISTS.
+        """
+        options = _parse(spec)
+        backend = spec.backend
+        if backend is None:
+            raise InvalidArgumentError(
+                "BACKEND_MISSING", f"device {spec.instance_id!r} has no back end; set fs or net"
+            )
+        entry = HostedDevice(
+            Identity(
+                vm_id=options.vm_id,
+                instance_id=spec.instance_id,
+                device_class=events.FS if isinstance(options, FsOptions) else events.NET,
+                tag=spec.tag,
+                options=spec.options,
+                pool=options.swiotlb,
+                socket_path=self._socket_dir / f"{spec.instance_id}.sock",
+            ),
+            is_known=lambda: self._knows(options.vm_id, spec.instance_id),
+            emit=emit,
+            on_change=self._on_change,
+        )
+        vm = self._register(entry)
+        try:
+            entry.start(lambda counters: self._make(options, backend, counters), vm.quota)
+        except BaseException:
+            self._forget(entry)
+            raise
+        return entry.info()
+
+    def remove_device(self, vm_id: str, instance_id: str) -> None:
+        """Tear one device down; its socket is gone when this returns.
+
+        Raises:
+            NotFoundError: DEVICE_UNKNOWN, also while another call is removing it.
+        """
+        with self._lock:
+            entry = self._find(vm_id, instance_id)
+            if entry.state is DeviceState.SHUTTING_DOWN:
+                raise _unknown(vm_id, instance_id)
+            entry.mark_shutting_down()
+        try:
+            entry.tear_down()
+        finally:
+            self._forget(entry)
+
+    def get_device(self, vm_id: str, instance_id: str) -> DeviceInfo:
+        """Tell about one device.
+
+        Raises:
+            NotFoundError: DEVICE_UNKNOWN.
+        """
+        with self._lock:
+            return self._find(vm_id, instance_id).info()
+
+    def list_devices(self, vm_id: str | None = None) -> list[DeviceInfo]:
+        """Tell about all devices, or those of one VM, in the order in which they were added."""
+        with self._lock:
+            return [
+                device.info()
+                for each, vm in self._vms.items()
+                if vm_id is None or each == vm_id
+                for device in vm.devices.values()
+            ]
+
+    def window_quotas(self) -> dict[str, tuple[int, int]]:
+        """Tell windows used and their limit for every VM that has devices."""
+        with self._lock:
+            return {
+                vm_id: (vm.quota.used, vm.quota.limit)
+                for vm_id, vm in self._vms.items()
+                if vm.devices
+            }
+
+    def close(self) -> None:
+        """Refuse new devices, mark all as shutting down, tear each down, forget them."""
+        with self._lock:
+            self._closing = True
+            leaving = [
+                entry
+                for vm in self._vms.values()
+                for entry in vm.devices.values()
+                if entry.state is not DeviceState.SHUTTING_DOWN
+            ]
+            for entry in leaving:
+                entry.mark_shutting_down()
+        for entry in leaving:
+            entry.tear_down()
+            self._forget(entry)
+
+    def _register(self, entry: HostedDevice) -> _Vm:
+        me = entry.identity
+        with self._lock:
+            if self._closing:
+                raise FailedPreconditionError(
+                    "HOST_SHUTTING_DOWN", "the device host is shutting down and takes no device"
+                )
+            # An id names a socket, so it is taken for every VM.
+            if any(me.instance_id in vm.devices for vm in self._vms.values()):
+                raise AlreadyExistsError(
+                    "DEVICE_EXISTS",
+                    f"device {me.instance_id} exists already; remove it first",
+                    instance_id=me.instance_id,
+                )
+            vm = self._vms.get(me.vm_id) or _Vm()
+            if vm.pool is not None and vm.pool != me.pool:
+                have = format_token(me.pool) if me.pool else "no token"
+                raise FailedPreconditionError(
+                    "SWIOTLB_TOKEN_MISMATCH",
+                    f"device {me.instance_id} has {have}, but VM {me.vm_id} has latched "
+                    f"{format_token(vm.pool)}; pass the VM's token verbatim",
+                    vm_id=me.vm_id,
+                    instance_id=me.instance_id,
+                )
+            self._vms[me.vm_id] = vm
+            vm.devices[me.instance_id] = entry
+            return vm
+
+    def _forget(self, entry: HostedDevice) -> None:
+        me = entry.identity
+        with self._lock:
+            vm = self._vms.get(me.vm_id)
+            if vm is None or vm.devices.get(me.instance_id) is not entry:
+                return  # whoever closed the host meanwhile has forgotten it
+            del vm.devices[me.instance_id]
+            # A VM that has latched a pool is remembered: its next device must have the token.
+            if not vm.devices and vm.pool is None:
+                del self._vms[me.vm_id]
+
+    def _knows(self, vm_id: str, instance_id: str) -> bool:
+        with self._lock:
+            vm = self._vms.get(vm_id)
+            return vm is not None and instance_id in vm.devices
+
+    def _find(self, vm_id: str, instance_id: str) -> HostedDevice:
+        vm = self._vms.get(vm_id)
+        entry = vm.devices.get(instance_id) if vm else None
+        if entry is None:
+            raise _unknown(vm_id, instance_id)
+        return entry
+
+
+def _parse(spec: DeviceSpec) -> Options:
+    if not _INSTANCE_ID.fullmatch(spec.instance_id):
+        raise InvalidArgumentError(
+            "INSTANCE_ID_SYNTAX",
+            f"instance id {spec.instance_id!r} must be 1 to 64 letters, digits, '-' and '_'",
+            instance_id=spec.instance_id,
+        )
+    net = isinstance(spec.backend, NetBackend)
+    options = parse_net_options(spec.options) if net else parse_fs_options(spec.options)
+    for what, given, in_options in (
+        ("VM_ID_MISMATCH", _canonical(spec.vm_id), options.vm_id),
+        ("TAG_MISMATCH", spec.tag, options.name),
+    ):
+        if given != in_options:
+            raise InvalidArgumentError(
+                what,
+                f"device {spec.instance_id} is for {given!r}, but its options say {in_options!r}",
+                given=given,
+                options=in_options,
+            )
+    return options
+
+
+def _canonical(vm_id: str) -> str:
+    try:
+        return str(uuid.UUID(vm_id))
+    except ValueError:
+        raise InvalidArgumentError(
+            "VM_ID_SYNTAX", f"VM id {vm_id!r} is not a UUID", vm_id=vm_id
+        ) from None
+
+
+def _unknown(vm_id: str, instance_id: str) -> NotFoundError:
+    return NotFoundError(
+        "DEVICE_UNKNOWN",
+        f"VM {vm_id} has no device {instance_id}",
+        vm_id=vm_id,
+        instance_id=instance_id,
+    )

@@ -1,0 +1,115 @@
+"""The aperture: a mapping of exactly the pool, made once when the device attaches to guest memory.
+
+Memory outside the pool is not mapped, so it cannot be touched, whatever a guest hands in. Must not
+know who chose the pool.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from services.devicehost.memory.guest import GpaRange, GuestMemory, PinnedRing
+from services.devicehost.memory.mapping import Mapping
+from services.handshake.errors import FailedPreconditionError
+from services.handshake.pool import SLOT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.memory.regions import RegionTable
+    from services.handshake.pool import SwiotlbPool
+
+
+class ApertureMemory(GuestMemory):
+    """Guest memory bounded by a pool. It is its own lease: nothing is made or freed per request."""
+
+    def __init__(self, table: RegionTable, pool: SwiotlbPool, counters: DeviceCounters) -> None:
+        """Map exactly [base, base + size) of the pool.
+
+        Raises:
+            FailedPreconditionError: POOL_NOT_IN_GUEST_MEMORY: no single region covers the pool.
+            InvalidArgumentError: The mapping failed; see Mapping.
+        """
+        super().__init__(table, counters)
+        region = table.find(pool.base, pool.size_bytes)
+        if region is None or region.fd is None:
+            have = ", ".join(f"[0x{r.gpa:x}, 0x{r.gpa + r.size_bytes:x})" for r in table)
+            raise FailedPreconditionError(
+                "POOL_NOT_IN_GUEST_MEMORY",
+                f"pool {pool} is not inside one region of the guest's memory; the front-end "
+                f"shares {have or 'none'}",
+                base=pool.base,
+                size=pool.size_bytes,
+            )
+        self._pool = pool
+        self._base: int = pool.base
+        self._size = pool.size_bytes
+        self._high = 0
+        self._mapping = Mapping(
+            region.fd, region.file_offset + pool.base - region.gpa, pool.size_bytes
+        )
+        self._view = self._mapping.view
+
+    def translate(self, gpa: int, length: int) -> int:
+        """Turn a guest address into an offset in the aperture: arithmetic and a bound check.
+
+        Raises:
+            TranslationError: [gpa, gpa + length) is not wholly inside the pool.
+        """
+        offset = gpa - self._base
+        end = offset + length
+        if offset < 0 or end > self._size:
+            raise self.refuse(gpa, length, f"the aperture {self._pool}")
+        if end > self._high:
+            self._raise_high(end)
+        return offset
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """As `Lease.view`."""
+        offset = self.translate(gpa, length)
+        return self._view[offset : offset + length]
+
+    def views(self, buffers: Sequence[GpaRange]) -> list[memoryview]:
+        """As `Lease.views`; `translate` written out, because every request comes by here."""
+        base, size, high, whole = self._base, self._size, 0, self._view
+        views = []
+        for gpa, length in buffers:
+            offset = gpa - base
+            end = offset + length
+            if offset < 0 or end > size:
+                raise self.refuse(gpa, length, f"the aperture {self._pool}")
+            if end > high:
+                high = end
+            views.append(whole[offset:end])
+        if high > self._high:
+            self._raise_high(high)
+        return views
+
+    def lease(self, buffers: Sequence[GpaRange] = ()) -> Self:
+        """As `GuestMemory.lease`; always this object."""
+        return self
+
+    def pin(self, gpa: int, length: int) -> PinnedRing:
+        """As `GuestMemory.pin`; a ring inside the pool needs no pages of its own."""
+        offset = gpa - self._base
+        if offset >= 0 and offset + length <= self._size:
+            return PinnedRing(self._view[offset : offset + length], None)
+        return super().pin(gpa, length)
+
+    def close(self) -> None:
+        """End a lease: nothing to do."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def _raise_high(self, end: int) -> None:
+        with self._lock:
+            self._high = max(self._high, end)
+        self._counters.note_slot(-(-end // SLOT_BYTES))
+
+    def _unmap(self) -> None:
+        self._mapping.close()

@@ -1,0 +1,171 @@
+"""The one object through which all guest memory is reached, and what it lends.
+
+Owns the bound checks' error, the rings' pinned pages and the mappings' life. Must not know whether
+an aperture or windows are behind it.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+from services.devicehost.memory.mapping import Mapping
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.pool import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.memory.regions import RegionTable
+
+GpaRange = tuple[int, int]
+"""Guest-physical address of the first byte, and the length in bytes."""
+
+
+class TranslationError(InvalidArgumentError):
+    """A guest handed in an address that its device may not reach; a retry does not help.
+
+    Attributes:
+        gpa: The address.
+        length: Bytes that were asked for.
+    """
+
+    def __init__(self, gpa: int, length: int, bound: str) -> None:
+        super().__init__(
+            "ADDRESS_OUT_OF_BOUNDS",
+            f"guest address 0x{gpa:x}, length 0x{length:x}, is not inside {bound}",
+            gpa=gpa,
+            length=length,
+            bound=bound,
+        )
+        self.gpa = gpa
+        self.length = length
+
+
+class Lease(AbstractContextManager["Lease"], Protocol):
+    """The right to touch guest buffers until it is closed."""
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """Give [gpa, gpa + length) of guest memory, writable and without a copy.
+
+        Raises:
+            TranslationError: The range is not wholly inside what the device may reach.
+            DeadlineExceededError: WINDOW_DEADLINE: no window came free in time.
+            ResourceExhaustedError: WINDOW_QUOTA_TOO_SMALL: more than the whole quota is needed.
+        """
+
+    def views(self, buffers: Sequence[GpaRange]) -> list[memoryview]:
+        """Give several ranges, each as `view` does.
+
+        Raises:
+            As `view`.
+        """
+
+    def close(self) -> None:
+        """Give the buffers back; harmless when done before."""
+
+
+class PinnedRing:
+    """One part of a ring, reachable until `close`; see `GuestMemory.pin`.
+
+    Attributes:
+        view: The bytes of the part.
+    """
+
+    __slots__ = ("_mapping", "view")
+
+    def __init__(self, view: memoryview, mapping: Mapping | None) -> None:
+        self.view = view
+        self._mapping = mapping
+
+    def close(self) -> None:
+        """Unmap what was mapped for this part alone."""
+        if self._mapping is not None:
+            self._mapping.close()
+
+
+class GuestMemory(ABC):
+    """What a device can reach of its guest, as long as somebody retains it.
+
+    The constructor's caller holds the first reference; every thread that touches views holds one of
+    its own, so that nothing is unmapped under it. The last `release` unmaps.
+    """
+
+    def __init__(self, table: RegionTable, counters: DeviceCounters) -> None:
+        self._table = table
+        self._counters = counters
+        self._references = 1
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def lease(self, buffers: Sequence[GpaRange] = ()) -> Lease:
+        """Lend guest buffers.
+
+        Args:
+            buffers: What the borrower will ask for. What has to be mapped for them is mapped at
+                once or, on failure, not at all.
+
+        Raises:
+            As `Lease.view`.
+        """
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Copy [gpa, gpa + length): the guest cannot change what was checked afterwards.
+
+        Raises:
+            As `Lease.view`.
+        """
+        with self.lease(((gpa, length),)) as lease:
+            return bytes(lease.view(gpa, length))
+
+    def pin(self, gpa: int, length: int) -> PinnedRing:
+        """Map the pages of one part of a ring, and no others, until the part is closed.
+
+        Rings are not counted in the quota on windows: their number is bounded by the queues.
+
+        Raises:
+            TranslationError: No region holds the range, or its descriptor is closed already.
+        """
+        region = self._table.find(gpa, length)
+        if region is None or region.fd is None:
+            raise self.refuse(
+                gpa,
+                length,
+                "the memory that the device may map a ring from; it took the rings' "
+                "addresses when they were set first, and now keeps to its aperture"
+                if region
+                else "guest memory",
+            )
+        start = region.file_offset + gpa - region.gpa
+        first = start - start % PAGE_BYTES
+        mapping = Mapping(region.fd, first, _page_end(start + length) - first)
+        return PinnedRing(mapping.view[start - first : start - first + length], mapping)
+
+    def refuse(self, gpa: int, length: int, bound: str) -> TranslationError:
+        """Count a refused address and make the error for it."""
+        self._counters.count_refusal()
+        return TranslationError(gpa, length, bound)
+
+    def retain(self) -> None:
+        """Keep everything mapped until the matching `release`."""
+        with self._lock:
+            self._references += 1
+
+    def release(self) -> None:
+        """Give up one reference; the last one unmaps everything."""
+        with self._lock:
+            self._references -= 1
+            last = self._references == 0
+        if last:
+            self._unmap()
+
+    @abstractmethod
+    def _unmap(self) -> None:
+        """Unmap everything that requests may touch."""
+
+
+def _page_end(offset: int) -> int:
+    return -(-offset // PAGE_BYTES) * PAGE_BYTES

@@ -1,0 +1,228 @@
+"""On-demand windows: what a device without a token does, and the quota that a VM's devices share.
+
+A window is the pages of one guest buffer. Windows stay mapped after use, least recently used first
+in line to go, whichever device they belong to; a request that needs one while all are in use waits
+with a deadline. Must not know requests or queues.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Self
+
+from services.devicehost.memory.guest import GpaRange, GuestMemory
+from services.devicehost.memory.mapping import Mapping
+from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
+from services.handshake.pool import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.memory.regions import RegionTable
+
+WINDOW_LIMIT: Final = 512
+"""Windows that the devices of one VM may have mapped together, as on the host that WSL runs on."""
+
+WINDOW_DEADLINE_S: Final = 5.0
+"""How long a request waits for windows."""
+
+_PAGE_MASK: Final = ~(PAGE_BYTES - 1)
+
+
+class Window:
+    """Mapped pages of one guest, in use by `pins` leases."""
+
+    __slots__ = ("mapping", "owner", "pages", "pins")
+
+    def __init__(self, owner: WindowMemory, pages: GpaRange, mapping: Mapping) -> None:
+        self.owner = owner
+        self.pages = pages
+        self.mapping = mapping
+        self.pins = 0
+
+
+class WindowQuota:
+    """The windows of all devices of one VM: at most `limit` are mapped at any time."""
+
+    def __init__(self, limit: int = WINDOW_LIMIT, deadline_s: float = WINDOW_DEADLINE_S) -> None:
+        self.limit = limit
+        self.deadline_s = deadline_s
+        self._changed = threading.Condition()
+        self._mapped: dict[tuple[WindowMemory, GpaRange], Window] = {}
+        self._idle: OrderedDict[Window, None] = OrderedDict()
+
+    @property
+    def used(self) -> int:
+        """Windows that are mapped now, in use or not."""
+        return len(self._mapped)
+
+    def acquire(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> list[Window]:
+        """Pin a window for each page range, all or none; waits while the quota is in use.
+
+        Raises:
+            ResourceExhaustedError: WINDOW_QUOTA_TOO_SMALL: more are wanted than the quota has.
+            DeadlineExceededError: WINDOW_DEADLINE: too few came free within the deadline.
+            TranslationError: A range is not inside guest memory.
+        """
+        if len(wanted) > self.limit:
+            raise ResourceExhaustedError(
+                "WINDOW_QUOTA_TOO_SMALL",
+                f"one request needs {len(wanted)} windows at once; a VM has {self.limit}",
+                needed=len(wanted),
+                limit=self.limit,
+            )
+        with self._changed:
+            self._wait_for_room(owner, wanted)
+            pinned: list[Window] = []
+            try:
+                for pages in wanted:
+                    pinned.append(self._pin(owner, pages))
+            except Exception:
+                self._unpin(pinned)
+                raise
+            return pinned
+
+    def release(self, windows: Sequence[Window]) -> None:
+        """Unpin windows; they stay mapped until room is needed."""
+        with self._changed:
+            self._unpin(windows)
+
+    def drop(self, owner: WindowMemory) -> None:
+        """Unmap every window of one device, pinned or not; no thread of it may be running."""
+        with self._changed:
+            for window in [w for w in self._mapped.values() if w.owner is owner]:
+                self._idle.pop(window, None)
+                self._unmap(window)
+            self._changed.notify_all()
+
+    def _wait_for_room(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> None:
+        deadline = time.monotonic() + self.deadline_s
+        waited = False
+        while self._pinned_by_others(owner, wanted) + len(wanted) > self.limit:
+            if not waited:
+                owner.counters.count_windows(waited=1)
+                waited = True
+            if not self._changed.wait(deadline - time.monotonic()):
+                raise DeadlineExceededError(
+                    "WINDOW_DEADLINE",
+                    f"a request needs {len(wanted)} windows and waited {self.deadline_s} s; "
+                    f"{len(self._mapped) - len(self._idle)} of the VM's {self.limit} are in use",
+                    needed=len(wanted),
+                    limit=self.limit,
+                )
+
+    def _pinned_by_others(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> int:
+        shared = 0
+        for pages in wanted:
+            window = self._mapped.get((owner, pages))
+            shared += window is not None and window.pins > 0
+        return len(self._mapped) - len(self._idle) - shared
+
+    def _pin(self, owner: WindowMemory, pages: GpaRange) -> Window:
+        window = self._mapped.get((owner, pages))
+        if window is None:
+            mapping = owner.map_pages(pages)
+            if len(self._mapped) >= self.limit:
+                oldest, _ = self._idle.popitem(last=False)
+                self._unmap(oldest)
+                oldest.owner.counters.count_windows(evicted=1)
+            window = self._mapped[owner, pages] = Window(owner, pages, mapping)
+            owner.counters.count_windows(mapped=1)
+        else:
+            self._idle.pop(window, None)
+        window.pins += 1
+        return window
+
+    def _unpin(self, windows: Sequence[Window]) -> None:
+        for window in windows:
+            window.pins -= 1
+            if window.pins == 0 and self._mapped.get((window.owner, window.pages)) is window:
+                self._idle[window] = None
+        self._changed.notify_all()
+
+    def _unmap(self, window: Window) -> None:
+        del self._mapped[window.owner, window.pages]
+        window.mapping.close()
+
+
+class WindowLease:
+    """Windows that are pinned until the lease is closed."""
+
+    __slots__ = ("_memory", "_windows")
+
+    def __init__(self, memory: WindowMemory, windows: dict[GpaRange, Window]) -> None:
+        self._memory = memory
+        self._windows = windows
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """As `Lease.view`."""
+        pages = page_range(gpa, length)
+        window = self._windows.get(pages)
+        if window is None:
+            (window,) = self._memory.quota.acquire(self._memory, (pages,))
+            self._windows[pages] = window
+        start = gpa - pages[0]
+        return window.mapping.view[start : start + length]
+
+    def views(self, buffers: Sequence[GpaRange]) -> list[memoryview]:
+        """As `Lease.views`."""
+        return [self.view(gpa, length) for gpa, length in buffers]
+
+    def close(self) -> None:
+        """As `Lease.close`."""
+        windows, self._windows = self._windows, {}
+        self._memory.quota.release(list(windows.values()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class WindowMemory(GuestMemory):
+    """All of a guest's memory, mapped a buffer at a time.
+
+    Attributes:
+        quota: What the devices of the VM share.
+        counters: Of the device.
+    """
+
+    def __init__(self, table: RegionTable, quota: WindowQuota, counters: DeviceCounters) -> None:
+        super().__init__(table, counters)
+        self.quota = quota
+        self.counters = counters
+
+    def lease(self, buffers: Sequence[GpaRange] = ()) -> WindowLease:
+        """As `GuestMemory.lease`."""
+        # Checked before any window is asked for: a hostile address must not wait for the quota.
+        for gpa, length in buffers:
+            if self._table.find(gpa, length) is None:
+                raise self.refuse(gpa, length, "guest memory")
+        wanted = dict.fromkeys(page_range(gpa, length) for gpa, length in buffers)
+        windows = self.quota.acquire(self, wanted)
+        return WindowLease(self, dict(zip(wanted, windows, strict=True)))
+
+    def map_pages(self, pages: GpaRange) -> Mapping:
+        """Map whole pages for the quota.
+
+        Raises:
+            TranslationError: They are not inside one region.
+        """
+        gpa, length = pages
+        region = self._table.find(gpa, length)
+        if region is None or region.fd is None:
+            raise self.refuse(gpa, length, "guest memory")
+        return Mapping(region.fd, region.file_offset + gpa - region.gpa, length)
+
+    def _unmap(self) -> None:
+        self.quota.drop(self)
+
+
+def page_range(gpa: int, length: int) -> GpaRange:
+    """Widen a range to whole pages."""
+    first = gpa & _PAGE_MASK
+    return first, ((gpa + length + PAGE_BYTES - 1) & _PAGE_MASK) - first

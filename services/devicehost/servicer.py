@@ -1,0 +1,229 @@
+"""The gRPC edge of the device host: protobuf in, values to the registry, protobuf out.
+
+The registry blocks, so it is called on threads; what happens to devices comes back from threads to
+the event loop for the watchers. Must not know rings or memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
+from porthole.handshake.v1 import device_pb2
+
+from services.devicehost.host import DeviceHost, DeviceInfo, DeviceSpec, FsBackend, NetBackend
+from services.handshake.errors import ResourceExhaustedError
+from services.rpc import tracing
+from services.rpc.convert import device_class_to_proto, device_state_to_proto
+from services.rpc.version import service_version
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import grpc
+
+    from services.handshake.events import Event
+
+SERVICE: Final = "porthole.devicehost.v1.DeviceHost"
+
+WATCH_BACKLOG: Final = 1024
+"""Changes that a watcher may be behind; one that is further behind is cut off."""
+
+
+class _Watcher:
+    """One WatchDevices call: what it has not read yet."""
+
+    def __init__(self, vm_id: str) -> None:
+        self.vm_id = vm_id
+        self.backlog: asyncio.Queue[device_host_pb2.WatchDevicesResponse] = asyncio.Queue(
+            WATCH_BACKLOG
+        )
+        self.ended = asyncio.Event()
+        self.too_slow = False
+
+
+class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
+    """Serves porthole.devicehost.v1.DeviceHost; made on the event loop that it serves on.
+
+    Attributes:
+        host: The registry behind it.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._watchers: set[_Watcher] = set()
+        self.host = DeviceHost(run_dir, self._changed)
+
+    async def close(self) -> None:
+        """Tear every device down, then end the watchers."""
+        await asyncio.to_thread(self.host.close)
+        for watcher in self._watchers:
+            watcher.ended.set()
+
+    async def GetVersion(  # noqa: N802 - gRPC's name
+        self,
+        request: device_host_pb2.GetVersionRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.GetVersionRequest, device_host_pb2.GetVersionResponse
+        ],
+    ) -> device_host_pb2.GetVersionResponse:
+        """Announce the API versions."""
+        return device_host_pb2.GetVersionResponse(version=service_version(SERVICE))
+
+    async def SetSwiotlb(  # noqa: N802
+        self,
+        request: device_host_pb2.SetSwiotlbRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.SetSwiotlbRequest, device_host_pb2.SetSwiotlbResponse
+        ],
+    ) -> device_host_pb2.SetSwiotlbResponse:
+        """Learn which pool a VM has latched."""
+        self.host.set_swiotlb(request.vm_id, request.swiotlb_option)
+        return device_host_pb2.SetSwiotlbResponse()
+
+    async def CreateDevice(  # noqa: N802
+        self,
+        request: device_host_pb2.CreateDeviceRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.CreateDeviceRequest, device_host_pb2.CreateDeviceResponse
+        ],
+    ) -> device_host_pb2.CreateDeviceResponse:
+        """Make one device; its later events go under the span of this call."""
+        emit = partial(_emit, tracing.current_traceparent())
+        info = await asyncio.to_thread(self.host.create_device, _spec(request), emit)
+        return device_host_pb2.CreateDeviceResponse(socket_path=str(info.socket_path))
+
+    async def RemoveDevice(  # noqa: N802
+        self,
+        request: device_host_pb2.RemoveDeviceRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.RemoveDeviceRequest, device_host_pb2.RemoveDeviceResponse
+        ],
+    ) -> device_host_pb2.RemoveDeviceResponse:
+        """Tear one device down."""
+        await asyncio.to_thread(self.host.remove_device, request.vm_id, request.instance_id)
+        return device_host_pb2.RemoveDeviceResponse()
+
+    async def GetDevice(  # noqa: N802
+        self,
+        request: device_host_pb2.GetDeviceRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.GetDeviceRequest, device_host_pb2.GetDeviceResponse
+        ],
+    ) -> device_host_pb2.GetDeviceResponse:
+        """Tell state and counters of one device."""
+        info = self.host.get_device(request.vm_id, request.instance_id)
+        return device_host_pb2.GetDeviceResponse(device=_to_proto(info))
+
+    async def ListDevices(  # noqa: N802
+        self,
+        request: device_host_pb2.ListDevicesRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.ListDevicesRequest, device_host_pb2.ListDevicesResponse
+        ],
+    ) -> device_host_pb2.ListDevicesResponse:
+        """List devices."""
+        devices = self.host.list_devices(request.vm_id or None)
+        return device_host_pb2.ListDevicesResponse(devices=[_to_proto(info) for info in devices])
+
+    async def WatchDevices(  # noqa: N802
+        self,
+        request: device_host_pb2.WatchDevicesRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.WatchDevicesRequest, device_host_pb2.WatchDevicesResponse
+        ],
+    ) -> AsyncIterator[device_host_pb2.WatchDevicesResponse]:
+        """Stream what happens to devices from now on.
+
+        Raises:
+            ResourceExhaustedError: WATCHER_TOO_SLOW.
+        """
+        watcher = _Watcher(request.vm_id)
+        self._watchers.add(watcher)
+        ended = asyncio.create_task(watcher.ended.wait())
+        try:
+            # The caller knows from these that it misses nothing from now on.
+            await context.send_initial_metadata(())
+            while change := await _next(watcher, ended):
+                yield change
+            if watcher.too_slow:
+                raise ResourceExhaustedError(
+                    "WATCHER_TOO_SLOW",
+                    f"more than {WATCH_BACKLOG} changes were not read; list the devices, and "
+                    "watch again",
+                    bound=WATCH_BACKLOG,
+                )
+        finally:
+            ended.cancel()
+            self._watchers.discard(watcher)
+
+    def _changed(self, info: DeviceInfo, detail: str) -> None:
+        """Take a change from whatever thread it happened on."""
+        self._loop.call_soon_threadsafe(self._publish, info, detail)
+
+    def _publish(self, info: DeviceInfo, detail: str) -> None:
+        change = device_host_pb2.WatchDevicesResponse(device=_to_proto(info), detail=detail)
+        for watcher in self._watchers:
+            if watcher.vm_id in ("", info.vm_id):
+                try:
+                    watcher.backlog.put_nowait(change)
+                except asyncio.QueueFull:
+                    watcher.too_slow = True
+                    watcher.ended.set()
+
+
+async def _next(
+    watcher: _Watcher, ended: asyncio.Task[bool]
+) -> device_host_pb2.WatchDevicesResponse | None:
+    """Wait for a watcher's next change; None when there is none left and it has ended."""
+    if watcher.backlog.empty() and not watcher.ended.is_set():
+        change = asyncio.create_task(watcher.backlog.get())
+        try:
+            await asyncio.wait({change, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if change.done():
+                return change.result()
+        finally:
+            change.cancel()
+    return None if watcher.backlog.empty() else watcher.backlog.get_nowait()
+
+
+def _spec(request: device_host_pb2.CreateDeviceRequest) -> DeviceSpec:
+    backend: FsBackend | NetBackend | None = None
+    if request.HasField("fs"):
+        backend = FsBackend(request.fs.shared_dir)
+    elif request.HasField("net"):
+        backend = NetBackend(request.net.tap)
+    return DeviceSpec(request.vm_id, request.instance_id, request.tag, request.options, backend)
+
+
+def _to_proto(info: DeviceInfo) -> device_host_pb2.Device:
+    counters = info.counters
+    return device_host_pb2.Device(
+        vm_id=info.vm_id,
+        instance_id=info.instance_id,
+        device_class=device_class_to_proto(info.device_class),
+        tag=info.tag,
+        state=device_state_to_proto(info.state),
+        socket_path=str(info.socket_path),
+        aperture=device_host_pb2.ApertureInfo(base=info.pool.base, size_bytes=info.pool.size_bytes)
+        if info.pool
+        else device_host_pb2.ApertureInfo(),
+        counters=device_pb2.DeviceCounters(
+            requests=counters.requests,
+            bytes_in=counters.bytes_in,
+            bytes_out=counters.bytes_out,
+            translations_refused=counters.translations_refused,
+            windows_mapped=counters.windows_mapped,
+            windows_evicted=counters.windows_evicted,
+            windows_waited=counters.windows_waited,
+            highest_slot=counters.highest_slot,
+        ),
+        options=info.options,
+    )
+
+
+def _emit(traceparent: str, event: Event) -> None:
+    tracing.emit_under(traceparent, f"DeviceHost {event.name}", event)

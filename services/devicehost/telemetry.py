@@ -1,0 +1,99 @@
+"""The metrics of the aperture engine: every counter of every device, and the windows of every VM.
+
+Observed when metrics are exported, so the data path pays nothing. Must not know what a counter
+means to a device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from services.handshake import events
+from services.handshake.pool import SLOT_BYTES
+from services.rpc import tracing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from services.devicehost.host import DeviceHost, DeviceInfo
+
+COUNTERS: Final = {
+    "requests": ("{request}", "requests that the device completed"),
+    "bytes_in": ("By", "bytes that the device read from guest memory"),
+    "bytes_out": ("By", "bytes that the device wrote to guest memory"),
+    "translations_refused": ("{address}", "guest addresses that were refused"),
+    "windows_mapped": ("{window}", "on-demand windows that were mapped"),
+    "windows_evicted": ("{window}", "on-demand windows that were unmapped to make room"),
+    "windows_waited": ("{wait}", "times that a request waited for the quota on windows"),
+    "frames_dropped": ("{frame}", "frames that a virtio-net device dropped"),
+}
+"""Unit and description of each counter in CounterValues that becomes porthole.device.<name>."""
+
+
+def observe(host: DeviceHost) -> None:
+    """Register the instruments; once per process, after `tracing.setup`."""
+    meter = tracing.meter()
+    for name, (unit, description) in COUNTERS.items():
+        meter.create_observable_counter(
+            f"porthole.device.{name}",
+            callbacks=[_of_devices(host, name)],
+            unit=unit,
+            description=description,
+        )
+    meter.create_observable_gauge(
+        "porthole.device.highest_slot",
+        callbacks=[_of_devices(host, "highest_slot")],
+        unit="{slot}",
+        description="highest 2 KiB slot of the pool that a request touched, counted from 1",
+    )
+    meter.create_observable_gauge(
+        "porthole.device.pool_slots",
+        callbacks=[lambda _: _pool_slots(host)],
+        unit="{slot}",
+        description="2 KiB slots of the device's pool; 0 without a pool",
+    )
+    for place, name in enumerate(("used", "limit")):
+        meter.create_observable_gauge(
+            f"porthole.vm.windows_{name}",
+            callbacks=[_of_quotas(host, place)],
+            unit="{window}",
+            description=f"windows of the VM's quota: {name}",
+        )
+
+
+def _of_devices(host: DeviceHost, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def read(_: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(getattr(device.counters, name), _names(device))
+            for device in host.list_devices()
+        ]
+
+    return read
+
+
+def _of_quotas(host: DeviceHost, place: int) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def read(_: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(quota[place], {events.VM_ID: vm_id})
+            for vm_id, quota in host.window_quotas().items()
+        ]
+
+    return read
+
+
+def _pool_slots(host: DeviceHost) -> Iterable[Observation]:
+    return [
+        Observation(device.pool.size_bytes // SLOT_BYTES if device.pool else 0, _names(device))
+        for device in host.list_devices()
+    ]
+
+
+def _names(device: DeviceInfo) -> dict[str, str]:
+    return {
+        events.VM_ID: device.vm_id,
+        events.DEVICE_ID: device.instance_id,
+        events.DEVICE_CLASS: device.device_class,
+        events.DEVICE_TAG: device.tag,
+    }

@@ -1,0 +1,361 @@
+"""What a front-end's commands do to one device: guest memory, rings and their workers.
+
+One thread executes commands; workers only report failure. When the device keeps to an aperture, the
+descriptors of guest memory are closed at the moment when all of its rings have their addresses:
+then every page that it may ever touch is mapped. Must not know bytes, sockets, gRPC or who watches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Final, Protocol
+
+from services.devicehost.memory import Region, RegionTable
+from services.devicehost.vhost_user.rings import Ring, RingContext, check_event_fd
+from services.devicehost.vhost_user.session import (
+    APERTURE_PROTOCOL_FEATURES,
+    TRANSPORT_FEATURES,
+    WINDOW_PROTOCOL_FEATURES,
+    Offer,
+)
+from services.handshake.errors import FailedPreconditionError, PortholeError
+from services.wire.vhost_user import F_PROTOCOL_FEATURES, MemRegion, Request, VringState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.devicehost.memory import DeviceCounters, GuestMemory
+    from services.devicehost.vhost_user.messages import Command
+    from services.devicehost.virtio.device import VirtioDevice
+
+
+_LOG = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Who is told what happens to a device; each call may come from any thread."""
+
+    def connected(self) -> None:
+        """A front-end has connected."""
+
+    def attached(self) -> None:
+        """Guest memory is mapped, or can be mapped on demand."""
+
+    def register_doorbell(self, queue: int) -> None:
+        """A queue is about to get its kick descriptor.
+
+        Raises:
+            PermissionDeniedError: It may not.
+        """
+
+    def unregister_doorbell(self, queue: int) -> None:
+        """A queue has given up its kick descriptor."""
+
+    def first_request(self) -> None:
+        """A queue has completed its first request since it started."""
+
+    def failed(self, error: PortholeError) -> None:
+        """The guest broke a rule, or the device failed; it serves nothing until it is reset."""
+
+    def was_reset(self) -> None:
+        """A failed device may serve again."""
+
+    def disconnected(self) -> None:
+        """The front-end is gone, and guest memory is unmapped."""
+
+
+class Backend:
+    """One device as a front-end sees it."""
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        reach: Callable[[RegionTable], GuestMemory],
+        counters: DeviceCounters,
+        observer: Observer,
+        *,
+        keeps_descriptors: bool,
+    ) -> None:
+        """Put a device behind the protocol.
+
+        Args:
+            device: Serves the queues.
+            reach: Makes the device's guest memory from a table of regions.
+            counters: Of the device.
+            observer: Is told what happens.
+            keeps_descriptors: Whether guest memory is mapped on demand, so that the descriptors of
+                its regions stay open; False closes them once all rings have their addresses.
+        """
+        self._device = device
+        self._reach = reach
+        self._counters = counters
+        self._observer = observer
+        self._keeps_descriptors = keeps_descriptors
+        self._table = RegionTable()
+        self._memory: GuestMemory | None = None
+        self._rings = [Ring(index) for index in range(device.num_queues)]
+        self._features = 0
+        self._active: int | None = None
+        self._channel_fd: int | None = None
+        self._failed = False
+        self._failing = threading.Lock()
+
+    @property
+    def offer(self) -> Offer:
+        """What the device offers to a front-end now."""
+        return Offer(
+            features=TRANSPORT_FEATURES | self._device.features,
+            protocol_features=WINDOW_PROTOCOL_FEATURES
+            if self._keeps_descriptors
+            else APERTURE_PROTOCOL_FEATURES,
+            num_queues=self._device.num_queues,
+            config=self._device.config(),
+        )
+
+    def connect(self) -> None:
+        """A front-end has connected."""
+        self._observer.connected()
+
+    def execute(self, command: Command) -> VringState | None:
+        """Carry out one command.
+
+        Returns:
+            The answer of GET_VRING_BASE; None for every other command.
+
+        Raises:
+            PortholeError: The command was refused; the device goes on as it was, unless the
+                command's own documentation says otherwise.
+        """
+        return _ACTIONS[command.request](self, command)
+
+    def disconnect(self) -> None:
+        """The front-end is gone: stop the rings, unmap its memory, make the device as new."""
+        self._reset_device()
+        self._unmap()
+        self._table.close()
+        if self._channel_fd is not None:
+            os.close(self._channel_fd)
+            self._channel_fd = None
+        self._features = 0
+        self._observer.disconnected()
+
+    def _set_features(self, command: Command) -> None:
+        running = any(ring.running for ring in self._rings)
+        if running and command.body != self._features:
+            raise FailedPreconditionError(
+                "FEATURES_FIXED",
+                "features cannot change while rings are running; stop them with GET_VRING_BASE",
+            )
+        self._features = command.body
+
+    def _set_mem_table(self, command: Command) -> None:
+        """Take a new table; if it cannot be attached the device has no memory and stands still."""
+        fds = [command.fds.pop(0) for _ in command.body]
+        regions = [_region(body, fd) for body, fd in zip(command.body, fds, strict=True)]
+        self._change_table(lambda: self._table.replace(regions))
+
+    def _add_mem_reg(self, command: Command) -> None:
+        region = _region(command.body, command.fds.pop())
+        self._change_table(lambda: self._table.add(region))
+
+    def _rem_mem_reg(self, command: Command) -> None:
+        gone: MemRegion = command.body
+        self._change_table(lambda: self._table.remove(gone.gpa, gone.size_bytes, gone.user_addr))
+
+    def _change_table(self, change: Callable[[], None]) -> None:
+        """Change the table with the rings paused, and attach to what it says then."""
+        for ring in self._rings:
+            ring.stop()
+        try:
+            change()
+        except PortholeError:
+            self._run_what_can_run()
+            raise
+        self._unmap()
+        if len(self._table):
+            try:
+                self._memory = self._reach(self._table)
+                for ring in self._rings:
+                    ring.pin(self._table, self._memory)
+            except PortholeError:
+                self._unmap()
+                self._table.close()
+                raise
+            self._observer.attached()
+        self._close_descriptors_when_done()
+        self._run_what_can_run()
+
+    def _close_descriptors_when_done(self) -> None:
+        if not self._keeps_descriptors and all(ring.placed for ring in self._rings):
+            self._table.close_fds()
+
+    def _unmap(self) -> None:
+        for ring in self._rings:
+            ring.unpin()
+        if self._memory is not None:
+            self._memory.release()
+            self._memory = None
+
+    def _set_vring_num(self, command: Command) -> None:
+        self._ring(command).set_size(command.body.num)
+
+    def _set_vring_base(self, command: Command) -> None:
+        self._ring(command).set_base(command.body.num)
+
+    def _get_vring_base(self, command: Command) -> VringState:
+        ring = self._ring(command)
+        base = ring.halt()
+        self._observer.unregister_doorbell(ring.index)
+        # A front-end stops all rings to pause its guest, and starts them again: the device must
+        # still know what it knew. Only one that has failed has nothing to go on with.
+        if self._failed and not any(other.running for other in self._rings):
+            self._settle()
+        return VringState(ring.index, base)
+
+    def _set_vring_addr(self, command: Command) -> None:
+        self._ring(command).set_addr(command.body, self._table, self._memory)
+        self._close_descriptors_when_done()
+        self._run_what_can_run()
+
+    def _set_vring_kick(self, command: Command) -> None:
+        ring = self._ring(command)
+        check_event_fd(ring.index, _fd(command))
+        self._observer.register_doorbell(ring.index)
+        ring.stop()
+        ring.set_kick(_take_fd(command))
+        self._run_what_can_run()
+
+    def _set_vring_call(self, command: Command) -> None:
+        ring = self._ring(command)
+        check_event_fd(ring.index, _fd(command))
+        ring.set_call(_take_fd(command))
+
+    def _set_vring_err(self, command: Command) -> None:
+        ring = self._ring(command)
+        check_event_fd(ring.index, _fd(command))
+        ring.set_err(_take_fd(command))
+
+    def _set_vring_enable(self, command: Command) -> None:
+        ring = self._ring(command)
+        ring.enabled = bool(command.body.num)
+        if not ring.enabled:
+            ring.stop()
+        self._run_what_can_run()
+
+    def _set_backend_channel(self, command: Command) -> None:
+        # Kept open to the end: closing it would look to a front-end like a crashed back-end.
+        old, self._channel_fd = self._channel_fd, command.fds.pop()
+        if old is not None:
+            os.close(old)
+
+    def _set_config(self, command: Command) -> None:
+        raise FailedPreconditionError(
+            "CONFIG_READ_ONLY", "no field of the device's configuration space is writable"
+        )
+
+    def _reset_device(self, command: Command | None = None) -> None:
+        """Disable and forget all rings, and make the device as new; memory stays attached."""
+        for ring in self._rings:
+            ring.ask_to_stop()
+        for ring in self._rings:
+            ring.close()
+            self._observer.unregister_doorbell(ring.index)
+        with self._failing:
+            self._rings = [Ring(ring.index) for ring in self._rings]
+        self._settle()
+
+    def _settle(self) -> None:
+        """No ring runs any more: the device is reset, and a failure is over."""
+        self._forget_guest()
+        with self._failing:
+            was_failed, self._failed = self._failed, False
+        if was_failed:
+            self._observer.was_reset()
+
+    def _forget_guest(self) -> None:
+        if self._active is None:
+            return
+        self._active = None
+        try:
+            self._device.reset()
+        except Exception:
+            _LOG.exception("%s: reset failed; serving on", self._device.device_class)
+
+    def _run_what_can_run(self) -> None:
+        """Start every ring that is started, enabled and not running.
+
+        A ring that is started but disabled is left alone: neither device type has side-effect-free
+        work for it. Without F_PROTOCOL_FEATURES every ring is enabled ("Ring states").
+        """
+        memory = self._memory
+        if memory is None:
+            return
+        always_enabled = not self._features & F_PROTOCOL_FEATURES
+        for ring in self._rings:
+            if ring.running or not ring.started or not (ring.enabled or always_enabled):
+                continue
+            if self._active != self._features:
+                self._forget_guest()
+                self._device.activate(self._features)
+                self._active = self._features
+            with self._failing:
+                if self._failed:
+                    return
+                ring.start(
+                    RingContext(
+                        device=self._device,
+                        memory=memory,
+                        features=self._features,
+                        counters=self._counters.queue(ring.index),
+                        on_first_request=self._observer.first_request,
+                        on_failure=self._fail,
+                    )
+                )
+
+    def _fail(self, error: PortholeError) -> None:
+        """A worker reports that the device cannot go on; called on that worker's thread."""
+        with self._failing:
+            first, self._failed = not self._failed, True
+            for ring in self._rings:
+                ring.ask_to_stop()
+                ring.report_broken()
+        if first:
+            self._observer.failed(error)
+
+    def _ring(self, command: Command) -> Ring:
+        index: int = command.body.queue
+        return self._rings[index]
+
+
+def _region(body: MemRegion, fd: int) -> Region:
+    return Region(body.gpa, body.size_bytes, body.user_addr, body.mmap_offset, fd)
+
+
+def _fd(command: Command) -> int | None:
+    return command.fds[0] if command.fds else None
+
+
+def _take_fd(command: Command) -> int | None:
+    return command.fds.pop() if command.fds else None
+
+
+_ACTIONS: Final[dict[Request, Callable[[Backend, Command], VringState | None]]] = {
+    Request.SET_FEATURES: Backend._set_features,
+    Request.RESET_OWNER: Backend._reset_device,
+    Request.SET_MEM_TABLE: Backend._set_mem_table,
+    Request.SET_VRING_NUM: Backend._set_vring_num,
+    Request.SET_VRING_ADDR: Backend._set_vring_addr,
+    Request.SET_VRING_BASE: Backend._set_vring_base,
+    Request.GET_VRING_BASE: Backend._get_vring_base,
+    Request.SET_VRING_KICK: Backend._set_vring_kick,
+    Request.SET_VRING_CALL: Backend._set_vring_call,
+    Request.SET_VRING_ERR: Backend._set_vring_err,
+    Request.SET_VRING_ENABLE: Backend._set_vring_enable,
+    Request.SET_BACKEND_REQ_FD: Backend._set_backend_channel,
+    Request.SET_CONFIG: Backend._set_config,
+    Request.RESET_DEVICE: Backend._reset_device,
+    Request.ADD_MEM_REG: Backend._add_mem_reg,
+    Request.REM_MEM_REG: Backend._rem_mem_reg,
+}

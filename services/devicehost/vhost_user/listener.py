@@ -1,0 +1,225 @@
+"""The thin shell around a back-end: its Unix socket and the one thread that reads from it.
+
+Serves one front-end at a time; a second one waits in the socket's queue until the first is gone.
+Owns every received descriptor until the back-end takes it. Must not know what messages mean.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import select
+import socket
+import threading
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.throttle import Throttle
+from services.devicehost.vhost_user.messages import Command, ProtocolError
+from services.devicehost.vhost_user.session import Session
+from services.handshake.errors import InvalidArgumentError, PortholeError
+from services.wire.vhost_user import (
+    HEADER_BYTES,
+    MAX_MESSAGE_FDS,
+    MAX_PAYLOAD_BYTES,
+    Header,
+    request_name,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.devicehost.vhost_user.backend import Backend
+
+_LOG = logging.getLogger(__name__)
+
+_SOCKET_MODE: Final = 0o600
+_PATH_LIMIT: Final = 107
+_FD_BYTES: Final = array.array("i").itemsize
+
+
+class _ListenerClosedError(BaseException):
+    """The listener is being closed. No Exception: it is no fault, and passes every handler."""
+
+
+class Listener:
+    """The vhost-user socket of one device; connectable from construction to `close`."""
+
+    def __init__(self, path: Path, backend: Backend) -> None:
+        """Listen, and serve front-ends on a thread of the listener's own.
+
+        Args:
+            path: Of the socket, at most 107 bytes; a stale file there is replaced.
+            backend: Carries out what front-ends ask for.
+
+        Raises:
+            InvalidArgumentError: SOCKET_PATH: too long, or the directory does not take a socket.
+        """
+        self._path = path
+        self._backend = backend
+        self._throttle = Throttle()
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _bind(self._socket, path)
+        except BaseException:
+            self._socket.close()
+            os.close(self._stop_fd)
+            raise
+        self._thread = threading.Thread(target=self._run, name=f"vhost-{path.stem}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Drop the front-end, if there is one, and remove the socket. Call once."""
+        os.eventfd_write(self._stop_fd, 1)
+        self._thread.join()
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+        os.close(self._stop_fd)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._await(self._socket, select.POLLIN)
+                connection, _ = self._socket.accept()
+                with connection:
+                    connection.setblocking(False)
+                    self._serve(connection)
+        except _ListenerClosedError:
+            return
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Serve one front-end until it goes, breaks the protocol, or the listener is closed."""
+        self._backend.connect()
+        session = Session(self._backend.offer)
+        try:
+            while self._exchange(connection, session):
+                pass
+        except ProtocolError as error:
+            self._warn("connection closed", error)
+        except OSError as error:
+            _LOG.info("%s: the front-end is gone: %s", self._path.name, error)
+        except Exception:
+            _LOG.exception("%s: connection closed by a fault of the back-end", self._path.name)
+        finally:
+            self._backend.disconnect()
+
+    def _exchange(self, connection: socket.socket, session: Session) -> bool:
+        """Take one message and send its reply; False when the front-end has closed."""
+        fds: list[int] = []  # those that nobody took are closed before the reply leaves
+        try:
+            head = self._receive(connection, HEADER_BYTES, fds)
+            if not head:
+                return False
+            header = Header.parse(head)
+            if header.size > MAX_PAYLOAD_BYTES:
+                raise ProtocolError(
+                    "MESSAGE_PAYLOAD",
+                    f"{request_name(header.request)} announces {header.size} bytes; "
+                    f"{MAX_PAYLOAD_BYTES} are the most",
+                    size=header.size,
+                    bound=MAX_PAYLOAD_BYTES,
+                )
+            payload = self._receive(connection, header.size) if header.size else b""
+            step = session.receive(header, payload, fds)
+            answer = self._execute(session, step) if isinstance(step, Command) else step
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if answer is not None:
+            self._send(connection, answer)
+        return True
+
+    def _execute(self, session: Session, command: Command) -> bytes | None:
+        try:
+            outcome = self._backend.execute(command)
+        except PortholeError as error:
+            self._warn(f"{command.request.name} refused", error)
+            return session.refuse(command, error)
+        return session.answer(command, outcome)
+
+    def _warn(self, what: str, error: PortholeError) -> None:
+        held_back = self._throttle.admit()
+        if held_back is not None:
+            _LOG.warning(
+                "%s: %s: %s [%d more warnings not logged]", self._path.name, what, error, held_back
+            )
+
+    def _receive(
+        self, connection: socket.socket, length: int, fds: list[int] | None = None
+    ) -> bytes:
+        """Read exactly `length` bytes; descriptors that come with them go to `fds`.
+
+        Without a list of descriptors the kernel closes any that come.
+
+        Returns:
+            The bytes; none when the front-end closed between messages.
+
+        Raises:
+            ProtocolError: It closed within one, or sent more descriptors than a message may carry.
+        """
+        data = b""
+        room = socket.CMSG_SPACE(MAX_MESSAGE_FDS * _FD_BYTES) if fds is not None else 0
+        while len(data) < length:
+            self._await(connection, select.POLLIN)
+            part, ancillary, flags, _ = connection.recvmsg(
+                length - len(data), room, socket.MSG_CMSG_CLOEXEC
+            )
+            if fds is not None:
+                for level, kind, content in ancillary:
+                    if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                        whole = len(content) - len(content) % _FD_BYTES
+                        fds.extend(array.array("i", content[:whole]))
+                if flags & socket.MSG_CTRUNC or len(fds) > MAX_MESSAGE_FDS:
+                    raise ProtocolError(
+                        "MESSAGE_DESCRIPTORS",
+                        f"a message carries more than {MAX_MESSAGE_FDS} descriptors",
+                        bound=MAX_MESSAGE_FDS,
+                    )
+            if not part:
+                if not data and fds is not None:
+                    return b""
+                raise ProtocolError(
+                    "MESSAGE_TRUNCATED",
+                    f"the front-end closed after {len(data)} of {length} bytes",
+                )
+            data += part
+        return data
+
+    def _send(self, connection: socket.socket, data: bytes) -> None:
+        while data:
+            self._await(connection, select.POLLOUT)
+            data = data[connection.send(data) :]
+
+    def _await(self, sock: socket.socket, event: int) -> None:
+        """Wait until a socket is ready.
+
+        Raises:
+            _ListenerClosedError: The listener is being closed.
+        """
+        poll = select.poll()
+        poll.register(sock, event)
+        poll.register(self._stop_fd, select.POLLIN)
+        if any(fd == self._stop_fd for fd, _ in poll.poll()):
+            raise _ListenerClosedError
+
+
+def _bind(sock: socket.socket, path: Path) -> None:
+    name = os.fsencode(path)
+    if len(name) > _PATH_LIMIT:
+        raise InvalidArgumentError(
+            "SOCKET_PATH",
+            f"socket path {str(path)!r} has {len(name)} bytes; {_PATH_LIMIT} are the most: choose "
+            "a shorter run directory",
+            bound=_PATH_LIMIT,
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        sock.bind(name)
+        path.chmod(_SOCKET_MODE)
+        sock.listen(1)
+    except OSError as error:
+        raise InvalidArgumentError(
+            "SOCKET_PATH", f"cannot listen on {str(path)!r}: {error.strerror}"
+        ) from error

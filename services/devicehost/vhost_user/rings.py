@@ -1,0 +1,359 @@
+"""One ring's setup as a front-end makes it, and the worker that serves it once it runs.
+
+A ring is *stopped* until it has size, addresses, memory and a kick; then it is *started*, and it
+runs while it is enabled too (vhost-user.rst, "Ring states"). Must not know messages or other rings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.virtio.queue import Queue
+from services.handshake.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    PortholeError,
+)
+from services.wire.virtio_ring import (
+    AVAIL_ALIGN,
+    DESC_ALIGN,
+    F_EVENT_IDX,
+    F_INDIRECT_DESC,
+    MAX_QUEUE_SIZE,
+    USED_ALIGN,
+    avail_bytes,
+    desc_table_bytes,
+    is_queue_size,
+    used_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.devicehost.memory import GuestMemory, PinnedRing, QueueCounters, RegionTable
+    from services.devicehost.virtio.device import VirtioDevice
+    from services.wire.vhost_user import VringAddr
+
+_LOG = logging.getLogger(__name__)
+
+STOP_DEADLINE_S: Final = 10.0
+"""How long a worker may take to end after its queue was stopped."""
+
+_EVENTFD: Final = "anon_inode:[eventfd]"
+
+
+@dataclass(frozen=True, slots=True)
+class RingContext:
+    """What a ring needs from its device to run.
+
+    Attributes:
+        device: Serves the queue.
+        memory: Where rings and buffers are.
+        features: Virtio features that were negotiated.
+        counters: Of the queue.
+        on_first_request: Called by the worker after the first chain was given back.
+        on_failure: Called by the worker when the guest broke a rule, or the device failed.
+    """
+
+    device: VirtioDevice
+    memory: GuestMemory
+    features: int
+    counters: QueueCounters
+    on_first_request: Callable[[], None]
+    on_failure: Callable[[PortholeError], None]
+
+
+class Ring:
+    """One virtqueue of a device, from the front-end's first word about it to the last."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.enabled = False
+        self._size = 0
+        self._base = 0
+        self._addr: VringAddr | None = None
+        self._addr_is_current = False
+        self._parts: tuple[PinnedRing, PinnedRing, PinnedRing] | None = None
+        self._kicked = False
+        self._kick_fd: int | None = None
+        self._call_fd: int | None = None
+        self._err_fd: int | None = None
+        self._err_lock = threading.Lock()
+        self._queue: Queue | None = None
+        self._worker: threading.Thread | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a worker serves the ring."""
+        return self._worker is not None
+
+    @property
+    def placed(self) -> bool:
+        """Whether the ring is reachable where the front-end has put it since it last stopped."""
+        return self._parts is not None and self._addr_is_current
+
+    @property
+    def started(self) -> bool:
+        """Whether the front-end has given all that the ring needs, and a kick."""
+        return self._parts is not None and self._kicked
+
+    def set_size(self, size: int) -> None:
+        """SET_VRING_NUM.
+
+        Raises:
+            InvalidArgumentError: RING_SIZE.
+            FailedPreconditionError: RING_RUNNING.
+        """
+        if not is_queue_size(size):
+            raise InvalidArgumentError(
+                "RING_SIZE",
+                f"ring {self.index} cannot have {size} entries; give a power of two up to "
+                f"{MAX_QUEUE_SIZE}",
+                size=size,
+                bound=MAX_QUEUE_SIZE,
+            )
+        if size != self._size:
+            self._check_stopped()
+            self.unpin()
+            self._addr = None
+            self._size = size
+
+    def set_base(self, base: int) -> None:
+        """SET_VRING_BASE: the available index to go on from.
+
+        Raises:
+            InvalidArgumentError: RING_BASE.
+            FailedPreconditionError: RING_RUNNING.
+        """
+        if base > 0xFFFF:
+            raise InvalidArgumentError(
+                "RING_BASE", f"ring {self.index}: base {base} is not a 16-bit index", base=base
+            )
+        self._check_stopped()
+        self._base = base
+
+    def set_addr(self, addr: VringAddr, table: RegionTable, memory: GuestMemory | None) -> None:
+        """SET_VRING_ADDR: pin the ring's three parts, now or as soon as there is memory.
+
+        Raises:
+            FailedPreconditionError: RING_RUNNING, or RING_SIZE_FIRST: the size is not known yet.
+            InvalidArgumentError: RING_ALIGNMENT, or TranslationError for a part that is not in
+                guest memory.
+        """
+        if self._size == 0:
+            raise FailedPreconditionError(
+                "RING_SIZE_FIRST", f"ring {self.index} has no size yet; send SET_VRING_NUM first"
+            )
+        if self._addr is not None and addr[2:5] == self._addr[2:5]:
+            self._addr_is_current = True
+            return
+        self._check_stopped()
+        self.unpin()
+        self._addr = addr
+        self._addr_is_current = True
+        if memory is not None:
+            self.pin(table, memory)
+
+    def pin(self, table: RegionTable, memory: GuestMemory) -> None:
+        """Make the ring's parts reachable; nothing to do for a ring without addresses.
+
+        Raises:
+            InvalidArgumentError: As `set_addr`; nothing is pinned then, and the addresses are
+                forgotten.
+        """
+        if self._addr is None:
+            return
+        wanted = (
+            (self._addr.desc, desc_table_bytes(self._size), DESC_ALIGN),
+            (self._addr.avail, avail_bytes(self._size), AVAIL_ALIGN),
+            (self._addr.used, used_bytes(self._size), USED_ALIGN),
+        )
+        parts: list[PinnedRing] = []
+        try:
+            for user_addr, length, align in wanted:
+                parts.append(self._pin_part(table, memory, user_addr, length, align))
+        except InvalidArgumentError:
+            for part in parts:
+                part.close()
+            self._addr = None
+            raise
+        desc, avail, used = parts
+        self._parts = (desc, avail, used)
+
+    def unpin(self) -> None:
+        """Give up the ring's pages; the ring must not be running."""
+        for part in self._parts or ():
+            part.close()
+        self._parts = None
+
+    def set_kick(self, fd: int | None) -> None:
+        """SET_VRING_KICK: start the ring; None asks for polling. Takes the descriptor."""
+        _close(self._kick_fd)
+        self._kick_fd = fd
+        self._kicked = True
+
+    def set_call(self, fd: int | None) -> None:
+        """SET_VRING_CALL: how the driver is notified; None: it polls. Takes the descriptor."""
+        old, self._call_fd = self._call_fd, fd
+        if self._queue is not None:
+            self._queue.replace_call(fd)
+        _close(old)
+
+    def set_err(self, fd: int | None) -> None:
+        """SET_VRING_ERR: how the front-end learns that the ring is broken. Takes the descriptor."""
+        with self._err_lock:
+            _close(self._err_fd)
+            self._err_fd = fd
+
+    def start(self, context: RingContext) -> None:
+        """Serve the ring on a thread of its own from now on.
+
+        Raises:
+            FailedPreconditionError: RING_NOT_STARTED, RING_RUNNING.
+        """
+        self._check_stopped()
+        if self._parts is None:
+            raise FailedPreconditionError(
+                "RING_NOT_STARTED", f"ring {self.index} has no addresses yet"
+            )
+        desc, avail, used = self._parts
+        queue = Queue(
+            index=self.index,
+            size=self._size,
+            desc=desc.view,
+            avail=avail.view,
+            used=used.view,
+            memory=context.memory,
+            kick_fd=self._kick_fd,
+            call_fd=self._call_fd,
+            event_idx=bool(context.features & F_EVENT_IDX),
+            indirect=bool(context.features & F_INDIRECT_DESC),
+            base=self._base,
+            counters=context.counters,
+            on_first_request=context.on_first_request,
+        )
+        context.memory.retain()
+        self._queue = queue
+        self._worker = threading.Thread(
+            target=_serve,
+            args=(self.index, queue, context),
+            name=f"{context.device.device_class}-q{self.index}",
+            daemon=True,
+        )
+        self._worker.start()
+
+    def ask_to_stop(self) -> None:
+        """Make the worker return without waiting for it; from any thread."""
+        queue = self._queue
+        if queue is not None:
+            queue.stop()
+
+    def stop(self) -> None:
+        """Stop the worker, if there is one, and wait for it; the ring can be started again.
+
+        A worker that is stuck, for instance in a system call on a dead network drive, is left
+        behind after STOP_DEADLINE_S. It keeps guest memory mapped for itself until it ends.
+        """
+        if self._queue is None or self._worker is None:
+            return
+        self._queue.stop()
+        self._worker.join(STOP_DEADLINE_S)
+        if self._worker.is_alive():
+            _LOG.error(
+                "%s does not end within %g s of being told to; leaving it behind",
+                *(self._worker.name, STOP_DEADLINE_S),
+            )
+        self._base = self._queue.next_avail
+        self._queue.close()
+        self._queue = self._worker = None
+
+    def halt(self) -> int:
+        """GET_VRING_BASE: stop the ring until the next kick descriptor; tell where it stopped."""
+        self.stop()
+        self._kicked = self._addr_is_current = False
+        _close(self._kick_fd)
+        _close(self._call_fd)
+        self._kick_fd = self._call_fd = None
+        return self._base
+
+    def report_broken(self) -> None:
+        """Tell the front-end by the error descriptor, if it gave one; from any thread."""
+        with self._err_lock, contextlib.suppress(BlockingIOError):
+            if self._err_fd is not None:
+                os.eventfd_write(self._err_fd, 1)
+
+    def close(self) -> None:
+        """Stop, and release everything; the ring is of no use afterwards."""
+        self.halt()
+        self.unpin()
+        self.set_err(None)
+
+    def _pin_part(
+        self, table: RegionTable, memory: GuestMemory, user_addr: int, length: int, align: int
+    ) -> PinnedRing:
+        gpa = table.user_to_gpa(user_addr, length)
+        if gpa is None:
+            raise memory.refuse(user_addr, length, "guest memory (an address of the front-end)")
+        if gpa % align:
+            raise InvalidArgumentError(
+                "RING_ALIGNMENT",
+                f"ring {self.index}: guest address 0x{gpa:x} is not a multiple of {align}",
+                gpa=gpa,
+                bound=align,
+            )
+        return memory.pin(gpa, length)
+
+    def _check_stopped(self) -> None:
+        if self.running:
+            raise FailedPreconditionError(
+                "RING_RUNNING",
+                f"ring {self.index} is running; stop it with GET_VRING_BASE first",
+                queue=self.index,
+            )
+
+
+def _serve(index: int, queue: Queue, context: RingContext) -> None:
+    """Run one worker: whatever goes wrong in it ends this device's service, not the process."""
+    try:
+        context.device.serve(index, queue)
+        queue.notify()
+    except PortholeError as error:
+        context.on_failure(error)
+    except Exception:
+        _LOG.exception("%s: queue %d failed", context.device.device_class, index)
+        context.on_failure(
+            FailedPreconditionError(
+                "DEVICE_FAILED", f"queue {index} failed by a fault of the device; see its log"
+            )
+        )
+    finally:
+        context.memory.release()
+
+
+def check_event_fd(index: int, fd: int | None) -> None:
+    """Refuse what could block a worker or keep it busy: only an eventfd is taken.
+
+    Raises:
+        InvalidArgumentError: RING_EVENT_FD.
+    """
+    if fd is None:
+        return
+    kind = str(Path(f"/proc/self/fd/{fd}").readlink())
+    if kind != _EVENTFD:
+        raise InvalidArgumentError(
+            "RING_EVENT_FD",
+            f"ring {index}: the descriptor is {kind!r}, not an eventfd",
+            queue=index,
+        )
+    os.set_blocking(fd, False)
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)

@@ -1,0 +1,191 @@
+"""Descriptor chains: following one through the ring, and the buffers that it offers.
+
+Owns every rule for a chain of VIRTIO 1.2, sections 2.7.4 and 2.7.5. The guest may write to a table
+while it is read, so every descriptor is read once, and an indirect table is copied first. Must not
+know indices, notifications or what a device does with the buffers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from services.handshake.errors import InvalidArgumentError
+from services.wire.virtio_ring import (
+    DESC,
+    DESC_BYTES,
+    DESC_F_INDIRECT,
+    DESC_F_NEXT,
+    DESC_F_WRITE,
+)
+
+if TYPE_CHECKING:
+    from services.devicehost.memory import GuestMemory, Lease
+
+MAX_CHAIN_BYTES: Final = (1 << 32) - 1
+"""Longest chain in bytes: a used element tells its length in 32 bits (section 2.7.8)."""
+
+MIN_INDIRECT_LIMIT: Final = 1024
+"""Descriptors that an indirect table may have even if the ring is smaller: Linux drivers do so."""
+
+
+class QueueError(InvalidArgumentError):
+    """A guest broke a rule of its ring; the device serves nothing until it is reset."""
+
+
+class Chain:
+    """The buffers of one request, to be pushed back exactly once.
+
+    Attributes:
+        head: Index of the first descriptor; what the used ring names.
+        readable: Buffers that the driver wrote for the device, in order; never empty ones.
+        writable: Buffers that the device may write, in order; never empty ones.
+        readable_bytes: Length of all readable buffers.
+        writable_bytes: Length of all writable buffers.
+        lease: What keeps the buffers mapped; the queue closes it.
+    """
+
+    __slots__ = ("head", "lease", "readable", "readable_bytes", "writable", "writable_bytes")
+
+    def __init__(
+        self,
+        head: int,
+        lease: Lease,
+        readable: list[memoryview],
+        writable: list[memoryview],
+        readable_bytes: int,
+        writable_bytes: int,
+    ) -> None:
+        self.head = head
+        self.lease = lease
+        self.readable = readable
+        self.writable = writable
+        self.readable_bytes = readable_bytes
+        self.writable_bytes = writable_bytes
+
+
+class ChainReader:
+    """Follows the chains of one ring."""
+
+    __slots__ = ("_indirect", "_memory", "_size", "_table")
+
+    def __init__(
+        self, table: memoryview, size: int, memory: GuestMemory, *, indirect: bool
+    ) -> None:
+        """Read chains from a descriptor table.
+
+        Args:
+            table: The ring's descriptor table, in guest memory.
+            size: Descriptors in the table.
+            memory: Where buffers and indirect tables are.
+            indirect: Whether INDIRECT_DESC was negotiated.
+        """
+        self._table = table
+        self._size = size
+        self._memory = memory
+        self._indirect = indirect
+
+    def read(self, head: int) -> Chain:
+        """Follow the chain that starts at `head` and lease its buffers.
+
+        Raises:
+            QueueError: The chain breaks a rule.
+            TranslationError: A buffer or an indirect table is out of bounds.
+            DeadlineExceededError: The memory has no windows for it in time.
+            ResourceExhaustedError: The memory never has windows enough for it.
+        """
+        buffers, split = self._follow(head)
+        total = readable_bytes = 0
+        for place, (_, length) in enumerate(buffers):
+            total += length
+            if place < split:
+                readable_bytes = total
+        if total > MAX_CHAIN_BYTES:
+            raise QueueError(
+                "CHAIN_TOO_LONG",
+                f"the chain at descriptor {head} has {total} bytes; {MAX_CHAIN_BYTES} are the most",
+                head=head,
+                bound=MAX_CHAIN_BYTES,
+            )
+        lease = self._memory.lease(buffers)
+        views = lease.views(buffers)
+        return Chain(
+            head, lease, views[:split], views[split:], readable_bytes, total - readable_bytes
+        )
+
+    def _follow(self, head: int) -> tuple[list[tuple[int, int]], int]:
+        """Tell the buffers of a chain, and how many of them, the first ones, are readable."""
+        size = limit = self._size
+        table: memoryview | bytes = self._table
+        unpack = DESC.unpack_from
+        buffers: list[tuple[int, int]] = []
+        split = -1
+        index = head
+        nested = False
+        steps = 0
+        while True:
+            if index >= size:
+                raise QueueError(
+                    "DESCRIPTOR_INDEX",
+                    f"the chain at descriptor {head} names descriptor {index} of a table of {size}",
+                    head=head,
+                    index=index,
+                )
+            steps += 1
+            if steps > limit:
+                raise QueueError(
+                    "DESCRIPTOR_LOOP",
+                    f"the chain at descriptor {head} has more than {limit} descriptors: a loop",
+                    head=head,
+                    bound=limit,
+                )
+            addr, length, flags, following = unpack(table, index * DESC_BYTES)
+            if flags & DESC_F_INDIRECT:
+                if nested or flags & DESC_F_NEXT or not self._indirect:
+                    raise QueueError(
+                        "INDIRECT_MISPLACED",
+                        f"descriptor {index} of the chain at {head} is indirect, but "
+                        + _why_misplaced(nested, self._indirect),
+                        head=head,
+                    )
+                table = self._read_indirect(head, addr, length)
+                size = limit = length // DESC_BYTES
+                nested, index, steps = True, 0, 0
+                continue
+            if length == 0:
+                raise QueueError(
+                    "BUFFER_EMPTY",
+                    f"descriptor {index} of the chain at {head} has a buffer of length 0",
+                    head=head,
+                )
+            if flags & DESC_F_WRITE:
+                if split < 0:
+                    split = len(buffers)
+            elif split >= 0:
+                raise QueueError(
+                    "READABLE_AFTER_WRITABLE",
+                    f"descriptor {index} of the chain at {head} is readable after a writable one",
+                    head=head,
+                )
+            buffers.append((addr, length))
+            if not flags & DESC_F_NEXT:
+                return buffers, split if split >= 0 else len(buffers)
+            index = following
+
+    def _read_indirect(self, head: int, addr: int, length: int) -> bytes:
+        most = max(self._size, MIN_INDIRECT_LIMIT) * DESC_BYTES
+        if length == 0 or length % DESC_BYTES or length > most:
+            raise QueueError(
+                "INDIRECT_LENGTH",
+                f"the indirect table of the chain at {head} has {length} bytes; it must be a "
+                f"multiple of {DESC_BYTES}, up to {most}",
+                head=head,
+                length=length,
+                bound=most,
+            )
+        return self._memory.read(addr, length)
+
+
+def _why_misplaced(nested: bool, negotiated: bool) -> str:
+    if nested:
+        return "lies in an indirect table itself"
+    return "goes on to another one" if negotiated else "INDIRECT_DESC was not negotiated"

@@ -1,0 +1,71 @@
+"""What every virtio device offers to its transport, and the loop of a request queue.
+
+A device knows requests and its own back end. It must not know how its rings came into being, who
+the front-end is, or where guest memory is mapped: it gets a Queue and the buffers of its Chains.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.devicehost.virtio.queue import Chain, Queue
+
+
+class VirtioDevice(Protocol):
+    """One device, whatever its class.
+
+    Life: constructed, then any number of rounds of `activate`, `serve` per queue, `reset`; at last
+    `close`. `activate`, `reset` and `close` are called by one thread while no `serve` runs.
+    """
+
+    @property
+    def device_class(self) -> str:
+        """Either "virtio-fs" or "virtio-net", as in services.handshake.events."""
+
+    @property
+    def num_queues(self) -> int:
+        """Virtqueues that the device has."""
+
+    @property
+    def features(self) -> int:
+        """Feature bits of the device type (bits 0 to 23 and 50 up), as a mask."""
+
+    def config(self) -> bytes:
+        """Tell the device's configuration space; at most 256 bytes."""
+
+    def activate(self, features: int) -> None:
+        """Learn which of the offered features were accepted; queues start after this."""
+
+    def serve(self, index: int, queue: Queue) -> None:
+        """Serve one queue on a thread of its own until `queue.stopped`, then return promptly.
+
+        Buffers of a chain must not be touched after its push, nor after this returns.
+
+        Raises:
+            QueueError: From the queue, passed on; the device then needs a reset.
+        """
+
+    def reset(self) -> None:
+        """Forget everything that a guest did; the next guest finds a new device."""
+
+    def close(self) -> None:
+        """Release what the constructor took. May be called once only."""
+
+
+def serve_requests(queue: Queue, handle: Callable[[Chain], int]) -> None:
+    """Serve a request queue: pop, handle, push, and sleep when there is nothing to do.
+
+    Args:
+        queue: The queue of this thread.
+        handle: Serves one chain; returns the bytes that it wrote, from the first writable byte on.
+
+    Raises:
+        QueueError: The guest broke a rule of the ring.
+    """
+    while not queue.stopped:
+        while (chain := queue.pop()) is not None:
+            queue.push(chain, handle(chain))
+        queue.wait()

@@ -1,0 +1,376 @@
+"""The device side of a split virtqueue: take chains, give them back, notify, sleep.
+
+Source: VIRTIO 1.2, section 2.7. One thread drives a queue (`pop`, `push`, `notify`, `wait`); any
+other may `stop` it or replace its call descriptor. Guest memory is read once per fact. The stores
+to the used ring rely on x86 store ordering; where a store must be seen before a load, taking the
+queue's lock is the fence. Must not know devices or vhost-user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.memory import TranslationError
+from services.devicehost.throttle import Throttle
+from services.devicehost.virtio.chain import Chain, ChainReader, QueueError
+from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
+from services.wire.virtio_ring import (
+    AVAIL_F_NO_INTERRUPT,
+    AVAIL_RING,
+    U16_MASK,
+    USED_F_NO_NOTIFY,
+    USED_RING,
+    avail_bytes,
+    avail_event_offset,
+    desc_table_bytes,
+    need_event,
+    used_bytes,
+    used_event_offset,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from services.devicehost.memory import GuestMemory, QueueCounters
+
+__all__ = ["Chain", "Queue", "QueueError"]
+
+_LOG = logging.getLogger(__name__)
+
+SPIN_NS: Final = 20_000
+"""How long a queue looks for more work before it sleeps, while looking has paid off lately."""
+
+SPIN_MIN_NS: Final = 1_000
+"""How long it looks when looking has not paid off."""
+
+BATCH_REQUESTS: Final = 8
+BATCH_BYTES: Final = 64 << 10
+"""A driver is notified after so many completions or bytes, and always before the queue sleeps."""
+
+POLL_INTERVAL_MS: Final = 1
+"""How often a ring is looked at whose front-end gave no kick descriptor: it asked for polling."""
+
+_WAKE: Final = (1).to_bytes(8, "little")
+
+
+class Queue:
+    """One started virtqueue.
+
+    Attributes:
+        index: Of the queue in its device.
+        size: Entries of the ring.
+        stopped: Set by `stop`; whoever serves the queue returns when it sees this.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        size: int,
+        desc: memoryview,
+        avail: memoryview,
+        used: memoryview,
+        memory: GuestMemory,
+        kick_fd: int | None,
+        call_fd: int | None,
+        event_idx: bool,
+        indirect: bool,
+        base: int,
+        counters: QueueCounters,
+        on_first_request: Callable[[], None] | None = None,
+    ) -> None:
+        """Take over a ring.
+
+        Args:
+            index: Of the queue in its device.
+            size: Entries of the ring, a power of two up to 32768.
+            desc: The descriptor table; desc_table_bytes(size).
+            avail: The available ring; avail_bytes(size).
+            used: The used ring; used_bytes(size).
+            memory: Where the buffers are.
+            kick_fd: Non-blocking eventfd of the driver's notifications; None: the ring is polled.
+                The caller goes on owning it and closes it after the queue.
+            call_fd: Non-blocking eventfd for notifying the driver; None: it polls. Owned likewise.
+            event_idx: Whether EVENT_IDX was negotiated.
+            indirect: Whether INDIRECT_DESC was negotiated.
+            base: Available index to go on from.
+            counters: Of this queue.
+            on_first_request: Called once, by the queue's thread, after the first push.
+        """
+        self.index = index
+        self.size = size
+        self.stopped = False
+        self._closed = False
+        self._mask = size - 1
+        self._reader = ChainReader(desc[: desc_table_bytes(size)], size, memory, indirect=indirect)
+        avail = avail[: avail_bytes(size)]
+        used = used[: used_bytes(size)]
+        self._avail_head = avail[:AVAIL_RING].cast("H")
+        self._avail_ring = avail[AVAIL_RING : used_event_offset(size)].cast("H")
+        self._used_event = avail[used_event_offset(size) :].cast("H")
+        self._used_head = used[:USED_RING].cast("H")
+        # An element is stored whole, as one 64-bit word: le32 id, le32 len.
+        self._used_ring = used[USED_RING : avail_event_offset(size)].cast("Q")
+        self._avail_event = used[avail_event_offset(size) :].cast("H")
+        self._event_idx = event_idx
+        self._next_avail = base & U16_MASK
+        self._seen_avail = self._next_avail
+        self._next_used = self._used_head[1]
+        self._signalled_used = self._next_used
+        self._signal_due = True
+        self._unsignalled = 0
+        self._unsignalled_bytes = 0
+        self._spin_ns = SPIN_NS
+        self._kick_fd = kick_fd
+        self._call_fd = call_fd
+        self._lock = threading.Lock()
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._throttle = Throttle()
+        self._polls: dict[tuple[tuple[int, ...], bool], select.poll] = {}
+        self._counters = counters
+        self._on_first_request = on_first_request
+
+    @property
+    def next_avail(self) -> int:
+        """Available index of the next chain to be taken: what GET_VRING_BASE tells."""
+        return self._next_avail
+
+    def pop(self) -> Chain | None:
+        """Take the next chain; None when the driver has made no more available, or after `stop`.
+
+        Raises:
+            QueueError: The guest broke a rule of the ring; nothing may be taken any more.
+            TranslationError: A buffer lies outside what the device may reach; likewise. The chain
+                was given back, with nothing written, so that its request fails at once.
+        """
+        while not self.stopped:
+            if self._next_avail == self._seen_avail and not self._look():
+                return None
+            head = self._avail_ring[self._next_avail & self._mask]
+            self._next_avail = (self._next_avail + 1) & U16_MASK
+            try:
+                chain = self._reader.read(head)
+            except TranslationError:
+                self._give_back_unserved(head)
+                self.notify()
+                raise
+            except (DeadlineExceededError, ResourceExhaustedError) as error:
+                # The request fails, the device lives: there was no room to map its buffers.
+                held_back = self._throttle.admit()
+                if held_back is not None:
+                    _LOG.warning(
+                        "queue %d gives a request back unserved: %s [%d more not logged]",
+                        *(self.index, error, held_back),
+                    )
+                self._give_back_unserved(head)
+                continue
+            self._counters.bytes_in += chain.readable_bytes
+            return chain
+        return None
+
+    def push(self, chain: Chain, written_bytes: int) -> None:
+        """Give a chain back; its buffers must not be touched any more.
+
+        Args:
+            chain: What `pop` gave.
+            written_bytes: Bytes that the device wrote, from the first writable byte on.
+
+        Raises:
+            ValueError: More than the chain's writable buffers hold.
+        """
+        if self._closed:
+            chain.lease.close()
+            return
+        self._hand_back(0, chain, written_bytes)
+        self._publish(1, written_bytes)
+        if self._on_first_request is not None:
+            self._tell_of_first_request(self._on_first_request)
+
+    def push_together(self, used: Sequence[tuple[Chain, int]]) -> None:
+        """Give chains back in one step: the driver sees all of them or none (section 5.1.6.3).
+
+        Args:
+            used: Each chain with the bytes written to it, as in `push`.
+
+        Raises:
+            ValueError: As `push`.
+        """
+        if self._closed:
+            for chain, _ in used:
+                chain.lease.close()
+            return
+        for ahead, (chain, written_bytes) in enumerate(used):
+            self._hand_back(ahead, chain, written_bytes)
+        self._publish(len(used), sum(written_bytes for _, written_bytes in used))
+        if self._on_first_request is not None:
+            self._tell_of_first_request(self._on_first_request)
+
+    def put_back(self, chain: Chain) -> None:
+        """Undo the latest `pop` whose chain was neither pushed nor put back: it is available again.
+
+        Args:
+            chain: What that `pop` gave.
+        """
+        chain.lease.close()
+        self._next_avail = (self._next_avail - 1) & U16_MASK
+
+    def notify(self) -> None:
+        """Notify the driver of what was pushed, if it wants to know (section 2.7.7)."""
+        used, self._unsignalled, self._unsignalled_bytes = self._next_used, 0, 0
+        with self._lock:
+            # The lock is the fence: the used index is visible before the driver's wish is read.
+            if self._event_idx:
+                old, self._signalled_used = self._signalled_used, used
+                wanted = self._signal_due or need_event(self._used_event[0], used, old)
+                self._signal_due = False
+            else:
+                wanted = not self._avail_head[0] & AVAIL_F_NO_INTERRUPT
+            if wanted and self._call_fd is not None and not self._closed:
+                _signal(self._call_fd)
+
+    def wait(self, *fds: int, buffers: bool = True) -> set[int]:
+        """Notify, look around for some microseconds, then sleep until there is something to do.
+
+        Args:
+            fds: Further descriptors to wake up for when they are readable.
+            buffers: Whether to wake up for available buffers; False waits for `fds` alone.
+
+        Returns:
+            Those of `fds` that are readable; empty when buffers came or the queue was stopped.
+
+        Raises:
+            QueueError: The available index jumped.
+        """
+        if self._unsignalled:
+            self.notify()
+        if buffers and not fds and self._spin():
+            return set()
+        if buffers and self._arm():
+            return set()
+        poll = self._poll_on(fds, buffers)
+        polling = buffers and self._kick_fd is None
+        ready: set[int] = set()
+        while not ready and not self.stopped:
+            ready = {fd for fd, _ in poll.poll(POLL_INTERVAL_MS if polling else None)}
+            if polling and self._look():
+                break
+        if buffers:
+            self._disarm()
+        return ready & set(fds)
+
+    def stop(self) -> None:
+        """Make whoever serves the queue return; from any thread, more than once if need be."""
+        self.stopped = True
+        with self._lock:
+            if not self._closed:
+                _signal(self._stop_fd)
+
+    def replace_call(self, call_fd: int | None) -> None:
+        """Notify through another descriptor from now on; the old one is not used any more."""
+        with self._lock:
+            self._call_fd = call_fd
+            # What was signalled through the old one may have been lost.
+            if call_fd is not None:
+                _signal(call_fd)
+
+    def close(self) -> None:
+        """Release what the queue took itself, after `stop`.
+
+        Whoever serves the queue should have returned. One that is stuck may go on to give its chain
+        back later: that touches neither the ring nor a descriptor any more.
+        """
+        with self._lock:
+            self._closed = True
+            os.close(self._stop_fd)
+
+    def _poll_on(self, fds: tuple[int, ...], buffers: bool) -> select.poll:
+        poll = self._polls.get((fds, buffers))
+        if poll is None:
+            poll = self._polls[fds, buffers] = select.poll()
+            kick = (self._kick_fd,) if buffers and self._kick_fd is not None else ()
+            for fd in (self._stop_fd, *kick, *fds):
+                poll.register(fd, select.POLLIN)
+        return poll
+
+    def _look(self) -> bool:
+        """See whether the driver has made chains available."""
+        seen = self._avail_head[1]
+        waiting = (seen - self._next_avail) & U16_MASK
+        if waiting > self.size:
+            raise QueueError(
+                "AVAILABLE_INDEX",
+                f"queue {self.index}: the available index jumped from {self._next_avail} to "
+                f"{seen}, more than the {self.size} entries of the ring",
+                queue=self.index,
+                bound=self.size,
+            )
+        self._seen_avail = seen
+        return waiting > 0
+
+    def _hand_back(self, ahead: int, chain: Chain, written_bytes: int) -> None:
+        """Write one used element, `ahead` places behind the index that the driver sees."""
+        if not 0 <= written_bytes <= chain.writable_bytes:
+            raise ValueError(
+                f"{written_bytes} bytes written to a chain with {chain.writable_bytes} writable"
+            )
+        chain.lease.close()
+        place = (self._next_used + ahead) & self._mask
+        self._used_ring[place] = chain.head | written_bytes << 32
+        self._counters.requests += 1
+        self._counters.bytes_out += written_bytes
+
+    def _give_back_unserved(self, head: int) -> None:
+        self._used_ring[self._next_used & self._mask] = head
+        self._publish(1, 0)
+
+    def _tell_of_first_request(self, tell: Callable[[], None]) -> None:
+        self._on_first_request = None
+        tell()
+
+    def _publish(self, count: int, written_bytes: int) -> None:
+        self._next_used = (self._next_used + count) & U16_MASK
+        self._used_head[1] = self._next_used
+        self._unsignalled += count
+        self._unsignalled_bytes += written_bytes
+        if self._unsignalled >= BATCH_REQUESTS or self._unsignalled_bytes >= BATCH_BYTES:
+            self.notify()
+
+    def _spin(self) -> bool:
+        """Look for chains for a while; longer when that has paid off lately."""
+        deadline = time.monotonic_ns() + self._spin_ns
+        while not self.stopped:
+            if self._look():
+                self._spin_ns = SPIN_NS
+                return True
+            if time.monotonic_ns() >= deadline:
+                break
+        self._spin_ns = max(self._spin_ns // 2, SPIN_MIN_NS)
+        return False
+
+    def _arm(self) -> bool:
+        """Ask the driver for a kick; tell whether chains came before it could see that."""
+        if self._event_idx:
+            self._avail_event[0] = self._next_avail
+        else:
+            self._used_head[0] = 0
+        with self._lock:  # the fence: the wish is visible before the index is read
+            return self._look()
+
+    def _disarm(self) -> None:
+        """Take note of a kick, and ask for no more while the queue is awake."""
+        if self._kick_fd is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._kick_fd, 8)
+        if not self._event_idx:
+            self._used_head[0] = USED_F_NO_NOTIFY
+
+
+def _signal(fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):  # the counter is full: the signal is pending
+        os.write(fd, _WAKE)

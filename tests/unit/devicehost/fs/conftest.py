@@ -1,0 +1,75 @@
+"""A share on a real directory, and a guest that has mounted it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from services.devicehost.devices.fs.descriptors import Descriptor, Limits
+from services.devicehost.devices.fs.session import Session, Share
+from services.handshake.options import FsOptions
+from tests.unit.devicehost.fs.fuse_guest import FuseGuest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VM_ID = "6f1d7c0e-9d7e-4b8e-8f0a-3a9a5f0d1c2b"
+
+
+_AMPLE = Limits(nodes=1000, handles=100)
+
+
+class MakeGuest(Protocol):
+    def __call__(
+        self, *, limits: Limits = ..., mounted: bool = ..., **options: object
+    ) -> FuseGuest:
+        """Make a guest of a share with these options."""
+
+
+@pytest.fixture(autouse=True)
+def _open_umask() -> Iterator[None]:
+    """Sessions run on threads whose umask the device has opened; here it is ours."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    path = tmp_path / "shared"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def make_guest(shared: Path) -> MakeGuest:
+    def make(*, limits: Limits = _AMPLE, mounted: bool = True, **options: object) -> FuseGuest:
+        root = Descriptor(os.open(shared, os.O_PATH | os.O_DIRECTORY))
+        parsed = FsOptions(name="share", vm_id=VM_ID, **options)  # type: ignore[arg-type]
+        guest = FuseGuest(Session(Share(root, parsed, limits)))
+        if mounted:
+            guest.init()
+        return guest
+
+    return make
+
+
+@pytest.fixture
+def guest(make_guest: MakeGuest) -> FuseGuest:
+    return make_guest()
+
+
+def open_descriptors(under: Path) -> list[str]:
+    """Tell which of this process's descriptors lead into a directory."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(link.readlink())
+        except FileNotFoundError:
+            continue
+        if target.startswith(f"{under}/"):
+            found.append(target)
+    return found

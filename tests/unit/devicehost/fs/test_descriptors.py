@@ -1,0 +1,58 @@
+"""Descriptors are closed by their last user, and nobody uses one that is closed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+import services.devicehost.devices.fs as package
+from services.devicehost.devices.fs.descriptors import Descriptor, raise_descriptor_limit
+
+MODULES = sorted(Path(package.__path__[0]).rglob("*.py"))
+
+
+def test_the_last_reference_closes(tmp_path: Path) -> None:
+    first = Descriptor(os.open(tmp_path, os.O_PATH))
+    number, second = first.fd, first
+    del first
+    os.fstat(number)
+    del second
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_the_path_leads_to_the_file_itself(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"first")
+    owner = Descriptor(os.open(tmp_path / "f", os.O_PATH))
+    (tmp_path / "f").unlink()
+    (tmp_path / "f").write_bytes(b"second")
+    assert Path(os.fsdecode(owner.path)).read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_no_number_outlives_its_owner(module: Path) -> None:
+    """`table.get(n).fd` may be closed, and used for another file, before it is used."""
+    temporaries = [
+        f"{module.name}:{node.lineno}"
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("fd", "path")
+        and isinstance(node.value, ast.Call)
+    ]
+    assert temporaries == []
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        limits = raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+        assert 0 < limits.handles < limits.nodes < hard
+        assert limits.nodes + limits.handles < hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

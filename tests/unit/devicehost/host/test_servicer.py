@@ -1,0 +1,203 @@
+"""The gRPC edge, in the process that serves it and as the whole process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from porthole.devicehost.v1 import device_host_pb2 as pb
+from porthole.devicehost.v1 import device_host_pb2_grpc
+from porthole.handshake.v1 import device_pb2
+
+from services.devicehost import telemetry
+from services.devicehost.servicer import SERVICE, DeviceHostServicer
+from services.handshake.errors import FailedPreconditionError
+from services.rpc import tracing
+from services.rpc.channel import connect
+from services.rpc.server import Servicer, start_server
+from tests.support.front_end import RawFrontEnd, RingEvents
+from tests.support.guest_ring import GuestRam, GuestRing
+from tests.unit.devicehost.host.conftest import MIB, OTHER_VM, POOL, TOKEN, VM
+from tests.unit.devicehost.memory.test_aperture import mapped_bytes
+from tests.unit.devicehost.vhost_user.conftest import guest_fds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from porthole.devicehost.v1.device_host_pb2_grpc import DeviceHostAsyncStub
+
+
+def request(shared: Path, instance_id: str = "d1", vm_id: str = VM) -> pb.CreateDeviceRequest:
+    return pb.CreateDeviceRequest(
+        vm_id=vm_id,
+        instance_id=instance_id,
+        tag="share",
+        options=f"share;{TOKEN};vm_id={vm_id}",
+        fs=pb.FsBackend(shared_dir=str(shared)),
+    )
+
+
+def spans_of(trace: Path) -> list[dict[str, Any]]:
+    return [
+        span
+        for line in trace.read_text().splitlines()
+        for resource in json.loads(line)["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+def sockets_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.rglob("*") if path.is_socket()]
+
+
+@pytest.fixture
+def ram() -> Iterator[GuestRam]:
+    ram = GuestRam(32 * MIB)
+    yield ram
+    ram.close()
+
+
+@pytest.fixture
+async def servicer(run_dir: Path) -> AsyncIterator[DeviceHostServicer]:
+    servicer = DeviceHostServicer(run_dir)
+    yield servicer
+    await servicer.close()
+
+
+@pytest.fixture
+async def stub(run_dir: Path, servicer: DeviceHostServicer) -> AsyncIterator[DeviceHostAsyncStub]:
+    address = f"unix:{run_dir}/devicehost.sock"
+    entry = Servicer(
+        device_host_pb2_grpc.add_DeviceHostServicer_to_server,
+        servicer,
+        SERVICE,
+    )
+    handle = await start_server([address], [entry])
+    peer = await connect(address, device_host_pb2_grpc.DeviceHostStub, SERVICE)
+    yield peer.stub
+    await peer.close()
+    await handle.stop(0)
+
+
+async def test_create_get_list_remove(stub: DeviceHostAsyncStub, tmp_path: Path) -> None:
+    created = await stub.CreateDevice(request(tmp_path))
+    device = (await stub.GetDevice(pb.GetDeviceRequest(vm_id=VM, instance_id="d1"))).device
+    assert device.socket_path == created.socket_path
+    assert device.device_class == device_pb2.DEVICE_CLASS_VIRTIO_FS
+    assert device.state == device_pb2.DEVICE_STATE_LISTENING
+    assert (device.aperture.base, device.aperture.size_bytes) == (POOL.base, POOL.size_bytes)
+    listed = await stub.ListDevices(pb.ListDevicesRequest(vm_id=VM))
+    assert [d.instance_id for d in listed.devices] == ["d1"]
+    await stub.RemoveDevice(pb.RemoveDeviceRequest(vm_id=VM, instance_id="d1"))
+    assert (await stub.ListDevices(pb.ListDevicesRequest())).devices == []
+
+
+async def test_refusals_keep_their_reason_over_the_wire(
+    stub: DeviceHostAsyncStub, tmp_path: Path
+) -> None:
+    await stub.SetSwiotlb(pb.SetSwiotlbRequest(vm_id=VM, swiotlb_option=TOKEN))
+    wrong = request(tmp_path)
+    wrong.options = f"share;vm_id={VM}"
+    with pytest.raises(FailedPreconditionError) as caught:
+        await stub.CreateDevice(wrong)
+    assert caught.value.reason == "SWIOTLB_TOKEN_MISMATCH"
+
+
+async def test_watchers_see_what_happens_to_their_vm(
+    stub: DeviceHostAsyncStub, tmp_path: Path
+) -> None:
+    watch = stub.WatchDevices(pb.WatchDevicesRequest(vm_id=VM))
+    await watch.initial_metadata()
+    path = (await stub.CreateDevice(request(tmp_path))).socket_path
+    other = (await stub.CreateDevice(request(tmp_path, "d2", OTHER_VM))).socket_path
+    seen = []
+
+    def visit(socket_path: str) -> None:
+        with RawFrontEnd(Path(socket_path)) as front:
+            front.negotiate()
+
+    await asyncio.to_thread(visit, other)
+    await asyncio.to_thread(visit, path)
+    for _ in range(2):
+        change = await asyncio.wait_for(anext(aiter(watch)), 10)
+        seen.append((change.device.instance_id, change.device.state))
+    watch.cancel()
+    assert seen == [
+        ("d1", device_pb2.DEVICE_STATE_CONNECTED),
+        ("d1", device_pb2.DEVICE_STATE_LISTENING),
+    ]
+
+
+async def test_metrics_tell_every_counter_of_every_device(
+    servicer: DeviceHostServicer,
+    stub: DeviceHostAsyncStub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    monkeypatch.setattr(tracing, "meter", lambda: provider.get_meter("test"))
+    telemetry.observe(servicer.host)
+    await stub.CreateDevice(request(tmp_path))
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics: dict[str, Any] = {
+        metric.name: next(iter(metric.data.data_points))
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+    }
+    assert {f"porthole.device.{name}" for name in telemetry.COUNTERS} <= metrics.keys()
+    slots = metrics["porthole.device.pool_slots"]
+    assert slots.value == POOL.size_bytes // 2048
+    assert slots.attributes["porthole.device.id"] == "d1"
+    assert metrics["porthole.vm.windows_limit"].value == 512
+    provider.shutdown()
+
+
+async def test_the_process_maps_the_pool_only_and_leaves_nothing_after_sigterm(
+    run_dir: Path, tmp_path: Path, ram: GuestRam
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "services.devicehost", "--run-dir", str(run_dir)),
+        *("--trace-file", str(run_dir / "trace.jsonl")),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    assert process.stdout is not None
+    ready = await asyncio.wait_for(process.stdout.readline(), 30)
+    assert b"porthole devicehost ready" in ready
+    peer = await connect(
+        f"unix:{run_dir}/devicehost.sock", device_host_pb2_grpc.DeviceHostStub, SERVICE
+    )
+    path = (await peer.stub.CreateDevice(request(tmp_path))).socket_path
+    with RawFrontEnd(Path(path)) as front, RingEvents() as events:
+        front.negotiate()
+        assert front.attach(ram) == 0
+        for index in range(2):
+            front.start(index, GuestRing(ram, POOL.base + index * MIB, 64), events)
+        assert mapped_bytes(process.pid) == [(POOL.base, POOL.size_bytes)]
+        assert guest_fds(process.pid) == 0
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+        assert front.is_closed()
+    await peer.close()
+    assert sockets_in(run_dir) == []
+    spans = {span["name"]: span for span in spans_of(run_dir / "trace.jsonl")}
+    created, aperture = spans[f"{SERVICE}/CreateDevice"], spans["DeviceHost ApertureCreated"]
+    assert aperture["traceId"] == created["traceId"]
+    assert aperture["parentSpanId"] == created["spanId"]
+    assert [event["name"] for event in aperture["events"]] == ["ApertureCreated"]
+
+
+def test_every_method_of_the_proto_is_served() -> None:
+    methods = {method.name for method in pb.DESCRIPTOR.services_by_name["DeviceHost"].methods}
+    assert methods <= vars(DeviceHostServicer).keys()

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from services.devicehost.memory import ApertureMemory, DeviceCounters, TranslationError
+from services.handshake.errors import FailedPreconditionError
+from services.handshake.pool import Gpa, SwiotlbPool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.guest_ring import GuestRam
+
+MIB = 1 << 20
+POOL = SwiotlbPool(Gpa(8 * MIB), 2 * MIB)
+U64 = 1 << 64
+
+
+@pytest.fixture
+def counters() -> DeviceCounters:
+    return DeviceCounters()
+
+
+@pytest.fixture
+def aperture(ram: GuestRam, counters: DeviceCounters) -> Iterator[ApertureMemory]:
+    table = ram.table()
+    memory = ApertureMemory(table, POOL, counters)
+    table.close_fds()
+    yield memory
+    memory.release()
+
+
+def mapped_bytes(pid: int | str = "self") -> list[tuple[int, int]]:
+    """File offset and length of every mapping of the guest's memory in a process."""
+    found = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if "memfd:guest" in line:
+            span, _, offset, *_ = line.split()
+            start, end = (int(part, 16) for part in span.split("-"))
+            found.append((int(offset, 16), end - start))
+    return found
+
+
+def test_exactly_the_pool_is_mapped(ram: GuestRam, counters: DeviceCounters) -> None:
+    before = mapped_bytes()
+    memory = ApertureMemory(ram.table(), POOL, counters)
+    new = [span for span in mapped_bytes() if span not in before]
+    assert new == [(ram.file_offset + POOL.base, POOL.size_bytes)]
+    memory.release()
+    assert mapped_bytes() == before
+
+
+def test_bytes_are_shared_with_the_guest_both_ways(ram: GuestRam, aperture: ApertureMemory) -> None:
+    ram.write(POOL.base + 100, b"from guest")
+    assert bytes(aperture.view(POOL.base + 100, 10)) == b"from guest"
+    aperture.view(POOL.end - 4, 4)[:] = b"host"
+    assert ram.read(POOL.end - 4, 4) == b"host"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(gpa=st.integers(0, U64 - 1), length=st.integers(0, (1 << 32) - 1))
+@example(gpa=POOL.base, length=POOL.size_bytes)
+@example(gpa=POOL.base, length=POOL.size_bytes + 1)
+@example(gpa=POOL.base - 1, length=2)
+@example(gpa=POOL.end, length=1)
+@example(gpa=POOL.end - 1, length=1)
+@example(gpa=U64 - 1, length=POOL.base + 2)
+def test_translate_admits_exactly_the_pool(aperture: ApertureMemory, gpa: int, length: int) -> None:
+    inside = POOL.base <= gpa and gpa + length <= POOL.end
+    if inside:
+        assert aperture.translate(gpa, length) == gpa - POOL.base
+    else:
+        with pytest.raises(TranslationError) as caught:
+            aperture.translate(gpa, length)
+        assert f"0x{gpa:x}" in caught.value.message
+
+
+ADDRESSES = st.one_of(st.integers(POOL.base - 64, POOL.end + 64), st.integers(0, U64 - 1))
+BUFFERS = st.lists(st.tuples(ADDRESSES, st.integers(1, 1 << 20)), max_size=6)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(buffers=BUFFERS)
+def test_many_ranges_are_admitted_exactly_as_one_by_one(
+    aperture: ApertureMemory, buffers: list[tuple[int, int]]
+) -> None:
+    if all(POOL.base <= gpa and gpa + length <= POOL.end for gpa, length in buffers):
+        for (gpa, length), view in zip(buffers, aperture.views(buffers), strict=True):
+            view[:1] = b"!"
+            assert len(view) == length
+            assert bytes(aperture.view(gpa, 1)) == b"!"
+    else:
+        with pytest.raises(TranslationError):
+            aperture.views(buffers)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(gpa=st.integers(POOL.base, POOL.end - 1), length=st.integers(1, POOL.size_bytes))
+def test_near_the_bounds(aperture: ApertureMemory, gpa: int, length: int) -> None:
+    if gpa + length <= POOL.end:
+        assert len(aperture.view(gpa, length)) == length
+    else:
+        with pytest.raises(TranslationError):
+            aperture.view(gpa, length)
+
+
+def test_refusals_and_the_highest_slot_are_counted(
+    aperture: ApertureMemory, counters: DeviceCounters
+) -> None:
+    for gpa, length in ((POOL.end, 1), (0, 8), (POOL.base, POOL.size_bytes + 1)):
+        with pytest.raises(TranslationError):
+            aperture.view(gpa, length)
+    aperture.view(POOL.base + 4096, 2049)
+    aperture.view(POOL.base, 1)
+    values = counters.snapshot()
+    assert values.translations_refused == 3
+    assert values.highest_slot == 4
+
+
+def test_a_pool_that_no_region_covers_is_refused_clearly(
+    ram: GuestRam, counters: DeviceCounters
+) -> None:
+    straddling = SwiotlbPool(Gpa(15 * MIB), 2 * MIB)
+    with pytest.raises(FailedPreconditionError) as caught:
+        ApertureMemory(ram.table(), straddling, counters)
+    assert caught.value.reason == "POOL_NOT_IN_GUEST_MEMORY"
+    assert "[0x0, 0x1000000)" in caught.value.message
+
+
+def test_a_ring_inside_the_pool_needs_no_mapping_of_its_own(
+    aperture: ApertureMemory, ram: GuestRam
+) -> None:
+    before = mapped_bytes()
+    ring = aperture.pin(POOL.base + 4096, 128)
+    assert mapped_bytes() == before
+    ring.view[:4] = b"ring"
+    assert ram.read(POOL.base + 4096, 4) == b"ring"
+
+
+def test_a_ring_outside_the_pool_maps_its_pages_only_and_gives_them_back(
+    ram: GuestRam, counters: DeviceCounters
+) -> None:
+    memory = ApertureMemory(ram.table(), POOL, counters)
+    before = mapped_bytes()
+    ring = memory.pin(3 * 4096 + 4000, 200)
+    new = [span for span in mapped_bytes() if span not in before]
+    assert new == [(ram.file_offset + 3 * 4096, 2 * 4096)]
+    ring.view[:4] = b"ring"
+    assert ram.read(3 * 4096 + 4000, 4) == b"ring"
+    ring.close()
+    assert mapped_bytes() == before
+    memory.release()
+
+
+def test_after_the_descriptors_are_closed_no_ring_outside_is_taken(
+    aperture: ApertureMemory, counters: DeviceCounters
+) -> None:
+    with pytest.raises(TranslationError, match="keeps to its aperture"):
+        aperture.pin(0, 4096)
+    assert counters.snapshot().translations_refused == 1
+
+
+def test_memory_stays_mapped_while_somebody_retains_it(
+    ram: GuestRam, counters: DeviceCounters
+) -> None:
+    before = mapped_bytes()
+    memory = ApertureMemory(ram.table(), POOL, counters)
+    memory.retain()
+    memory.release()
+    memory.view(POOL.base, 1)[:] = b"x"
+    memory.release()
+    assert mapped_bytes() == before

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.memory import Region, RegionTable
+from services.devicehost.memory.mapping import Mapping, guard_against_truncation
+from services.devicehost.memory.regions import MAX_SLOTS
+from services.handshake.errors import InvalidArgumentError
+from tests.support.guest_ring import USER_BASE
+
+if TYPE_CHECKING:
+    from tests.support.guest_ring import GuestRam
+
+PAGE = 4096
+
+
+def region(ram: GuestRam, **changes: int) -> Region:
+    fields = {
+        "gpa": 0,
+        "size_bytes": 4 * PAGE,
+        "user_addr": USER_BASE,
+        "file_offset": 0,
+        "fd": os.dup(ram.fd),
+    } | changes
+    return Region(**fields)
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"size_bytes": 0}, "REGION_BOUNDS"),
+        ({"size_bytes": 100}, "REGION_UNALIGNED"),
+        ({"gpa": 100}, "REGION_UNALIGNED"),
+        ({"gpa": 2**64 - PAGE}, "REGION_BOUNDS"),
+        ({"user_addr": 2**64 - PAGE}, "REGION_BOUNDS"),
+        ({"file_offset": 2**63 - PAGE}, "REGION_BOUNDS"),
+        ({"file_offset": 20 << 20}, "REGION_FILE_TOO_SHORT"),
+        ({"size_bytes": 1 << 40}, "REGION_FILE_TOO_SHORT"),
+    ],
+)
+def test_a_region_that_cannot_be_is_refused_and_its_descriptor_closed(
+    ram: GuestRam, changes: dict[str, int], reason: str
+) -> None:
+    table = RegionTable()
+    bad = region(ram, **changes)
+    fd = bad.fd
+    assert fd is not None
+    with pytest.raises(InvalidArgumentError) as caught:
+        table.add(bad)
+    assert caught.value.reason == reason
+    assert not is_open(fd)
+    assert len(table) == 0
+
+
+@pytest.mark.parametrize("changes", [{"user_addr": USER_BASE + (1 << 30)}, {"gpa": 1 << 30}])
+def test_overlap_in_either_address_space_is_refused(ram: GuestRam, changes: dict[str, int]) -> None:
+    table = RegionTable()
+    table.add(region(ram))
+    with pytest.raises(InvalidArgumentError) as caught:
+        table.add(region(ram, **changes))
+    assert caught.value.reason == "REGION_OVERLAP"
+    table.close()
+
+
+def test_the_table_has_a_bounded_number_of_slots(ram: GuestRam) -> None:
+    table = RegionTable()
+    step = 4 * PAGE
+    for place in range(MAX_SLOTS):
+        table.add(region(ram, gpa=place * step, user_addr=USER_BASE + place * step))
+    with pytest.raises(InvalidArgumentError) as caught:
+        table.add(region(ram, gpa=1 << 30, user_addr=USER_BASE + (1 << 30)))
+    assert caught.value.reason == "REGION_LIMIT"
+    table.close()
+
+
+def test_a_refused_table_leaves_the_old_one_and_leaks_nothing(ram: GuestRam) -> None:
+    table = RegionTable()
+    table.add(region(ram))
+    good, bad = region(ram), region(ram, size_bytes=0)
+    fds = [good.fd, bad.fd]
+    with pytest.raises(InvalidArgumentError):
+        table.replace([good, bad])
+    assert [fd for fd in fds if fd is not None and is_open(fd)] == []
+    assert [r.gpa for r in table] == [0]
+    (kept,) = table
+    assert kept.fd is not None
+    assert is_open(kept.fd)
+    table.close()
+
+
+def test_removal_closes_the_descriptor_and_needs_the_same_place(ram: GuestRam) -> None:
+    table = RegionTable()
+    entry = region(ram)
+    fd = entry.fd
+    assert fd is not None
+    table.add(entry)
+    with pytest.raises(InvalidArgumentError, match="no region of"):
+        table.remove(0, 4 * PAGE, USER_BASE + 1)
+    table.remove(0, 4 * PAGE, USER_BASE)
+    assert len(table) == 0
+    assert not is_open(fd)
+
+
+def test_addresses_are_found_only_wholly_inside_one_region(ram: GuestRam) -> None:
+    table = RegionTable()
+    table.add(region(ram))
+    table.add(region(ram, gpa=4 * PAGE, user_addr=USER_BASE + (1 << 30), file_offset=4 * PAGE))
+    assert table.find(0, 4 * PAGE) is not None
+    assert table.find(4 * PAGE - 1, 2) is None
+    assert table.find(8 * PAGE - 1, 1) is not None
+    assert table.find(8 * PAGE, 1) is None
+    assert table.user_to_gpa(USER_BASE + (1 << 30) + 5, 10) == 4 * PAGE + 5
+    assert table.user_to_gpa(USER_BASE + 4 * PAGE, 1) is None
+    table.close()
+
+
+def test_an_unsealed_memfd_is_sealed_against_shrinking() -> None:
+    fd = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, PAGE)
+        guard_against_truncation(fd, PAGE)
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def test_memory_that_cannot_be_sealed_is_taken_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fd = os.memfd_create("unsealable", 0)
+    try:
+        os.ftruncate(fd, PAGE)
+        guard_against_truncation(fd, PAGE)
+    finally:
+        os.close(fd)
+    assert "cannot be sealed" in caplog.text
+
+
+def test_a_mapping_must_start_on_a_page_of_the_file(ram: GuestRam) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        Mapping(ram.fd, 100, PAGE)
+    assert caught.value.reason == "MAPPING_UNALIGNED"
+
+
+def test_what_the_kernel_refuses_to_map_is_a_clear_error() -> None:
+    read_end, write_end = os.pipe()
+    try:
+        with pytest.raises(InvalidArgumentError) as caught:
+            Mapping(read_end, 0, PAGE)
+        assert caught.value.reason == "MAPPING_FAILED"
+    finally:
+        os.close(read_end)
+        os.close(write_end)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.memory import (
+    DeviceCounters,
+    TranslationError,
+    WindowMemory,
+    WindowQuota,
+)
+from services.devicehost.memory.windows import page_range
+from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
+from tests.unit.devicehost.memory.test_aperture import mapped_bytes
+
+if TYPE_CHECKING:
+    from tests.support.guest_ring import GuestRam
+
+PAGE = 4096
+
+
+class Device:
+    """A device without a token."""
+
+    def __init__(self, ram: GuestRam, quota: WindowQuota) -> None:
+        self.counters = DeviceCounters()
+        self.table = ram.table()
+        self.memory = WindowMemory(self.table, quota, self.counters)
+
+    def close(self) -> None:
+        self.memory.release()
+        self.table.close()
+
+
+def test_a_window_is_the_pages_of_its_buffer(ram: GuestRam) -> None:
+    device = Device(ram, WindowQuota())
+    before = mapped_bytes()
+    with device.memory.lease(((PAGE - 10, 20),)) as lease:
+        new = [span for span in mapped_bytes() if span not in before]
+        assert new == [(ram.file_offset, 2 * PAGE)]
+        lease.view(PAGE - 10, 20)[:] = b"x" * 20
+    assert ram.read(PAGE - 10, 20) == b"x" * 20
+    device.close()
+    assert mapped_bytes() == before
+
+
+def test_windows_are_kept_and_used_again(ram: GuestRam) -> None:
+    quota = WindowQuota()
+    device = Device(ram, quota)
+    for _ in range(5):
+        with device.memory.lease(((0, 100), (3 * PAGE, 100))):
+            assert quota.used == 2
+    assert device.counters.snapshot().windows_mapped == 2
+    assert device.counters.snapshot().windows_evicted == 0
+    device.close()
+    assert quota.used == 0
+
+
+def test_the_least_recently_used_window_makes_room_whichever_device_it_is_of(
+    ram: GuestRam,
+) -> None:
+    quota = WindowQuota(limit=2)
+    first, second = Device(ram, quota), Device(ram, quota)
+    first.memory.read(0, 8)
+    first.memory.read(PAGE, 8)
+    first.memory.read(0, 8)
+    second.memory.read(5 * PAGE, 8)
+    assert quota.used == 2
+    assert first.counters.snapshot().windows_evicted == 1
+    first.memory.read(0, 8)
+    assert first.counters.snapshot().windows_mapped == 2, "the one used last was kept"
+    first.close()
+    second.close()
+    assert quota.used == 0
+
+
+def test_a_request_waits_for_a_window_and_gets_it(ram: GuestRam) -> None:
+    quota = WindowQuota(limit=1, deadline_s=30)
+    holder, waiter = Device(ram, quota), Device(ram, quota)
+    lease = holder.memory.lease(((0, 8),))
+    ram.write(7 * PAGE, b"waited for")
+    with ThreadPoolExecutor() as pool:
+        pending = pool.submit(waiter.memory.read, 7 * PAGE, 10)
+        while waiter.counters.snapshot().windows_waited == 0:
+            assert not pending.done()
+        lease.close()
+        assert pending.result(30) == b"waited for"
+    assert waiter.counters.snapshot().windows_waited == 1
+    holder.close()
+    waiter.close()
+
+
+def test_waiting_ends_at_the_deadline_and_keeps_nothing(ram: GuestRam) -> None:
+    quota = WindowQuota(limit=2, deadline_s=0.05)
+    device = Device(ram, quota)
+    with device.memory.lease(((0, 8),)):
+        with pytest.raises(DeadlineExceededError) as caught:
+            device.memory.lease(((PAGE, 8), (2 * PAGE, 8)))
+        assert caught.value.reason == "WINDOW_DEADLINE"
+        assert "1 of the VM's 2" in caught.value.message
+    with device.memory.lease(((PAGE, 8), (2 * PAGE, 8))):
+        assert quota.used == 2
+    device.close()
+
+
+def test_more_windows_than_the_quota_has_are_refused_at_once(ram: GuestRam) -> None:
+    device = Device(ram, WindowQuota(limit=2))
+    with pytest.raises(ResourceExhaustedError) as caught:
+        device.memory.lease([(place * PAGE, 8) for place in range(3)])
+    assert caught.value.reason == "WINDOW_QUOTA_TOO_SMALL"
+    device.close()
+
+
+@pytest.mark.parametrize("gpa", [16 << 20, (16 << 20) - 4, 2**64 - 4, 2**64 - 1])
+def test_addresses_outside_guest_memory_are_refused_before_any_wait(
+    ram: GuestRam, gpa: int
+) -> None:
+    quota = WindowQuota(limit=1, deadline_s=30)
+    device = Device(ram, quota)
+    with device.memory.lease(((0, 8),)), pytest.raises(TranslationError):
+        device.memory.lease(((gpa, 8),))
+    assert device.counters.snapshot().translations_refused == 1
+    device.close()
+
+
+def test_many_threads_share_a_small_quota_and_every_request_is_served(ram: GuestRam) -> None:
+    quota = WindowQuota(limit=3, deadline_s=60)
+    devices = [Device(ram, quota) for _ in range(4)]
+    peak = 0
+    lock = threading.Lock()
+
+    def work(worker: int) -> int:
+        nonlocal peak
+        device, done = devices[worker % 4], 0
+        for turn in range(150):
+            buffers = [((worker * 7 + turn + part) % 64 * PAGE, 16) for part in range(1 + turn % 3)]
+            with device.memory.lease(buffers) as lease:
+                for gpa, length in buffers:
+                    lease.view(gpa, length)[0] = turn & 0xFF
+                with lock:
+                    peak = max(peak, quota.used)
+                done += 1
+        return done
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(8))) == [150] * 8
+    assert 1 <= peak <= 3
+    for device in devices:
+        device.close()
+    assert quota.used == 0
+
+
+def test_page_range_widens_to_whole_pages() -> None:
+    assert page_range(0, 1) == (0, PAGE)
+    assert page_range(PAGE - 1, 2) == (0, 2 * PAGE)
+    assert page_range(PAGE, PAGE) == (PAGE, PAGE)

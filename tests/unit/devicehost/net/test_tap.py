@@ -1,0 +1,134 @@
+"""TAP interfaces of the kernel: opening them, their errors, frames through one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.devices.net import tap as tap_module
+from services.devicehost.devices.net.tap import Tap
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+from services.simguest.netns import NetworkNamespace
+from services.wire.virtio_net import HEADER_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAC = bytes.fromhex("525400123456")
+
+
+@pytest.fixture
+def namespace() -> Iterator[NetworkNamespace]:
+    with NetworkNamespace() as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", ["", "a" * 16, "é" * 8, "a/b", "tap%d", "a b", "a:b", ".", ".."])
+def test_names_that_no_interface_may_have(name: str) -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        Tap(name)
+    assert raised.value.reason == "TAP_NAME"
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "remedy"),
+    [
+        (errno.EPERM, "TAP_NOT_PERMITTED", "CAP_NET_ADMIN"),
+        (errno.EBUSY, "TAP_BUSY", "close that one"),
+        (errno.EINVAL, "TAP_NOT_A_TAP", "another name"),
+        (errno.ENODEV, "TAP_UNAVAILABLE", "load the tun module"),
+        (errno.EMFILE, "TAP_UNAVAILABLE", os.strerror(errno.EMFILE)),
+    ],
+)
+def test_what_the_kernel_refuses_is_explained(
+    monkeypatch: pytest.MonkeyPatch, number: int, reason: str, remedy: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tap_module, "TUN_DEVICE", os.devnull)
+    monkeypatch.setattr("fcntl.ioctl", refuse)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(FailedPreconditionError) as raised:
+        Tap("tap0")
+    assert raised.value.reason == reason
+    assert remedy in raised.value.message
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_without_the_tun_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tap_module, "TUN_DEVICE", str(tmp_path / "tun"))
+    with pytest.raises(FailedPreconditionError) as raised:
+        Tap("tap0")
+    assert raised.value.reason == "TAP_UNAVAILABLE"
+
+
+@pytest.mark.tap
+def test_an_interface_that_is_open_already(namespace: NetworkNamespace) -> None:
+    first = namespace.run(lambda: Tap("tap0"))
+    try:
+        with pytest.raises(FailedPreconditionError) as raised:
+            namespace.run(lambda: Tap("tap0"))
+        assert raised.value.reason == "TAP_BUSY"
+    finally:
+        first.close()
+    namespace.run(lambda: Tap("tap0")).close()
+
+
+@pytest.mark.tap
+def test_an_interface_that_is_no_tap(namespace: NetworkNamespace) -> None:
+    with pytest.raises(FailedPreconditionError) as raised:
+        namespace.run(lambda: Tap("lo"))
+    assert raised.value.reason == "TAP_NOT_A_TAP"
+
+
+@pytest.mark.tap
+def test_frames_pass_both_ways(namespace: NetworkNamespace) -> None:
+    tap = namespace.run(lambda: Tap("tap0"))
+    try:
+        assert tap.mtu == 1500
+        with pytest.raises(OSError) as down:
+            tap.write([bytes(HEADER_BYTES), bytes(60)])
+        assert down.value.errno == errno.EIO
+        namespace.configure("tap0", mac=MAC, mtu=1500, address="192.0.2.1/24")
+        raw = namespace.run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+        with raw:
+            namespace.run(lambda: raw.bind(("tap0", 0x88B5)))  # an EtherType for experiments
+            frame = MAC + bytes.fromhex("020000000001") + b"\x88\xb5" + b"to the host".ljust(50)
+            tap.write([bytes(HEADER_BYTES), memoryview(frame)])
+            raw.settimeout(5)
+            assert raw.recv(2000) == frame
+            raw.send(frame[::-1][:12] + b"\x88\xb5" + b"from the host".ljust(50))
+        received = b""
+        while b"from the host" not in received:
+            assert select.select([tap.fd], [], [], 5)[0]
+            buffer = bytearray(2000)
+            received = bytes(buffer[: tap.read(buffer)])
+        assert received[HEADER_BYTES + 12 : HEADER_BYTES + 14] == b"\x88\xb5"
+    finally:
+        tap.close()
+        tap.close()
+
+
+@pytest.mark.tap
+def test_an_interface_that_is_deleted(namespace: NetworkNamespace) -> None:
+    from pyroute2 import IPRoute
+
+    def delete() -> None:
+        with IPRoute() as netlink:
+            netlink.link("del", index=netlink.link_lookup(ifname="tap0")[0])
+
+    tap = namespace.run(lambda: Tap("tap0"))
+    try:
+        namespace.run(delete)
+        with pytest.raises(OSError) as raised:
+            tap.read(bytearray(2000))
+        assert raised.value.errno == errno.EBADFD
+    finally:
+        tap.close()

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.memory import ApertureMemory, DeviceCounters, WindowMemory, WindowQuota
+from services.devicehost.vhost_user import Backend, Listener
+from services.devicehost.virtio.device import serve_requests
+from services.handshake.pool import Gpa, SwiotlbPool
+from tests.support.guest_ring import GuestRam
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from services.devicehost.memory import GuestMemory, RegionTable
+    from services.devicehost.virtio.queue import Chain, Queue
+    from services.handshake.errors import PortholeError
+
+MIB = 1 << 20
+POOL = SwiotlbPool(Gpa(8 * MIB), 4 * MIB)
+DEADLINE_S = 10.0
+
+
+class EchoDevice:
+    """Writes what it reads, in upper case; two queues."""
+
+    device_class = "virtio-fs"
+    num_queues = 2
+    features = 1 << 5
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.blocked, self.unblock = threading.Event(), threading.Event()
+
+    def config(self) -> bytes:
+        return b"config of the echo"
+
+    def activate(self, features: int) -> None:
+        self.log.append(f"activate {features:#x}")
+
+    def serve(self, index: int, queue: Queue) -> None:
+        serve_requests(queue, self._echo)
+
+    def reset(self) -> None:
+        self.log.append("reset")
+
+    def close(self) -> None:
+        self.log.append("close")
+
+    def _echo(self, chain: Chain) -> int:
+        data = b"".join(map(bytes, chain.readable)).upper()
+        if data == b"FAIL":
+            raise RuntimeError("a fault of the device, on purpose")
+        if data == b"BLOCK":
+            self.blocked.set()
+            self.unblock.wait(DEADLINE_S)
+        chain.writable[0][: len(data)] = data
+        return len(data)
+
+
+class Watcher:
+    """Records what the back-end tells; `wait_for` blocks until something was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self._changed = threading.Condition()
+        self.refuse_doorbell: PortholeError | None = None
+
+    def connected(self) -> None:
+        self._tell("connected")
+
+    def attached(self) -> None:
+        self._tell("attached")
+
+    def register_doorbell(self, queue: int) -> None:
+        if self.refuse_doorbell is not None:
+            raise self.refuse_doorbell
+        self._tell(f"doorbell {queue}")
+
+    def unregister_doorbell(self, queue: int) -> None:
+        pass
+
+    def first_request(self) -> None:
+        self._tell("first request")
+
+    def failed(self, error: PortholeError) -> None:
+        self._tell(f"failed {error.reason}")
+
+    def was_reset(self) -> None:
+        self._tell("was reset")
+
+    def disconnected(self) -> None:
+        self._tell("disconnected")
+
+    def wait_for(self, what: str, times: int = 1) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.told.count(what) >= times, DEADLINE_S), (
+                f"{what!r} was not told {times} times: {self.told}"
+            )
+
+    def _tell(self, what: str) -> None:
+        with self._changed:
+            self.told.append(what)
+            self._changed.notify_all()
+
+
+class Service:
+    """An echo device behind its socket, and a guest of 32 MiB."""
+
+    def __init__(self, path: Path, *, aperture: bool) -> None:
+        self.path = path
+        self.device = EchoDevice()
+        self.watcher = Watcher()
+        self.counters = DeviceCounters()
+        self.quota = WindowQuota()
+        self.ram = GuestRam(32 * MIB)
+
+        def reach(table: RegionTable) -> GuestMemory:
+            if aperture:
+                return ApertureMemory(table, POOL, self.counters)
+            return WindowMemory(table, self.quota, self.counters)
+
+        self.backend = Backend(
+            self.device, reach, self.counters, self.watcher, keeps_descriptors=not aperture
+        )
+        self.listener = Listener(path, self.backend)
+
+    def close(self) -> None:
+        self.listener.close()
+        self.ram.close()
+
+
+@pytest.fixture
+def service(run_dir: Path) -> Iterator[Service]:
+    """A device with an aperture."""
+    service = Service(run_dir / "echo.sock", aperture=True)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def window_service(run_dir: Path) -> Iterator[Service]:
+    """A device with on-demand windows."""
+    service = Service(run_dir / "windows.sock", aperture=False)
+    yield service
+    service.close()
+
+
+def guest_fds(pid: int | str = "self") -> int:
+    """Descriptors of a process that are a guest's memory."""
+    count = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            count += "memfd:guest" in str(entry.readlink())
+        except FileNotFoundError:
+            continue
+    return count
+
+
+def eventually(question: Callable[[], bool]) -> bool:
+    """Ask again until the answer is yes; what threads let go of has no event to wait for."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (answer := question()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return answer
+
+
+def open_fds() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -1,0 +1,450 @@
+"""A device behind its socket: real descriptors, real memory, real threads."""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.vhost_user import Listener, rings
+from services.handshake.errors import PermissionDeniedError
+from services.wire import vhost_user as wire
+from services.wire.vhost_user import Request
+from tests.support.front_end import RawFrontEnd, RingEvents
+from tests.support.guest_ring import USER_BASE, GuestRam, GuestRing
+from tests.unit.devicehost.memory.test_aperture import mapped_bytes
+from tests.unit.devicehost.vhost_user.conftest import (
+    MIB,
+    POOL,
+    eventually,
+    guest_fds,
+    open_fds,
+)
+
+if TYPE_CHECKING:
+    from tests.unit.devicehost.vhost_user.conftest import Service
+
+DATA = POOL.base + 2 * MIB
+INSIDE = POOL.base
+OUTSIDE = 20 * MIB
+
+
+def echo(ring: GuestRing, events: RingEvents, text: bytes = b"hello", data: int = DATA) -> bytes:
+    """Send one request through the ring and wait for its answer by the call descriptor."""
+    ring.ram.write(data, text)
+    ring.chain(0, readable=[(data, len(text))], writable=[(data + 4096, 64)])
+    before = ring.used_idx
+    ring.set_used_event(before)
+    ring.offer(0)
+    os.eventfd_write(events.kick, 1)
+    while ring.used_idx == before:
+        ready, _, _ = select.select([events.call], [], [], 10)
+        assert ready, "no notification came"
+        os.eventfd_read(events.call)
+    head, written = ring.completions()[-1]
+    assert head == 0
+    return ring.ram.read(data + 4096, written)
+
+
+@pytest.mark.parametrize("where", [INSIDE, OUTSIDE], ids=["ring inside", "ring outside"])
+def test_a_request_goes_through_an_aperture(service: Service, where: int) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        assert front.attach(service.ram) == 0
+        ring = GuestRing(service.ram, where, 64)
+        front.start(0, ring, events)
+        assert echo(ring, events) == b"HELLO"
+        service.watcher.wait_for("first request")
+        assert front.get_base(0) == 1
+    service.watcher.wait_for("disconnected")
+    assert service.watcher.told == [
+        "connected",
+        "attached",
+        "doorbell 0",
+        "first request",
+        "disconnected",
+    ]
+    assert service.device.log[-1] == "reset"
+
+
+def test_a_request_goes_through_windows(window_service: Service) -> None:
+    service = window_service
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        assert front.attach(service.ram) == 0
+        ring = GuestRing(service.ram, OUTSIDE, 64)
+        front.start(0, ring, events)
+        assert echo(ring, events, data=0) == b"HELLO"
+        assert service.counters.snapshot().windows_mapped == 2
+    service.watcher.wait_for("disconnected")
+    assert service.quota.used == 0
+
+
+def test_only_the_pool_and_the_rings_outside_it_are_mapped_and_no_descriptor_stays(
+    service: Service,
+) -> None:
+    mapped, fds = mapped_bytes(), guest_fds()
+    with RawFrontEnd(service.path) as front, RingEvents() as first, RingEvents() as second:
+        front.negotiate()
+        assert front.attach(service.ram) == 0
+        assert guest_fds() == fds + 1, "rings may still be anywhere"
+        inside = GuestRing(service.ram, INSIDE, 64)
+        outside = GuestRing(service.ram, OUTSIDE, 64)
+        front.start(0, inside, first)
+        assert guest_fds() == fds + 1
+        front.start(1, outside, second)
+        assert guest_fds() == fds, "all rings have their addresses"
+        new = [span for span in mapped_bytes() if span not in mapped]
+        ring_pages = [(part, 4096) for part in (outside.desc, outside.avail, outside.used)]
+        merged = sum(length for _, length in new)
+        assert (POOL.base, POOL.size_bytes) in new
+        assert merged == POOL.size_bytes + len(ring_pages) * 4096
+        assert echo(inside, first) == b"HELLO"
+        assert echo(outside, second, data=DATA + 8192) == b"HELLO"
+        # From now on nothing outside the pool is taken.
+        assert front.get_base(1) == 1
+        assert front.set_addr(1, GuestRing(service.ram, OUTSIDE + MIB, 64)) == 1
+        assert front.set_addr(1, GuestRing(service.ram, INSIDE + MIB, 64)) == 0
+    service.watcher.wait_for("disconnected")
+    assert mapped_bytes() == mapped
+    assert guest_fds() == fds
+
+
+def test_a_pool_that_is_not_in_guest_memory_is_refused_and_the_device_goes_on(
+    service: Service,
+) -> None:
+    small = GuestRam(4 * MIB)
+    fds = guest_fds()
+    with RawFrontEnd(service.path) as front:
+        front.negotiate()
+        assert front.attach(small) == 1
+        assert guest_fds() == fds
+        assert front.attach(service.ram) == 0
+    small.close()
+
+
+def test_the_pool_may_be_in_any_region(service: Service) -> None:
+    low = GuestRam(4 * MIB)
+    high = GuestRam(16 * MIB, gpa=4 * MIB, file_offset=MIB)
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        assert front.attach(low, high) == 0
+        ring = GuestRing(low, 0, 16)
+        front.start(0, ring, events)
+        high.write(DATA, b"two regions")
+        ring.chain(0, readable=[(DATA, 11)], writable=[(DATA + 4096, 64)])
+        ring.offer(0)
+        os.eventfd_write(events.kick, 1)
+        assert select.select([events.call], [], [], 10)[0]
+        assert high.read(DATA + 4096, 11) == b"TWO REGIONS"
+    service.watcher.wait_for("disconnected")
+    low.close()
+    high.close()
+
+
+def test_an_address_outside_the_aperture_makes_the_device_need_a_reset_and_reset_helps(
+    service: Service,
+) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        assert front.attach(service.ram) == 0
+        ring = GuestRing(service.ram, INSIDE, 16)
+        front.start(0, ring, events)
+        ring.chain(0, readable=[(0, 16)])
+        ring.offer(0)
+        os.eventfd_write(events.kick, 1)
+        service.watcher.wait_for("failed ADDRESS_OUT_OF_BOUNDS")
+        assert ring.completions() == [(0, 0)]
+        assert select.select([events.err], [], [], 10)[0], "the front-end is told"
+        assert service.counters.snapshot().translations_refused == 1
+        # It serves nothing: a lawful request stays where it is.
+        ring.chain(0, readable=[(DATA, 4)], writable=[(DATA + 4096, 4)])
+        ring.offer(0)
+        os.eventfd_write(events.kick, 1)
+        assert front.tell(Request.RESET_DEVICE) == 0
+        assert ring.used_idx == 1
+        service.watcher.wait_for("was reset")
+        fresh = GuestRing(service.ram, INSIDE + MIB, 16)
+        front.start(0, fresh, events)
+        assert echo(fresh, events) == b"HELLO"
+
+
+def test_stopping_every_ring_is_a_reset_too(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, INSIDE, 16)
+        front.start(0, ring, events)
+        ring.describe(0, DATA, 8, flags=1, following=0)
+        ring.offer(0)
+        os.eventfd_write(events.kick, 1)
+        service.watcher.wait_for("failed DESCRIPTOR_LOOP")
+        front.get_base(0)
+        service.watcher.wait_for("was reset")
+
+
+def test_a_guest_that_is_paused_goes_on_with_the_device_it_had(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, OUTSIDE, 16)
+        front.start(0, ring, events)
+        assert echo(ring, events) == b"HELLO"
+        ring.next_avail = front.get_base(0)
+        front.attach(service.ram)
+        front.start(0, ring, events)
+        assert echo(ring, events, b"again") == b"AGAIN"
+        assert [what.split()[0] for what in service.device.log] == ["activate"]
+    service.watcher.wait_for("disconnected")
+    assert service.device.log[-1] == "reset"
+
+
+def test_a_driver_that_is_loaded_anew_may_put_its_rings_elsewhere(service: Service) -> None:
+    fds = guest_fds()
+    with RawFrontEnd(service.path) as front, RingEvents() as first, RingEvents() as second:
+        front.negotiate()
+        for place in (OUTSIDE, OUTSIDE + 2 * MIB):
+            assert front.attach(service.ram) == 0
+            assert guest_fds() == fds + 1
+            rings = [GuestRing(service.ram, place + n * MIB, 16) for n in range(2)]
+            front.start(0, rings[0], first)
+            front.start(1, rings[1], second)
+            assert guest_fds() == fds
+            assert echo(rings[0], first) == b"HELLO"
+            assert [front.get_base(0), front.get_base(1)] == [1, 0]
+
+
+def test_a_refused_table_changes_nothing_for_rings_that_run(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, INSIDE, 16)
+        front.start(0, ring, events)
+        bad = wire.pack_mem_table([wire.MemRegion(0, 1 << 40, USER_BASE, 0)])
+        assert front.tell(Request.SET_MEM_TABLE, bad, [service.ram.fd]) == 1
+        assert echo(ring, events) == b"HELLO"
+
+
+def test_a_fault_of_the_device_is_not_the_end_of_the_process(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, INSIDE, 16)
+        front.start(0, ring, events)
+        service.ram.write(DATA, b"fail")
+        ring.chain(0, readable=[(DATA, 4)], writable=[(DATA + 4096, 4)])
+        ring.offer(0)
+        os.eventfd_write(events.kick, 1)
+        service.watcher.wait_for("failed DEVICE_FAILED")
+        assert front.ask_u64(Request.GET_QUEUE_NUM) == 2
+    assert "on purpose" in caplog.text
+
+
+def test_a_worker_that_is_stuck_is_left_behind_and_harms_nobody(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rings, "STOP_DEADLINE_S", 0.05)
+    mapped = mapped_bytes()
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, INSIDE, 16)
+        front.start(0, ring, events)
+        service.ram.write(DATA, b"block")
+        ring.chain(0, readable=[(DATA, 5)], writable=[(DATA + 4096, 5)])
+        ring.offer(0)
+        os.eventfd_write(events.kick, 1)
+        assert service.device.blocked.wait(10)
+        assert front.get_base(0) == 1
+    service.watcher.wait_for("disconnected")
+    assert "leaving it behind" in caplog.text
+    assert mapped_bytes() != mapped, "what it may touch stays mapped"
+    service.device.unblock.set()
+    assert eventually(lambda: mapped_bytes() == mapped)
+    assert ring.used_idx == 0
+
+
+def test_rings_run_only_while_enabled_and_go_on_where_they_stopped(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, INSIDE, 16)
+        front.start(0, ring, events)
+        assert echo(ring, events, b"one") == b"ONE"
+        assert front.state(Request.SET_VRING_ENABLE, 0, 0) == 0
+        ring.ram.write(DATA, b"two")
+        ring.chain(0, readable=[(DATA, 3)], writable=[(DATA + 4096, 64)])
+        ring.offer(0)
+        os.eventfd_write(events.kick, 1)
+        assert front.state(Request.SET_VRING_NUM, 0, 16) == 0  # answered after the kick
+        assert ring.used_idx == 1
+        assert front.state(Request.SET_VRING_ENABLE, 0, 1) == 0
+        while ring.used_idx == 1:
+            assert select.select([events.call], [], [], 10)[0]
+            os.eventfd_read(events.call)
+        assert front.get_base(0) == 2
+
+
+def test_without_protocol_features_a_ring_runs_at_once(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate(without_virtio=wire.F_PROTOCOL_FEATURES)
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, INSIDE, 16)
+        assert front.state(Request.SET_VRING_NUM, 0, 16) == 0
+        assert front.set_addr(0, ring) == 0
+        assert front.tell(Request.SET_VRING_CALL, wire.U64.pack(0), [events.call]) == 0
+        assert front.tell(Request.SET_VRING_KICK, wire.U64.pack(0), [events.kick]) == 0
+        assert echo(ring, events) == b"HELLO"
+
+
+def test_memory_may_change_while_rings_run(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as first, RingEvents() as second:
+        front.negotiate()
+        front.attach(service.ram)
+        rings = [GuestRing(service.ram, INSIDE + n * MIB, 16) for n in range(2)]
+        front.start(0, rings[0], first)
+        front.start(1, rings[1], second)
+        assert echo(rings[0], first) == b"HELLO"
+        assert front.attach(service.ram) == 0
+        assert echo(rings[0], first, b"again") == b"AGAIN"
+        assert echo(rings[1], second, b"both") == b"BOTH"
+        assert front.get_base(0) == 2
+
+
+def test_regions_are_added_and_removed_for_a_device_with_windows(window_service: Service) -> None:
+    service = window_service
+    fds = guest_fds()
+    region = wire.MemRegion(0, service.ram.size_bytes, USER_BASE, 0)
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        assert front.ask_u64(Request.GET_MAX_MEM_SLOTS) == 32
+        payload = wire.pack_single_region(region)
+        assert front.tell(Request.ADD_MEM_REG, payload, [service.ram.fd]) == 0
+        assert guest_fds() == fds + 1
+        ring = GuestRing(service.ram, OUTSIDE, 16)
+        front.start(0, ring, events)
+        assert echo(ring, events) == b"HELLO"
+        front.get_base(0)
+        # A descriptor that comes with a removal is closed unused.
+        assert front.tell(Request.REM_MEM_REG, payload, [service.ram.fd]) == 0
+        assert guest_fds() == fds
+        assert front.tell(Request.REM_MEM_REG, payload) == 1
+
+
+def test_a_doorbell_that_is_refused_leaves_the_ring_stopped(service: Service) -> None:
+    service.watcher.refuse_doorbell = PermissionDeniedError("DOORBELL_LIMIT", "no more")
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        before = open_fds()
+        assert front.tell(Request.SET_VRING_KICK, wire.U64.pack(0), [events.kick]) == 1
+        assert open_fds() == before
+
+
+def test_what_is_no_eventfd_is_refused(service: Service) -> None:
+    read_end, write_end = os.pipe()
+    try:
+        with RawFrontEnd(service.path) as front:
+            front.negotiate()
+            for request in (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR):
+                for fd in (read_end, service.ram.fd):
+                    assert front.tell(request, wire.U64.pack(0), [fd]) == 1
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@pytest.mark.parametrize(
+    ("request_", "num"),
+    [
+        (Request.SET_VRING_NUM, 0),
+        (Request.SET_VRING_NUM, 3),
+        (Request.SET_VRING_NUM, 65536),
+        (Request.SET_VRING_BASE, 65536),
+    ],
+)
+def test_ring_numbers_are_checked(service: Service, request_: Request, num: int) -> None:
+    with RawFrontEnd(service.path) as front:
+        front.negotiate()
+        assert front.state(request_, 0, num) == 1
+
+
+def test_ring_addresses_are_checked(service: Service) -> None:
+    with RawFrontEnd(service.path) as front:
+        front.negotiate()
+        front.attach(service.ram)
+        assert front.set_addr(0, GuestRing(service.ram, INSIDE, 16)) == 1, "no size yet"
+        front.state(Request.SET_VRING_NUM, 0, 16)
+        assert front.set_addr(0, GuestRing(service.ram, 2**46, 16)) == 1, "not in memory"
+        assert front.set_addr(0, GuestRing(service.ram, INSIDE + 8, 16)) == 1, "not aligned"
+        assert front.set_addr(0, GuestRing(service.ram, INSIDE, 16)) == 0
+
+
+def test_what_a_running_ring_stands_on_cannot_be_changed(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        features = front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, INSIDE, 16)
+        front.start(0, ring, events)
+        assert front.state(Request.SET_VRING_NUM, 0, 32) == 1
+        assert front.state(Request.SET_VRING_BASE, 0, 7) == 1
+        assert front.set_addr(0, GuestRing(service.ram, INSIDE + MIB, 16)) == 1
+        assert front.set_addr(0, ring) == 0, "the same addresses again change nothing"
+        assert front.tell(Request.SET_FEATURES, wire.U64.pack(features & ~(1 << 29))) == 1
+        assert front.tell(Request.SET_FEATURES, wire.U64.pack(features)) == 0
+        assert echo(ring, events) == b"HELLO"
+
+
+def test_config_is_read_only(service: Service) -> None:
+    with RawFrontEnd(service.path) as front:
+        front.negotiate()
+        assert front.tell(Request.SET_CONFIG, wire.Config(0, 2, 0, b"xy").pack()) == 1
+        answer = front.ask(Request.GET_CONFIG, wire.Config(0, 6, 0, bytes(6)).pack())
+        assert wire.Config.parse(answer) == wire.Config(0, 6, 0, b"config")
+
+
+def test_connections_come_and_go_without_a_trace(service: Service) -> None:
+    def once() -> None:
+        with RawFrontEnd(service.path) as front, RingEvents() as events:
+            front.negotiate()
+            channel = os.eventfd(0)
+            assert front.tell(Request.SET_BACKEND_REQ_FD, fds=[channel]) == 0
+            os.close(channel)
+            front.attach(service.ram)
+            ring = GuestRing(service.ram, INSIDE, 16)
+            service.ram.write(ring.desc, bytes(ring.end - ring.desc))
+            front.start(0, ring, events)
+            assert echo(ring, events) == b"HELLO"
+
+    fds, mapped = open_fds(), mapped_bytes()
+    for _ in range(5):
+        once()
+    assert eventually(lambda: open_fds() == fds)
+    assert mapped_bytes() == mapped
+
+
+def test_a_second_front_end_is_served_after_the_first(service: Service) -> None:
+    with RawFrontEnd(service.path) as first:
+        assert first.ask_u64(Request.GET_QUEUE_NUM) == 2
+        with RawFrontEnd(service.path) as second:
+            second.send(Request.GET_QUEUE_NUM)
+            first.socket.close()
+            header, _ = second.receive()
+            assert header.request == Request.GET_QUEUE_NUM
+    assert service.watcher.told[:3] == ["connected", "disconnected", "connected"]
+
+
+def test_closing_removes_the_socket_and_drops_the_front_end(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        front.start(0, GuestRing(service.ram, INSIDE, 16), events)
+        service.listener.close()
+        assert front.is_closed()
+        assert not service.path.exists()
+    # The socket can be made again, and the fixture closes it.
+    service.listener = Listener(service.path, service.backend)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.memory import ApertureMemory, DeviceCounters, GuestMemory
+from services.devicehost.virtio.queue import Queue
+from services.handshake.pool import Gpa, SwiotlbPool
+from services.wire.virtio_ring import avail_bytes, desc_table_bytes, used_bytes
+from tests.support.guest_ring import GuestRam, GuestRing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+POOL = SwiotlbPool(Gpa(4 << 20), 4 << 20)
+DATA = POOL.base + (1 << 20)
+"""Where tests put buffers; the ring is at the pool's start."""
+
+
+class Rig:
+    """A guest with one ring in its pool, and the device side of it."""
+
+    def __init__(self) -> None:
+        self.ram = GuestRam(16 << 20)
+        self.counters = DeviceCounters()
+        self.memory: GuestMemory = ApertureMemory(self.ram.table(), POOL, self.counters)
+        self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.call_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._queues: list[Queue] = []
+
+    def ring(self, size: int = 8) -> GuestRing:
+        return GuestRing(self.ram, POOL.base, size)
+
+    def queue(
+        self,
+        ring: GuestRing,
+        *,
+        event_idx: bool = False,
+        indirect: bool = True,
+        base: int = 0,
+        memory: GuestMemory | None = None,
+        polled: bool = False,
+    ) -> Queue:
+        queue = Queue(
+            index=0,
+            size=ring.size,
+            desc=self.memory.pin(ring.desc, desc_table_bytes(ring.size)).view,
+            avail=self.memory.pin(ring.avail, avail_bytes(ring.size)).view,
+            used=self.memory.pin(ring.used, used_bytes(ring.size)).view,
+            memory=memory or self.memory,
+            kick_fd=None if polled else self.kick_fd,
+            call_fd=self.call_fd,
+            event_idx=event_idx,
+            indirect=indirect,
+            base=base,
+            counters=self.counters.queue(0),
+        )
+        self._queues.append(queue)
+        return queue
+
+    def kick(self) -> None:
+        os.eventfd_write(self.kick_fd, 1)
+
+    def calls(self) -> int:
+        """Notifications since the last time this was asked."""
+        ready, _, _ = select.select([self.call_fd], [], [], 0)
+        return os.eventfd_read(self.call_fd) if ready else 0
+
+    def close(self) -> None:
+        for queue in self._queues:
+            queue.close()
+        self.memory.release()
+        os.close(self.kick_fd)
+        os.close(self.call_fd)
+        self.ram.close()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.close()

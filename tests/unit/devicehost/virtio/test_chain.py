@@ -1,0 +1,216 @@
+"""What a guest may write into a descriptor table, and what it may not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.memory import TranslationError
+from services.devicehost.virtio.queue import QueueError
+from services.handshake.pool import Gpa, SwiotlbPool
+from services.wire.virtio_ring import (
+    DESC_F_INDIRECT,
+    DESC_F_NEXT,
+    DESC_F_WRITE,
+    Descriptor,
+)
+from tests.unit.devicehost.virtio.conftest import DATA, POOL
+
+if TYPE_CHECKING:
+    from tests.support.guest_ring import GuestRing
+    from tests.unit.devicehost.virtio.conftest import Rig
+
+TABLE = DATA + 0x8000
+
+
+def pop_reason(rig: Rig, ring: GuestRing, *, head: int = 0, indirect: bool = True) -> str:
+    """Offer one head and tell why its chain is refused."""
+    ring.offer(head)
+    with pytest.raises(QueueError) as caught:
+        rig.queue(ring, indirect=indirect).pop()
+    return caught.value.reason
+
+
+def test_a_direct_chain_gives_its_buffers_in_order(rig: Rig) -> None:
+    ring = rig.ring()
+    rig.ram.write(DATA, b"header--payload!")
+    ring.chain(2, readable=[(DATA, 8), (DATA + 8, 8)], writable=[(DATA + 64, 4), (DATA + 128, 32)])
+    ring.offer(2)
+    chain = rig.queue(ring).pop()
+    assert chain is not None
+    assert chain.head == 2
+    assert [bytes(part) for part in chain.readable] == [b"header--", b"payload!"]
+    assert [len(part) for part in chain.writable] == [4, 32]
+    assert (chain.readable_bytes, chain.writable_bytes) == (16, 36)
+    chain.writable[1][:2] = b"ok"
+    assert rig.ram.read(DATA + 128, 2) == b"ok"
+
+
+def test_descriptors_may_be_linked_in_any_order(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(7, DATA, 1, DESC_F_NEXT, 0)
+    ring.describe(0, DATA + 1, 2, DESC_F_NEXT, 3)
+    ring.describe(3, DATA + 3, 3)
+    ring.offer(7)
+    chain = rig.queue(ring).pop()
+    assert chain is not None
+    assert [len(part) for part in chain.readable] == [1, 2, 3]
+
+
+def test_an_indirect_table_may_end_a_direct_chain_and_be_longer_than_the_ring(rig: Rig) -> None:
+    ring = rig.ring(4)
+    entries = [
+        Descriptor(DATA + 16 * n, 16, DESC_F_NEXT if n < 19 else 0, n + 1).pack() for n in range(20)
+    ]
+    rig.ram.write(TABLE, b"".join(entries))
+    ring.describe(0, DATA + 0x4000, 8, DESC_F_NEXT, 1)
+    ring.describe(1, TABLE, 16 * 20, DESC_F_INDIRECT)
+    ring.offer(0)
+    chain = rig.queue(ring).pop()
+    assert chain is not None
+    assert len(chain.readable) == 21
+
+
+def test_the_whole_ring_may_be_one_chain(rig: Rig) -> None:
+    ring = rig.ring(8)
+    ring.chain(0, readable=[(DATA + 8 * n, 8) for n in range(8)])
+    ring.offer(0)
+    chain = rig.queue(ring).pop()
+    assert chain is not None
+    assert chain.readable_bytes == 64
+
+
+def test_a_loop_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(0, DATA, 8, DESC_F_NEXT, 1)
+    ring.describe(1, DATA, 8, DESC_F_NEXT, 0)
+    assert pop_reason(rig, ring) == "DESCRIPTOR_LOOP"
+
+
+def test_a_descriptor_that_names_itself_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(3, DATA, 8, DESC_F_NEXT, 3)
+    assert pop_reason(rig, ring, head=3) == "DESCRIPTOR_LOOP"
+
+
+def test_a_loop_in_an_indirect_table_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    rig.ram.write(TABLE, Descriptor(DATA, 8, DESC_F_NEXT, 0).pack() * 2)
+    ring.describe(0, TABLE, 32, DESC_F_INDIRECT)
+    assert pop_reason(rig, ring) == "DESCRIPTOR_LOOP"
+
+
+@pytest.mark.parametrize("head", [8, 9, 0xFFFF])
+def test_a_head_out_of_range_is_refused(rig: Rig, head: int) -> None:
+    assert pop_reason(rig, rig.ring(8), head=head) == "DESCRIPTOR_INDEX"
+
+
+def test_a_link_out_of_range_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(0, DATA, 8, DESC_F_NEXT, 8)
+    assert pop_reason(rig, ring) == "DESCRIPTOR_INDEX"
+
+
+def test_a_link_out_of_an_indirect_table_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    rig.ram.write(TABLE, Descriptor(DATA, 8, DESC_F_NEXT, 1).pack())
+    ring.describe(0, TABLE, 16, DESC_F_INDIRECT)
+    assert pop_reason(rig, ring) == "DESCRIPTOR_INDEX"
+
+
+def test_an_empty_buffer_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.chain(0, readable=[(DATA, 0)])
+    assert pop_reason(rig, ring) == "BUFFER_EMPTY"
+
+
+def test_readable_after_writable_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(0, DATA, 8, DESC_F_WRITE | DESC_F_NEXT, 1)
+    ring.describe(1, DATA, 8)
+    assert pop_reason(rig, ring) == "READABLE_AFTER_WRITABLE"
+
+
+def test_an_indirect_table_in_an_indirect_table_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    rig.ram.write(TABLE, Descriptor(TABLE, 16, DESC_F_INDIRECT, 0).pack())
+    ring.describe(0, TABLE, 16, DESC_F_INDIRECT)
+    assert pop_reason(rig, ring) == "INDIRECT_MISPLACED"
+
+
+def test_an_indirect_table_that_goes_on_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(0, TABLE, 16, DESC_F_INDIRECT | DESC_F_NEXT, 1)
+    assert pop_reason(rig, ring) == "INDIRECT_MISPLACED"
+
+
+def test_an_indirect_table_that_was_not_negotiated_is_refused(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(0, TABLE, 16, DESC_F_INDIRECT)
+    assert pop_reason(rig, ring, indirect=False) == "INDIRECT_MISPLACED"
+
+
+@pytest.mark.parametrize("length", [0, 8, 17, 16 * 1025, 0xFFFF_FFF0])
+def test_an_indirect_table_of_a_wrong_length_is_refused(rig: Rig, length: int) -> None:
+    ring = rig.ring()
+    ring.describe(0, TABLE, length, DESC_F_INDIRECT)
+    assert pop_reason(rig, ring) == "INDIRECT_LENGTH"
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [
+        (POOL.base - 1, 2),
+        (POOL.end - 1, 2),
+        (POOL.end, 1),
+        (0, 16),
+        (2**64 - 8, 16),
+        (POOL.base, 0xFFFF_FFFF),
+    ],
+)
+@pytest.mark.parametrize("flags", [0, DESC_F_WRITE, DESC_F_INDIRECT])
+def test_an_address_outside_the_pool_fails_its_request_at_once(
+    rig: Rig, gpa: int, length: int, flags: int
+) -> None:
+    if flags & DESC_F_INDIRECT:
+        length = 16
+        gpa = min(gpa, 2**64 - 8) if gpa != POOL.base else POOL.end
+    ring = rig.ring()
+    ring.describe(0, gpa, length, flags)
+    ring.offer(0)
+    with pytest.raises(TranslationError) as caught:
+        rig.queue(ring).pop()
+    assert caught.value.gpa == gpa
+    assert ring.completions() == [(0, 0)]
+    assert rig.calls() == 1
+    assert rig.counters.snapshot().translations_refused == 1
+
+
+def test_a_chain_of_more_than_32_bits_of_bytes_is_refused(rig: Rig) -> None:
+    ring = rig.ring(2048)
+    data = ring.end
+    room = SwiotlbPool(Gpa(data), POOL.end - data).size_bytes
+    pieces = (1 << 32) // room + 1
+    ring.chain(0, writable=[(data, room)] * pieces)
+    assert pieces <= ring.size
+    assert pop_reason(rig, ring) == "CHAIN_TOO_LONG"
+
+
+def test_an_indirect_table_is_read_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that rewrites its table after the check changes nothing: the copy is what counts."""
+    ring = rig.ring()
+    rig.ram.write(TABLE, Descriptor(DATA, 8, 0, 0).pack())
+    ring.describe(0, TABLE, 16, DESC_F_INDIRECT)
+    ring.offer(0)
+    read = rig.memory.read
+
+    def read_then_rewrite(gpa: int, length: int) -> bytes:
+        copy = read(gpa, length)
+        rig.ram.write(TABLE, Descriptor(0, 1 << 30, 0, 0).pack())
+        return copy
+
+    monkeypatch.setattr(rig.memory, "read", read_then_rewrite)
+    chain = rig.queue(ring).pop()
+    assert chain is not None
+    assert chain.readable_bytes == 8
