@@ -107,6 +107,17 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         await asyncio.to_thread(self.host.remove_device, request.vm_id, request.instance_id)
         return device_host_pb2.RemoveDeviceResponse()
 
+    async def ForgetVm(  # noqa: N802
+        self,
+        request: device_host_pb2.ForgetVmRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.ForgetVmRequest, device_host_pb2.ForgetVmResponse
+        ],
+    ) -> device_host_pb2.ForgetVmResponse:
+        """Tear down what is left of a VM."""
+        await asyncio.to_thread(self.host.forget_vm, request.vm_id)
+        return device_host_pb2.ForgetVmResponse()
+
     async def GetDevice(  # noqa: N802
         self,
         request: device_host_pb2.GetDeviceRequest,

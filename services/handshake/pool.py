@@ -86,12 +86,12 @@ def pool_from_announcement(base: int, size_bytes: int) -> SwiotlbPool | None:
     return SwiotlbPool(Gpa(base), size_bytes)
 
 
-def check_pool(pool: SwiotlbPool, ram_bytes: int) -> None:
+def check_pool(pool: SwiotlbPool, low_ram_bytes: int) -> None:
     """Refuse a pool that no kernel could have reserved in this VM.
 
     Args:
         pool: What the guest announced.
-        ram_bytes: Memory of the VM. Memory below 4 GiB starts at address 0 and has no holes.
+        low_ram_bytes: The VM's RAM below 4 GiB, which starts at address 0 and has no holes.
 
     Raises:
         InvalidArgumentError: Names the value and the bound; the reason is one of
@@ -127,11 +127,12 @@ def check_pool(pool: SwiotlbPool, ram_bytes: int) -> None:
             f"it ends at 0x{pool.end:x}, above 4 GiB (0x{DMA32_LIMIT:x})",
             DMA32_LIMIT,
         )
-    if pool.end > ram_bytes:
+    if pool.end > low_ram_bytes:
         raise refuse(
             "SWIOTLB_OUTSIDE_RAM",
-            f"it ends at 0x{pool.end:x}, outside the VM's RAM of 0x{ram_bytes:x} bytes",
-            ram_bytes,
+            f"it ends at 0x{pool.end:x}, outside the VM's RAM below 4 GiB, which ends at "
+            f"0x{low_ram_bytes:x}",
+            low_ram_bytes,
         )
 
 
@@ -159,5 +160,5 @@ def parse_token(token: str) -> SwiotlbPool:
             token=token,
         )
     pool = SwiotlbPool(Gpa(int(match[1], 16)), int(match[2]))
-    check_pool(pool, ram_bytes=DMA32_LIMIT)
+    check_pool(pool, low_ram_bytes=DMA32_LIMIT)
     return pool

@@ -116,6 +116,13 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
             raise NotFoundError("DEVICE_NOT_FOUND", "no such device")
         return device_host_pb2.RemoveDeviceResponse()
 
+    async def ForgetVm(  # noqa: N802
+        self, request: device_host_pb2.ForgetVmRequest, context: object
+    ) -> device_host_pb2.ForgetVmResponse:
+        await self.script.play(self.name, "ForgetVm", request.vm_id)
+        self.pools.pop(request.vm_id, None)
+        return device_host_pb2.ForgetVmResponse()
+
     async def GetDevice(  # noqa: N802
         self, request: device_host_pb2.GetDeviceRequest, context: object
     ) -> device_host_pb2.GetDeviceResponse:

@@ -40,7 +40,7 @@ from services.handshake.options import (
 from services.handshake.pool import SwiotlbPool, format_token, parse_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from services.devicehost.memory import DeviceCounters
     from services.devicehost.virtio.device import VirtioDevice
@@ -199,6 +199,23 @@ class DeviceHost:
         finally:
             self._forget(entry)
 
+    def forget_vm(self, vm_id: str) -> None:
+        """Tear down what is left of a VM's devices, and forget its pool; harmless when done before.
+
+        Raises:
+            InvalidArgumentError: VM_ID_SYNTAX.
+        """
+        vm_id = _canonical(vm_id)
+        with self._lock:
+            vm = self._vms.get(vm_id)
+            if vm is None:
+                return
+            vm.pool = None
+            leaving = _mark_shutting_down([vm])
+            if not vm.devices:
+                del self._vms[vm_id]
+        self._tear_down(leaving)
+
     def get_device(self, vm_id: str, instance_id: str) -> DeviceInfo:
         """Tell about one device.
 
@@ -231,17 +248,8 @@ class DeviceHost:
         """Refuse new devices, mark all as shutting down, tear each down, forget them."""
         with self._lock:
             self._closing = True
-            leaving = [
-                entry
-                for vm in self._vms.values()
-                for entry in vm.devices.values()
-                if entry.state is not DeviceState.SHUTTING_DOWN
-            ]
-            for entry in leaving:
-                entry.mark_shutting_down()
-        for entry in leaving:
-            entry.tear_down()
-            self._forget(entry)
+            leaving = _mark_shutting_down(self._vms.values())
+        self._tear_down(leaving)
 
     def _register(self, entry: HostedDevice) -> _Vm:
         me = entry.identity
@@ -271,6 +279,11 @@ class DeviceHost:
             vm.devices[me.instance_id] = entry
             return vm
 
+    def _tear_down(self, leaving: Iterable[HostedDevice]) -> None:
+        for entry in leaving:
+            entry.tear_down()
+            self._forget(entry)
+
     def _forget(self, entry: HostedDevice) -> None:
         me = entry.identity
         with self._lock:
@@ -293,6 +306,19 @@ class DeviceHost:
         if entry is None:
             raise _unknown(vm_id, instance_id)
         return entry
+
+
+def _mark_shutting_down(vms: Iterable[_Vm]) -> list[HostedDevice]:
+    """Mark the devices that nobody else is tearing down; the registry is locked."""
+    leaving = [
+        entry
+        for vm in vms
+        for entry in vm.devices.values()
+        if entry.state is not DeviceState.SHUTTING_DOWN
+    ]
+    for entry in leaving:
+        entry.mark_shutting_down()
+    return leaving
 
 
 def _parse(spec: DeviceSpec) -> Options:

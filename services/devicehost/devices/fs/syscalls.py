@@ -6,6 +6,7 @@ every failure.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from struct import Struct
@@ -184,8 +185,11 @@ def statx(fd: int, mask: int) -> Statx:
 def use_private_umask(mask: int) -> None:
     """Give the calling thread a umask (and working directory) that no other thread shares.
 
+    Where a container's seccomp profile forbids unshare(2), the umask is that of the whole process.
+
     Raises:
-        OSError: As unshare(2).
+        OSError: As unshare(2), but for EPERM.
     """
-    _checked(_unshare(_CLONE_FS))
+    with contextlib.suppress(PermissionError):
+        _checked(_unshare(_CLONE_FS))
     os.umask(mask)

@@ -167,6 +167,18 @@ def test_a_token_that_does_not_parse_is_refused(rig: Rig, token: str) -> None:
         rig.host.set_swiotlb(VM, token)
 
 
+def test_a_forgotten_vm_leaves_no_device_and_no_pool(rig: Rig) -> None:
+    rig.host.set_swiotlb(VM, TOKEN)
+    info = rig.create("d1", token=TOKEN)
+    other = rig.create("d2", vm_id=OTHER_VM)
+    for _ in range(2):
+        rig.host.forget_vm(VM)
+    assert not info.socket_path.exists()
+    assert [device.instance_id for device in rig.host.list_devices()] == ["d2"]
+    assert other.socket_path.exists()
+    rig.host.set_swiotlb(VM, OTHER_TOKEN)
+
+
 def test_close_refuses_new_devices_and_tears_all_down(rig: Rig) -> None:
     infos = [rig.create("d1"), rig.create("d2", vm_id=OTHER_VM)]
     rig.host.close()

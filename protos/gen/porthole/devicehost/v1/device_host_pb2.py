@@ -26,7 +26,7 @@ from porthole.handshake.v1 import device_pb2 as porthole_dot_handshake_dot_v1_do
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(porthole/devicehost/v1/device_host.proto\x12\x16porthole.devicehost.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x13\n\x11GetVersionRequest\"L\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\":\n\x11SetSwiotlbRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0eswiotlb_option\x18\x02 \x01(\t\"\x14\n\x12SetSwiotlbResponse\"\x1f\n\tFsBackend\x12\x12\n\nshared_dir\x18\x01 \x01(\t\"\x19\n\nNetBackend\x12\x0b\n\x03tap\x18\x01 \x01(\t\"\xc6\x01\n\x13\x43reateDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12/\n\x02\x66s\x18\x05 \x01(\x0b\x32!.porthole.devicehost.v1.FsBackendH\x00\x12\x31\n\x03net\x18\x06 \x01(\x0b\x32\".porthole.devicehost.v1.NetBackendH\x00\x42\t\n\x07\x62\x61\x63kend\"+\n\x14\x43reateDeviceResponse\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\"9\n\x13RemoveDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x16\n\x14RemoveDeviceResponse\"0\n\x0c\x41pertureInfo\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xbd\x02\n\x06\x44\x65vice\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x03 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".porthole.handshake.v1.DeviceState\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x36\n\x08\x61perture\x18\x07 \x01(\x0b\x32$.porthole.devicehost.v1.ApertureInfo\x12\x37\n\x08\x63ounters\x18\x08 \x01(\x0b\x32%.porthole.handshake.v1.DeviceCounters\x12\x0f\n\x07options\x18\t \x01(\t\"6\n\x10GetDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"C\n\x11GetDeviceResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\"#\n\x12ListDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"F\n\x13ListDevicesResponse\x12/\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1e.porthole.devicehost.v1.Device\"$\n\x13WatchDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"V\n\x14WatchDevicesResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t2\xe3\x05\n\nDeviceHost\x12\x63\n\nGetVersion\x12).porthole.devicehost.v1.GetVersionRequest\x1a*.porthole.devicehost.v1.GetVersionResponse\x12\x63\n\nSetSwiotlb\x12).porthole.devicehost.v1.SetSwiotlbRequest\x1a*.porthole.devicehost.v1.SetSwiotlbResponse\x12i\n\x0c\x43reateDevice\x12+.porthole.devicehost.v1.CreateDeviceRequest\x1a,.porthole.devicehost.v1.CreateDeviceResponse\x12i\n\x0cRemoveDevice\x12+.porthole.devicehost.v1.RemoveDeviceRequest\x1a,.porthole.devicehost.v1.RemoveDeviceResponse\x12`\n\tGetDevice\x12(.porthole.devicehost.v1.GetDeviceRequest\x1a).porthole.devicehost.v1.GetDeviceResponse\x12\x66\n\x0bListDevices\x12*.porthole.devicehost.v1.ListDevicesRequest\x1a+.porthole.devicehost.v1.ListDevicesResponse\x12k\n\x0cWatchDevices\x12+.porthole.devicehost.v1.WatchDevicesRequest\x1a,.porthole.devicehost.v1.WatchDevicesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(porthole/devicehost/v1/device_host.proto\x12\x16porthole.devicehost.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x13\n\x11GetVersionRequest\"L\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\":\n\x11SetSwiotlbRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0eswiotlb_option\x18\x02 \x01(\t\"\x14\n\x12SetSwiotlbResponse\"\x1f\n\tFsBackend\x12\x12\n\nshared_dir\x18\x01 \x01(\t\"\x19\n\nNetBackend\x12\x0b\n\x03tap\x18\x01 \x01(\t\"\xc6\x01\n\x13\x43reateDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12/\n\x02\x66s\x18\x05 \x01(\x0b\x32!.porthole.devicehost.v1.FsBackendH\x00\x12\x31\n\x03net\x18\x06 \x01(\x0b\x32\".porthole.devicehost.v1.NetBackendH\x00\x42\t\n\x07\x62\x61\x63kend\"+\n\x14\x43reateDeviceResponse\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\"9\n\x13RemoveDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x16\n\x14RemoveDeviceResponse\" \n\x0f\x46orgetVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x12\n\x10\x46orgetVmResponse\"0\n\x0c\x41pertureInfo\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xbd\x02\n\x06\x44\x65vice\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x03 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".porthole.handshake.v1.DeviceState\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x36\n\x08\x61perture\x18\x07 \x01(\x0b\x32$.porthole.devicehost.v1.ApertureInfo\x12\x37\n\x08\x63ounters\x18\x08 \x01(\x0b\x32%.porthole.handshake.v1.DeviceCounters\x12\x0f\n\x07options\x18\t \x01(\t\"6\n\x10GetDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"C\n\x11GetDeviceResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\"#\n\x12ListDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"F\n\x13ListDevicesResponse\x12/\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1e.porthole.devicehost.v1.Device\"$\n\x13WatchDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"V\n\x14WatchDevicesResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t2\xc2\x06\n\nDeviceHost\x12\x63\n\nGetVersion\x12).porthole.devicehost.v1.GetVersionRequest\x1a*.porthole.devicehost.v1.GetVersionResponse\x12\x63\n\nSetSwiotlb\x12).porthole.devicehost.v1.SetSwiotlbRequest\x1a*.porthole.devicehost.v1.SetSwiotlbResponse\x12i\n\x0c\x43reateDevice\x12+.porthole.devicehost.v1.CreateDeviceRequest\x1a,.porthole.devicehost.v1.CreateDeviceResponse\x12i\n\x0cRemoveDevice\x12+.porthole.devicehost.v1.RemoveDeviceRequest\x1a,.porthole.devicehost.v1.RemoveDeviceResponse\x12]\n\x08\x46orgetVm\x12\'.porthole.devicehost.v1.ForgetVmRequest\x1a(.porthole.devicehost.v1.ForgetVmResponse\x12`\n\tGetDevice\x12(.porthole.devicehost.v1.GetDeviceRequest\x1a).porthole.devicehost.v1.GetDeviceResponse\x12\x66\n\x0bListDevices\x12*.porthole.devicehost.v1.ListDevicesRequest\x1a+.porthole.devicehost.v1.ListDevicesResponse\x12k\n\x0cWatchDevices\x12+.porthole.devicehost.v1.WatchDevicesRequest\x1a,.porthole.devicehost.v1.WatchDevicesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,22 +53,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEDEVICEREQUEST']._serialized_end=696
   _globals['_REMOVEDEVICERESPONSE']._serialized_start=698
   _globals['_REMOVEDEVICERESPONSE']._serialized_end=720
-  _globals['_APERTUREINFO']._serialized_start=722
-  _globals['_APERTUREINFO']._serialized_end=770
-  _globals['_DEVICE']._serialized_start=773
-  _globals['_DEVICE']._serialized_end=1090
-  _globals['_GETDEVICEREQUEST']._serialized_start=1092
-  _globals['_GETDEVICEREQUEST']._serialized_end=1146
-  _globals['_GETDEVICERESPONSE']._serialized_start=1148
-  _globals['_GETDEVICERESPONSE']._serialized_end=1215
-  _globals['_LISTDEVICESREQUEST']._serialized_start=1217
-  _globals['_LISTDEVICESREQUEST']._serialized_end=1252
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=1254
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1324
-  _globals['_WATCHDEVICESREQUEST']._serialized_start=1326
-  _globals['_WATCHDEVICESREQUEST']._serialized_end=1362
-  _globals['_WATCHDEVICESRESPONSE']._serialized_start=1364
-  _globals['_WATCHDEVICESRESPONSE']._serialized_end=1450
-  _globals['_DEVICEHOST']._serialized_start=1453
-  _globals['_DEVICEHOST']._serialized_end=2192
+  _globals['_FORGETVMREQUEST']._serialized_start=722
+  _globals['_FORGETVMREQUEST']._serialized_end=754
+  _globals['_FORGETVMRESPONSE']._serialized_start=756
+  _globals['_FORGETVMRESPONSE']._serialized_end=774
+  _globals['_APERTUREINFO']._serialized_start=776
+  _globals['_APERTUREINFO']._serialized_end=824
+  _globals['_DEVICE']._serialized_start=827
+  _globals['_DEVICE']._serialized_end=1144
+  _globals['_GETDEVICEREQUEST']._serialized_start=1146
+  _globals['_GETDEVICEREQUEST']._serialized_end=1200
+  _globals['_GETDEVICERESPONSE']._serialized_start=1202
+  _globals['_GETDEVICERESPONSE']._serialized_end=1269
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1271
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1306
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1308
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=1378
+  _globals['_WATCHDEVICESREQUEST']._serialized_start=1380
+  _globals['_WATCHDEVICESREQUEST']._serialized_end=1416
+  _globals['_WATCHDEVICESRESPONSE']._serialized_start=1418
+  _globals['_WATCHDEVICESRESPONSE']._serialized_end=1504
+  _globals['_DEVICEHOST']._serialized_start=1507
+  _globals['_DEVICEHOST']._serialized_end=2341
 # @@protoc_insertion_point(module_scope)

@@ -56,6 +56,11 @@ class DeviceHostStub:
                 request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceRequest.SerializeToString,
                 response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceResponse.FromString,
                 _registered_method=True)
+        self.ForgetVm = channel.unary_unary(
+                '/porthole.devicehost.v1.DeviceHost/ForgetVm',
+                request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmRequest.SerializeToString,
+                response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmResponse.FromString,
+                _registered_method=True)
         self.GetDevice = channel.unary_unary(
                 '/porthole.devicehost.v1.DeviceHost/GetDevice',
                 request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.GetDeviceRequest.SerializeToString,
@@ -107,6 +112,14 @@ class DeviceHostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetVm(self, request, context):
+        """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
+        VM that is not known is forgotten already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDevice(self, request, context):
         """GetDevice tells state and counters of one device.
         """
@@ -150,6 +163,11 @@ def add_DeviceHostServicer_to_server(servicer, server):
                     servicer.RemoveDevice,
                     request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceRequest.FromString,
                     response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceResponse.SerializeToString,
+            ),
+            'ForgetVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetVm,
+                    request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmRequest.FromString,
+                    response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmResponse.SerializeToString,
             ),
             'GetDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDevice,
@@ -277,6 +295,33 @@ class DeviceHost:
             '/porthole.devicehost.v1.DeviceHost/RemoveDevice',
             porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceRequest.SerializeToString,
             porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.devicehost.v1.DeviceHost/ForgetVm',
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmRequest.SerializeToString,
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class DeviceHostStub:
     """CreateDevice starts one device and listens on its vhost-user socket."""
     RemoveDevice: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.RemoveDeviceRequest, _device_host_pb2.RemoveDeviceResponse]
     """RemoveDevice tears one device down; its socket is gone when this returns."""
+    ForgetVm: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]
+    """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
+    VM that is not known is forgotten already.
+    """
     GetDevice: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.GetDeviceRequest, _device_host_pb2.GetDeviceResponse]
     """GetDevice tells state and counters of one device."""
     ListDevices: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ListDevicesRequest, _device_host_pb2.ListDevicesResponse]
@@ -69,6 +73,10 @@ class DeviceHostAsyncStub(DeviceHostStub):
     """CreateDevice starts one device and listens on its vhost-user socket."""
     RemoveDevice: _aio.UnaryUnaryMultiCallable[_device_host_pb2.RemoveDeviceRequest, _device_host_pb2.RemoveDeviceResponse]  # type: ignore[assignment]
     """RemoveDevice tears one device down; its socket is gone when this returns."""
+    ForgetVm: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]  # type: ignore[assignment]
+    """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
+    VM that is not known is forgotten already.
+    """
     GetDevice: _aio.UnaryUnaryMultiCallable[_device_host_pb2.GetDeviceRequest, _device_host_pb2.GetDeviceResponse]  # type: ignore[assignment]
     """GetDevice tells state and counters of one device."""
     ListDevices: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ListDevicesRequest, _device_host_pb2.ListDevicesResponse]  # type: ignore[assignment]
@@ -114,6 +122,16 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.RemoveDeviceResponse, _abc.Awaitable[_device_host_pb2.RemoveDeviceResponse]]:
         """RemoveDevice tears one device down; its socket is gone when this returns."""
+
+    @_abc_1.abstractmethod
+    def ForgetVm(
+        self,
+        request: _device_host_pb2.ForgetVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_host_pb2.ForgetVmResponse, _abc.Awaitable[_device_host_pb2.ForgetVmResponse]]:
+        """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
+        VM that is not known is forgotten already.
+        """
 
     @_abc_1.abstractmethod
     def GetDevice(

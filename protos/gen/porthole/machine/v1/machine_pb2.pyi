@@ -67,6 +67,7 @@ class BootRequest(_message.Message):
     PUBLISHES_POOL_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     ram_bytes: _builtins.int
+    """RAM up to 3 GiB is at guest-physical address 0, the rest at 4 GiB."""
     kernel_command_line: _builtins.str
     """The kernel command line, as the VM owner wrote it."""
     init_channel_address: _builtins.str
