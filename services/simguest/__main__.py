@@ -1,0 +1,49 @@
+"""`python -m services.simguest`: one user-space guest, which a VM owner boots over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from services.rpc.server import serve
+from services.rpc.settings import load
+from services.simguest.guest import Guest, GuestPlace
+from services.simguest.servicer import servicers
+from services.simguest.settings import GuestSettings
+from services.simguest.tether import tie_to_parent
+
+_TELEMETRY = ("trace_file", "metrics_file", "otlp_endpoint", "log_level")
+
+
+def _telemetry_flags(settings: GuestSettings) -> tuple[str, ...]:
+    """Write the flags that guest init shares with this process."""
+    values = ((field, getattr(settings, field)) for field in _TELEMETRY)
+    flags = [f"--{field.replace('_', '-')}={value}" for field, value in values if value is not None]
+    return (*flags, "--trace-console") if settings.trace_console else tuple(flags)
+
+
+async def _run(settings: GuestSettings) -> None:
+    place = GuestPlace(
+        directory=settings.guest_dir,
+        rings_in_pool=settings.rings == "inside",
+        telemetry=_telemetry_flags(settings),
+    )
+    guest = Guest(place)
+    await serve(
+        settings,
+        name=settings.name,
+        servicers=servicers(guest),
+        on_shutdown=guest.power_off,
+    )
+
+
+def main() -> None:
+    """Run the guest until SIGTERM, which powers it off."""
+    settings = load(GuestSettings)
+    if settings.exit_with_parent:
+        tie_to_parent(os.getppid())
+    asyncio.run(_run(settings))
+
+
+if __name__ == "__main__":
+    main()

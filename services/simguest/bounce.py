@@ -1,0 +1,281 @@
+"""The bounce pool: the only memory that devices behind it can reach, handed out slot by slot.
+
+Owns the slots of one pool with the geometry of Linux' swiotlb (kernel/dma/swiotlb.c,
+include/linux/swiotlb.h): 2 KiB slots, segments of 128 slots that no mapping crosses, several areas
+with a lock each. Must not know rings, devices or how the pool came to be.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from services.handshake.errors import ResourceExhaustedError
+from services.handshake.pool import (
+    MAX_MAPPING_BYTES,
+    PAGE_BYTES,
+    SEGMENT_SLOTS,
+    SLOT_BYTES,
+    SwiotlbPool,
+)
+from services.simguest.dma import Mapping, check_lengths, copy_in, copy_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from services.simguest.driver import Buffer
+    from services.simguest.ram import GuestRam
+
+DEFAULT_AREAS: Final = 4
+"""Areas of a pool; the kernel makes one per CPU, rounded up to a power of two."""
+
+_SEGMENT_FREE: Final[int] = (1 << SEGMENT_SLOTS) - 1
+_PAGE_SLOTS: Final = PAGE_BYTES // SLOT_BYTES
+_PAGE_STARTS: Final[int] = sum(1 << slot for slot in range(0, SEGMENT_SLOTS, _PAGE_SLOTS))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUsage:
+    """How a pool is used, at one moment.
+
+    Attributes:
+        slots_total: Slots of the pool.
+        slots_used: Slots that are mapped.
+        slots_used_high_water: The most that ever were.
+        bytes_bounced: Bytes copied in and out so far.
+    """
+
+    slots_total: int
+    slots_used: int
+    slots_used_high_water: int
+    bytes_bounced: int
+
+
+def slots_of(length: int) -> int:
+    """Slots that a mapping of `length` bytes takes."""
+    return -(-length // SLOT_BYTES)
+
+
+def find_run(free: int, slots: int) -> int:
+    """Find a run of free slots in one segment.
+
+    A run of a page or more starts on a page, as the kernel's does.
+
+    Args:
+        free: One bit per slot of the segment, set where the slot is free.
+        slots: Length of the run, 1 to 128.
+
+    Returns:
+        Index of the first slot of the lowest run; -1 when there is none.
+    """
+    starts = free
+    known = 1
+    while known < slots:  # bit i of `starts`: the `known` slots from i on are free
+        step = min(known, slots - known)
+        starts &= starts >> step
+        known += step
+    if slots >= _PAGE_SLOTS:
+        starts &= _PAGE_STARTS
+    return (starts & -starts).bit_length() - 1
+
+
+class _Area:
+    """A share of the pool's segments, under a lock of its own."""
+
+    __slots__ = ("_free", "_hint", "_lock", "first_segment")
+
+    def __init__(self, first_segment: int, free: list[int]) -> None:
+        self.first_segment = first_segment
+        self._free = free
+        self._hint = 0
+        self._lock = threading.Lock()
+
+    def take(self, wanted: Sequence[int], found: list[int]) -> None:
+        """Take runs of `wanted` slots, from where `found` ends until one does not fit.
+
+        What is taken is added to `found`: the first slot of each run, counted from the start of
+        the pool.
+        """
+        with self._lock:
+            for slots in wanted[len(found) :]:
+                slot = self._take_run(slots)
+                if slot < 0:
+                    return
+                found.append(slot)
+
+    def give(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Give runs back: first slot and number of slots of each."""
+        with self._lock:
+            for slot, slots in runs:
+                segment, first = divmod(slot - self.first_segment * SEGMENT_SLOTS, SEGMENT_SLOTS)
+                self._free[segment] |= ((1 << slots) - 1) << first
+
+    def _take_run(self, slots: int) -> int:
+        count = len(self._free)
+        for segment in chain(range(self._hint, count), range(self._hint)):
+            free = self._free[segment]
+            if free and (first := find_run(free, slots)) >= 0:
+                self._free[segment] = free & ~(((1 << slots) - 1) << first)
+                self._hint = segment
+                return (self.first_segment + segment) * SEGMENT_SLOTS + first
+        return -1
+
+
+class BouncePool:
+    """Maps buffers into the slots of one pool and copies between them and their drivers."""
+
+    max_mapping_bytes = MAX_MAPPING_BYTES
+
+    def __init__(self, ram: GuestRam, pool: SwiotlbPool, areas: int = DEFAULT_AREAS) -> None:
+        """Take over the pool's memory, which is all zero.
+
+        Args:
+            ram: The memory that the pool is part of.
+            pool: Its range; the base is page-aligned.
+            areas: How many locks to spread the segments over; fewer when there are fewer segments.
+        """
+        self.pool = pool
+        self._memory = ram.view(pool.base, pool.size_bytes)
+        self._slots_total = pool.size_bytes // SLOT_BYTES
+        self._areas, self._segments_per_area = _make_areas(self._slots_total, areas)
+        self._home = threading.local()
+        self._counters = threading.Lock()
+        self._next_home = 0
+        self._used = 0
+        self._high_water = 0
+        self._bytes_bounced = 0
+        self._room = threading.Condition(threading.Lock())
+        self._waiting = 0
+
+    def usage(self) -> PoolUsage:
+        """Tell how the pool is used now."""
+        with self._counters:
+            return PoolUsage(self._slots_total, self._used, self._high_water, self._bytes_bounced)
+
+    def map(self, lengths: Sequence[int], deadline_s: float) -> list[Mapping]:
+        """Map buffers of these lengths: all of them, or none when this raises.
+
+        Raises:
+            InvalidArgumentError: BUFFER_EMPTY or MAPPING_TOO_LONG.
+            ResourceExhaustedError: POOL_EXHAUSTED, naming pool, used and total.
+        """
+        check_lengths(lengths, MAX_MAPPING_BYTES)
+        if (mappings := self._take_all(lengths)) is not None:
+            return mappings
+        self._wake()  # what was taken in part and given back may do for somebody else
+        return self._wait_for_room(lengths, deadline_s)
+
+    def sync_for_device(self, mappings: Iterable[Mapping], buffers: Iterable[Buffer]) -> None:
+        """Copy a driver's buffers into their slots."""
+        copied = copy_in(mappings, buffers)
+        with self._counters:
+            self._bytes_bounced += copied
+
+    def sync_for_cpu(self, mappings: Iterable[Mapping], written: int) -> list[bytes]:
+        """Copy what the device wrote out of its slots."""
+        with self._counters:
+            self._bytes_bounced += written
+        return copy_out(mappings, written)
+
+    def unmap(self, mappings: Iterable[Mapping]) -> None:
+        """Give the slots back and wake who waits for some."""
+        given = [
+            ((mapping.gpa - self.pool.base) // SLOT_BYTES, slots_of(mapping.length))
+            for mapping in mappings
+        ]
+        self._give(given)
+        with self._counters:
+            self._used -= sum(slots for _, slots in given)
+        self._wake()
+
+    def _give(self, runs: Iterable[tuple[int, int]]) -> None:
+        by_area: dict[int, list[tuple[int, int]]] = {}
+        for run in runs:
+            area = run[0] // SEGMENT_SLOTS // self._segments_per_area
+            by_area.setdefault(area, []).append(run)
+        for area, its_runs in by_area.items():
+            self._areas[area].give(its_runs)
+
+    def _wake(self) -> None:
+        # A waiter counts itself before it looks for slots: it finds these, or it is seen here.
+        if self._waiting:
+            with self._room:
+                self._room.notify_all()
+
+    def _take_all(self, lengths: Sequence[int]) -> list[Mapping] | None:
+        wanted = [slots_of(length) for length in lengths]
+        found = self._find_all(wanted)
+        if len(found) < len(wanted):
+            self._give(zip(found, wanted, strict=False))
+            return None
+        with self._counters:
+            self._used += sum(wanted)
+            self._high_water = max(self._high_water, self._used)
+        mappings = []
+        for slot, length in zip(found, lengths, strict=True):
+            offset = slot * SLOT_BYTES
+            view = self._memory[offset : offset + length]
+            mappings.append(Mapping(self.pool.base + offset, length, view))
+        return mappings
+
+    def _find_all(self, wanted: Sequence[int]) -> list[int]:
+        """Take runs from the thread's own area and then the others; as many as there are."""
+        found: list[int] = []
+        home, count = self._home_area(), len(self._areas)
+        before = -1
+        # Another round when one helped: room for the next run may be in an area passed before.
+        while before < len(found) < len(wanted):
+            before = len(found)
+            for i in range(count):
+                self._areas[(home + i) % count].take(wanted, found)
+                if len(found) == len(wanted):
+                    break
+        return found
+
+    def _home_area(self) -> int:
+        """The area that this thread tries first; threads spread over the areas in turn."""
+        home: int | None = getattr(self._home, "area", None)
+        if home is None:
+            with self._counters:
+                home = self._home.area = self._next_home
+                self._next_home = (home + 1) % len(self._areas)
+        return home
+
+    def _wait_for_room(self, lengths: Sequence[int], deadline_s: float) -> list[Mapping]:
+        needed = sum(map(slots_of, lengths))
+        if needed > self._slots_total:
+            raise self._exhausted(f"{needed} slots are needed at once")
+        end = time.monotonic() + deadline_s
+        with self._room:
+            self._waiting += 1
+            try:
+                while (mappings := self._take_all(lengths)) is None:
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        raise self._exhausted(f"{needed} slots did not come free in {deadline_s} s")
+                    self._room.wait(left)
+            finally:
+                self._waiting -= 1
+        return mappings
+
+    def _exhausted(self, what: str) -> ResourceExhaustedError:
+        usage = self.usage()
+        return ResourceExhaustedError(
+            "POOL_EXHAUSTED",
+            f"bounce pool {self.pool} is full: {what}, {usage.slots_used} of {usage.slots_total} "
+            "are used; boot with a larger hv_pci_swiotlb= or have fewer requests in flight",
+            pool=str(self.pool),
+            used=usage.slots_used,
+            total=usage.slots_total,
+        )
+
+
+def _make_areas(slots_total: int, wanted: int) -> tuple[list[_Area], int]:
+    whole, rest = divmod(slots_total, SEGMENT_SLOTS)
+    free = [_SEGMENT_FREE] * whole + ([(1 << rest) - 1] if rest else [])
+    per_area = -(-len(free) // max(1, min(wanted, len(free))))
+    areas = [_Area(i, free[i : i + per_area]) for i in range(0, len(free), per_area)]
+    return areas, per_area

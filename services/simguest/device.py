@@ -1,0 +1,209 @@
+"""A virtio device as the guest's kernel brings it up: connect, negotiate, set its queues running.
+
+Owns the order of the vhost-user messages and the life of a device's rings; a `driver.ProbedDevice`.
+Must not know what the device does or how buffers are mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from services.handshake.errors import FailedPreconditionError, PortholeError
+from services.simguest.front_end import FrontEnd
+from services.simguest.ring import DriverRing, ring_bytes
+from services.simguest.virtqueue import SplitQueue
+from services.wire import vhost_user as wire
+from services.wire.virtio_ring import (
+    F_ACCESS_PLATFORM,
+    F_EVENT_IDX,
+    F_INDIRECT_DESC,
+    F_VERSION_1,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from services.simguest.dma import Dma, Mapping
+    from services.simguest.ram import GuestRam
+
+QUEUE_SIZE: Final = 256
+"""Entries of every ring."""
+
+MAX_QUEUES: Final = 64
+"""More queues than this no device has; what says so is broken."""
+
+_TRANSPORT_FEATURES: Final = F_VERSION_1 | F_ACCESS_PLATFORM | F_INDIRECT_DESC | F_EVENT_IDX
+_PROTOCOL_FEATURES: Final = wire.PROTOCOL_F_MQ | wire.PROTOCOL_F_REPLY_ACK | wire.PROTOCOL_F_CONFIG
+_RING_DEADLINE_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """What a device of this guest needs of its memory.
+
+    Attributes:
+        ram: All of it; handed to the device host, which maps what it may.
+        buffers: Maps the drivers' buffers.
+        rings: Maps the rings: the pool, or ordinary RAM.
+    """
+
+    ram: GuestRam
+    buffers: Dma
+    rings: Dma
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKind:
+    """What a driver knows of its device before it has asked.
+
+    Attributes:
+        features: Device-type feature bits that the driver understands.
+        config_bytes: Length of the configuration space that it reads.
+        queues: Queues that every such device has.
+    """
+
+    features: int
+    config_bytes: int
+    queues: int
+
+
+class VirtioDevice:
+    """One device, probed: once constructed, its features are agreed on and its queues run."""
+
+    def __init__(
+        self, name: str, socket_path: Path, kind: DeviceKind, memory: DeviceMemory
+    ) -> None:
+        """Probe the device; after a failure nothing of it is left.
+
+        Args:
+            name: For messages, for instance "virtio-fs 'data'".
+            socket_path: Its vhost-user socket.
+            kind: What its driver expects.
+            memory: The guest's.
+
+        Raises:
+            UnavailableError: DEVICE_UNREACHABLE or DEVICE_GONE.
+            FailedPreconditionError: DEVICE_LEGACY, DEVICE_QUEUES, DEVICE_REFUSED, DEVICE_ANSWER.
+            DeadlineExceededError: DEVICE_TIMEOUT.
+            ResourceExhaustedError: There is no room for the rings.
+        """
+        self.name = name
+        self.features = 0
+        self._kind = kind
+        self._memory = memory
+        self._queues: list[SplitQueue] = []
+        self._rings: list[Mapping] = []
+        self._front_end = FrontEnd(socket_path, name)
+        try:
+            count = self._negotiate()
+            self._attach_memory()
+            for index in range(count):
+                self._start_queue(index)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def queues(self) -> Sequence[SplitQueue]:
+        """The queues, in virtqueue order."""
+        return tuple(self._queues)
+
+    @property
+    def max_mapping_bytes(self) -> int:
+        """The longest buffer that can be mapped: 256 KiB behind a pool."""
+        return self._memory.buffers.max_mapping_bytes
+
+    def config(self) -> bytes:
+        """Read the device's configuration space.
+
+        Raises:
+            PortholeError: As `FrontEnd.ask`.
+        """
+        return self._front_end.ask_config(self._kind.config_bytes)
+
+    def close(self) -> None:
+        """Stop the queues, disconnect and release all memory; drivers have stopped before."""
+        with contextlib.suppress(PortholeError):  # a device that is gone runs no ring
+            for queue in self._queues:
+                self._front_end.ask_vring_base(queue.index)
+        for queue in self._queues:
+            queue.stop()
+        self._front_end.close()
+        for queue in self._queues:
+            queue.release()
+        self._memory.rings.unmap(self._rings)
+        self._queues, self._rings = [], []
+
+    def _negotiate(self) -> int:
+        """Agree on features; returns the number of queues."""
+        front_end, kind = self._front_end, self._kind
+        front_end.tell(wire.Request.SET_OWNER)
+        offered = front_end.ask_u64(wire.Request.GET_FEATURES)
+        if not offered & F_VERSION_1:
+            raise FailedPreconditionError(
+                "DEVICE_LEGACY",
+                f"{self.name} offers features 0x{offered:x} without VERSION_1; only devices of "
+                "virtio 1.0 or later are driven",
+                features=offered,
+            )
+        self.features = offered & (_TRANSPORT_FEATURES | kind.features)
+        queues = kind.queues
+        acked = self.features
+        if offered & wire.F_PROTOCOL_FEATURES:
+            acked |= wire.F_PROTOCOL_FEATURES
+            queues = self._negotiate_protocol()
+        # With ACCESS_PLATFORM set here, ring addresses would be I/O virtual ones, for an IOMMU that
+        # this guest lacks. As in QEMU the bit stays between driver and front-end.
+        front_end.tell(wire.Request.SET_FEATURES, wire.U64.pack(acked & ~F_ACCESS_PLATFORM))
+        return queues
+
+    def _negotiate_protocol(self) -> int:
+        front_end = self._front_end
+        protocol = front_end.ask_u64(wire.Request.GET_PROTOCOL_FEATURES) & _PROTOCOL_FEATURES
+        front_end.tell(wire.Request.SET_PROTOCOL_FEATURES, wire.U64.pack(protocol))
+        front_end.reply_ack = bool(protocol & wire.PROTOCOL_F_REPLY_ACK)
+        if not protocol & wire.PROTOCOL_F_MQ:
+            return self._kind.queues
+        queues = front_end.ask_u64(wire.Request.GET_QUEUE_NUM)
+        if not self._kind.queues <= queues <= MAX_QUEUES:
+            raise FailedPreconditionError(
+                "DEVICE_QUEUES",
+                f"{self.name} says it has {queues} queues; its driver needs {self._kind.queues} "
+                f"to {MAX_QUEUES}",
+                queues=queues,
+            )
+        return queues
+
+    def _attach_memory(self) -> None:
+        ram = self._memory.ram
+        table = [
+            wire.MemRegion(region.gpa, region.size_bytes, region.user_addr, region.offset)
+            for region in ram.regions
+        ]
+        fds = [ram.fd] * len(table)
+        self._front_end.tell(wire.Request.SET_MEM_TABLE, wire.pack_mem_table(table), fds)
+
+    def _start_queue(self, index: int) -> None:
+        memory, tell = self._memory, self._front_end.tell
+        [mapping] = memory.rings.map([ring_bytes(QUEUE_SIZE)], _RING_DEADLINE_S)
+        self._rings.append(mapping)
+        event_idx = bool(self.features & F_EVENT_IDX)
+        ring = DriverRing(QUEUE_SIZE, mapping, event_idx=event_idx)
+        indirect = bool(self.features & F_INDIRECT_DESC)
+        queue = SplitQueue(index, self.name, ring, memory.buffers, indirect=indirect)
+        self._queues.append(queue)
+        user = memory.ram.user_addr
+        address = wire.VringAddr(
+            index, 0, user(ring.desc_gpa), user(ring.used_gpa), user(ring.avail_gpa), 0
+        )
+        tell(wire.Request.SET_VRING_NUM, wire.VringState(index, QUEUE_SIZE).pack())
+        tell(wire.Request.SET_VRING_BASE, wire.VringState(index, 0).pack())
+        tell(wire.Request.SET_VRING_ADDR, address.pack())
+        tell(wire.Request.SET_VRING_CALL, wire.U64.pack(index), [queue.call_fd])
+        tell(wire.Request.SET_VRING_ERR, wire.U64.pack(index), [queue.err_fd])
+        tell(wire.Request.SET_VRING_KICK, wire.U64.pack(index), [queue.kick_fd])
+        queue.start(self._front_end.fileno())
+        tell(wire.Request.SET_VRING_ENABLE, wire.VringState(index, 1).pack())

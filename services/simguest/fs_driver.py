@@ -1,0 +1,279 @@
+"""The guest's virtio-fs driver: one FUSE session over the queues of one device.
+
+Owns the session (INIT, DESTROY), unique numbers, the choice of a queue, and the envelope of
+requests and replies. fs_driver_operations.py knows what requests mean, fs_driver_paths.py paths.
+Must not know the ring or the bounce pool; see driver.py for what is below.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+from services.handshake.pool import PAGE_BYTES
+from services.wire import fuse, virtio_fs
+from services.wire.fuse import InHeader, InitOut, Opcode, OutHeader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+    from struct import Struct
+
+    from services.simguest.driver import Buffer, DriverQueue, ProbedDevice
+
+T = TypeVar("T")
+
+WANTED_FEATURES: Final = 0
+"""Device-type feature bits that this driver understands (virtio 1.2, section 5.11.3)."""
+
+MAX_READAHEAD_BYTES: Final = 128 << 10
+DEFAULT_MAX_PAGES: Final = 32
+"""Pages of one request without FUSE_MAX_PAGES (kernel: fs/fuse/fuse_i.h)."""
+
+SESSION_FLAGS: Final = (
+    fuse.FUSE_ASYNC_READ
+    | fuse.FUSE_ATOMIC_O_TRUNC
+    | fuse.FUSE_BIG_WRITES
+    | fuse.FUSE_DO_READDIRPLUS
+    | fuse.FUSE_PARALLEL_DIROPS
+    | fuse.FUSE_MAX_PAGES
+    | fuse.FUSE_SETXATTR_EXT
+    | fuse.FUSE_INIT_EXT
+)
+"""What this driver offers in INIT."""
+
+
+class Pending(Generic[T]):
+    """A request on its way."""
+
+    __slots__ = ("_decode", "_future", "_opcode", "_unique")
+
+    def __init__(
+        self,
+        future: Future[list[bytes]],
+        decode: Callable[[bytes], T],
+        opcode: Opcode,
+        unique: int,
+    ) -> None:
+        self._future = future
+        self._decode = decode
+        self._opcode = opcode
+        self._unique = unique
+
+    def result(self) -> T:
+        """Wait for the reply and tell what it means; may be called from any thread.
+
+        Raises:
+            OSError: The errno that the device answered with; EIO when its answer is malformed.
+            PortholeError: The device is gone or its queue is closed.
+        """
+        head, *rest = self._future.result()
+        if len(head) != fuse.OUT_HEADER.size:
+            raise self._malformed(f"{len(head)} bytes of header")
+        reply = OutHeader._make(fuse.OUT_HEADER.unpack(head))
+        if reply.error:
+            number = -reply.error
+            raise OSError(number, os.strerror(number), self._opcode.name)
+        body = b"".join(rest) if len(rest) != 1 else rest[0]
+        if reply.unique != self._unique:
+            raise self._malformed(f"unique {reply.unique} instead of {self._unique}")
+        if reply.len != len(head) + len(body):
+            raise self._malformed(f"length {reply.len} but {len(head) + len(body)} bytes written")
+        return self._decode(body)
+
+    def _malformed(self, what: str) -> OSError:
+        return malformed_reply(self._opcode, what)
+
+
+def malformed_reply(opcode: Opcode, what: str) -> OSError:
+    """The error for an answer that breaks the FUSE protocol."""
+    return OSError(errno.EIO, f"the device's reply is malformed: {what}", opcode.name)
+
+
+def unpack(opcode: Opcode, layout: Struct, body: bytes) -> tuple[Any, ...]:
+    """Unpack a reply that has exactly this layout.
+
+    Raises:
+        OSError: EIO when it has another length.
+    """
+    if len(body) != layout.size:
+        raise malformed_reply(opcode, f"{len(body)} bytes instead of {layout.size}")
+    return layout.unpack(body)
+
+
+def nothing(_: bytes) -> None:
+    """Decode a reply that has no contents."""
+
+
+class FsDriver:
+    """A virtio-fs device as its driver sees it. Every method may be called from any thread.
+
+    Attributes:
+        tag: The mount tag of the device.
+        device: The device below.
+        max_read: Bytes that one READ may ask for; valid while the session runs.
+        max_write: Bytes that one WRITE may carry; valid while the session runs.
+        flags: What INIT agreed on; valid while the session runs.
+    """
+
+    def __init__(self, device: ProbedDevice, *, uid: int = 0, gid: int = 0) -> None:
+        """Bind to a probed device; `start` begins the session.
+
+        Args:
+            device: Its queues run; nobody else uses them.
+            uid: User of the guest on whose behalf requests are made.
+            gid: Group of that user.
+
+        Raises:
+            InvalidArgumentError: FS_CONFIG when the configuration space is not one of virtio-fs.
+        """
+        self.device = device
+        self.tag, count = read_config(device)
+        self._hiprio: DriverQueue = device.queues[virtio_fs.HIPRIO_QUEUE]
+        self._queues: Sequence[DriverQueue] = device.queues[1 : 1 + count]
+        self._owner = (uid, gid, os.getpid())
+        self._uniques = itertools.count(2, 2)  # odd ones are the kernel's, for INTERRUPT
+        self._lock = threading.Lock()
+        self._running = False
+        self.max_read = self.max_write = self.flags = 0
+
+    def start(self) -> None:
+        """Negotiate a session (INIT). Does nothing when one runs.
+
+        Raises:
+            FailedPreconditionError: FUSE_VERSION when the device speaks another protocol.
+            OSError: The device refused.
+            PortholeError: The device is gone.
+        """
+        with self._lock:
+            if self._running:
+                return
+            self._adopt(self._negotiate())
+            self._running = True
+
+    def stop(self) -> None:
+        """End the session (DESTROY); the device forgets all nodes. Does nothing without one.
+
+        Raises:
+            OSError: The device refused; the session is over all the same.
+            PortholeError: The device is gone; the session is over all the same.
+        """
+        with self._lock:
+            if not self._running:
+                return
+            self._running = False
+            self._request(Opcode.DESTROY, 0, b"", 0, nothing).result()
+
+    def submit(
+        self,
+        opcode: Opcode,
+        nodeid: int,
+        args: bytes,
+        reply_bytes: int,
+        decode: Callable[[bytes], T],
+        *,
+        payload: Buffer = b"",
+    ) -> Pending[T]:
+        """Put a request on a queue.
+
+        Args:
+            opcode: What to do.
+            nodeid: To which node.
+            args: The fixed part behind the request's header, names included.
+            reply_bytes: Most bytes that may follow the reply's header.
+            decode: Tells what those bytes mean, and raises OSError when they are malformed.
+            payload: Data of a WRITE; it travels in a descriptor of its own.
+
+        Raises:
+            FailedPreconditionError: FUSE_SESSION_DOWN when no session runs.
+            PortholeError: As DriverQueue.submit.
+        """
+        if not self._running:
+            raise FailedPreconditionError(
+                "FUSE_SESSION_DOWN",
+                f"share {self.tag}: its FUSE session is not running; a mount point may be using "
+                "the device, unmount that first",
+                tag=self.tag,
+            )
+        return self._request(opcode, nodeid, args, reply_bytes, decode, payload)
+
+    def submit_hiprio(self, opcode: Opcode, nodeid: int, args: bytes) -> None:
+        """Put a request that has no reply (FORGET, BATCH_FORGET, INTERRUPT) on the hiprio queue.
+
+        Raises:
+            PortholeError: As DriverQueue.submit.
+        """
+        _, header = self._header(opcode, nodeid, len(args))
+        self._hiprio.submit([header, args], [])
+
+    def _request(
+        self,
+        opcode: Opcode,
+        nodeid: int,
+        args: bytes,
+        reply_bytes: int,
+        decode: Callable[[bytes], T],
+        payload: Buffer = b"",
+    ) -> Pending[T]:
+        unique, header = self._header(opcode, nodeid, len(args) + len(payload))
+        out: list[Buffer] = [part for part in (header, args, payload) if len(part)]
+        sizes = [fuse.OUT_HEADER.size, reply_bytes] if reply_bytes else [fuse.OUT_HEADER.size]
+        queue = self._queues[(unique >> 1) % len(self._queues)]
+        return Pending(queue.submit(out, sizes), decode, opcode, unique)
+
+    def _header(self, opcode: Opcode, nodeid: int, body_bytes: int) -> tuple[int, bytes]:
+        unique = next(self._uniques)
+        length = fuse.IN_HEADER.size + body_bytes
+        return unique, fuse.IN_HEADER.pack(
+            *InHeader(length, opcode, unique, nodeid, *self._owner, 0)
+        )
+
+    def _negotiate(self) -> InitOut:
+        request = fuse.INIT_IN.pack(
+            fuse.FUSE_KERNEL_VERSION,
+            fuse.FUSE_KERNEL_MINOR_VERSION,
+            MAX_READAHEAD_BYTES,
+            SESSION_FLAGS & 0xFFFFFFFF,
+            SESSION_FLAGS >> 32,
+        )
+        body = self._request(Opcode.INIT, 0, request, fuse.INIT_OUT.size, bytes).result()
+        answer = InitOut._make(unpack(Opcode.INIT, fuse.INIT_OUT, body))
+        if answer.major != fuse.FUSE_KERNEL_VERSION or answer.minor < fuse.FUSE_MIN_MINOR_VERSION:
+            raise FailedPreconditionError(
+                "FUSE_VERSION",
+                f"share {self.tag}: the device speaks FUSE {answer.major}.{answer.minor}, this "
+                f"driver 7.{fuse.FUSE_MIN_MINOR_VERSION} to 7.{fuse.FUSE_KERNEL_MINOR_VERSION}; "
+                "update the older one",
+                tag=self.tag,
+            )
+        return answer
+
+    def _adopt(self, answer: InitOut) -> None:
+        self.flags = (answer.flags | answer.flags2 << 32) & SESSION_FLAGS
+        pages = answer.max_pages if self.flags & fuse.FUSE_MAX_PAGES else DEFAULT_MAX_PAGES
+        most = min(max(pages, 1) * PAGE_BYTES, self.device.max_mapping_bytes)
+        self.max_read = most
+        self.max_write = min(max(answer.max_write, PAGE_BYTES), most)
+
+
+def read_config(device: ProbedDevice) -> tuple[str, int]:
+    """Read tag and number of request queues of a virtio-fs device (virtio 1.2, section 5.11.4).
+
+    Raises:
+        InvalidArgumentError: FS_CONFIG.
+        UnavailableError: DEVICE_GONE.
+    """
+    raw = device.config()
+    if len(raw) >= virtio_fs.CONFIG.size:
+        tag, count = virtio_fs.CONFIG.unpack_from(raw)
+        if 1 <= count < len(device.queues):
+            return tag.rstrip(b"\0").decode(errors="replace"), count
+    raise InvalidArgumentError(
+        "FS_CONFIG",
+        f"configuration space {raw.hex()} with {len(device.queues)} queues is not that of a "
+        "virtio-fs device with at least one request queue",
+    )

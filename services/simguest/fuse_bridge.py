@@ -1,0 +1,261 @@
+"""The host kernel's FUSE client, bridged through a virtqueue: a share as a real mount point.
+
+Requests are read from /dev/fuse, travel unchanged to the device, and the answers are written back;
+INIT too, so the kernel and the device negotiate with each other. Owns the connection, the requests
+in flight and the order of mounting and unmounting. Must not know what most requests mean, only how
+long their answers may be.
+
+The mount is gone when the process ends normally. When it is killed the kernel fails every access
+with ENOTCONN; `umount -l <mount point>` then clears the directory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import logging
+import os
+import select
+import threading
+from typing import TYPE_CHECKING, Final
+
+from services.handshake.errors import FailedPreconditionError, PortholeError, UnavailableError
+from services.simguest import fuse_bridge_mount as system
+from services.simguest.fs_driver import read_config
+from services.wire import fuse, virtio_fs
+from services.wire.fuse import NO_REPLY, InHeader, Opcode, OutHeader
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from services.simguest.driver import ProbedDevice
+
+READERS: Final = 2
+"""Threads that read requests; one may be copying while the other waits for room in the pool."""
+
+REQUEST_BYTES: Final = (1 << 20) + 4096
+"""The longest request: the kernel's largest WRITE (256 pages) and its headers."""
+
+SMALL_REPLY_BYTES: Final = 512
+"""Room for every answer whose length the request does not tell; STATX is the longest, 288 bytes."""
+
+MOUNT_DEADLINE_S: Final = 10.0
+DRAIN_DEADLINE_S: Final = 5.0
+
+_HEADER: Final = fuse.IN_HEADER.size
+_READ_SIZE_AT: Final = _HEADER + 16
+_XATTR_SIZE_AT: Final = _HEADER
+_IOCTL_OUT_SIZE_AT: Final = _HEADER + 28
+_IOCTL_OUT_BYTES: Final = 16
+_PATH_MAX: Final = 4096
+_U32: Final = 4
+_SIZE_AT: Final[dict[int, tuple[int, int]]] = {
+    Opcode.READ: (_READ_SIZE_AT, 0),
+    Opcode.READDIR: (_READ_SIZE_AT, 0),
+    Opcode.READDIRPLUS: (_READ_SIZE_AT, 0),
+    Opcode.GETXATTR: (_XATTR_SIZE_AT, 0),
+    Opcode.LISTXATTR: (_XATTR_SIZE_AT, 0),
+    Opcode.IOCTL: (_IOCTL_OUT_SIZE_AT, _IOCTL_OUT_BYTES),
+}
+"""Opcodes that say how long the answer may be: where, and what comes on top."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class FuseBridge:
+    """One mounted share. `close` may be called from any thread, and more than once."""
+
+    def __init__(self, device: ProbedDevice, mount_point: Path) -> None:
+        """Mount the share; it is usable when this returns.
+
+        Args:
+            device: A virtio-fs device without a FUSE session; only the bridge uses it until closed.
+            mount_point: An existing directory.
+
+        Raises:
+            FailedPreconditionError: FUSE_UNAVAILABLE, or FUSE_REFUSED when kernel and device do not
+                agree on a session.
+            UnavailableError: The device is gone.
+        """
+        self.tag, count = read_config(device)
+        self.mount_point = mount_point.resolve()  # as the mount table names it
+        self._device = device
+        self._hiprio = device.queues[virtio_fs.HIPRIO_QUEUE]
+        self._queues = device.queues[1 : 1 + count]
+        self._idle = threading.Condition()
+        self._in_flight = 0
+        self._negotiated = threading.Event()
+        self._refusal = ""
+        self._closing = threading.Lock()
+        self._closed = False
+        self._fd = system.mount(self.tag, self.mount_point)
+        atexit.register(self.close)
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._readers = [
+            threading.Thread(target=self._read_requests, name=f"fuse-{self.tag}-{n}", daemon=True)
+            for n in range(READERS)
+        ]
+        for reader in self._readers:
+            reader.start()
+        agreed = self._negotiated.wait(MOUNT_DEADLINE_S)
+        if not agreed or self._refusal:
+            self.close()
+            raise FailedPreconditionError(
+                "FUSE_REFUSED",
+                f"share {self.tag} at {mount_point}: kernel and device have agreed on no session: "
+                + (self._refusal or f"no answer to INIT within {MOUNT_DEADLINE_S} s"),
+                tag=self.tag,
+            )
+
+    def close(self) -> None:
+        """Unmount, let requests in flight end, and end the device's session (DESTROY)."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            atexit.unregister(self.close)
+            system.unmount(self.mount_point)
+            # With the last user gone the kernel ends the connection and the readers see it. Where
+            # somebody still has a file open they are stopped: closing the connection aborts it.
+            os.eventfd_write(self._stop_fd, 1)
+            for reader in self._readers:
+                reader.join()
+            os.close(self._stop_fd)
+            self._disconnect()
+            self._destroy()
+
+    def _disconnect(self) -> None:
+        with self._idle:
+            drained = self._idle.wait_for(lambda: self._in_flight == 0, DRAIN_DEADLINE_S)
+        if drained:
+            os.close(self._fd)
+            return
+        # The device may still answer: the descriptor's number must not come to mean anything else.
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, self._fd, inheritable=False)
+        os.close(nowhere)
+
+    def _destroy(self) -> None:
+        # The kernel sends none for a connection like this one, and the device would keep its nodes.
+        header = InHeader(_HEADER, Opcode.DESTROY, 2, 0, 0, 0, 0)
+        with contextlib.suppress(PortholeError):  # a device that is gone keeps nothing
+            self._queues[0].transact(
+                [fuse.IN_HEADER.pack(*header)],
+                [fuse.OUT_HEADER.size],
+                timeout_s=DRAIN_DEADLINE_S,
+            )
+
+    # From the kernel to the device.
+
+    def _read_requests(self) -> None:
+        """Read and forward requests until the connection ends or the bridge stops."""
+        buffer = memoryview(bytearray(REQUEST_BYTES))
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._stop_fd, select.POLLIN)
+        while True:
+            try:
+                length = os.readv(self._fd, [buffer])
+            except BlockingIOError:
+                if any(fd == self._stop_fd for fd, _ in poll.poll()):
+                    return
+                continue
+            except OSError as error:
+                if error.errno in (errno.EINTR, errno.ENOENT):  # the request was given up meanwhile
+                    continue
+                return  # ENODEV: unmounted; ECONNABORTED: ended from outside
+            self._forward(buffer[:length])
+
+    def _forward(self, request: memoryview) -> None:
+        header = InHeader._make(fuse.IN_HEADER.unpack_from(request))
+        head = _HEADER + (fuse.WRITE_IN.size if header.opcode == Opcode.WRITE else 0)
+        out = [request[:head]]
+        for piece in self._pieces(len(request) - head):
+            out.append(request[head : head + piece])
+            head += piece
+        with self._idle:
+            self._in_flight += 1
+        try:
+            if header.opcode in NO_REPLY:
+                # Only INTERRUPT may be answered at all, and the kernel can do without.
+                future = self._hiprio.submit(out, [])
+            else:
+                sizes = [fuse.OUT_HEADER.size, *self._pieces(reply_bytes(header.opcode, request))]
+                queue = self._queues[(header.unique >> 1) % len(self._queues)]
+                future = queue.submit(out, sizes)
+        except PortholeError as error:
+            self._fail(header, error)
+        else:
+            future.add_done_callback(lambda done: self._answer(header, done))
+
+    def _pieces(self, length: int) -> list[int]:
+        """Divide a buffer into what can be mapped at once."""
+        most = self._device.max_mapping_bytes
+        return [min(most, length - start) for start in range(0, length, most)]
+
+    # From the device to the kernel.
+
+    def _answer(self, header: InHeader, done: Future[list[bytes]]) -> None:
+        """Write an answer back; runs on the completion thread of the queue."""
+        failure = done.exception()
+        if failure is not None:
+            self._fail(header, failure)
+            return
+        if header.opcode in NO_REPLY:
+            self._settle()
+            return
+        parts = done.result()
+        if not self._write(parts):
+            _LOG.warning(
+                "share %s: malformed answer to %s", self.tag, fuse.opcode_name(header.opcode)
+            )
+            self._write([_error_reply(header.unique, errno.EIO)])
+        if header.opcode == Opcode.INIT:
+            self._note_init(parts)
+        self._settle()
+
+    def _fail(self, header: InHeader, failure: BaseException) -> None:
+        if header.opcode == Opcode.INIT:
+            self._refusal = str(failure)
+            self._negotiated.set()
+        if header.opcode not in NO_REPLY:
+            gone = isinstance(failure, UnavailableError)
+            self._write([_error_reply(header.unique, errno.ENOTCONN if gone else errno.EIO)])
+        self._settle()
+
+    def _write(self, parts: list[bytes]) -> bool:
+        """Hand an answer to the kernel; False when the kernel says it is malformed."""
+        try:
+            os.writev(self._fd, [part for part in parts if part])
+        except OSError as error:
+            # ENOENT: the request was interrupted; ENODEV, EPERM, EBADF: the connection has ended.
+            return error.errno != errno.EINVAL
+        return True
+
+    def _settle(self) -> None:
+        with self._idle:
+            self._in_flight -= 1
+            self._idle.notify_all()
+
+    def _note_init(self, parts: list[bytes]) -> None:
+        if len(parts[0]) != fuse.OUT_HEADER.size:
+            self._refusal = f"an answer of {len(parts[0])} bytes"
+        elif error := OutHeader._make(fuse.OUT_HEADER.unpack(parts[0])).error:
+            self._refusal = os.strerror(-error)
+        self._negotiated.set()
+
+
+def reply_bytes(opcode: int, request: memoryview) -> int:
+    """Most bytes that may follow the header of the answer; what the kernel has room for."""
+    if opcode == Opcode.READLINK:
+        return _PATH_MAX
+    if opcode not in _SIZE_AT:
+        return SMALL_REPLY_BYTES
+    at, extra = _SIZE_AT[opcode]
+    return max(int.from_bytes(request[at : at + _U32], "little") + extra, SMALL_REPLY_BYTES)
+
+
+def _error_reply(unique: int, number: int) -> bytes:
+    return fuse.OUT_HEADER.pack(*OutHeader(fuse.OUT_HEADER.size, -number, unique))

@@ -1,0 +1,97 @@
+"""Guest init as the guest's process 1 would be: a child process that lives as long as the guest.
+
+Owns how services.guest_init is started and ended. It is another program, met by its flags only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+END_DEADLINE_S: Final = 5.0
+"""How long guest init may take to end after SIGTERM, before it is killed."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InitBoot:
+    """What guest init is started with.
+
+    Attributes:
+        publish_dir: Where the kernel published its pool.
+        cmdline_file: The guest's /proc/cmdline.
+        kernel_release: `uname -r`.
+        listen: Where it serves GuestInit.
+        owner: Where it reports to; empty: it does not push.
+        telemetry: Further flags, which all services share.
+    """
+
+    publish_dir: Path
+    cmdline_file: Path
+    kernel_release: str
+    listen: str
+    owner: str
+    telemetry: tuple[str, ...]
+
+    def flags(self) -> list[str]:
+        """Write the flags."""
+        flags = [
+            f"--publish-dir={self.publish_dir}",
+            f"--cmdline-file={self.cmdline_file}",
+            f"--kernel-release={self.kernel_release}",
+            f"--listen={self.listen}",
+            *self.telemetry,
+        ]
+        return [*flags, f"--owner={self.owner}"] if self.owner else flags
+
+
+class GuestInitProcess:
+    """The running child."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._ending = False
+        self._watch = asyncio.create_task(self._report_end())
+
+    @classmethod
+    async def start(cls, boot: InitBoot) -> GuestInitProcess:
+        """Start it; it ends with this process even when that is killed.
+
+        Raises:
+            OSError: The program cannot be started.
+        """
+        python = [sys.executable, "-m"]
+        tether = [*python, "services.simguest.tether", str(os.getpid())]
+        program = [*tether, *python, "services.guest_init", *boot.flags()]
+        # Its ready line is for people who start it themselves; ours is the one that counts here.
+        process = await asyncio.create_subprocess_exec(
+            *program, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
+        )
+        return cls(process)
+
+    async def end(self) -> None:
+        """Terminate it, and kill it if it does not end in time."""
+        self._ending = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), END_DEADLINE_S)
+        except TimeoutError:
+            _log.warning("guest init did not end within %s s; killing it", END_DEADLINE_S)
+            self._process.kill()
+            await self._process.wait()
+        await self._watch
+
+    async def _report_end(self) -> None:
+        code = await self._process.wait()
+        if not self._ending:
+            _log.error("guest init ended by itself with status %d; its log says why", code)

@@ -1,0 +1,113 @@
+"""An adapter joined to the guest's network namespace: frames between virtio-net and a TAP there.
+
+Owns the TAP's descriptor and the thread that sends what the namespace's stack wants sent. Frames
+that come are written to the TAP on the receive queue's completion thread. Must not know what
+addresses mean, nor virtqueues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+from typing import TYPE_CHECKING
+
+from services.handshake.errors import PortholeError
+from services.simguest.net_driver import NetDriver
+from services.wire.virtio_net import MAX_FRAME_BYTES
+
+if TYPE_CHECKING:
+    from services.simguest.driver import ProbedDevice
+    from services.simguest.netns import NetworkNamespace
+
+_LOG = logging.getLogger(__name__)
+
+
+class TapAdapter:
+    """One interface of the guest. `close` may be called from any thread, and more than once.
+
+    Attributes:
+        name: Of the interface inside the namespace.
+        driver: The adapter below.
+    """
+
+    def __init__(
+        self,
+        device: ProbedDevice,
+        namespace: NetworkNamespace,
+        name: str,
+        address: str = "",
+        gateway: str = "",
+    ) -> None:
+        """Make the interface, up and configured, and let frames pass.
+
+        Args:
+            device: A probed virtio-net device; nobody else uses it.
+            namespace: The guest's; it must outlive the adapter.
+            name: 1 to 15 bytes.
+            address: "192.0.2.2/24", IPv4 or IPv6; empty for none.
+            gateway: Next hop of the default route; empty for none.
+
+        Raises:
+            InvalidArgumentError: INTERFACE_NAME, INTERFACE_ADDRESS, NET_CONFIG.
+            FailedPreconditionError: NETNS_UNAVAILABLE, INTERFACE_REFUSED.
+            PortholeError: The device is gone.
+        """
+        self.name = name
+        self._closing = threading.Lock()
+        self._writing = threading.Lock()
+        self._fd = namespace.add_tap(name)
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._sender = threading.Thread(target=self._send, name=f"net-{name}", daemon=True)
+        try:
+            self.driver = NetDriver(device, self._receive)
+            namespace.configure(
+                name, mac=self.driver.mac, mtu=self.driver.mtu, address=address, gateway=gateway
+            )
+        except BaseException:
+            self._release()
+            raise
+        self._sender.start()
+
+    def close(self) -> None:
+        """Take the interface away; the device stays and its frames are dropped."""
+        with self._closing:
+            if self._fd < 0:
+                return
+            os.eventfd_write(self._stop_fd, 1)
+            self._sender.join()
+            self._release()
+
+    def _release(self) -> None:
+        with self._writing:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+        os.close(self._stop_fd)
+
+    def _receive(self, frame: bytes) -> None:
+        with self._writing:
+            if self._fd < 0:
+                return
+            # Down or full: the stack loses a frame, as on any wire.
+            with contextlib.suppress(OSError):
+                os.write(self._fd, frame)
+
+    def _send(self) -> None:
+        """Send what the namespace's stack wants sent until closed or the device is gone."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._stop_fd, select.POLLIN)
+        buffer = memoryview(bytearray(MAX_FRAME_BYTES))
+        while True:
+            if any(fd == self._stop_fd for fd, _ in poll.poll()):
+                return
+            try:
+                length = os.readv(self._fd, [buffer])
+                self.driver.send_frame(buffer[:length])
+            except BlockingIOError:
+                continue
+            except (OSError, PortholeError) as error:
+                _LOG.warning("interface %s sends no more: %s", self.name, error)
+                return

@@ -1,0 +1,246 @@
+"""The guest's network stack: an anonymous network namespace with TAP interfaces in it.
+
+Owns the namespace, what is configured in it, and running code inside it. It lives as long as its
+descriptor; tools enter it with `nsenter --net=/proc/<pid>/fd/<fd> ip addr`. Must not know virtio:
+net_driver.py moves the frames.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+MAX_INTERFACE_NAME_BYTES: Final = 15
+"""IFNAMSIZ (linux/if.h) without the terminating NUL."""
+
+# linux/sched.h and linux/if_tun.h.
+_CLONE_NEWNET: Final = 0x40000000
+_TUNSETIFF: Final = 0x400454CA
+_IFF_TAP: Final = 0x0002
+_IFF_NO_PI: Final = 0x1000
+_IFREQ_FLAGS: Final = struct.Struct("16sH22x")
+_IFA_F_NODAD: Final = 0x02
+"""linux/if_addr.h."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class NetworkNamespace:
+    """A network namespace of its own, kept by a descriptor.
+
+    Attributes:
+        fd: The descriptor; `nsenter --net=/proc/<pid>/fd/<fd>` enters the namespace.
+    """
+
+    def __init__(self) -> None:
+        """Make the namespace, with the loopback interface up.
+
+        Raises:
+            FailedPreconditionError: NETNS_UNAVAILABLE, naming the right that is missing.
+        """
+        self.fd = _in_new_thread(_unshare)
+        try:
+            self.run(_loopback_up)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Run a function inside the namespace, in a thread made for it, and wait for it.
+
+        Sockets that it opens stay in this namespace, whoever uses them afterwards.
+
+        Raises:
+            FailedPreconditionError: NETNS_UNAVAILABLE.
+            Exception: Whatever the function raises.
+        """
+
+        def inside() -> T:
+            if _libc.setns(self.fd, _CLONE_NEWNET) != 0:
+                raise _unavailable("entering", ctypes.get_errno())
+            return function()
+
+        return _in_new_thread(inside)
+
+    def add_tap(self, name: str) -> int:
+        """Make a TAP interface inside the namespace, down and without addresses.
+
+        Args:
+            name: 1 to 15 bytes.
+
+        Returns:
+            Its non-blocking descriptor, which reads and writes bare Ethernet frames; the interface
+            disappears when it is closed.
+
+        Raises:
+            InvalidArgumentError: INTERFACE_NAME.
+            FailedPreconditionError: NETNS_UNAVAILABLE, naming the right that is missing.
+        """
+        return self.run(lambda: _open_tap(name))
+
+    def configure(
+        self, name: str, *, mac: bytes, mtu: int, address: str = "", gateway: str = ""
+    ) -> None:
+        """Give an interface its hardware address, size and addresses, and bring it up.
+
+        Args:
+            name: An interface in this namespace.
+            mac: 6 bytes.
+            mtu: Bytes of payload per frame.
+            address: "192.0.2.2/24", IPv4 or IPv6; empty for none.
+            gateway: Next hop of the default route; empty for none.
+
+        Raises:
+            InvalidArgumentError: INTERFACE_ADDRESS.
+            FailedPreconditionError: INTERFACE_REFUSED when the kernel does not take it.
+        """
+        interface, next_hop = _parse_addresses(address, gateway)
+        try:
+            self.run(lambda: _configure(name, mac, mtu, interface, next_hop))
+        except (NetlinkError, OSError) as error:
+            raise FailedPreconditionError(
+                "INTERFACE_REFUSED",
+                f"interface {name}: the kernel does not take address {address or 'none'}, gateway "
+                f"{gateway or 'none'}, MTU {mtu}: {error}",
+                interface=name,
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the namespace; it ends with the last process, socket and TAP in it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+_Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _in_new_thread(function: Callable[[], T]) -> T:
+    # A thread that has changed its namespace is of no use afterwards, so each call gets its own.
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            outcome.append(function())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=body, name="porthole-netns", daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _unshare() -> int:
+    if _libc.unshare(_CLONE_NEWNET) != 0:
+        raise _unavailable("making", ctypes.get_errno())
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _unavailable(what: str, number: int) -> FailedPreconditionError:
+    remedy = (
+        "it needs CAP_SYS_ADMIN; run the guest as root, or use its Python API without a namespace"
+        if number == errno.EPERM
+        else os.strerror(number)
+    )
+    return FailedPreconditionError(
+        "NETNS_UNAVAILABLE", f"{what} a network namespace: {remedy}", errno=number
+    )
+
+
+def _open_tap(name: str) -> int:
+    raw = name.encode()
+    if not 0 < len(raw) <= MAX_INTERFACE_NAME_BYTES or set(name) & set("/:% \t\n\0"):
+        raise InvalidArgumentError(
+            "INTERFACE_NAME",
+            f"interface name {name!r} must have 1 to {MAX_INTERFACE_NAME_BYTES} bytes, without "
+            "'/', ':', '%' and white space",
+            interface=name,
+        )
+    fd = -1
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ_FLAGS.pack(raw, _IFF_TAP | _IFF_NO_PI))
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        raise FailedPreconditionError(
+            "NETNS_UNAVAILABLE",
+            f"making TAP interface {name}: {error.strerror}; it needs access to /dev/net/tun "
+            "and CAP_NET_ADMIN",
+            errno=error.errno or 0,
+        ) from error
+    return fd
+
+
+def _loopback_up() -> None:
+    with IPRoute() as netlink:
+        netlink.link("set", index=1, state="up")
+
+
+def _configure(
+    name: str, mac: bytes, mtu: int, interface: _Interface | None, gateway: _Address | None
+) -> None:
+    with IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname=name)
+        netlink.link("set", index=index, address=mac.hex(":"), mtu=mtu)
+        netlink.link("set", index=index, state="up")
+        if interface is not None:
+            # Duplicate detection would keep an IPv6 address unusable for a second.
+            extra = {"flags": _IFA_F_NODAD} if interface.version == 6 else {}
+            netlink.addr(
+                "add",
+                index=index,
+                address=str(interface.ip),
+                prefixlen=interface.network.prefixlen,
+                **extra,
+            )
+        if gateway is not None:
+            netlink.route("add", dst="default", gateway=str(gateway), oif=index, **_family(gateway))
+
+
+def _family(address: _Address) -> dict[str, int]:
+    return {"family": socket.AF_INET if address.version == 4 else socket.AF_INET6}
+
+
+def _parse_addresses(address: str, gateway: str) -> tuple[_Interface | None, _Address | None]:
+    try:
+        return (
+            ipaddress.ip_interface(address) if address else None,
+            ipaddress.ip_address(gateway) if gateway else None,
+        )
+    except ValueError as error:
+        raise InvalidArgumentError(
+            "INTERFACE_ADDRESS",
+            f"address {address!r} and gateway {gateway!r}: {error}; write for instance "
+            "192.0.2.2/24 and 192.0.2.1",
+            address=address,
+            gateway=gateway,
+        ) from None

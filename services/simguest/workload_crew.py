@@ -1,0 +1,92 @@
+"""Threads that work through jobs which make further jobs and results, until none is left.
+
+Owns the threads, the count of open jobs, and the end: finished, failed or given up. Must not know
+what the jobs do.
+"""
+
+from __future__ import annotations
+
+import threading
+from queue import LifoQueue, SimpleQueue
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+WORKERS: Final = 4
+"""Threads of a crew; each has many requests in flight, so few are enough."""
+
+
+class Crew(Generic[T]):
+    """A crew for one piece of work; use it as a context manager.
+
+    Attributes:
+        abandoned: Set when a job has failed or the results are no longer wanted. Jobs still run
+            then, and only clean up.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.abandoned = False
+        # The newest job first: a tree is then worked through in depth, and few of its nodes wait.
+        self._jobs: LifoQueue[Callable[[], None] | None] = LifoQueue()
+        self._results: SimpleQueue[T | BaseException | _Done] = SimpleQueue()
+        self._open = 0
+        self._idle = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True)
+            for n in range(WORKERS)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.abandoned = True
+        with self._idle:
+            self._idle.wait_for(lambda: self._open == 0)
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def add(self, job: Callable[[], None]) -> None:
+        """Add a job; jobs may add jobs. What a job raises ends the work."""
+        with self._idle:
+            self._open += 1
+        self._jobs.put(job)
+
+    def yield_result(self, result: T) -> None:
+        """Hand a result over; from any job."""
+        self._results.put(result)
+
+    def results(self) -> Iterator[T]:
+        """Wait for results until every job is done; at least one must have been added.
+
+        Raises:
+            BaseException: What the first job that failed raised.
+        """
+        while not isinstance(result := self._results.get(), _Done):
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except BaseException as error:
+                self.abandoned = True
+                self._results.put(error)
+            with self._idle:
+                self._open -= 1
+                if self._open == 0:
+                    self._idle.notify_all()
+                    self._results.put(_Done())
+
+
+class _Done:
+    """Every job is done."""

@@ -1,0 +1,191 @@
+"""The guest as a machine: states, what a boot leaves behind, devices, the order of power-off."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
+
+from services.devicehost.devices.fs import FsDevice
+from services.handshake import events
+from services.handshake.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PortholeError,
+)
+from services.handshake.options import parse_fs_options
+from services.handshake.pool import Gpa, SwiotlbPool
+from services.rpc.channel import connect
+from services.simguest.guest import BootOrder, DeviceOrder, Guest, GuestPlace, GuestState
+from services.simguest.kernel import PUBLISH_DIR, Kernel
+from tests.unit.simguest.echo import DeviceRig, EchoHost
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from pathlib import Path
+
+MIB = 1 << 20
+NEW = Kernel("6.18.26.3-microsoft-standard-WSL2", publishes_pool=True)
+OLD = Kernel("6.6.87.2-microsoft-standard-WSL2", publishes_pool=False)
+COMMAND_LINE = (
+    "swiotlb=force hv_pci_swiotlb=8388608 porthole.vm_id=5f0c2d5e-0000-4000-8000-000000000001"
+)
+POOL = SwiotlbPool(Gpa(120 * MIB), 8 * MIB)
+
+
+def order(kernel: Kernel = NEW, command_line: str = COMMAND_LINE, ram: int = 128) -> BootOrder:
+    return BootOrder(ram * MIB, command_line, kernel, init_channel="")
+
+
+def share(path: Path, instance_id: str = "dev-1", tag: str = "data") -> DeviceOrder:
+    return DeviceOrder(instance_id, events.FS, tag, path)
+
+
+@pytest.fixture(params=[False, True], ids=["rings-outside", "rings-inside"])
+async def guest(run_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[Guest]:
+    (run_dir / "vm").mkdir()
+    guest = Guest(GuestPlace(run_dir / "vm", rings_in_pool=request.param))
+    yield guest
+    await guest.power_off()
+
+
+def state(guest: Guest) -> GuestState:
+    return guest.state
+
+
+def init_pid(guest: Guest) -> int:
+    assert guest._init is not None
+    return guest._init._process.pid
+
+
+def published(run_dir: Path) -> dict[str, str]:
+    directory = run_dir / "vm" / PUBLISH_DIR
+    return {file.name: file.read_text() for file in directory.iterdir()}
+
+
+async def test_a_boot_publishes_the_pool_and_starts_guest_init(guest: Guest, run_dir: Path) -> None:
+    address = await guest.boot(order())
+    assert state(guest) is GuestState.RUNNING
+    assert published(run_dir) == {"swiotlb_base": "0x7800000\n", "swiotlb_size": "8388608\n"}
+    assert (run_dir / "vm" / "cmdline").read_text() == f"{COMMAND_LINE}\n"
+    assert guest.pool_usage() is not None
+    peer = await connect(
+        address, guest_init_pb2_grpc.GuestInitStub, "porthole.guest.v1.GuestInit", wait_s=20
+    )
+    answer = await peer.stub.GetGuestCapabilities(guest_init_pb2.GetGuestCapabilitiesRequest())
+    await peer.close()
+    assert answer.capabilities.swiotlb_pool.base == POOL.base
+    assert answer.capabilities.swiotlb_pool.size_bytes == POOL.size_bytes
+    assert answer.capabilities.kernel_release == NEW.release
+    pid = init_pid(guest)
+    await guest.power_off()
+    assert state(guest) is GuestState.POWERED_OFF
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert published(run_dir) == {}
+
+
+@pytest.mark.parametrize(
+    "boot",
+    [
+        order(OLD),
+        order(NEW, "quiet"),
+        order(NEW, "hv_pci_swiotlb=512M"),  # more than the RAM
+        order(NEW, "hv_pci_swiotlb=lots"),
+    ],
+    ids=["old-kernel", "none-asked-for", "too-little-ram", "garbage"],
+)
+async def test_a_boot_without_a_pool_publishes_nothing(
+    guest: Guest, run_dir: Path, boot: BootOrder
+) -> None:
+    await guest.boot(boot)
+    assert published(run_dir) == {}
+    assert guest.pool_usage() is None
+
+
+async def test_a_guest_whose_boot_fails_stays_off(guest: Guest, run_dir: Path) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        await guest.boot(order(ram=1))
+    assert caught.value.reason == "RAM_SIZE"
+    assert guest.state is GuestState.OFF
+    await guest.boot(order())
+
+
+async def test_guest_init_needs_a_path_that_a_socket_can_have(run_dir: Path) -> None:
+    guest = Guest(GuestPlace(run_dir / ("d" * 100), rings_in_pool=False))
+    with pytest.raises(InvalidArgumentError) as caught:
+        await guest.boot(order())
+    assert caught.value.reason == "SOCKET_PATH_TOO_LONG"
+
+
+async def test_what_a_state_forbids_changes_nothing(guest: Guest, run_dir: Path) -> None:
+    async def refused(step: str) -> str:
+        steps: dict[str, Callable[[], Coroutine[None, None, object]]] = {
+            "boot": lambda: guest.boot(order()),
+            "attach": lambda: guest.attach(share(run_dir / "x.sock")),
+            "detach": lambda: guest.detach("dev-1"),
+        }
+        with pytest.raises(FailedPreconditionError) as caught:
+            await steps[step]()
+        return caught.value.message
+
+    assert await refused("attach") == "cannot attach a device: the guest is not booted"
+    assert await refused("detach") == "cannot detach a device: the guest is not booted"
+    await guest.boot(order())
+    assert await refused("boot") == "cannot boot: the guest is running"
+    await guest.power_off()
+    await guest.power_off()
+    for step in ("boot", "attach", "detach"):
+        assert (await refused(step)).endswith("the guest is powered off")
+
+
+async def test_a_share_comes_and_goes_and_leaves_no_slot(guest: Guest, run_dir: Path) -> None:
+    shared = run_dir / "shared"
+    shared.mkdir()
+    (shared / "file").write_bytes(b"content")
+    options = parse_fs_options("data;vm_id=5f0c2d5e-0000-4000-8000-000000000001")
+    rig = DeviceRig(run_dir / "fs.sock", POOL, FsDevice(options, shared))
+    await guest.boot(order())
+    await guest.attach(share(run_dir / "fs.sock"))
+    for again in (share(run_dir / "fs.sock", tag="other"), share(run_dir / "fs.sock", "dev-2")):
+        with pytest.raises(AlreadyExistsError) as caught:
+            await guest.attach(again)
+        assert caught.value.reason == "DEVICE_ATTACHED"
+    digests = await asyncio.to_thread(lambda: list(guest.workload.hash_tree("data", "")))
+    assert [(digest.path, digest.size_bytes) for digest in digests] == [(b"file", 7)]
+    with pytest.raises(NotFoundError):
+        await guest.detach("dev-2")
+    await guest.detach("dev-1")
+    assert rig.watch.gone.wait(10)
+    assert rig.watch.failures == []
+    usage = guest.pool_usage()
+    assert usage is not None
+    assert usage[1].slots_used == 0
+    assert usage[1].bytes_bounced > 0
+    await guest.attach(share(run_dir / "fs.sock"))  # the device is as new
+    await guest.power_off()
+    assert rig.watch.failures == []
+    rig.close()
+
+
+async def test_a_device_that_is_none_leaves_nothing_behind(guest: Guest, run_dir: Path) -> None:
+    echo = EchoHost(run_dir / "echo.sock", POOL)
+    await guest.boot(order())
+    with pytest.raises(PortholeError):
+        await guest.attach(share(run_dir / "echo.sock"))  # answers FUSE_INIT with nonsense
+    with pytest.raises(PortholeError) as caught:
+        await guest.attach(share(run_dir / "nobody.sock"))
+    assert caught.value.reason == "DEVICE_UNREACHABLE"
+    with pytest.raises(InvalidArgumentError) as refused:
+        await guest.attach(DeviceOrder("dev-1", "virtio-gpu", "x", run_dir / "echo.sock"))
+    assert refused.value.reason == "DEVICE_CLASS_UNKNOWN"
+    usage = guest.pool_usage()
+    assert usage is not None
+    assert usage[1].slots_used == 0
+    assert echo.watch.gone.wait(10)
+    echo.close()

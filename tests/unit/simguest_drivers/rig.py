@@ -1,0 +1,75 @@
+"""A guest's memory and drivers against the real device host, in one process over real sockets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from services.devicehost.host import DeviceHost, DeviceSpec, FsBackend, NetBackend
+from services.handshake import events
+from services.handshake.options import build_options
+from services.handshake.pool import format_token
+from services.simguest.bounce import BouncePool
+from services.simguest.device import DeviceMemory, VirtioDevice
+from services.simguest.dma import DirectDma
+from services.simguest.guest import KINDS
+from services.simguest.kernel import Kernel, ordinary_ranges, reserve_pool
+from services.simguest.pages import PageAllocator
+from services.simguest.ram import GuestRam
+from services.simguest.workload import Workload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.devicehost.memory import CounterValues
+
+VM_ID = "6f1a2f5e-5f3e-4f53-9d5c-2b8f0a4f7c11"
+
+
+class Rig:
+    """One VM: `share` and `adapter` add a device on both sides."""
+
+    def __init__(self, run_dir: Path, pool_mib: int = 16) -> None:
+        (run_dir / "dev").mkdir(exist_ok=True)
+        self.host = DeviceHost(run_dir, on_change=lambda info, detail: None)
+        self.ram = GuestRam(128 << 20)
+        kernel = Kernel("6.18.26.3", publishes_pool=pool_mib > 0)
+        self.pool = reserve_pool(kernel, f"hv_pci_swiotlb={pool_mib}M", self.ram.regions[0])
+        direct = DirectDma(self.ram, PageAllocator(ordinary_ranges(self.ram.regions, self.pool)))
+        self.bounce = BouncePool(self.ram, self.pool) if self.pool else None
+        self.memory = DeviceMemory(self.ram, self.bounce or direct, direct)
+        self.workload = Workload()
+        self.devices: dict[str, VirtioDevice] = {}
+
+    def share(self, tag: str, directory: Path, options: str = "") -> None:
+        device = self.create(tag, FsBackend(str(directory)), options)
+        self.workload.attach_share(tag, device)
+
+    def adapter(self, tag: str, tap: str, address: str, gateway: str, options: str = "") -> None:
+        device = self.create(tag, NetBackend(tap), options)
+        self.workload.attach_adapter(tag, device, address, gateway)
+
+    def create(self, tag: str, backend: FsBackend | NetBackend, options: str) -> VirtioDevice:
+        token = format_token(self.pool) if self.pool else None
+        text = build_options(tag, options, token, VM_ID)
+        info = self.host.create_device(
+            DeviceSpec(VM_ID, tag, tag, text, backend), emit=lambda event: None
+        )
+        kind = KINDS[events.FS if isinstance(backend, FsBackend) else events.NET]
+        self.devices[tag] = VirtioDevice(tag, info.socket_path, kind, self.memory)
+        return self.devices[tag]
+
+    def counters(self, tag: str) -> CounterValues:
+        return self.host.get_device(VM_ID, tag).counters
+
+    def remove_from_host(self, tag: str) -> None:
+        """The device dies under its driver."""
+        self.host.remove_device(VM_ID, tag)
+
+    def close(self) -> None:
+        self.workload.close()
+        for device in self.devices.values():
+            device.close()
+        self.host.close()
+        used = self.bounce.usage().slots_used if self.bounce else 0
+        self.ram.close()
+        assert used == 0, "the drivers left mappings behind"
