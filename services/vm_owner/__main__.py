@@ -1,0 +1,85 @@
+"""`python -m services.vm_owner`: creates VMs and serves porthole.vmowner.v1.VmOwner.
+
+Owns how the parts are put together. On SIGTERM all VMs are terminated, each in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from services.rpc.server import serve
+from services.rpc.settings import load
+from services.vm_owner.clients import dial_device_host, dial_machine
+from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
+from services.vm_owner.machines.embedded import START_DEADLINE_S, EmbeddedMachine
+from services.vm_owner.machines.external import ExternalMachine
+from services.vm_owner.manifest import load_manifest
+from services.vm_owner.networking import SubnetPool
+from services.vm_owner.owner import MachineOrder, Surroundings, VmOwner
+from services.vm_owner.servicer import open_init_channel, vm_owner_servicer
+from services.vm_owner.settings import OwnerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from services.vm_owner.machines import Machine
+
+_TELEMETRY = ("trace_file", "metrics_file", "otlp_endpoint", "trace_console", "log_level")
+
+
+def _environment(settings: OwnerSettings) -> dict[str, str]:
+    """Return what a guest's process shares with this one, as its environment."""
+    values = ((field, getattr(settings, field)) for field in _TELEMETRY)
+    return {f"PORTHOLE_{field.upper()}": str(v) for field, v in values if v is not None}
+
+
+def _owner(settings: OwnerSettings) -> VmOwner:
+    def machine_for(directory: Path, order: MachineOrder) -> Machine:
+        if order.address:
+            wait_s = settings.peer_wait_s
+            return ExternalMachine(order.address, partial(dial_machine, wait_s=wait_s))
+        dial = partial(dial_machine, wait_s=START_DEADLINE_S)
+        return EmbeddedMachine(directory, _environment(settings), dial)
+
+    def hosts(
+        on_status: Callable[[DeviceStatus], None], on_lost: Callable[[bool], None]
+    ) -> DeviceHosts:
+        addresses = {False: settings.devicehost_address, True: settings.elevated_devicehost}
+        dial: dict[bool, Callable[[], Awaitable[DeviceHost]]] = {
+            elevated: partial(dial_device_host, address, settings.peer_wait_s)
+            for elevated, address in addresses.items()
+            if address is not None
+        }
+        return DeviceHosts(dial, on_status, on_lost)
+
+    surroundings = Surroundings(
+        run_dir=settings.run_dir.absolute(),
+        manifest=load_manifest(),
+        subnets=SubnetPool(settings.subnet_pool),
+        capabilities_deadline_s=settings.capabilities_deadline_s,
+        machine_for=machine_for,
+        open_init_channel=open_init_channel,
+    )
+    return VmOwner(surroundings, hosts)
+
+
+async def _run(settings: OwnerSettings) -> None:
+    owner = _owner(settings)
+    await serve(
+        settings,
+        name=settings.name,
+        servicers=[vm_owner_servicer(owner, load_manifest())],
+        on_shutdown=owner.close,
+    )
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    asyncio.run(_run(load(OwnerSettings)))
+
+
+if __name__ == "__main__":
+    main()

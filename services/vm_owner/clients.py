@@ -1,0 +1,159 @@
+"""Clients of the owner's peers: device host and machine, over gRPC.
+
+Owns the translation between protobuf and the values that the rest of the owner uses. Must not know
+when a peer is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
+from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
+
+from services.handshake import events
+from services.rpc.channel import connect
+from services.rpc.convert import device_class_to_proto, device_state_from_proto
+from services.vm_owner.device_hosts import DeviceStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from services.rpc.channel import Peer
+    from services.vm_owner.device_hosts import NewDevice
+    from services.vm_owner.machines import BootOrder, PluggedDevice
+
+DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
+MACHINE: Final = "porthole.machine.v1.Machine"
+
+BOOT_DEADLINE_S: Final = 30.0
+"""Deadline of Machine.Boot: the guest starts its init meanwhile."""
+
+
+class DeviceHostClient:
+    """A device host behind a channel."""
+
+    def __init__(self, peer: Peer[device_host_pb2_grpc.DeviceHostAsyncStub]) -> None:
+        self._peer = peer
+
+    async def set_swiotlb(self, vm_id: str, token: str) -> None:
+        """Tell which pool a VM has latched."""
+        request = device_host_pb2.SetSwiotlbRequest(vm_id=vm_id, swiotlb_option=token)
+        await self._peer.stub.SetSwiotlb(request)
+
+    async def create_device(self, device: NewDevice) -> str:
+        """Create a device; returns the path of its vhost-user socket."""
+        request = device_host_pb2.CreateDeviceRequest(
+            vm_id=device.vm_id,
+            instance_id=device.instance_id,
+            tag=device.tag,
+            options=device.options,
+        )
+        if device.device_class == events.FS:
+            request.fs.shared_dir = device.backend
+        else:
+            request.net.tap = device.backend
+        return (await self._peer.stub.CreateDevice(request)).socket_path
+
+    async def remove_device(self, vm_id: str, instance_id: str) -> None:
+        """Tear a device down."""
+        request = device_host_pb2.RemoveDeviceRequest(vm_id=vm_id, instance_id=instance_id)
+        await self._peer.stub.RemoveDevice(request)
+
+    async def forget_vm(self, vm_id: str) -> None:
+        """Tear down what is left of a VM's devices, and forget its pool."""
+        await self._peer.stub.ForgetVm(device_host_pb2.ForgetVmRequest(vm_id=vm_id))
+
+    async def list_devices(self, vm_id: str) -> list[DeviceStatus]:
+        """List the devices of a VM."""
+        request = device_host_pb2.ListDevicesRequest(vm_id=vm_id)
+        answer = await self._peer.stub.ListDevices(request)
+        return [_status(device) for device in answer.devices]
+
+    async def watch(self) -> AsyncIterator[DeviceStatus]:
+        """Stream what happens to the devices of all VMs."""
+        stream = self._peer.stub.WatchDevices(device_host_pb2.WatchDevicesRequest())
+        async for answer in stream:
+            yield _status(answer.device, answer.detail)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._peer.close()
+
+
+class MachineClient:
+    """A machine behind a channel."""
+
+    def __init__(self, peer: Peer[machine_pb2_grpc.MachineAsyncStub]) -> None:
+        self._peer = peer
+
+    async def boot(self, order: BootOrder) -> str:
+        """Boot the guest; returns where its init serves GuestInit."""
+        request = machine_pb2.BootRequest(
+            vm_id=order.vm_id,
+            ram_bytes=order.ram_bytes,
+            kernel_command_line=order.kernel_command_line,
+            init_channel_address=order.init_channel_address,
+            kernel_release=order.kernel_release,
+            publishes_pool=order.publishes_pool,
+        )
+        answer = await self._peer.stub.Boot(request, timeout=BOOT_DEADLINE_S)
+        return answer.guest_init_address
+
+    async def attach_device(self, device: PluggedDevice) -> None:
+        """Plug a device in."""
+        request = machine_pb2.AttachDeviceRequest(
+            instance_id=device.instance_id,
+            device_class=device_class_to_proto(device.device_class),
+            tag=device.tag,
+            socket_path=device.socket_path,
+            client_address=device.client_address,
+            gateway_address=device.gateway_address,
+        )
+        await self._peer.stub.AttachDevice(request)
+
+    async def detach_device(self, instance_id: str) -> None:
+        """Unplug a device."""
+        await self._peer.stub.DetachDevice(machine_pb2.DetachDeviceRequest(instance_id=instance_id))
+
+    async def power_off(self) -> None:
+        """Stop the guest."""
+        await self._peer.stub.PowerOff(machine_pb2.PowerOffRequest())
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._peer.close()
+
+
+async def dial_device_host(address: str, wait_s: float) -> DeviceHostClient:
+    """Connect to a device host.
+
+    Raises:
+        UnavailableError: PEER_UNAVAILABLE after `wait_s`.
+        FailedPreconditionError: API_VERSION_MISMATCH.
+    """
+    stub = device_host_pb2_grpc.DeviceHostStub
+    return DeviceHostClient(await connect(address, stub, DEVICE_HOST, wait_s=wait_s))
+
+
+async def dial_machine(address: str, wait_s: float) -> MachineClient:
+    """Connect to a machine.
+
+    Raises:
+        UnavailableError: PEER_UNAVAILABLE after `wait_s`.
+        FailedPreconditionError: API_VERSION_MISMATCH.
+    """
+    stub = machine_pb2_grpc.MachineStub
+    return MachineClient(await connect(address, stub, MACHINE, wait_s=wait_s))
+
+
+def _status(device: device_host_pb2.Device, detail: str = "") -> DeviceStatus:
+    counters = {field.name: int(value) for field, value in device.counters.ListFields()}
+    return DeviceStatus(
+        vm_id=device.vm_id,
+        instance_id=device.instance_id,
+        tag=device.tag,
+        state=device_state_from_proto(device.state),
+        counters=counters,
+        detail=detail,
+    )

@@ -1,0 +1,202 @@
+"""The device hosts of this owner: the ordinary user's and the elevated user's, each connected late.
+
+Owns the two connections and the stream of device events of each. Must not know VMs: who uses a
+device host for a VM announces that VM's pool to it first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from services.handshake.errors import FailedPreconditionError, PortholeError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+logger = logging.getLogger(__name__)
+
+WATCH_RETRY_S: Final = 1.0
+"""Pause before the event stream of a device host that ended is opened again."""
+
+UNSPECIFIED: Final = "unspecified"
+"""State of a device whose device host cannot tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewDevice:
+    """What a device host needs in order to create a device.
+
+    Attributes:
+        device_class: events.FS or events.NET.
+        options: The whole options string.
+        backend: A directory (FS) or the name of a TAP interface (NET).
+    """
+
+    vm_id: str
+    instance_id: str
+    device_class: str
+    tag: str
+    options: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """What a device host says of a device.
+
+    Attributes:
+        state: Name of the state, lower case.
+        counters: Values by the names of porthole.handshake.v1.DeviceCounters.
+    """
+
+    vm_id: str
+    instance_id: str
+    tag: str
+    state: str = UNSPECIFIED
+    counters: Mapping[str, int] = field(default_factory=dict)
+    detail: str = ""
+
+
+class DeviceHost(Protocol):
+    """A connected device host; every failure of a call is a PortholeError."""
+
+    async def set_swiotlb(self, vm_id: str, token: str) -> None:
+        """Tell which pool a VM has latched."""
+
+    async def create_device(self, device: NewDevice) -> str:
+        """Create a device; returns the path of its vhost-user socket."""
+
+    async def remove_device(self, vm_id: str, instance_id: str) -> None:
+        """Tear a device down."""
+
+    async def forget_vm(self, vm_id: str) -> None:
+        """Tear down what is left of a VM's devices, and forget its pool."""
+
+    async def list_devices(self, vm_id: str) -> list[DeviceStatus]:
+        """List the devices of a VM."""
+
+    def watch(self) -> AsyncIterator[DeviceStatus]:
+        """Stream what happens to the devices of all VMs."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+
+class DeviceHosts:
+    """Both device hosts, each dialled at its first use.
+
+    Args:
+        dial: Connects to the ordinary (False) or the elevated (True) device host; None where there
+            is no elevated one.
+        on_status: Called with whatever a device host says of a device.
+        on_lost: Called when the event stream of a device host ends; with whether it is the
+        elevated.
+    """
+
+    def __init__(
+        self,
+        dial: Mapping[bool, Callable[[], Awaitable[DeviceHost]]],
+        on_status: Callable[[DeviceStatus], None],
+        on_lost: Callable[[bool], None],
+    ) -> None:
+        self._dial = dial
+        self._on_status = on_status
+        self._on_lost = on_lost
+        self._hosts: dict[bool, DeviceHost] = {}
+        self._dialling = {elevated: asyncio.Lock() for elevated in (False, True)}
+        self._watchers: list[asyncio.Task[None]] = []
+
+    async def get(self, *, elevated: bool) -> DeviceHost:
+        """Return a connected device host; connects at the first use.
+
+        Raises:
+            UnavailableError: PEER_UNAVAILABLE.
+            FailedPreconditionError: NO_ELEVATED_DEVICE_HOST, or API_VERSION_MISMATCH.
+        """
+        if elevated not in self._dial:
+            raise FailedPreconditionError(
+                "NO_ELEVATED_DEVICE_HOST",
+                "this owner has no device host of the elevated user; start the owner with "
+                "--elevated-devicehost <address>, or add the device without elevated",
+            )
+        # One attempt at a time: two connections would watch everything twice.
+        async with self._dialling[elevated]:
+            if elevated not in self._hosts:
+                host = await self._dial[elevated]()
+                self._hosts[elevated] = host
+                # In a context of its own: it outlives the operation that happened to dial first,
+                # and belongs to no VM's trace.
+                watcher = asyncio.create_task(
+                    self._watch(host, elevated), context=contextvars.Context()
+                )
+                self._watchers.append(watcher)
+            return self._hosts[elevated]
+
+    def connected(self, *, elevated: bool) -> DeviceHost | None:
+        """Return a device host if it has been used before."""
+        return self._hosts.get(elevated)
+
+    async def announce(self, vm_id: str, token: str) -> None:
+        """Tell the connected device hosts of a latched pool; one that connects later is told then.
+
+        A device host that cannot be reached now is told before its next device, too.
+        """
+        for host in tuple(self._hosts.values()):
+            try:
+                await host.set_swiotlb(vm_id, token)
+            except PortholeError as failure:
+                logger.warning("VM %s: a device host was not told its pool: %s", vm_id, failure)
+
+    async def forget(self, vm_id: str) -> None:
+        """Tell the connected device hosts that a VM has ended."""
+        for host in tuple(self._hosts.values()):
+            try:
+                await host.forget_vm(vm_id)
+            except PortholeError as failure:
+                logger.warning("VM %s: a device host still remembers it: %s", vm_id, failure)
+
+    async def statuses(self, vm_id: str) -> dict[str, DeviceStatus]:
+        """Tell what the connected device hosts say of a VM's devices, by instance id.
+
+        The devices of a device host that cannot be reached are missing.
+        """
+        found: dict[str, DeviceStatus] = {}
+        for host in tuple(self._hosts.values()):
+            try:
+                devices = await host.list_devices(vm_id)
+            except PortholeError as failure:
+                logger.warning("VM %s: a device host does not list its devices: %s", vm_id, failure)
+            else:
+                found.update((device.instance_id, device) for device in devices)
+        return found
+
+    async def close(self) -> None:
+        """Disconnect from both."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        for watcher in self._watchers:
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+        for host in self._hosts.values():
+            await host.close()
+        self._hosts.clear()
+
+    async def _watch(self, host: DeviceHost, elevated: bool) -> None:
+        lost = False
+        while True:
+            try:
+                async for status in host.watch():
+                    lost = False
+                    self._on_status(status)
+            except PortholeError as failure:
+                if not lost:
+                    logger.warning("the event stream of a device host ended: %s", failure)
+            if not lost:
+                self._on_lost(elevated)
+            lost = True
+            await asyncio.sleep(WATCH_RETRY_S)

@@ -1,0 +1,289 @@
+"""The devices of one VM: added, removed and shut down step by step, in the order of states.py.
+
+Owns the entries (id, tag, options, socket) and what is undone on failure. Must not know shares or
+networks. It is not locked here: the VM's lock is held around every call that changes something.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from services.handshake import events
+from services.handshake.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    PortholeError,
+)
+from services.handshake.options import build_options, parse_fs_options, parse_net_options
+from services.handshake.states import (
+    ADD_ORDER,
+    BEST_EFFORT,
+    REMOVE_ORDER,
+    SHUTDOWN_ORDER,
+    UNDO,
+    DeviceLife,
+    DeviceStep,
+    Operation,
+    StateMachine,
+    device_machine,
+)
+from services.vm_owner.device_hosts import NewDevice
+from services.vm_owner.device_names import check_name
+from services.vm_owner.machines import PluggedDevice
+from services.vm_owner.vm import DeviceEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from services.vm_owner.device_hosts import DeviceHosts
+    from services.vm_owner.machines import Machine
+    from services.vm_owner.vm import Vm
+
+logger = logging.getLogger(__name__)
+
+OPTIONS_LIMIT: Final = 4096
+"""Characters of options that a device may be asked for with; the owner keeps them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """What was asked for.
+
+    Attributes:
+        device_class: events.FS or events.NET.
+        extra_options: "key=value;flag" without name, token and vm_id.
+        backend: A directory (FS) or the name of a TAP interface (NET).
+        elevated: Whether the elevated user's device host serves it.
+        client_address: Of a network adapter, with prefix length; empty for none.
+        gateway_address: Of a network adapter; empty for none.
+    """
+
+    device_class: str
+    tag: str
+    extra_options: str
+    backend: str
+    elevated: bool = False
+    client_address: str = ""
+    gateway_address: str = ""
+
+
+@dataclass(slots=True)
+class GuestDevice:
+    """The entry of one device.
+
+    Attributes:
+        options: The whole options string; empty until it is registered.
+        socket_path: Its vhost-user socket; empty until the device host listens on it.
+    """
+
+    spec: DeviceSpec
+    life: StateMachine[DeviceLife, DeviceStep] = field(
+        default_factory=lambda: device_machine("the device")
+    )
+    instance_id: str = ""
+    options: str = ""
+    socket_path: str = ""
+    created_socket: str = ""
+
+
+class GuestDevices:
+    """The devices of one VM.
+
+    Args:
+        vm: Its record: token, trace, watchers, and whether it may still be given devices.
+        hosts: Both device hosts.
+        machine: Where devices are plugged in.
+    """
+
+    def __init__(self, vm: Vm, hosts: DeviceHosts, machine: Machine) -> None:
+        self._vm = vm
+        self._hosts = hosts
+        self._machine = machine
+        self._entries: dict[str, GuestDevice] = {}
+        self._do: dict[DeviceStep, Callable[[GuestDevice], Awaitable[None]]] = {
+            DeviceStep.IDENTIFY: self._identify,
+            DeviceStep.REGISTER: self._register,
+            DeviceStep.CREATE: self._create,
+            DeviceStep.STORE: self._store,
+            DeviceStep.ATTACH: self._attach,
+            DeviceStep.MARK_SHUTTING_DOWN: self._mark_shutting_down,
+            DeviceStep.TEAR_DOWN: self._tear_down,
+            DeviceStep.FORGET: self._forget,
+            DeviceStep.DETACH: self._detach,
+        }
+
+    def all(self) -> Sequence[GuestDevice]:
+        """The devices whose entry has a socket, in the order in which they were added."""
+        return [device for device in self._entries.values() if device.socket_path]
+
+    def find(self, instance_id: str) -> GuestDevice | None:
+        """Return a device by its id."""
+        return self._entries.get(instance_id)
+
+    def has_tag(self, tag: str) -> bool:
+        """Tell whether a tag is taken."""
+        return any(device.spec.tag == tag for device in self._entries.values())
+
+    async def is_served(self, device: GuestDevice) -> bool:
+        """Tell whether its device host still has a device; one that restarted has not.
+
+        Raises:
+            UnavailableError: The device host cannot be reached.
+        """
+        host = await self._hosts.get(elevated=device.spec.elevated)
+        served = await host.list_devices(self._vm.facts.vm_id)
+        return any(status.instance_id == device.instance_id for status in served)
+
+    async def add(self, spec: DeviceSpec) -> GuestDevice:
+        """Add a device; the guest has it when this returns.
+
+        After any failure nothing of the device is left, here or at the peers.
+
+        Raises:
+            InvalidArgumentError: Tag or options.
+            AlreadyExistsError: TAG_EXISTS.
+            FailedPreconditionError: The VM is shutting down, also when it began meanwhile.
+            PortholeError: What a peer answered.
+        """
+        device = GuestDevice(spec)
+        try:
+            for step in ADD_ORDER:
+                self._vm.require(Operation.ADD_DEVICE)
+                await self._do[step](device)
+                device.life.fire(step)
+            self._vm.require(Operation.ADD_DEVICE)
+        except BaseException:
+            await self._run(UNDO[device.life.state], [device])
+            raise
+        self._tell(device, "attached", "the guest has it")
+        return device
+
+    async def remove(self, instance_id: str) -> None:
+        """Remove a device; it is forgotten whatever its peers answer.
+
+        Raises:
+            NotFoundError: DEVICE_NOT_FOUND.
+        """
+        device = self._entries.get(instance_id)
+        if device is None:
+            raise NotFoundError(
+                "DEVICE_NOT_FOUND",
+                f"VM {self._vm.facts.vm_id} has no device {instance_id!r}; GetVm lists them",
+                vm_id=self._vm.facts.vm_id,
+                instance_id=instance_id,
+            )
+        await self._run(REMOVE_ORDER, [device])
+
+    async def shut_down(self) -> None:
+        """Mark all devices, then tear down each, then forget them; the VM takes no new ones."""
+        await self._run(SHUTDOWN_ORDER, list(self._entries.values()))
+        await self._hosts.forget(self._vm.facts.vm_id)
+
+    async def _run(self, order: Sequence[DeviceStep], devices: Sequence[GuestDevice]) -> None:
+        for step in order:
+            for device in devices:
+                try:
+                    await self._do[step](device)
+                except PortholeError as failure:
+                    if step not in BEST_EFFORT:
+                        raise
+                    self._report_failure(device, step, failure)
+                device.life.fire(step)
+
+    async def _identify(self, device: GuestDevice) -> None:
+        device.instance_id = str(uuid.uuid4())
+
+    async def _register(self, device: GuestDevice) -> None:
+        spec, vm = device.spec, self._vm
+        check_name(spec.device_class, spec.tag)
+        if self.has_tag(spec.tag):
+            raise AlreadyExistsError(
+                "TAG_EXISTS",
+                f"VM {vm.facts.vm_id} has a device with tag {spec.tag!r} already; choose another "
+                "tag, or remove that device first",
+                vm_id=vm.facts.vm_id,
+                tag=spec.tag,
+            )
+        if len(spec.extra_options) > OPTIONS_LIMIT:
+            raise InvalidArgumentError(
+                "OPTIONS_TOO_LONG",
+                f"options of {spec.tag!r} have {len(spec.extra_options)} characters, more than "
+                f"{OPTIONS_LIMIT}",
+                limit=OPTIONS_LIMIT,
+            )
+        options = build_options(spec.tag, spec.extra_options, vm.token, vm.facts.vm_id)
+        parse = parse_fs_options if spec.device_class == events.FS else parse_net_options
+        parse(options)
+        device.options = options
+        self._entries[device.instance_id] = device
+
+    async def _create(self, device: GuestDevice) -> None:
+        vm, spec = self._vm, device.spec
+        host = await self._hosts.get(elevated=spec.elevated)
+        if vm.token is not None:
+            # Told before every device: this connection may be new, or its device host restarted.
+            await host.set_swiotlb(vm.facts.vm_id, vm.token)
+        vm.emit(events.device_added(*self._named(device), device.options))
+        device.created_socket = await host.create_device(
+            NewDevice(
+                vm_id=vm.facts.vm_id,
+                instance_id=device.instance_id,
+                device_class=spec.device_class,
+                tag=spec.tag,
+                options=device.options,
+                backend=spec.backend,
+            )
+        )
+
+    async def _store(self, device: GuestDevice) -> None:
+        device.socket_path = device.created_socket
+
+    async def _attach(self, device: GuestDevice) -> None:
+        spec = device.spec
+        await self._machine.attach_device(
+            PluggedDevice(
+                instance_id=device.instance_id,
+                device_class=spec.device_class,
+                tag=spec.tag,
+                socket_path=device.socket_path,
+                client_address=spec.client_address,
+                gateway_address=spec.gateway_address,
+            )
+        )
+
+    async def _mark_shutting_down(self, device: GuestDevice) -> None:
+        self._tell(device, "shutting_down", "it is being removed")
+
+    async def _tear_down(self, device: GuestDevice) -> None:
+        # Not dialled for this: a device host that was never reached has nothing of ours.
+        host = self._hosts.connected(elevated=device.spec.elevated)
+        if host is None:
+            return
+        try:
+            await host.remove_device(self._vm.facts.vm_id, device.instance_id)
+        except NotFoundError:
+            logger.debug("device %s was gone already", device.instance_id)
+
+    async def _forget(self, device: GuestDevice) -> None:
+        del self._entries[device.instance_id]
+        self._vm.emit(events.device_removed(*self._named(device)))
+
+    async def _detach(self, device: GuestDevice) -> None:
+        await self._machine.detach_device(device.instance_id)
+
+    def _report_failure(
+        self, device: GuestDevice, step: DeviceStep, failure: PortholeError
+    ) -> None:
+        logger.warning("device %s: %s failed: %s", device.instance_id, step, failure.message)
+        self._tell(device, "shutting_down", f"{step} failed: {failure.message}")
+
+    def _named(self, device: GuestDevice) -> tuple[str, str, str, str]:
+        spec = device.spec
+        return self._vm.facts.vm_id, device.instance_id, spec.device_class, spec.tag
+
+    def _tell(self, device: GuestDevice, state: str, detail: str) -> None:
+        self._vm.tell(DeviceEvent(device.instance_id, device.spec.tag, state, detail))

@@ -1,0 +1,21 @@
+"""The kernel command line that the VM owner writes.
+
+Owns its wording. Must not know how large a pool should be, nor what reads the line.
+"""
+
+from __future__ import annotations
+
+
+def kernel_command_line(pool_bytes: int, vm_id: str, traceparent: str) -> str:
+    """Write the kernel command line of a VM (handshake.md section 1).
+
+    Args:
+        pool_bytes: Size of the bounce pool to ask for; 0 asks for none.
+        vm_id: UUID of the VM.
+        traceparent: W3C trace context under which the guest's own spans belong; empty for none.
+    """
+    items = [f"swiotlb=force hv_pci_swiotlb={pool_bytes}"] if pool_bytes else []
+    items.append(f"porthole.vm_id={vm_id}")
+    if traceparent:
+        items.append(f"porthole.traceparent={traceparent}")
+    return " ".join(items)

@@ -1,0 +1,177 @@
+"""The embedded machine: the user-space guest, a child process of the owner.
+
+Owns the process: its start, its log, noticing its end, and its collection. It never imports the
+guest, only runs it; what is inside is reached like any machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from services.handshake.errors import PortholeError, UnavailableError
+from services.vm_owner.machines.external import ExternalMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from services.vm_owner.clients import MachineClient
+    from services.vm_owner.machines import BootOrder, PluggedDevice
+
+logger = logging.getLogger(__name__)
+
+START_DEADLINE_S: Final = 30.0
+"""How long the process may take until it serves; one that ends earlier is noticed at once."""
+
+STOP_DEADLINE_S: Final = 5.0
+"""How long the process may take to end after it was asked to; then it is killed."""
+
+LOG_TAIL_BYTES: Final = 400
+"""How much of the guest's log an error quotes."""
+
+
+class EmbeddedMachine:
+    """A user-space guest that this owner runs.
+
+    Args:
+        vm_dir: Directory of the VM: socket, published files, log.
+        environment: PORTHOLE_ variables for the process, over those of this one.
+        dial: Connects to a machine.
+        command: How to run the guest, without its flags.
+    """
+
+    def __init__(
+        self,
+        vm_dir: Path,
+        environment: Mapping[str, str],
+        dial: Callable[[str], Awaitable[MachineClient]],
+        command: tuple[str, ...] = (sys.executable, "-m", "services.simguest"),
+    ) -> None:
+        self._vm_dir = vm_dir
+        self._environment = environment
+        self._command = command
+        self._machine = ExternalMachine(f"unix:{vm_dir}/machine.sock", dial)
+        self._process: asyncio.subprocess.Process | None = None
+        self._monitor: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def address(self) -> str:
+        """Where it serves porthole.machine.v1.Machine."""
+        return self._machine.address
+
+    async def start(self, on_end: Callable[[str], None]) -> None:
+        """Run the process and connect to it.
+
+        Raises:
+            UnavailableError: GUEST_ENDED when the process ends first, with its last words;
+                PEER_UNAVAILABLE when it does not serve.
+        """
+        self._vm_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                *("--listen", self.address, "--vm-dir", str(self._vm_dir)),
+                # A guest has nobody to turn to once its owner is gone, however that ended.
+                "--exit-with-parent",
+                env={**os.environ, **self._environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C in a terminal is for the owner, which ends its guests in order.
+                process_group=0,
+            )
+        finally:
+            os.close(log)
+        await self._connect(self._process)
+        self._monitor = asyncio.create_task(self._wait_for_end(self._process, on_end))
+
+    async def boot(self, order: BootOrder) -> str:
+        """Boot the guest; returns where its init serves GuestInit."""
+        self._require_alive()
+        return await self._machine.boot(order)
+
+    async def attach_device(self, device: PluggedDevice) -> None:
+        """Plug a device in."""
+        self._require_alive()
+        await self._machine.attach_device(device)
+
+    async def detach_device(self, instance_id: str) -> None:
+        """Unplug a device."""
+        self._require_alive()
+        await self._machine.detach_device(instance_id)
+
+    async def stop(self) -> None:
+        """Power the guest off and collect its process, in the end by force."""
+        self._stopping = True
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            await self._machine.stop()
+        await self._collect(process)
+        if self._monitor is not None:
+            await self._monitor
+
+    @property
+    def _log_path(self) -> Path:
+        return self._vm_dir / "machine.log"
+
+    async def _connect(self, process: asyncio.subprocess.Process) -> None:
+        connecting = asyncio.create_task(self._machine.start(lambda _: None))
+        ending = asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait((connecting, ending), return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise self._ended(process)
+            await connecting
+        finally:
+            for task in (connecting, ending):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, PortholeError):
+                    await task
+
+    async def _wait_for_end(
+        self, process: asyncio.subprocess.Process, on_end: Callable[[str], None]
+    ) -> None:
+        await process.wait()
+        if not self._stopping:
+            on_end(self._ended(process).message)
+
+    async def _collect(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_DEADLINE_S)
+            except TimeoutError:
+                logger.warning("guest process %d does not end; killing it", process.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        await process.wait()
+
+    def _require_alive(self) -> None:
+        if self._process is None or self._process.returncode is not None:
+            raise self._ended(self._process)
+
+    def _ended(self, process: asyncio.subprocess.Process | None) -> UnavailableError:
+        status = process.returncode if process else None
+        return UnavailableError(
+            "GUEST_ENDED",
+            f"the guest's process ended with status {status}: {self._last_words()}",
+            status=str(status),
+        )
+
+    def _last_words(self) -> str:
+        try:
+            tail = self._log_path.read_bytes()[-LOG_TAIL_BYTES:]
+        except OSError:
+            tail = b""
+        lines = tail.decode(errors="replace").split("\n")
+        return " | ".join(line.strip() for line in lines if line.strip()) or "it logged nothing"

@@ -1,0 +1,71 @@
+"""The external machine: somebody else started it, for instance a container; the owner dials it.
+
+Must not know its process. It is powered off with the VM, and not started again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from services.handshake.errors import PortholeError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from services.vm_owner.clients import MachineClient
+    from services.vm_owner.machines import BootOrder, PluggedDevice
+
+logger = logging.getLogger(__name__)
+
+
+class ExternalMachine:
+    """A machine behind an address.
+
+    Args:
+        address: "unix:/path" or "host:port".
+        dial: Connects to it.
+    """
+
+    def __init__(self, address: str, dial: Callable[[str], Awaitable[MachineClient]]) -> None:
+        self.address = address
+        self._dial = dial
+        self._client: MachineClient | None = None
+
+    async def start(self, on_end: Callable[[str], None]) -> None:
+        """Connect.
+
+        Raises:
+            UnavailableError: PEER_UNAVAILABLE.
+        """
+        self._client = await self._dial(self.address)
+
+    async def boot(self, order: BootOrder) -> str:
+        """Boot the guest; returns where its init serves GuestInit."""
+        return await self._connected().boot(order)
+
+    async def attach_device(self, device: PluggedDevice) -> None:
+        """Plug a device in."""
+        await self._connected().attach_device(device)
+
+    async def detach_device(self, instance_id: str) -> None:
+        """Unplug a device."""
+        await self._connected().detach_device(instance_id)
+
+    async def stop(self) -> None:
+        """Power the guest off and disconnect."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            await client.power_off()
+        except PortholeError as failure:
+            logger.warning("machine %s was not powered off: %s", self.address, failure)
+        await client.close()
+
+    def _connected(self) -> MachineClient:
+        if self._client is None:
+            raise UnavailableError(
+                "MACHINE_GONE", f"machine {self.address} is not connected", address=self.address
+            )
+        return self._client

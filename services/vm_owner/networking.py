@@ -1,0 +1,221 @@
+"""The network engine of one VM: the adapters eth0 and loopback0, each on a TAP of its own.
+
+Owns which adapters there are, their addresses, and the order of making and removing them. Must not
+know how a TAP or a device is made. In every mode but VirtioProxy there is nothing for it to do.
+
+Both adapters get a subnet of four addresses: one for the host's end, one for the guest. eth0 has
+the host's end as its gateway; loopback0 leads to the host's end only and therefore has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from services.handshake import events
+from services.handshake.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    PortholeError,
+    ResourceExhaustedError,
+)
+from services.vm_owner import taps
+from services.vm_owner.guest_devices import DeviceSpec
+from services.vm_owner.wslconfig import NetworkingMode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from services.vm_owner.guest_devices import GuestDevice, GuestDevices
+    from services.vm_owner.vm import Vm
+
+logger = logging.getLogger(__name__)
+
+ADAPTERS: Final = ("eth0", "loopback0")
+"""The adapters of VirtioProxy networking, in the order in which they are added."""
+
+SUBNET_PREFIX: Final = 30
+"""Prefix length of one adapter's subnet."""
+
+
+class Taps(Protocol):
+    """What makes TAP interfaces; blocking, run in a thread. The module `taps` is one."""
+
+    def create_tap(self, name: str, host_address: ipaddress.IPv4Interface) -> None:
+        """Create a TAP with an address; leaves nothing behind on failure."""
+
+    def delete_tap(self, name: str) -> None:
+        """Remove a TAP."""
+
+    def host_networks(self) -> Iterable[ipaddress.IPv4Network]:
+        """List the networks that the host is on."""
+
+
+class SubnetPool:
+    """The subnets that this owner may give to adapters.
+
+    Args:
+        network: At least a /30.
+    """
+
+    def __init__(self, network: ipaddress.IPv4Network) -> None:
+        self._network = network
+        self._taken: set[ipaddress.IPv4Network] = set()
+
+    def take(self, in_use: Iterable[ipaddress.IPv4Network]) -> ipaddress.IPv4Network:
+        """Take a free subnet that overlaps nothing of `in_use`.
+
+        Raises:
+            ResourceExhaustedError: SUBNETS_EXHAUSTED, naming the pool, used and total.
+        """
+        # A route that covers the whole pool does not say that any one address is taken.
+        narrow = [used for used in in_use if used.prefixlen > self._network.prefixlen]
+        for subnet in self._network.subnets(new_prefix=SUBNET_PREFIX):
+            if subnet not in self._taken and not any(subnet.overlaps(used) for used in narrow):
+                self._taken.add(subnet)
+                return subnet
+        total = 1 << (SUBNET_PREFIX - self._network.prefixlen)
+        raise ResourceExhaustedError(
+            "SUBNETS_EXHAUSTED",
+            f"no free subnet is left in {self._network}: {len(self._taken)} of {total} are used by "
+            "VMs of this owner, the rest by this machine; terminate VMs, or start the owner with a "
+            "larger --subnet-pool",
+            used=len(self._taken),
+            total=total,
+        )
+
+    def give_back(self, subnet: ipaddress.IPv4Network) -> None:
+        """Return a subnet."""
+        self._taken.discard(subnet)
+
+
+@dataclass(slots=True)
+class _Adapter:
+    name: str
+    tap: str
+    subnet: ipaddress.IPv4Network
+    device: GuestDevice | None = None
+
+    @property
+    def host_address(self) -> ipaddress.IPv4Interface:
+        return ipaddress.IPv4Interface((self.subnet[1], self.subnet.prefixlen))
+
+    @property
+    def client_address(self) -> ipaddress.IPv4Interface:
+        return ipaddress.IPv4Interface((self.subnet[2], self.subnet.prefixlen))
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What ConfigureNetworking made."""
+
+    adapters: tuple[GuestDevice, ...]
+    gateway_address: str
+
+
+class NetworkEngine:
+    """The networking of one VM. The VM's lock is held around every call.
+
+    Args:
+        vm: Its record.
+        devices: Where adapters are added.
+        subnets: Shared by all VMs of this owner.
+        tap_maker: Makes TAP interfaces.
+    """
+
+    def __init__(
+        self, vm: Vm, devices: GuestDevices, subnets: SubnetPool, tap_maker: Taps = taps
+    ) -> None:
+        self._vm = vm
+        self._devices = devices
+        self._subnets = subnets
+        self._taps = tap_maker
+        self._adapters: list[_Adapter] = []
+
+    async def configure(self) -> Network:
+        """Add both adapters; after a failure neither is left, and it may be tried again.
+
+        Raises:
+            AlreadyExistsError: NETWORKING_CONFIGURED.
+            FailedPreconditionError: NETWORKING_MODE, or TAP_UNAVAILABLE.
+            ResourceExhaustedError: SUBNETS_EXHAUSTED.
+            PortholeError: What a peer answered.
+        """
+        self._require_mode()
+        if self._adapters:
+            raise AlreadyExistsError(
+                "NETWORKING_CONFIGURED",
+                f"networking of VM {self._vm.facts.vm_id} is configured already; it is done once",
+                vm_id=self._vm.facts.vm_id,
+            )
+        try:
+            for name in ADAPTERS:
+                await self._add(name)
+        except BaseException:
+            await self.shut_down()
+            raise
+        devices = tuple(a.device for a in self._adapters if a.device is not None)
+        return Network(devices, str(self._adapters[0].host_address.ip))
+
+    async def shut_down(self) -> None:
+        """Remove the adapters and their TAPs, the last one first; what fails is logged."""
+        while self._adapters:
+            adapter = self._adapters.pop()
+            if adapter.device and self._devices.find(adapter.device.instance_id):
+                await self._devices.remove(adapter.device.instance_id)
+            try:
+                await asyncio.to_thread(self._taps.delete_tap, adapter.tap)
+            except PortholeError as failure:
+                logger.warning("TAP %s is left behind: %s", adapter.tap, failure.message)
+            self._subnets.give_back(adapter.subnet)
+
+    async def _add(self, name: str) -> None:
+        networks = await asyncio.to_thread(self._taps.host_networks)
+        adapter = _Adapter(name, self._tap_name(name), self._subnets.take(networks))
+        try:
+            await asyncio.to_thread(self._taps.create_tap, adapter.tap, adapter.host_address)
+        except BaseException:
+            self._subnets.give_back(adapter.subnet)
+            raise
+        self._adapters.append(adapter)
+        adapter.device = await self._devices.add(self._spec(adapter))
+
+    def _spec(self, adapter: _Adapter) -> DeviceSpec:
+        gateway = str(adapter.host_address.ip) if adapter.name == "eth0" else ""
+        options = [
+            f"client_ip={adapter.client_address}",
+            f"client_mac={self._mac(adapter)}",
+            *([f"gateway_ip={gateway}"] if gateway else []),
+        ]
+        return DeviceSpec(
+            device_class=events.NET,
+            tag=adapter.name,
+            extra_options=";".join(options),
+            backend=adapter.tap,
+            client_address=str(adapter.client_address),
+            gateway_address=gateway,
+        )
+
+    def _require_mode(self) -> None:
+        mode = self._vm.facts.networking_mode
+        if mode is not NetworkingMode.VIRTIO_PROXY:
+            raise FailedPreconditionError(
+                "NETWORKING_MODE",
+                f"VM {self._vm.facts.vm_id} has networking mode {mode}, which needs no virtio "
+                "adapters of this owner; create the VM with [wsl2] networkingMode=VirtioProxy and "
+                "virtio on",
+                vm_id=self._vm.facts.vm_id,
+                mode=mode,
+            )
+
+    def _tap_name(self, adapter: str) -> str:
+        # At most 15 bytes; a VM id is random, so its beginning tells VMs apart.
+        return f"ph{self._vm.facts.vm_id[:8]}-{adapter[0]}0"
+
+    def _mac(self, adapter: _Adapter) -> str:
+        # Locally administered (bit 1 of the first byte), unique within this owner's subnets.
+        last = adapter.client_address.ip.packed
+        return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, *last))

@@ -1,0 +1,378 @@
+"""The VMs of this owner: created, found, changed one operation at a time, and ended.
+
+Owns the registry, which operation runs when, and in which trace. Must not know protobuf or sockets;
+what it needs of them it is given.
+
+What changes a VM runs to its end even when the caller goes away, so that no device is left half
+added; only CreateVm is abandoned with its caller, and then takes down what it had begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from services.handshake import events
+from services.handshake.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from services.handshake.states import Operation, VmState
+from services.rpc import tracing
+from services.vm_owner.device_hosts import UNSPECIFIED
+from services.vm_owner.kernel_command_line import kernel_command_line
+from services.vm_owner.machines import LOW_RAM_LIMIT
+from services.vm_owner.shares import ShareSpec, share_key
+from services.vm_owner.sizing import choose_ram, size_pool
+from services.vm_owner.virtual_machine import BringUp, InitChannel, VirtualMachine
+from services.vm_owner.vm import DeviceEvent, Vm, VmFacts, VmKind
+from services.vm_owner.wslconfig import parse_wslconfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
+    from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
+    from services.vm_owner.machines import Machine
+    from services.vm_owner.manifest import Manifest
+    from services.vm_owner.networking import Network, SubnetPool
+    from services.vm_owner.shares import Share
+    from services.vm_owner.vm import Report
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_FIXED_SHARES: Final = 64
+"""Shares that a VM may have from the beginning."""
+
+TERMINATED_KEPT: Final = 64
+"""Terminated VMs that stay visible; the oldest is forgotten first."""
+
+MachineFor = Callable[["Path", "MachineOrder"], "Machine"]
+OpenInitChannel = Callable[["Path", Callable[["Report"], Awaitable[bool]]], Awaitable[InitChannel]]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOrder:
+    """Which machine runs a guest.
+
+    Attributes:
+        address: Of an external machine; empty: embedded.
+        kernel_release: `uname -r`; empty: the bundled kernel's.
+        publishes_pool: Overrides whether the kernel publishes its pool; None: by its version.
+    """
+
+    address: str = ""
+    kernel_release: str = ""
+    publishes_pool: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOrder:
+    """What CreateVm was asked for.
+
+    Attributes:
+        ram_bytes: Memory of the guest; 0: what the configuration says, or 2 GiB.
+        wslconfig: Text of a .wslconfig file.
+        wslconfig_name: Its name, for warnings; empty: ".wslconfig".
+        shares: Shares that it has from the beginning.
+    """
+
+    kind: VmKind
+    ram_bytes: int = 0
+    wslconfig: str = ""
+    wslconfig_name: str = ""
+    machine: MachineOrder = MachineOrder()
+    shares: tuple[ShareSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the VMs of this owner are given.
+
+    Attributes:
+        run_dir: Directory of sockets and per-VM files.
+        capabilities_deadline_s: How long a WSL2 guest may take from boot to its report.
+        machine_for: Makes the machine of a VM, given its directory and the order.
+        open_init_channel: Opens the init channel in a VM's directory, for one callback.
+    """
+
+    run_dir: Path
+    manifest: Manifest
+    subnets: SubnetPool
+    capabilities_deadline_s: float
+    machine_for: MachineFor
+    open_init_channel: OpenInitChannel
+
+
+class VmOwner:
+    """All VMs, by id.
+
+    Args:
+        surroundings: What VMs are given.
+        hosts: Makes both device hosts' connections, given where their news goes.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        hosts: Callable[[Callable[[DeviceStatus], None], Callable[[bool], None]], DeviceHosts],
+    ) -> None:
+        self._given = surroundings
+        self._hosts = hosts(self._on_device_status, self._on_device_host_lost)
+        self._vms: dict[str, VirtualMachine] = {}
+        self._running: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def find(self, vm_id: str) -> VirtualMachine:
+        """Return a VM by its id.
+
+        Raises:
+            NotFoundError: VM_NOT_FOUND.
+        """
+        machine = self._vms.get(vm_id)
+        if machine is None:
+            raise NotFoundError(
+                "VM_NOT_FOUND", f"there is no VM {vm_id!r}; ListVms lists them", vm_id=vm_id
+            )
+        return machine
+
+    def all(self) -> list[VirtualMachine]:
+        """All VMs, in the order in which they were created."""
+        return list(self._vms.values())
+
+    async def statuses(self, machine: VirtualMachine) -> dict[str, DeviceStatus]:
+        """Tell what the device hosts say of a VM's devices; empty where they cannot be reached."""
+        if not machine.devices.all():
+            return {}
+        return await self._hosts.statuses(machine.vm.facts.vm_id)
+
+    async def create(self, order: CreateOrder) -> VirtualMachine:
+        """Create a VM and boot it; after a failure, or when the caller goes away, nothing is left.
+
+        Raises:
+            InvalidArgumentError: RAM_BYTES, WSLCONFIG_TOO_LARGE, KERNEL_RELEASE_SYNTAX, or a share.
+            UnavailableError: OWNER_SHUTTING_DOWN, or the machine does not come up.
+            DeadlineExceededError: GUEST_INIT_SILENT.
+        """
+        with tracing.operation("CreateVm"):
+            await self._check_shares(order.shares)
+            machine = self._assemble(order)
+            vm_id = machine.vm.facts.vm_id
+            try:
+                await machine.bring_up(lambda: self._guest_ended(machine))
+            except BaseException:
+                await self._finish(self._discard(machine))
+                raise
+            logger.info("VM %s (%s) is %s", vm_id, machine.vm.facts.kind, machine.vm.state)
+            return machine
+
+    async def read_capabilities(self, vm_id: str, report: Report) -> tuple[bool, str]:
+        """Take what a guest reported; whether it was applied before, and the token ("": no pool).
+
+        Raises:
+            PortholeError: As Vm.read_capabilities.
+        """
+        machine = self.find(vm_id)
+
+        async def read() -> tuple[bool, str]:
+            already_applied = await machine.read_capabilities(report)
+            return already_applied, machine.vm.token or ""
+
+        return await self._change(machine, Operation.APPLY_CAPABILITIES, read)
+
+    async def add_share(self, vm_id: str, spec: ShareSpec) -> tuple[Share, bool]:
+        """Add a share; see VirtualMachine.add_share."""
+        machine = self.find(vm_id)
+        return await self._change(machine, Operation.ADD_SHARE, lambda: machine.add_share(spec))
+
+    async def remove_share(self, vm_id: str, share_id: str) -> None:
+        """Remove a share; see VirtualMachine.remove_share."""
+        machine = self.find(vm_id)
+        await self._change(machine, Operation.REMOVE_SHARE, lambda: machine.remove_share(share_id))
+
+    async def add_device(self, vm_id: str, spec: DeviceSpec) -> GuestDevice:
+        """Add a device; see VirtualMachine.add_device."""
+        machine = self.find(vm_id)
+        return await self._change(machine, Operation.ADD_DEVICE, lambda: machine.add_device(spec))
+
+    async def remove_device(self, vm_id: str, instance_id: str) -> None:
+        """Remove a device; see VirtualMachine.remove_device."""
+        machine = self.find(vm_id)
+        await self._change(
+            machine, Operation.REMOVE_DEVICE, lambda: machine.remove_device(instance_id)
+        )
+
+    async def configure_networking(self, vm_id: str) -> Network:
+        """Add the adapters; see VirtualMachine.configure_networking."""
+        machine = self.find(vm_id)
+        return await self._change(
+            machine, Operation.CONFIGURE_NETWORKING, machine.configure_networking
+        )
+
+    async def terminate(self, vm_id: str) -> None:
+        """Shut a VM down in order; one that has ended is left as it is.
+
+        Raises:
+            NotFoundError: VM_NOT_FOUND.
+        """
+        await self._finish(self._end(self.find(vm_id), Operation.TERMINATE))
+
+    async def close(self) -> None:
+        """Terminate all VMs, each in order, then disconnect from the device hosts."""
+        self._closing = True
+        await asyncio.gather(*(self._end(vm, "owner shuts down") for vm in self.all()))
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._hosts.close()
+
+    def _assemble(self, order: CreateOrder) -> VirtualMachine:
+        if self._closing:
+            raise UnavailableError(
+                "OWNER_SHUTTING_DOWN", "this owner is shutting down; use another, or wait for it"
+            )
+        given, vm_id = self._given, str(uuid.uuid4())
+        parsed = parse_wslconfig(order.wslconfig, order.wslconfig_name or ".wslconfig")
+        config = parsed.config
+        if order.shares and not config.virtio:
+            raise FailedPreconditionError(
+                "VIRTIO_OFF",
+                f"{len(order.shares)} shares are asked for with [wsl2] virtio=false; drop either",
+            )
+        ram = choose_ram(order.ram_bytes, config.memory_bytes)
+        size = size_pool(
+            ram.bytes,
+            device_bounces=config.device_bounces or bool(order.shares),
+            explicit_bytes=config.swiotlb_bytes,
+        )
+        release = order.machine.kernel_release or given.manifest.bundled_kernel_release
+        publishes = given.manifest.publishes_pool(release)
+        if order.machine.publishes_pool is not None:
+            publishes = order.machine.publishes_pool
+        traceparent = tracing.current_traceparent()
+        facts = VmFacts(
+            vm_id=vm_id,
+            kind=order.kind,
+            ram_bytes=ram.bytes,
+            low_ram_bytes=min(ram.bytes, LOW_RAM_LIMIT),
+            requested_bytes=size.bytes,
+            kernel_command_line=kernel_command_line(size.bytes, vm_id, traceparent),
+            networking_mode=config.networking_mode,
+            virtio=config.virtio,
+            traceparent=traceparent,
+        )
+        configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
+        vm = Vm(facts, given.manifest, tracing.emit, configured)
+        directory = given.run_dir / "vm" / vm_id
+        plan = BringUp(
+            kernel_release=release,
+            publishes_pool=publishes,
+            capabilities_deadline_s=given.capabilities_deadline_s,
+            shares=order.shares,
+            open_init_channel=lambda: given.open_init_channel(
+                directory, lambda report: self._report(vm_id, report)
+            ),
+        )
+        machine = VirtualMachine(
+            vm,
+            given.machine_for(directory, order.machine),
+            self._hosts,
+            given.subnets,
+            directory,
+            plan,
+        )
+        self._vms[vm_id] = machine
+        vm.emit(events.vm_created(vm_id, order.kind, ram.bytes, size.bytes))
+        return machine
+
+    async def _check_shares(self, shares: tuple[ShareSpec, ...]) -> None:
+        if len(shares) > MAX_FIXED_SHARES:
+            raise InvalidArgumentError(
+                "TOO_MANY_SHARES",
+                f"{len(shares)} shares at once, more than {MAX_FIXED_SHARES}; add the rest with "
+                "AddShare",
+                shares=len(shares),
+                limit=MAX_FIXED_SHARES,
+            )
+        seen: set[str] = set()
+        for spec in shares:
+            await asyncio.to_thread(share_key, spec)
+            if spec.tag and spec.tag in seen:
+                raise AlreadyExistsError(
+                    "TAG_EXISTS", f"two shares have the tag {spec.tag!r}", tag=spec.tag
+                )
+            seen.add(spec.tag)
+
+    async def _report(self, vm_id: str, report: Report) -> bool:
+        _, token = await self.read_capabilities(vm_id, report)
+        return bool(token)
+
+    async def _change(
+        self, machine: VirtualMachine, name: str, work: Callable[[], Awaitable[T]]
+    ) -> T:
+        async def run() -> T:
+            with tracing.operation(name, vm_traceparent=machine.vm.facts.traceparent):
+                async with machine.lock:
+                    return await work()
+
+        return await self._finish(run())
+
+    async def _end(self, machine: VirtualMachine, name: str) -> None:
+        # Before the lock: an operation that holds it sees this after its present step, and
+        # gives up.
+        machine.begin_shutdown()
+        with tracing.operation(name, vm_traceparent=machine.vm.facts.traceparent):
+            async with machine.lock:
+                await machine.shut_down()
+        self._forget_oldest()
+
+    def _guest_ended(self, machine: VirtualMachine) -> None:
+        self._start(self._end(machine, "guest ended"))
+
+    async def _discard(self, machine: VirtualMachine) -> None:
+        await self._end(machine, "abandon CreateVm")
+        self._vms.pop(machine.vm.facts.vm_id, None)
+
+    def _forget_oldest(self) -> None:
+        ended = [i for i, m in self._vms.items() if m.vm.state is VmState.TERMINATED]
+        for vm_id in ended[:-TERMINATED_KEPT]:
+            del self._vms[vm_id]
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.shield(self._start(work))
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            logger.debug("an operation failed: %s", failure)
+
+    def _on_device_status(self, status: DeviceStatus) -> None:
+        machine = self._vms.get(status.vm_id)
+        if machine is not None and machine.devices.find(status.instance_id) is not None:
+            machine.vm.tell(
+                DeviceEvent(status.instance_id, status.tag, status.state, status.detail)
+            )
+
+    def _on_device_host_lost(self, elevated: bool) -> None:
+        for machine in self._vms.values():
+            for device in machine.devices.all():
+                if device.spec.elevated == elevated:
+                    lost = "its device host cannot be reached"
+                    machine.vm.tell(
+                        DeviceEvent(device.instance_id, device.spec.tag, UNSPECIFIED, lost)
+                    )

@@ -1,0 +1,74 @@
+"""Settings of the VM owner.
+
+Owns their defaults and bounds. What concerns one VM is in CreateVm instead.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from services.handshake.errors import PortholeError
+from services.rpc.address import parse_address
+from services.rpc.settings import ServiceSettings
+from services.vm_owner.networking import SUBNET_PREFIX
+
+_LONGEST_VM_SOCKET = "vm/00000000-0000-0000-0000-000000000000/guest-init.sock"
+
+
+class OwnerSettings(ServiceSettings):
+    """What the VM owner is told, beside what every service is."""
+
+    name: ClassVar[str] = "owner"
+
+    devicehost: str | None = Field(
+        default=None,
+        description="address of the ordinary user's device host; by default "
+        "unix:<run-dir>/devicehost.sock",
+    )
+    elevated_devicehost: str | None = Field(
+        default=None, description="address of the elevated user's device host; by default none"
+    )
+    peer_wait_s: Annotated[float, Field(gt=0, le=600)] = Field(
+        default=10.0, description="how long to wait for a device host or machine that is not up yet"
+    )
+    capabilities_deadline_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=20.0, description="how long a WSL2 guest may take from boot to its report"
+    )
+    subnet_pool: IPv4Network = Field(
+        default=IPv4Network("10.231.0.0/16"),
+        description="network of which adapters get subnets of four addresses",
+    )
+
+    @field_validator("devicehost", "elevated_devicehost")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            _checked(value)
+        return value
+
+    @field_validator("subnet_pool")
+    @classmethod
+    def _holds_a_subnet(cls, value: IPv4Network) -> IPv4Network:
+        if value.prefixlen > SUBNET_PREFIX:
+            raise ValueError(f"{value} is smaller than one adapter's subnet, /{SUBNET_PREFIX}")
+        return value
+
+    @model_validator(mode="after")
+    def _leaves_room_for_sockets(self) -> Self:
+        _checked(f"unix:{self.run_dir.absolute()}/{_LONGEST_VM_SOCKET}")
+        return self
+
+    @property
+    def devicehost_address(self) -> str:
+        """Where the ordinary user's device host is reached."""
+        return self.devicehost or f"unix:{self.run_dir.absolute()}/devicehost.sock"
+
+
+def _checked(address: str) -> None:
+    try:
+        parse_address(address)
+    except PortholeError as error:
+        raise ValueError(error.message) from None

@@ -1,0 +1,120 @@
+"""Directories that are shared: what was asked for, what is the same share, what may be shared.
+
+Owns the checks of a host path and the identity of a share (handshake.md section 6). Must not know
+how a share becomes a device.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from services.handshake import events
+from services.handshake.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+)
+from services.handshake.options import FsOptions, build_options, parse_fs_options
+from services.vm_owner.device_names import check_name
+
+if TYPE_CHECKING:
+    from services.vm_owner.guest_devices import GuestDevice
+
+_ANY_VM: Final = "00000000-0000-0000-0000-000000000000"
+"""Stands in for the VM where only the other options matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareSpec:
+    """A directory that somebody wants to share.
+
+    Attributes:
+        host_path: Absolute path of a directory.
+        tag: Mount tag; empty: made from the share's id.
+        options: "key=value;flag" without name and token.
+        elevated: Whether the elevated user's device host serves it.
+    """
+
+    host_path: str
+    tag: str = ""
+    options: str = ""
+    elevated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShareKey:
+    """What makes two shares the same: equal canonical path, parsed options, and user."""
+
+    canonical_path: str
+    options: FsOptions
+    elevated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of a VM."""
+
+    share_id: str
+    spec: ShareSpec
+    key: ShareKey
+    device: GuestDevice
+
+
+def share_key(spec: ShareSpec) -> ShareKey:
+    """Check a share and tell its identity. It looks at the file system: run it in a thread.
+
+    Raises:
+        InvalidArgumentError: DEVICE_NAME, SHARE_PATH_SYNTAX, or a reason of parse_fs_options.
+        NotFoundError: SHARE_PATH_NOT_FOUND.
+        PermissionDeniedError: SHARE_PATH_DENIED.
+        FailedPreconditionError: SHARE_PATH_NOT_A_DIRECTORY.
+    """
+    if spec.tag:
+        check_name(events.FS, spec.tag)
+    name = spec.tag or "share"
+    parsed = parse_fs_options(build_options(name, spec.options, None, _ANY_VM))
+    return ShareKey(canonical_directory(spec.host_path), replace(parsed, name=""), spec.elevated)
+
+
+def canonical_directory(host_path: str) -> str:
+    """Return the path of a directory without symbolic links.
+
+    Raises:
+        InvalidArgumentError: SHARE_PATH_SYNTAX when it is relative or has a NUL.
+        NotFoundError: SHARE_PATH_NOT_FOUND.
+        PermissionDeniedError: SHARE_PATH_DENIED.
+        FailedPreconditionError: SHARE_PATH_NOT_A_DIRECTORY.
+    """
+    if not host_path.startswith("/") or "\0" in host_path:
+        raise InvalidArgumentError(
+            "SHARE_PATH_SYNTAX",
+            f"host path {host_path!r} is not absolute; write the whole path of a directory",
+            host_path=host_path,
+        )
+    try:
+        canonical = os.path.realpath(host_path, strict=True)
+        is_directory = os.path.isdir(canonical)  # noqa: PTH112 - as realpath, of strings
+    except PermissionError:
+        raise PermissionDeniedError(
+            "SHARE_PATH_DENIED",
+            f"host path {host_path!r}: this owner may not look at it",
+            host_path=host_path,
+        ) from None
+    except NotADirectoryError:
+        is_directory = False
+    except OSError as error:
+        raise NotFoundError(
+            "SHARE_PATH_NOT_FOUND",
+            f"host path {host_path!r} cannot be found: {error.strerror}; create it first",
+            host_path=host_path,
+        ) from None
+    if not is_directory:
+        raise FailedPreconditionError(
+            "SHARE_PATH_NOT_A_DIRECTORY",
+            f"host path {host_path!r} is not a directory; share the directory that holds it",
+            host_path=host_path,
+        )
+    return canonical

@@ -1,0 +1,99 @@
+"""TAP interfaces of the host: made, addressed and removed through rtnetlink (pyroute2).
+
+Owns the contact with the kernel, in blocking calls: run them in a thread. Must not know VMs.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from typing import TYPE_CHECKING
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from services.handshake.errors import FailedPreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def create_tap(name: str, host_address: ipaddress.IPv4Interface) -> None:
+    """Create a TAP interface with an address, and set it up; leave nothing behind on failure.
+
+    Args:
+        name: At most 15 bytes.
+        host_address: Address of the host's end, with prefix length.
+
+    Raises:
+        FailedPreconditionError: TAP_UNAVAILABLE, with the remedy.
+    """
+    try:
+        with IPRoute() as routes:
+            # The kernel would hand out an existing TAP as if it were new (TUNSETIFF).
+            if routes.link_lookup(ifname=name):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            routes.link("add", ifname=name, kind="tuntap", mode="tap")
+            try:
+                index = routes.link_lookup(ifname=name)[0]
+                routes.addr(
+                    "add",
+                    index=index,
+                    address=str(host_address.ip),
+                    prefixlen=host_address.network.prefixlen,
+                )
+                routes.link("set", index=index, state="up")
+            except BaseException:
+                routes.link("del", ifname=name)
+                raise
+    except (NetlinkError, OSError) as error:
+        raise _unavailable(name, error) from None
+
+
+def delete_tap(name: str) -> None:
+    """Remove a TAP interface; one that is gone already is no error.
+
+    Raises:
+        FailedPreconditionError: TAP_UNAVAILABLE.
+    """
+    try:
+        with IPRoute() as routes:
+            routes.link("del", ifname=name)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise _unavailable(name, error) from None
+    except OSError as error:
+        raise _unavailable(name, error) from None
+
+
+def host_networks() -> Iterable[ipaddress.IPv4Network]:
+    """List the IPv4 networks that this machine is on or has routes to, without the default route.
+
+    Raises:
+        FailedPreconditionError: TAP_UNAVAILABLE when the kernel does not tell.
+    """
+    found: set[ipaddress.IPv4Network] = set()
+    try:
+        with IPRoute() as routes:
+            for address in routes.get_addr(family=2):
+                text = f"{address.get('address')}/{address['prefixlen']}"
+                found.add(ipaddress.IPv4Interface(text).network)
+            for route in routes.get_routes(family=2):
+                if route.get("dst"):
+                    found.add(ipaddress.IPv4Network(f"{route.get('dst')}/{route['dst_len']}"))
+    except (NetlinkError, OSError) as error:
+        raise _unavailable("(any)", error) from None
+    return found
+
+
+def _unavailable(name: str, error: Exception) -> FailedPreconditionError:
+    code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
+    return FailedPreconditionError(
+        "TAP_UNAVAILABLE",
+        f"TAP interface {name} cannot be set up: {errno.errorcode.get(code, code)} {error}; run "
+        "the owner where /dev/net/tun exists and with CAP_NET_ADMIN, or use a VM without "
+        "ConfigureNetworking",
+        tap=name,
+        errno=code,
+    )

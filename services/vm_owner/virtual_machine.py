@@ -1,0 +1,333 @@
+"""One VM with all that belongs to it: machine, init channel, devices, shares, network.
+
+Owns the order in which they are brought up and taken down (handshake.md section 10). Must not know
+how VMs are found, created or traced: owner.py does. Where a docstring says so, the caller holds
+`lock`; it serialises what changes this VM, and no other VM waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import uuid
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from services.handshake import events
+from services.handshake.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    NotFoundError,
+    PortholeError,
+    UnavailableError,
+)
+from services.handshake.states import Operation, VmEvent, VmState
+from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
+from services.vm_owner.machines import BootOrder
+from services.vm_owner.networking import NetworkEngine
+from services.vm_owner.shares import Share, ShareSpec, share_key
+from services.vm_owner.vm import VmKind
+from services.vm_owner.warnings import guest_ended, share_failed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from services.vm_owner.device_hosts import DeviceHosts
+    from services.vm_owner.guest_devices import GuestDevice
+    from services.vm_owner.machines import Machine
+    from services.vm_owner.networking import Network, SubnetPool
+    from services.vm_owner.vm import Report, Vm
+
+logger = logging.getLogger(__name__)
+
+
+class InitChannel(Protocol):
+    """Where the guest init of one VM reports to."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+
+    async def close(self) -> None:
+        """Stop listening."""
+
+
+@dataclass(frozen=True, slots=True)
+class BringUp:
+    """How a VM is brought up.
+
+    Attributes:
+        kernel_release: `uname -r` of its kernel.
+        publishes_pool: Whether its kernel publishes the pool that it reserves.
+        capabilities_deadline_s: How long a WSL2 guest may take from boot to its report.
+        shares: Shares that it has from the beginning.
+        open_init_channel: Opens where a WSL2 guest's init reports to.
+    """
+
+    kernel_release: str
+    publishes_pool: bool
+    capabilities_deadline_s: float
+    shares: tuple[ShareSpec, ...]
+    open_init_channel: Callable[[], Awaitable[InitChannel]]
+
+
+class VirtualMachine:
+    """A VM and its parts.
+
+    Args:
+        vm: Its record.
+        machine: What runs its guest.
+        hosts: Both device hosts.
+        subnets: Subnets for its adapters.
+        directory: Its files; removed when it ends.
+        plan: How it is brought up.
+
+    Attributes:
+        lock: Held by whoever changes this VM.
+        shares: By share id.
+        guest_init_address: Where its init serves GuestInit; empty before boot and after the end.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        machine: Machine,
+        hosts: DeviceHosts,
+        subnets: SubnetPool,
+        directory: Path,
+        plan: BringUp,
+    ) -> None:
+        self.vm = vm
+        self.machine = machine
+        self.devices = GuestDevices(vm, hosts, machine)
+        self.shares: dict[str, Share] = {}
+        self.guest_init_address = ""
+        self.lock = asyncio.Lock()
+        self._hosts = hosts
+        self._network = NetworkEngine(vm, self.devices, subnets)
+        self._directory = directory
+        self._plan = plan
+        self._pending_shares = plan.shares
+        self._init_channel: InitChannel | None = None
+        self._guest_end = ""
+
+    async def bring_up(self, on_guest_end: Callable[[], None]) -> None:
+        """Boot the guest; of a WSL2 VM, wait for its report and add its shares. Takes the lock.
+
+        After a failure the caller shuts the VM down.
+
+        Args:
+            on_guest_end: Called when the guest ends by itself; the VM refuses new devices already.
+
+        Raises:
+            UnavailableError: The machine does not come up, or the VM ended meanwhile.
+            DeadlineExceededError: GUEST_INIT_SILENT.
+        """
+        async with self.lock:
+            await self._boot(on_guest_end)
+        if self.vm.facts.kind is VmKind.WSL2:
+            await self._wait_for_capabilities()
+            async with self.lock:
+                await self._add_pending_shares()
+
+    async def read_capabilities(self, report: Report) -> bool:
+        """Take what the guest reported; see Vm.read_capabilities. The lock is held.
+
+        The pending shares of a WSLC VM are added as soon as it runs, with or without a pool.
+        """
+        unlatched = self.vm.token is None
+        try:
+            return self.vm.read_capabilities(report)
+        finally:
+            if unlatched and self.vm.token is not None:
+                await self._hosts.announce(self.vm.facts.vm_id, self.vm.token)
+            if self.vm.facts.kind is VmKind.WSLC and self.vm.state is VmState.RUNNING:
+                await self._add_pending_shares()
+
+    async def add_share(self, spec: ShareSpec) -> tuple[Share, bool]:
+        """Add a share, or return the equal one, and whether it existed. The lock is held.
+
+        An equal one whose device went away with its device host is replaced.
+
+        Raises:
+            PortholeError: As share_key and GuestDevices.add.
+        """
+        self.vm.require(Operation.ADD_SHARE)
+        self._require_virtio(Operation.ADD_SHARE)
+        key = await asyncio.to_thread(share_key, spec)
+        for share in tuple(self.shares.values()):
+            if share.key == key:
+                if await self.devices.is_served(share.device):
+                    return share, True
+                await self._remove_device(share.device.instance_id)
+        share_id = str(uuid.uuid4())
+        device = await self.devices.add(
+            DeviceSpec(
+                device_class=events.FS,
+                tag=spec.tag or f"share-{share_id[:8]}",
+                extra_options=spec.options,
+                backend=key.canonical_path,
+                elevated=spec.elevated,
+            )
+        )
+        share = Share(share_id, spec, key, device)
+        self.shares[share_id] = share
+        return share, False
+
+    async def remove_share(self, share_id: str) -> None:
+        """Remove a share. The lock is held.
+
+        Raises:
+            NotFoundError: SHARE_NOT_FOUND.
+        """
+        self.vm.require(Operation.REMOVE_SHARE)
+        share = self.shares.get(share_id)
+        if share is None:
+            raise NotFoundError(
+                "SHARE_NOT_FOUND",
+                f"VM {self.vm.facts.vm_id} has no share {share_id!r}; GetVm lists them",
+                vm_id=self.vm.facts.vm_id,
+                share_id=share_id,
+            )
+        await self._remove_device(share.device.instance_id)
+
+    async def add_device(self, spec: DeviceSpec) -> GuestDevice:
+        """Add a device. The lock is held.
+
+        Raises:
+            PortholeError: As GuestDevices.add.
+        """
+        self.vm.require(Operation.ADD_DEVICE)
+        self._require_virtio(Operation.ADD_DEVICE)
+        return await self.devices.add(spec)
+
+    async def remove_device(self, instance_id: str) -> None:
+        """Remove a device, and the share that it serves. The lock is held.
+
+        Raises:
+            NotFoundError: DEVICE_NOT_FOUND.
+        """
+        self.vm.require(Operation.REMOVE_DEVICE)
+        await self._remove_device(instance_id)
+
+    async def configure_networking(self) -> Network:
+        """Add the adapters. The lock is held.
+
+        Raises:
+            PortholeError: As NetworkEngine.configure.
+        """
+        self.vm.require(Operation.CONFIGURE_NETWORKING)
+        return await self._network.configure()
+
+    def begin_shutdown(self) -> None:
+        """Refuse new devices from now on, also for an operation that holds the lock."""
+        if self.vm.state not in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
+            self.vm.fire(VmEvent.SHUT_DOWN)
+
+    async def shut_down(self) -> None:
+        """Take the VM down in order: network, devices, machine. The lock is held.
+
+        Each part is taken down whatever became of the one before; a second call does nothing.
+        """
+        if self.vm.state is VmState.TERMINATED:
+            return
+        self.begin_shutdown()
+        # Left in the reverse order, and to the end even when one of them raises.
+        async with AsyncExitStack() as parts:
+            parts.callback(self._end)
+            parts.push_async_callback(asyncio.to_thread, shutil.rmtree, self._directory, True)
+            parts.push_async_callback(self._close_init_channel)
+            parts.push_async_callback(self.machine.stop)
+            parts.push_async_callback(self.devices.shut_down)
+            parts.push_async_callback(self._network.shut_down)
+
+    async def _boot(self, on_guest_end: Callable[[], None]) -> None:
+        def ended(why: str) -> None:
+            self._guest_end = why
+            self.vm.warn(guest_ended(why))
+            self.begin_shutdown()
+            on_guest_end()
+
+        facts = self.vm.facts
+        if facts.kind is VmKind.WSL2:
+            self._init_channel = await self._plan.open_init_channel()
+        self._require_not_ended()
+        await self.machine.start(ended)
+        self._require_not_ended()
+        self.guest_init_address = await self.machine.boot(
+            BootOrder(
+                vm_id=facts.vm_id,
+                ram_bytes=facts.ram_bytes,
+                kernel_command_line=facts.kernel_command_line,
+                init_channel_address=self._init_channel.address if self._init_channel else "",
+                kernel_release=self._plan.kernel_release,
+                publishes_pool=self._plan.publishes_pool,
+            )
+        )
+        self._require_not_ended()
+        self.vm.emit(events.guest_booted(facts.vm_id))
+        self.vm.fire(VmEvent.BOOT)
+
+    async def _wait_for_capabilities(self) -> None:
+        deadline_s = self._plan.capabilities_deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                with self.vm.watch() as happenings:
+                    async for happening in happenings:
+                        if happening is VmState.RUNNING:
+                            return
+                        self._require_not_ended()
+        except TimeoutError:
+            raise DeadlineExceededError(
+                "GUEST_INIT_SILENT",
+                f"guest init of VM {self.vm.facts.vm_id} did not report its capabilities within "
+                f"{deadline_s:g} s of boot; the VM was taken down. Look at the guest's init, or "
+                "raise the owner's --capabilities-deadline-s",
+                vm_id=self.vm.facts.vm_id,
+            ) from None
+
+    def _require_not_ended(self) -> None:
+        if self.vm.state in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
+            why = self._guest_end or "it was terminated"
+            raise UnavailableError(
+                "VM_ENDED_EARLY",
+                f"VM {self.vm.facts.vm_id} ended while it was being created: {why}",
+                vm_id=self.vm.facts.vm_id,
+            )
+
+    async def _add_pending_shares(self) -> None:
+        # One bad directory must not keep the others from the guest.
+        pending, self._pending_shares = self._pending_shares, ()
+        for spec in pending:
+            try:
+                await self.add_share(spec)
+            except PortholeError as failure:
+                self.vm.warn(share_failed(spec.host_path, failure))
+
+    async def _remove_device(self, instance_id: str) -> None:
+        await self.devices.remove(instance_id)
+        served = [s.share_id for s in self.shares.values() if s.device.instance_id == instance_id]
+        for share_id in served:
+            del self.shares[share_id]
+
+    def _require_virtio(self, operation: Operation) -> None:
+        if not self.vm.facts.virtio:
+            raise FailedPreconditionError(
+                "VIRTIO_OFF",
+                f"{operation} is refused: VM {self.vm.facts.vm_id} was created with [wsl2] "
+                "virtio=false; create it without that line",
+                vm_id=self.vm.facts.vm_id,
+            )
+
+    async def _close_init_channel(self) -> None:
+        if self._init_channel is not None:
+            await self._init_channel.close()
+
+    def _end(self) -> None:
+        self.shares.clear()
+        self.guest_init_address = ""
+        self.vm.emit(events.vm_terminated(self.vm.facts.vm_id))
+        self.vm.fire(VmEvent.TERMINATE)

@@ -1,0 +1,291 @@
+"""One VM as its owner remembers it: state, latch, capabilities, warnings, and what watchers see.
+
+Owns the rules of reading capabilities and latching a pool (handshake.md section 4). Must not know
+machines, device hosts, protobuf, or how it is locked: virtual_machine.py puts those around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from services.handshake import events
+from services.handshake.capabilities import GuestCapabilities, parse_kernel_release
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+from services.handshake.pool import (
+    Gpa,
+    SwiotlbPool,
+    check_pool,
+    format_token,
+    pool_from_announcement,
+)
+from services.handshake.states import Operation, VmEvent, VmState, require, vm_machine
+from services.vm_owner import warnings
+from services.vm_owner.event_stream import EventStream, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from services.handshake.capabilities import KernelVersion
+    from services.handshake.errors import PortholeError
+    from services.handshake.events import Event
+    from services.vm_owner.manifest import Manifest
+    from services.vm_owner.warnings import VmWarning
+    from services.vm_owner.wslconfig import NetworkingMode
+
+
+class VmKind(StrEnum):
+    """Which of the two kinds of VM owner this VM mirrors."""
+
+    WSL2 = "WSL2"
+    WSLC = "WSLC"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEvent:
+    """What watchers are told about a device.
+
+    Attributes:
+        state: As the device host names it, lower case; "unspecified" when it cannot be asked.
+        detail: What happened, for people.
+    """
+
+    instance_id: str
+    tag: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLatched:
+    """Watchers are told that a pool was latched."""
+
+    pool: SwiotlbPool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a guest reported, before anything of it was checked.
+
+    Attributes:
+        base: Announced base of the pool; 0 when not published.
+        size_bytes: Announced size of the pool; 0 when not published.
+        kernel_release: `uname -r`; empty when not reported.
+        seccomp_user_notification: Whether available; None when not reported.
+        received: The message as it came, with the fields that this version does not know.
+    """
+
+    base: int = 0
+    size_bytes: int = 0
+    kernel_release: str = ""
+    seccomp_user_notification: bool | None = None
+    received: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class VmFacts:
+    """What is decided when a VM is created, and never changes.
+
+    Attributes:
+        low_ram_bytes: How much of it lies below 4 GiB, from address 0 on.
+        requested_bytes: The pool that the kernel command line asks for; 0 for none.
+        virtio: Whether virtio devices may be used at all.
+        traceparent: W3C context under which everything of this VM is traced; empty for none.
+    """
+
+    vm_id: str
+    kind: VmKind
+    ram_bytes: int
+    low_ram_bytes: int
+    requested_bytes: int
+    kernel_command_line: str
+    networking_mode: NetworkingMode
+    virtio: bool
+    traceparent: str
+
+
+Happening = VmState | PoolLatched | DeviceEvent
+"""What a watcher sees, beside warnings."""
+
+
+class Vm:
+    """The record of one VM.
+
+    Args:
+        facts: What was decided at its creation.
+        manifest: Explains a missing pool.
+        emit: Leaves an event in the trace.
+        configured: Warnings about its configuration.
+    """
+
+    def __init__(
+        self,
+        facts: VmFacts,
+        manifest: Manifest,
+        emit: Callable[[Event], None],
+        configured: Iterable[VmWarning] = (),
+    ) -> None:
+        self.facts = facts
+        self.emit = emit
+        self.warnings: list[VmWarning] = list(configured)
+        self.report: Report | None = None
+        self.pool: SwiotlbPool | None = None
+        self.token: str | None = None
+        self._manifest = manifest
+        self._machine = vm_machine(facts.vm_id)
+        self._stream: EventStream[Happening | VmWarning] = EventStream()
+
+    @property
+    def state(self) -> VmState:
+        """Where the VM is in its life."""
+        return self._machine.state
+
+    def require(self, operation: Operation) -> None:
+        """Refuse what the present state does not allow.
+
+        Raises:
+            FailedPreconditionError: With the reason of states.REFUSALS.
+        """
+        require(operation, self.facts.vm_id, self.state)
+
+    def fire(self, event: VmEvent) -> None:
+        """Change the state and tell the watchers.
+
+        Raises:
+            FailedPreconditionError: ILLEGAL_EVENT; nothing changed.
+        """
+        before = self.state
+        if self._machine.fire(event) is not before:
+            self._stream.publish(self.state)
+        if self.state is VmState.TERMINATED:
+            self._stream.close()
+
+    def warn(self, warning: VmWarning) -> None:
+        """Keep a warning and tell the watchers."""
+        self.warnings.append(warning)
+        self._stream.publish(warning)
+
+    def tell(self, event: DeviceEvent) -> None:
+        """Tell the watchers of a device."""
+        self._stream.publish(event)
+
+    def watch(self, devices: Iterable[DeviceEvent] = ()) -> Subscription[Happening | VmWarning]:
+        """Watch the VM: its present state, warnings, pool and `devices`, then what happens next."""
+        first: list[Happening | VmWarning] = [self.state, *self.warnings]
+        if self.pool is not None:
+            first.append(PoolLatched(self.pool))
+        return self._stream.subscribe([*first, *devices])
+
+    def read_capabilities(self, report: Report) -> bool:
+        """Take what the guest reported; latch its pool if it has a valid one.
+
+        The VM is RUNNING afterwards, also when the pool was refused: it runs without one then.
+        Different values than the latched ones change nothing at all.
+
+        Returns:
+            Whether exactly this pool had been latched before.
+
+        Raises:
+            InvalidArgumentError: The pool was refused; the reason is one of
+            services.handshake.pool. FailedPreconditionError: SWIOTLB_ALREADY_LATCHED, or the state
+            does not allow it.
+        """
+        self.require(Operation.APPLY_CAPABILITIES)
+        try:
+            pool = self._checked_pool(report)
+        except InvalidArgumentError as refusal:
+            self._refuse(report, refusal)
+            raise
+        if self.pool is not None and pool != self.pool:
+            raise self._conflict(report, pool, self.pool)
+        already_applied = self.pool is not None
+        self.report = report
+        if pool is not None and not already_applied:
+            self._latch(pool)
+        elif pool is None:
+            self._miss_pool(report)
+        self.fire(VmEvent.READ_CAPABILITIES)
+        return already_applied
+
+    def _checked_pool(self, report: Report) -> SwiotlbPool | None:
+        self._trace(report)
+        pool = pool_from_announcement(report.base, report.size_bytes)
+        if pool is not None:
+            check_pool(pool, self.facts.low_ram_bytes)
+        return pool
+
+    def _trace(self, report: Report) -> None:
+        vm_id = self.facts.vm_id
+        if self.facts.kind is VmKind.WSLC:
+            self.emit(events.wslc_apply(vm_id, report.base, report.size_bytes))
+        else:
+            version = self._kernel_version(report.kernel_release)
+            self.emit(events.guest_kernel_info(vm_id, _as_announced(report), version))
+
+    def _kernel_version(self, release: str) -> KernelVersion | None:
+        if not release:
+            return None
+        try:
+            return parse_kernel_release(release)
+        except InvalidArgumentError as refusal:
+            self._warn_once(warnings.kernel_release_unreadable(refusal))
+            return None
+
+    def _latch(self, pool: SwiotlbPool) -> None:
+        # Formatted once: every device host and every device gets this very string object.
+        self.pool, self.token = pool, format_token(pool)
+        self.emit(events.pool_latched(self.facts.vm_id, pool, self.token))
+        self._stream.publish(PoolLatched(pool))
+
+    def _miss_pool(self, report: Report) -> None:
+        due = self.facts.kind is VmKind.WSL2 and self.facts.requested_bytes > 0
+        if due:
+            warning = warnings.kernel_unsupported(report.kernel_release, self._manifest)
+            if self._warn_once(warning):
+                self.emit(events.kernel_unsupported(self.facts.vm_id, warning.text))
+
+    def _warn_once(self, warning: VmWarning) -> bool:
+        # A guest that repeats itself must not fill the owner's memory with warnings.
+        if any(known.id == warning.id for known in self.warnings):
+            return False
+        self.warn(warning)
+        return True
+
+    def _refuse(self, report: Report, refusal: InvalidArgumentError) -> None:
+        self._trace_refusal(report, refusal)
+        if self.pool is not None:
+            return
+        self.report = report
+        self._warn_once(warnings.pool_refused(refusal))
+        self.fire(VmEvent.READ_CAPABILITIES)
+
+    def _conflict(
+        self, report: Report, pool: SwiotlbPool | None, latched: SwiotlbPool
+    ) -> FailedPreconditionError:
+        conflict = FailedPreconditionError(
+            "SWIOTLB_ALREADY_LATCHED",
+            f"VM {self.facts.vm_id} has latched pool {latched}; {pool or 'no pool'} differs and "
+            "changes nothing. A pool is latched once in the life of a VM",
+            vm_id=self.facts.vm_id,
+            latched=str(latched),
+        )
+        self._trace_refusal(report, conflict)
+        return conflict
+
+    def _trace_refusal(self, report: Report, refusal: PortholeError) -> None:
+        self.emit(
+            events.pool_refused(
+                self.facts.vm_id, report.base, report.size_bytes, refusal.reason, refusal.message
+            )
+        )
+
+
+def _as_announced(report: Report) -> GuestCapabilities:
+    """Return the report as a value for the trace, with the very numbers, valid or not."""
+    announced = report.base or report.size_bytes
+    return GuestCapabilities(
+        pool=SwiotlbPool(Gpa(report.base), report.size_bytes) if announced else None,
+        kernel_release=report.kernel_release,
+        seccomp_user_notification=report.seccomp_user_notification,
+    )

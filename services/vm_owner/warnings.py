@@ -1,0 +1,115 @@
+"""What the owner of a VM is warned of: ids for programs, texts for people.
+
+Owns the wording. Must not know when a warning is due; vm.py and wslconfig.py do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from services.handshake.errors import PortholeError
+    from services.vm_owner.manifest import Manifest
+
+KERNEL_UNSUPPORTED: Final = "MessageSwiotlbKernelUnsupported"
+POOL_REFUSED: Final = "SwiotlbPoolRefused"
+POOL_TOO_LARGE: Final = "SwiotlbTooLarge"
+MEMORY_UNUSABLE: Final = "MemoryUnusable"
+KERNEL_RELEASE_UNREADABLE: Final = "KernelReleaseUnreadable"
+SHARE_FAILED: Final = "ShareFailed"
+GUEST_ENDED: Final = "GuestEnded"
+CONFIG_VALUE: Final = "WslConfigValue"
+CONFIG_UNKNOWN: Final = "WslConfigUnknownKey"
+CONFIG_SYNTAX: Final = "WslConfigSyntax"
+CONFIG_REPEATED: Final = "WslConfigRepeatedKey"
+CONFIG_NEEDS_VIRTIO: Final = "WslConfigNeedsVirtio"
+
+
+@dataclass(frozen=True, slots=True)
+class VmWarning:
+    """One warning of a VM."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigWarning(VmWarning):
+    """A warning about one line of a .wslconfig file.
+
+    Attributes:
+        key: "section.key" as it is documented; the raw line when it could not be taken apart.
+        value: What the file says; empty when it says nothing and a default is affected.
+        file: Name of the file.
+        line: Line number, counted from 1; 0 when a default is affected.
+    """
+
+    key: str
+    value: str
+    file: str
+    line: int
+
+
+def config_warning(id_: str, key: str, value: str, file: str, line: int, why: str) -> ConfigWarning:
+    """Word a warning about a .wslconfig file."""
+    place = f"{file}:{line}" if line else file
+    said = f"{key}={value}" if value else key
+    return ConfigWarning(id_, f"{place}: {said}: {why}", key, value, file, line)
+
+
+def kernel_unsupported(kernel_release: str, manifest: Manifest) -> VmWarning:
+    """A pool was asked for and the kernel of a WSL2 VM published none."""
+    return VmWarning(
+        KERNEL_UNSUPPORTED,
+        "This VM's kernel does not offer the DMA bounce pool that was asked for: "
+        f"{manifest.explain_missing_pool(kernel_release)}. Virtio file shares and networking work, "
+        "but slower; a newer kernel brings their full speed.",
+    )
+
+
+def pool_refused(refusal: PortholeError) -> VmWarning:
+    """A guest announced a pool that cannot be one."""
+    return VmWarning(
+        POOL_REFUSED,
+        f"The DMA bounce pool that the guest announced was refused ({refusal.reason}): "
+        f"{refusal.message}. Virtio devices added meanwhile work without it, but slower.",
+    )
+
+
+def pool_too_large(asked_bytes: int, limit_bytes: int, used_bytes: int) -> VmWarning:
+    """An explicit pool size that cannot fit into the VM."""
+    instead = f"the default of {used_bytes} bytes applies" if used_bytes else "no pool is asked for"
+    return VmWarning(
+        POOL_TOO_LARGE,
+        f"experimental.swiotlb={asked_bytes}: a pool of this VM must be smaller than {limit_bytes} "
+        f"bytes (its RAM, at most 4 GiB); {instead}",
+    )
+
+
+def memory_unusable(asked_bytes: int, least_bytes: int, most_bytes: int, used: int) -> VmWarning:
+    """A configured memory size that no VM can have."""
+    return VmWarning(
+        MEMORY_UNUSABLE,
+        f"wsl2.memory={asked_bytes}: a VM has {least_bytes} to {most_bytes} bytes of memory; the "
+        f"default of {used} bytes applies",
+    )
+
+
+def kernel_release_unreadable(refusal: PortholeError) -> VmWarning:
+    """A guest reported a kernel release that has no version in it."""
+    return VmWarning(KERNEL_RELEASE_UNREADABLE, refusal.message)
+
+
+def share_failed(host_path: str, failure: PortholeError) -> VmWarning:
+    """One of the shares that a VM was to have from the beginning could not be added."""
+    return VmWarning(
+        SHARE_FAILED,
+        f"share of {host_path} was not added ({failure.reason}): {failure.message}; the VM and its "
+        "other shares are not affected; add it again with AddShare",
+    )
+
+
+def guest_ended(why: str) -> VmWarning:
+    """A guest ended by itself."""
+    return VmWarning(GUEST_ENDED, f"the guest ended by itself: {why}; the VM is shut down")

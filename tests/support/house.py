@@ -1,0 +1,125 @@
+"""Device host and VM owner as processes, and a client that makes VMs and has their guests work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
+from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
+
+from services.cli.launcher import Services
+from services.handshake.trace_checker import verify
+from services.handshake.trace_otlp import parse_otlp_lines
+from services.rpc import tracing
+from services.rpc.channel import connect
+from services.rpc.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+OWNER = "porthole.vmowner.v1.VmOwner"
+MACHINE = "porthole.machine.v1.Machine"
+
+
+class House:
+    """The services, and a client of the owner.
+
+    Attributes:
+        shared: A directory with one file of 300 KiB.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.trace_file = run_dir / "trace.jsonl"
+        self.shared = run_dir / "shared"
+        self.content = os.urandom(300 << 10)
+        self.log: list[str] = []
+        self.services = Services(
+            run_dir,
+            {
+                "PORTHOLE_TRACE_FILE": str(self.trace_file),
+                "PORTHOLE_PEER_WAIT_S": "2",
+                "PORTHOLE_LOG_LEVEL": "warning",
+            },
+            lambda name, line: self.log.append(f"{name}: {line}"),
+        )
+        self.stub: vm_owner_pb2_grpc.VmOwnerAsyncStub
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        # The WSLC session of a test runs in this process, and traces into the same file.
+        tracing.setup("session", ServiceSettings(trace_file=self.trace_file))
+        stack.callback(tracing.shutdown)
+        self.shared.mkdir()
+        (self.shared / "file").write_bytes(self.content)
+        await stack.enter_async_context(self.services)
+        peer = await connect(self.services.owner_address, vm_owner_pb2_grpc.VmOwnerStub, OWNER)
+        stack.push_async_callback(peer.close)
+        self.stub = peer.stub
+
+    def pid_of(self, name: str) -> int:
+        [running] = [item for item in self.services.running if item.program.name == name]
+        return running.process.pid
+
+    async def create(
+        self,
+        kind: vm_owner_pb2.VmKind.ValueType,
+        wslconfig: str = "",
+        *,
+        ram_bytes: int = 0,
+        machine: vm_owner_pb2.EmbeddedMachine | None = None,
+        fixed: bool = False,
+    ) -> vm_owner_pb2.Vm:
+        request = vm_owner_pb2.CreateVmRequest(
+            kind=kind, wslconfig=wslconfig, ram_bytes=ram_bytes, embedded=machine
+        )
+        if fixed:
+            request.shares.add(host_path=str(self.shared), tag="fixed", options="ro")
+        return (await self.stub.CreateVm(request, timeout=60)).vm
+
+    async def get(self, vm_id: str) -> vm_owner_pb2.Vm:
+        return (await self.stub.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm
+
+    async def add_share(self, vm_id: str, tag: str, options: str = "") -> vm_owner_pb2.Share:
+        spec = vm_owner_pb2.ShareSpec(host_path=str(self.shared), tag=tag, options=options)
+        request = vm_owner_pb2.AddShareRequest(vm_id=vm_id, share=spec)
+        return (await self.stub.AddShare(request)).share
+
+    async def guest_reads(self, vm: vm_owner_pb2.Vm, tag: str) -> bool:
+        """Whether the guest reads the shared file, through its driver, as it is on the host."""
+        peer = await connect(vm.machine_address, GuestStub, MACHINE)
+        try:
+            request = machine_pb2.HashTreeRequest(tag=tag)
+            digests = {
+                item.path: item.sha256 async for item in peer.stub.workload.HashTree(request)
+            }
+        finally:
+            await peer.close()
+        return digests == {b"file": hashlib.sha256(self.content).digest()}
+
+    async def guest_pings(self, vm: vm_owner_pb2.Vm, address: str) -> int:
+        """How many of three echo requests the guest gets answers to."""
+        peer = await connect(vm.machine_address, GuestStub, MACHINE)
+        try:
+            request = machine_pb2.PingRequest(address=address, count=3, timeout_s=5)
+            answer = await peer.stub.workload.Ping(request, timeout=20)
+            return int(answer.received)
+        finally:
+            await peer.close()
+
+    async def terminate(self, vm_id: str) -> None:
+        await self.stub.TerminateVm(vm_owner_pb2.TerminateVmRequest(vm_id=vm_id), timeout=30)
+
+    def broken_rules(self) -> list[str]:
+        recorded = parse_otlp_lines(self.trace_file.read_text(), self.trace_file.name)
+        verdicts = verify(recorded)
+        assert verdicts
+        return [f"{v.rule}: {v.detail}" for verdict in verdicts for v in verdict.violations]
+
+
+class GuestStub:
+    def __init__(self, channel: object) -> None:
+        self.GetVersion = machine_pb2_grpc.MachineStub(channel).GetVersion  # type: ignore[call-overload]
+        self.workload = machine_pb2_grpc.WorkloadStub(channel)  # type: ignore[call-overload]

@@ -1,0 +1,100 @@
+"""The embedded machine: a child process that starts, dies, is collected."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.handshake.errors import UnavailableError
+from services.vm_owner.clients import dial_machine
+from services.vm_owner.machines.embedded import EmbeddedMachine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Serves Machine at the address of --listen, as services.simguest does, and nothing more.
+GUEST = """
+import asyncio, os, sys
+from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
+from services.rpc.server import Servicer, start_server
+from services.rpc.version import service_version
+NAME = "porthole.machine.v1.Machine"
+class Machine(machine_pb2_grpc.MachineServicer):
+    async def GetVersion(self, request, context):
+        return machine_pb2.GetVersionResponse(version=service_version(NAME))
+    async def Boot(self, request, context):
+        return machine_pb2.BootResponse(guest_init_address=os.environ["PORTHOLE_LOG_LEVEL"])
+    async def PowerOff(self, request, context):
+        print("powered off", flush=True)
+        return machine_pb2.PowerOffResponse()
+async def main():
+    add = machine_pb2_grpc.add_MachineServicer_to_server
+    address = sys.argv[sys.argv.index("--listen") + 1]
+    server = await start_server([address], [Servicer(add, Machine(), NAME)])
+    print("last words: serving", flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def machine(run_dir: Path, program: str) -> EmbeddedMachine:
+    return EmbeddedMachine(
+        run_dir / "vm",
+        {"PORTHOLE_LOG_LEVEL": "error"},
+        partial(dial_machine, wait_s=20.0),
+        (sys.executable, "-c", program),
+    )
+
+
+async def test_a_guest_that_ends_before_it_serves_is_quoted(run_dir: Path) -> None:
+    guest = machine(run_dir, "import sys; print('no memory left'); sys.exit(3)")
+    with pytest.raises(UnavailableError, match="status 3: no memory left") as ended:
+        await guest.start(lambda _: None)
+    assert ended.value.reason == "GUEST_ENDED"
+    await guest.stop()
+
+
+async def test_a_guest_that_is_stopped_is_collected_and_no_end_is_reported(run_dir: Path) -> None:
+    ends: list[str] = []
+    guest = machine(run_dir, GUEST)
+    await guest.start(ends.append)
+    process = guest._process
+    assert process is not None
+    assert os.getpgid(process.pid) == process.pid
+    await guest.stop()
+    assert process.returncode is not None
+    assert "powered off" in (run_dir / "vm" / "machine.log").read_text()
+    assert ends == []
+
+
+async def test_a_guest_that_dies_is_noticed_and_then_refuses_at_once(run_dir: Path) -> None:
+    ended = asyncio.get_running_loop().create_future()
+    guest = machine(run_dir, GUEST)
+    await guest.start(ended.set_result)
+    process = guest._process
+    assert process is not None
+    process.kill()
+    assert "status -9: last words: serving" in await asyncio.wait_for(ended, 10)
+    with pytest.raises(UnavailableError) as refused:
+        await guest.detach_device("any")
+    assert refused.value.reason == "GUEST_ENDED"
+    await guest.stop()
+
+
+async def test_a_guest_that_does_not_end_is_killed(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.vm_owner.machines.embedded.STOP_DEADLINE_S", 0.2)
+    guest = machine(
+        run_dir, "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + GUEST
+    )
+    await guest.start(lambda _: None)
+    process = guest._process
+    assert process is not None
+    await guest.stop()
+    assert process.returncode == -9

@@ -1,0 +1,320 @@
+"""Devices added, removed and undone step by step, with a fault at each step."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.handshake import events
+from services.handshake.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PortholeError,
+    UnavailableError,
+)
+from services.handshake.states import VmState
+from services.vm_owner.guest_devices import DeviceSpec
+from services.vm_owner.shares import ShareSpec
+from tests.support.owner_peers import TOKEN
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.handshake.events import Event
+    from tests.support.owner_peers import Rig
+
+BOOM = UnavailableError("BOOM", "the peer fell over")
+
+
+def fs(tmp_path: Path, tag: str = "data", extra: str = "", *, elevated: bool = False) -> DeviceSpec:
+    return DeviceSpec(events.FS, tag, extra, str(tmp_path), elevated)
+
+
+async def test_add_and_remove_in_the_documented_order(
+    rig: Rig, trace: list[Event], tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    rig.script.journal.clear()
+    device = await rig.owner.add_device(vm_id, fs(tmp_path, extra="ro"))
+    options = f"data;ro;{TOKEN};vm_id={vm_id}"
+    assert rig.script.journal == [
+        ("devicehost", "SetSwiotlb", TOKEN),
+        ("devicehost", "CreateDevice", options),
+        ("machine", "AttachDevice", "data"),
+    ]
+    assert rig.machine.attached[device.instance_id].socket_path == "/sock/data"
+    rig.script.journal.clear()
+    await rig.owner.remove_device(vm_id, device.instance_id)
+    assert rig.script.journal == [
+        ("devicehost", "RemoveDevice", device.instance_id),
+        ("machine", "DetachDevice", device.instance_id),
+    ]
+    assert [event.name for event in trace][-2:] == [events.DEVICE_ADDED, events.DEVICE_REMOVED]
+    assert trace[-2].attributes[events.DEVICE_OPTIONS] == options
+    assert vm.devices.all() == []
+
+
+async def test_every_device_gets_the_same_string_object(rig: Rig, tmp_path: Path) -> None:
+    vm = await rig.owner.create(rig.order())
+    seen: list[str] = []
+    host = await vm._hosts.get(elevated=False)
+    original = host.set_swiotlb
+
+    async def spy(vm_id: str, token: str) -> None:
+        seen.append(token)
+        await original(vm_id, token)
+
+    host.set_swiotlb = spy  # type: ignore[method-assign]
+    for tag in ("one", "two"):
+        await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path, tag))
+    assert seen == [TOKEN, TOKEN]
+    assert all(token is vm.vm.token for token in seen)
+
+
+async def test_without_a_pool_there_is_no_token_and_no_stray_semicolon(
+    rig: Rig, tmp_path: Path
+) -> None:
+    assert rig.machine.capabilities is not None
+    rig.machine.capabilities.ClearField("swiotlb_pool")
+    vm = await rig.owner.create(rig.order())
+    rig.script.journal.clear()
+    await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    assert rig.script.journal[0] == (
+        "devicehost",
+        "CreateDevice",
+        f"data;vm_id={vm.vm.facts.vm_id}",
+    )
+
+
+FAULTS = [
+    ("SetSwiotlb", ["SetSwiotlb", "RemoveDevice"]),
+    ("CreateDevice", ["SetSwiotlb", "CreateDevice", "RemoveDevice"]),
+    (
+        "AttachDevice",
+        ["SetSwiotlb", "CreateDevice", "AttachDevice", "RemoveDevice", "DetachDevice"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "journal"), FAULTS)
+async def test_a_fault_at_each_step_leaves_nothing_behind(
+    rig: Rig, tmp_path: Path, call: str, journal: list[str]
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    rig.script.journal.clear()
+    rig.script.failures[call] = BOOM
+    with pytest.raises(UnavailableError) as failed:
+        await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "data"))
+    assert failed.value.reason == "BOOM"
+    assert rig.script.calls() == journal
+    assert vm.devices.all() == []
+    assert not vm.devices.has_tag("data")
+    assert vm.shares == {}
+    assert rig.device_host.devices == {}
+    assert rig.machine.attached == {}
+    assert vm.vm.state is VmState.RUNNING
+    rig.script.failures.clear()
+    share, existed = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "data"))
+    assert (share.device.spec.tag, existed) == ("data", False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "reason"),
+    [
+        (DeviceSpec(events.FS, "data", "colour=red", "/"), InvalidArgumentError, "OPTION_UNKNOWN"),
+        (DeviceSpec(events.FS, "data", "ro=1", "/"), InvalidArgumentError, "OPTION_SYNTAX"),
+        (
+            DeviceSpec(events.FS, "data", "swiotlb=0x1000,4096", "/"),
+            InvalidArgumentError,
+            "OPTION_RESERVED",
+        ),
+        (
+            DeviceSpec(events.FS, "data", "ro;" * 2000, "/"),
+            InvalidArgumentError,
+            "OPTIONS_TOO_LONG",
+        ),
+        (DeviceSpec(events.FS, "da/ta", "", "/"), InvalidArgumentError, "DEVICE_NAME"),
+        (DeviceSpec(events.FS, "", "", "/"), InvalidArgumentError, "DEVICE_NAME"),
+        (DeviceSpec(events.FS, "t" * 37, "", "/"), InvalidArgumentError, "DEVICE_NAME"),
+        (DeviceSpec(events.NET, "n" * 16, "", "tap0"), InvalidArgumentError, "DEVICE_NAME"),
+    ],
+)
+async def test_what_cannot_be_registered_reaches_no_peer(
+    rig: Rig, spec: DeviceSpec, kind: type[PortholeError], reason: str
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    rig.script.journal.clear()
+    with pytest.raises(kind) as refused:
+        await rig.owner.add_device(vm.vm.facts.vm_id, spec)
+    assert refused.value.reason == reason
+    assert rig.script.journal == []
+    assert vm.devices.all() == []
+
+
+@pytest.mark.parametrize("device_class", [events.FS, events.NET])
+async def test_a_tag_that_exists_is_refused(rig: Rig, device_class: str) -> None:
+    vm = await rig.owner.create(rig.order())
+    first = await rig.owner.add_device(
+        vm.vm.facts.vm_id, DeviceSpec(device_class, "data", "", "first")
+    )
+    rig.script.journal.clear()
+    with pytest.raises(AlreadyExistsError, match="'data'") as refused:
+        await rig.owner.add_device(
+            vm.vm.facts.vm_id, DeviceSpec(device_class, "data", "", "second")
+        )
+    assert refused.value.reason == "TAG_EXISTS"
+    assert rig.script.journal == []
+    assert vm.devices.all() == [first]
+
+
+@pytest.mark.parametrize("call", ["RemoveDevice", "DetachDevice"])
+async def test_a_removal_ends_whatever_the_peers_answer(
+    rig: Rig, tmp_path: Path, call: str
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    device = await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    rig.script.failures[call] = BOOM
+    rig.script.journal.clear()
+    await rig.owner.remove_device(vm.vm.facts.vm_id, device.instance_id)
+    assert rig.script.calls() == ["RemoveDevice", "DetachDevice"]
+    assert vm.devices.all() == []
+
+
+async def test_removing_what_is_unknown(rig: Rig) -> None:
+    vm = await rig.owner.create(rig.order())
+    with pytest.raises(NotFoundError, match="nope") as device:
+        await rig.owner.remove_device(vm.vm.facts.vm_id, "nope")
+    with pytest.raises(NotFoundError, match="nope") as share:
+        await rig.owner.remove_share(vm.vm.facts.vm_id, "nope")
+    assert (device.value.reason, share.value.reason) == ("DEVICE_NOT_FOUND", "SHARE_NOT_FOUND")
+
+
+async def test_ordinary_and_elevated_are_separate_and_both_know_the_pool(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    await rig.owner.add_device(vm_id, fs(tmp_path, "plain"))
+    assert rig.elevated.pools == {}
+    await rig.owner.add_device(vm_id, fs(tmp_path, "root", elevated=True))
+    assert rig.elevated.pools == {vm_id: [TOKEN]}
+    assert rig.device_host.pools == {vm_id: [TOKEN]}
+    assert [device.tag for device in rig.device_host.devices.values()] == ["plain"]
+    assert [device.tag for device in rig.elevated.devices.values()] == ["root"]
+
+
+async def test_connected_device_hosts_are_told_of_a_pool_when_it_is_latched(
+    rig: Rig, tmp_path: Path
+) -> None:
+    first = await rig.owner.create(rig.order())
+    await rig.owner.add_device(first.vm.facts.vm_id, fs(tmp_path))
+    second = await rig.owner.create(rig.order())
+    assert rig.device_host.pools[second.vm.facts.vm_id] == [TOKEN]
+
+
+async def test_a_device_host_that_crashed_gives_unavailable_and_a_clean_state(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    kept, _ = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "kept"))
+    with vm.vm.watch() as happenings:
+        await rig.servers["devicehost"].stop(0)
+        async for happening in happenings:
+            if getattr(happening, "detail", "") == "its device host cannot be reached":
+                break
+    with pytest.raises(UnavailableError):
+        await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "new", "ro"))
+    assert [share.share_id for share in vm.shares.values()] == [kept.share_id]
+    assert not vm.devices.has_tag("new")
+    assert await rig.owner.statuses(vm) == {}
+    await rig.owner.remove_share(vm_id, kept.share_id)
+    assert vm.shares == {}
+
+    rig.device_host.devices.clear()
+    rig.device_host.pools.clear()
+    await rig.start_device_host(rig.device_host)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "new", "ro"))
+            except UnavailableError:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    assert rig.device_host.pools[vm_id][-1] == TOKEN
+
+
+async def test_an_equal_share_whose_device_host_forgot_it_is_replaced(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    spec = ShareSpec(str(tmp_path), "data")
+    lost, _ = await rig.owner.add_share(vm_id, spec)
+    rig.device_host.devices.clear()
+    fresh, existed = await rig.owner.add_share(vm_id, spec)
+    assert not existed
+    assert list(vm.shares) == [fresh.share_id]
+    assert lost.device.instance_id not in rig.machine.attached
+    assert fresh.device.instance_id in rig.machine.attached
+
+
+async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) -> None:
+    from porthole.devicehost.v1 import device_host_pb2
+    from porthole.handshake.v1 import device_pb2
+
+    vm = await rig.owner.create(rig.order())
+    device = await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    broken = device_host_pb2.Device(
+        vm_id=vm.vm.facts.vm_id,
+        instance_id=device.instance_id,
+        tag="data",
+        state=device_pb2.DEVICE_STATE_NEEDS_RESET,
+    )
+    news = device_host_pb2.WatchDevicesResponse(device=broken, detail="address 0x1000 refused")
+    with vm.vm.watch() as happenings:
+        rig.device_host.news.put_nowait(news)
+        async with asyncio.timeout(5):
+            async for happening in happenings:
+                if getattr(happening, "state", "") == "needs_reset":
+                    assert getattr(happening, "detail", "") == "address 0x1000 refused"
+                    break
+
+
+async def test_a_device_is_not_added_to_a_vm_that_begins_to_end_meanwhile(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    rig.script.gates["CreateDevice"] = asyncio.Event()
+    rig.script.journal.clear()
+    adding = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path)))
+    waiting = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path, "second")))
+    await rig.script.reached.wait()
+    with vm.vm.watch() as happenings:
+        ending = asyncio.create_task(rig.owner.terminate(vm_id))
+        async for happening in happenings:
+            if happening is VmState.SHUTTING_DOWN:
+                break
+    rig.script.gates["CreateDevice"].set()
+    for task in (adding, waiting):
+        with pytest.raises(FailedPreconditionError) as refused:
+            await task
+        assert refused.value.reason in ("VM_SHUTTING_DOWN", "VM_TERMINATED")
+    await ending
+    assert rig.script.calls() == [
+        "SetSwiotlb",
+        "CreateDevice",
+        "RemoveDevice",
+        "ForgetVm",
+        "PowerOff",
+    ]
+    assert vm.vm.state is VmState.TERMINATED
+    assert rig.device_host.devices == {}

@@ -1,0 +1,349 @@
+"""VMs created, abandoned, ended: what is left, in which order, with whom waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.handshake import events
+from services.handshake.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from services.handshake.states import VmState
+from services.vm_owner import warnings
+from services.vm_owner.owner import TERMINATED_KEPT, MachineOrder
+from services.vm_owner.shares import ShareSpec
+from services.vm_owner.vm import Report, VmKind
+from tests.support.owner_peers import POOL, TOKEN, report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.handshake.events import Event
+    from tests.support.owner_peers import Rig
+
+MIB = 1 << 20
+GOOD = Report(POOL.base, POOL.size_bytes, "6.18.26.3-microsoft")
+
+
+def names(trace: list[Event]) -> list[str]:
+    return [event.name for event in trace]
+
+
+async def test_a_wsl2_vm_has_reported_when_it_is_created(
+    rig: Rig, trace: list[Event], tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order(shares=(ShareSpec(str(tmp_path), "data"),)))
+    assert vm.vm.state is VmState.RUNNING
+    assert vm.vm.token == TOKEN
+    assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
+    assert names(trace) == [
+        events.VM_CREATED,
+        events.GUEST_BOOTED,
+        events.GUEST_KERNEL_INFO,
+        events.POOL_LATCHED,
+        events.DEVICE_ADDED,
+    ]
+    [boot] = rig.machine.boots
+    assert boot.kernel_command_line.startswith("swiotlb=force hv_pci_swiotlb=67108864 ")
+    assert boot.kernel_release == "6.18.26.3-microsoft-standard-WSL2"
+    assert boot.publishes_pool
+    assert boot.ram_bytes == 2048 * MIB
+
+
+async def test_a_wslc_vm_waits_for_its_session(
+    rig: Rig, trace: list[Event], tmp_path: Path
+) -> None:
+    order = rig.order(VmKind.WSLC, shares=(ShareSpec(str(tmp_path), "data"),))
+    vm = await rig.owner.create(order)
+    vm_id = vm.vm.facts.vm_id
+    assert vm.vm.state is VmState.BOOTED
+    assert rig.machine.boots[0].init_channel_address == ""
+    with pytest.raises(FailedPreconditionError) as early:
+        await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path)))
+    assert early.value.reason == "CAPABILITIES_NOT_READ"
+    assert "CreateDevice" not in rig.script.calls()
+    assert await rig.owner.read_capabilities(vm_id, GOOD) == (False, TOKEN)
+    assert await rig.owner.read_capabilities(vm_id, GOOD) == (True, TOKEN)
+    assert [share.device.options for share in vm.shares.values()] == [f"data;{TOKEN};vm_id={vm_id}"]
+    assert names(trace) == [
+        events.VM_CREATED,
+        events.GUEST_BOOTED,
+        events.WSLC_APPLY,
+        events.POOL_LATCHED,
+        events.DEVICE_ADDED,
+        events.WSLC_APPLY,
+    ]
+
+
+async def test_a_refused_pool_lets_a_wslc_vm_run_with_its_shares_but_without_token(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order(VmKind.WSLC, shares=(ShareSpec(str(tmp_path), "data"),)))
+    vm_id = vm.vm.facts.vm_id
+    with pytest.raises(InvalidArgumentError) as refused:
+        await rig.owner.read_capabilities(vm_id, replace(GOOD, base=1))
+    assert refused.value.reason == "SWIOTLB_BASE_UNALIGNED"
+    assert vm.vm.state is VmState.RUNNING
+    assert [share.device.options for share in vm.shares.values()] == [f"data;vm_id={vm_id}"]
+
+
+async def test_a_guest_that_reports_twice(rig: Rig) -> None:
+    vm = await rig.owner.create(rig.order())
+    address = rig.machine.boots[0].init_channel_address
+    assert rig.machine.capabilities is not None
+    assert await report(address, rig.machine.capabilities) is True
+    rig.machine.capabilities.swiotlb_pool.size_bytes = 4096
+    refusal = await report(address, rig.machine.capabilities)
+    assert isinstance(refusal, FailedPreconditionError)
+    assert refusal.reason == "SWIOTLB_ALREADY_LATCHED"
+    assert vm.vm.token == TOKEN
+
+
+async def test_a_guest_whose_pool_is_refused_is_told_and_its_vm_is_created(rig: Rig) -> None:
+    assert rig.machine.capabilities is not None
+    rig.machine.capabilities.swiotlb_pool.base = 0xFFFF_F000
+    vm = await rig.owner.create(rig.order())
+    assert (vm.vm.state, vm.vm.token) == (VmState.RUNNING, None)
+    assert [warning.id for warning in vm.vm.warnings] == [warnings.POOL_REFUSED]
+    refusal = await rig.machine.reports[0]
+    assert isinstance(refusal, InvalidArgumentError)
+    assert refusal.reason == "SWIOTLB_ABOVE_4G"
+
+
+async def test_a_pool_in_the_hole_between_3_and_4_gib_is_refused(rig: Rig) -> None:
+    assert rig.machine.capabilities is not None
+    rig.machine.capabilities.swiotlb_pool.base = 0xD000_0000
+    vm = await rig.owner.create(rig.order(ram_bytes=6 << 30))
+    assert (vm.vm.state, vm.vm.token) == (VmState.RUNNING, None)
+    refusal = await rig.machine.reports[0]
+    assert isinstance(refusal, InvalidArgumentError)
+    assert refusal.reason == "SWIOTLB_OUTSIDE_RAM"
+    assert refusal.metadata["bound"] == str(3 << 30)
+
+
+async def test_a_silent_guest_init_is_a_clear_error_and_nothing_is_left(rig: Rig) -> None:
+    rig.machine.capabilities = None
+    rig.owner._given = replace(rig.owner._given, capabilities_deadline_s=0.2)
+    with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s") as late:
+        await rig.owner.create(rig.order())
+    assert late.value.reason == "GUEST_INIT_SILENT"
+    assert rig.owner.all() == []
+    assert rig.script.calls() == ["Boot", "PowerOff"]
+    assert list((rig.run_dir / "vm").iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["Boot", "AttachDevice"])
+async def test_a_caller_who_goes_away_leaves_no_half_vm(
+    rig: Rig, tmp_path: Path, call: str
+) -> None:
+    rig.script.gates[call] = asyncio.Event()
+    order = rig.order(shares=(ShareSpec(str(tmp_path), "data"),))
+    creating = asyncio.create_task(rig.owner.create(order))
+    await rig.script.reached.wait()
+    creating.cancel()
+    rig.script.gates[call].set()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert rig.owner.all() == []
+    assert rig.device_host.devices == {}
+    assert rig.script.calls()[-1] == "PowerOff"
+
+
+async def test_a_machine_that_is_not_there(rig: Rig) -> None:
+    await rig.servers["machine"].stop(0)
+    with pytest.raises(UnavailableError, match=r"machine\.sock") as away:
+        await rig.owner.create(rig.order())
+    assert away.value.reason == "PEER_UNAVAILABLE"
+    assert rig.owner.all() == []
+
+
+async def test_terminate_while_a_vm_is_being_created(rig: Rig) -> None:
+    rig.machine.capabilities = None
+    creating = asyncio.create_task(rig.owner.create(rig.order()))
+    while not rig.machine.boots:  # noqa: ASYNC110 - the fake has no event for it
+        await asyncio.sleep(0.01)
+    [vm] = rig.owner.all()
+    await rig.owner.terminate(vm.vm.facts.vm_id)
+    with pytest.raises(UnavailableError, match="it was terminated") as ended:
+        await creating
+    assert ended.value.reason == "VM_ENDED_EARLY"
+    assert vm.vm.state is VmState.TERMINATED
+
+
+async def test_one_bad_share_does_not_disturb_the_others(rig: Rig, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    shares = (ShareSpec(str(gone), "gone"), ShareSpec(str(tmp_path), "data"))
+    vm = await rig.owner.create(rig.order(VmKind.WSLC, shares=shares))
+    gone.rmdir()
+    await rig.owner.read_capabilities(vm.vm.facts.vm_id, GOOD)
+    assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
+    [warning] = vm.vm.warnings
+    assert warning.id == warnings.SHARE_FAILED
+    assert "SHARE_PATH_NOT_FOUND" in warning.text
+
+
+async def test_bad_orders_are_refused_before_anything_is_begun(rig: Rig, tmp_path: Path) -> None:
+    here = str(tmp_path)
+    orders = [
+        (rig.order(ram_bytes=5), "RAM_BYTES"),
+        (rig.order(wslconfig="#" * 70_000), "WSLCONFIG_TOO_LARGE"),
+        (rig.order(machine=MachineOrder(kernel_release="weird")), "KERNEL_RELEASE_SYNTAX"),
+        (rig.order(shares=(ShareSpec("relative"),)), "SHARE_PATH_SYNTAX"),
+        (rig.order(shares=(ShareSpec(here, "a"), ShareSpec(here, "a", "ro"))), "TAG_EXISTS"),
+        (rig.order(shares=(ShareSpec(here),) * 65), "TOO_MANY_SHARES"),
+        (
+            rig.order(wslconfig="[wsl2]\nvirtio=false\n", shares=(ShareSpec(here),)),
+            "VIRTIO_OFF",
+        ),
+    ]
+    for order, reason in orders:
+        with pytest.raises(
+            (InvalidArgumentError, AlreadyExistsError, FailedPreconditionError)
+        ) as refused:
+            await rig.owner.create(order)
+        assert refused.value.reason == reason
+    assert rig.owner.all() == []
+    assert rig.script.journal == []
+
+
+async def test_an_equal_share_is_the_existing_one(rig: Rig, tmp_path: Path) -> None:
+    vm_id = (await rig.owner.create(rig.order())).vm.facts.vm_id
+    link = tmp_path / "link"
+    target = tmp_path / "target"
+    target.mkdir()
+    link.symlink_to(target)
+    share, existed = await rig.owner.add_share(vm_id, ShareSpec(str(target), "t", "ro;uid=5"))
+    assert not existed
+    again, existed = await rig.owner.add_share(vm_id, ShareSpec(f"{link}/", "", "uid=5;ro;ro"))
+    assert existed
+    assert again is share
+    others = [
+        ShareSpec(str(target), "u", "ro"),
+        ShareSpec(str(target), "v", "ro;uid=5", elevated=True),
+        ShareSpec(str(tmp_path), "w", "ro;uid=5"),
+    ]
+    for other in others:
+        added, existed = await rig.owner.add_share(vm_id, other)
+        assert not existed
+        assert added.share_id != share.share_id
+
+
+async def test_a_share_without_a_tag_gets_one_of_its_id(rig: Rig, tmp_path: Path) -> None:
+    vm_id = (await rig.owner.create(rig.order())).vm.facts.vm_id
+    share, _ = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path)))
+    assert share.device.spec.tag == f"share-{share.share_id[:8]}"
+
+
+async def test_shutdown_tears_all_down_before_the_machine_and_detaches_nothing(
+    rig: Rig, trace: list[Event], tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    added = [
+        await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), tag, options))
+        for tag, options in (("one", ""), ("two", "ro"))
+    ]
+    rig.script.journal.clear()
+    trace.clear()
+    with vm.vm.watch() as happenings:
+        await rig.owner.terminate(vm_id)
+        seen = [getattr(item, "detail", item) async for item in happenings]
+    ids = [share.device.instance_id for share, _ in added]
+    assert rig.script.journal == [
+        ("devicehost", "RemoveDevice", ids[0]),
+        ("devicehost", "RemoveDevice", ids[1]),
+        ("devicehost", "ForgetVm", vm_id),
+        ("machine", "PowerOff", ""),
+    ]
+    marked = "it is being removed"
+    assert seen[-4:] == [VmState.SHUTTING_DOWN, marked, marked, VmState.TERMINATED]
+    assert names(trace) == [events.DEVICE_REMOVED, events.DEVICE_REMOVED, events.VM_TERMINATED]
+    assert not (rig.run_dir / "vm" / vm_id).exists()
+    await rig.owner.terminate(vm_id)
+    assert names(trace)[-1:] == [events.VM_TERMINATED]
+    assert rig.owner.find(vm_id).vm.state is VmState.TERMINATED
+    with pytest.raises(FailedPreconditionError) as late:
+        await rig.owner.read_capabilities(vm_id, GOOD)
+    assert late.value.reason == "VM_TERMINATED"
+
+
+@pytest.mark.parametrize("call", ["RemoveDevice", "PowerOff"])
+async def test_a_vm_ends_whatever_its_peers_answer(rig: Rig, tmp_path: Path, call: str) -> None:
+    vm = await rig.owner.create(rig.order())
+    await rig.owner.add_share(vm.vm.facts.vm_id, ShareSpec(str(tmp_path)))
+    rig.script.failures[call] = UnavailableError("BOOM", "the peer fell over")
+    await rig.owner.terminate(vm.vm.facts.vm_id)
+    assert vm.vm.state is VmState.TERMINATED
+    assert rig.script.calls()[-1] == "PowerOff"
+
+
+async def test_one_slow_vm_does_not_hold_up_another(rig: Rig, tmp_path: Path) -> None:
+    slow = await rig.owner.create(rig.order())
+    quick = await rig.owner.create(rig.order())
+    rig.script.gates["CreateDevice"] = asyncio.Event()
+    spec = ShareSpec(str(tmp_path))
+    adding = asyncio.create_task(rig.owner.add_share(slow.vm.facts.vm_id, spec))
+    await rig.script.reached.wait()
+    await rig.owner.terminate(quick.vm.facts.vm_id)
+    assert quick.vm.state is VmState.TERMINATED
+    assert not adding.done()
+    rig.script.gates["CreateDevice"].set()
+    await adding
+
+
+async def test_a_caller_of_add_share_who_goes_away_leaves_a_whole_share(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    rig.script.gates["CreateDevice"] = asyncio.Event()
+    adding = asyncio.create_task(rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "data")))
+    await rig.script.reached.wait()
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    rig.script.gates["CreateDevice"].set()
+    _, existed = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "data"))
+    assert existed
+
+
+async def test_the_owner_ends_all_vms_and_takes_no_more(rig: Rig) -> None:
+    vms = [await rig.owner.create(rig.order()) for _ in range(2)]
+    await rig.owner.close()
+    assert [vm.vm.state for vm in vms] == [VmState.TERMINATED] * 2
+    with pytest.raises(UnavailableError) as refused:
+        await rig.owner.create(rig.order())
+    assert refused.value.reason == "OWNER_SHUTTING_DOWN"
+
+
+async def test_terminated_vms_stay_visible_but_not_for_ever(rig: Rig) -> None:
+    for _ in range(TERMINATED_KEPT + 2):
+        vm = await rig.owner.create(rig.order(VmKind.WSLC))
+        await rig.owner.terminate(vm.vm.facts.vm_id)
+    assert len(rig.owner.all()) == TERMINATED_KEPT
+    assert rig.owner.all()[-1] is vm
+
+
+async def test_unknown_vms_are_not_found(rig: Rig) -> None:
+    spec = ShareSpec("/")
+    for call in (
+        rig.owner.terminate("nope"),
+        rig.owner.add_share("nope", spec),
+        rig.owner.remove_share("nope", "x"),
+        rig.owner.remove_device("nope", "x"),
+        rig.owner.configure_networking("nope"),
+        rig.owner.read_capabilities("nope", GOOD),
+    ):
+        with pytest.raises(NotFoundError, match="nope") as refused:
+            await call
+        assert refused.value.reason == "VM_NOT_FOUND"

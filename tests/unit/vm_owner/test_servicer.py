@@ -1,0 +1,253 @@
+"""The gRPC edge: what crosses it, what is refused there, and what a guest can reach."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from porthole.guest.v1 import guest_init_pb2
+from porthole.handshake.v1 import device_pb2
+from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
+from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
+
+from services.handshake.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PortholeError,
+)
+from services.rpc.channel import connect
+from services.rpc.server import start_server
+from services.vm_owner.manifest import load_manifest
+from services.vm_owner.servicer import VM_OWNER, vm_owner_servicer
+from tests.support.owner_peers import POOL, TOKEN, report
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from tests.support.owner_peers import Rig
+
+    Stub = vm_owner_pb2_grpc.VmOwnerAsyncStub
+
+# Field 2000, wire type 2: what a newer kernel might publish.
+UNKNOWN_FIELD = b"\x82\x7d\x03new"
+
+
+@pytest_asyncio.fixture
+async def stub(rig: Rig) -> AsyncIterator[Stub]:
+    address = f"unix:{rig.run_dir}/owner.sock"
+    async with AsyncExitStack() as stack:
+        server = await start_server([address], [vm_owner_servicer(rig.owner, load_manifest())])
+        stack.push_async_callback(server.stop, 0)
+        peer = await connect(address, vm_owner_pb2_grpc.VmOwnerStub, VM_OWNER)
+        stack.push_async_callback(peer.close)
+        yield peer.stub
+
+
+async def create(stub: Stub, kind: vm_owner_pb2.VmKind.ValueType) -> vm_owner_pb2.Vm:
+    return (await stub.CreateVm(vm_owner_pb2.CreateVmRequest(kind=kind))).vm
+
+
+async def get(stub: Stub, vm_id: str) -> vm_owner_pb2.Vm:
+    return (await stub.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm
+
+
+async def test_get_version_tells_the_manifest(stub: Stub) -> None:
+    answer = await stub.GetVersion(vm_owner_pb2.GetVersionRequest())
+    assert answer.version.service == VM_OWNER
+    assert list(answer.version.api_versions) == ["v1"]
+    assert answer.first_kernel_with_pool == "6.18.26.3-1"
+    assert answer.first_device_host_with_token == "1.2.29-0"
+    assert answer.bundled_kernel == "6.18.26.3-1"
+
+
+async def test_a_whole_life_over_the_wire(stub: Stub, rig: Rig, tmp_path: Path) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    assert vm.state == vm_owner_pb2.VM_STATE_RUNNING
+    assert vm.latched_pool == POOL
+    assert vm.swiotlb_option == TOKEN
+    assert vm.networking_mode == vm_owner_pb2.NETWORKING_MODE_VIRTIO_PROXY
+    assert vm.guest_init_address == "unix:/guest-init.sock"
+    assert vm.machine_address == f"unix:{rig.run_dir}/machine.sock"
+    spec = vm_owner_pb2.ShareSpec(host_path=str(tmp_path), tag="data", options="ro")
+    added = await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec))
+    again = await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec))
+    assert (added.already_existed, again.already_existed) == (False, True)
+    assert added.share == again.share
+    device = await stub.AddGuestDevice(
+        vm_owner_pb2.AddGuestDeviceRequest(
+            vm_id=vm.vm_id,
+            device_class=device_pb2.DEVICE_CLASS_VIRTIO_FS,
+            tag="more",
+            backend=str(tmp_path),
+        )
+    )
+    seen = await get(stub, vm.vm_id)
+    assert [share.tag for share in seen.shares] == ["data"]
+    assert [(d.tag, d.state, d.counters.requests) for d in seen.devices] == [
+        ("data", device_pb2.DEVICE_STATE_ATTACHED, 7),
+        ("more", device_pb2.DEVICE_STATE_ATTACHED, 7),
+    ]
+    await stub.RemoveGuestDevice(
+        vm_owner_pb2.RemoveGuestDeviceRequest(vm_id=vm.vm_id, instance_id=device.device.instance_id)
+    )
+    await stub.RemoveShare(
+        vm_owner_pb2.RemoveShareRequest(vm_id=vm.vm_id, share_id=added.share.share_id)
+    )
+    assert list((await get(stub, vm.vm_id)).devices) == []
+    await stub.TerminateVm(vm_owner_pb2.TerminateVmRequest(vm_id=vm.vm_id))
+    [listed] = (await stub.ListVms(vm_owner_pb2.ListVmsRequest())).vms
+    assert (listed.vm_id, listed.state) == (vm.vm_id, vm_owner_pb2.VM_STATE_TERMINATED)
+
+
+async def test_states_are_unspecified_when_the_device_host_is_away(
+    stub: Stub, rig: Rig, tmp_path: Path
+) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    spec = vm_owner_pb2.ShareSpec(host_path=str(tmp_path), tag="data")
+    await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec))
+    await rig.servers["devicehost"].stop(0)
+    [device] = (await get(stub, vm.vm_id)).devices
+    assert device.state == device_pb2.DEVICE_STATE_UNSPECIFIED
+    assert device.counters.requests == 0
+
+
+async def test_fields_that_this_version_does_not_know_are_kept(stub: Stub, rig: Rig) -> None:
+    raw = GuestCapabilities(swiotlb_pool=POOL).SerializeToString() + UNKNOWN_FIELD
+    capabilities = GuestCapabilities.FromString(raw)
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
+    answer = await stub.ApplyGuestCapabilities(
+        vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id=vm.vm_id, capabilities=capabilities)
+    )
+    assert (answer.already_applied, answer.swiotlb_option) == (False, TOKEN)
+    kept = (await get(stub, vm.vm_id)).capabilities
+    assert kept.SerializeToString() == raw
+    rig.machine.capabilities = capabilities
+    pushed = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    assert pushed.capabilities.SerializeToString() == raw
+
+
+async def test_empty_capabilities_are_valid(stub: Stub) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
+    answer = await stub.ApplyGuestCapabilities(
+        vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id=vm.vm_id)
+    )
+    assert (answer.already_applied, answer.swiotlb_option) == (False, "")
+    seen = await get(stub, vm.vm_id)
+    assert seen.state == vm_owner_pb2.VM_STATE_RUNNING
+    assert not seen.HasField("latched_pool")
+
+
+async def test_a_watcher_gets_the_present_first_and_the_end_last(
+    stub: Stub, rig: Rig, tmp_path: Path
+) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    spec = vm_owner_pb2.ShareSpec(host_path=str(tmp_path), tag="data")
+    await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec))
+    seen = []
+    async for item in stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm.vm_id)):
+        seen.append(item)
+        if len(seen) == 3:
+            await rig.owner.terminate(vm.vm_id)
+    assert seen[0].state == vm_owner_pb2.VM_STATE_RUNNING
+    assert seen[1].pool_latched == POOL
+    assert (seen[2].device.tag, seen[2].device.state) == (
+        "data",
+        device_pb2.DEVICE_STATE_ATTACHED,
+    )
+    assert seen[3].state == vm_owner_pb2.VM_STATE_SHUTTING_DOWN
+    assert seen[4].device.state == device_pb2.DEVICE_STATE_SHUTTING_DOWN
+    assert seen[-1].state == vm_owner_pb2.VM_STATE_TERMINATED
+
+
+def _bad_requests() -> list[tuple[Callable[[Stub], object], type[PortholeError], str]]:
+    big = GuestCapabilities(kernel_release="6" * 300)
+    return [
+        (
+            lambda s: s.CreateVm(vm_owner_pb2.CreateVmRequest()),
+            InvalidArgumentError,
+            "VM_KIND_UNKNOWN",
+        ),
+        (
+            lambda s: s.CreateVm(vm_owner_pb2.CreateVmRequest(kind=99)),  # type: ignore[arg-type]
+            InvalidArgumentError,
+            "VM_KIND_UNKNOWN",
+        ),
+        (
+            lambda s: s.CreateVm(
+                vm_owner_pb2.CreateVmRequest(
+                    kind=vm_owner_pb2.VM_KIND_WSL2, external=vm_owner_pb2.ExternalMachine()
+                )
+            ),
+            InvalidArgumentError,
+            "MACHINE_ADDRESS",
+        ),
+        (
+            lambda s: s.ApplyGuestCapabilities(
+                vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id="nope", capabilities=big)
+            ),
+            InvalidArgumentError,
+            "KERNEL_RELEASE_SYNTAX",
+        ),
+        (
+            lambda s: s.GetVm(vm_owner_pb2.GetVmRequest(vm_id="nope")),
+            NotFoundError,
+            "VM_NOT_FOUND",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("call", "kind", "reason"), _bad_requests())
+async def test_bad_requests(
+    stub: Stub, call: Callable[[Stub], object], kind: type[PortholeError], reason: str
+) -> None:
+    with pytest.raises(kind) as refused:
+        await call(stub)  # type: ignore[misc]
+    assert refused.value.reason == reason
+
+
+async def test_a_device_class_or_backend_that_makes_no_sense(stub: Stub) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    cases = [
+        (0, "/", "DEVICE_CLASS_UNKNOWN"),
+        (77, "/", "DEVICE_CLASS_UNKNOWN"),
+        (1, "relative", "SHARE_PATH_SYNTAX"),
+        (2, "../etc", "DEVICE_NAME"),
+    ]
+    for device_class, backend, reason in cases:
+        request = vm_owner_pb2.AddGuestDeviceRequest(
+            vm_id=vm.vm_id,
+            device_class=device_class,  # type: ignore[arg-type]
+            tag="x",
+            backend=backend,
+        )
+        with pytest.raises(InvalidArgumentError) as refused:
+            await stub.AddGuestDevice(request)
+        assert refused.value.reason == reason
+
+
+async def test_a_watcher_of_an_unknown_vm(stub: Stub) -> None:
+    watching = aiter(stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id="nope")))
+    with pytest.raises(NotFoundError):
+        await anext(watching)
+
+
+async def test_a_guest_reaches_nothing_but_its_own_init_channel(stub: Stub, rig: Rig) -> None:
+    await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    address = rig.machine.boots[0].init_channel_address
+    with pytest.raises(FailedPreconditionError, match="does not serve") as refused:
+        await connect(address, vm_owner_pb2_grpc.VmOwnerStub, VM_OWNER)
+    assert refused.value.reason == "API_VERSION_MISMATCH"
+    fields = guest_init_pb2.ReportGuestCapabilitiesRequest.DESCRIPTOR.fields
+    assert [field.name for field in fields] == ["capabilities"]
+
+
+async def test_a_guest_cannot_fill_the_owner(stub: Stub, rig: Rig) -> None:
+    await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    huge = GuestCapabilities.FromString(b"\x82\x7d\x80\x80\x08" + b"x" * (128 << 10))
+    refusal = await report(rig.machine.boots[0].init_channel_address, huge)
+    assert isinstance(refusal, InvalidArgumentError)
+    assert refusal.reason == "CAPABILITIES_TOO_LARGE"

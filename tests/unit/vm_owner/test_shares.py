@@ -1,0 +1,64 @@
+"""What may be shared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.handshake.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PortholeError,
+)
+from services.vm_owner.shares import ShareSpec, canonical_directory, share_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_path_is_made_canonical(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert canonical_directory(f"{tmp_path}/link/../link/") == str(tmp_path / "real")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        ("missing", NotFoundError, "SHARE_PATH_NOT_FOUND"),
+        ("loop", NotFoundError, "SHARE_PATH_NOT_FOUND"),
+        ("file", FailedPreconditionError, "SHARE_PATH_NOT_A_DIRECTORY"),
+        ("file/below", FailedPreconditionError, "SHARE_PATH_NOT_A_DIRECTORY"),
+    ],
+)
+def test_what_is_no_directory(
+    tmp_path: Path, name: str, kind: type[PortholeError], reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(kind, match=name) as refused:
+        canonical_directory(str(tmp_path / name))
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("path", ["", "relative", "./x", "/a\0b"])
+def test_what_is_no_absolute_path(path: str) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        canonical_directory(path)
+    assert refused.value.reason == "SHARE_PATH_SYNTAX"
+
+
+def test_the_tag_is_no_part_of_a_shares_identity_but_the_options_are(tmp_path: Path) -> None:
+    here = str(tmp_path)
+    one = share_key(ShareSpec(here, "one", "umask=022;ro"))
+    assert one == share_key(ShareSpec(here, "two", "ro;umask=22"))
+    assert one != share_key(ShareSpec(here, "one", "ro"))
+    assert one != share_key(ShareSpec(here, "one", "umask=022;ro", elevated=True))
+
+
+def test_bad_options_are_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="symlinkroot") as refused:
+        share_key(ShareSpec(str(tmp_path), "", "colour=red"))
+    assert refused.value.reason == "OPTION_UNKNOWN"

@@ -1,0 +1,123 @@
+"""Sizing, the kernel command line, and the manifest."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.handshake.errors import InvalidArgumentError
+from services.vm_owner import warnings
+from services.vm_owner.kernel_command_line import kernel_command_line
+from services.vm_owner.manifest import load_manifest
+from services.vm_owner.sizing import Size, choose_ram, size_pool
+from services.vm_owner.warnings import kernel_unsupported
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("ram_bytes", "device_bounces", "pool_bytes"),
+    [
+        (2 * GIB, True, 64 * MIB),
+        (GIB + 64 * MIB, True, 64 * MIB),
+        (GIB + 64 * MIB - 1, True, 0),
+        (512 * MIB, True, 0),
+        (2 * GIB, False, 0),
+    ],
+)
+def test_default_pool(ram_bytes: int, device_bounces: bool, pool_bytes: int) -> None:
+    assert size_pool(ram_bytes, device_bounces=device_bounces) == Size(pool_bytes)
+
+
+@pytest.mark.parametrize("device_bounces", [True, False])
+@pytest.mark.parametrize("explicit_bytes", [0, 4 * MIB, 128 * MIB])
+def test_an_explicit_pool_overrides_the_default_on_a_small_vm(
+    explicit_bytes: int, device_bounces: bool
+) -> None:
+    size = size_pool(256 * MIB, device_bounces=device_bounces, explicit_bytes=explicit_bytes)
+    assert size == Size(explicit_bytes)
+
+
+@pytest.mark.parametrize(
+    ("ram_bytes", "explicit_bytes", "used_bytes"),
+    [(2 * GIB, 2 * GIB, 64 * MIB), (512 * MIB, GIB, 0), (16 * GIB, 4 * GIB, 64 * MIB)],
+)
+def test_a_pool_that_cannot_fit_is_a_warning_and_the_default_applies(
+    ram_bytes: int, explicit_bytes: int, used_bytes: int
+) -> None:
+    size = size_pool(ram_bytes, device_bounces=True, explicit_bytes=explicit_bytes)
+    assert size.bytes == used_bytes
+    assert size.warning is not None
+    assert size.warning.id == warnings.POOL_TOO_LARGE
+    assert str(explicit_bytes) in size.warning.text
+
+
+@pytest.mark.parametrize(
+    ("asked_bytes", "configured_bytes", "ram_bytes"),
+    [
+        (0, None, 2 * GIB),
+        (0, 4 * GIB, 4 * GIB),
+        (0, 4 * GIB + 5, 4 * GIB),
+        (256 * MIB, 4 * GIB, 256 * MIB),
+    ],
+)
+def test_ram(asked_bytes: int, configured_bytes: int | None, ram_bytes: int) -> None:
+    assert choose_ram(asked_bytes, configured_bytes) == Size(ram_bytes)
+
+
+@pytest.mark.parametrize("asked_bytes", [1, 63 * MIB, 64 * MIB + 1, (1 << 40) + MIB, (1 << 64) - 1])
+def test_ram_out_of_bounds_is_refused(asked_bytes: int) -> None:
+    with pytest.raises(InvalidArgumentError, match=str(asked_bytes)) as refused:
+        choose_ram(asked_bytes, None)
+    assert refused.value.reason == "RAM_BYTES"
+    assert refused.value.metadata["minimum"] == str(64 * MIB)
+
+
+def test_configured_ram_out_of_bounds_is_a_warning() -> None:
+    size = choose_ram(0, 5)
+    assert size.bytes == 2 * GIB
+    assert size.warning is not None
+    assert size.warning.id == warnings.MEMORY_UNUSABLE
+
+
+def test_command_line_with_a_pool() -> None:
+    assert (
+        kernel_command_line(67108864, "the-id", "00-aa-bb-01")
+        == "swiotlb=force hv_pci_swiotlb=67108864 porthole.vm_id=the-id "
+        "porthole.traceparent=00-aa-bb-01"
+    )
+
+
+def test_command_line_without_a_pool_says_nothing_of_it() -> None:
+    assert kernel_command_line(0, "the-id", "") == "porthole.vm_id=the-id"
+
+
+def test_manifest() -> None:
+    manifest = load_manifest()
+    assert manifest.first_kernel_with_pool == "6.18.26.3-1"
+    assert manifest.first_device_host_with_token == "1.2.29-0"
+    assert manifest.publishes_pool(manifest.bundled_kernel_release)
+
+
+@pytest.mark.parametrize(
+    ("release", "publishes"),
+    [
+        ("6.18.26.3-microsoft-standard-WSL2", True),
+        ("6.18.27", True),
+        ("7.0.0", True),
+        ("6.18.25.9-microsoft", False),
+        ("5.15.167.4-microsoft-standard-WSL2", False),
+    ],
+)
+def test_the_kernel_version_explains_a_missing_pool(release: str, publishes: bool) -> None:
+    manifest = load_manifest()
+    assert manifest.publishes_pool(release) == publishes
+    text = kernel_unsupported(release, manifest).text
+    assert release in text
+    assert ("older than 6.18.26.3-1" in text) == (not publishes)
+
+
+def test_a_kernel_without_a_version_is_an_error_naming_it() -> None:
+    with pytest.raises(InvalidArgumentError, match="weird"):
+        load_manifest().publishes_pool("weird")
+    assert "6.18.26.3-1" in kernel_unsupported("", load_manifest()).text
