@@ -1,0 +1,269 @@
+"""Both owner paths with real processes: device host, owner, guest, guest init, session.
+
+Each kind of VM of handshake.md behaves as it says there, and its trace is valid in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from porthole.handshake.v1 import device_pb2
+from porthole.vmowner.v1 import vm_owner_pb2
+
+from services.handshake.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from services.handshake.trace_otlp import parse_otlp_lines
+from services.rpc.channel import connect
+from services.session import apply_guest_capabilities
+from tests.support.house import MACHINE, GuestStub, House
+
+MIB = 1 << 20
+OLD = vm_owner_pb2.EmbeddedMachine(kernel_release="5.15.167.4-microsoft-standard-WSL2")
+WSL2 = vm_owner_pb2.VM_KIND_WSL2
+WSLC = vm_owner_pb2.VM_KIND_WSLC
+RUNNING = vm_owner_pb2.VM_STATE_RUNNING
+TERMINATED = vm_owner_pb2.VM_STATE_TERMINATED
+
+
+def warned(vm: vm_owner_pb2.Vm) -> list[str]:
+    return [warning.id for warning in vm.warnings]
+
+
+async def test_wsl2_pushes_and_every_device_gets_the_token(house: House) -> None:
+    vm = await house.create(WSL2, fixed=True)
+    assert vm.state == RUNNING
+    assert "swiotlb=force hv_pci_swiotlb=67108864" in vm.kernel_command_line
+    assert vm.latched_pool.size_bytes == 64 * MIB
+    token = f"swiotlb=0x{vm.latched_pool.base:x},{64 * MIB}"
+    assert vm.swiotlb_option == token
+    assert warned(vm) == []
+    share = await house.add_share(vm.vm_id, "added")
+    seen = await house.get(vm.vm_id)
+    assert [device.options for device in seen.devices] == [
+        f"fixed;ro;{token};vm_id={vm.vm_id}",
+        f"added;{token};vm_id={vm.vm_id}",
+    ]
+    assert {device.state for device in seen.devices} == {device_pb2.DEVICE_STATE_ATTACHED}
+    assert await house.guest_reads(vm, "fixed")
+    assert await house.guest_reads(vm, "added")
+    counters = (await house.get(vm.vm_id)).devices[0].counters
+    assert counters.bytes_out > len(house.content)
+    assert counters.translations_refused == 0
+    await house.stub.RemoveShare(
+        vm_owner_pb2.RemoveShareRequest(vm_id=vm.vm_id, share_id=share.share_id)
+    )
+    assert [device.tag for device in (await house.get(vm.vm_id)).devices] == ["fixed"]
+    await house.terminate(vm.vm_id)
+    ended = await house.get(vm.vm_id)
+    assert (ended.state, list(ended.devices)) == (TERMINATED, [])
+    assert not (house.run_dir / "vm" / vm.vm_id).exists()
+    assert house.broken_rules() == []
+
+
+async def test_wslc_pulls_and_applies_and_may_do_so_again(house: House) -> None:
+    vm = await house.create(WSLC, fixed=True)
+    assert vm.state == vm_owner_pb2.VM_STATE_BOOTED
+    with pytest.raises(FailedPreconditionError) as early:
+        await house.add_share(vm.vm_id, "early")
+    assert early.value.reason == "CAPABILITIES_NOT_READ"
+    first = await apply_guest_capabilities(house.services.owner_address, vm.vm_id)
+    again = await apply_guest_capabilities(house.services.owner_address, vm.vm_id)
+    assert (first.already_applied, again.already_applied) == (False, True)
+    assert first.swiotlb_option == again.swiotlb_option
+    assert first.swiotlb_option.endswith(f",{64 * MIB}")
+    seen = await house.get(vm.vm_id)
+    assert [d.options for d in seen.devices] == [
+        f"fixed;ro;{first.swiotlb_option};vm_id={vm.vm_id}"
+    ]
+    assert await house.guest_reads(vm, "fixed")
+    assert house.broken_rules() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(WSL2, ["MessageSwiotlbKernelUnsupported"]), (WSLC, [])]
+)
+async def test_an_old_kernel_works_without_the_token(
+    house: House, kind: vm_owner_pb2.VmKind.ValueType, expected: list[str]
+) -> None:
+    vm = await house.create(kind, machine=OLD)
+    if kind == WSLC:
+        await apply_guest_capabilities(house.services.owner_address, vm.vm_id)
+    assert "hv_pci_swiotlb=67108864" in vm.kernel_command_line
+    await house.add_share(vm.vm_id, "data")
+    seen = await house.get(vm.vm_id)
+    assert (seen.state, seen.swiotlb_option, warned(seen)) == (RUNNING, "", expected)
+    assert all("6.18.26.3-1" in warning.text for warning in seen.warnings)
+    assert seen.devices[0].options == f"data;vm_id={vm.vm_id}"
+    assert await house.guest_reads(vm, "data")
+    assert (await house.get(vm.vm_id)).devices[0].counters.windows_mapped > 0
+    await house.terminate(vm.vm_id)
+    assert house.broken_rules() == []
+
+
+async def test_vms_that_ask_for_no_pool_or_for_another(house: House) -> None:
+    little = await house.create(WSL2, ram_bytes=512 * MIB)
+    idle = await house.create(WSL2, "[wsl2]\nvirtiofs=false\nnetworkingMode=none\n")
+    for vm in (little, idle):
+        assert "swiotlb" not in vm.kernel_command_line
+        assert (vm.state, vm.swiotlb_option, warned(vm)) == (RUNNING, "", [])
+        await house.add_share(vm.vm_id, "data")
+        assert await house.guest_reads(vm, "data")
+    explicit = await house.create(
+        WSL2, "[experimental]\nswiotlb=8M\n", ram_bytes=512 * MIB, fixed=True
+    )
+    assert "hv_pci_swiotlb=8388608" in explicit.kernel_command_line
+    assert explicit.latched_pool.size_bytes == 8 * MIB
+    assert await house.guest_reads(explicit, "fixed")
+    off = await house.create(WSL2, "[wsl2]\nvirtio=false\n[experimental]\nswiotlb=8M\n")
+    assert "swiotlb" not in off.kernel_command_line
+    assert off.networking_mode == vm_owner_pb2.NETWORKING_MODE_NONE
+    assert warned(off) == ["WslConfigNeedsVirtio"] * 3
+    with pytest.raises(FailedPreconditionError) as refused:
+        await house.add_share(off.vm_id, "data")
+    assert refused.value.reason == "VIRTIO_OFF"
+    assert house.broken_rules() == []
+
+
+async def test_a_guest_that_dies_shuts_its_vm_down(house: House) -> None:
+    vm = await house.create(WSL2, fixed=True)
+    watching = house.stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm.vm_id))
+    states, ids = [], []
+    killed = False
+    async with asyncio.timeout(30):
+        async for item in watching:
+            if item.HasField("state"):
+                states.append(item.state)
+            if item.HasField("warning"):
+                ids.append(item.warning.id)
+            if not killed:
+                killed = True
+                [pid] = _children(house.pid_of("VM owner"))
+                os.kill(pid, signal.SIGKILL)
+    assert states == [RUNNING, vm_owner_pb2.VM_STATE_SHUTTING_DOWN, TERMINATED]
+    assert ids == ["GuestEnded"]
+    other = await house.create(WSL2)
+    assert other.state == RUNNING
+
+
+def _gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def _children(pid: int) -> list[int]:
+    listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for children in listed for child in children]
+
+
+async def test_a_device_host_that_crashes_does_not_wedge_the_owner(house: House) -> None:
+    vm = await house.create(WSL2, fixed=True)
+    os.kill(house.pid_of("device host"), signal.SIGKILL)
+    await house.services.first_to_end()
+    with pytest.raises(UnavailableError):
+        await house.add_share(vm.vm_id, "data")
+    seen = await house.get(vm.vm_id)
+    assert [share.tag for share in seen.shares] == ["fixed"]
+    assert seen.devices[0].state == device_pb2.DEVICE_STATE_UNSPECIFIED
+    await house.terminate(vm.vm_id)
+    assert (await house.get(vm.vm_id)).state == TERMINATED
+
+
+async def test_the_owner_ends_its_vms_in_order_on_sigterm(run_dir: Path) -> None:
+    async with AsyncExitStack() as stack:
+        house = House(run_dir)
+        await house.start(stack)
+        vm = await house.create(WSL2, fixed=True)
+        assert await house.guest_reads(vm, "fixed")
+        [guest] = _children(house.pid_of("VM owner"))
+        statuses = await house.services.stop()
+    assert statuses == {"VM owner": 0, "device host": 0}
+    assert _gone(guest)
+    assert house.broken_rules() == []
+    names = [event.name for event in parse_otlp_lines(house.trace_file.read_text(), "trace")]
+    assert names.count("VmTerminated") == 1
+
+
+async def test_a_machine_that_somebody_else_started(house: House) -> None:
+    vm_dir = house.run_dir / "external"
+    address = f"unix:{vm_dir}/machine.sock"
+    guest = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.simguest", f"--vm-dir={vm_dir}", f"--listen={address}",
+        f"--trace-file={house.trace_file}", stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        request = vm_owner_pb2.CreateVmRequest(kind=WSL2)
+        request.external.address = address
+        await (await connect(address, GuestStub, MACHINE)).close()
+        vm = (await house.stub.CreateVm(request, timeout=60)).vm
+        assert (vm.state, vm.machine_address) == (RUNNING, address)
+        await house.add_share(vm.vm_id, "data")
+        assert await house.guest_reads(vm, "data")
+        await house.terminate(vm.vm_id)
+        assert house.broken_rules() == []
+    finally:
+        guest.terminate()
+        await guest.wait()
+
+
+async def test_errors_reach_the_client_with_their_reasons(house: House) -> None:
+    vm = await house.create(WSL2, fixed=True)
+    with pytest.raises(AlreadyExistsError) as taken:
+        await house.add_share(vm.vm_id, "fixed", "uid=7")
+    with pytest.raises(NotFoundError) as unknown:
+        await house.terminate("nope")
+    odd = vm_owner_pb2.EmbeddedMachine(kernel_release="6.18.26.3\0odd")
+    with pytest.raises(InvalidArgumentError, match="printable"):
+        await house.create(WSL2, machine=odd)
+    assert (taken.value.reason, unknown.value.reason) == ("TAG_EXISTS", "VM_NOT_FOUND")
+
+
+class _OwnNetwork:
+    """Puts this thread, and what it starts, into a network namespace of its own."""
+
+    _CLONE_NEWNET = 0x4000_0000  # include/uapi/linux/sched.h
+
+    def __enter__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        assert self._libc.unshare(self._CLONE_NEWNET) == 0
+
+    def __exit__(self, *_: object) -> None:
+        assert self._libc.setns(self._before, self._CLONE_NEWNET) == 0
+        os.close(self._before)
+
+
+def _taps() -> list[str]:
+    return [name for _, name in socket.if_nameindex() if name != "lo"]
+
+
+@pytest.mark.root
+@pytest.mark.tap
+async def test_networking_with_real_adapters(run_dir: Path) -> None:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_OwnNetwork())
+        house = House(run_dir)
+        await house.start(stack)
+        vm = await house.create(WSL2)
+        request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
+        network = await house.stub.ConfigureNetworking(request, timeout=30)
+        assert [adapter.tag for adapter in network.adapters] == ["eth0", "loopback0"]
+        assert all(vm.swiotlb_option in adapter.options for adapter in network.adapters)
+        assert len(_taps()) == 2
+        with pytest.raises(AlreadyExistsError):
+            await house.stub.ConfigureNetworking(request)
+        assert await house.guest_pings(vm, network.gateway_address) == 3
+        await house.terminate(vm.vm_id)
+        assert _taps() == []
+        assert house.broken_rules() == []
