@@ -13,6 +13,9 @@ import os
 import resource
 from typing import Final, NamedTuple
 
+WANTED_DESCRIPTORS: Final = 1 << 20
+"""The most that Linux lets a process have by default (fs.nr_open)."""
+
 _RESERVED: Final = 1024
 """Descriptors left to the rest of the process: sockets, guest memory, other devices' eventfds."""
 
@@ -42,12 +45,19 @@ class Limits(NamedTuple):
 
 
 def raise_descriptor_limit() -> Limits:
-    """Raise this process's soft RLIMIT_NOFILE to the hard one and divide it.
+    """Raise this process's RLIMIT_NOFILE as far as it may, up to WANTED_DESCRIPTORS, and divide it.
+
+    A process without CAP_SYS_RESOURCE gets no further than its hard limit.
 
     Half of it may become one device's nodes and an eighth its handles, so that one guest cannot
     leave the devices of the others without any.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = max(hard, WANTED_DESCRIPTORS)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+        hard = wanted
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     usable = max(hard - _RESERVED, hard // 2)
     return Limits(nodes=max(usable // 2, 1), handles=max(usable // 8, 1))
