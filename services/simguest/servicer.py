@@ -28,7 +28,7 @@ T = TypeVar("T")
 MACHINE: Final = "porthole.machine.v1.Machine"
 WORKLOAD: Final = "porthole.machine.v1.Workload"
 
-_DIGESTS_PER_STEP: Final = 64
+_DIGESTS_PER_BATCH: Final = 64
 """Digests that are fetched from the worker thread at once."""
 
 
@@ -144,10 +144,13 @@ class WorkloadServicer(machine_pb2_grpc.WorkloadServicer):
         self, request: machine_pb2.HashTreeRequest, context: object
     ) -> AsyncIterator[machine_pb2.HashTreeResponse]:
         digests = self._workload.hash_tree(request.tag, request.path, request.exclude)
-        async for digest in _from_thread(digests):
-            yield machine_pb2.HashTreeResponse(
-                path=digest.path, size_bytes=digest.size_bytes, sha256=digest.sha256
-            )
+        async for batch in _from_thread(digests):
+            answer = machine_pb2.HashTreeResponse()
+            for digest in batch:
+                answer.files.add(
+                    path=digest.path, size_bytes=digest.size_bytes, sha256=digest.sha256
+                )
+            yield answer
 
     async def CopyTree(  # noqa: N802, D102
         self, request: machine_pb2.CopyTreeRequest, context: object
@@ -190,18 +193,17 @@ class WorkloadServicer(machine_pb2_grpc.WorkloadServicer):
 
 async def _from_thread(
     digests: Generator[FileDigest, None, None],
-) -> AsyncIterator[FileDigest]:
-    """Iterate a blocking generator without blocking the loop, some items per change of threads."""
+) -> AsyncIterator[list[FileDigest]]:
+    """Iterate a blocking generator without blocking the loop, in batches."""
 
     def step() -> list[FileDigest]:
-        return list(islice(digests, _DIGESTS_PER_STEP))
+        return list(islice(digests, _DIGESTS_PER_BATCH))
 
     running = asyncio.ensure_future(asyncio.to_thread(step))
     try:
         while batch := await asyncio.shield(running):
             running = asyncio.ensure_future(asyncio.to_thread(step))
-            for digest in batch:
-                yield digest
+            yield batch
     finally:
         # The reader may have hung up while a step runs; a generator cannot be closed meanwhile.
         await asyncio.wait([running])

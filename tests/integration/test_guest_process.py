@@ -109,8 +109,9 @@ async def test_a_tree_is_read_through_the_pool_and_nothing_stays(run_dir: Path, 
         await owner.stub.AttachDevice(attach_request(run_dir))
         held = (await user.stub.Stats(machine_pb2.StatsRequest())).slots_used
         seen = {
-            digest.path: digest.sha256
-            async for digest in user.stub.HashTree(machine_pb2.HashTreeRequest(tag="data"))
+            file.path: file.sha256
+            async for answer in user.stub.HashTree(machine_pb2.HashTreeRequest(tag="data"))
+            for file in answer.files
         }
         assert seen == {name: hashlib.sha256(data).digest() for name, data in content.items()}
         async for _ in user.stub.HashTree(machine_pb2.HashTreeRequest(tag="data")):

@@ -93,7 +93,9 @@ class House:
         try:
             request = machine_pb2.HashTreeRequest(tag=tag)
             digests = {
-                item.path: item.sha256 async for item in peer.stub.workload.HashTree(request)
+                file.path: file.sha256
+                async for answer in peer.stub.workload.HashTree(request)
+                for file in answer.files
             }
         finally:
             await peer.close()

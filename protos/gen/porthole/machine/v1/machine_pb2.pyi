@@ -382,6 +382,28 @@ Global___HashTreeRequest: _TypeAlias = HashTreeRequest  # noqa: Y015
 
 @_typing.final
 class HashTreeResponse(_message.Message):
+    """HashTreeResponse carries the digests of some files; a stream of them, all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileDigest]: ...
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___FileDigest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HashTreeResponse: _TypeAlias = HashTreeResponse  # noqa: Y015
+
+@_typing.final
+class FileDigest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
@@ -404,7 +426,7 @@ class HashTreeResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___HashTreeResponse: _TypeAlias = HashTreeResponse  # noqa: Y015
+Global___FileDigest: _TypeAlias = FileDigest  # noqa: Y015
 
 @_typing.final
 class CopyTreeRequest(_message.Message):
