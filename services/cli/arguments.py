@@ -1,0 +1,73 @@
+"""What people type for sizes, shares and VMs, and how it is read.
+
+Must not know what a command does with it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from services.cli.records import ShareRequest, VmRecord
+from services.handshake.errors import InvalidArgumentError, NotFoundError
+
+if TYPE_CHECKING:
+    from services.cli.clients import OwnerClient
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Id of the VM, or how it begins.")]
+
+_SIZE: Final = re.compile(r"(\d+)\s*([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
+_UNIT_SHIFT: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def parse_size(text: str) -> int:
+    """Read a size in bytes: "2G", "512M", "64MiB", "1073741824".
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a size; write 2G, 512M or a number of bytes")
+    return int(match[1]) << _UNIT_SHIFT[match[2].upper()]
+
+
+async def resolve(client: OwnerClient, given: str) -> VmRecord:
+    """Find the VM whose id is, or alone begins with, what the user gave.
+
+    Raises:
+        NotFoundError: VM_NOT_FOUND.
+        InvalidArgumentError: VM_ID_AMBIGUOUS.
+    """
+    vms = await client.list_vms()
+    found = [vm for vm in vms if vm.vm_id == given] or [
+        vm for vm in vms if given and vm.vm_id.startswith(given)
+    ]
+    if not found:
+        raise NotFoundError(
+            "VM_NOT_FOUND", f"no VM's id begins with {given!r}; `porthole vm list` shows them all"
+        )
+    if len(found) > 1:
+        ids = ", ".join(vm.vm_id for vm in found)
+        raise InvalidArgumentError(
+            "VM_ID_AMBIGUOUS",
+            f"{given!r} begins the ids of {len(found)} VMs: {ids}; give more of it",
+        )
+    return found[0]
+
+
+def parse_share(text: str) -> ShareRequest:
+    """Read DIRECTORY[,tag=NAME][,OPTION…] as `vm create --share` takes it.
+
+    A directory whose name has a comma is shared with `porthole share add`.
+    """
+    directory, *items = text.split(",")
+    tags = [item.removeprefix("tag=") for item in items if item.startswith("tag=")]
+    if not directory or len(tags) > 1:
+        raise typer.BadParameter(f"{text!r}: write DIRECTORY[,tag=NAME][,OPTION…]")
+    options = ";".join(item for item in items if not item.startswith("tag="))
+    return ShareRequest(str(Path(directory).absolute()), tags[0] if tags else "", options)

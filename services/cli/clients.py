@@ -1,0 +1,312 @@
+"""The services as the command sees them: calls in, records out.
+
+The only module here that knows protobuf and stubs. Must not know options, tables or exit codes.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from porthole.handshake.v1 import device_pb2
+from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
+from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
+
+from services.cli.records import (
+    CopyResult,
+    Counters,
+    DeviceRecord,
+    FileDigest,
+    HttpResult,
+    PingResult,
+    PoolUse,
+    ShareRecord,
+    ShareRequest,
+    VersionRecord,
+    VmRecord,
+    VmRequest,
+    WarningRecord,
+    WatchRecord,
+)
+from services.rpc.channel import connect
+from services.rpc.status import error_from_rpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
+MACHINE: Final = "porthole.machine.v1.Machine"
+
+BOOT_DEADLINE_S: Final = 60.0
+"""Longest that a guest may take until its capabilities are in."""
+
+WORKLOAD_DEADLINE_S: Final = 300.0
+"""Longest that one piece of work in a guest may take."""
+
+
+class OwnerClient:
+    """Calls of VmOwner. Every method raises PortholeError as the owner refused it."""
+
+    def __init__(self, stub: vm_owner_pb2_grpc.VmOwnerAsyncStub) -> None:
+        self._stub = stub
+
+    async def create_vm(self, request: VmRequest) -> VmRecord:
+        """Boot a VM; its id is in the answer."""
+        message = vm_owner_pb2.CreateVmRequest(
+            kind=vm_owner_pb2.VmKind.Value(f"VM_KIND_{request.kind.upper()}"),
+            ram_bytes=request.ram_bytes,
+            wslconfig=request.wslconfig,
+            wslconfig_name=request.wslconfig_name,
+            shares=[_share_spec(share) for share in request.shares],
+        )
+        machine: vm_owner_pb2.EmbeddedMachine | vm_owner_pb2.ExternalMachine = message.embedded
+        if request.machine_address:
+            message.external.address = request.machine_address
+            machine = message.external
+        machine.SetInParent()
+        machine.kernel_release = request.kernel_release
+        if request.publishes_pool is not None:
+            machine.publishes_pool = request.publishes_pool
+        answer = await self._stub.CreateVm(message, timeout=BOOT_DEADLINE_S)
+        return _vm(answer.vm)
+
+    async def get_vm(self, vm_id: str) -> VmRecord:
+        """Tell all about one VM."""
+        return _vm((await self._stub.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm)
+
+    async def list_vms(self) -> list[VmRecord]:
+        """Tell of every VM, terminated ones included."""
+        answer = await self._stub.ListVms(vm_owner_pb2.ListVmsRequest())
+        return [_vm(vm) for vm in answer.vms]
+
+    async def watch_vm(self, vm_id: str) -> AsyncIterator[WatchRecord]:
+        """Stream what happens to a VM, its present state first; ends when the owner ends it."""
+        async for event in self._stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm_id)):
+            yield _watched(event)
+
+    async def terminate_vm(self, vm_id: str) -> None:
+        """Shut a VM down, in the documented order."""
+        request = vm_owner_pb2.TerminateVmRequest(vm_id=vm_id)
+        await self._stub.TerminateVm(request, timeout=BOOT_DEADLINE_S)
+
+    async def add_share(self, vm_id: str, share: ShareRequest) -> tuple[ShareRecord, bool]:
+        """Share a directory; the flag says whether an equal share existed already."""
+        request = vm_owner_pb2.AddShareRequest(vm_id=vm_id, share=_share_spec(share))
+        answer = await self._stub.AddShare(request, timeout=BOOT_DEADLINE_S)
+        return _share(answer.share), answer.already_existed
+
+    async def remove_share(self, vm_id: str, share_id: str) -> None:
+        """Remove a share."""
+        request = vm_owner_pb2.RemoveShareRequest(vm_id=vm_id, share_id=share_id)
+        await self._stub.RemoveShare(request, timeout=BOOT_DEADLINE_S)
+
+    async def configure_networking(self, vm_id: str) -> str:
+        """Add the VM's adapters; the host's address on eth0's network, empty without one."""
+        request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm_id)
+        answer = await self._stub.ConfigureNetworking(request, timeout=BOOT_DEADLINE_S)
+        return answer.gateway_address
+
+    async def version(self) -> VersionRecord:
+        """Tell the owner's version and its manifest of component versions."""
+        answer = await self._stub.GetVersion(vm_owner_pb2.GetVersionRequest())
+        manifest = {
+            "first_kernel_with_pool": answer.first_kernel_with_pool,
+            "first_device_host_with_token": answer.first_device_host_with_token,
+            "bundled_kernel": answer.bundled_kernel,
+        }
+        version = answer.version
+        return VersionRecord(
+            version.service, version.software_version, tuple(version.api_versions), manifest
+        )
+
+
+class WorkloadClient:
+    """Work that a guest does through its drivers. Every method raises PortholeError."""
+
+    def __init__(self, stub: machine_pb2_grpc.WorkloadAsyncStub) -> None:
+        self._stub = stub
+
+    async def hash_tree(
+        self, tag: str, path: str = "", exclude: tuple[str, ...] = ()
+    ) -> AsyncIterator[tuple[bytes, FileDigest]]:
+        """Have the guest read every regular file of a share."""
+        request = machine_pb2.HashTreeRequest(tag=tag, path=path, exclude=exclude)
+        async for answer in self._stub.HashTree(request, timeout=WORKLOAD_DEADLINE_S):
+            for file in answer.files:
+                yield file.path, FileDigest(file.size_bytes, file.sha256.hex())
+
+    async def copy_tree(
+        self, source_tag: str, target_tag: str, exclude: tuple[str, ...] = ()
+    ) -> CopyResult:
+        """Have the guest copy the whole of one share into another."""
+        request = machine_pb2.CopyTreeRequest(
+            source_tag=source_tag, target_tag=target_tag, exclude=exclude
+        )
+        answer = await self._stub.CopyTree(request, timeout=WORKLOAD_DEADLINE_S)
+        return CopyResult(
+            answer.directories, answer.files, answer.symbolic_links, answer.bytes_copied
+        )
+
+    async def mount(self, tag: str, mount_point: str) -> None:
+        """Make a share a mount point of this host."""
+        await self._stub.Mount(machine_pb2.MountRequest(tag=tag, mount_point=mount_point))
+
+    async def unmount(self, tag: str) -> None:
+        """Undo `mount`."""
+        await self._stub.Unmount(machine_pb2.UnmountRequest(tag=tag))
+
+    async def http_get(self, url: str, timeout_s: float) -> HttpResult:
+        """Fetch a URL from inside the guest's network."""
+        request = machine_pb2.HttpGetRequest(url=url, timeout_s=timeout_s)
+        answer = await self._stub.HttpGet(request, timeout=timeout_s + 10)
+        return HttpResult(answer.status, answer.size_bytes, answer.sha256.hex())
+
+    async def ping(self, address: str, count: int, timeout_s: float) -> PingResult:
+        """Send ICMP echo requests from inside the guest's network."""
+        request = machine_pb2.PingRequest(address=address, count=count, timeout_s=timeout_s)
+        answer = await self._stub.Ping(request, timeout=timeout_s * count + 10)
+        return PingResult(answer.sent, answer.received, answer.round_trip_median_s)
+
+    async def pool_use(self) -> PoolUse:
+        """Tell how the guest's bounce pool was used."""
+        answer = await self._stub.Stats(machine_pb2.StatsRequest())
+        return PoolUse(answer.slots_total, answer.slots_used_high_water, answer.bytes_bounced)
+
+
+class _GuestStub:
+    """Both services at a machine's address: Machine announces the version, Workload works."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.GetVersion = machine_pb2_grpc.MachineStub(channel).GetVersion
+        self.workload = machine_pb2_grpc.WorkloadStub(channel)
+
+
+@asynccontextmanager
+async def owner(address: str, wait_s: float) -> AsyncIterator[OwnerClient]:
+    """Reach the VM owner.
+
+    Raises:
+        UnavailableError: PEER_UNAVAILABLE after `wait_s` seconds.
+        FailedPreconditionError: API_VERSION_MISMATCH.
+    """
+    peer = await connect(address, vm_owner_pb2_grpc.VmOwnerStub, VM_OWNER, wait_s=wait_s)
+    try:
+        yield OwnerClient(peer.stub)
+    finally:
+        await peer.close()
+
+
+@asynccontextmanager
+async def workload(machine_address: str, wait_s: float) -> AsyncIterator[WorkloadClient]:
+    """Reach the guest behind a machine's address; raises as `owner` does."""
+    peer = await connect(machine_address, _GuestStub, MACHINE, wait_s=wait_s)
+    try:
+        yield WorkloadClient(peer.stub.workload)
+    finally:
+        await peer.close()
+
+
+async def health(address: str, timeout_s: float) -> str:
+    """Ask a service's health: "SERVING" or "NOT_SERVING".
+
+    Raises:
+        PortholeError: The service cannot be reached or has no health service.
+    """
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def _share_spec(share: ShareRequest) -> vm_owner_pb2.ShareSpec:
+    return vm_owner_pb2.ShareSpec(
+        host_path=share.host_path, tag=share.tag, options=share.options, elevated=share.elevated
+    )
+
+
+def _vm(vm: vm_owner_pb2.Vm) -> VmRecord:
+    return VmRecord(
+        vm_id=vm.vm_id,
+        kind=_word(vm_owner_pb2.VmKind.Name(vm.kind), "VM_KIND_").upper(),
+        state=_word(vm_owner_pb2.VmState.Name(vm.state), "VM_STATE_"),
+        ram_bytes=vm.ram_bytes,
+        kernel_release=vm.capabilities.kernel_release,
+        kernel_command_line=vm.kernel_command_line,
+        pool_base=vm.latched_pool.base,
+        pool_size_bytes=vm.latched_pool.size_bytes,
+        token=vm.swiotlb_option,
+        networking_mode=_word(
+            vm_owner_pb2.NetworkingMode.Name(vm.networking_mode), "NETWORKING_MODE_"
+        ),
+        guest_init_address=vm.guest_init_address,
+        machine_address=vm.machine_address,
+        traceparent=vm.traceparent,
+        shares=tuple(_share(share) for share in vm.shares),
+        devices=tuple(_device(device) for device in vm.devices),
+        warnings=tuple(WarningRecord(warning.id, warning.text) for warning in vm.warnings),
+    )
+
+
+def _share(share: vm_owner_pb2.Share) -> ShareRecord:
+    return ShareRecord(
+        share_id=share.share_id,
+        instance_id=share.instance_id,
+        host_path=share.host_path,
+        tag=share.tag,
+        options=share.options,
+        elevated=share.elevated,
+    )
+
+
+def _device(device: vm_owner_pb2.Device) -> DeviceRecord:
+    counters = device.counters
+    return DeviceRecord(
+        instance_id=device.instance_id,
+        device_class=_word(device_pb2.DeviceClass.Name(device.device_class), "DEVICE_CLASS_"),
+        tag=device.tag,
+        state=_word(device_pb2.DeviceState.Name(device.state), "DEVICE_STATE_"),
+        options=device.options,
+        socket_path=device.socket_path,
+        elevated=device.elevated,
+        counters=Counters(
+            requests=counters.requests,
+            bytes_in=counters.bytes_in,
+            bytes_out=counters.bytes_out,
+            translations_refused=counters.translations_refused,
+            windows_mapped=counters.windows_mapped,
+            windows_evicted=counters.windows_evicted,
+            windows_waited=counters.windows_waited,
+            highest_slot=counters.highest_slot,
+        ),
+    )
+
+
+def _watched(event: vm_owner_pb2.WatchVmResponse) -> WatchRecord:
+    match event.WhichOneof("event"):
+        case "state":
+            state = _word(vm_owner_pb2.VmState.Name(event.state), "VM_STATE_")
+            return WatchRecord("state", {"state": state})
+        case "warning":
+            return WatchRecord("warning", {"id": event.warning.id, "text": event.warning.text})
+        case "device":
+            facts: dict[str, str | int] = {
+                "instance_id": event.device.instance_id,
+                "tag": event.device.tag,
+                "state": _word(device_pb2.DeviceState.Name(event.device.state), "DEVICE_STATE_"),
+                "detail": event.device.detail,
+            }
+            return WatchRecord("device", facts)
+        case "pool_latched":
+            pool = event.pool_latched
+            return WatchRecord("pool_latched", {"base": pool.base, "size_bytes": pool.size_bytes})
+        case _:  # a newer owner
+            return WatchRecord("unknown")
+
+
+def _word(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower().replace("_", "-")

@@ -1,0 +1,136 @@
+"""The demonstration: three VMs work on a real directory tree, and everything is compared.
+
+Owns which VMs there are and what they have in common. What is shown of each is in demo_vm.py, the
+wording in demo_report.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from services.cli import clients
+from services.cli.demo_report import DemoReport
+from services.cli.demo_tree import read_tree, tree_portion
+from services.cli.demo_vm import WAIT_S, Stage, VmPlan, VmShow
+from services.cli.launcher import Services, service_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+OLD_KERNEL: Final = "5.15.167.4-microsoft-standard-WSL2"
+"""A kernel from before the pool, as WSL shipped it."""
+
+PLANS: Final = (
+    VmPlan("WSL2", "WSL2"),
+    VmPlan("WSLC", "WSLC"),
+    VmPlan("WSL2, old kernel", "WSL2", OLD_KERNEL, pooled=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What to show, and where.
+
+    Attributes:
+        tree: Directory that is shared read-only.
+        exclude: Entries of that directory itself that are left out, by name.
+        out: Directory for everything that the demonstration leaves.
+        portion_files: About how many files are also written, and read through a mount point.
+        trace_file: Where every process appends its spans.
+        mount: Whether a real mount point can be shown.
+        network: Whether the adapters can be shown.
+    """
+
+    tree: Path
+    exclude: tuple[str, ...]
+    out: Path
+    portion_files: int
+    trace_file: Path
+    mount: bool
+    network: bool
+
+
+async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
+    """Run the demonstration; `say` is called with what happens next, in words.
+
+    Raises:
+        PortholeError: The services could not be started, or one of them ended. What else goes
+            wrong with one VM is in the report, and the other VMs are shown all the same.
+    """
+    say(f"reading {plan.tree} on the host")
+    host = await asyncio.to_thread(read_tree, plan.tree, plan.exclude)
+    report = DemoReport(
+        tree=str(plan.tree),
+        tree_files=len(host.files),
+        tree_bytes=host.total_bytes,
+        tree_excluded=list(plan.exclude),
+        tree_unreadable=len(host.unreadable),
+    )
+    environment = {
+        "PORTHOLE_TRACE_FILE": str(plan.trace_file),
+        "PORTHOLE_METRICS_FILE": str(plan.out / "metrics.jsonl"),
+        # The tree may be the library that the services themselves run on.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    with _run_dir(plan.out) as run_dir, (plan.out / "services.log").open("a", buffering=1) as log:
+        say("starting device host and VM owner")
+        services = Services(
+            run_dir, environment, lambda name, line: print(f"{name}: {line}", file=log)
+        )
+        async with services, clients.owner(services.owner_address, WAIT_S) as owner:
+            stage = Stage(
+                host=host,
+                portion=tree_portion(host, plan.portion_files),
+                owner=owner,
+                owner_address=services.owner_address,
+                mount=plan.mount,
+                network=plan.network,
+                say=say,
+            )
+            shows = [
+                VmShow(stage, vm_plan, plan.out / f"vm{number}")
+                for number, vm_plan in enumerate(PLANS, start=1)
+            ]
+            report.vms = [show.report for show in shows]
+            await _run_all(shows, services)
+    return report
+
+
+async def _run_all(shows: list[VmShow], services: Services) -> None:
+    """Run shows side by side: one guest waits for its device while another one works.
+
+    Raises:
+        UnavailableError: SERVICE_ENDED; what would follow would mean nothing.
+    """
+    ending = asyncio.create_task(services.first_to_end())
+    running = [asyncio.create_task(show.run()) for show in shows]
+    try:
+        unfinished = set(running)
+        while unfinished and not ending.done():
+            done, _ = await asyncio.wait({*unfinished, ending}, return_when=asyncio.FIRST_COMPLETED)
+            unfinished -= done
+        if unfinished:
+            raise service_ended(await ending)
+        await asyncio.gather(*running)
+    finally:
+        for task in (ending, *running):
+            task.cancel()
+        await asyncio.wait((ending, *running))
+
+
+@contextmanager
+def _run_dir(out: Path) -> Iterator[Path]:
+    # Not below `out`: a Unix socket's path has at most 107 bytes, and `out` may be deep.
+    path = Path(tempfile.mkdtemp(prefix="ph-"))
+    try:
+        yield path
+    finally:
+        for log in path.glob("vm/*/*.log"):
+            shutil.copyfile(log, out / f"{log.parent.name}-{log.name}")
+        shutil.rmtree(path, ignore_errors=True)

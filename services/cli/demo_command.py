@@ -1,0 +1,176 @@
+"""`porthole demo`: its flags, its progress, its summary and its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import shutil
+import sys
+import sysconfig
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from services.cli import context, demo_namespace
+from services.cli.console import err, fail, out, printable, say
+from services.cli.context import make_context
+from services.cli.demo import DemoPlan, run
+from services.cli.demo_report import DemoReport, summary_table
+from services.cli.exit_codes import NEGATIVE
+from services.cli.tables import format_bytes
+from services.cli.verdict import VALID, broken_rules, judge
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT_OUT: Final = Path("build/demo")
+
+PORTION_FILES: Final = 1000
+"""Every file is read; about so many are also written and mounted, to take under a minute."""
+
+NOT_THE_LIBRARY: Final = ("site-packages", "dist-packages")
+"""Where third parties put their packages below the standard library's directory."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module to the root."""
+    app.command()(demo)
+
+
+def demo(
+    ctx: typer.Context,
+    tree: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory to work on; by default Python's standard library.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    portion: Annotated[
+        int,
+        typer.Option(
+            help="About how many files are also written, and read through a mount point.", min=1
+        ),
+    ] = PORTION_FILES,
+    out_dir: Annotated[
+        Path, typer.Option("--out", help="Directory for what is left; it is emptied first.")
+    ] = DEFAULT_OUT,
+) -> None:
+    """Show the whole of Porthole on a real directory tree, and compare everything.
+
+    It leaves report.json and trace.jsonl in --out.
+    """
+    context.of(ctx)
+    began = time.monotonic()
+    missing = demo_namespace.lacks()
+    with _claimed(out_dir.absolute()) as target:
+        demo_namespace.enter()
+        plan = DemoPlan(
+            tree=(tree or Path(sysconfig.get_path("stdlib"))).resolve(),
+            exclude=() if tree else NOT_THE_LIBRARY,
+            out=target,
+            portion_files=portion,
+            trace_file=target / "trace.jsonl",
+            mount="mount" not in missing,
+            network="network" not in missing,
+        )
+        report = _run(plan)
+        report.not_shown = list(missing.values())
+        report.handshake = _verdict(plan.trace_file, report)
+        report.seconds = round(time.monotonic() - began, 3)
+        (target / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    _summarise(report, target)
+    if not report.passed:
+        raise typer.Exit(NEGATIVE)
+
+
+@contextmanager
+def _claimed(target: Path) -> Iterator[Path]:
+    """Empty a directory and keep other demonstrations out of it.
+
+    Raises:
+        typer.BadParameter: It has something in it that no demonstration has left.
+        FailedPreconditionError: DEMO_RUNNING.
+    """
+    marker = target / ".porthole-demo"
+    if target.exists() and any(target.iterdir()) and not marker.exists():
+        raise typer.BadParameter(
+            f"{target} is not empty and not from an earlier demonstration; choose another --out"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    with marker.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPreconditionError(
+                "DEMO_RUNNING", f"another demonstration is using {target}; choose another --out"
+            ) from None
+        for entry in target.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != marker:
+                entry.unlink()
+        yield target
+
+
+def _run(plan: DemoPlan) -> DemoReport:
+    settings = make_context(None, None, plan.trace_file, wait_s=0.0)
+    console = err()
+    with settings.telemetry():
+        if not console.is_terminal:
+            return asyncio.run(run(plan, say))
+        with _progress(console) as progress:
+            task = progress.add_task("", total=None)
+            return asyncio.run(
+                run(plan, lambda text: progress.update(task, description=printable(text)))
+            )
+
+
+def _verdict(trace_file: Path, report: DemoReport) -> str:
+    """Give "valid" or the first broken rule; a trace that lacks a VM counts as broken."""
+    try:
+        verdicts = judge(trace_file)
+    except (OSError, InvalidArgumentError) as error:
+        fail(str(error))
+        return getattr(error, "reason", "TRACE_MISSING")
+    if {vm.vm_id for vm in report.vms} != {verdict.vm_id for verdict in verdicts}:
+        return "TRACE_MISSING"
+    broken = broken_rules(verdicts)
+    return broken[0] if broken else VALID
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _summarise(report: DemoReport, target: Path) -> None:
+    console = out()
+    tree = f"{report.tree}: {report.tree_files} files, {format_bytes(report.tree_bytes)}"
+    left_out = f", {report.tree_unreadable} unreadable" if report.tree_unreadable else ""
+    console.print(f"{tree}{left_out}", markup=False)
+    console.print(summary_table(report))
+    console.print(f"handshake: {report.handshake}", style="" if report.passed else "bold")
+    for line in report.not_shown:
+        console.print(line, markup=False)
+    sys.stdout.flush()
+    for vm in report.vms:
+        for line in vm.failures:
+            fail(f"{vm.name}: {line}")
+    if report.handshake != VALID:
+        fail(f"handshake: {report.handshake}")
+    verdict_text = "everything is equal" if report.passed else "FAILED"
+    say(f"{verdict_text}; {report.seconds:.1f} s; {target / 'report.json'}")

@@ -1,0 +1,177 @@
+"""What the demonstration found: per VM, as JSON for programs and as a table for people.
+
+Must not know how it was found out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from rich.table import Table
+
+from services.cli.tables import format_bytes, format_pool
+from services.cli.verdict import VALID
+
+if TYPE_CHECKING:
+    from services.cli.records import CopyResult, HttpResult, PingResult, VmRecord
+
+SHOWN_LIMIT: Final = 20
+"""Differences of one VM that are written out; all are counted."""
+
+
+@dataclass(slots=True)
+class VmReport:
+    """What was found of one VM. The first fields, up to `refused`, are what programs rely on.
+
+    Attributes:
+        kind: "WSL2" or "WSLC".
+        kernel: `uname -r` of the guest.
+        gpa_base: First guest-physical address of the latched pool; 0 without one.
+        size_bytes: Its size; 0 without one.
+        token: What every device was given; empty without a pool.
+        devices: Virtio devices that the VM had.
+        bytes_in: Bytes that its devices read from guest memory.
+        bytes_out: Bytes that its devices wrote to guest memory.
+        files: Files that the guest read and that were compared with the host.
+        mismatches: Comparisons that failed: contents, modes, links, fetched files.
+        refused: Addresses that its devices refused.
+        name: Name of the VM in this demonstration.
+        degraded: Whether it works without a pool, by on-demand windows.
+        failures: What went wrong, in words.
+    """
+
+    kind: str
+    kernel: str = ""
+    gpa_base: int = 0
+    size_bytes: int = 0
+    token: str = ""
+    devices: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    files: int = 0
+    mismatches: int = 0
+    refused: int = 0
+    name: str = ""
+    vm_id: str = ""
+    degraded: bool = False
+    requests: int = 0
+    windows_mapped: int = 0
+    windows_evicted: int = 0
+    windows_waited: int = 0
+    pool_slots: int = 0
+    pool_slots_high_water: int = 0
+    warnings: list[str] = field(default_factory=list)
+    copied: CopyResult | None = None
+    files_through_mount_point: int | None = None
+    ping: PingResult | None = None
+    http: HttpResult | None = None
+    seconds: float = 0.0
+    seconds_by_step: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def take(self, vm: VmRecord) -> None:
+        """Take over what the VM owner tells of the VM."""
+        self.vm_id, self.kernel = vm.vm_id, vm.kernel_release
+        self.gpa_base, self.size_bytes, self.token = vm.pool_base, vm.pool_size_bytes, vm.token
+        self.degraded = not vm.token
+        self.devices = len(vm.devices)
+        self.warnings = [warning.id for warning in vm.warnings]
+        counters = [device.counters for device in vm.devices]
+        self.requests = sum(item.requests for item in counters)
+        self.bytes_in = sum(item.bytes_in for item in counters)
+        self.bytes_out = sum(item.bytes_out for item in counters)
+        self.refused = sum(item.translations_refused for item in counters)
+        self.windows_mapped = sum(item.windows_mapped for item in counters)
+        self.windows_evicted = sum(item.windows_evicted for item in counters)
+        self.windows_waited = sum(item.windows_waited for item in counters)
+
+    def compare(self, what: str, differences: list[str]) -> None:
+        """Count what a comparison found and keep the first of it in words."""
+        self.mismatches += len(differences)
+        self.failures += [f"{what}: {line}" for line in differences[:SHOWN_LIMIT]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared is equal and nothing was refused."""
+        return not (self.mismatches or self.refused or self.failures)
+
+
+@dataclass(slots=True)
+class DemoReport:
+    """What was found of all VMs. `handshake` is "valid" or the rule that was broken."""
+
+    vms: list[VmReport] = field(default_factory=list)
+    handshake: str = "not checked"
+    tree: str = ""
+    tree_files: int = 0
+    tree_bytes: int = 0
+    tree_excluded: list[str] = field(default_factory=list)
+    tree_unreadable: int = 0
+    not_shown: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison and every rule holds."""
+        return bool(self.vms) and self.handshake == VALID and all(vm.passed for vm in self.vms)
+
+    def as_json(self) -> dict[str, object]:
+        """Give the JSON form: the fields by name."""
+        return dataclasses.asdict(self)
+
+
+def summary_table(report: DemoReport) -> Table:
+    """One column per VM: what was latched, what went through, and what was compared."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    for vm in report.vms:
+        heading = f"{vm.name} (degraded)" if vm.degraded else vm.name
+        table.add_column(heading, overflow="fold", style="yellow" if vm.degraded else "")
+    for label, cells in (
+        ("kernel", [vm.kernel for vm in report.vms]),
+        ("pool", [format_pool(vm.gpa_base, vm.size_bytes) for vm in report.vms]),
+        ("token", [vm.token or "none" for vm in report.vms]),
+        ("devices", [str(vm.devices) for vm in report.vms]),
+        ("requests", [str(vm.requests) for vm in report.vms]),
+        ("into devices", [format_bytes(vm.bytes_in) for vm in report.vms]),
+        ("out of devices", [format_bytes(vm.bytes_out) for vm in report.vms]),
+        ("refused", [str(vm.refused) for vm in report.vms]),
+        ("windows", [str(vm.windows_mapped) for vm in report.vms]),
+        ("pool use", [_pool_use(vm) for vm in report.vms]),
+        ("files read", [str(vm.files) for vm in report.vms]),
+        ("tree written", [_copied(vm.copied) for vm in report.vms]),
+        ("mount point", [_mounted(vm.files_through_mount_point) for vm in report.vms]),
+        ("ping", [_pinged(vm.ping) for vm in report.vms]),
+        ("HTTP", [_fetched(vm.http) for vm in report.vms]),
+        ("mismatches", [str(vm.mismatches) for vm in report.vms]),
+        ("took", [f"{vm.seconds:.1f} s" for vm in report.vms]),
+    ):
+        table.add_row(label, *cells)
+    return table
+
+
+def _pool_use(vm: VmReport) -> str:
+    if not vm.pool_slots:
+        return "-"
+    return f"{vm.pool_slots_high_water} of {vm.pool_slots} slots"
+
+
+def _copied(result: CopyResult | None) -> str:
+    return f"{result.files} files, {format_bytes(result.bytes_copied)}" if result else "-"
+
+
+def _mounted(files: int | None) -> str:
+    return "-" if files is None else f"{files} files"
+
+
+def _pinged(result: PingResult | None) -> str:
+    if result is None:
+        return "-"
+    median_ms = result.round_trip_median_s * 1000
+    return f"{result.received} of {result.sent}, {median_ms:.1f} ms"
+
+
+def _fetched(result: HttpResult | None) -> str:
+    return f"{result.status}, {format_bytes(result.size_bytes)}" if result else "-"

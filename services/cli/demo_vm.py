@@ -1,0 +1,238 @@
+"""What the demonstration shows of one VM: boot, read, write, mount, fetch, shut down; all compared.
+
+The comparisons are in demo_tree.py. It reaches the VM as any client does, and reads with its own
+eyes only what the host has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from services.cli import clients
+from services.cli.demo_namespace import http_server, quote
+from services.cli.demo_report import VmReport
+from services.cli.demo_tree import (
+    Tree,
+    copy_differences,
+    copy_files,
+    differences,
+    read_tree,
+    tree_portion,
+)
+from services.cli.records import ShareRequest, VmRequest
+from services.handshake.errors import PortholeError
+from services.session import apply_guest_capabilities
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from services.cli.clients import OwnerClient, WorkloadClient
+
+SOURCE: Final = "source"
+TARGET: Final = "target"
+BY_MOUNT: Final = "by-mount"
+"""Directory of the target share that is written through its mount point."""
+
+BY_MOUNT_FILES: Final = 200
+"""About how many files that are: the kernel's client asks some twenty requests for each."""
+
+WAIT_S: Final = 30.0
+HTTP_DEADLINE_S: Final = 30.0
+HTTP_FILE_LIMIT_BYTES: Final = 4 << 20
+"""The file that is fetched over HTTP is the largest of the tree up to this size."""
+
+PINGS: Final = 3
+PING_DEADLINE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class VmPlan:
+    """One VM of the demonstration.
+
+    Attributes:
+        kernel_release: `uname -r`; empty: the bundled kernel's.
+        pooled: Whether its kernel publishes a pool.
+    """
+
+    name: str
+    kind: str
+    kernel_release: str = ""
+    pooled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What all VMs of one demonstration share.
+
+    Attributes:
+        host: The tree as the host sees it; every VM gets it as a read-only share and reads it all.
+        portion: The part of it that is also written, and read through a mount point.
+        owner: The VM owner.
+        owner_address: Where sessions reach it.
+        mount: Whether a real mount point can be shown.
+        network: Whether the adapters can be shown.
+        say: Called with what happens next, in words.
+    """
+
+    host: Tree
+    portion: Tree
+    owner: OwnerClient
+    owner_address: str
+    mount: bool
+    network: bool
+    say: Callable[[str], None]
+
+
+class VmShow:
+    """The show of one VM.
+
+    Args:
+        stage: What it has in common with the others.
+        plan: Which VM.
+        out: Directory for what it writes; must not exist.
+    """
+
+    def __init__(self, stage: Stage, plan: VmPlan, out: Path) -> None:
+        self._stage, self._plan, self._out = stage, plan, out
+        self._target = out / TARGET
+        self.report = VmReport(kind=plan.kind, name=plan.name)
+
+    async def run(self) -> None:
+        """Show everything. A refusal ends this VM's show and is part of its report."""
+        began = time.monotonic()
+        self._target.mkdir(parents=True)
+        with self._recorded():
+            vm_id = await self._boot()
+            with self._recorded():
+                await self._work(vm_id)
+            self.report.take(await self._stage.owner.get_vm(vm_id))
+            with self._step("terminate", "shutting down"):
+                await self._stage.owner.terminate_vm(vm_id)
+            self._check_pool()
+        self.report.seconds = round(time.monotonic() - began, 3)
+
+    async def _boot(self) -> str:
+        request = VmRequest(
+            kind=self._plan.kind,
+            kernel_release=self._plan.kernel_release,
+            shares=(
+                ShareRequest(str(self._stage.host.root), SOURCE, "ro"),
+                ShareRequest(str(self._target), TARGET),
+            ),
+        )
+        with self._step("boot", "booting"):
+            vm = await self._stage.owner.create_vm(request)
+            if self._plan.kind == "WSLC":
+                await apply_guest_capabilities(self._stage.owner_address, vm.vm_id)
+        return vm.vm_id
+
+    async def _work(self, vm_id: str) -> None:
+        gateway = ""
+        if self._stage.network:
+            with self._step("network", "configuring its network"):
+                gateway = await self._stage.owner.configure_networking(vm_id)
+        vm = await self._stage.owner.get_vm(vm_id)
+        async with clients.workload(vm.machine_address, WAIT_S) as guest:
+            await self._read(guest)
+            await self._write(guest)
+            if self._stage.mount:
+                await self._mount(guest)
+            if gateway:
+                await self._ping(guest, gateway)
+                await self._fetch(guest, gateway)
+            use = await guest.pool_use()
+            self.report.pool_slots = use.slots_total
+            self.report.pool_slots_high_water = use.slots_used_high_water
+
+    async def _read(self, guest: WorkloadClient) -> None:
+        host = self._stage.host
+        with self._step("read", f"reading {len(host.files)} files through its virtqueue"):
+            read = {
+                path: digest async for path, digest in guest.hash_tree(SOURCE, exclude=host.exclude)
+            }
+        self.report.files = len(read)
+        self.report.compare("read", differences(host, read))
+
+    async def _write(self, guest: WorkloadClient) -> None:
+        portion = self._stage.portion
+        with self._step("write", f"copying {len(portion.files)} files to its writable share"):
+            self.report.copied = await guest.copy_tree(SOURCE, TARGET, portion.exclude)
+        with self._step("compare", "comparing the copy on the host"):
+            copy = await asyncio.to_thread(read_tree, self._target)
+        self.report.compare("written", copy_differences(portion, copy))
+
+    async def _mount(self, guest: WorkloadClient) -> None:
+        portion = self._stage.portion
+        small = tree_portion(portion, min(len(portion.files), BY_MOUNT_FILES))
+        async with self._mounted(guest, SOURCE) as source, self._mounted(guest, TARGET) as target:
+            with self._step("mount", f"reading {len(portion.files)} files through a mount point"):
+                seen = await asyncio.to_thread(read_tree, source, portion.exclude)
+            with self._step("mount write", f"copying {len(small.files)} files between mounts"):
+                await asyncio.to_thread(copy_files, small, source, target / BY_MOUNT)
+        self.report.files_through_mount_point = len(seen.files)
+        self.report.compare("mount point", copy_differences(portion, seen))
+        copy = await asyncio.to_thread(read_tree, self._target / BY_MOUNT)
+        self.report.compare("written through the mount point", copy_differences(small, copy))
+
+    @asynccontextmanager
+    async def _mounted(self, guest: WorkloadClient, tag: str) -> AsyncIterator[Path]:
+        mount_point = self._out / f"mount-{tag}"
+        mount_point.mkdir()
+        await guest.mount(tag, str(mount_point))
+        try:
+            yield mount_point
+        finally:
+            await guest.unmount(tag)
+
+    async def _ping(self, guest: WorkloadClient, gateway: str) -> None:
+        with self._step("ping", "ping through its adapter"):
+            result = await guest.ping(gateway, PINGS, PING_DEADLINE_S)
+        self.report.ping = result
+        lost = result.sent - result.received
+        self.report.compare("ping", [f"{gateway}: an echo request was lost"] * lost)
+
+    async def _fetch(self, guest: WorkloadClient, gateway: str) -> None:
+        host = self._stage.host
+        sizes = {path: digest.size_bytes for path, digest in host.files.items()}
+        small = {path: size for path, size in sizes.items() if size <= HTTP_FILE_LIMIT_BYTES}
+        if not small:
+            return
+        path = max(small, key=lambda item: small[item])
+        with (
+            self._step("http", "HTTP through its adapter"),
+            http_server(gateway, host.root) as url,
+        ):
+            fetched = await guest.http_get(url + quote(path), HTTP_DEADLINE_S)
+        self.report.http = fetched
+        expected = host.files[path].sha256
+        if (fetched.status, fetched.sha256) != (200, expected):
+            wrong = f"{os.fsdecode(path)}: status {fetched.status}, sha256 {fetched.sha256[:12]}"
+            self.report.compare("HTTP", [f"{wrong}, host {expected[:12]}"])
+
+    def _check_pool(self) -> None:
+        pooled = bool(self.report.token)
+        if pooled != self._plan.pooled:
+            has = "has a pool, though its kernel has none" if pooled else "has no pool"
+            self.report.failures.append(f"the VM {has}")
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        try:
+            yield
+        except PortholeError as error:
+            self.report.failures.append(f"{error.message} [{error.reason}]")
+        except OSError as error:
+            self.report.failures.append(str(error))
+
+    @contextmanager
+    def _step(self, name: str, text: str) -> Iterator[None]:
+        self._stage.say(f"{self._plan.name}: {text}")
+        began = time.monotonic()
+        yield
+        self.report.seconds_by_step[name] = round(time.monotonic() - began, 3)

@@ -1,0 +1,36 @@
+"""What the exit codes of `porthole` mean, and which error gives which; README has the same table.
+
+Must not know commands: they return or raise, and the root group in main.py turns that into a code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from services.handshake.errors import PortholeError
+
+OK: Final = 0
+"""Done; what was checked is right."""
+
+NEGATIVE: Final = 1
+"""The command did its work, and the answer is no: an invalid handshake, a failed comparison."""
+
+USAGE: Final = 2
+"""The command line is wrong, or an input cannot be read."""
+
+REFUSED: Final = 3
+"""A service refused the request; the reason is on stderr."""
+
+UNREACHABLE: Final = 4
+"""A service cannot be reached, could not be started, or did not answer in time."""
+
+INTERRUPTED: Final = 130
+"""Ended by Ctrl-C, as shells have it: 128 + SIGINT."""
+
+_UNREACHABLE_KINDS: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+
+
+def exit_code_for(error: PortholeError) -> int:
+    """Tell the exit code of an error that ended a command."""
+    return UNREACHABLE if error.kind in _UNREACHABLE_KINDS else REFUSED

@@ -1,0 +1,227 @@
+"""Starts the services as processes, waits until they are ready, and ends them in order.
+
+Owns the child processes of `porthole up` and `porthole demo`. Guests are none of its business: the
+VM owner starts them, and they start guest init. It must not import a service, only run it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from services.handshake.errors import FailedPreconditionError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Self
+
+START_DEADLINE_S: Final = 30.0
+"""Longest that a service may take until it is ready."""
+
+STOP_DEADLINE_S: Final = 40.0
+"""Longest that a service may take to end after SIGTERM; longer than it gives itself."""
+
+LINE_LIMIT_BYTES: Final = 1 << 20
+"""Longest line that a service may print."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceProgram:
+    """One service that is run as a process."""
+
+    name: str
+    module: str
+    socket: str
+
+
+DEVICE_HOST: Final = ServiceProgram("device host", "services.devicehost", "devicehost.sock")
+VM_OWNER: Final = ServiceProgram("VM owner", "services.vm_owner", "owner.sock")
+
+START_ORDER: Final = (DEVICE_HOST, VM_OWNER)
+"""The owner needs the device host until its last VM is gone, so they end the other way round."""
+
+
+class Running:
+    """One service process, ready, with its output being read."""
+
+    def __init__(self, program: ServiceProgram, process: asyncio.subprocess.Process) -> None:
+        self.program = program
+        self.process = process
+        self.last_line = ""
+        self._ready = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def until_ready(self, log: Callable[[str, str], None]) -> None:
+        """Wait for the ready line.
+
+        Raises:
+            UnavailableError: SERVICE_START_FAILED when the process ends or is silent for too long.
+        """
+        self._reader = asyncio.create_task(self._read(log))
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait(
+            (ready, self._reader),
+            timeout=START_DEADLINE_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        ready.cancel()
+        if self._ready.is_set():
+            return
+        if self._reader.done():
+            status = await self.process.wait()
+            what = f"ended with status {status} before it was ready"
+        else:
+            what = f"was not ready after {START_DEADLINE_S:.0f} s"
+        raise UnavailableError(
+            "SERVICE_START_FAILED",
+            f"the {self.program.name} {what}: {self.last_line or 'it printed nothing'}",
+            service=self.program.module,
+        )
+
+    async def stop(self) -> int:
+        """End the process with SIGTERM, in the end with SIGKILL; its exit status."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self.process.wait(), STOP_DEADLINE_S)
+            except TimeoutError:
+                self.process.kill()
+        status = await self.process.wait()
+        if self._reader is not None:
+            # A guest that outlives its owner would hold the pipe open for ever.
+            await asyncio.wait((self._reader,), timeout=1.0)
+            self._reader.cancel()
+        return status
+
+    async def _read(self, log: Callable[[str, str], None]) -> None:
+        stream = self.process.stdout
+        if stream is None:
+            return
+        while raw := await stream.readline():
+            line = raw.decode(errors="backslashreplace").rstrip()
+            self.last_line = line or self.last_line
+            log(self.program.name, line)
+            if line.startswith("porthole ") and " ready on " in line:
+                self._ready.set()
+
+
+def service_ended(service: Running) -> UnavailableError:
+    """Word the error of a service that ended by itself, with its last words."""
+    return UnavailableError(
+        "SERVICE_ENDED",
+        f"the {service.program.name} ended with status {service.process.returncode}: "
+        f"{service.last_line}",
+        service=service.program.module,
+    )
+
+
+class Services:
+    """The services of one run directory. Use as an async context manager.
+
+    Args:
+        run_dir: Directory of their sockets; made when it is missing, readable by its owner only.
+        environment: PORTHOLE_ variables for them, over those of this process.
+        log: Called with the name of a service and each line that it prints.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        environment: Mapping[str, str],
+        log: Callable[[str, str], None],
+    ) -> None:
+        self.run_dir = run_dir.absolute()
+        self._environment = {**os.environ, **environment, "PORTHOLE_RUN_DIR": str(self.run_dir)}
+        self._log = log
+        self._lock: int | None = None
+        self.running: list[Running] = []
+
+    @property
+    def owner_address(self) -> str:
+        """Where the VM owner is reached."""
+        return f"unix:{self.run_dir / VM_OWNER.socket}"
+
+    @property
+    def device_host_address(self) -> str:
+        """Where the device host is reached."""
+        return f"unix:{self.run_dir / DEVICE_HOST.socket}"
+
+    async def __aenter__(self) -> Self:
+        """Start the services, each when the one before it is ready.
+
+        Raises:
+            FailedPreconditionError: RUN_DIR_IN_USE.
+            UnavailableError: SERVICE_START_FAILED; what had been started is ended.
+        """
+        self._claim()
+        try:
+            for program in START_ORDER:
+                await self._start(program)
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the services, last started first."""
+        await self.stop()
+
+    async def stop(self) -> dict[str, int]:
+        """End the services, last started first; exit status by name."""
+        statuses = {}
+        while self.running:
+            service = self.running.pop()
+            statuses[service.program.name] = await service.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        return statuses
+
+    async def first_to_end(self) -> Running:
+        """Wait until one of the services ends by itself."""
+        waits = {asyncio.create_task(item.process.wait()): item for item in self.running}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        return waits[done.pop()]
+
+    def _claim(self) -> None:
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(self.run_dir / "up.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise FailedPreconditionError(
+                "RUN_DIR_IN_USE",
+                f"{self.run_dir} already has running services; end them or give another --run-dir",
+                run_dir=str(self.run_dir),
+            ) from None
+        self._lock = lock
+
+    async def _start(self, program: ServiceProgram) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            program.module,
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            limit=LINE_LIMIT_BYTES,
+            # Ctrl-C must reach this process only, which then ends the others in order.
+            start_new_session=True,
+        )
+        service = Running(program, process)
+        self.running.append(service)
+        await service.until_ready(self._log)

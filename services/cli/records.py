@@ -1,0 +1,176 @@
+"""What the command shows of VMs, shares and devices, as values; their JSON form is the fields here.
+
+clients.py fills them from answers; tables.py and `--json` print them. Must not know protobuf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Counters of one device since it was created; bytes as the device moved them."""
+
+    requests: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    translations_refused: int = 0
+    windows_mapped: int = 0
+    windows_evicted: int = 0
+    windows_waited: int = 0
+    highest_slot: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """One virtio device as the VM owner and its device host tell it."""
+
+    instance_id: str
+    device_class: str
+    tag: str
+    state: str
+    options: str
+    socket_path: str
+    elevated: bool
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRecord:
+    """One shared directory."""
+
+    share_id: str
+    instance_id: str
+    host_path: str
+    tag: str
+    options: str
+    elevated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WarningRecord:
+    """Something that a user of a VM should know."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmRecord:
+    """One VM. Without a latched pool its numbers are 0 and `token` is empty."""
+
+    vm_id: str
+    kind: str
+    state: str
+    ram_bytes: int
+    kernel_release: str
+    kernel_command_line: str
+    pool_base: int
+    pool_size_bytes: int
+    token: str
+    networking_mode: str
+    guest_init_address: str
+    machine_address: str
+    traceparent: str
+    shares: tuple[ShareRecord, ...] = ()
+    devices: tuple[DeviceRecord, ...] = ()
+    warnings: tuple[WarningRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRecord:
+    """One thing that happened to a VM; `event` is state, warning, device or pool_latched."""
+
+    event: str
+    facts: dict[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """What one service says of itself."""
+
+    service: str
+    software_version: str
+    api_versions: tuple[str, ...]
+    manifest: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRequest:
+    """A directory that a user asks to share."""
+
+    host_path: str
+    tag: str = ""
+    options: str = ""
+    elevated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VmRequest:
+    """A VM that a user asks for. `machine_address` empty: the owner starts the guest itself."""
+
+    kind: str
+    ram_bytes: int = 0
+    wslconfig: str = ""
+    wslconfig_name: str = ""
+    kernel_release: str = ""
+    publishes_pool: bool | None = None
+    machine_address: str = ""
+    shares: tuple[ShareRequest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What a guest read of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What a guest copied."""
+
+    directories: int
+    files: int
+    symbolic_links: int
+    bytes_copied: int
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResult:
+    """What a guest fetched."""
+
+    status: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PingResult:
+    """How a guest's echo requests fared; the median is in seconds, 0 when none came back."""
+
+    sent: int
+    received: int
+    round_trip_median_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """How a guest's bounce pool was used; zeros without a pool."""
+
+    slots_total: int
+    slots_used_high_water: int
+    bytes_bounced: int
+
+
+Record = (
+    DeviceRecord | ShareRecord | WarningRecord | VmRecord | WatchRecord | VersionRecord | Counters
+)
+
+
+def as_json(record: Record) -> dict[str, object]:
+    """Give the JSON form of a record: its fields by name, nested records likewise."""
+    return dataclasses.asdict(record)

@@ -1,0 +1,44 @@
+"""`porthole session …`: plays the WSLC session for a VM."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+
+from services.cli import context
+from services.cli.arguments import JsonFlag, VmArgument, resolve
+from services.cli.console import out, print_json, say
+from services.session import apply_guest_capabilities
+
+app = typer.Typer(help="Play the WSLC session.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Play the WSLC session."""
+
+
+@app.command()
+def apply(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
+    """Pull a guest's capabilities from its init and apply them; may be repeated."""
+    settings = context.of(ctx)
+
+    async def run() -> tuple[str, str, bool]:
+        async with settings.owner() as client:
+            vm_id = (await resolve(client, vm)).vm_id
+        answer = await apply_guest_capabilities(
+            settings.owner_address, vm_id, wait_s=settings.wait_s
+        )
+        return vm_id, answer.swiotlb_option, answer.already_applied
+
+    with settings.telemetry():
+        vm_id, token, already_applied = asyncio.run(run())
+    if json:
+        print_json({"vm_id": vm_id, "token": token, "already_applied": already_applied})
+        return
+    if token:
+        out().print(token, markup=False)
+        say("had been applied before" if already_applied else "applied")
+    else:
+        say("the guest's kernel publishes no pool; the VM runs without one")

@@ -1,0 +1,119 @@
+"""`porthole share …`: add, remove, list and check shared directories."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli import context, tables
+from services.cli.arguments import JsonFlag, VmArgument, resolve
+from services.cli.clients import workload
+from services.cli.console import out, print_json, say
+from services.cli.records import ShareRecord, ShareRequest, as_json
+
+app = typer.Typer(help="Share directories of the host with a VM.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    ctx: typer.Context,
+    vm: VmArgument,
+    directory: Annotated[Path, typer.Argument(help="Directory of the device host's machine.")],
+    tag: Annotated[str, typer.Option(help="Mount tag; by default made from the id.")] = "",
+    options: Annotated[
+        str, typer.Option(help="Further options: 'key=value;flag', for instance 'uid=1000'.")
+    ] = "",
+    read_only: Annotated[bool, typer.Option("--read-only", "--ro", help="Refuse writing.")] = False,
+    elevated: Annotated[bool, typer.Option("--elevated", help="Serve it elevated.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Share a directory; adding an equal share again returns the existing one."""
+    settings = context.of(ctx)
+    items = [item for item in options.split(";") if item]
+    if read_only and "ro" not in items:
+        items.insert(0, "ro")
+    request = ShareRequest(str(directory.absolute()), tag, ";".join(items), elevated)
+
+    async def run() -> tuple[ShareRecord, bool]:
+        async with settings.owner() as client:
+            return await client.add_share((await resolve(client, vm)).vm_id, request)
+
+    with settings.telemetry():
+        share, existed = asyncio.run(run())
+    if json:
+        print_json({**as_json(share), "already_existed": existed})
+        return
+    out().print(share.share_id, markup=False)
+    say(f"{share.host_path} {'was already' if existed else 'is'} shared as {share.tag}")
+
+
+@app.command()
+def remove(
+    ctx: typer.Context,
+    vm: VmArgument,
+    share: Annotated[str, typer.Argument(help="Id or tag of the share.")],
+) -> None:
+    """Remove a share."""
+    settings = context.of(ctx)
+
+    async def run() -> str:
+        async with settings.owner() as client:
+            record = await resolve(client, vm)
+            ids = {item.tag: item.share_id for item in record.shares}
+            # An id that nobody knows goes to the owner as it is: the refusal is the owner's.
+            share_id = ids.get(share, share)
+            await client.remove_share(record.vm_id, share_id)
+            return share_id
+
+    with settings.telemetry():
+        say(f"removed {asyncio.run(run())}")
+
+
+@app.command("list")
+def list_(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
+    """List the shares of a VM."""
+    settings = context.of(ctx)
+
+    async def run() -> tuple[ShareRecord, ...]:
+        async with settings.owner() as client:
+            return (await client.get_vm((await resolve(client, vm)).vm_id)).shares
+
+    shares = asyncio.run(run())
+    if json:
+        print_json([as_json(share) for share in shares])
+    elif shares:
+        out().print(tables.share_table(shares))
+    else:
+        say(f"no shares; `porthole share add {vm} DIRECTORY` adds one")
+
+
+@app.command("hash")
+def hash_(
+    ctx: typer.Context,
+    vm: VmArgument,
+    tag: Annotated[str, typer.Argument(help="Tag of the share.")],
+    path: Annotated[str, typer.Argument(help="Directory in the share.")] = "",
+) -> None:
+    """Have the guest read every file of a share; prints what `sha256sum --check` reads."""
+    settings = context.of(ctx)
+
+    async def run() -> None:
+        async with settings.owner() as client:
+            record = await resolve(client, vm)
+        async with workload(record.machine_address, settings.wait_s) as guest:
+            async for name, digest in guest.hash_tree(tag, path):
+                sys.stdout.buffer.write(checksum_line(name, digest.sha256))
+        sys.stdout.buffer.flush()
+
+    asyncio.run(run())
+
+
+def checksum_line(name: bytes, sha256: str) -> bytes:
+    """Write one line as sha256sum does: a name that would break the line is escaped."""
+    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    mark = b"\\" if escaped != name else b""
+    return mark + sha256.encode() + b"  " + escaped + b"\n"

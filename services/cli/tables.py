@@ -1,0 +1,154 @@
+"""Records as tables and lines for people. Must not know where records come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from services.cli.console import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from services.cli.records import DeviceRecord, ShareRecord, VmRecord, WatchRecord
+    from services.handshake.trace_checker import VmVerdict
+
+_STATE_STYLE = {
+    "running": "green",
+    "attached": "green",
+    "booted": "yellow",
+    "connected": "yellow",
+    "listening": "yellow",
+    "needs-reset": "red",
+    "terminated": "dim",
+    "valid": "green",
+}
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Write a size with a binary unit, exact where it is a whole number of units."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if size == int(size) else f"{size:.1f} {unit}"
+
+
+def format_pool(base: int, size_bytes: int) -> str:
+    """Write a pool as its first address and size."""
+    return f"0x{base:x} + {format_bytes(size_bytes)}" if size_bytes else "none"
+
+
+def vm_table(vms: Iterable[VmRecord]) -> Table:
+    """One row per VM."""
+    table = _table("VM", "kind", "state", "kernel", "RAM", "pool", "shares", "devices", "warnings")
+    for vm in vms:
+        _row(
+            table,
+            vm.vm_id,
+            vm.kind,
+            vm.state,
+            vm.kernel_release or "?",
+            format_bytes(vm.ram_bytes),
+            format_pool(vm.pool_base, vm.pool_size_bytes),
+            str(len(vm.shares)),
+            str(len(vm.devices)),
+            str(len(vm.warnings)),
+        )
+    return table
+
+
+def vm_facts(vm: VmRecord) -> Table:
+    """All scalar facts of one VM, one per row."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in (
+        ("VM", vm.vm_id),
+        ("kind", vm.kind),
+        ("state", vm.state),
+        ("kernel", vm.kernel_release or "not reported"),
+        ("RAM", format_bytes(vm.ram_bytes)),
+        ("command line", vm.kernel_command_line),
+        ("pool", format_pool(vm.pool_base, vm.pool_size_bytes)),
+        ("token", vm.token or "none"),
+        ("networking", vm.networking_mode),
+        ("guest init", vm.guest_init_address or "none"),
+        ("machine", vm.machine_address),
+        ("trace", vm.traceparent),
+        *(("warning", f"{warning.id}: {warning.text}") for warning in vm.warnings),
+    ):
+        _row(table, name, value)
+    return table
+
+
+def share_table(shares: Iterable[ShareRecord]) -> Table:
+    """One row per share."""
+    table = _table("share", "tag", "directory", "options", "elevated")
+    for share in shares:
+        elevated = "yes" if share.elevated else "no"
+        _row(table, share.share_id, share.tag, share.host_path, share.options or "-", elevated)
+    return table
+
+
+def device_table(devices: Iterable[DeviceRecord]) -> Table:
+    """One row per device, with what went through its aperture."""
+    table = _table("device", "class", "tag", "state")
+    for heading in ("requests", "in", "out", "refused", "windows"):
+        table.add_column(heading, justify="right")
+    for device in devices:
+        counters = device.counters
+        _row(
+            table,
+            device.instance_id,
+            device.device_class,
+            device.tag,
+            device.state,
+            str(counters.requests),
+            format_bytes(counters.bytes_in),
+            format_bytes(counters.bytes_out),
+            str(counters.translations_refused),
+            str(counters.windows_mapped),
+        )
+    return table
+
+
+def verdict_table(verdicts: Iterable[VmVerdict]) -> Table:
+    """One row per VM: its handshake is valid, or the rules that are broken."""
+    table = _table("VM", "kind", "token", "devices", "handshake")
+    for vm in verdicts:
+        rules = ", ".join(dict.fromkeys(violation.rule for violation in vm.violations))
+        _row(table, vm.vm_id, vm.kind or "?", vm.token or "none", str(vm.devices), rules or "valid")
+    return table
+
+
+def watch_line(record: WatchRecord) -> str:
+    """One thing that happened, as one line."""
+    facts = record.facts
+    match record.event:
+        case "state":
+            return f"state    {facts['state']}"
+        case "warning":
+            return f"warning  {facts['id']}: {facts['text']}"
+        case "device":
+            detail = f": {facts['detail']}" if facts["detail"] else ""
+            return f"device   {facts['tag']} {facts['state']}{detail} ({facts['instance_id']})"
+        case "pool_latched":
+            return f"pool     {format_pool(int(facts['base']), int(facts['size_bytes']))}"
+        case _:
+            return f"{record.event}  (this porthole does not know it; a newer one may)"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    """Add a row of plain texts: what a guest named must not be read as markup."""
+    table.add_row(*(Text(printable(cell), _STATE_STYLE.get(cell, "")) for cell in cells))

@@ -1,0 +1,38 @@
+"""Reads a trace file and has the trace checker judge it. Must not know how a verdict is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.trace_checker import IDLE_TAGS, VmVerdict, verify
+from services.handshake.trace_otlp import parse_otlp_lines
+
+VALID: Final = "valid"
+"""What a valid handshake is called wherever it is written; else it is the broken rule."""
+
+
+def judge(file: Path, idle: frozenset[str] = frozenset()) -> list[VmVerdict]:
+    """Judge the handshake of every VM in a file of OTLP JSON lines.
+
+    Args:
+        file: The file.
+        idle: Tags of devices of which nothing was asked, beside those that may always be idle.
+
+    Raises:
+        OSError: The file cannot be read.
+        InvalidArgumentError: TRACE_SYNTAX, also for text that is not UTF-8; TRACE_WITHOUT_VM.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(
+            "TRACE_SYNTAX", f"{file}: not UTF-8 at byte {error.start}, so not lines of OTLP JSON"
+        ) from None
+    return verify(parse_otlp_lines(text, str(file)), IDLE_TAGS | idle)
+
+
+def broken_rules(verdicts: list[VmVerdict]) -> list[str]:
+    """Name the rules that are broken, each once, in the order in which they were found."""
+    return list(dict.fromkeys(item.rule for vm in verdicts for item in vm.violations))

@@ -1,0 +1,162 @@
+"""`porthole vm …`: create, list, show, terminate and watch VMs."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli import context, tables
+from services.cli.arguments import JsonFlag, VmArgument, parse_share, parse_size, resolve
+from services.cli.console import out, print_json, printable, say
+from services.cli.records import VmRecord, VmRequest, as_json
+
+app = typer.Typer(help="Create, show and end VMs.", no_args_is_help=True)
+
+
+class Kind(StrEnum):
+    """How the capabilities of a VM travel."""
+
+    WSL2 = "wsl2"
+    WSLC = "wslc"
+
+
+@app.command()
+def create(
+    ctx: typer.Context,
+    kind: Annotated[
+        Kind, typer.Option(help="wsl2: the guest pushes; wslc: a session applies.")
+    ] = Kind.WSL2,
+    ram: Annotated[
+        str, typer.Option(help="Memory, 2G or 512M; by default as .wslconfig says, or 2G.")
+    ] = "",
+    kernel: Annotated[
+        str, typer.Option(help="`uname -r` of the guest; by default the bundled kernel's.")
+    ] = "",
+    publishes_pool: Annotated[
+        bool | None,
+        typer.Option(
+            "--publishes-pool/--no-publishes-pool",
+            help="Whether the kernel publishes its pool; by default as its version does.",
+        ),
+    ] = None,
+    wslconfig: Annotated[
+        Path | None, typer.Option(help="A .wslconfig file.", exists=True, dir_okay=False)
+    ] = None,
+    machine: Annotated[
+        str,
+        typer.Option(
+            help="Address of a machine that is running already; by default the owner starts one."
+        ),
+    ] = "",
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="DIRECTORY[,tag=NAME][,OPTION…]; may be repeated."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Boot a VM."""
+    settings = context.of(ctx)
+    request = VmRequest(
+        kind=kind,
+        ram_bytes=parse_size(ram) if ram else 0,
+        wslconfig=wslconfig.read_text() if wslconfig else "",
+        wslconfig_name=str(wslconfig) if wslconfig else "",
+        kernel_release=kernel,
+        publishes_pool=publishes_pool,
+        machine_address=machine,
+        shares=tuple(parse_share(text) for text in share or ()),
+    )
+
+    async def run() -> VmRecord:
+        async with settings.owner() as client:
+            return await client.create_vm(request)
+
+    with settings.telemetry():
+        vm = asyncio.run(run())
+    if json:
+        print_json(as_json(vm))
+        return
+    out().print(vm.vm_id, markup=False)
+    for warning in vm.warnings:
+        say(f"warning: {warning.text} [{warning.id}]")
+    if kind is Kind.WSLC:
+        say(f"next: porthole session apply {vm.vm_id}")
+
+
+@app.command("list")
+def list_(ctx: typer.Context, json: JsonFlag = False) -> None:
+    """List the VMs, terminated ones included."""
+    settings = context.of(ctx)
+
+    async def run() -> list[VmRecord]:
+        async with settings.owner() as client:
+            return await client.list_vms()
+
+    vms = asyncio.run(run())
+    if json:
+        print_json([as_json(vm) for vm in vms])
+    elif vms:
+        out().print(tables.vm_table(vms))
+    else:
+        say("no VMs; `porthole vm create` makes one")
+
+
+@app.command()
+def show(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
+    """Show all about one VM."""
+    settings = context.of(ctx)
+
+    async def run() -> VmRecord:
+        async with settings.owner() as client:
+            return await client.get_vm((await resolve(client, vm)).vm_id)
+
+    record = asyncio.run(run())
+    if json:
+        print_json(as_json(record))
+        return
+    console = out()
+    console.print(tables.vm_facts(record))
+    if record.shares:
+        console.print()
+        console.print(tables.share_table(record.shares))
+    if record.devices:
+        console.print()
+        console.print(tables.device_table(record.devices))
+
+
+@app.command()
+def terminate(ctx: typer.Context, vm: VmArgument) -> None:
+    """Shut a VM down; it stays visible."""
+    settings = context.of(ctx)
+
+    async def run() -> str:
+        async with settings.owner() as client:
+            vm_id = (await resolve(client, vm)).vm_id
+            await client.terminate_vm(vm_id)
+            return vm_id
+
+    with settings.telemetry():
+        say(f"terminated {asyncio.run(run())}")
+
+
+@app.command()
+def watch(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
+    """Follow states, warnings and devices of a VM until it has terminated."""
+    settings = context.of(ctx)
+
+    async def run() -> None:
+        async with settings.owner() as client:
+            vm_id = (await resolve(client, vm)).vm_id
+            async for record in client.watch_vm(vm_id):
+                if json:
+                    print_json({"event": record.event, **record.facts})
+                else:
+                    out().print(printable(tables.watch_line(record)), markup=False)
+                if record.event == "state" and record.facts["state"] == "terminated":
+                    return
+
+    asyncio.run(run())

@@ -1,0 +1,77 @@
+"""A client that has neither our stubs nor our .proto files: reflection is enough."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from services.cli.launcher import Services
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CALL_S = 60.0
+WSLC = 2
+
+
+class Reflected:
+    """One service of which only its name is known."""
+
+    def __init__(self, channel: grpc.Channel, name: str) -> None:
+        self._channel = channel
+        pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+        self.service = pool.FindServiceByName(name)
+
+    def call(self, name: str, **fields: Any) -> Any:
+        method = self.service.methods_by_name[name]
+        invoke: Any = self._channel.unary_unary(
+            f"/{self.service.full_name}/{name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
+        return invoke(GetMessageClass(method.input_type)(**fields), timeout=CALL_S)
+
+
+def play(owner_address: str) -> None:
+    with grpc.insecure_channel(owner_address) as channel:
+        names = ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert "porthole.vmowner.v1.VmOwner" in names
+        owner = Reflected(channel, "porthole.vmowner.v1.VmOwner")
+        assert "v1" in owner.call("GetVersion").version.api_versions
+        vm = owner.call("CreateVm", kind=WSLC, ram_bytes=2 << 30).vm
+        assert vm.guest_init_address
+
+        with grpc.insecure_channel(vm.guest_init_address) as guest_channel:
+            grpc.channel_ready_future(guest_channel).result(timeout=CALL_S)
+            init = Reflected(guest_channel, "porthole.guest.v1.GuestInit")
+            published = init.call("GetGuestCapabilities").capabilities
+        pool = published.swiotlb_pool
+        assert pool.size_bytes == 64 << 20
+
+        # Both sides have message classes of their own; what crosses is what the guest said.
+        said = {"swiotlb_pool": {"base": pool.base, "size_bytes": pool.size_bytes}}
+        answer = owner.call("ApplyGuestCapabilities", vm_id=vm.vm_id, capabilities=said)
+        assert not answer.already_applied
+        assert answer.swiotlb_option == f"swiotlb=0x{pool.base:x},{pool.size_bytes}"
+        again = owner.call("ApplyGuestCapabilities", vm_id=vm.vm_id, capabilities=said)
+        assert again.already_applied
+        assert owner.call("GetVm", vm_id=vm.vm_id).vm.swiotlb_option == answer.swiotlb_option
+
+        said["swiotlb_pool"]["size_bytes"] -= 4096
+        with pytest.raises(grpc.RpcError) as refused:
+            owner.call("ApplyGuestCapabilities", vm_id=vm.vm_id, capabilities=said)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        owner.call("TerminateVm", vm_id=vm.vm_id)
+
+
+async def test_a_client_from_reflection_creates_a_vm_and_applies(run_dir: Path) -> None:
+    async with Services(run_dir, {}, print) as services:
+        await asyncio.to_thread(play, services.owner_address)

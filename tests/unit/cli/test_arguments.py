@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from services.cli.arguments import parse_share, parse_size
+from services.cli.exit_codes import REFUSED, UNREACHABLE, exit_code_for
+from services.cli.records import ShareRequest
+from services.cli.share_commands import checksum_line
+from services.handshake import errors
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("64M", 64 << 20),
+        ("64MiB", 64 << 20),
+        ("64mb", 64 << 20),
+        (" 2G ", 2 << 30),
+        ("1T", 1 << 40),
+    ],
+)
+def test_a_size_is_read(text: str, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "-1", "2.5G", "G", "64X", "0x40", "٣M"])
+def test_what_is_no_size_is_refused_by_name(text: str) -> None:
+    with pytest.raises(typer.BadParameter) as caught:
+        parse_size(text)
+    assert repr(text) in caught.value.message
+
+
+def test_a_share_is_a_directory_with_a_tag_and_options() -> None:
+    assert parse_share("/srv/a,ro,tag=data,uid=1000") == ShareRequest(
+        "/srv/a", "data", "ro;uid=1000"
+    )
+
+
+def test_the_directory_of_a_share_becomes_absolute() -> None:
+    assert parse_share("here").host_path == str(Path.cwd() / "here")
+
+
+@pytest.mark.parametrize("text", ["", ",ro", "/a,tag=x,tag=y"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        parse_share(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidArgumentError, REFUSED),
+        (errors.NotFoundError, REFUSED),
+        (errors.AlreadyExistsError, REFUSED),
+        (errors.FailedPreconditionError, REFUSED),
+        (errors.PermissionDeniedError, REFUSED),
+        (errors.ResourceExhaustedError, REFUSED),
+        (errors.DeadlineExceededError, UNREACHABLE),
+        (errors.UnavailableError, UNREACHABLE),
+        (errors.PortholeError, REFUSED),
+    ],
+)
+def test_every_kind_of_error_has_an_exit_code(error: type[errors.PortholeError], code: int) -> None:
+    assert exit_code_for(error("REASON", "text")) == code
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (b"a b", b"00  a b\n"),
+        (b"a\nb", b"\\00  a\\nb\n"),
+        (b"a\\b", b"\\00  a\\\\b\n"),
+        (b"\xff", b"00  \xff\n"),
+    ],
+)
+def test_a_checksum_line_is_what_sha256sum_writes(name: bytes, line: bytes) -> None:
+    assert checksum_line(name, "00") == line
