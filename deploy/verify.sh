@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# Brings the cluster up with a real container engine, runs the handshake in it, checks the trace, and
+# takes everything down again. As root. It works on a bare Debian machine without an image registry:
+# an engine that is not there is installed, and one that is not running is started aside, with data of
+# its own; the base image that the Dockerfile names is then made by debootstrap.
+#
+# PORTHOLE_VERIFY_CACHE (default: ~/.cache/porthole-verify) keeps the base image for the next time.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${PORTHOLE_VERIFY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/porthole-verify}
+base_image=python:3.11-slim-bookworm
+work=$(mktemp -d /tmp/porthole-verify.XXXXXX)
+results=$here/../build/verify
+compose=(docker compose --file "$here/compose.yaml" --project-name porthole-verify)
+own_engine=
+began=$SECONDS
+
+say() { printf '[%3d s] %s\n' "$((SECONDS - began))" "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+install_missing() {
+  local missing=()
+  for need in "$@"; do
+    command -v "${need%%:*}" >/dev/null || missing+=("${need#*:}")
+  done
+  ((${#missing[@]})) || return 0
+  say "installing ${missing[*]}"
+  apt-get update -qq
+  # A package that starts a daemon must not: the engine here is ours, or it was there before.
+  printf '#!/bin/sh\nexit 101\n' >"$work/policy-rc.d"
+  chmod +x "$work/policy-rc.d"
+  [[ -e /usr/sbin/policy-rc.d ]] || { cp "$work/policy-rc.d" /usr/sbin/; own_policy=1; }
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${missing[@]}" >/dev/null
+  [[ -z ${own_policy:-} ]] || rm -f /usr/sbin/policy-rc.d
+}
+
+start_engine() {
+  install_missing dockerd:docker.io docker:docker.io iptables-save:iptables
+  iptables-save >"$work/iptables"
+  cat /proc/sys/net/ipv4/ip_forward >"$work/ip_forward"
+  ip -o link show type bridge | cut -d: -f2 | tr -d ' ' >"$work/bridges"
+  export DOCKER_HOST=unix://$work/docker.sock
+  own_engine=1
+  say "starting an engine of our own"
+  dockerd --storage-driver=overlay2 --data-root="$work/data" --exec-root="$work/exec" \
+    --pidfile="$work/dockerd.pid" --host="$DOCKER_HOST" >"$work/dockerd.log" 2>&1 &
+  engine=$!
+  until docker info >/dev/null 2>&1; do
+    kill -0 "$engine" 2>/dev/null || { tail -n 5 "$work/dockerd.log" >&2; die "the engine ended"; }
+    sleep 0.2
+  done
+}
+
+# Compose and buildx are in the next suite of the same mirror; both are single binaries.
+fetch_plugins() {
+  docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1 && return 0
+  say "fetching compose and buildx"
+  export DOCKER_CONFIG=$work/config
+  mkdir -p "$DOCKER_CONFIG/cli-plugins" "$work/apt/lists/partial" "$work/apt/cache"
+  local mirror
+  mirror=$(debian_mirror)
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$work/apt/sources"
+  local apt=(-o "Dir::Etc::SourceList=$work/apt/sources" -o "Dir::Etc::SourceParts=-"
+    -o "Dir::State::Lists=$work/apt/lists" -o "Dir::Cache=$work/apt/cache" -o "APT::Sandbox::User=root")
+  apt-get "${apt[@]}" update -qq
+  (cd "$work/apt" && apt-get "${apt[@]}" download -qq docker-compose docker-buildx >/dev/null)
+  for package in "$work"/apt/*.deb; do dpkg -x "$package" "$work/apt/root"; done
+  cp "$work"/apt/root/usr/libexec/docker/cli-plugins/* "$DOCKER_CONFIG/cli-plugins/"
+  docker compose version >/dev/null || die "compose could not be set up"
+}
+
+debian_mirror() {
+  apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' \
+    | awk '$2 == "bookworm" && $3 == "main" { print $1; exit }'
+}
+
+# A stand-in for the image that the Dockerfile names, from the distribution's own packages.
+make_base_image() {
+  docker image inspect "$base_image" >/dev/null 2>&1 && return 0
+  mkdir -p "$cache"
+  if [[ ! -s $cache/base.tar ]]; then
+    install_missing debootstrap:debootstrap
+    say "making the base image"
+    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates \
+      bookworm "$work/root" "$(debian_mirror)" >"$work/debootstrap.log" \
+      || { tail -n 5 "$work/debootstrap.log" >&2; die "debootstrap failed"; }
+    ln -sf /usr/bin/python3 "$work/root/usr/local/bin/python"
+    rm -f "$work"/root/usr/lib/python3*/EXTERNALLY-MANAGED "$work"/root/var/cache/apt/archives/*.deb
+    # The machine's own certificates, so that pip works in builds as it does outside.
+    cp /etc/ssl/certs/ca-certificates.crt "$work/root/etc/ssl/certs/"
+    tar -C "$work/root" -cf "$cache/base.tar.part" .
+    mv "$cache/base.tar.part" "$cache/base.tar"
+    rm -rf "$work/root"
+  fi
+  say "importing the base image"
+  local bundle=/etc/ssl/certs/ca-certificates.crt
+  docker import -c "ENV PIP_CERT=$bundle SSL_CERT_FILE=$bundle REQUESTS_CA_BUNDLE=$bundle" \
+    "$cache/base.tar" "$base_image" >/dev/null
+}
+
+# A table that was empty is not in what iptables-save wrote, so restoring alone would leave ours.
+restore_firewall() {
+  local table
+  for table in $(iptables-save | sed -n 's/^\*//p'); do
+    iptables -t "$table" -F
+    iptables -t "$table" -X
+  done
+  iptables -P FORWARD ACCEPT
+  iptables-restore <"$work/iptables"
+}
+
+tear_down() {
+  local status=$?
+  set +e
+  say "taking everything down"
+  if ((status)) && [[ -n ${ready:-} ]]; then "${compose[@]}" logs --no-color 2>&1 | tail -n 60; fi
+  [[ -z ${ready:-} ]] || "${compose[@]}" --profile tools down --volumes --timeout 30 >/dev/null 2>&1
+  if [[ -n $own_engine ]]; then
+    kill "$engine" && wait "$engine"
+    umount "$work/exec/netns/default" 2>/dev/null
+    for bridge in $(ip -o link show type bridge | cut -d: -f2 | tr -d ' '); do
+      grep -qx "$bridge" "$work/bridges" || ip link delete "$bridge"
+    done
+    restore_firewall
+    cat "$work/ip_forward" >/proc/sys/net/ipv4/ip_forward
+  fi
+  rm -rf "$work"
+  exit "$status"
+}
+
+[[ $EUID -eq 0 ]] || die "needs root, for the container engine"
+trap tear_down EXIT
+
+if docker info >/dev/null 2>&1; then say "using the engine that runs here"; else start_engine; fi
+fetch_plugins
+make_base_image
+
+ready=1
+"${compose[@]}" --profile telemetry config --quiet
+say "building the images"
+"${compose[@]}" build --quiet
+say "starting the services"
+"${compose[@]}" up --detach --wait --quiet-pull 2>&1 | tail -n 1
+"${compose[@]}" ps --format '{{.Service}}: {{.Status}}'
+
+for service in guest devicehost vm_owner; do
+  container=$("${compose[@]}" ps --quiet "$service")
+  user=$(docker inspect --format '{{.Config.User}} {{.HostConfig.NetworkMode}} {{.HostConfig.ReadonlyRootfs}}' "$container")
+  [[ $user == "porthole none true" ]] || die "$service runs as: $user"
+done
+
+say "the handshake"
+"${compose[@]}" run --rm -T --no-deps handshake
+
+say "checking the trace"
+rm -rf "$results" && mkdir -p "$results"
+for service in guest vm_owner devicehost; do
+  container=$("${compose[@]}" ps --quiet "$service")
+  docker cp --quiet "$container:/var/lib/porthole/." "$results"
+done
+cat "$results"/*.jsonl >"$results/trace.jsonl.all"
+chmod a+rx "$results" && chmod a+r "$results"/*
+"${compose[@]}" run --rm -T --volume "$results:/results:ro" --no-deps handshake \
+  porthole handshake verify /results/trace.jsonl.all
+
+say "stopping"
+stopped=$SECONDS
+"${compose[@]}" stop
+((SECONDS - stopped < 15)) || die "stopping took $((SECONDS - stopped)) s: a service ignores SIGTERM"
+say "valid"
