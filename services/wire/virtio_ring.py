@@ -28,18 +28,6 @@ F_IN_ORDER: Final = 1 << 35
 F_ORDER_PLATFORM: Final = 1 << 36
 F_RING_RESET: Final = 1 << 40
 
-FEATURE_NAMES: Final = {
-    F_INDIRECT_DESC: "INDIRECT_DESC",
-    F_EVENT_IDX: "EVENT_IDX",
-    F_VERSION_1: "VERSION_1",
-    F_ACCESS_PLATFORM: "ACCESS_PLATFORM",
-    F_RING_PACKED: "RING_PACKED",
-    F_IN_ORDER: "IN_ORDER",
-    F_ORDER_PLATFORM: "ORDER_PLATFORM",
-    F_RING_RESET: "RING_RESET",
-}
-"""Names of the masks above, for messages to people."""
-
 MAX_QUEUE_SIZE: Final = 32768
 """Entries of the largest ring; the size is a power of two, section 2.7."""
 

@@ -98,6 +98,7 @@ class GuestMemory(ABC):
         self._table = table
         self._counters = counters
         self._references = 1
+        self._kept: list[PinnedRing] = []
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -144,6 +145,15 @@ class GuestMemory(ABC):
         mapping = Mapping(region.fd, first, _page_end(start + length) - first)
         return PinnedRing(mapping.view[start - first : start - first + length], mapping)
 
+    def keep(self, part: PinnedRing) -> PinnedRing:
+        """Keep mapped until the last `release` what was for a part: a thread may touch it yet.
+
+        Returns:
+            The part, without pages of its own, like one inside an aperture.
+        """
+        self._kept.append(part)
+        return PinnedRing(part.view, None)
+
     def refuse(self, gpa: int, length: int, bound: str) -> TranslationError:
         """Count a refused address and make the error for it."""
         self._counters.count_refusal()
@@ -160,6 +170,8 @@ class GuestMemory(ABC):
             self._references -= 1
             last = self._references == 0
         if last:
+            for part in self._kept:
+                part.close()
             self._unmap()
 
     @abstractmethod

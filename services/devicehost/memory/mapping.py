@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import logging
 import mmap
 import os
 
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.pool import PAGE_BYTES
-
-_LOG = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -85,21 +82,24 @@ class Mapping:
 def guard_against_truncation(fd: int, needed_bytes: int) -> None:
     """See to it that touching a mapping of `fd` cannot kill this process.
 
-    A file that shrinks under a mapping turns the next access into SIGBUS. A memfd is therefore
-    sealed against shrinking where it allows that (fcntl(2), F_SEAL_SHRINK), and the size is
+    A file that shrinks under a mapping turns the next access into SIGBUS, which ends the devices of
+    every VM. So only what is sealed against that is taken (fcntl(2), F_SEAL_SHRINK), a memfd
+    therefore: no other file system, that could let an access wait, is behind it either. The size is
     checked after.
 
     Raises:
-        InvalidArgumentError: REGION_FILE_TOO_SHORT.
+        InvalidArgumentError: REGION_NOT_SEALED, REGION_FILE_TOO_SHORT.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    except OSError:
+    except OSError as error:
         if not _is_sealed(fd):
-            _LOG.warning(
-                "the front-end's guest memory cannot be sealed against shrinking; "
-                "share it as a memfd with sealing allowed"
-            )
+            raise InvalidArgumentError(
+                "REGION_NOT_SEALED",
+                "a region of guest memory cannot be sealed against shrinking: "
+                f"{error.strerror}; share it as a memfd with sealing allowed (QEMU: "
+                "memory-backend-memfd,share=on)",
+            ) from error
     size_bytes = os.fstat(fd).st_size
     if size_bytes < needed_bytes:
         raise InvalidArgumentError(

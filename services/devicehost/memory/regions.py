@@ -70,7 +70,7 @@ class RegionTable:
 
         Raises:
             InvalidArgumentError: A region is empty, overflows, overlaps another, or its file is too
-                short; or there are more than MAX_SLOTS.
+                short or could shrink; or there are more than MAX_SLOTS.
         """
         fresh = RegionTable()
         try:

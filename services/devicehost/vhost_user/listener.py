@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+ACCEPT_RETRY_MS: Final = 1000
+"""How long a front-end waits that cannot be taken: that a descriptor comes free is no event."""
+
 _SOCKET_MODE: Final = 0o600
 _PATH_LIMIT: Final = 107
 _FD_BYTES: Final = array.array("i").itemsize
@@ -80,13 +83,21 @@ class Listener:
     def _run(self) -> None:
         try:
             while True:
-                self._await(self._socket, select.POLLIN)
-                connection, _ = self._socket.accept()
-                with connection:
+                with self._accept() as connection:
                     connection.setblocking(False)
                     self._serve(connection)
         except _ListenerClosedError:
             return
+
+    def _accept(self) -> socket.socket:
+        """Wait for a front-end; one for which no descriptor is free goes on waiting as well."""
+        while True:
+            self._await(self._socket, select.POLLIN)
+            try:
+                return self._socket.accept()[0]
+            except OSError as error:
+                _LOG.warning("%s: no front-end can be taken: %s", self._path.name, error.strerror)
+                self._await(None, 0, ACCEPT_RETRY_MS)
 
     def _serve(self, connection: socket.socket) -> None:
         """Serve one front-end until it goes, breaks the protocol, or the listener is closed."""
@@ -191,16 +202,17 @@ class Listener:
             self._await(connection, select.POLLOUT)
             data = data[connection.send(data) :]
 
-    def _await(self, sock: socket.socket, event: int) -> None:
-        """Wait until a socket is ready.
+    def _await(self, sock: socket.socket | None, event: int, timeout_ms: int | None = None) -> None:
+        """Wait until a socket, if any, is ready, or the time is over.
 
         Raises:
             _ListenerClosedError: The listener is being closed.
         """
         poll = select.poll()
-        poll.register(sock, event)
+        if sock is not None:
+            poll.register(sock, event)
         poll.register(self._stop_fd, select.POLLIN)
-        if any(fd == self._stop_fd for fd, _ in poll.poll()):
+        if any(fd == self._stop_fd for fd, _ in poll.poll(timeout_ms)):
             raise _ListenerClosedError
 
 

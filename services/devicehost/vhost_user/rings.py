@@ -19,6 +19,7 @@ from services.handshake.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     PortholeError,
+    ResourceExhaustedError,
 )
 from services.wire.virtio_ring import (
     AVAIL_ALIGN,
@@ -86,6 +87,7 @@ class Ring:
         self._err_fd: int | None = None
         self._err_lock = threading.Lock()
         self._queue: Queue | None = None
+        self._memory: GuestMemory | None = None
         self._worker: threading.Thread | None = None
 
     @property
@@ -216,6 +218,7 @@ class Ring:
 
         Raises:
             FailedPreconditionError: RING_NOT_STARTED, RING_RUNNING.
+            ResourceExhaustedError: RING_THREAD: the process may have no further thread.
         """
         self._check_stopped()
         if self._parts is None:
@@ -238,15 +241,25 @@ class Ring:
             counters=context.counters,
             on_first_request=context.on_first_request,
         )
-        context.memory.retain()
-        self._queue = queue
-        self._worker = threading.Thread(
+        worker = threading.Thread(
             target=_serve,
             args=(self.index, queue, context),
             name=f"{context.device.device_class}-q{self.index}",
             daemon=True,
         )
-        self._worker.start()
+        context.memory.retain()
+        try:
+            worker.start()
+        except RuntimeError as error:
+            context.memory.release()
+            queue.close()
+            raise ResourceExhaustedError(
+                "RING_THREAD",
+                f"ring {self.index} gets no thread: {error}; raise the limit on processes "
+                "(RLIMIT_NPROC, or the container's pids limit)",
+                queue=self.index,
+            ) from error
+        self._queue, self._memory, self._worker = queue, context.memory, worker
 
     def ask_to_stop(self) -> None:
         """Make the worker return without waiting for it; from any thread."""
@@ -258,9 +271,10 @@ class Ring:
         """Stop the worker, if there is one, and wait for it; the ring can be started again.
 
         A worker that is stuck, for instance in a system call on a dead network drive, is left
-        behind after STOP_DEADLINE_S. It keeps guest memory mapped for itself until it ends.
+        behind after STOP_DEADLINE_S. It keeps guest memory mapped for itself until it ends, and the
+        ring as well.
         """
-        if self._queue is None or self._worker is None:
+        if self._queue is None or self._memory is None or self._worker is None:
             return
         self._queue.stop()
         self._worker.join(STOP_DEADLINE_S)
@@ -269,9 +283,12 @@ class Ring:
                 "%s does not end within %g s of being told to; leaving it behind",
                 *(self._worker.name, STOP_DEADLINE_S),
             )
+            if self._parts is not None:
+                desc, avail, used = map(self._memory.keep, self._parts)
+                self._parts = (desc, avail, used)
         self._base = self._queue.next_avail
         self._queue.close()
-        self._queue = self._worker = None
+        self._queue = self._memory = self._worker = None
 
     def halt(self) -> int:
         """GET_VRING_BASE: stop the ring until the next kick descriptor; tell where it stopped."""

@@ -224,6 +224,8 @@ class Queue:
         """Notify the driver of what was pushed, if it wants to know (section 2.7.7)."""
         used, self._unsignalled, self._unsignalled_bytes = self._next_used, 0, 0
         with self._lock:
+            if self._closed:
+                return
             # The lock is the fence: the used index is visible before the driver's wish is read.
             if self._event_idx:
                 old, self._signalled_used = self._signalled_used, used
@@ -231,7 +233,7 @@ class Queue:
                 self._signal_due = False
             else:
                 wanted = not self._avail_head[0] & AVAIL_F_NO_INTERRUPT
-            if wanted and self._call_fd is not None and not self._closed:
+            if wanted and self._call_fd is not None:
                 _signal(self._call_fd)
 
     def wait(self, *fds: int, buffers: bool = True) -> set[int]:
@@ -243,12 +245,15 @@ class Queue:
 
         Returns:
             Those of `fds` that are readable; empty when buffers came or the queue was stopped.
+            Once it was stopped the ring may be gone, so nothing of it is touched.
 
         Raises:
             QueueError: The available index jumped.
         """
         if self._unsignalled:
             self.notify()
+        if self.stopped:
+            return set()
         if buffers and not fds and self._spin():
             return set()
         if buffers and self._arm():
@@ -260,7 +265,7 @@ class Queue:
             ready = {fd for fd, _ in poll.poll(POLL_INTERVAL_MS if polling else None)}
             if polling and self._look():
                 break
-        if buffers:
+        if buffers and not self.stopped:
             self._disarm()
         return ready & set(fds)
 
@@ -326,6 +331,8 @@ class Queue:
         self._counters.bytes_out += written_bytes
 
     def _give_back_unserved(self, head: int) -> None:
+        if self._closed:
+            return
         self._used_ring[self._next_used & self._mask] = head
         self._publish(1, 0)
 
@@ -365,8 +372,9 @@ class Queue:
     def _disarm(self) -> None:
         """Take note of a kick, and ask for no more while the queue is awake."""
         if self._kick_fd is not None:
+            # The front-end shares the descriptor's flags and could make a mere read(2) block.
             with contextlib.suppress(BlockingIOError):
-                os.read(self._kick_fd, 8)
+                os.preadv(self._kick_fd, [bytearray(8)], -1, os.RWF_NOWAIT)
         if not self._event_idx:
             self._used_head[0] = USED_F_NO_NOTIFY
 

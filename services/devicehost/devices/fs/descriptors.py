@@ -9,9 +9,12 @@ Must not know what the descriptors stand for.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from typing import Final, NamedTuple
+
+from services.devicehost.devices.fs.errors import refusal
 
 WANTED_DESCRIPTORS: Final = 1 << 20
 """The most that Linux lets a process have by default (fs.nr_open)."""
@@ -26,7 +29,17 @@ class Descriptor:
     __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
+        """Take a descriptor over, and close it at once if it is of those left to the rest.
+
+        The kernel gives the lowest free number, so a high one tells that all devices together have
+        used up theirs: several shares, or the guests of several VMs.
+
+        Raises:
+            OSError: EMFILE.
+        """
         self.fd: Final = fd
+        if fd >= _usable(resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+            raise refusal(errno.EMFILE)
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -59,5 +72,10 @@ def raise_descriptor_limit() -> Limits:
         hard = wanted
     except (ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    usable = max(hard - _RESERVED, hard // 2)
+    usable = _usable(hard)
     return Limits(nodes=max(usable // 2, 1), handles=max(usable // 8, 1))
+
+
+def _usable(limit: int) -> int:
+    """Tell how many of so many descriptors all file system devices may use together."""
+    return max(limit - _RESERVED, limit // 2)

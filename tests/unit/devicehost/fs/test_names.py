@@ -101,6 +101,16 @@ def test_create_opens_an_existing_file_unless_exclusive(guest: FuseGuest, shared
     assert number_of(error) == "EEXIST"
 
 
+def test_create_that_may_not_open_what_is_there_leaves_no_node(
+    guest: FuseGuest, shared: Path
+) -> None:
+    (shared / "link").symlink_to("anywhere")
+    with pytest.raises(FuseError) as caught:
+        guest.create(b"link")
+    assert caught.value.number == errno.ELOOP
+    assert open_descriptors(shared) == []
+
+
 def test_tmpfile_has_no_name(guest: FuseGuest, shared: Path) -> None:
     body = fuse.CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"/\0"
     data = guest.call(Opcode.TMPFILE, 1, body)

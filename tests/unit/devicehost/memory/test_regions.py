@@ -13,6 +13,8 @@ from services.handshake.errors import InvalidArgumentError
 from tests.support.guest_ring import USER_BASE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.guest_ring import GuestRam
 
 PAGE = 4096
@@ -138,16 +140,28 @@ def test_an_unsealed_memfd_is_sealed_against_shrinking() -> None:
         os.close(fd)
 
 
-def test_memory_that_cannot_be_sealed_is_taken_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    fd = os.memfd_create("unsealable", 0)
+def test_memory_that_could_shrink_is_refused(tmp_path: Path) -> None:
+    """Truncating it later would kill the process that serves every VM."""
+    shrinkable = tmp_path / "ram"
+    shrinkable.write_bytes(bytes(PAGE))
+    for fd in (os.memfd_create("unsealable", 0), os.open(shrinkable, os.O_RDWR)):
+        try:
+            os.truncate(fd, PAGE)
+            with pytest.raises(InvalidArgumentError, match="memfd with sealing allowed") as caught:
+                guard_against_truncation(fd, PAGE)
+        finally:
+            os.close(fd)
+        assert caught.value.reason == "REGION_NOT_SEALED"
+
+
+def test_memory_that_its_owner_has_sealed_for_good_is_taken() -> None:
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, PAGE)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         guard_against_truncation(fd, PAGE)
     finally:
         os.close(fd)
-    assert "cannot be sealed" in caplog.text
 
 
 def test_a_mapping_must_start_on_a_page_of_the_file(ram: GuestRam) -> None:

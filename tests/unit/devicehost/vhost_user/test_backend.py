@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.vhost_user import Listener, rings
+from services.devicehost.vhost_user import Listener, listener, rings
 from services.handshake.errors import PermissionDeniedError
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
+from services.wire.virtio_ring import F_EVENT_IDX
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import USER_BASE, GuestRam, GuestRing
 from tests.unit.devicehost.memory.test_aperture import mapped_bytes
@@ -244,15 +247,22 @@ def test_a_fault_of_the_device_is_not_the_end_of_the_process(
     assert "on purpose" in caplog.text
 
 
+@pytest.mark.parametrize("where", [INSIDE, OUTSIDE], ids=["ring inside", "ring outside"])
+@pytest.mark.parametrize("without", [0, F_EVENT_IDX], ids=["event index", "flags"])
 def test_a_worker_that_is_stuck_is_left_behind_and_harms_nobody(
-    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: int,
+    without: int,
 ) -> None:
+    """A ring outside the pool has pages of its own; touching them unmapped would kill us all."""
     monkeypatch.setattr(rings, "STOP_DEADLINE_S", 0.05)
     mapped = mapped_bytes()
     with RawFrontEnd(service.path) as front, RingEvents() as events:
-        front.negotiate()
+        front.negotiate(without_virtio=without)
         front.attach(service.ram)
-        ring = GuestRing(service.ram, INSIDE, 16)
+        ring = GuestRing(service.ram, where, 16)
         front.start(0, ring, events)
         service.ram.write(DATA, b"block")
         ring.chain(0, readable=[(DATA, 5)], writable=[(DATA + 4096, 5)])
@@ -436,6 +446,44 @@ def test_a_second_front_end_is_served_after_the_first(service: Service) -> None:
             header, _ = second.receive()
             assert header.request == Request.GET_QUEUE_NUM
     assert service.watcher.told[:3] == ["connected", "disconnected", "connected"]
+
+
+def test_a_front_end_waits_while_the_process_has_no_descriptor_left(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listener, "ACCEPT_RETRY_MS", 1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with RawFrontEnd(service.path) as first:
+        first.negotiate()
+        second = RawFrontEnd(service.path)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            first.socket.close()
+            assert eventually(lambda: "no front-end can be taken" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with second:
+        second.negotiate()
+
+
+def test_a_ring_that_gets_no_thread_is_refused_and_the_device_goes_on(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, OUTSIDE, 16)
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", _no_thread)
+            with pytest.raises(AssertionError):
+                front.start(0, ring, events)
+        assert front.state(Request.SET_VRING_ENABLE, 0, 1) == 0
+        assert front.tell(Request.SET_VRING_CALL, wire.U64.pack(0), [events.call]) == 0
+        assert echo(ring, events) == b"HELLO"
+
+
+def _no_thread(_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def test_closing_removes_the_socket_and_drops_the_front_end(service: Service) -> None:

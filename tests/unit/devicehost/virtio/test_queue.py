@@ -189,6 +189,19 @@ def test_other_descriptors_wake_a_queue_up_with_or_without_buffers(rig: Rig) -> 
         os.close(other)
 
 
+def test_a_kick_descriptor_that_the_front_end_has_made_blocking_does_not_block(rig: Rig) -> None:
+    queue = rig.queue(rig.ring())
+    other = os.eventfd(1)
+    os.set_blocking(rig.kick_fd, True)
+    waiting = threading.Thread(target=queue.wait, args=(other,), daemon=True)
+    try:
+        waiting.start()
+        waiting.join(5)
+        assert not waiting.is_alive()
+    finally:
+        os.close(other)
+
+
 def test_a_queue_without_a_kick_descriptor_is_polled(rig: Rig) -> None:
     ring = rig.ring()
     ring.chain(0, readable=[(DATA, 4)])

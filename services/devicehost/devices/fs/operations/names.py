@@ -71,7 +71,11 @@ def create(mount: Mount, request: Request) -> int:
         if flags & os.O_EXCL:
             raise
         node, status = mount.enter(parent, name)
-        opened = open_regular(mount, node, flags, open_flags)
+        try:
+            opened = open_regular(mount, node, flags, open_flags)
+        except OSError:
+            mount.nodes.forget(node.id, 1)  # the guest does not learn of it, so it never will
+            raise
         return _created(mount, request, node, status, opened)
     return _adopt_created(mount, request, Descriptor(made))
 
