@@ -1,4 +1,4 @@
-"""What guest init knows of its guest: capabilities, the VM's id, and the trace to continue.
+"""What guest init knows of its guest: capabilities, and the trace to continue.
 
 Owns reading the guest. Must not know gRPC: the servicer and the reporter send what is read here.
 """
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-VM_ID_KEY: Final = "porthole.vm_id"
 TRACEPARENT_KEY: Final = "porthole.traceparent"
 
 
@@ -28,13 +27,11 @@ class Guest:
     Attributes:
         readers: Where to look for a pool, in order.
         kernel_release: `uname -r`, or what stands for it in a user-space guest.
-        vm_id: Its id, from the kernel command line; empty when that has none.
         traceparent: W3C context of the VM, from the kernel command line; empty when that has none.
     """
 
     readers: Sequence[PoolReader]
     kernel_release: str
-    vm_id: str
     traceparent: str
 
     def capabilities(self) -> GuestCapabilities:
@@ -60,7 +57,6 @@ def guest_from(
     return Guest(
         readers=tuple(readers),
         kernel_release=platform.release() if kernel_release is None else kernel_release,
-        vm_id=words.get(VM_ID_KEY, ""),
         traceparent=words.get(TRACEPARENT_KEY, ""),
     )
 

@@ -153,10 +153,6 @@ class StateMachine(Generic[State, Trigger]):
         self._transitions = transitions
         self.state = initial
 
-    def can(self, event: Trigger) -> bool:
-        """Tell whether `event` is legal now."""
-        return (self.state, event) in self._transitions
-
     def fire(self, event: Trigger) -> State:
         """Go where `event` leads, and return the new state.
 

@@ -86,7 +86,8 @@ async def connect(
         FailedPreconditionError: API_VERSION_MISMATCH, naming the versions of both sides.
     """
     target = str(parse_address(address))
-    interceptors = [_UnaryCalls(default_deadline_s), _StreamingCalls()]
+    peer = f"{service} at {address}"
+    interceptors = [_UnaryCalls(peer, default_deadline_s), _StreamingCalls(peer)]
     channel = grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
     try:
         await _ready(channel, service, address, wait_s)
@@ -142,7 +143,8 @@ _FAILED: Final = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
 class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
-    def __init__(self, default_deadline_s: float) -> None:
+    def __init__(self, peer: str, default_deadline_s: float) -> None:
+        self._peer = peer
         self._default_deadline_s = default_deadline_s
 
     async def intercept_unary_unary(
@@ -152,22 +154,26 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from None
+            raise error_from_rpc(error, self._peer) from None
 
 
 class _StreamingCalls(grpc.aio.UnaryStreamClientInterceptor):
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
     async def intercept_unary_stream(
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
     ) -> Any:
-        return _mapped(await continuation(_details(client_call_details, None), request))
+        call = await continuation(_details(client_call_details, None), request)
+        return _mapped(call, self._peer)
 
 
-async def _mapped(call: Any) -> AsyncIterator[Any]:
+async def _mapped(call: Any, peer: str) -> AsyncIterator[Any]:
     try:
         async for item in call:
             yield item
     except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error) from None
+        raise error_from_rpc(error, peer) from None
 
 
 def _details(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2
 
 from services.handshake import events
-from services.handshake.capabilities import GuestCapabilities
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.pool import SwiotlbPool, pool_from_announcement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from services.handshake.capabilities import GuestCapabilities
+    from services.handshake.pool import SwiotlbPool
 
 _CLASSES: Final[Mapping[str, device_pb2.DeviceClass.ValueType]] = {
     events.FS: device_pb2.DEVICE_CLASS_VIRTIO_FS,
@@ -25,36 +26,9 @@ _CLASSES: Final[Mapping[str, device_pb2.DeviceClass.ValueType]] = {
 _STATE_PREFIX: Final = "DEVICE_STATE_"
 
 
-def pool_from_proto(message: guest_capabilities_pb2.SwiotlbPool) -> SwiotlbPool | None:
-    """Read a pool; None when both its numbers are 0.
-
-    Raises:
-        InvalidArgumentError: SWIOTLB_HALF_POOL.
-    """
-    return pool_from_announcement(message.base, message.size_bytes)
-
-
 def pool_to_proto(pool: SwiotlbPool) -> guest_capabilities_pb2.SwiotlbPool:
     """Write a pool."""
     return guest_capabilities_pb2.SwiotlbPool(base=pool.base, size_bytes=pool.size_bytes)
-
-
-def capabilities_from_proto(
-    message: guest_capabilities_pb2.GuestCapabilities,
-) -> GuestCapabilities:
-    """Read what this version knows of a guest's capabilities.
-
-    Raises:
-        InvalidArgumentError: SWIOTLB_HALF_POOL.
-    """
-    seccomp = (
-        message.seccomp_user_notification if message.HasField("seccomp_user_notification") else None
-    )
-    return GuestCapabilities(
-        pool=pool_from_proto(message.swiotlb_pool),
-        kernel_release=message.kernel_release,
-        seccomp_user_notification=seccomp,
-    )
 
 
 def capabilities_to_proto(

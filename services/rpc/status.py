@@ -96,11 +96,15 @@ def status_of(error: PortholeError) -> status_pb2.Status:
     return status
 
 
-def error_from_rpc(call_error: grpc.aio.AioRpcError) -> PortholeError:
+def error_from_rpc(call_error: grpc.aio.AioRpcError, peer: str = "") -> PortholeError:
     """Turn the failure of a call into the error that the peer raised.
 
     A status that a peer's gRPC library made by itself becomes an error whose reason starts with
     PEER_ or METHOD_. What nobody foresaw becomes a plain PortholeError, PEER_FAILED.
+
+    Args:
+        call_error: The failure.
+        peer: Who was called; the messages of these last two do not say it by themselves.
     """
     message = call_error.details() or call_error.code().name
     info = _error_info(call_error)
@@ -112,7 +116,7 @@ def error_from_rpc(call_error: grpc.aio.AioRpcError) -> PortholeError:
     kind, reason = _FOREIGN.get(
         call_error.code(), (_KINDS.get(call_error.code().name, PortholeError), "PEER_FAILED")
     )
-    return kind(reason, message, code=call_error.code().name)
+    return kind(reason, f"{peer}: {message}" if peer else message, code=call_error.code().name)
 
 
 def _error_info(call_error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:

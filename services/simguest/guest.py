@@ -134,7 +134,7 @@ class _Memory:
 
 
 class Guest:
-    """One guest; every method but `boot` works from a single place at a time, in order of calls."""
+    """One guest; what changes it is done one at a time, in the order of the calls."""
 
     def __init__(self, place: GuestPlace) -> None:
         self.state = GuestState.OFF

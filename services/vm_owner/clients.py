@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
 MACHINE: Final = "porthole.machine.v1.Machine"
 
+LIST_DEADLINE_S: Final = 3.0
+"""Deadline of DeviceHost.ListDevices: a device host that hangs must not take GetVm with it, whose
+caller waits for 10 s as a rule; two of them are asked, one after the other."""
+
 BOOT_DEADLINE_S: Final = 30.0
 """Deadline of Machine.Boot: the guest starts its init meanwhile."""
 
@@ -67,7 +71,7 @@ class DeviceHostClient:
     async def list_devices(self, vm_id: str) -> list[DeviceStatus]:
         """List the devices of a VM."""
         request = device_host_pb2.ListDevicesRequest(vm_id=vm_id)
-        answer = await self._peer.stub.ListDevices(request)
+        answer = await self._peer.stub.ListDevices(request, timeout=LIST_DEADLINE_S)
         return [_status(device) for device in answer.devices]
 
     async def watch(self) -> AsyncIterator[DeviceStatus]:

@@ -159,8 +159,12 @@ class VmOwner:
         """Create a VM and boot it; after a failure, or when the caller goes away, nothing is left.
 
         Raises:
-            InvalidArgumentError: RAM_BYTES, WSLCONFIG_TOO_LARGE, KERNEL_RELEASE_SYNTAX, or a share.
-            UnavailableError: OWNER_SHUTTING_DOWN, or the machine does not come up.
+            InvalidArgumentError: RAM_BYTES, WSLCONFIG_TOO_LARGE, KERNEL_RELEASE_SYNTAX,
+                TOO_MANY_SHARES.
+            AlreadyExistsError: TAG_EXISTS, for two of the shares.
+            FailedPreconditionError: VIRTIO_OFF, for any share.
+            PortholeError: As share_key.
+            UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, or the machine does not come up.
             DeadlineExceededError: GUEST_INIT_SILENT.
         """
         with tracing.operation("CreateVm"):

@@ -121,7 +121,7 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
         self, request: vm_owner_pb2.ApplyGuestCapabilitiesRequest, context: object
     ) -> vm_owner_pb2.ApplyGuestCapabilitiesResponse:
         already_applied, token = await self._owner.read_capabilities(
-            request.vm_id, _report(request.capabilities)
+            request.vm_id, report_from_proto(request.capabilities)
         )
         return vm_owner_pb2.ApplyGuestCapabilitiesResponse(
             already_applied=already_applied, swiotlb_option=token
@@ -190,7 +190,7 @@ class InitChannelServicer(guest_init_pb2_grpc.InitChannelServicer):
     async def ReportGuestCapabilities(  # noqa: N802, D102
         self, request: guest_init_pb2.ReportGuestCapabilitiesRequest, context: object
     ) -> guest_init_pb2.ReportGuestCapabilitiesResponse:
-        latched = await self._on_report(_report(request.capabilities))
+        latched = await self._on_report(report_from_proto(request.capabilities))
         return guest_init_pb2.ReportGuestCapabilitiesResponse(pool_latched=latched)
 
 
@@ -265,7 +265,13 @@ def _check_release(release: str) -> None:
         )
 
 
-def _report(message: GuestCapabilities) -> Report:
+def report_from_proto(message: GuestCapabilities) -> Report:
+    """Read what this version knows of a guest's capabilities, and keep the rest as it came.
+
+    Raises:
+        InvalidArgumentError: CAPABILITIES_TOO_LARGE or KERNEL_RELEASE_SYNTAX. The pool is not
+            judged here.
+    """
     size_bytes = message.ByteSize()
     if size_bytes > CAPABILITIES_LIMIT_BYTES:
         raise InvalidArgumentError(

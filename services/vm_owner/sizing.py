@@ -18,7 +18,6 @@ DEFAULT_POOL_BYTES: Final = 64 << 20
 DEFAULT_POOL_MIN_RAM_BYTES: Final = (1 << 30) + DEFAULT_POOL_BYTES
 """The least RAM with which a VM asks for a pool by default."""
 
-
 DEFAULT_RAM_BYTES: Final = 2 << 30
 """Memory of a VM for which nobody asked for another size."""
 

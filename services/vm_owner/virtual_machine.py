@@ -132,6 +132,7 @@ class VirtualMachine:
             await self._wait_for_capabilities()
             async with self.lock:
                 await self._add_pending_shares()
+            self._require_not_ended()
 
     async def read_capabilities(self, report: Report) -> bool:
         """Take what the guest reported; see Vm.read_capabilities. The lock is held.

@@ -22,10 +22,11 @@ from porthole.vmowner.v1.vm_owner_pb2_grpc import VmOwnerStub
 from services.handshake.errors import FailedPreconditionError
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.rpc.channel import connect
-from services.rpc.convert import capabilities_from_proto
 from services.rpc.server import Servicer, start_server
 from services.rpc.version import service_version
 from services.session import apply_guest_capabilities
+from services.vm_owner.servicer import report_from_proto
+from services.vm_owner.vm import Report
 from tests.support.guest_process import TRACEPARENT, VM_ID
 from tests.support.small_owner import SmallOwner, serving
 
@@ -175,9 +176,9 @@ async def test_a_newer_guests_fields_pass_an_older_session_untouched(
 async def test_today_reads_what_it_knows_of_a_newer_guest(run_dir: Path, newer: Age) -> None:
     raw = await pull_and_forward(run_dir, new_capabilities(newer), newer)
     request = vm_owner_pb2.ApplyGuestCapabilitiesRequest.FromString(raw)
-    capabilities = capabilities_from_proto(request.capabilities)
-    assert capabilities.pool == POOL
-    assert (capabilities.kernel_release, capabilities.seccomp_user_notification) == (
+    report = report_from_proto(request.capabilities)
+    assert (report.base, report.size_bytes) == (POOL.base, POOL.size_bytes)
+    assert (report.kernel_release, report.seccomp_user_notification) == (
         "7.1.0-1",
         True,
     )
@@ -198,16 +199,16 @@ async def test_an_older_guests_capabilities_are_valid(run_dir: Path, older: Age)
     sent = older(CAPABILITIES, swiotlb_pool={"base": POOL.base, "size_bytes": POOL.size_bytes})
     raw = await pull_and_forward(run_dir, sent, older)
     request = vm_owner_pb2.ApplyGuestCapabilitiesRequest.FromString(raw)
-    capabilities = capabilities_from_proto(request.capabilities)
-    assert capabilities.pool == POOL
-    assert (capabilities.kernel_release, capabilities.seccomp_user_notification) == ("", None)
+    report = report_from_proto(request.capabilities)
+    assert (report.base, report.size_bytes) == (POOL.base, POOL.size_bytes)
+    assert (report.kernel_release, report.seccomp_user_notification) == ("", None)
 
 
 async def test_empty_capabilities_are_valid(run_dir: Path, older: Age) -> None:
     raw = await pull_and_forward(run_dir, older(CAPABILITIES), older)
     request = vm_owner_pb2.ApplyGuestCapabilitiesRequest.FromString(raw)
     assert request.HasField("capabilities")
-    assert capabilities_from_proto(request.capabilities).pool is None
+    assert report_from_proto(request.capabilities) == Report()
 
 
 async def test_an_older_owner_takes_the_push_of_todays_guest(run_dir: Path, older: Age) -> None:

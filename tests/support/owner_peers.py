@@ -131,6 +131,8 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
     async def ListDevices(  # noqa: N802
         self, request: device_host_pb2.ListDevicesRequest, context: object
     ) -> device_host_pb2.ListDevicesResponse:
+        if "ListDevices" in self.script.gates:  # not in the journal: it changes nothing
+            await self.script.gates["ListDevices"].wait()
         found = [device for device in self.devices.values() if device.vm_id == request.vm_id]
         return device_host_pb2.ListDevicesResponse(devices=found)
 

@@ -115,6 +115,8 @@ class EmbeddedMachine:
             return
         if process.returncode is None:
             await self._machine.stop()
+        else:
+            await self._machine.disconnect()
         await self._collect(process)
         if self._monitor is not None:
             await self._monitor

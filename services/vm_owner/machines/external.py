@@ -54,14 +54,19 @@ class ExternalMachine:
 
     async def stop(self) -> None:
         """Power the guest off and disconnect."""
-        client, self._client = self._client, None
-        if client is None:
+        if self._client is None:
             return
         try:
-            await client.power_off()
+            await self._client.power_off()
         except PortholeError as failure:
             logger.warning("machine %s was not powered off: %s", self.address, failure)
-        await client.close()
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Disconnect, and leave the guest as it is."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
 
     def _connected(self) -> MachineClient:
         if self._client is None:

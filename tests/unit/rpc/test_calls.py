@@ -60,13 +60,13 @@ async def test_a_message_that_quotes_megabytes_of_a_guest_still_arrives(
     assert len(caught.value.message.encode()) <= 1024
 
 
-async def test_an_unforeseen_exception_is_logged_and_tells_the_caller_nothing(
+async def test_an_unforeseen_exception_is_logged_and_tells_the_caller_only_where(
     peer: ProbePeer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(PortholeError) as caught:
         await peer.stub.ReportGuestCapabilities(report("crash"))
     assert caught.value.reason == "PEER_FAILED"
-    assert caught.value.message == INTERNAL_TEXT
+    assert caught.value.message == f"{SERVICE} at {peer.address}: {INTERNAL_TEXT}"
     assert caught.value.metadata == {"code": "INTERNAL"}
     assert "a secret of the implementation" in caplog.text
     assert "Traceback" in caplog.text
@@ -90,6 +90,7 @@ async def test_a_callers_own_deadline_wins(probe: Probe, peer: ProbePeer) -> Non
     with pytest.raises(DeadlineExceededError) as caught:
         await peer.stub.ReportGuestCapabilities(report("hang"), timeout=0.05)
     assert caught.value.reason == "PEER_DEADLINE_EXCEEDED"
+    assert f"{SERVICE} at {peer.address}: " in caught.value.message
     assert probe.hanging.is_set()
 
 
@@ -112,6 +113,7 @@ async def test_a_peer_that_stops_is_unavailable(run_dir: Path) -> None:
     with pytest.raises(UnavailableError) as caught:
         await peer.stub.ReportGuestCapabilities(report("fine"))
     assert caught.value.reason == "PEER_UNAVAILABLE"
+    assert f"{SERVICE} at {address}: " in caught.value.message
     assert caught.value.retryable
     await peer.close()
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from porthole.handshake.v1 import device_pb2
 from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities as Message
-from porthole.handshake.v1.guest_capabilities_pb2 import SwiotlbPool as PoolMessage
 
 from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities
@@ -20,13 +19,11 @@ from services.handshake.errors import InvalidArgumentError, NotFoundError, Porth
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.rpc.address import parse_address
 from services.rpc.convert import (
-    capabilities_from_proto,
     capabilities_to_proto,
     device_class_from_proto,
     device_class_to_proto,
     device_state_from_proto,
     device_state_to_proto,
-    pool_from_proto,
 )
 from services.rpc.status import DETAILS_KEY, error_from_rpc, status_of
 
@@ -78,21 +75,21 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
 
 
 @given(st.builds(GuestCapabilities, st.none() | pools, st.text(), st.none() | st.booleans()))
-def test_capabilities_survive_the_wire(capabilities: GuestCapabilities) -> None:
-    raw = capabilities_to_proto(capabilities).SerializeToString()
-    assert capabilities_from_proto(Message.FromString(raw)) == capabilities
-
-
-def test_absent_and_zero_pools_are_none() -> None:
-    assert capabilities_from_proto(Message()).pool is None
-    assert capabilities_from_proto(Message(swiotlb_pool=PoolMessage())).pool is None
-
-
-@pytest.mark.parametrize("half", [PoolMessage(base=4096), PoolMessage(size_bytes=4096)])
-def test_half_a_pool_is_refused(half: PoolMessage) -> None:
-    with pytest.raises(InvalidArgumentError) as caught:
-        pool_from_proto(half)
-    assert caught.value.reason == "SWIOTLB_HALF_POOL"
+def test_capabilities_on_the_wire(capabilities: GuestCapabilities) -> None:
+    message = Message.FromString(capabilities_to_proto(capabilities).SerializeToString())
+    pool = message.swiotlb_pool
+    seccomp = message.seccomp_user_notification
+    assert message.HasField("swiotlb_pool") == (capabilities.pool is not None)
+    assert (
+        GuestCapabilities(
+            SwiotlbPool(Gpa(pool.base), pool.size_bytes)
+            if message.HasField("swiotlb_pool")
+            else None,
+            message.kernel_release,
+            seccomp if message.HasField("seccomp_user_notification") else None,
+        )
+        == capabilities
+    )
 
 
 @pytest.mark.parametrize("name", [events.FS, events.NET])

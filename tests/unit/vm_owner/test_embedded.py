@@ -83,7 +83,9 @@ async def test_a_guest_that_dies_is_noticed_and_then_refuses_at_once(run_dir: Pa
     with pytest.raises(UnavailableError) as refused:
         await guest.detach_device("any")
     assert refused.value.reason == "GUEST_ENDED"
+    assert guest._machine._client is not None
     await guest.stop()
+    assert guest._machine._client is None  # no channel is left that dials a dead guest for ever
 
 
 async def test_a_guest_that_does_not_end_is_killed(

@@ -318,3 +318,19 @@ async def test_a_device_is_not_added_to_a_vm_that_begins_to_end_meanwhile(
     ]
     assert vm.vm.state is VmState.TERMINATED
     assert rig.device_host.devices == {}
+
+
+async def test_a_device_that_was_attached_while_its_vm_began_to_end_is_no_success(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    rig.script.gates["AttachDevice"] = asyncio.Event()
+    adding = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path)))
+    await rig.script.reached.wait()
+    vm.begin_shutdown()
+    rig.script.gates["AttachDevice"].set()
+    with pytest.raises(FailedPreconditionError) as refused:
+        await adding
+    assert refused.value.reason == "VM_SHUTTING_DOWN"
+    assert (rig.device_host.devices, rig.machine.attached) == ({}, {})

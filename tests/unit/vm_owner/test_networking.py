@@ -19,6 +19,7 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.handshake.options import parse_net_options
+from services.handshake.states import VmState
 from services.vm_owner import taps
 from services.vm_owner.networking import SubnetPool
 from tests.support.owner_peers import TOKEN
@@ -157,6 +158,17 @@ async def test_the_network_goes_before_the_devices_and_they_before_the_machine(
         events.DEVICE_REMOVED,
         events.VM_TERMINATED,
     ]
+
+
+async def test_an_adapter_that_was_removed_by_hand_does_not_keep_its_vm_or_its_tap(
+    rig: Rig,
+) -> None:
+    vm, fake = await a_vm(rig)
+    vm_id = vm.vm.facts.vm_id
+    network = await rig.owner.configure_networking(vm_id)
+    await rig.owner.remove_device(vm_id, network.adapters[0].instance_id)
+    await rig.owner.terminate(vm_id)
+    assert (vm.vm.state, fake.taps) == (VmState.TERMINATED, {})
 
 
 def test_subnets_are_given_once_and_back() -> None:

@@ -21,7 +21,7 @@ from services.handshake.states import VmState
 from services.vm_owner import warnings
 from services.vm_owner.owner import TERMINATED_KEPT, MachineOrder
 from services.vm_owner.shares import ShareSpec
-from services.vm_owner.vm import Report, VmKind
+from services.vm_owner.vm import DeviceEvent, Report, VmKind
 from tests.support.owner_peers import POOL, TOKEN, report
 
 if TYPE_CHECKING:
@@ -57,6 +57,48 @@ async def test_a_wsl2_vm_has_reported_when_it_is_created(
     assert boot.kernel_release == "6.18.26.3-microsoft-standard-WSL2"
     assert boot.publishes_pool
     assert boot.ram_bytes == 2048 * MIB
+
+
+NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n"
+
+
+@pytest.mark.parametrize(
+    ("wslconfig", "pool_bytes", "warned"),
+    [
+        ("", 64 * MIB, []),
+        (NO_BOUNCING, 0, []),
+        ("[wsl2]\nnetworkingMode=nat\n", 64 * MIB, []),
+        ("[wsl2]\nvirtiofs=false\n", 64 * MIB, []),
+        (f"{NO_BOUNCING}virtio9p=true\n", 64 * MIB, []),
+        ("[wsl2]\nmemory=512MB\n", 0, []),
+        ("[wsl2]\nmemory=512MB\n[experimental]\nswiotlb=8M\n", 8 * MIB, []),
+        ("[experimental]\nswiotlb=lots\n", 64 * MIB, [warnings.CONFIG_VALUE]),
+        ("[experimental]\nswiotlb=4GB\n", 64 * MIB, [warnings.POOL_TOO_LARGE]),
+        ("[wsl2]\nmemory=1K\n", 64 * MIB, [warnings.MEMORY_UNUSABLE]),
+        (
+            "[wsl2]\nvirtio=false\n[experimental]\nswiotlb=8M\n",
+            0,
+            [warnings.CONFIG_NEEDS_VIRTIO] * 3,
+        ),
+    ],
+)
+async def test_the_configuration_decides_what_the_kernel_is_asked_for(
+    rig: Rig, wslconfig: str, pool_bytes: int, warned: list[str]
+) -> None:
+    vm = await rig.owner.create(rig.order(VmKind.WSLC, wslconfig=wslconfig))
+    words = rig.machine.boots[0].kernel_command_line.split()
+    asked = ["swiotlb=force", f"hv_pci_swiotlb={pool_bytes}"] if pool_bytes else []
+    assert [word for word in words if "swiotlb" in word] == asked
+    assert vm.vm.facts.requested_bytes == pool_bytes
+    assert [warning.id for warning in vm.vm.warnings] == warned
+
+
+async def test_a_share_from_the_beginning_is_a_device_that_bounces(
+    rig: Rig, tmp_path: Path
+) -> None:
+    shares = (ShareSpec(str(tmp_path)),)
+    vm = await rig.owner.create(rig.order(VmKind.WSLC, wslconfig=NO_BOUNCING, shares=shares))
+    assert vm.vm.facts.requested_bytes == 64 * MIB
 
 
 async def test_a_wslc_vm_waits_for_its_session(
@@ -179,6 +221,25 @@ async def test_terminate_while_a_vm_is_being_created(rig: Rig) -> None:
     assert vm.vm.state is VmState.TERMINATED
 
 
+async def test_terminate_while_the_first_shares_are_being_added(rig: Rig, tmp_path: Path) -> None:
+    rig.script.gates["CreateDevice"] = asyncio.Event()
+    order = rig.order(shares=(ShareSpec(str(tmp_path), "one"), ShareSpec("/", "two")))
+    creating = asyncio.create_task(rig.owner.create(order))
+    await rig.script.reached.wait()
+    [vm] = rig.owner.all()
+    with vm.vm.watch() as happenings:
+        ending = asyncio.create_task(rig.owner.terminate(vm.vm.facts.vm_id))
+        async for happening in happenings:
+            if happening is VmState.SHUTTING_DOWN:
+                break
+    rig.script.gates["CreateDevice"].set()
+    with pytest.raises(UnavailableError) as ended:
+        await creating
+    assert ended.value.reason == "VM_ENDED_EARLY"
+    await ending
+    assert (rig.owner.all(), rig.device_host.devices) == ([], {})
+
+
 async def test_one_bad_share_does_not_disturb_the_others(rig: Rig, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -285,6 +346,30 @@ async def test_a_vm_ends_whatever_its_peers_answer(rig: Rig, tmp_path: Path, cal
     await rig.owner.terminate(vm.vm.facts.vm_id)
     assert vm.vm.state is VmState.TERMINATED
     assert rig.script.calls()[-1] == "PowerOff"
+
+
+async def test_all_devices_are_marked_before_the_first_is_torn_down(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.order())
+    vm_id = vm.vm.facts.vm_id
+    for tag, options in (("one", ""), ("two", "ro")):
+        await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), tag, options))
+    rig.script.gates["RemoveDevice"] = asyncio.Event()
+    with vm.vm.watch() as happenings:
+        ending = asyncio.create_task(rig.owner.terminate(vm_id))
+        await rig.script.reached.wait()
+        marked: list[str] = []
+        async with asyncio.timeout(5):
+            async for happening in happenings:
+                if isinstance(happening, DeviceEvent):
+                    marked.append(happening.tag)
+                if len(marked) == 2:
+                    break
+    assert (marked, ending.done()) == (["one", "two"], False)
+    assert len(vm.devices.all()) == 2
+    rig.script.gates["RemoveDevice"].set()
+    await ending
 
 
 async def test_one_slow_vm_does_not_hold_up_another(rig: Rig, tmp_path: Path) -> None:

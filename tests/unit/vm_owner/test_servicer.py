@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from services.handshake.errors import (
 )
 from services.rpc.channel import connect
 from services.rpc.server import start_server
+from services.vm_owner import clients
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.servicer import VM_OWNER, vm_owner_servicer
 from tests.support.owner_peers import POOL, TOKEN, report
@@ -113,6 +115,20 @@ async def test_states_are_unspecified_when_the_device_host_is_away(
     [device] = (await get(stub, vm.vm_id)).devices
     assert device.state == device_pb2.DEVICE_STATE_UNSPECIFIED
     assert device.counters.requests == 0
+
+
+async def test_a_device_host_that_hangs_does_not_keep_a_vm_from_being_shown(
+    stub: Stub, rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert clients.LIST_DEADLINE_S * 2 < 10  # a caller's own deadline
+    monkeypatch.setattr(clients, "LIST_DEADLINE_S", 0.2)
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    for elevated in (False, True):
+        spec = vm_owner_pb2.ShareSpec(host_path=str(tmp_path), elevated=elevated)
+        await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec))
+    rig.script.gates["ListDevices"] = asyncio.Event()
+    devices = (await get(stub, vm.vm_id)).devices
+    assert [device.state for device in devices] == [device_pb2.DEVICE_STATE_UNSPECIFIED] * 2
 
 
 async def test_fields_that_this_version_does_not_know_are_kept(stub: Stub, rig: Rig) -> None:

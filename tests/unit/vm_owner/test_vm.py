@@ -184,6 +184,7 @@ async def test_a_watcher_sees_the_present_first_then_everything_in_order() -> No
     vm, _ = make()
     with vm.watch() as early:
         vm.read_capabilities(GOOD)
+        vm.read_capabilities(GOOD)  # changes nothing, so there is nothing to see
         with vm.watch() as late:
             vm.fire(VmEvent.SHUT_DOWN)
             vm.fire(VmEvent.TERMINATE)
