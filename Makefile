@@ -9,7 +9,7 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos baseline lock bench clean setup
+.PHONY: help setup demo test check fmt protos baseline lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14

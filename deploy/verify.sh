@@ -9,7 +9,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${PORTHOLE_VERIFY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/porthole-verify}
-base_image=python:3.11-slim-bookworm
+named_image=python:3.11-slim-bookworm
+stand_in=porthole-verify/base
 work=$(mktemp -d /tmp/porthole-verify.XXXXXX)
 results=$here/../build/verify
 compose=(docker compose --file "$here/compose.yaml" --project-name porthole-verify)
@@ -72,12 +73,15 @@ fetch_plugins() {
 
 debian_mirror() {
   apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' \
-    | awk '$2 == "bookworm" && $3 == "main" { print $1; exit }'
+    | awk '$2 == "bookworm" && $3 == "main" { found = $1 } END { print found; exit !found }' \
+    || die "apt knows no source of Debian 12 (bookworm), which the base image is made from"
 }
 
 # A stand-in for the image that the Dockerfile names, from the distribution's own packages.
 make_base_image() {
-  docker image inspect "$base_image" >/dev/null 2>&1 && return 0
+  docker image inspect "$named_image" >/dev/null 2>&1 && return 0
+  # Under a name of its own: on an engine that is not ours nobody must take it for the real one.
+  export PORTHOLE_BASE_IMAGE=$stand_in
   mkdir -p "$cache"
   if [[ ! -s $cache/base.tar ]]; then
     install_missing debootstrap:debootstrap
@@ -96,7 +100,7 @@ make_base_image() {
   say "importing the base image"
   local bundle=/etc/ssl/certs/ca-certificates.crt
   docker import -c "ENV PIP_CERT=$bundle SSL_CERT_FILE=$bundle REQUESTS_CA_BUNDLE=$bundle" \
-    "$cache/base.tar" "$base_image" >/dev/null
+    "$cache/base.tar" "$stand_in" >/dev/null
 }
 
 # A table that was empty is not in what iptables-save wrote, so restoring alone would leave ours.
@@ -116,7 +120,9 @@ tear_down() {
   say "taking everything down"
   if ((status)) && [[ -n ${ready:-} ]]; then "${compose[@]}" logs --no-color 2>&1 | tail -n 60; fi
   [[ -z ${ready:-} ]] || "${compose[@]}" --profile tools down --volumes --timeout 30 >/dev/null 2>&1
-  if [[ -n $own_engine ]]; then
+  if [[ -z $own_engine ]]; then
+    docker image rm porthole/guest porthole/vm_owner porthole/devicehost "$stand_in" >/dev/null 2>&1
+  else
     kill "$engine" && wait "$engine"
     umount "$work/exec/netns/default" 2>/dev/null
     for bridge in $(ip -o link show type bridge | cut -d: -f2 | tr -d ' '); do

@@ -1,4 +1,4 @@
-"""What people type for sizes, shares and VMs, and how it is read.
+"""What people type for sizes, shares, addresses and VMs, and how it is read.
 
 Must not know what a command does with it.
 """
@@ -13,6 +13,7 @@ import typer
 
 from services.cli.records import ShareRequest, VmRecord
 from services.handshake.errors import InvalidArgumentError, NotFoundError
+from services.rpc.address import parse_address
 
 if TYPE_CHECKING:
     from services.cli.clients import OwnerClient
@@ -22,18 +23,49 @@ VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Id of the VM, or 
 
 _SIZE: Final = re.compile(r"(\d+)\s*([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
 _UNIT_SHIFT: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE_LIMIT_BYTES: Final = 1 << 64
 
 
 def parse_size(text: str) -> int:
     """Read a size in bytes: "2G", "512M", "64MiB", "1073741824".
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: It is none, or past the 64 bits that an owner can be told.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a size; write 2G, 512M or a number of bytes")
-    return int(match[1]) << _UNIT_SHIFT[match[2].upper()]
+    size_bytes = int(match[1]) << _UNIT_SHIFT[match[2].upper()]
+    if size_bytes >= _SIZE_LIMIT_BYTES:
+        raise typer.BadParameter(f"{text!r} is past 64 bits; write 2G, 512M or a number of bytes")
+    return size_bytes
+
+
+def check_address(text: str) -> str:
+    """Check an address that the user gave.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    try:
+        return str(parse_address(text))
+    except InvalidArgumentError as error:
+        raise typer.BadParameter(error.message) from None
+
+
+def read_wslconfig(file: Path) -> str:
+    """Read a .wslconfig file; what is wrong inside is for the owner to say.
+
+    Raises:
+        typer.BadParameter: It is not text.
+        OSError: It cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(
+            f"{file}: not UTF-8 at byte {error.start}; save the file as UTF-8"
+        ) from None
 
 
 async def resolve(client: OwnerClient, given: str) -> VmRecord:

@@ -219,7 +219,7 @@ async def health(address: str, timeout_s: float) -> str:
         try:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from None
+            raise error_from_rpc(error, address) from None
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 

@@ -25,10 +25,16 @@ def printable(text: str) -> str:
     )
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the root group, as of every other write; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     fixed = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(stderr=stderr, width=fixed, highlight=False, soft_wrap=False)
+    return _Console(stderr=stderr, width=fixed, highlight=False, soft_wrap=False)
 
 
 def out() -> Console:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import typer
 
+from services.cli.arguments import check_address
 from services.cli.clients import owner
 from services.rpc import tracing
-from services.rpc.address import parse_address
 from services.rpc.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 DEFAULT_WAIT_S: Final = 3.0
 """How long a command waits for a service that is not up yet."""
+
+CONNECT_S: Final = 0.2
+"""What connecting to a service that is up may take; with --wait 0 a command tries once."""
 
 
 class CliSettings(ServiceSettings):
@@ -63,13 +66,13 @@ def make_context(
     """Combine flags, environment and defaults.
 
     Raises:
-        InvalidArgumentError: An address that is none.
+        typer.BadParameter: An address that is none.
+        pydantic.ValidationError: Another wrong setting.
     """
     given: dict[str, Any] = {"run_dir": run_dir, "trace_file": trace_file}
     settings = CliSettings(**{name: value for name, value in given.items() if value is not None})
     address = owner_address or f"unix:{settings.run_dir.absolute()}/owner.sock"
-    parse_address(address)
-    return CliContext(settings, address, wait_s)
+    return CliContext(settings, check_address(address), max(wait_s, CONNECT_S))
 
 
 def of(ctx: typer.Context) -> CliContext:

@@ -64,7 +64,7 @@ def demo(
         Path, typer.Option("--out", help="Directory for what is left; it is emptied first.")
     ] = DEFAULT_OUT,
 ) -> None:
-    """Show the whole of Porthole on a real directory tree, and compare everything.
+    """Show it all on a real directory tree, compared.
 
     It leaves report.json and trace.jsonl in --out.
     """

@@ -5,9 +5,10 @@ Must not know what a command does.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -23,8 +24,11 @@ from services.cli import (
 )
 from services.cli.console import fail
 from services.cli.context import DEFAULT_WAIT_S, make_context
-from services.cli.exit_codes import INTERRUPTED, USAGE, exit_code_for
+from services.cli.exit_codes import INTERRUPTED, OK, USAGE, exit_code_for
 from services.handshake.errors import PortholeError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class PortholeGroup(TyperGroup):
@@ -37,17 +41,29 @@ class PortholeGroup(TyperGroup):
         except PortholeError as error:
             fail(f"{error.message} [{error.reason}]")
             raise typer.Exit(exit_code_for(error)) from None
+        except BrokenPipeError:
+            # A reader that has seen enough, `porthole share hash … | head -1`, is not an error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(OK) from None
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             fail(f"{error.strerror or error}{where}")
             raise typer.Exit(USAGE) from None
         except ValidationError as error:
             for problem in error.errors():
-                name = "_".join(str(part) for part in problem["loc"]).upper()
-                fail(f"PORTHOLE_{name}={problem['input']!r}: {problem['msg']}")
+                fail(_explain(problem))
+            raise typer.Exit(USAGE) from None
+        except UnicodeEncodeError as error:
+            fail(f"{error.object!r} cannot be written as {error.encoding}; choose another name")
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _explain(problem: ErrorDetails) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    name = "_".join(str(part) for part in problem["loc"]).upper()
+    return f"PORTHOLE_{name}={problem['input']!r}: {text}" if name else text
 
 
 app = typer.Typer(
@@ -98,12 +114,7 @@ def root(
 
 def main() -> None:
     """Run `porthole`; the console script."""
-    # A reader that has seen enough, `porthole vm list | head -1`, is not an error of ours.
-    try:
-        app()
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    app()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from services.cli import context
-from services.cli.arguments import JsonFlag
+from services.cli.arguments import JsonFlag, check_address
 from services.cli.clients import health
 from services.cli.console import out, print_json, say
 from services.cli.exit_codes import NEGATIVE
 from services.cli.launcher import Services, service_ended
 from services.cli.records import VersionRecord, as_json
 from services.handshake.errors import PortholeError
-from services.rpc.address import parse_address
 from services.rpc.version import API_VERSIONS, SOFTWARE_VERSION
 
 if TYPE_CHECKING:
@@ -44,9 +43,10 @@ def register(app: typer.Typer) -> None:
 
 
 def up(ctx: typer.Context) -> None:
-    """Run the services on this machine until Ctrl-C or SIGTERM, which end them in order.
+    """Run the services on this machine until Ctrl-C.
 
-    The VM owner starts a guest per VM, and each guest starts its guest init.
+    SIGTERM does the same: both end them in order. The VM owner starts a guest per VM, and each
+    guest starts its guest init.
     """
     asyncio.run(_serve(context.of(ctx)))
 
@@ -55,17 +55,16 @@ def health_(
     ctx: typer.Context,
     address: Annotated[str, typer.Argument(help="unix:/path or host:port.")],
 ) -> None:
-    """Ask a service whether it is serving; for health checks of containers."""
+    """Ask a service whether it is serving."""
     context.of(ctx)
-    target = str(parse_address(address))
-    answer = asyncio.run(health(target, _HEALTH_DEADLINE_S))
+    answer = asyncio.run(health(check_address(address), _HEALTH_DEADLINE_S))
     out().print(answer, markup=False)
     if answer != "SERVING":
         raise typer.Exit(NEGATIVE)
 
 
 def version(ctx: typer.Context, json: JsonFlag = False) -> None:
-    """Tell the version of this command, and of the VM owner where one runs."""
+    """Tell the versions of this command and of a VM owner."""
     settings = context.of(ctx)
 
     async def run() -> VersionRecord:

@@ -21,7 +21,10 @@ def group() -> None:
 
 @app.command()
 def apply(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
-    """Pull a guest's capabilities from its init and apply them; may be repeated."""
+    """Pull a guest's capabilities and apply them.
+
+    They come from its guest init. It may be repeated.
+    """
     settings = context.of(ctx)
 
     async def run() -> tuple[str, str, bool]:

@@ -98,7 +98,7 @@ def device_table(devices: Iterable[DeviceRecord]) -> Table:
     """One row per device, with what went through its aperture."""
     table = _table("device", "class", "tag", "state")
     for heading in ("requests", "in", "out", "refused", "windows"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for device in devices:
         counters = device.counters
         _row(

@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 
 from services.cli import context, tables
-from services.cli.arguments import JsonFlag, VmArgument, parse_share, parse_size, resolve
+from services.cli.arguments import (
+    JsonFlag,
+    VmArgument,
+    parse_share,
+    parse_size,
+    read_wslconfig,
+    resolve,
+)
 from services.cli.console import out, print_json, printable, say
 from services.cli.records import VmRecord, VmRequest, as_json
 
@@ -63,7 +70,7 @@ def create(
     request = VmRequest(
         kind=kind,
         ram_bytes=parse_size(ram) if ram else 0,
-        wslconfig=wslconfig.read_text() if wslconfig else "",
+        wslconfig=read_wslconfig(wslconfig) if wslconfig else "",
         wslconfig_name=str(wslconfig) if wslconfig else "",
         kernel_release=kernel,
         publishes_pool=publishes_pool,
@@ -145,7 +152,7 @@ def terminate(ctx: typer.Context, vm: VmArgument) -> None:
 
 @app.command()
 def watch(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
-    """Follow states, warnings and devices of a VM until it has terminated."""
+    """Follow states, warnings and devices until the VM ends."""
     settings = context.of(ctx)
 
     async def run() -> None:

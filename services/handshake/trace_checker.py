@@ -70,7 +70,8 @@ def verify(
             vouches that nothing was asked of that device.
 
     Returns:
-        One verdict per VM, in the order in which the VMs appear; never empty.
+        One verdict per VM, in the order in which the VMs appear; never empty. VMs whose creation
+        failed before their guest booted are left out, unless there are no others.
 
     Raises:
         InvalidArgumentError: TRACE_WITHOUT_VM: there is no VM to judge, which is no success.
@@ -81,7 +82,8 @@ def verify(
             "TRACE_WITHOUT_VM",
             "the trace has no event of any VM; was the service started with a trace file?",
         )
-    return [_judge(vm) for vm in traces]
+    begun = [vm for vm in traces if not vm.never_booted]
+    return [_judge(vm) for vm in begun or traces]
 
 
 def _judge(vm: VmTrace) -> VmVerdict:

@@ -153,6 +153,12 @@ class VmTrace:
         return next(index for index, other in enumerate(self.events) if other is event)
 
     @cached_property
+    def never_booted(self) -> bool:
+        """Whether its creation failed before there was a guest that could shake hands."""
+        names = {event.name for event in self.events}
+        return names == {events.VM_CREATED, events.VM_TERMINATED}
+
+    @cached_property
     def kind(self) -> str:
         """WSL2 or WSLC; empty when the VM's beginning is not in the trace."""
         created = self.first(events.VM_CREATED)

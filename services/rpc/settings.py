@@ -92,6 +92,14 @@ class ServiceSettings(BaseSettings):
     def _parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(checked_address(address) for address in value)
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        # OpenTelemetry's own variables hold URLs; both forms name the same place.
+        if value is not None:
+            checked_address(value.removeprefix("http://").removesuffix("/"))
+        return value
+
     @model_validator(mode="after")
     def _check_default(self) -> Self:
         for address in self.addresses:

@@ -223,11 +223,12 @@ class GuestDevices:
 
     async def _create(self, device: GuestDevice) -> None:
         vm, spec = self._vm, device.spec
+        # Before anything that can fail: what is undone after a failure leaves its event, too.
+        vm.emit(events.device_added(*self._named(device), device.options))
         host = await self._hosts.get(elevated=spec.elevated)
         if vm.token is not None:
             # Told before every device: this connection may be new, or its device host restarted.
             await host.set_swiotlb(vm.facts.vm_id, vm.token)
-        vm.emit(events.device_added(*self._named(device), device.options))
         device.created_socket = await host.create_device(
             NewDevice(
                 vm_id=vm.facts.vm_id,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.cli.exit_codes import NEGATIVE, OK, REFUSED
+from services.cli.exit_codes import NEGATIVE, OK, REFUSED, USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,6 +210,17 @@ def test_what_the_owner_refuses_is_3_with_its_reason(porthole: Porthole) -> None
     assert "colour=red" in line
     (line,) = porthole.run("share", "remove", vm_id, "nothing", code=REFUSED).stderr.splitlines()
     assert "NOT_FOUND" in line
+
+
+def test_a_name_that_no_service_can_be_told_is_2_in_one_line(porthole: Porthole) -> None:
+    vm_id = porthole.run("vm", "create").stdout.strip()
+    name = os.fsdecode(b"/tmp/\xff")
+    (line,) = porthole.run("share", "add", vm_id, name, code=USAGE).stderr.splitlines()
+    assert repr(name) in line
+
+
+def test_with_no_wait_a_service_that_is_up_is_reached(porthole: Porthole) -> None:
+    porthole.run("--wait", "0", "vm", "list")
 
 
 def test_the_version_names_the_owner_and_its_manifest(porthole: Porthole) -> None:

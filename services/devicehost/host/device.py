@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 MAX_DOORBELLS: Final = 8
-"""Kick descriptors that the data queues of one device may have (docs/adr/0010-doorbells.md)."""
+"""Kick descriptors that the data queues of one device may have (docs/adr/0007-doorbells.md)."""
 
 FS_HIGH_PRIORITY_QUEUE: Final = 0
 """Index of virtio-fs's high-priority queue (VIRTIO 1.2, section 5.11.2); it moves no data."""

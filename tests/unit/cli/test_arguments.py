@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from services.cli.arguments import parse_share, parse_size
+from services.cli.arguments import parse_share, parse_size, read_wslconfig
 from services.cli.exit_codes import REFUSED, UNREACHABLE, exit_code_for
 from services.cli.records import ShareRequest
 from services.cli.share_commands import checksum_line
@@ -80,3 +80,10 @@ def test_every_kind_of_error_has_an_exit_code(error: type[errors.PortholeError],
 )
 def test_a_checksum_line_is_what_sha256sum_writes(name: bytes, line: bytes) -> None:
     assert checksum_line(name, "00") == line
+
+
+def test_a_wslconfig_that_is_no_text_is_refused_by_file_and_byte(tmp_path: Path) -> None:
+    file = tmp_path / ".wslconfig"
+    file.write_bytes(b"[wsl2]\nmemory=\xff\n")
+    with pytest.raises(typer.BadParameter, match=rf"{file}: not UTF-8 at byte 14"):
+        read_wslconfig(file)

@@ -24,7 +24,8 @@ RAISED = re.compile(r"(\w+Error|refuse|Refusal)$")
 # Said to a vhost-user front-end or about a guest, never to a caller of an API.
 OF_THE_DATA_PLANE = {
     *("MAPPING_FAILED", "MAPPING_UNALIGNED"),
-    *("REGION_BOUNDS", "REGION_FILE_TOO_SHORT", "REGION_LIMIT", "REGION_OVERLAP"),
+    *("REGION_BOUNDS", "REGION_FILE_TOO_SHORT", "REGION_LIMIT", "REGION_NOT_SEALED"),
+    "REGION_OVERLAP",
     *("REGION_UNALIGNED", "REGION_UNKNOWN"),
 }
 

@@ -82,6 +82,17 @@ def test_every_vm_is_judged_by_itself() -> None:
     assert (second.vm_id, second.valid) == ("other", False)
 
 
+def test_a_vm_that_never_booted_is_judged_only_when_there_is_no_other() -> None:
+    stillborn = record(
+        [
+            ("create", events.vm_created("other", "WSL2", 2 << 30, 0)),
+            ("end", events.vm_terminated("other")),
+        ]
+    )
+    assert [(v.vm_id, v.valid) for v in verify([*stillborn, *record(wsl2())])] == [(VM, True)]
+    assert rules(stillborn) == {"BOOTED_MISSING", "CAPABILITIES_MISSING"}
+
+
 def test_a_trace_without_a_vm_is_no_success() -> None:
     with pytest.raises(InvalidArgumentError, match="no event of any VM") as caught:
         verify([])

@@ -179,6 +179,7 @@ async def test_a_long_path_names_the_limit(run_dir: Path) -> None:
         (["--bogus=1"], 2, "unrecognized arguments: --bogus=1"),
         (["--log-level=loud"], 2, "--log-level 'loud': Input should be 'debug'"),
         (["--listen=nowhere"], 2, "--listen 'nowhere': address 'nowhere' is neither"),
+        (["--otlp-endpoint=zzz"], 2, "address 'zzz' is neither"),
         ([f"--run-dir=/tmp/{'x' * 120}"], 2, "a Unix socket takes at most 107"),
         (["--trace-file=/proc/nowhere/trace"], 1, "/proc/nowhere"),
     ],

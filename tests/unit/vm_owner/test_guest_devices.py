@@ -103,16 +103,18 @@ FAULTS = [
 
 @pytest.mark.parametrize(("call", "journal"), FAULTS)
 async def test_a_fault_at_each_step_leaves_nothing_behind(
-    rig: Rig, tmp_path: Path, call: str, journal: list[str]
+    rig: Rig, trace: list[Event], tmp_path: Path, call: str, journal: list[str]
 ) -> None:
     vm = await rig.owner.create(rig.order())
     vm_id = vm.vm.facts.vm_id
     rig.script.journal.clear()
+    trace.clear()
     rig.script.failures[call] = BOOM
     with pytest.raises(UnavailableError) as failed:
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "data"))
     assert failed.value.reason == "BOOM"
     assert rig.script.calls() == journal
+    assert [event.name for event in trace] == [events.DEVICE_ADDED, events.DEVICE_REMOVED]
     assert vm.devices.all() == []
     assert not vm.devices.has_tag("data")
     assert vm.shares == {}
