@@ -124,11 +124,11 @@ class WindowQuota:
     def _pin(self, owner: WindowMemory, pages: GpaRange) -> Window:
         window = self._mapped.get((owner, pages))
         if window is None:
-            mapping = owner.map_pages(pages)
             if len(self._mapped) >= self.limit:
                 oldest, _ = self._idle.popitem(last=False)
                 self._unmap(oldest)
                 oldest.owner.counters.count_windows(evicted=1)
+            mapping = owner.map_pages(pages)
             window = self._mapped[owner, pages] = Window(owner, pages, mapping)
             owner.counters.count_windows(mapped=1)
         else:
