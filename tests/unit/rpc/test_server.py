@@ -63,10 +63,13 @@ def spans(path: Path) -> list[dict[str, Any]]:
 async def test_sigterm_ends_it_in_order_and_loses_nothing(run_dir: Path) -> None:
     trace_file = run_dir / "trace.jsonl"
     address = f"unix:{run_dir}/probe.sock"
-    async with running(f"--run-dir={run_dir}", f"--trace-file={trace_file}") as (process, ready):
+    async with (
+        running(f"--run-dir={run_dir}", f"--trace-file={trace_file}") as (process, ready),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
         assert ready == f"porthole probe ready on {address}\n"
         peer = await connect(address, InitChannelStub, SERVICE)
-        health = health_pb2_grpc.HealthStub(grpc.aio.insecure_channel(address))
+        health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         states = [(await watch.read()).status]
         hanging = asyncio.ensure_future(peer.stub.ReportGuestCapabilities(report("hang")))
