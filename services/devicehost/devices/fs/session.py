@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +16,8 @@ from services.devicehost.devices.fs.errors import errno_of, refusal
 from services.devicehost.devices.fs.mount import Mount
 from services.devicehost.devices.fs.operations.table import OPERATIONS
 from services.devicehost.devices.fs.request import Request, receive
+from services.devicehost.throttle import Throttle
+from services.handshake.pool import MAX_MAPPING_BYTES, PAGE_BYTES
 from services.wire import fuse
 from services.wire.fuse import InitIn, InitOut, Opcode
 
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-PAGE_BYTES: Final = 4096
-POOL_MAX_PAGES: Final = 64
+POOL_MAX_PAGES: Final = MAX_MAPPING_BYTES // PAGE_BYTES
 """Behind a pool: 256 KiB, the longest mapping that the pool's geometry allows."""
 MAX_PAGES: Final = 256
 """Otherwise: 1 MiB, what Linux uses at most by default."""
@@ -85,7 +85,7 @@ class Session:
         """
         self._share: Final = share
         self._mount: Mount | None = None
-        self._next_warning = 0.0
+        self._exhaustion: Final = Throttle(_WARN_INTERVAL_S)
 
     @property
     def mount(self) -> Mount | None:
@@ -141,10 +141,9 @@ class Session:
 
     def _warn_exhausted(self, request: Request) -> None:
         """Say what is used up, at most once a minute, since a guest can provoke it at will."""
-        mount, now = self._mount, time.monotonic()
-        if mount is None or now < self._next_warning:
+        mount = self._mount
+        if mount is None or self._exhaustion.admit() is None:
             return
-        self._next_warning = now + _WARN_INTERVAL_S
         _LOG.warning(
             "virtio-fs %r of VM %s refuses %s: %d of %d nodes and %d of %d handles are in use; a "
             "higher hard limit on open files (RLIMIT_NOFILE) allows more",
