@@ -186,9 +186,9 @@ class BouncePool:
             ((mapping.gpa - self.pool.base) // SLOT_BYTES, slots_of(mapping.length))
             for mapping in mappings
         ]
-        self._give(given)
-        with self._counters:
+        with self._counters:  # before others can take them: else they would be counted twice
             self._used -= sum(slots for _, slots in given)
+        self._give(given)
         self._wake()
 
     def _give(self, runs: Iterable[tuple[int, int]]) -> None:
