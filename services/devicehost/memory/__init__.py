@@ -1,14 +1,22 @@
 """Guest memory: how a device reaches the bytes of its guest, and only those.
 
-One interface, GuestMemory, with two kinds behind it: ApertureMemory maps exactly the pool, once;
-WindowMemory maps guest buffers on demand, under a quota. Both pin rings at queue setup. Must not
-know queues, devices or vhost-user.
+One interface, GuestMemory, with three kinds behind it: ApertureMemory maps exactly the pool, once;
+WindowMemory maps guest buffers on demand, under a quota; WholeMemory maps everything, once, for a
+device that is not to be confined. All pin rings at queue setup. Must not know queues, devices or
+vhost-user.
 """
 
 from services.devicehost.memory.aperture import ApertureMemory
 from services.devicehost.memory.counters import CounterValues, DeviceCounters, QueueCounters
-from services.devicehost.memory.guest import GuestMemory, Lease, PinnedRing, TranslationError
+from services.devicehost.memory.guest import (
+    GuestMemory,
+    Lease,
+    PinnedRing,
+    Span,
+    TranslationError,
+)
 from services.devicehost.memory.regions import Region, RegionTable
+from services.devicehost.memory.whole import WholeMemory
 from services.devicehost.memory.windows import WindowMemory, WindowQuota
 
 __all__ = [
@@ -21,7 +29,9 @@ __all__ = [
     "QueueCounters",
     "Region",
     "RegionTable",
+    "Span",
     "TranslationError",
+    "WholeMemory",
     "WindowMemory",
     "WindowQuota",
 ]

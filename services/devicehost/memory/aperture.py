@@ -6,9 +6,9 @@ know who chose the pool.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from services.devicehost.memory.guest import GpaRange, GuestMemory, PinnedRing
+from services.devicehost.memory.linear import LinearMemory
 from services.devicehost.memory.mapping import Mapping
 from services.handshake.errors import FailedPreconditionError
 from services.handshake.pool import SLOT_BYTES
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.memory.guest import GpaRange
     from services.devicehost.memory.regions import RegionTable
     from services.handshake.pool import SwiotlbPool
 
 
-class ApertureMemory(GuestMemory):
-    """Guest memory bounded by a pool. It is its own lease: nothing is made or freed per request."""
+class ApertureMemory(LinearMemory):
+    """Guest memory bounded by a pool."""
 
     def __init__(self, table: RegionTable, pool: SwiotlbPool, counters: DeviceCounters) -> None:
         """Map exactly [base, base + size) of the pool.
@@ -31,7 +32,6 @@ class ApertureMemory(GuestMemory):
             FailedPreconditionError: POOL_NOT_IN_GUEST_MEMORY: no single region covers the pool.
             InvalidArgumentError: The mapping failed; see Mapping.
         """
-        super().__init__(table, counters)
         region = table.find(pool.base, pool.size_bytes)
         if region is None or region.fd is None:
             have = ", ".join(f"[0x{r.gpa:x}, 0x{r.gpa + r.size_bytes:x})" for r in table)
@@ -42,14 +42,14 @@ class ApertureMemory(GuestMemory):
                 base=pool.base,
                 size=pool.size_bytes,
             )
+        start = region.file_offset + pool.base - region.gpa
+        mapping = Mapping(region.fd, start, pool.size_bytes)
+        super().__init__(table, counters, [(pool.base, mapping)])
         self._pool = pool
         self._base: int = pool.base
         self._size = pool.size_bytes
         self._high = 0
-        self._mapping = Mapping(
-            region.fd, region.file_offset + pool.base - region.gpa, pool.size_bytes
-        )
-        self._view = self._mapping.view
+        self._view = mapping.view
 
     def translate(self, gpa: int, length: int) -> int:
         """Turn a guest address into an offset in the aperture: arithmetic and a bound check.
@@ -86,30 +86,7 @@ class ApertureMemory(GuestMemory):
             self._raise_high(high)
         return views
 
-    def lease(self, buffers: Sequence[GpaRange] = ()) -> Self:
-        """As `GuestMemory.lease`; always this object."""
-        return self
-
-    def pin(self, gpa: int, length: int) -> PinnedRing:
-        """As `GuestMemory.pin`; a ring inside the pool needs no pages of its own."""
-        offset = gpa - self._base
-        if offset >= 0 and offset + length <= self._size:
-            return PinnedRing(self._view[offset : offset + length], None)
-        return super().pin(gpa, length)
-
-    def close(self) -> None:
-        """End a lease: nothing to do."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
     def _raise_high(self, end: int) -> None:
         with self._lock:
             self._high = max(self._high, end)
         self._counters.note_slot(-(-end // SLOT_BYTES))
-
-    def _unmap(self) -> None:
-        self._mapping.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from services.devicehost.memory.mapping import Mapping
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
 
 GpaRange = tuple[int, int]
 """Guest-physical address of the first byte, and the length in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of guest memory that stays mapped as long as its GuestMemory is retained.
+
+    Attributes:
+        gpa: Guest-physical address of the first byte.
+        size_bytes: Length.
+        address: Of the first byte, in this process.
+    """
+
+    gpa: int
+    size_bytes: int
+    address: int
 
 
 class TranslationError(InvalidArgumentError):
@@ -112,6 +128,14 @@ class GuestMemory(ABC):
         Raises:
             As `Lease.view`.
         """
+
+    def spans(self) -> Sequence[Span] | None:
+        """Tell all that requests may touch, when that is mapped for good, by rising address.
+
+        Returns:
+            None: guest memory is mapped on demand, and only a lease makes it reachable.
+        """
+        return None
 
     def read(self, gpa: int, length: int) -> bytes:
         """Copy [gpa, gpa + length): the guest cannot change what was checked afterwards.

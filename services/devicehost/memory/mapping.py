@@ -33,10 +33,11 @@ class Mapping:
     """A stretch of a file, mapped shared, readable and writable, from construction to `close`.
 
     Attributes:
+        address: Of the first byte, in this process.
         view: The bytes. Must not be touched after `close`: the process would be killed.
     """
 
-    __slots__ = ("_address", "_length", "view")
+    __slots__ = ("_mapped", "address", "view")
 
     def __init__(self, fd: int, offset: int, length: int) -> None:
         """Map `length` bytes of `fd` from `offset` on; the descriptor may be closed afterwards.
@@ -68,15 +69,15 @@ class Mapping:
                 offset=offset,
                 length=length,
             )
-        self._address: int | None = address
-        self._length = length
+        self.address: int = address
+        self._mapped = True
         self.view = memoryview((ctypes.c_char * length).from_address(address)).cast("B")
 
     def close(self) -> None:
         """Unmap; harmless when done before."""
-        if self._address is not None:
-            _libc.munmap(self._address, self._length)
-            self._address = None
+        if self._mapped:
+            _libc.munmap(self.address, len(self.view))
+            self._mapped = False
 
 
 def guard_against_truncation(fd: int, needed_bytes: int) -> None:

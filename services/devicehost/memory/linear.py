@@ -1,0 +1,79 @@
+"""The kinds of guest memory that are mapped for a device's whole life, and lend themselves.
+
+Owns these mappings' life. Must not know which stretches of guest memory they cover, or why.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Self
+
+from services.devicehost.memory.guest import GuestMemory, PinnedRing, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.memory.guest import GpaRange
+    from services.devicehost.memory.mapping import Mapping
+    from services.devicehost.memory.regions import RegionTable
+
+
+class LinearMemory(GuestMemory):
+    """Guest memory that is its own lease: nothing is made or freed per request."""
+
+    def __init__(
+        self,
+        table: RegionTable,
+        counters: DeviceCounters,
+        mappings: Sequence[tuple[int, Mapping]],
+    ) -> None:
+        """Take over mappings.
+
+        Args:
+            table: The guest's regions; a ring may lie in one of which nothing is mapped.
+            counters: Of the device.
+            mappings: Each with the guest-physical address of its first byte.
+        """
+        super().__init__(table, counters)
+        self._mappings = tuple(mapping for _, mapping in mappings)
+        self._spans = tuple(
+            Span(gpa, len(mapping.view), mapping.address) for gpa, mapping in mappings
+        )
+
+    @abstractmethod
+    def view(self, gpa: int, length: int) -> memoryview:
+        """As `Lease.view`."""
+
+    def views(self, buffers: Sequence[GpaRange]) -> list[memoryview]:
+        """As `Lease.views`."""
+        return [self.view(gpa, length) for gpa, length in buffers]
+
+    def spans(self) -> Sequence[Span]:
+        """As `GuestMemory.spans`."""
+        return self._spans
+
+    def lease(self, buffers: Sequence[GpaRange] = ()) -> Self:
+        """As `GuestMemory.lease`; always this object."""
+        return self
+
+    def pin(self, gpa: int, length: int) -> PinnedRing:
+        """As `GuestMemory.pin`; a ring inside what is mapped needs no pages of its own."""
+        for span, mapping in zip(self._spans, self._mappings, strict=True):
+            offset = gpa - span.gpa
+            if offset >= 0 and offset + length <= span.size_bytes:
+                return PinnedRing(mapping.view[offset : offset + length], None)
+        return super().pin(gpa, length)
+
+    def close(self) -> None:
+        """End a lease: nothing to do."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def _unmap(self) -> None:
+        for mapping in self._mappings:
+            mapping.close()
