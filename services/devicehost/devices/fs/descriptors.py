@@ -19,6 +19,13 @@ from services.devicehost.devices.fs.errors import refusal
 WANTED_DESCRIPTORS: Final = 1 << 20
 """The most that Linux lets a process have by default (fs.nr_open)."""
 
+MAX_NODES: Final = 1 << 21
+"""Nodes that a guest may know, if the host's memory allows no better measure: some 100 bytes each
+in the native table, some 500 in Python's."""
+
+MAX_NODE_DESCRIPTORS: Final = 1 << 16
+"""Descriptors that the nodes of one device may have, however many the process may have."""
+
 _RESERVED: Final = 1024
 """Descriptors left to the rest of the process: sockets, guest memory, other devices' eventfds."""
 
@@ -51,9 +58,16 @@ class Descriptor:
 
 
 class Limits(NamedTuple):
-    """How many nodes (an O_PATH descriptor each) and handles one device may hold."""
+    """What one guest may hold of one device.
+
+    Attributes:
+        nodes: Files and directories that it knows.
+        descriptors: Of those, how many have a descriptor open.
+        handles: Files and directories that it has opened.
+    """
 
     nodes: int
+    descriptors: int
     handles: int
 
 
@@ -62,8 +76,8 @@ def raise_descriptor_limit() -> Limits:
 
     A process without CAP_SYS_RESOURCE gets no further than its hard limit.
 
-    Half of it may become one device's nodes and an eighth its handles, so that one guest cannot
-    leave the devices of the others without any.
+    Half of it may become descriptors of one device's nodes and an eighth its handles, so that one
+    guest cannot leave the devices of the others without any.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(hard, WANTED_DESCRIPTORS)
@@ -73,7 +87,11 @@ def raise_descriptor_limit() -> Limits:
     except (ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     usable = _usable(hard)
-    return Limits(nodes=max(usable // 2, 1), handles=max(usable // 8, 1))
+    return Limits(
+        nodes=MAX_NODES,
+        descriptors=max(min(usable // 2, MAX_NODE_DESCRIPTORS), 1),
+        handles=max(usable // 8, 1),
+    )
 
 
 def _usable(limit: int) -> int:

@@ -14,20 +14,27 @@ from services.devicehost.devices.fs.errors import refusal
 
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.descriptors import Descriptor
+    from services.devicehost.devices.fs.nodes import Node
 
 
 class OpenFile:
-    """A regular file that is open on the host."""
+    """A regular file that is open on the host.
 
-    __slots__ = ("_descriptor",)
+    Attributes:
+        node: The file; it does not become idle while it is open.
+        descriptor: The open descriptor.
+    """
 
-    def __init__(self, descriptor: Descriptor) -> None:
-        self._descriptor: Final = descriptor
+    __slots__ = ("descriptor", "node")
+
+    def __init__(self, node: Node, descriptor: Descriptor) -> None:
+        self.node: Final = node
+        self.descriptor: Final = descriptor
 
     @property
     def fd(self) -> int:
         """The open descriptor's number; valid while this object is referenced."""
-        return self._descriptor.fd
+        return self.descriptor.fd
 
 
 class OpenDirectory(OpenFile):
@@ -39,8 +46,8 @@ class OpenDirectory(OpenFile):
 
     __slots__ = ("lock",)
 
-    def __init__(self, descriptor: Descriptor) -> None:
-        super().__init__(descriptor)
+    def __init__(self, node: Node, descriptor: Descriptor) -> None:
+        super().__init__(node, descriptor)
         self.lock: Final = threading.Lock()
 
 

@@ -45,7 +45,7 @@ class Mount:
         """
         self.read_only: Final = options.ro
         self.presentation: Final = Presentation(options)
-        self.nodes: Final = NodeTable(root, os.fstat(root.fd), limits.nodes)
+        self.nodes: Final = NodeTable(root, os.fstat(root.fd), limits)
         self.handles: Final = HandleTable(limits.handles)
         self._switches = credentials.may_switch()
 

@@ -1,30 +1,39 @@
-"""The nodes that a guest knows: an O_PATH descriptor each, counted as often as it was looked up.
+"""The nodes that a guest knows, each counted as often as it was looked up.
 
 Owns node ids and lookup counts. A node stays what it is when its name is renamed, replaced or
-removed, since nothing is ever looked up by path again. Hard links are one node (device and inode
-number are the key; the open descriptor keeps the number from being used anew). Ids are never
-reused. A guest holds at most `limit` nodes: past that LOOKUP fails with ENFILE until it forgets
-some. Must not know requests.
+removed, since nothing is ever looked up by path again. Hard links are one node: device and inode
+number are the key. Ids are never reused.
+
+A node has an O_PATH descriptor as long as it is in use. Beyond a number of descriptors those of
+nodes that were idle lately are closed, and opened again by file handle when they are needed; so a
+guest may know more files than a process may have open. Where that cannot be done (see FileHandles)
+the number of nodes is bounded by that of descriptors. Past its limit LOOKUP fails with ENFILE until
+the guest forgets some. Must not know requests.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import threading
+import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.file_handles import FileHandles
 from services.wire.fuse import FUSE_ROOT_ID
 
 if TYPE_CHECKING:
-    import os
+    from services.devicehost.devices.fs.descriptors import Descriptor, Limits
 
-    from services.devicehost.devices.fs.descriptors import Descriptor
+_SWEEP_STEPS: Final = 16
+"""Nodes that are looked at, at most, each time a descriptor is to be closed."""
 
 
 class Node:
-    """One file, directory, symlink or special file of the host.
+    """One file, directory, symlink or special file of the host, while it is in use.
 
     Attributes:
         id: What the guest calls it.
@@ -32,14 +41,12 @@ class Node:
         kind: Its S_IFMT bits; they never change.
     """
 
-    __slots__ = ("_key", "_lookups", "descriptor", "id", "kind")
+    __slots__ = ("__weakref__", "descriptor", "id", "kind")
 
-    def __init__(self, node_id: int, descriptor: Descriptor, status: os.stat_result) -> None:
+    def __init__(self, node_id: int, descriptor: Descriptor, kind: int) -> None:
         self.id: Final = node_id
         self.descriptor: Final = descriptor
-        self.kind: Final = stat.S_IFMT(status.st_mode)
-        self._key: Final = (status.st_dev, status.st_ino)
-        self._lookups = 0
+        self.kind: Final = kind
 
     @property
     def fd(self) -> int:
@@ -52,23 +59,59 @@ class Node:
         return self.descriptor.path
 
 
-class NodeTable:
-    """All nodes of one mount; safe to use from every queue's thread."""
+class _Entry:
+    """What the table knows of one node.
 
-    def __init__(self, root: Descriptor, status: os.stat_result, limit: int) -> None:
-        """Start with the root, which is never forgotten.
+    Attributes:
+        key: Device and inode number.
+        lookups: How often the guest looked it up and has not forgotten it.
+        node: The node; None while it is idle.
+        last: The node as it was when it became idle; requests and open files may have it still.
+        handle: How an idle node is found again.
+        recently: Whether it was used since the table last looked for idle ones.
+    """
+
+    __slots__ = ("handle", "id", "key", "kind", "last", "lookups", "node", "recently")
+
+    def __init__(self, node: Node, key: tuple[int, int]) -> None:
+        self.id: Final = node.id
+        self.kind: Final = node.kind
+        self.key: Final = key
+        self.lookups = 0
+        self.node: Node | None = node
+        self.last: weakref.ref[Node] | None = None
+        self.handle = b""
+        self.recently = True
+
+
+class NodeTable:
+    """All nodes of one mount; safe to use from every queue's thread.
+
+    Attributes:
+        root: The shared directory; it is never forgotten and never idle.
+        limit: Most nodes besides the root.
+    """
+
+    def __init__(self, root: Descriptor, status: os.stat_result, limits: Limits) -> None:
+        """Start with the root.
 
         Args:
             root: O_PATH descriptor of the shared directory.
             status: Its status.
-            limit: Most nodes besides the root.
+            limits: Of the device.
         """
-        self.root: Final = Node(FUSE_ROOT_ID, root, status)
-        self.limit: Final = limit
+        self._handles = FileHandles(root, status.st_dev)
+        self.root: Final = Node(FUSE_ROOT_ID, root, stat.S_IFMT(status.st_mode))
+        self.limit: Final = (
+            limits.nodes if self._handles.usable else min(limits.nodes, limits.descriptors)
+        )
+        self._most_in_use: Final = limits.descriptors
         self._next_id = FUSE_ROOT_ID + 1
-        self._by_id = {FUSE_ROOT_ID: self.root}
-        self._by_key = {self.root._key: self.root}
-        self._lock = threading.Lock()
+        entry = _Entry(self.root, (status.st_dev, status.st_ino))
+        self._by_id = {FUSE_ROOT_ID: entry}
+        self._by_key = {entry.key: entry}
+        self._in_use: deque[_Entry] = deque()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """Tell how many nodes there are besides the root."""
@@ -78,12 +121,14 @@ class NodeTable:
         """Find a node.
 
         Raises:
-            OSError: ESTALE when the guest never looked it up or has forgotten it.
+            OSError: ESTALE when the guest never looked it up or has forgotten it, or when it was
+                idle and its file is gone.
         """
-        node = self._by_id.get(node_id)
-        if node is None:
+        entry = self._by_id.get(node_id)
+        if entry is None:
             raise refusal(errno.ESTALE)
-        return node
+        entry.recently = True
+        return entry.node or self._wake(entry)
 
     def require_room(self) -> None:
         """Refuse before something is created for which there would be no node.
@@ -102,21 +147,86 @@ class NodeTable:
         """
         key = (status.st_dev, status.st_ino)
         with self._lock:
-            node = self._by_key.get(key)
-            if node is None:
+            entry = self._by_key.get(key)
+            if entry is not None and entry.node is None:
+                entry = self._recognize(entry, descriptor)
+            if entry is None:
                 self.require_room()
-                node = Node(self._next_id, descriptor, status)
+                node = Node(self._next_id, descriptor, stat.S_IFMT(status.st_mode))
                 self._next_id += 1
-                self._by_id[node.id] = self._by_key[key] = node
-            node._lookups += 1
-            return node
+                entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, key)
+                self._use(entry)
+            entry.lookups += 1
+            entry.recently = True
+            return entry.node or self._wake(entry)
 
     def forget(self, node_id: int, count: int) -> None:
         """Take back `count` lookups; unknown nodes and counts too high are harmless."""
         with self._lock:
-            node = self._by_id.get(node_id)
-            if node is None or node is self.root:
+            entry = self._by_id.get(node_id)
+            if entry is None or entry.id == FUSE_ROOT_ID:
                 return
-            node._lookups -= count
-            if node._lookups <= 0:
-                del self._by_id[node_id], self._by_key[node._key]
+            entry.lookups -= count
+            if entry.lookups <= 0:
+                del self._by_id[node_id]
+                if self._by_key.get(entry.key) is entry:
+                    del self._by_key[entry.key]
+                entry.node = None  # the sweep comes by later; it must not keep the descriptor
+
+    def _wake(self, entry: _Entry) -> Node:
+        """Give an idle node its descriptor back.
+
+        Raises:
+            OSError: ESTALE when its file is gone.
+        """
+        with self._lock:
+            if entry.node is not None:
+                return entry.node
+            node = entry.last() if entry.last is not None else None
+            if node is None:
+                descriptor = self._handles.reopen(entry.key[0], entry.handle)
+                node = Node(entry.id, descriptor, entry.kind)
+            entry.node = node
+            self._use(entry)
+            return node
+
+    def _recognize(self, entry: _Entry, found: Descriptor) -> _Entry | None:
+        """Tell whether what has an idle node's key is its file; the number may be used anew."""
+        if entry.last is None or entry.last() is None:
+            if self._handles.take(found, entry.key[0]) != entry.handle:
+                del self._by_key[entry.key]
+                return None
+            entry.node = Node(entry.id, found, entry.kind)
+            self._use(entry)
+        return entry
+
+    def _use(self, entry: _Entry) -> None:
+        if not self._handles.usable:
+            return
+        self._in_use.append(entry)
+        for _ in range(_SWEEP_STEPS):
+            if len(self._in_use) <= self._most_in_use:
+                return
+            self._sweep_one()
+
+    def _sweep_one(self) -> None:
+        """Look at the node that came into use first: let it rest, or pass it over once more."""
+        entry = self._in_use.popleft()
+        if entry.node is None:
+            return  # forgotten meanwhile
+        if entry.recently or not self._rest(entry, entry.node):
+            entry.recently = False
+            self._in_use.append(entry)
+
+    def _rest(self, entry: _Entry, node: Node) -> bool:
+        """Make a node idle; False when its file could not be found again."""
+        try:
+            # Nothing leads back to a file without a name.
+            if os.fstat(node.fd).st_nlink == 0:
+                return False
+            entry.handle = self._handles.take(node.descriptor, entry.key[0])
+        except OSError:
+            return False
+        entry.last = weakref.ref(node)
+        entry.node = None
+        return True

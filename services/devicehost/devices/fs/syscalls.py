@@ -23,6 +23,9 @@ _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _CLONE_FS: Final = 0x200
+_MAX_HANDLE_BYTES: Final = 128
+_FILE_HANDLE: Final = Struct("<Ii")
+"""struct file_handle without its bytes: handle_bytes, handle_type (name_to_handle_at(2))."""
 
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
@@ -94,6 +97,8 @@ _syncfs = _declare("syncfs", _int)
 _utimensat = _declare("utimensat", _int, _str, _ptr, _int)
 _statx = _declare("statx", _int, _str, _int, _uint, _ptr)
 _unshare = _declare("unshare", _int)
+_name_to_handle_at = _declare("name_to_handle_at", _int, _str, _ptr, _ptr, _int)
+_open_by_handle_at = _declare("open_by_handle_at", _int, _str, _int)
 
 
 def _checked(result: int) -> int:
@@ -180,6 +185,35 @@ def statx(fd: int, mask: int) -> Statx:
     buffer = ctypes.create_string_buffer(_STATX.size)
     _checked(_statx(fd, b"", _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW, mask, buffer))
     return Statx(*_STATX.unpack(buffer))
+
+
+def name_to_handle(fd: int) -> bytes:
+    """Make a handle (struct file_handle) of what an O_PATH or ordinary descriptor refers to.
+
+    Raises:
+        OSError: As name_to_handle_at(2); EOPNOTSUPP when the file system has no handles.
+    """
+    room = _FILE_HANDLE.pack(_MAX_HANDLE_BYTES, 0)
+    buffer = ctypes.create_string_buffer(room, _FILE_HANDLE.size + _MAX_HANDLE_BYTES)
+    mount_id = ctypes.c_int()
+    _checked(_name_to_handle_at(fd, b"", buffer, ctypes.byref(mount_id), _AT_EMPTY_PATH))
+    length, _ = _FILE_HANDLE.unpack_from(buffer)
+    return buffer.raw[: _FILE_HANDLE.size + length]
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """Open what `name_to_handle` made a handle of; O_CLOEXEC is added.
+
+    Args:
+        mount_fd: Ordinary descriptor of anything on the same file system.
+        handle: Of `name_to_handle`.
+        flags: O_*.
+
+    Raises:
+        OSError: As open_by_handle_at(2); ESTALE when the file is gone, EPERM without
+            CAP_DAC_READ_SEARCH.
+    """
+    return _checked(_open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC))
 
 
 def use_private_umask(mask: int) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VM_ID = "6f1d7c0e-9d7e-4b8e-8f0a-3a9a5f0d1c2b"
 
 
-_AMPLE = Limits(nodes=1000, handles=100)
+_AMPLE = Limits(nodes=1000, descriptors=1000, handles=100)
 
 
 class MakeGuest(Protocol):

@@ -202,7 +202,7 @@ def test_a_file_that_is_unlinked_while_open_goes_on(guest: FuseGuest, shared: Pa
 
 
 def test_a_full_node_table_refuses_and_recovers(make_guest: MakeGuest, shared: Path) -> None:
-    guest = make_guest(limits=Limits(nodes=3, handles=10))
+    guest = make_guest(limits=Limits(nodes=3, descriptors=3, handles=10))
     nodes = [guest.mkdir(b"d%d" % index).nodeid for index in range(3)]
     assert guest.lookup(b"d0").nodeid == nodes[0], "a node that is known needs no room"
     for attempt in (lambda: guest.mkdir(b"d3"), lambda: guest.create(b"f")):
@@ -215,7 +215,7 @@ def test_a_full_node_table_refuses_and_recovers(make_guest: MakeGuest, shared: P
 
 
 def test_exhaustion_is_logged_once(make_guest: MakeGuest, caplog: pytest.LogCaptureFixture) -> None:
-    guest = make_guest(limits=Limits(nodes=0, handles=10))
+    guest = make_guest(limits=Limits(nodes=0, descriptors=1, handles=10))
     for _ in range(5):
         with pytest.raises(FuseError):
             guest.mkdir(b"d")

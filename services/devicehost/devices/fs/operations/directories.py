@@ -36,8 +36,8 @@ def opendir(mount: Mount, request: Request) -> int:
     if node.kind != stat.S_IFDIR:
         raise refusal(errno.ENOTDIR)
     mount.handles.require_room()
-    opened = OpenDirectory(Descriptor(os.open(node.path, os.O_RDONLY | os.O_DIRECTORY)))
-    return request.reply(OPEN_OUT.pack(mount.handles.add(opened), 0))
+    descriptor = Descriptor(os.open(node.path, os.O_RDONLY | os.O_DIRECTORY))
+    return request.reply(OPEN_OUT.pack(mount.handles.add(OpenDirectory(node, descriptor)), 0))
 
 
 def releasedir(mount: Mount, request: Request) -> int:

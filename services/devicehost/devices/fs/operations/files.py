@@ -58,7 +58,7 @@ def open_regular(mount: Mount, node: Node, flags: int, open_flags: int) -> OpenF
     if mount.read_only and flags & (os.O_ACCMODE | os.O_TRUNC):
         raise refusal(errno.EROFS)
     with mount.writing(open_flags & FUSE_OPEN_KILL_SUIDGID):
-        return OpenFile(Descriptor(os.open(node.path, usable_flags(flags))))
+        return OpenFile(node, Descriptor(os.open(node.path, usable_flags(flags))))
 
 
 def open_file(mount: Mount, request: Request) -> int:

@@ -194,7 +194,7 @@ def _adopt_created(mount: Mount, request: Request, made: Descriptor) -> int:
     """Answer with a file that this request has just made: its node comes from its descriptor."""
     path_only = Descriptor(os.open(made.path, os.O_PATH))
     node, status = mount.adopt(path_only)
-    return _created(mount, request, node, status, OpenFile(made))
+    return _created(mount, request, node, status, OpenFile(node, made))
 
 
 def _created(

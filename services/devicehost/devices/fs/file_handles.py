@@ -1,0 +1,73 @@
+"""File handles: finding a file again after its descriptor was closed (name_to_handle_at(2)).
+
+A handle names an inode and its generation, so it never leads to another file, whatever was renamed,
+removed or made since. Handles are made here of descriptors that a lookup gave; none ever comes from
+a guest. Must not know nodes or requests.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.descriptors import Descriptor
+from services.devicehost.devices.fs.errors import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class FileHandles:
+    """The handles of one share's files; usable from any thread.
+
+    Attributes:
+        usable: Whether files can be found again at all: their file system has handles, and this
+            process has CAP_DAC_READ_SEARCH.
+    """
+
+    def __init__(self, root: Descriptor, device: int) -> None:
+        """Try with the root.
+
+        Args:
+            root: O_PATH descriptor of a directory.
+            device: Device number of its file system.
+        """
+        self._lock = threading.Lock()
+        self._anchors: Mapping[int, Descriptor] = {}
+        try:
+            self.reopen(device, self.take(root, device))
+        except OSError:
+            self.usable = False
+        else:
+            self.usable = True
+
+    def take(self, descriptor: Descriptor, device: int) -> bytes:
+        """Make the handle of a file.
+
+        Args:
+            descriptor: O_PATH descriptor of the file.
+            device: Device number of its file system.
+
+        Raises:
+            OSError: The file could not be found again by a handle.
+        """
+        if device not in self._anchors:
+            # open_by_handle_at(2) wants an ordinary descriptor of something on the file system.
+            anchor = Descriptor(os.open(descriptor.path, os.O_RDONLY | os.O_NONBLOCK))
+            with self._lock:
+                self._anchors = {**self._anchors, device: anchor}
+        return syscalls.name_to_handle(descriptor.fd)
+
+    def reopen(self, device: int, handle: bytes) -> Descriptor:
+        """Open a file by what `take` gave, as an O_PATH descriptor.
+
+        Raises:
+            OSError: ESTALE when the file is gone.
+        """
+        anchor = self._anchors.get(device)
+        if anchor is None:
+            raise refusal(errno.ESTALE)
+        return Descriptor(syscalls.open_by_handle(anchor.fd, handle, os.O_PATH))
