@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FASTPATH := services/devicehost/libfastpath.so
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --no-emit-index-url --no-header
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
@@ -21,15 +22,18 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-setup: $(READY) ## make the virtual environment (.venv)
+$(FASTPATH): $(wildcard native/*) $(READY)
+	@$(BIN)/python native/build.py
 
-demo: $(READY) ## run the main job: three VMs, real files, the checker's verdict
+setup: $(READY) $(FASTPATH) ## make the virtual environment (.venv)
+
+demo: $(READY) $(FASTPATH) ## run the main job: three VMs, real files, the checker's verdict
 	@$(BIN)/porthole demo
 
-test: $(READY) ## run every test that this machine can run
+test: $(READY) $(FASTPATH) ## run every test that this machine can run
 	@$(BIN)/python -m pytest
 
-check: $(READY) ## formatting, lint, types, layers, protos
+check: $(READY) $(FASTPATH) ## formatting, lint, types, layers, protos
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class ApertureMemory(LinearMemory):
     """Guest memory bounded by a pool."""
 
+    is_pool = True
+
     def __init__(self, table: RegionTable, pool: SwiotlbPool, counters: DeviceCounters) -> None:
         """Map exactly [base, base + size) of the pool.
 

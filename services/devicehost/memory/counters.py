@@ -6,23 +6,32 @@ ones share one. Must not know metrics or who reads them.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from dataclasses import dataclass, field
 
 
-@dataclass(slots=True)
-class QueueCounters:
-    """What one queue counts; written by that queue's thread only.
+class QueueCounters(ctypes.Structure):
+    """What one queue counts (struct ph_counters); written by that queue's thread only.
 
     Attributes:
         requests: Chains that were completed.
         bytes_in: Bytes that the guest offered for reading.
         bytes_out: Bytes that were written to the guest.
+        highest_slot: Highest slot that the native loop saw a buffer in, counted from 1.
     """
 
-    requests: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
+    requests: int
+    bytes_in: int
+    bytes_out: int
+    highest_slot: int
+
+    _fields_ = (
+        ("requests", ctypes.c_uint64),
+        ("bytes_in", ctypes.c_uint64),
+        ("bytes_out", ctypes.c_uint64),
+        ("highest_slot", ctypes.c_uint64),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,6 @@ class DeviceCounters:
                 windows_mapped=self._mapped,
                 windows_evicted=self._evicted,
                 windows_waited=self._waited,
-                highest_slot=self._highest_slot,
+                highest_slot=max([self._highest_slot, *(queue.highest_slot for queue in queues)]),
                 frames_dropped=self._frames_dropped,
             )

@@ -108,7 +108,12 @@ class GuestMemory(ABC):
 
     The constructor's caller holds the first reference; every thread that touches views holds one of
     its own, so that nothing is unmapped under it. The last `release` unmaps.
+
+    Attributes:
+        is_pool: Whether buffers can be in a bounce pool only, whose slots are counted.
     """
+
+    is_pool = False
 
     def __init__(self, table: RegionTable, counters: DeviceCounters) -> None:
         self._table = table

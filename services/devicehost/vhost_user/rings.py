@@ -11,9 +11,12 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost import fastpath
+from services.devicehost.virtio.native_queue import NativeQueue
 from services.devicehost.virtio.queue import Queue
 from services.handshake.errors import (
     FailedPreconditionError,
@@ -226,7 +229,7 @@ class Ring:
                 "RING_NOT_STARTED", f"ring {self.index} has no addresses yet"
             )
         desc, avail, used = self._parts
-        queue = Queue(
+        queue = self._kind_of_queue(context)(
             index=self.index,
             size=self._size,
             desc=desc.view,
@@ -325,6 +328,14 @@ class Ring:
                 bound=align,
             )
         return memory.pin(gpa, length)
+
+    def _kind_of_queue(self, context: RingContext) -> Callable[..., Queue]:
+        """A queue that the native loop can serve, if it finds all that it needs."""
+        spans = context.memory.spans()
+        native = fastpath.library if context.device.goes_native else None
+        if native is None or spans is None or self._kick_fd is None:
+            return Queue
+        return partial(NativeQueue, native, spans, is_pool=context.memory.is_pool)
 
     def _check_stopped(self) -> None:
         if self.running:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from services.devicehost import fastpath
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from services.devicehost.virtio.native_queue import NativeQueue
     from services.devicehost.virtio.queue import Chain, Queue
 
 
@@ -32,6 +35,10 @@ class VirtioDevice(Protocol):
     @property
     def features(self) -> int:
         """Feature bits of the device type (bits 0 to 23 and 50 up), as a mask."""
+
+    @property
+    def goes_native(self) -> bool:
+        """Whether `serve` takes a NativeQueue where there can be one."""
 
     def config(self) -> bytes:
         """Tell the device's configuration space; at most 256 bytes."""
@@ -69,3 +76,25 @@ def serve_requests(queue: Queue, handle: Callable[[Chain], int]) -> None:
         while (chain := queue.pop()) is not None:
             queue.push(chain, handle(chain))
         queue.wait()
+
+
+def serve_natively(
+    queue: NativeQueue, loop: Callable[[int], int], handle: Callable[[Chain], int]
+) -> None:
+    """Serve a request queue by a native loop, and by `handle` what the loop leaves.
+
+    Args:
+        queue: The queue of this thread.
+        loop: As of `NativeQueue.lend`.
+        handle: As of `serve_requests`.
+
+    Raises:
+        QueueError: The guest broke a rule of the ring.
+    """
+    while not queue.stopped:
+        if queue.first_request_is_due or queue.lend(loop) == fastpath.FOR_PYTHON:
+            chain = queue.pop()
+            if chain is not None:
+                queue.push(chain, handle(chain))
+            elif queue.first_request_is_due:
+                queue.wait()

@@ -141,6 +141,11 @@ class Queue:
         """Available index of the next chain to be taken: what GET_VRING_BASE tells."""
         return self._next_avail
 
+    @property
+    def first_request_is_due(self) -> bool:
+        """Whether somebody waits to be told of the first request."""
+        return self._on_first_request is not None
+
     def pop(self) -> Chain | None:
         """Take the next chain; None when the driver has made no more available, or after `stop`.
 

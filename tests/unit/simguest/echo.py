@@ -25,6 +25,7 @@ class EchoDevice:
     """Queue 0 answers each request with its bytes reversed; queue 1 fills buffers when told to."""
 
     device_class = "virtio-fs"
+    goes_native = False
     num_queues = 2
     features = 0b101
 

@@ -29,13 +29,14 @@ class Presentation:
 
     Attributes:
         uid, gid: Shown as every file's owner and group; None shows the real ones.
+        keep_dir, keep_file: Bits of the mode that are shown.
     """
 
     def __init__(self, options: FsOptions) -> None:
         self.uid: Final = options.uid
         self.gid: Final = options.gid
-        self._keep_dir = ~(options.umask | (options.dmask or 0))
-        self._keep_file = ~(options.umask | (options.fmask or 0))
+        self.keep_dir: Final = _U32 & ~(options.umask | (options.dmask or 0))
+        self.keep_file: Final = _U32 & ~(options.umask | (options.fmask or 0))
 
     def attr(self, status: os.stat_result) -> bytes:
         """Pack a fuse_attr."""
@@ -52,7 +53,7 @@ class Presentation:
             atime % _NS,
             mtime % _NS,
             ctime % _NS,
-            mode & (self._keep_dir if stat.S_ISDIR(mode) else self._keep_file),
+            mode & (self.keep_dir if stat.S_ISDIR(mode) else self.keep_file),
             status.st_nlink & _U32,
             status.st_uid if self.uid is None else self.uid,
             status.st_gid if self.gid is None else self.gid,
@@ -63,7 +64,7 @@ class Presentation:
 
     def statx(self, status: Statx) -> bytes:
         """Pack a fuse_statx."""
-        keep = self._keep_dir if stat.S_ISDIR(status.mode) else self._keep_file
+        keep = self.keep_dir if stat.S_ISDIR(status.mode) else self.keep_file
         return STATX.pack(
             *status._replace(
                 mode=status.mode & keep,

@@ -33,7 +33,7 @@ _RESERVED: Final = 1024
 class Descriptor:
     """Owns one file descriptor; closes it when the last reference goes."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("_owned", "fd")
 
     def __init__(self, fd: int) -> None:
         """Take a descriptor over, and close it at once if it is of those left to the rest.
@@ -44,12 +44,23 @@ class Descriptor:
         Raises:
             OSError: EMFILE.
         """
-        self.fd: Final = fd
-        if fd >= _usable(resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+        self.fd = fd
+        self._owned = True
+        if fd >= first_unusable():
             raise refusal(errno.EMFILE)
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self._owned:
+            os.close(self.fd)
+
+    def detach(self) -> int:
+        """Hand the descriptor over to whoever takes the number."""
+        self._owned = False
+        return self.fd
+
+    def duplicate(self) -> Descriptor:
+        """Make another descriptor of the same open file."""
+        return Descriptor(os.dup(self.fd))
 
     @property
     def path(self) -> bytes:
@@ -92,6 +103,11 @@ def raise_descriptor_limit() -> Limits:
         descriptors=max(min(usable // 2, MAX_NODE_DESCRIPTORS), 1),
         handles=max(usable // 8, 1),
     )
+
+
+def first_unusable() -> int:
+    """Tell the lowest number that no file system device may use; the rest of the process may."""
+    return _usable(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def _usable(limit: int) -> int:

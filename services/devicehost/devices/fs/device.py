@@ -10,10 +10,12 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost import fastpath
 from services.devicehost.devices.fs import syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor, raise_descriptor_limit
 from services.devicehost.devices.fs.session import Session, Share
-from services.devicehost.virtio.device import serve_requests
+from services.devicehost.virtio.device import serve_natively, serve_requests
+from services.devicehost.virtio.native_queue import NativeQueue
 from services.handshake.errors import (
     InvalidArgumentError,
     NotFoundError,
@@ -35,6 +37,7 @@ class FsDevice:
 
     device_class: Final = FS
     features: Final = 0
+    goes_native: Final = True
 
     def __init__(self, options: FsOptions, shared_dir: Path) -> None:
         """Open the directory that is shared, and raise the process's limit on open files.
@@ -59,7 +62,7 @@ class FsDevice:
         self.num_queues: Final = 1 + options.queues
         self._config: Final = CONFIG.pack(tag, options.queues)
         self._session: Session | None = Session(
-            Share(_open_shared(shared_dir), options, raise_descriptor_limit())
+            Share(_open_shared(shared_dir), options, raise_descriptor_limit(), fastpath.library)
         )
 
     def config(self) -> bytes:
@@ -84,7 +87,11 @@ class FsDevice:
         def handle(chain: Chain) -> int:
             return session.handle(chain.readable, chain.writable)
 
-        serve_requests(queue, handle)
+        if isinstance(queue, NativeQueue) and session.loop is not None:
+            with session.loop.worker() as loop:
+                serve_natively(queue, loop, handle)
+        else:
+            serve_requests(queue, handle)
 
     def reset(self) -> None:
         """Forget the guest: its nodes and open files."""

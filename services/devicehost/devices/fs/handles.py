@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from services.devicehost.devices.fs.errors import refusal
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from services.devicehost.devices.fs.descriptors import Descriptor
     from services.devicehost.devices.fs.nodes import Node
 
@@ -46,9 +48,14 @@ class OpenDirectory(OpenFile):
 
     __slots__ = ("lock",)
 
-    def __init__(self, node: Node, descriptor: Descriptor) -> None:
+    def __init__(
+        self,
+        node: Node,
+        descriptor: Descriptor,
+        lock: AbstractContextManager[object] | None = None,
+    ) -> None:
         super().__init__(node, descriptor)
-        self.lock: Final = threading.Lock()
+        self.lock: Final = lock or threading.Lock()
 
 
 HandleT = TypeVar("HandleT", bound=OpenFile)

@@ -10,14 +10,22 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost import fastpath
 from services.devicehost.devices.fs import credentials, syscalls
 from services.devicehost.devices.fs.attributes import Presentation
 from services.devicehost.devices.fs.descriptors import Descriptor, Limits
-from services.devicehost.devices.fs.handles import HandleTable
+from services.devicehost.devices.fs.handles import HandleTable, OpenFile
+from services.devicehost.devices.fs.native_tables import (
+    NativeHandleTable,
+    NativeNodeTable,
+    NativeTables,
+)
 from services.devicehost.devices.fs.nodes import Node, NodeTable
 from services.wire.fuse import ATTR_OUT, ENTRY_OUT
 
 if TYPE_CHECKING:
+    import ctypes
+
     from services.devicehost.devices.fs.request import Request
     from services.handshake.options import FsOptions
 
@@ -30,26 +38,41 @@ class Mount:
 
     Attributes:
         read_only: Nothing may be changed.
+        tables: The nodes and handles as the native loop has them; None: they are Python's.
     """
 
-    def __init__(self, root: Descriptor, options: FsOptions, limits: Limits) -> None:
+    def __init__(
+        self,
+        root: Descriptor,
+        options: FsOptions,
+        limits: Limits,
+        library: ctypes.CDLL | None = None,
+    ) -> None:
         """Begin with the root only.
 
         Args:
             root: O_PATH descriptor of the shared directory.
             options: The share's options.
             limits: How many nodes and handles the guest may hold.
+            library: The native fast path, if it is to keep nodes and handles.
 
         Raises:
             OSError: The shared directory cannot be read any more.
         """
         self.read_only: Final = options.ro
         self.presentation: Final = Presentation(options)
-        self.nodes: Final = NodeTable(root, os.fstat(root.fd), limits)
-        self.handles: Final = HandleTable(limits.handles)
         self._switches = credentials.may_switch()
+        self.tables: Final = self._native_tables(library, root, limits) if library else None
+        self.nodes: NodeTable | NativeNodeTable
+        self.handles: HandleTable | NativeHandleTable
+        if self.tables is None:
+            self.nodes = NodeTable(root, os.fstat(root.fd), limits)
+            self.handles = HandleTable(limits.handles)
+        else:
+            self.nodes = NativeNodeTable(self.tables)
+            self.handles = NativeHandleTable(self.tables, limits.handles)
 
-    def enter(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+    def enter(self, parent: Node | OpenFile, name: bytes) -> tuple[Node, os.stat_result]:
         """Look a checked name up and count the lookup.
 
         Raises:
@@ -85,6 +108,20 @@ class Mount:
         if self._switches:
             return credentials.ActAs(request.uid, request.gid, override=False)
         return credentials.Nothing()
+
+    def _native_tables(
+        self, library: ctypes.CDLL, root: Descriptor, limits: Limits
+    ) -> NativeTables:
+        shown = self.presentation
+        rules = fastpath.Rules(
+            uid=fastpath.KEEP_ID if shown.uid is None else shown.uid,
+            gid=fastpath.KEEP_ID if shown.gid is None else shown.gid,
+            keep_dir=shown.keep_dir,
+            keep_file=shown.keep_file,
+            valid_s=CACHE_S,
+            read_only=self.read_only,
+        )
+        return NativeTables(library, root, rules, limits, may_switch=self._switches)
 
     def writing(self, kill: int) -> credentials.KillSuidGid | credentials.Nothing:
         """Clear set-id bits by what is written, if the guest asks for it (`kill` is not 0)."""

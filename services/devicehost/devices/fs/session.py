@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.errors import errno_of, refusal
 from services.devicehost.devices.fs.mount import Mount
+from services.devicehost.devices.fs.native_loop import NativeLoop
 from services.devicehost.devices.fs.operations.table import OPERATIONS
 from services.devicehost.devices.fs.request import Request, receive
 from services.devicehost.throttle import Throttle
@@ -22,6 +23,8 @@ from services.wire import fuse
 from services.wire.fuse import InitIn, InitOut, Opcode
 
 if TYPE_CHECKING:
+    import ctypes
+
     from services.devicehost.devices.fs.descriptors import Descriptor, Limits
     from services.handshake.options import FsOptions
 
@@ -62,11 +65,13 @@ class Share:
         root: O_PATH descriptor of the shared directory.
         options: The device's options.
         limits: How many nodes and handles a guest may hold.
+        library: The native fast path, if it serves what it can.
     """
 
     root: Descriptor
     options: FsOptions
     limits: Limits
+    library: ctypes.CDLL | None = None
 
     @property
     def max_pages(self) -> int:
@@ -75,7 +80,11 @@ class Share:
 
 
 class Session:
-    """One guest's dialogue with the share."""
+    """One guest's dialogue with the share.
+
+    Attributes:
+        loop: Serves hot requests of the same mount; None: `handle` serves them all.
+    """
 
     def __init__(self, share: Share) -> None:
         """Wait for INIT.
@@ -83,6 +92,7 @@ class Session:
         Args:
             share: What is served.
         """
+        self.loop: Final = NativeLoop(share.library) if share.library else None
         self._share: Final = share
         self._mount: Mount | None = None
         self._exhaustion: Final = Throttle(_WARN_INTERVAL_S)
@@ -94,7 +104,7 @@ class Session:
 
     def reset(self) -> None:
         """Let go of everything that the guest had; INIT is expected next."""
-        self._mount = None
+        self._set_mount(None)
 
     def handle(self, readable: list[memoryview], writable: list[memoryview]) -> int:
         """Serve one request.
@@ -127,7 +137,7 @@ class Session:
         if mount is None:
             raise refusal(errno.ENOTCONN)
         if request.opcode == Opcode.DESTROY:
-            self._mount = None
+            self._set_mount(None)
             return 0
         operation = OPERATIONS.get(request.opcode)
         if operation is None:
@@ -138,6 +148,11 @@ class Session:
         if operation.modifies and mount.read_only:
             raise refusal(errno.EROFS)
         return operation.run(mount, request)
+
+    def _set_mount(self, mount: Mount | None) -> None:
+        self._mount = mount
+        if self.loop is not None:
+            self.loop.mount(mount.tables if mount else None)
 
     def _warn_exhausted(self, request: Request) -> None:
         """Say what is used up, at most once a minute, since a guest can provoke it at will."""
@@ -164,14 +179,15 @@ class Session:
             raise refusal(errno.EIO)
         if offer.major > fuse.FUSE_KERNEL_VERSION:
             # Linux then sends INIT again in our major version.
-            self._mount = None
+            self._set_mount(None)
             return request.reply(
                 _answer(flags=0, max_readahead=0, max_pages=0, minor=fuse.FUSE_KERNEL_MINOR_VERSION)
             )
         if offer.major < fuse.FUSE_KERNEL_VERSION or offer.minor < fuse.FUSE_MIN_MINOR_VERSION:
             raise refusal(errno.EPROTO)
         flags = SUPPORTED & (offer.flags | offer.flags2 << 32)
-        self._mount = Mount(self._share.root, self._share.options, self._share.limits)
+        share = self._share
+        self._set_mount(Mount(share.root, share.options, share.limits, share.library))
         return request.reply(
             _answer(
                 minor=min(offer.minor, fuse.FUSE_KERNEL_MINOR_VERSION),

@@ -50,6 +50,7 @@ class NetDevice:
     """
 
     device_class = NET
+    goes_native = False
     num_queues = 2
     features = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
 

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from services.devicehost import fastpath
 from services.devicehost.devices.fs.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.session import Session, Share
 from services.handshake.options import FsOptions
 from tests.unit.devicehost.fs.fuse_guest import FuseGuest
+from tests.unit.devicehost.fs.native_guest import NativeGuest
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Iterator
 
 VM_ID = "6f1d7c0e-9d7e-4b8e-8f0a-3a9a5f0d1c2b"
@@ -44,12 +47,23 @@ def shared(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=["python", "native"])
+def library(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
+    """Every test of a share runs without the native fast path and with it."""
+    if request.param == "python":
+        return None
+    if fastpath.library is None:
+        pytest.skip("the native fast path was not built: no C compiler (cc)")
+    return fastpath.library
+
+
 @pytest.fixture
-def make_guest(shared: Path) -> MakeGuest:
+def make_guest(shared: Path, library: ctypes.CDLL | None) -> MakeGuest:
     def make(*, limits: Limits = _AMPLE, mounted: bool = True, **options: object) -> FuseGuest:
         root = Descriptor(os.open(shared, os.O_PATH | os.O_DIRECTORY))
         parsed = FsOptions(name="share", vm_id=VM_ID, **options)  # type: ignore[arg-type]
-        guest = FuseGuest(Session(Share(root, parsed, limits)))
+        session = Session(Share(root, parsed, limits, library))
+        guest = NativeGuest(session) if library else FuseGuest(session)
         if mounted:
             guest.init()
         return guest

@@ -58,6 +58,10 @@ class FuseGuest:
     gid: int = 0
     unique: int = 0
 
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+        """Have the device serve one request; returns the length of the reply."""
+        return self.session.handle(readable, writable)
+
     def request(self, opcode: int, nodeid: int, body: bytes, *, extra: int = 0) -> bytes:
         """Pack a request; `extra` makes the header lie about its length."""
         self.unique += 2
@@ -70,7 +74,7 @@ class FuseGuest:
     def raw(self, readable: list[memoryview], writable: list[memoryview]) -> tuple[int, bytes]:
         """Hand buffers over; returns the reply's errno and data, having checked its form."""
         room = sum(map(len, writable))
-        written = self.session.handle(readable, writable)
+        written = self.serve(readable, writable)
         assert 16 <= written <= room
         reply = b"".join(writable)[:written]
         length, error, unique = fuse.OUT_HEADER.unpack_from(reply)
@@ -91,7 +95,7 @@ class FuseGuest:
         return data
 
     def one_way(self, opcode: int, nodeid: int, body: bytes) -> None:
-        assert self.session.handle(buffers(self.request(opcode, nodeid, body), 40), []) == 0
+        assert self.serve(buffers(self.request(opcode, nodeid, body), 40), []) == 0
 
     def init(
         self, *, major: int = 7, minor: int = 39, flags: int = OFFERED, flags2: int = 0

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs import credentials
 from services.devicehost.devices.fs.descriptors import Limits
-from services.devicehost.devices.fs.errors import refusal
 from tests.unit.devicehost.fs.conftest import MakeGuest, open_descriptors
 from tests.unit.devicehost.fs.fuse_guest import FuseError, FuseGuest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+CAP_DAC_READ_SEARCH = 1 << 2
 FEW = 4
 FILES = 100
 
@@ -94,13 +94,13 @@ def test_forgotten_nodes_keep_no_descriptor(crowded: FuseGuest, shared: Path) ->
 
 
 def test_without_file_handles_there_are_as_many_nodes_as_descriptors(
-    make_guest: MakeGuest, shared: Path, monkeypatch: pytest.MonkeyPatch
+    make_guest: MakeGuest, shared: Path
 ) -> None:
-    def forbidden(mount_fd: int, handle: bytes, flags: int) -> int:
-        raise refusal(errno.EPERM)
-
-    monkeypatch.setattr(syscalls, "open_by_handle", forbidden)
-    guest = make_guest(limits=Limits(nodes=1000, descriptors=FEW, handles=100))
+    credentials._change(remove=CAP_DAC_READ_SEARCH)
+    try:
+        guest = make_guest(limits=Limits(nodes=1000, descriptors=FEW, handles=100))
+    finally:
+        credentials._change(add=CAP_DAC_READ_SEARCH)
     for number in range(FEW):
         (shared / f"{number}").touch()
         guest.lookup(b"%d" % number)

@@ -29,6 +29,7 @@ class NullDevice:
     """Answers every request with nothing; as many queues as a test wants."""
 
     device_class = "virtio-fs"
+    goes_native = False
     features = 0
 
     def __init__(self, num_queues: int = 9) -> None:

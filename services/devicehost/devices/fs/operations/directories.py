@@ -23,6 +23,7 @@ from services.wire.fuse import (
 
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.mount import Mount
+    from services.devicehost.devices.fs.nodes import Node
     from services.devicehost.devices.fs.request import Request
 
 _NO_ENTRY: Final = bytes(ENTRY_OUT.size + ATTR.size)
@@ -79,25 +80,25 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
                     raise refusal(errno.EINVAL)
                 break
             if plus:
-                listed += _looked_up(mount, request.nodeid, entry)
-            listed += _dirent(mount, request.nodeid, entry)
+                listed += _looked_up(mount, opened, entry)
+            listed += _dirent(opened.node, entry)
     return request.reply(bytes(listed))
 
 
-def _looked_up(mount: Mount, parent_id: int, entry: Entry) -> bytes:
+def _looked_up(mount: Mount, directory: OpenDirectory, entry: Entry) -> bytes:
     """Look an entry up; one that cannot be (removed meanwhile, say) must not hide the others."""
     if entry.name in (b".", b".."):
         return _NO_ENTRY
     try:
-        return mount.entry(*mount.enter(mount.nodes.get(parent_id), entry.name))
+        return mount.entry(*mount.enter(directory, entry.name))
     except OSError:
         return _NO_ENTRY
 
 
-def _dirent(mount: Mount, parent_id: int, entry: Entry) -> bytes:
+def _dirent(node: Node, entry: Entry) -> bytes:
     ino = entry.ino
-    if parent_id == FUSE_ROOT_ID and entry.name == b"..":
+    if node.id == FUSE_ROOT_ID and entry.name == b"..":
         # What lies above the share is not the guest's to know.
-        ino = os.fstat(mount.nodes.root.fd).st_ino
+        ino = os.fstat(node.fd).st_ino
     head = DIRENT.pack(ino, entry.cookie, len(entry.name), entry.kind)
     return (head + entry.name).ljust(align8(len(head) + len(entry.name)), b"\0")

@@ -136,8 +136,7 @@ def link(mount: Mount, request: Request) -> int:
     parent = mount.nodes.get(request.nodeid)
     (name,) = request.names(1)
     os.link(node.path, name, dst_dir_fd=parent.fd, follow_symlinks=True)
-    status = os.fstat(node.fd)
-    return request.reply(mount.entry(mount.nodes.hold(node.descriptor, status), status))
+    return _entry(mount, request, parent, name)
 
 
 def unlink(mount: Mount, request: Request) -> int:

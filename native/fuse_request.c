@@ -1,0 +1,656 @@
+#include "fuse_request.h"
+
+#include <dirent.h>
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/fuse.h>
+#include <linux/openat2.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "credentials.h"
+
+enum {
+    NAME_ROOM = NAME_MAX + 1,
+    BODY_ROOM = 4096, /* what is copied out of guest memory; a BATCH_FORGET of 255 nodes */
+    LISTING_BYTES = 1 << 20,
+    DENTS_BYTES = 32768,
+    DENTS_LEAST = 512, /* room for the longest entry */
+};
+#define OUT_HEADER sizeof(struct fuse_out_header)
+#define OPEN_FLAGS (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC | O_NOATIME | O_LARGEFILE)
+#define CONFINED (RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS)
+
+/* struct fuse_entry_out and struct fuse_open_out, as CREATE answers. */
+struct created {
+    struct fuse_entry_out entry;
+    struct fuse_open_out open;
+};
+
+struct request {
+    struct ph_worker *worker;
+    struct ph_fs *fs;
+    const struct ph_chain *chain;
+    struct fuse_in_header header;
+    uint64_t space_bytes; /* room for the reply's data */
+    uint32_t body_bytes;
+    uint8_t body[BODY_ROOM];
+};
+
+/* Each returns the length of the data that it placed, or PH_COLD. */
+typedef int64_t operation(struct request *request);
+
+bool ph_worker_init(struct ph_worker *worker)
+{
+    worker->listing = NULL;
+    worker->data = malloc(IOV_MAX * sizeof(struct iovec));
+    return worker->data;
+}
+
+void ph_worker_free(struct ph_worker *worker)
+{
+    free(worker->listing);
+    free(worker->data);
+}
+
+static void gather(const struct iovec *from, uint8_t *to, size_t offset, size_t length)
+{
+    for (; length; from++) {
+        size_t part = from->iov_len;
+
+        if (offset >= part) {
+            offset -= part;
+            continue;
+        }
+        part = part - offset < length ? part - offset : length;
+        memcpy(to, (const uint8_t *)from->iov_base + offset, part);
+        to += part;
+        length -= part;
+        offset = 0;
+    }
+}
+
+static void scatter(const struct iovec *to, size_t offset, const void *from, size_t length)
+{
+    const uint8_t *data = from;
+
+    for (; length; to++) {
+        size_t part = to->iov_len;
+
+        if (offset >= part) {
+            offset -= part;
+            continue;
+        }
+        part = part - offset < length ? part - offset : length;
+        memcpy((uint8_t *)to->iov_base + offset, data, part);
+        data += part;
+        length -= part;
+        offset = 0;
+    }
+}
+
+/* Where `length` bytes from `offset` on are, as buffers for a system call. */
+static int slices(const struct iovec *whole, uint64_t offset, uint64_t length, struct iovec *out)
+{
+    int count = 0;
+
+    for (; length; whole++) {
+        uint64_t part = whole->iov_len;
+
+        if (offset >= part) {
+            offset -= part;
+            continue;
+        }
+        part = part - offset < length ? part - offset : length;
+        out[count++] = (struct iovec){(uint8_t *)whole->iov_base + offset, part};
+        length -= part;
+        offset = 0;
+    }
+    return count;
+}
+
+static int64_t reply(struct request *request, const void *data, size_t length)
+{
+    scatter(request->chain->writable, OUT_HEADER, data, length);
+    return (int64_t)length;
+}
+
+/* The body as one name of a directory entry; NULL when it is none. */
+static const char *name_after(const struct request *request, size_t fixed)
+{
+    const char *name = (const char *)request->body + fixed;
+    size_t length = request->body_bytes - fixed;
+
+    if (length < 2 || length > NAME_ROOM || name[length - 1])
+        return NULL;
+    if (strlen(name) != length - 1 || memchr(name, '/', length))
+        return NULL;
+    return !strcmp(name, ".") || !strcmp(name, "..") ? NULL : name;
+}
+
+static int open_beneath(const struct ph_fs *fs, int dir_fd, const char *name, uint64_t flags,
+                        uint64_t mode)
+{
+    struct open_how how = {
+        .flags = flags | O_NOFOLLOW | O_CLOEXEC,
+        .mode = mode,
+        .resolve = CONFINED,
+    };
+
+    return ph_fs_claim(fs, (int)syscall(SYS_openat2, dir_fd, name, &how, sizeof(how)));
+}
+
+static void fill_attr(struct fuse_attr *attr, const struct stat *status,
+                      const struct ph_rules *rules)
+{
+    *attr = (struct fuse_attr){
+        .ino = status->st_ino,
+        .size = (uint64_t)status->st_size,
+        .blocks = (uint64_t)status->st_blocks,
+        .atime = (uint64_t)status->st_atim.tv_sec,
+        .mtime = (uint64_t)status->st_mtim.tv_sec,
+        .ctime = (uint64_t)status->st_ctim.tv_sec,
+        .atimensec = (uint32_t)status->st_atim.tv_nsec,
+        .mtimensec = (uint32_t)status->st_mtim.tv_nsec,
+        .ctimensec = (uint32_t)status->st_ctim.tv_nsec,
+        .mode = status->st_mode &
+                (S_ISDIR(status->st_mode) ? rules->keep_dir : rules->keep_file),
+        .nlink = (uint32_t)status->st_nlink,
+        .uid = rules->uid == PH_KEEP_ID ? status->st_uid : rules->uid,
+        .gid = rules->gid == PH_KEEP_ID ? status->st_gid : rules->gid,
+        .rdev = (uint32_t)status->st_rdev,
+        .blksize = (uint32_t)status->st_blksize,
+    };
+}
+
+static void fill_entry(struct fuse_entry_out *entry, const struct ph_node *node,
+                       const struct stat *status)
+{
+    const struct ph_rules *rules = ph_node_rules(node);
+
+    *entry = (struct fuse_entry_out){
+        .nodeid = ph_node_id(node),
+        .entry_valid = rules->valid_s,
+        .attr_valid = rules->valid_s,
+    };
+    fill_attr(&entry->attr, status, rules);
+}
+
+/* A node whose names and attributes are served here; pinned. */
+static struct ph_node *pin_warm(struct request *request, uint64_t id)
+{
+    struct ph_node *node = ph_node_pin(request->fs, id);
+
+    if (node && ph_node_rules(node)->cold) {
+        ph_node_unpin(request->fs, node);
+        return NULL;
+    }
+    return node;
+}
+
+/* As pin_warm, of a directory in which something is to be changed. */
+static struct ph_node *pin_writable_dir(struct request *request)
+{
+    struct ph_node *node = pin_warm(request, request->header.nodeid);
+
+    if (node && ph_node_rules(node)->read_only) {
+        ph_node_unpin(request->fs, node);
+        return NULL;
+    }
+    return node;
+}
+
+/* Look a name up and count the lookup; the node is pinned. NULL with errno. */
+static struct ph_node *enter(struct ph_fs *fs, int dir_fd, const char *name,
+                             const struct ph_rules *rules, struct stat *status)
+{
+    struct ph_node *node;
+    int fd;
+
+    /* Of a file that is known its status tells enough. */
+    if (fstatat(dir_fd, name, status, AT_SYMLINK_NOFOLLOW))
+        return NULL;
+    node = ph_node_hold_known(fs, status);
+    if (node)
+        return node;
+    fd = open_beneath(fs, dir_fd, name, O_PATH, 0);
+    if (fd < 0)
+        return NULL;
+    if (fstat(fd, status)) {
+        close(fd);
+        return NULL;
+    }
+    return ph_node_hold(fs, fd, status, rules);
+}
+
+static int64_t do_lookup(struct request *request)
+{
+    const char *name = name_after(request, 0);
+    struct ph_node *parent, *node;
+    struct fuse_entry_out entry;
+    struct stat status;
+
+    if (!name || !(parent = pin_warm(request, request->header.nodeid)))
+        return PH_COLD;
+    node = enter(request->fs, ph_node_fd(parent), name, ph_node_rules(parent), &status);
+    ph_node_unpin(request->fs, parent);
+    if (!node)
+        return errno == ENOENT ? -ENOENT : PH_COLD;
+    fill_entry(&entry, node, &status);
+    ph_node_unpin(request->fs, node);
+    return reply(request, &entry, sizeof(entry));
+}
+
+static int64_t do_forget(struct request *request)
+{
+    struct fuse_forget_in in;
+
+    memcpy(&in, request->body, sizeof(in));
+    ph_node_forget(request->fs, request->header.nodeid, in.nlookup);
+    return 0;
+}
+
+static int64_t do_batch_forget(struct request *request)
+{
+    struct fuse_batch_forget_in in;
+    struct fuse_forget_one one;
+
+    memcpy(&in, request->body, sizeof(in));
+    if (request->body_bytes != sizeof(in) + (uint64_t)in.count * sizeof(one))
+        return PH_COLD;
+    for (uint32_t i = 0; i < in.count; i++) {
+        memcpy(&one, request->body + sizeof(in) + i * sizeof(one), sizeof(one));
+        ph_node_forget(request->fs, one.nodeid, one.nlookup);
+    }
+    return 0;
+}
+
+static int64_t do_getattr(struct request *request)
+{
+    struct ph_node *node = pin_warm(request, request->header.nodeid);
+    struct fuse_attr_out out = {0};
+    struct stat status;
+    int failed;
+
+    if (!node)
+        return PH_COLD;
+    failed = fstat(ph_node_fd(node), &status);
+    if (!failed) {
+        out.attr_valid = ph_node_rules(node)->valid_s;
+        fill_attr(&out.attr, &status, ph_node_rules(node));
+    }
+    ph_node_unpin(request->fs, node);
+    return failed ? PH_COLD : reply(request, &out, sizeof(out));
+}
+
+static int64_t do_open(struct request *request)
+{
+    struct ph_node *node = pin_warm(request, request->header.nodeid);
+    struct fuse_open_out out = {0};
+    struct fuse_open_in in;
+    int fd = -1;
+
+    if (!node)
+        return PH_COLD;
+    memcpy(&in, request->body, sizeof(in));
+    out.open_flags = ph_node_rules(node)->open_flags;
+    if (S_ISREG(ph_node_kind(node)) && !in.open_flags && ph_handle_has_room(request->fs) &&
+        !(ph_node_rules(node)->read_only && in.flags & (O_ACCMODE | O_TRUNC)))
+        fd = ph_fs_open_again(request->fs, ph_node_fd(node), (int)(in.flags & OPEN_FLAGS));
+    if (fd >= 0)
+        out.fh = ph_handle_add(request->fs, node, fd, PH_FILE);
+    ph_node_unpin(request->fs, node);
+    return out.fh ? reply(request, &out, sizeof(out)) : PH_COLD;
+}
+
+static int64_t do_opendir(struct request *request)
+{
+    struct ph_node *node = pin_warm(request, request->header.nodeid);
+    struct fuse_open_out out = {0};
+    int fd = -1;
+
+    if (!node)
+        return PH_COLD;
+    out.open_flags = ph_node_rules(node)->opendir_flags;
+    if (S_ISDIR(ph_node_kind(node)) && ph_handle_has_room(request->fs))
+        fd = ph_fs_open_again(request->fs, ph_node_fd(node), O_RDONLY | O_DIRECTORY);
+    if (fd >= 0)
+        out.fh = ph_handle_add(request->fs, node, fd, PH_DIRECTORY);
+    ph_node_unpin(request->fs, node);
+    return out.fh ? reply(request, &out, sizeof(out)) : PH_COLD;
+}
+
+static int64_t close_handle(struct request *request, enum ph_kind kind)
+{
+    struct fuse_release_in in;
+    struct ph_handle *handle;
+    bool cold;
+
+    memcpy(&in, request->body, sizeof(in));
+    handle = ph_handle_pin(request->fs, in.fh, kind);
+    if (!handle)
+        return PH_COLD;
+    cold = ph_handle_is_cold(handle);
+    if (!cold)
+        cold = !ph_handle_remove(request->fs, in.fh, kind);
+    ph_handle_unpin(request->fs, handle);
+    return cold ? PH_COLD : 0;
+}
+
+static int64_t do_release(struct request *request)
+{
+    return close_handle(request, PH_FILE);
+}
+
+static int64_t do_releasedir(struct request *request)
+{
+    return close_handle(request, PH_DIRECTORY);
+}
+
+static int64_t do_flush(struct request *request)
+{
+    struct fuse_flush_in in;
+    struct ph_handle *handle;
+    int64_t result = PH_COLD;
+    int fd = -1;
+
+    memcpy(&in, request->body, sizeof(in));
+    handle = ph_handle_pin(request->fs, in.fh, PH_FILE);
+    if (!handle)
+        return PH_COLD;
+    if (!ph_handle_is_cold(handle))
+        fd = fcntl(ph_handle_fd(handle), F_DUPFD_CLOEXEC, 0);
+    /* What closing reports it reports once only. */
+    if (fd >= 0)
+        result = close(fd) ? -errno : 0;
+    ph_handle_unpin(request->fs, handle);
+    return result;
+}
+
+static int64_t do_read(struct request *request)
+{
+    struct fuse_read_in in;
+    struct ph_handle *handle;
+    ssize_t got = -1;
+
+    memcpy(&in, request->body, sizeof(in));
+    if (in.size > request->space_bytes || in.offset > INT64_MAX)
+        return PH_COLD;
+    handle = ph_handle_pin(request->fs, in.fh, PH_FILE);
+    if (!handle)
+        return PH_COLD;
+    if (in.size) {
+        int count = slices(request->chain->writable, OUT_HEADER, in.size, request->worker->data);
+
+        got = preadv(ph_handle_fd(handle), request->worker->data, count, (off_t)in.offset);
+    }
+    ph_handle_unpin(request->fs, handle);
+    return got < 0 ? PH_COLD : got;
+}
+
+static int64_t do_write(struct request *request)
+{
+    size_t fixed = sizeof(request->header) + sizeof(struct fuse_write_in);
+    struct fuse_write_out out = {0};
+    struct fuse_write_in in;
+    struct ph_handle *handle;
+    ssize_t written = -1;
+    struct stat status;
+
+    memcpy(&in, request->body, sizeof(in));
+    if (in.size != request->chain->readable_bytes - fixed || !in.size || in.offset > INT64_MAX)
+        return PH_COLD;
+    handle = ph_handle_pin(request->fs, in.fh, PH_FILE);
+    if (!handle)
+        return PH_COLD;
+    /* Set-id bits are to be cleared: only where there are any is that any work. */
+    if (!ph_node_rules(ph_handle_node(handle))->read_only &&
+        !(in.write_flags & FUSE_WRITE_KILL_SUIDGID &&
+          (fstat(ph_handle_fd(handle), &status) || status.st_mode & (S_ISUID | S_ISGID)))) {
+        int count = slices(request->chain->readable, fixed, in.size, request->worker->data);
+        bool appends = in.flags & O_APPEND && !(in.write_flags & FUSE_WRITE_CACHE);
+
+        written = pwritev2(ph_handle_fd(handle), request->worker->data, count, (off_t)in.offset,
+                           appends ? RWF_APPEND : 0);
+    }
+    ph_handle_unpin(request->fs, handle);
+    if (written < 0)
+        return PH_COLD;
+    out.size = (uint32_t)written;
+    return reply(request, &out, sizeof(out));
+}
+
+/* A file was made and cannot be unmade: from here on a failure is an answer, not Python's. */
+static int64_t answer_created(struct request *request, struct ph_node *parent, int made)
+{
+    struct created out = {0};
+    struct ph_node *node = NULL;
+    struct stat status;
+    int path_fd = ph_fs_open_again(request->fs, made, O_PATH);
+
+    if (path_fd >= 0 && !fstat(path_fd, &status))
+        node = ph_node_hold(request->fs, path_fd, &status, ph_node_rules(parent));
+    else if (path_fd >= 0)
+        close(path_fd);
+    if (!node) {
+        int error = errno;
+
+        close(made);
+        return -error;
+    }
+    fill_entry(&out.entry, node, &status);
+    out.open.open_flags = ph_node_rules(node)->open_flags;
+    out.open.fh = ph_handle_add(request->fs, node, made, PH_FILE);
+    ph_node_unpin(request->fs, node);
+    return out.open.fh ? reply(request, &out, sizeof(out)) : -errno;
+}
+
+static int64_t do_create(struct request *request)
+{
+    const char *name = name_after(request, sizeof(struct fuse_create_in));
+    struct ph_credentials own;
+    struct fuse_create_in in;
+    struct ph_node *parent;
+    bool switches = ph_fs_may_switch(request->fs);
+    int64_t result = PH_COLD;
+    int made = -1;
+
+    memcpy(&in, request->body, sizeof(in));
+    if (!name || in.open_flags || !ph_node_has_room(request->fs) ||
+        !ph_handle_has_room(request->fs))
+        return PH_COLD;
+    parent = pin_writable_dir(request);
+    if (!parent)
+        return PH_COLD;
+    if (!switches || ph_credentials_assume(&own, request->header.uid, request->header.gid)) {
+        made = open_beneath(request->fs, ph_node_fd(parent), name,
+                            (in.flags & OPEN_FLAGS) | O_CREAT | O_EXCL, in.mode & 07777);
+        if (switches)
+            ph_credentials_restore(&own);
+    }
+    if (made >= 0)
+        result = answer_created(request, parent, made);
+    ph_node_unpin(request->fs, parent);
+    return result;
+}
+
+static int64_t do_unlink(struct request *request)
+{
+    const char *name = name_after(request, 0);
+    struct ph_node *parent;
+    int failed;
+
+    if (!name || !(parent = pin_writable_dir(request)))
+        return PH_COLD;
+    failed = unlinkat(ph_node_fd(parent), name, 0);
+    ph_node_unpin(request->fs, parent);
+    return failed ? PH_COLD : 0;
+}
+
+/* Look an entry up for READDIRPLUS; one that cannot be must not hide the others. */
+static void fill_listed(struct request *request, int dir_fd, const struct ph_rules *rules,
+                        const char *name, struct fuse_entry_out *entry)
+{
+    struct ph_node *node = NULL;
+    struct stat status;
+
+    if (strcmp(name, ".") && strcmp(name, ".."))
+        node = enter(request->fs, dir_fd, name, rules, &status);
+    if (!node) {
+        memset(entry, 0, sizeof(*entry));
+        return;
+    }
+    fill_entry(entry, node, &status);
+    ph_node_unpin(request->fs, node);
+}
+
+/* List entries from the directory's position on; the length of the listing, or PH_COLD. */
+static int64_t list_from_here(struct request *request, struct ph_handle *handle, size_t room,
+                              bool plus)
+{
+    uint64_t dents[DENTS_BYTES / sizeof(uint64_t)];
+    struct ph_node *node = ph_handle_node(handle);
+    const struct ph_rules *rules = ph_node_rules(node);
+    size_t prefix = plus ? sizeof(struct fuse_entry_out) : 0;
+    /* An entry takes as much room in the listing as here, or five times as much. */
+    size_t wanted = plus ? room / 4 : room;
+    size_t used = 0;
+
+    wanted = wanted < DENTS_LEAST ? DENTS_LEAST : wanted > DENTS_BYTES ? DENTS_BYTES : wanted;
+    for (;;) {
+        ssize_t got = getdents64(ph_handle_fd(handle), dents, wanted);
+
+        if (got <= 0)
+            return got < 0 && !used ? PH_COLD : (int64_t)used;
+        for (ssize_t at = 0; at < got;) {
+            const struct dirent64 *found = (const void *)((const uint8_t *)dents + at);
+            size_t name_bytes = strlen(found->d_name);
+            size_t length = prefix + FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET + name_bytes);
+            uint8_t *to = request->worker->listing + used;
+            struct fuse_dirent *dirent = (struct fuse_dirent *)(to + prefix);
+            struct stat status;
+
+            if (used + length > room)
+                return used ? (int64_t)used : PH_COLD;
+            if (plus)
+                fill_listed(request, ph_handle_fd(handle), rules, found->d_name, (void *)to);
+            memset(dirent, 0, length - prefix);
+            dirent->ino = found->d_ino;
+            /* What lies above the share is not the guest's to know. */
+            if (ph_node_id(node) == FUSE_ROOT_ID && !strcmp(found->d_name, "..") &&
+                !fstat(ph_node_fd(node), &status))
+                dirent->ino = status.st_ino;
+            dirent->off = (uint64_t)found->d_off;
+            dirent->namelen = (uint32_t)name_bytes;
+            dirent->type = found->d_type;
+            memcpy(dirent->name, found->d_name, name_bytes);
+            used += length;
+            at += found->d_reclen;
+        }
+    }
+}
+
+static int64_t list(struct request *request, bool plus)
+{
+    struct fuse_read_in in;
+    struct ph_handle *handle;
+    int64_t length = PH_COLD;
+    size_t room;
+
+    memcpy(&in, request->body, sizeof(in));
+    if (!request->worker->listing && !(request->worker->listing = malloc(LISTING_BYTES)))
+        return PH_COLD;
+    room = in.size < request->space_bytes ? in.size : request->space_bytes;
+    room = room < LISTING_BYTES ? room : LISTING_BYTES;
+    handle = ph_handle_pin(request->fs, in.fh, PH_DIRECTORY);
+    if (!handle)
+        return PH_COLD;
+    ph_handle_lock(handle);
+    if (!(plus && ph_node_rules(ph_handle_node(handle))->cold) && in.offset <= INT64_MAX &&
+        lseek(ph_handle_fd(handle), (off_t)in.offset, SEEK_SET) >= 0)
+        length = list_from_here(request, handle, room, plus);
+    ph_handle_unlock(handle);
+    ph_handle_unpin(request->fs, handle);
+    return length < 0 ? PH_COLD : reply(request, request->worker->listing, (size_t)length);
+}
+
+static int64_t do_readdir(struct request *request)
+{
+    return list(request, false);
+}
+
+static int64_t do_readdirplus(struct request *request)
+{
+    return list(request, true);
+}
+
+/* As in table.py. */
+static const struct {
+    operation *run;
+    uint16_t args;
+    uint16_t reply_bytes;
+    bool streamed;
+    bool silent;
+} OPERATIONS[] = {
+    [FUSE_LOOKUP] = {do_lookup, 0, sizeof(struct fuse_entry_out), .streamed = false},
+    [FUSE_FORGET] = {do_forget, sizeof(struct fuse_forget_in), .silent = true},
+    [FUSE_BATCH_FORGET] = {do_batch_forget, sizeof(struct fuse_batch_forget_in), .silent = true},
+    [FUSE_GETATTR] = {do_getattr, sizeof(struct fuse_getattr_in), sizeof(struct fuse_attr_out)},
+    [FUSE_OPEN] = {do_open, sizeof(struct fuse_open_in), sizeof(struct fuse_open_out)},
+    [FUSE_OPENDIR] = {do_opendir, sizeof(struct fuse_open_in), sizeof(struct fuse_open_out)},
+    [FUSE_RELEASE] = {do_release, sizeof(struct fuse_release_in)},
+    [FUSE_RELEASEDIR] = {do_releasedir, sizeof(struct fuse_release_in)},
+    [FUSE_FLUSH] = {do_flush, sizeof(struct fuse_flush_in)},
+    [FUSE_READ] = {do_read, sizeof(struct fuse_read_in)},
+    [FUSE_WRITE] = {do_write, sizeof(struct fuse_write_in), sizeof(struct fuse_write_out),
+                    .streamed = true},
+    [FUSE_CREATE] = {do_create, sizeof(struct fuse_create_in), sizeof(struct created)},
+    [FUSE_UNLINK] = {do_unlink},
+    [FUSE_READDIR] = {do_readdir, sizeof(struct fuse_read_in)},
+    [FUSE_READDIRPLUS] = {do_readdirplus, sizeof(struct fuse_read_in)},
+};
+
+int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain)
+{
+    struct request request;
+    struct fuse_out_header out;
+    int64_t result;
+    uint32_t opcode;
+    bool silent;
+
+    if (chain->readable_bytes < sizeof(request.header))
+        return PH_COLD;
+    gather(chain->readable, (uint8_t *)&request.header, 0, sizeof(request.header));
+    opcode = request.header.opcode;
+    if (request.header.len != chain->readable_bytes || request.header.total_extlen ||
+        opcode >= sizeof(OPERATIONS) / sizeof(OPERATIONS[0]) || !OPERATIONS[opcode].run)
+        return PH_COLD;
+    request.body_bytes = request.header.len - (uint32_t)sizeof(request.header);
+    if (request.body_bytes < OPERATIONS[opcode].args)
+        return PH_COLD;
+    if (OPERATIONS[opcode].streamed)
+        request.body_bytes = OPERATIONS[opcode].args;
+    silent = OPERATIONS[opcode].silent;
+    if (request.body_bytes > sizeof(request.body) ||
+        (!silent && chain->writable_bytes < OUT_HEADER + OPERATIONS[opcode].reply_bytes))
+        return PH_COLD;
+    gather(chain->readable, request.body, sizeof(request.header), request.body_bytes);
+    request.worker = worker;
+    request.fs = fs;
+    request.chain = chain;
+    request.space_bytes = silent ? 0 : chain->writable_bytes - OUT_HEADER;
+    result = OPERATIONS[opcode].run(&request);
+    if (result == PH_COLD || silent)
+        return result;
+    out.unique = request.header.unique;
+    out.error = result < 0 ? (int32_t)result : 0;
+    out.len = (uint32_t)(OUT_HEADER + (result < 0 ? 0 : (uint64_t)result));
+    scatter(chain->writable, 0, &out, sizeof(out));
+    return out.len;
+}

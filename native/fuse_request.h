@@ -1,0 +1,31 @@
+/*
+ * One FUSE request: taken apart and answered in place, by the rules of request.py and table.py.
+ *
+ * Only requests that are well formed and whose operation succeeds are served here. All others are
+ * left to Python as if they had not been looked at: it refuses them with the right error. Must not
+ * know rings; a request is a chain of buffers.
+ */
+#ifndef PORTHOLE_FUSE_REQUEST_H
+#define PORTHOLE_FUSE_REQUEST_H
+
+#include <stdint.h>
+
+#include "ring.h"
+#include "table.h"
+
+/* Python serves the request; nothing has been done. */
+#define PH_COLD INT64_MIN
+
+/* What the thread of a queue keeps from request to request. */
+struct ph_worker {
+    uint8_t *listing; /* a directory's entries, on their way to the guest */
+    struct iovec *data;
+};
+
+bool ph_worker_init(struct ph_worker *worker);
+void ph_worker_free(struct ph_worker *worker);
+
+/* Serve one request; the bytes that were written to the writable buffers, or PH_COLD. */
+int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain);
+
+#endif

@@ -1,0 +1,104 @@
+/*
+ * One split virtqueue, from the device's side: VIRTIO 1.2, section 2.7.
+ *
+ * Owns the ring's indices, its notifications and the walk along descriptor chains. The guest may
+ * write to all of this memory at any time, so everything is read once. What breaks a rule is not
+ * judged here: it is left in the ring, for Python to take, to refuse and to report. Must not know
+ * what requests mean.
+ */
+#ifndef PORTHOLE_RING_H
+#define PORTHOLE_RING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+/* A stretch of guest memory that stays mapped as long as the ring is served. */
+struct ph_span {
+    uint64_t gpa;
+    uint64_t size_bytes;
+    uint8_t *address;
+};
+
+/* What Python's queue and this one hand to and fro; the names are those of queue.py. */
+struct ph_ring_state {
+    uint16_t next_avail;
+    uint16_t seen_avail;
+    uint16_t next_used;
+    uint16_t signalled_used;
+    uint32_t signal_due;
+    uint32_t unsignalled;
+    uint64_t unsignalled_bytes;
+    uint64_t spin_ns;
+};
+
+/* Written by the queue's thread only; see QueueCounters in counters.py. */
+struct ph_counters {
+    uint64_t requests;
+    uint64_t bytes_in;
+    uint64_t bytes_out;
+    uint64_t highest_slot;
+};
+
+/* What does not change while a ring is served. Descriptors are owned by the caller. */
+struct ph_ring_setup {
+    void *desc;
+    void *avail;
+    void *used;
+    const struct ph_span *spans;
+    struct ph_counters *counters;
+    uint32_t span_count;
+    uint32_t size;
+    int32_t kick_fd;
+    int32_t call_fd; /* -1: the driver polls */
+    int32_t stop_fd;
+    int32_t wake_fd; /* a further descriptor to wake up for; -1: none */
+    uint32_t event_idx;
+    uint32_t indirect;
+    uint32_t counts_slots; /* the first span is a bounce pool */
+};
+
+/* The buffers of one request; neighbours in memory are merged. */
+struct ph_chain {
+    struct iovec *readable;
+    struct iovec *writable;
+    uint32_t readable_count;
+    uint32_t writable_count;
+    uint64_t readable_bytes;
+    uint64_t writable_bytes;
+};
+
+enum ph_look {
+    PH_LOOK_NOTHING,
+    PH_LOOK_CHAIN,
+    PH_LOOK_ODD, /* a rule is broken */
+};
+
+enum ph_wait {
+    PH_WAIT_CHAIN,
+    PH_WAIT_STOPPED,
+    PH_WAIT_WOKEN, /* by wake_fd */
+    PH_WAIT_ODD,
+};
+
+struct ph_ring;
+
+struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup);
+void ph_ring_free(struct ph_ring *ring);
+struct ph_ring_state *ph_ring_state(struct ph_ring *ring);
+
+/* From any thread. */
+void ph_ring_stop(struct ph_ring *ring);
+void ph_ring_set_call(struct ph_ring *ring, int call_fd);
+void ph_ring_close(struct ph_ring *ring);
+bool ph_ring_is_stopped(const struct ph_ring *ring);
+
+/* By the thread that serves the ring. */
+enum ph_look ph_ring_look(struct ph_ring *ring);
+bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain);
+void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain);
+void ph_ring_push(struct ph_ring *ring, uint32_t written_bytes);
+void ph_ring_notify(struct ph_ring *ring);
+enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), void *context);
+
+#endif

@@ -1,0 +1,190 @@
+#include "serve.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+struct ph_mount {
+    pthread_mutex_t lock;
+    struct ph_fs *_Atomic fs;
+};
+
+/* What a queue has mounted as long as it does not sleep. */
+struct hold {
+    struct ph_mount *mount;
+    struct ph_fs *fs;
+};
+
+uint32_t ph_abi(void)
+{
+    return PH_ABI;
+}
+
+struct ph_mount *ph_mount_new(void)
+{
+    struct ph_mount *mount = calloc(1, sizeof(*mount));
+
+    if (mount && pthread_mutex_init(&mount->lock, NULL)) {
+        free(mount);
+        return NULL;
+    }
+    return mount;
+}
+
+void ph_mount_set(struct ph_mount *mount, struct ph_fs *fs)
+{
+    struct ph_fs *before;
+
+    if (fs)
+        ph_fs_retain(fs);
+    pthread_mutex_lock(&mount->lock);
+    before = atomic_exchange(&mount->fs, fs);
+    pthread_mutex_unlock(&mount->lock);
+    if (before)
+        ph_fs_release(before);
+}
+
+void ph_mount_free(struct ph_mount *mount)
+{
+    ph_mount_set(mount, NULL);
+    pthread_mutex_destroy(&mount->lock);
+    free(mount);
+}
+
+struct ph_worker *ph_worker_new(void)
+{
+    struct ph_worker *worker = calloc(1, sizeof(*worker));
+
+    if (worker && !ph_worker_init(worker)) {
+        free(worker);
+        return NULL;
+    }
+    return worker;
+}
+
+void ph_worker_delete(struct ph_worker *worker)
+{
+    ph_worker_free(worker);
+    free(worker);
+}
+
+static void let_go(void *context)
+{
+    struct hold *hold = context;
+
+    if (hold->fs)
+        ph_fs_release(hold->fs);
+    hold->fs = NULL;
+}
+
+/* What is mounted now. What is held cannot be freed, so an equal pointer means the same mount. */
+static struct ph_fs *mounted(struct hold *hold)
+{
+    if (hold->fs != atomic_load_explicit(&hold->mount->fs, memory_order_acquire)) {
+        let_go(hold);
+        pthread_mutex_lock(&hold->mount->lock);
+        hold->fs = atomic_load(&hold->mount->fs);
+        if (hold->fs)
+            ph_fs_retain(hold->fs);
+        pthread_mutex_unlock(&hold->mount->lock);
+    }
+    return hold->fs;
+}
+
+/* Serve the next chain; false leaves it in the ring. */
+static bool serve_one(struct ph_ring *ring, struct ph_worker *worker, struct hold *hold)
+{
+    struct ph_fs *fs = mounted(hold);
+    struct ph_chain chain;
+    int64_t written;
+
+    if (!fs || !ph_ring_take(ring, &chain))
+        return false;
+    written = ph_fuse_serve(worker, fs, &chain);
+    if (written == PH_COLD) {
+        ph_ring_put_back(ring, &chain);
+        return false;
+    }
+    ph_ring_push(ring, (uint32_t)written);
+    return true;
+}
+
+static enum ph_outcome serve(struct ph_ring *ring, struct ph_worker *worker, struct hold *hold)
+{
+    while (!ph_ring_is_stopped(ring)) {
+        enum ph_wait wait;
+
+        switch (ph_ring_look(ring)) {
+        case PH_LOOK_CHAIN:
+            if (!serve_one(ring, worker, hold))
+                return PH_FOR_PYTHON;
+            continue;
+        case PH_LOOK_ODD:
+            return PH_FOR_PYTHON;
+        case PH_LOOK_NOTHING:
+            break;
+        }
+        wait = ph_ring_wait(ring, let_go, hold);
+        if (wait == PH_WAIT_ODD)
+            return PH_FOR_PYTHON;
+        if (wait == PH_WAIT_WOKEN)
+            return PH_WOKEN;
+    }
+    return PH_STOPPED;
+}
+
+int ph_serve(struct ph_ring *ring, struct ph_worker *worker, struct ph_mount *mount)
+{
+    struct hold hold = {.mount = mount};
+    enum ph_outcome outcome = serve(ring, worker, &hold);
+
+    let_go(&hold);
+    return outcome;
+}
+
+static bool see(struct ph_node *node, struct ph_seen *seen)
+{
+    if (!node)
+        return false;
+    *seen = (struct ph_seen){
+        .id = ph_node_id(node),
+        .pin = node,
+        .fd = ph_node_fd(node),
+        .node_fd = ph_node_fd(node),
+        .kind = ph_node_kind(node),
+    };
+    return true;
+}
+
+bool ph_see_node(struct ph_fs *fs, uint64_t id, struct ph_seen *seen)
+{
+    return see(ph_node_pin(fs, id), seen);
+}
+
+bool ph_see_held(struct ph_fs *fs, int fd, struct ph_seen *seen)
+{
+    struct stat status;
+
+    if (fstat(fd, &status)) {
+        int error = errno;
+
+        close(fd);
+        errno = error;
+        return false;
+    }
+    return see(ph_node_hold(fs, fd, &status, ph_fs_rules(fs)), seen);
+}
+
+bool ph_see_handle(struct ph_fs *fs, uint64_t number, uint32_t kind, struct ph_seen *seen)
+{
+    struct ph_handle *handle = ph_handle_pin(fs, number, kind);
+
+    if (!handle)
+        return false;
+    see(ph_handle_node(handle), seen);
+    seen->pin = handle;
+    seen->fd = ph_handle_fd(handle);
+    return true;
+}

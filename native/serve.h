@@ -1,0 +1,44 @@
+/*
+ * The loop of a virtio-fs queue: what Python calls, once, to have hot requests served without it.
+ *
+ * The caller's thread serves the queue here, without the interpreter's lock, until there is
+ * something for Python to do. Layouts and names are those of fastpath.py.
+ */
+#ifndef PORTHOLE_SERVE_H
+#define PORTHOLE_SERVE_H
+
+#include "fuse_request.h"
+#include "ring.h"
+#include "table.h"
+
+/* Changes with every layout and function of these headers. */
+#define PH_ABI 1
+
+enum ph_outcome {
+    PH_FOR_PYTHON = 1, /* the next chain, or what is wrong with the ring */
+    PH_STOPPED = 2,
+    PH_WOKEN = 3, /* the further descriptor is readable */
+};
+
+/* Where the queues of one device find what their guest has mounted now. */
+struct ph_mount;
+
+uint32_t ph_abi(void);
+
+struct ph_mount *ph_mount_new(void);
+void ph_mount_free(struct ph_mount *mount);
+/* NULL: nothing is mounted. Requests under way go on with what was. */
+void ph_mount_set(struct ph_mount *mount, struct ph_fs *fs);
+
+/* NULL: no memory. */
+struct ph_worker *ph_worker_new(void);
+void ph_worker_delete(struct ph_worker *worker);
+
+int ph_serve(struct ph_ring *ring, struct ph_worker *worker, struct ph_mount *mount);
+
+/* Pin what Python asks for; false with errno. `pin` is to be unpinned. */
+bool ph_see_node(struct ph_fs *fs, uint64_t id, struct ph_seen *seen);
+bool ph_see_held(struct ph_fs *fs, int fd, struct ph_seen *seen);
+bool ph_see_handle(struct ph_fs *fs, uint64_t number, uint32_t kind, struct ph_seen *seen);
+
+#endif
