@@ -1,4 +1,4 @@
-"""What every command is told by flags before its name, or by PORTHOLE_ variables.
+"""What the flags before a command's name, and PORTHOLE_ variables, mean to a client of services.
 
 Owns the reading of these and the start of telemetry in this process. Must not know single commands.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import typer
+from pydantic import ValidationError
 
 from services.cli.arguments import check_address
 from services.cli.clients import owner
+from services.cli.console import fail
+from services.cli.exit_codes import USAGE
+from services.cli.flags import RootFlags
 from services.rpc import tracing
 from services.rpc.settings import ServiceSettings
 
@@ -21,10 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from services.cli.clients import OwnerClient
+    from pydantic_core import ErrorDetails
 
-DEFAULT_WAIT_S: Final = 3.0
-"""How long a command waits for a service that is not up yet."""
+    from services.cli.clients import OwnerClient
 
 CONNECT_S: Final = 0.2
 """What connecting to a service that is up may take; with --wait 0 a command tries once."""
@@ -40,7 +42,7 @@ class CliSettings(ServiceSettings):
 
 @dataclass(frozen=True, slots=True)
 class CliContext:
-    """What the root group hands to a command as `ctx.obj`."""
+    """What a command knows of its surroundings."""
 
     settings: CliSettings
     owner_address: str
@@ -60,24 +62,39 @@ class CliContext:
             tracing.shutdown()
 
 
-def make_context(
-    run_dir: Path | None, owner_address: str | None, trace_file: Path | None, wait_s: float
-) -> CliContext:
+def make_context(flags: RootFlags) -> CliContext:
     """Combine flags, environment and defaults.
 
     Raises:
         typer.BadParameter: An address that is none.
-        pydantic.ValidationError: Another wrong setting.
+        typer.Exit: Another wrong setting, which was told on stderr.
     """
-    given: dict[str, Any] = {"run_dir": run_dir, "trace_file": trace_file}
-    settings = CliSettings(**{name: value for name, value in given.items() if value is not None})
-    address = owner_address or f"unix:{settings.run_dir.absolute()}/owner.sock"
-    return CliContext(settings, check_address(address), max(wait_s, CONNECT_S))
+    given: dict[str, Any] = {"run_dir": flags.run_dir, "trace_file": flags.trace_file}
+    try:
+        settings = CliSettings(
+            **{name: value for name, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        for problem in error.errors():
+            fail(_explain(problem))
+        raise typer.Exit(USAGE) from None
+    address = flags.owner or f"unix:{settings.run_dir.absolute()}/owner.sock"
+    return CliContext(settings, check_address(address), max(flags.wait_s, CONNECT_S))
 
 
 def of(ctx: typer.Context) -> CliContext:
-    """Give the context that the root group has made."""
-    found = ctx.find_object(CliContext)
-    if found is None:
+    """Make the context of a command.
+
+    Raises:
+        As `make_context`.
+    """
+    flags = ctx.find_object(RootFlags)
+    if flags is None:
         raise typer.BadParameter("commands are run through `porthole`")
-    return found
+    return make_context(flags)
+
+
+def _explain(problem: ErrorDetails) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    name = "_".join(str(part) for part in problem["loc"]).upper()
+    return f"PORTHOLE_{name}={problem['input']!r}: {text}" if name else text

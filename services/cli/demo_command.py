@@ -23,6 +23,7 @@ from services.cli.context import make_context
 from services.cli.demo import DemoPlan, run
 from services.cli.demo_report import DemoReport, summary_table
 from services.cli.exit_codes import NEGATIVE
+from services.cli.flags import RootFlags
 from services.cli.tables import format_bytes
 from services.cli.verdict import VALID, broken_rules, judge
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
@@ -122,7 +123,7 @@ def _claimed(target: Path) -> Iterator[Path]:
 
 
 def _run(plan: DemoPlan) -> DemoReport:
-    settings = make_context(None, None, plan.trace_file, wait_s=0.0)
+    settings = make_context(RootFlags(trace_file=plan.trace_file, wait_s=0.0))
     console = err()
     with settings.telemetry():
         if not console.is_terminal:

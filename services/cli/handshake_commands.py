@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Check handshakes by their traces.", no_args_is_help=True)
 
 
+def register(root: typer.Typer) -> None:
+    """Add the commands of this module to the root."""
+    root.add_typer(app, name="handshake")
+
+
 @app.callback()
 def group() -> None:
     """Check handshakes by their traces."""

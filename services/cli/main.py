@@ -1,5 +1,6 @@
 """The root of `porthole`: global flags, the groups, and how errors become exit codes.
 
+A command's module is imported when it is called, so that none pays for the libraries of another.
 Must not know what a command does.
 """
 
@@ -7,32 +8,46 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
-from pydantic import ValidationError
 from typer.core import TyperGroup
+from typer.main import get_group
 
-from services.cli import (
-    demo_command,
-    handshake_commands,
-    service_commands,
-    session_commands,
-    share_commands,
-    vm_commands,
-)
 from services.cli.console import fail
-from services.cli.context import DEFAULT_WAIT_S, make_context
 from services.cli.exit_codes import INTERRUPTED, OK, USAGE, exit_code_for
+from services.cli.flags import DEFAULT_WAIT_S, RootFlags
 from services.handshake.errors import PortholeError
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+_MODULES: Final = {
+    "demo": "demo_command",
+    "handshake": "handshake_commands",
+    "health": "service_commands",
+    "session": "session_commands",
+    "share": "share_commands",
+    "up": "service_commands",
+    "version": "service_commands",
+    "vm": "vm_commands",
+}
+"""Each command or group of the root, and the module whose `register` adds it."""
 
 
 class PortholeGroup(TyperGroup):
     """The root group: one clear line on stderr and an exit code instead of a traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Tell the names of all commands."""
+        return list(_MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import a command; None when there is none of that name."""
+        if cmd_name not in _MODULES:
+            return None
+        part = typer.Typer(rich_markup_mode=None)
+        import_module(f"services.cli.{_MODULES[cmd_name]}").register(part)
+        return get_group(part).get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> object:
         """Run a command."""
@@ -49,21 +64,11 @@ class PortholeGroup(TyperGroup):
             where = f": {error.filename}" if error.filename else ""
             fail(f"{error.strerror or error}{where}")
             raise typer.Exit(USAGE) from None
-        except ValidationError as error:
-            for problem in error.errors():
-                fail(_explain(problem))
-            raise typer.Exit(USAGE) from None
         except UnicodeEncodeError as error:
             fail(f"{error.object!r} cannot be written as {error.encoding}; choose another name")
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-
-
-def _explain(problem: ErrorDetails) -> str:
-    text = problem["msg"].removeprefix("Value error, ")
-    name = "_".join(str(part) for part in problem["loc"]).upper()
-    return f"PORTHOLE_{name}={problem['input']!r}: {text}" if name else text
 
 
 app = typer.Typer(
@@ -75,12 +80,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the answer is no, 2 wrong usage or unreadable input, "
     "3 refused by a service, 4 a service is out of reach, 130 interrupted.",
 )
-app.add_typer(vm_commands.app, name="vm")
-app.add_typer(share_commands.app, name="share")
-app.add_typer(session_commands.app, name="session")
-app.add_typer(handshake_commands.app, name="handshake")
-service_commands.register(app)
-demo_command.register(app)
 
 
 @app.callback()
@@ -109,7 +108,7 @@ def root(
     ] = DEFAULT_WAIT_S,
 ) -> None:
     """Virtio devices confined to the DMA pool that the guest kernel reserved."""
-    ctx.obj = make_context(run_dir, owner, trace_file, wait)
+    ctx.obj = RootFlags(run_dir, owner, trace_file, wait)
 
 
 def main() -> None:

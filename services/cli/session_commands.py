@@ -14,6 +14,11 @@ from services.session import apply_guest_capabilities
 app = typer.Typer(help="Play the WSLC session.", no_args_is_help=True)
 
 
+def register(root: typer.Typer) -> None:
+    """Add the commands of this module to the root."""
+    root.add_typer(app, name="session")
+
+
 @app.callback()
 def group() -> None:
     """Play the WSLC session."""

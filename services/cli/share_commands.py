@@ -18,6 +18,11 @@ from services.cli.records import ShareRecord, ShareRequest, as_json
 app = typer.Typer(help="Share directories of the host with a VM.", no_args_is_help=True)
 
 
+def register(root: typer.Typer) -> None:
+    """Add the commands of this module to the root."""
+    root.add_typer(app, name="share")
+
+
 @app.command()
 def add(
     ctx: typer.Context,

@@ -24,6 +24,11 @@ from services.cli.records import VmRecord, VmRequest, as_json
 app = typer.Typer(help="Create, show and end VMs.", no_args_is_help=True)
 
 
+def register(root: typer.Typer) -> None:
+    """Add the commands of this module to the root."""
+    root.add_typer(app, name="vm")
+
+
 class Kind(StrEnum):
     """How the capabilities of a VM travel."""
 
