@@ -23,6 +23,7 @@ from services.handshake.errors import PortholeError
 
 _MODULES: Final = {
     "demo": "demo_command",
+    "device": "device_commands",
     "handshake": "handshake_commands",
     "health": "service_commands",
     "session": "session_commands",

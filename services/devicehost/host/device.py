@@ -12,9 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.host.states import DeviceEvent, DeviceState, device_machine
-from services.devicehost.memory import ApertureMemory, DeviceCounters, WindowMemory
+from services.devicehost.memory import (
+    ApertureMemory,
+    DeviceCounters,
+    RegionTable,
+    WholeMemory,
+    WindowMemory,
+)
 from services.devicehost.throttle import Throttle
-from services.devicehost.vhost_user import Backend, Listener
+from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.handshake import events
 from services.handshake.errors import (
     FailedPreconditionError,
@@ -29,7 +35,6 @@ if TYPE_CHECKING:
     from services.devicehost.memory import (
         CounterValues,
         GuestMemory,
-        RegionTable,
         WindowQuota,
     )
     from services.devicehost.virtio.device import VirtioDevice
@@ -132,6 +137,7 @@ class HostedDevice:
         self._life = threading.Lock()
         self._doorbells: set[int] = set()
         self._told: set[str] = set()
+        self._confined = True
         self._throttle = Throttle()
         self._device: VirtioDevice | None = None
         self._listener: Listener | None = None
@@ -156,22 +162,35 @@ class HostedDevice:
             self.counters.snapshot(),
         )
 
-    def start(self, make: Callable[[DeviceCounters], VirtioDevice], quota: WindowQuota) -> None:
+    def start(
+        self,
+        make: Callable[[DeviceCounters], VirtioDevice],
+        quota: WindowQuota | None,
+        *,
+        table: RegionTable | None = None,
+        sock: ListeningSocket | None = None,
+    ) -> None:
         """Make the device and listen; its socket is connectable afterwards.
 
         Args:
             make: Makes the virtio device.
-            quota: Of the VM, for a device without a token.
+            quota: Of the VM, for a device without a token; None: such a device is not confined, and
+                maps all of guest memory.
+            table: Empty, with a guard of its own; None for one that takes sealed memory only.
+            sock: Where to listen, the device's from now on; None: at the identity's socket path.
 
         Raises:
             PortholeError: It cannot be made; nothing is left behind.
         """
         pool = self.identity.pool
+        self._confined = pool is not None or quota is not None
 
         def reach(table: RegionTable) -> GuestMemory:
             if pool is not None:
                 return ApertureMemory(table, pool, self.counters)
-            return WindowMemory(table, quota, self.counters)
+            if quota is not None:
+                return WindowMemory(table, quota, self.counters)
+            return WholeMemory(table, self.counters)
 
         with self._life:
             if self.state is DeviceState.SHUTTING_DOWN:
@@ -179,9 +198,13 @@ class HostedDevice:
                     "HOST_SHUTTING_DOWN", "the device host is shutting down and takes no device"
                 )
             device = make(self.counters)
-            backend = Backend(device, reach, self.counters, self, keeps_descriptors=pool is None)
+            keeps = pool is None
+            backend = Backend(
+                device, reach, self.counters, self, keeps_descriptors=keeps, table=table
+            )
             try:
-                self._listener = Listener(self.identity.socket_path, backend)
+                listening = sock or ListeningSocket.at(self.identity.socket_path)
+                self._listener = Listener(listening, backend)
             except BaseException:
                 device.close()
                 raise
@@ -207,10 +230,11 @@ class HostedDevice:
     def attached(self) -> None:
         """As `Observer.attached`."""
         me = self.identity
-        self._fire(DeviceEvent.ATTACH, f"guest memory is attached by {me.pool or 'windows'}")
+        how = me.pool or ("windows" if self._confined else "mapping all of it")
+        self._fire(DeviceEvent.ATTACH, f"guest memory is attached by {how}")
         if me.pool is not None:
             self._emit_once(events.aperture_created(*self._names(), me.pool))
-        else:
+        elif self._confined:
             self._emit_once(events.windows_enabled(*self._names()))
 
     def register_doorbell(self, queue: int) -> None:

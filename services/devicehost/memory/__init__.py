@@ -15,6 +15,7 @@ from services.devicehost.memory.guest import (
     Span,
     TranslationError,
 )
+from services.devicehost.memory.mapping import OwnRisk
 from services.devicehost.memory.regions import Region, RegionTable
 from services.devicehost.memory.whole import WholeMemory
 from services.devicehost.memory.windows import WindowMemory, WindowQuota
@@ -25,6 +26,7 @@ __all__ = [
     "DeviceCounters",
     "GuestMemory",
     "Lease",
+    "OwnRisk",
     "PinnedRing",
     "QueueCounters",
     "Region",

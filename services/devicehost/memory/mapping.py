@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import logging
 import mmap
 import os
 
@@ -26,6 +27,7 @@ _libc.mmap.argtypes = (
 )
 _libc.munmap.restype = ctypes.c_int
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_LOG = logging.getLogger(__name__)
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -101,6 +103,33 @@ def guard_against_truncation(fd: int, needed_bytes: int) -> None:
                 f"{error.strerror}; share it as a memfd with sealing allowed (QEMU: "
                 "memory-backend-memfd,share=on)",
             ) from error
+    _check_size(fd, needed_bytes)
+
+
+class OwnRisk:
+    """Takes memory that may shrink as well, and warns of the first; a guard for a `RegionTable`.
+
+    For a process that serves one guest only: whose memory it is that ends it by shrinking has ended
+    nobody else's devices (docs/adr/0010-unsealed-memory-stand-alone.md).
+    """
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def __call__(self, fd: int, needed_bytes: int) -> None:
+        """Do as `guard_against_truncation`, but for REGION_NOT_SEALED."""
+        try:
+            guard_against_truncation(fd, needed_bytes)
+        except InvalidArgumentError as error:
+            if error.reason != "REGION_NOT_SEALED":
+                raise
+            _check_size(fd, needed_bytes)
+            if not self._warned:
+                self._warned = True
+                _LOG.warning("%s; taken all the same: should it shrink, this device ends", error)
+
+
+def _check_size(fd: int, needed_bytes: int) -> None:
     size_bytes = os.fstat(fd).st_size
     if size_bytes < needed_bytes:
         raise InvalidArgumentError(

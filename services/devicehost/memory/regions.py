@@ -15,7 +15,9 @@ from services.handshake.errors import InvalidArgumentError
 from services.handshake.pool import PAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    Guard = Callable[[int, int], None]
 
 MAX_SLOTS: Final = 32
 """Regions that a table may have."""
@@ -56,7 +58,14 @@ class Region:
 class RegionTable:
     """The regions of one guest, without overlap."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard = guard_against_truncation) -> None:
+        """Make an empty table.
+
+        Args:
+            guard: Raises InvalidArgumentError for a file whose mapping must not be touched; it gets
+                the descriptor, and the bytes that the file must have.
+        """
+        self._guard = guard
         self._regions: list[Region] = []
 
     def __iter__(self) -> Iterator[Region]:
@@ -72,7 +81,7 @@ class RegionTable:
             InvalidArgumentError: A region is empty, overflows, overlaps another, or its file is too
                 short or could shrink; or there are more than MAX_SLOTS.
         """
-        fresh = RegionTable()
+        fresh = RegionTable(self._guard)
         try:
             for region in regions:
                 fresh.add(region)
@@ -169,7 +178,7 @@ class RegionTable:
                     gpa=region.gpa,
                 )
         if region.fd is not None:
-            guard_against_truncation(region.fd, region.file_offset + region.size_bytes)
+            self._guard(region.fd, region.file_offset + region.size_bytes)
 
 
 def _overlap(start: int, other_start: int, region: Region, other: Region) -> bool:

@@ -77,6 +77,7 @@ class Backend:
         observer: Observer,
         *,
         keeps_descriptors: bool,
+        table: RegionTable | None = None,
     ) -> None:
         """Put a device behind the protocol.
 
@@ -87,13 +88,14 @@ class Backend:
             observer: Is told what happens.
             keeps_descriptors: Whether guest memory is mapped on demand, so that the descriptors of
                 its regions stay open; False closes them once all rings have their addresses.
+            table: Empty; None for one that takes sealed memory only.
         """
         self._device = device
         self._reach = reach
         self._counters = counters
         self._observer = observer
         self._keeps_descriptors = keeps_descriptors
-        self._table = RegionTable()
+        self._table = RegionTable() if table is None else table
         self._memory: GuestMemory | None = None
         self._rings = [Ring(index) for index in range(device.num_queues)]
         self._features = 0

@@ -1,4 +1,4 @@
-"""The thin shell around a back-end: its Unix socket and the one thread that reads from it.
+"""The thin shell around a back-end: the one thread that reads from its front-ends.
 
 Serves one front-end at a time; a second one waits in the socket's queue until the first is gone.
 Owns every received descriptor until the back-end takes it. Must not know what messages mean.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from services.devicehost.throttle import Throttle
 from services.devicehost.vhost_user.messages import Command, ProtocolError
 from services.devicehost.vhost_user.session import Session
-from services.handshake.errors import InvalidArgumentError, PortholeError
+from services.handshake.errors import PortholeError
 from services.wire.vhost_user import (
     HEADER_BYTES,
     MAX_MESSAGE_FDS,
@@ -27,17 +27,14 @@ from services.wire.vhost_user import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from services.devicehost.vhost_user.backend import Backend
+    from services.devicehost.vhost_user.sockets import ListeningSocket
 
 _LOG = logging.getLogger(__name__)
 
 ACCEPT_RETRY_MS: Final = 1000
 """How long a front-end waits that cannot be taken: that a descriptor comes free is no event."""
 
-_SOCKET_MODE: Final = 0o600
-_PATH_LIMIT: Final = 107
 _FD_BYTES: Final = array.array("i").itemsize
 
 
@@ -48,36 +45,28 @@ class _ListenerClosedError(BaseException):
 class Listener:
     """The vhost-user socket of one device; connectable from construction to `close`."""
 
-    def __init__(self, path: Path, backend: Backend) -> None:
-        """Listen, and serve front-ends on a thread of the listener's own.
+    def __init__(self, sock: ListeningSocket, backend: Backend) -> None:
+        """Serve front-ends on a thread of the listener's own.
 
         Args:
-            path: Of the socket, at most 107 bytes; a stale file there is replaced.
+            sock: Where they connect; the listener's from now on.
             backend: Carries out what front-ends ask for.
-
-        Raises:
-            InvalidArgumentError: SOCKET_PATH: too long, or the directory does not take a socket.
         """
-        self._path = path
+        self._listening = sock
+        self._socket = sock.socket
+        self._path = sock.path
         self._backend = backend
         self._throttle = Throttle()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            _bind(self._socket, path)
-        except BaseException:
-            self._socket.close()
-            os.close(self._stop_fd)
-            raise
-        self._thread = threading.Thread(target=self._run, name=f"vhost-{path.stem}", daemon=True)
+        name = f"vhost-{self._path.stem}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Drop the front-end, if there is one, and remove the socket. Call once."""
         os.eventfd_write(self._stop_fd, 1)
         self._thread.join()
-        self._socket.close()
-        self._path.unlink(missing_ok=True)
+        self._listening.close()
         os.close(self._stop_fd)
 
     def _run(self) -> None:
@@ -214,24 +203,3 @@ class Listener:
         poll.register(self._stop_fd, select.POLLIN)
         if any(fd == self._stop_fd for fd, _ in poll.poll(timeout_ms)):
             raise _ListenerClosedError
-
-
-def _bind(sock: socket.socket, path: Path) -> None:
-    name = os.fsencode(path)
-    if len(name) > _PATH_LIMIT:
-        raise InvalidArgumentError(
-            "SOCKET_PATH",
-            f"socket path {str(path)!r} has {len(name)} bytes; {_PATH_LIMIT} are the most: choose "
-            "a shorter run directory",
-            bound=_PATH_LIMIT,
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        sock.bind(name)
-        path.chmod(_SOCKET_MODE)
-        sock.listen(1)
-    except OSError as error:
-        raise InvalidArgumentError(
-            "SOCKET_PATH", f"cannot listen on {str(path)!r}: {error.strerror}"
-        ) from error

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from services.devicehost.memory import ApertureMemory, DeviceCounters, WindowMemory, WindowQuota
-from services.devicehost.vhost_user import Backend, Listener
+from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.devicehost.virtio.device import serve_requests
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class DeviceRig:
             return ApertureMemory(table, pool, self.counters)
 
         backend = Backend(device, reach, self.counters, self.watch, keeps_descriptors=pool is None)
-        self.listener = Listener(path, backend)
+        self.listener = Listener(ListeningSocket.at(path), backend)
 
     def close(self) -> None:
         self.listener.close()

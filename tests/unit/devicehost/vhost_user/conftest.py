@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.memory import ApertureMemory, DeviceCounters, WindowMemory, WindowQuota
-from services.devicehost.vhost_user import Backend, Listener
+from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.devicehost.virtio.device import serve_requests
 from services.handshake.pool import Gpa, SwiotlbPool
 from tests.support.guest_ring import GuestRam
@@ -129,7 +129,7 @@ class Service:
         self.backend = Backend(
             self.device, reach, self.counters, self.watcher, keeps_descriptors=not aperture
         )
-        self.listener = Listener(path, self.backend)
+        self.listener = Listener(ListeningSocket.at(path), self.backend)
 
     def close(self) -> None:
         self.listener.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.vhost_user import Listener, listener, rings
+from services.devicehost.vhost_user import Listener, ListeningSocket, listener, rings
 from services.handshake.errors import PermissionDeniedError
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
@@ -495,4 +495,4 @@ def test_closing_removes_the_socket_and_drops_the_front_end(service: Service) ->
         assert front.is_closed()
         assert not service.path.exists()
     # The socket can be made again, and the fixture closes it.
-    service.listener = Listener(service.path, service.backend)
+    service.listener = Listener(ListeningSocket.at(service.path), service.backend)

@@ -1,0 +1,158 @@
+"""One device in a process of its own, for whoever owns a VM: QEMU, libvirt, Cloud Hypervisor.
+
+Owns the order of start and end, and what this process may do that one for all VMs must not: map all
+of guest memory, and take memory that cannot be sealed. Must not know flags, gRPC or telemetry.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.host.device import (
+    DeviceInfo,
+    FsBackend,
+    HostedDevice,
+    Identity,
+    NetBackend,
+)
+from services.devicehost.host.registry import make_device
+from services.devicehost.host.states import DeviceState
+from services.devicehost.memory import OwnRisk, RegionTable, WindowQuota
+from services.devicehost.vhost_user import ListeningSocket
+from services.handshake import events
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.options import build_options, parse_fs_options, parse_net_options
+from services.handshake.pool import format_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from services.handshake.options import FsOptions, NetOptions
+    from services.handshake.pool import SwiotlbPool
+
+VM_ID: Final = str(uuid.UUID(int=0))
+"""Stands for the one VM of this process, whose id nobody tells."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StandaloneDevice:
+    """What the process is to serve.
+
+    Attributes:
+        backend: The directory or the TAP interface.
+        name: The mount tag, or the adapter's name.
+        options: Further options, "key=value;flag", as a share or an adapter takes them.
+        pool: The aperture; None: as `confined` says.
+        confined: Without a pool, whether on-demand windows are used; False maps all of memory.
+        persistent: Whether to wait for a further front-end when one has gone.
+    """
+
+    backend: FsBackend | NetBackend
+    name: str
+    options: str = ""
+    pool: SwiotlbPool | None = None
+    confined: bool = False
+    persistent: bool = False
+
+
+def open_socket(path: Path | None, fd: int | None, group_id: int | None) -> ListeningSocket:
+    """Make the socket at a path, or take the one that was handed in.
+
+    Raises:
+        InvalidArgumentError: SOCKET_PATH, SOCKET_FD; SOCKET_MISSING: neither or both were given.
+    """
+    if path is not None and fd is None:
+        return ListeningSocket.at(path.absolute(), group_id)
+    if fd is not None and path is None:
+        return ListeningSocket.inherited(fd)
+    raise InvalidArgumentError(
+        "SOCKET_MISSING", "a device needs either the path of its socket or a descriptor of one"
+    )
+
+
+def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], None]) -> None:
+    """Serve until the front-end has gone, or SIGTERM or SIGINT comes; on the main thread.
+
+    Args:
+        spec: What to serve.
+        sock: Where; closed in any case.
+        ready: Called once front-ends can connect.
+
+    Raises:
+        PortholeError: The device cannot be made.
+    """
+    # Its put is the one thing of these that a signal handler may do (queue.SimpleQueue).
+    ends: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: ends.put(signal.Signals(number).name))
+    try:
+        entry = _start(spec, sock, ends.put)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        _tell_confinement(spec)
+        ready()
+        _LOG.info("ending: %s", ends.get())
+    finally:
+        entry.mark_shutting_down()
+        entry.tear_down()
+
+
+def _start(
+    spec: StandaloneDevice, sock: ListeningSocket, end: Callable[[str], None]
+) -> HostedDevice:
+    def changed(info: DeviceInfo, why: str) -> None:
+        _LOG.info("%s: %s", info.state, why)
+        if info.state is DeviceState.LISTENING and not spec.persistent:
+            end(why)
+
+    options = _parse(spec)
+    entry = HostedDevice(
+        Identity(
+            vm_id=VM_ID,
+            instance_id=sock.path.stem,
+            device_class=events.NET if isinstance(spec.backend, NetBackend) else events.FS,
+            tag=options.name,
+            options=spec.options,
+            pool=options.swiotlb,
+            socket_path=sock.path,
+        ),
+        is_known=lambda: True,
+        emit=lambda _: None,
+        on_change=changed,
+    )
+    entry.start(
+        lambda counters: make_device(options, spec.backend, counters),
+        WindowQuota() if spec.confined else None,
+        table=RegionTable(OwnRisk()),
+        sock=sock,
+    )
+    return entry
+
+
+def _parse(spec: StandaloneDevice) -> FsOptions | NetOptions:
+    token = format_token(spec.pool) if spec.pool else None
+    text = build_options(spec.name, spec.options, token, VM_ID)
+    parse = parse_net_options if isinstance(spec.backend, NetBackend) else parse_fs_options
+    return parse(text)
+
+
+def _tell_confinement(spec: StandaloneDevice) -> None:
+    if spec.pool is not None:
+        _LOG.info("the device is confined to %s of guest memory", spec.pool)
+    elif spec.confined:
+        _LOG.info("guest memory is mapped in windows, on demand")
+    else:
+        _LOG.warning(
+            "the device is not confined: all of guest memory is mapped; give --swiotlb for a guest "
+            "with a bounce pool, or --memory windows"
+        )

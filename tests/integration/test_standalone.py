@@ -1,0 +1,328 @@
+"""`porthole device`: one device in a process of its own, as QEMU and its kind start virtiofsd."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.handshake import events
+from services.handshake.pool import format_token
+from services.simguest.bounce import BouncePool
+from services.simguest.device import DeviceMemory, VirtioDevice
+from services.simguest.dma import DirectDma
+from services.simguest.guest import KINDS
+from services.simguest.kernel import Kernel, ordinary_ranges, reserve_pool
+from services.simguest.pages import PageAllocator
+from services.simguest.ram import GuestRam
+from services.simguest.workload import Workload
+from services.wire import vhost_user as wire
+from tests.support.front_end import RawFrontEnd
+from tests.support.guest_ring import USER_BASE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from services.handshake.pool import SwiotlbPool
+
+DEADLINE_S = 30.0
+RAM_BYTES = 64 << 20
+POOL_MIB = 16
+HEAVY = {"grpc", "google", "opentelemetry", "porthole", "pydantic_settings"}
+
+
+class Process:
+    """A `porthole device` that is ready."""
+
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, fds: Sequence[int] = ()
+    ) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli.main", "device", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=fds,
+            env={**os.environ, **(env or {})},
+        )
+        assert self.process.stdout
+        self.line = self.process.stdout.readline()
+
+    @property
+    def socket_path(self) -> Path:
+        return Path(self.line.removesuffix("\n").rpartition(" unix:")[2])
+
+    def mapped_bytes(self) -> int:
+        """How much of a guest's memory the process has mapped."""
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        found = re.finditer(r"([0-9a-f]+)-([0-9a-f]+) .*/memfd:guest-ram", maps)
+        return sum(int(m[2], 16) - int(m[1], 16) for m in found)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end that a test has brought about; exit code and log."""
+        log = self.process.communicate(timeout=DEADLINE_S)[1]
+        return self.process.returncode, log
+
+    def terminate(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        return self.end()
+
+    def kill(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+@contextmanager
+def running(
+    *arguments: str, env: dict[str, str] | None = None, fds: Sequence[int] = ()
+) -> Iterator[Process]:
+    process = Process(*arguments, env=env, fds=fds)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+class Guest:
+    """A guest with one share; it bounces through a pool at a known place."""
+
+    def __init__(self) -> None:
+        self.ram = GuestRam(RAM_BYTES)
+        kernel = Kernel("6.18.26.3", publishes_pool=True)
+        pool = reserve_pool(kernel, f"hv_pci_swiotlb={POOL_MIB}M", self.ram.regions[0])
+        assert pool is not None
+        self.pool: SwiotlbPool = pool
+        direct = DirectDma(self.ram, PageAllocator(ordinary_ranges(self.ram.regions, pool)))
+        self._memory = DeviceMemory(self.ram, BouncePool(self.ram, pool), direct)
+
+    @contextmanager
+    def share(self, socket_path: Path) -> Iterator[Workload]:
+        device = VirtioDevice("data", socket_path, KINDS[events.FS], self._memory)
+        workload = Workload()
+        try:
+            workload.attach_share("data", device)
+            yield workload
+        finally:
+            workload.close()
+            device.close()
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    guest = Guest()
+    yield guest
+    guest.ram.close()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    (directory / "hello").write_text("from the host")
+    return directory
+
+
+def fs(run_dir: Path, shared: Path, *more: str) -> list[str]:
+    return ["fs", f"--socket-path={run_dir}/s.sock", f"--shared-dir={shared}", *more]
+
+
+@pytest.mark.parametrize("kind", ["whole", "windows", "aperture"])
+def test_a_guest_is_served_until_it_goes(
+    run_dir: Path, shared: Path, guest: Guest, kind: str
+) -> None:
+    flags = {
+        "whole": [],
+        "windows": ["--memory=windows"],
+        "aperture": ["--" + format_token(guest.pool)],
+    }[kind]
+    with running(*fs(run_dir, shared, *flags)) as device:
+        assert device.line == f"porthole device fs ready on unix:{run_dir}/s.sock\n"
+        with guest.share(device.socket_path) as workload:
+            files = workload.files("data")
+            assert files.read_file("hello") == b"from the host"
+            files.write_file("answer", b"from the guest" * 10_000, 0o644)
+            mapped = device.mapped_bytes()
+        code, log = device.end()
+    assert code == 0, log
+    assert (shared / "answer").read_bytes() == b"from the guest" * 10_000
+    assert not (run_dir / "s.sock").exists()
+    assert ("not confined" in log) == (kind == "whole")
+    pool_and_rings = guest.pool.size_bytes + (1 << 20)
+    if kind == "whole":
+        assert mapped == RAM_BYTES
+    else:
+        assert 0 < mapped < pool_and_rings
+    assert (mapped >= guest.pool.size_bytes) == (kind != "windows")
+
+
+def test_it_waits_for_another_front_end_when_told_to(
+    run_dir: Path, shared: Path, guest: Guest
+) -> None:
+    with running(*fs(run_dir, shared, "--persistent", "--readonly")) as device:
+        for _ in range(2):
+            with guest.share(device.socket_path) as workload:
+                files = workload.files("data")
+                assert files.read_file("hello") == b"from the host"
+                with pytest.raises(OSError, match="Read-only"):
+                    files.write_file("answer", b"", 0o644)
+        code, log = device.terminate()
+    assert code == 0, log
+    assert not (run_dir / "s.sock").exists()
+
+
+def test_sigterm_ends_it_in_order_under_a_guest(run_dir: Path, shared: Path, guest: Guest) -> None:
+    with (
+        running(*fs(run_dir, shared)) as device,
+        guest.share(device.socket_path) as workload,
+    ):
+        assert workload.files("data").read_file("hello") == b"from the host"
+        code, log = device.terminate()
+    assert code == 0, log
+    assert "ending: SIGTERM" in log
+    assert not (run_dir / "s.sock").exists()
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+def test_systemd_is_told_when_front_ends_can_connect(
+    run_dir: Path, shared: Path, abstract: bool
+) -> None:
+    address = f"{run_dir}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.settimeout(DEADLINE_S)
+        told.bind(f"\0{address}" if abstract else address)
+        name = f"@{address}" if abstract else address
+        with running(*fs(run_dir, shared), env={"NOTIFY_SOCKET": name}) as device:
+            assert told.recv(100) == b"READY=1"
+            with RawFrontEnd(device.socket_path) as front_end:
+                front_end.negotiate()
+            assert device.end()[0] == 0
+
+
+def test_a_listening_socket_can_be_handed_in(run_dir: Path, shared: Path, guest: Guest) -> None:
+    path = run_dir / "theirs.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen(1)
+        flags = [f"--fd={listening.fileno()}", f"--shared-dir={shared}"]
+        with running("fs", *flags, fds=[listening.fileno()]) as device:
+            assert device.socket_path == path
+            with guest.share(path) as workload:
+                assert workload.files("data").read_file("hello") == b"from the host"
+            code, log = device.end()
+    assert code == 0, log
+    assert path.exists(), "whoever made the socket removes it"
+
+
+def test_memory_that_cannot_be_sealed_is_taken_with_one_warning(
+    run_dir: Path, shared: Path
+) -> None:
+    # As Cloud Hypervisor makes it: a memfd without MFD_ALLOW_SEALING.
+    fd = os.memfd_create("guest-ram", 0)
+    try:
+        os.ftruncate(fd, RAM_BYTES)
+        half = RAM_BYTES // 2
+        regions = [wire.MemRegion(at, half, USER_BASE + at, at) for at in (0, half)]
+        with running(*fs(run_dir, shared)) as device:
+            with RawFrontEnd(device.socket_path) as front_end:
+                front_end.negotiate()
+                table = wire.pack_mem_table(regions)
+                assert front_end.tell(wire.Request.SET_MEM_TABLE, table, [fd, fd]) == 0
+                assert device.mapped_bytes() == RAM_BYTES
+            code, log = device.end()
+    finally:
+        os.close(fd)
+    assert code == 0, log
+    assert log.count("cannot be sealed") == 1
+
+
+def test_it_loads_neither_grpc_nor_telemetry(run_dir: Path, shared: Path) -> None:
+    with running(*fs(run_dir, shared), env={"PYTHONPROFILEIMPORTTIME": "1"}) as device:
+        code, log = device.terminate()
+    assert code == 0
+    loaded = {line.rpartition("|")[2].strip() for line in log.splitlines() if "|" in line}
+    assert "services.devicehost.devices.fs.device" in loaded
+    assert not {name for name in loaded if name.partition(".")[0] in HEAVY}
+
+
+@pytest.mark.tap
+def test_a_tap_is_served(run_dir: Path) -> None:
+    tap = f"ph{os.getpid() % 10**6}"
+    flags = ["net", f"--socket-path={run_dir}/n.sock", f"--tap={tap}", "--mac=02:00:00:00:00:07"]
+    with running(*flags) as device:
+        assert device.line == f"porthole device net ready on unix:{run_dir}/n.sock\n"
+        assert Path(f"/sys/class/net/{tap}").exists()
+        with RawFrontEnd(device.socket_path) as front_end:
+            front_end.negotiate()
+            config = front_end.ask(wire.Request.GET_CONFIG, wire.Config(0, 6, 0, bytes(6)).pack())
+            assert bytes.fromhex("020000000007") in config
+        assert device.end()[0] == 0
+    assert not Path(f"/sys/class/net/{tap}").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["fs"], 2, "--shared-dir"),
+        (["fs", "--shared-dir=/"], 2, "--socket-path"),
+        (["fs", "--shared-dir=/", "--socket-path=S", "--fd=3"], 2, "--fd"),
+        (["fs", "--shared-dir=/nowhere", "--socket-path=S"], 2, "SHARED_DIR_MISSING"),
+        (["fs", "--shared-dir=/dev/null", "--socket-path=S"], 2, "SHARED_DIR_NOT_A_DIRECTORY"),
+        (["fs", "--shared-dir=/", "--socket-path=S", f"--tag={'x' * 37}"], 2, "TAG_TOO_LONG"),
+        (["fs", "--shared-dir=/", "--socket-path=S", "--tag=a;b"], 2, "OPTION_SYNTAX"),
+        (["fs", "--shared-dir=/", "--socket-path=S", "--options=nosuch"], 2, "OPTION_UNKNOWN"),
+        (["fs", "--shared-dir=/", "--socket-path=S", "--swiotlb=0x1000"], 2, "--swiotlb"),
+        (["fs", "--shared-dir=/", "--socket-path=S", "--swiotlb=0x1,4096"], 2, "--swiotlb"),
+        (["fs", "--shared-dir=/", f"--socket-path=/tmp/{'x' * 110}"], 2, "SOCKET_PATH"),
+        (["fs", "--shared-dir=/", "--socket-path=/dev/null"], 2, "is no socket"),
+        (["fs", "--shared-dir=/", "--fd=0"], 2, "SOCKET_FD"),
+        (["fs", "--shared-dir=/", "--fd=999"], 2, "SOCKET_FD"),
+        (["fs", "--shared-dir=/", "--socket-path=S", "--socket-group=nosuch"], 2, "nosuch"),
+        (["net", "--socket-path=S"], 2, "--tap"),
+        (["net", "--socket-path=S", "--tap=a/b"], 2, "TAP_NAME"),
+        (["net", "--socket-path=S", "--tap=x", "--mac=nonsense"], 2, "OPTION_VALUE"),
+        pytest.param(
+            ["net", "--socket-path=S", "--tap=lo"], 3, "TAP_NOT_A_TAP", marks=pytest.mark.tap
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_is_one_line_and_a_code(
+    run_dir: Path, arguments: list[str], code: int, said: str
+) -> None:
+    given = [argument.replace("=S", f"={run_dir}/s.sock") for argument in arguments]
+    result = subprocess.run(
+        [sys.executable, "-m", "services.cli.main", "device", *given],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert result.returncode == code
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert list(run_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["fs", "net"])
+def test_capabilities_are_printed_for_libvirt(kind: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "services.cli.main", "device", kind, "--print-capabilities"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert json.loads(result.stdout) == {"type": kind}
