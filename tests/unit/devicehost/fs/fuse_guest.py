@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -57,6 +58,7 @@ class FuseGuest:
     uid: int = 0
     gid: int = 0
     unique: int = 0
+    extensions: bytes = b""
 
     def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
         """Have the device serve one request; returns the length of the reply."""
@@ -65,11 +67,11 @@ class FuseGuest:
     def request(self, opcode: int, nodeid: int, body: bytes, *, extra: int = 0) -> bytes:
         """Pack a request; `extra` makes the header lie about its length."""
         self.unique += 2
+        body += self.extensions
         length = fuse.IN_HEADER.size + len(body) + extra
-        return (
-            fuse.IN_HEADER.pack(length, opcode, self.unique, nodeid, self.uid, self.gid, 1, 0)
-            + body
-        )
+        ids = (self.uid, self.gid, 1)
+        units = len(self.extensions) // 8
+        return fuse.IN_HEADER.pack(length, opcode, self.unique, nodeid, *ids, units) + body
 
     def raw(self, readable: list[memoryview], writable: list[memoryview]) -> tuple[int, bytes]:
         """Hand buffers over; returns the reply's errno and data, having checked its form."""
@@ -176,8 +178,16 @@ class FuseGuest:
         body = fuse.READ_IN.pack(handle, offset, size, 0, 0, 0)
         return self.call(Opcode.READ, 1, body, room=max(size, 1))
 
-    def write(self, handle: int, data: bytes, offset: int = 0, *, write_flags: int = 0) -> int:
-        body = fuse.WRITE_IN.pack(handle, offset, len(data), write_flags, 0, 0) + data
+    def write(
+        self,
+        handle: int,
+        data: bytes,
+        offset: int = 0,
+        *,
+        write_flags: int = 0,
+        flags: int = os.O_RDWR,
+    ) -> int:
+        body = fuse.WRITE_IN.pack(handle, offset, len(data), write_flags, 0, flags) + data
         written: int = fuse.WRITE_OUT.unpack(self.call(Opcode.WRITE, 1, body))[0]
         return written
 

@@ -58,8 +58,21 @@ def test_write_extends_and_appends(guest: FuseGuest, shared: Path) -> None:
     assert (shared / "f").read_bytes() == bytes(10) + b"end"
     appending = guest.open(entry.nodeid, os.O_WRONLY | os.O_APPEND)
     (shared / "f").write_bytes(b"the host wrote meanwhile ")
-    guest.write(appending, b"guest", 0)
+    guest.write(appending, b"guest", 0, flags=os.O_WRONLY | os.O_APPEND)
     assert (shared / "f").read_bytes() == b"the host wrote meanwhile guest"
+
+
+def test_o_append_is_what_the_file_has_when_it_is_written(guest: FuseGuest, shared: Path) -> None:
+    """Fcntl(2) sets and clears it later, and pages of a mapping have their place."""
+    entry, handle = guest.create(b"f", flags=os.O_RDWR | os.O_APPEND)
+    guest.write(handle, b"hello")
+    guest.write(handle, b"J", 0)
+    assert (shared / "f").read_bytes() == b"Jello"
+    append = os.O_RDWR | os.O_APPEND
+    guest.write(handle, b"ELL", 1, flags=append, write_flags=fuse.FUSE_WRITE_CACHE)
+    assert (shared / "f").read_bytes() == b"JELLo"
+    guest.write(guest.open(entry.nodeid, os.O_RDWR), b"!", 0, flags=append)
+    assert (shared / "f").read_bytes() == b"JELLo!"
 
 
 def test_open_truncates(guest: FuseGuest, shared: Path) -> None:

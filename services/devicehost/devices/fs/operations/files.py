@@ -19,6 +19,7 @@ from services.devicehost.devices.fs.handles import OpenFile
 from services.wire.fuse import (
     FUSE_FSYNC_FDATASYNC,
     FUSE_OPEN_KILL_SUIDGID,
+    FUSE_WRITE_CACHE,
     FUSE_WRITE_KILL_SUIDGID,
     LSEEK_OUT,
     OPEN_OUT,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.request import Request
 
 _USABLE: Final = (
-    os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_LARGEFILE
+    os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_LARGEFILE
 )
-"""What a guest's open flags may ask of the host. O_DIRECT is the guest's own cache's business (the
+"""What a guest's open flags may ask of the host. O_APPEND comes with each WRITE instead: a program
+may set it later or give it up, and what a mapping wrote back has a place of its own. O_DIRECT is the guest's own cache's business (the
 host's alignment rules would break it); O_PATH, O_NONBLOCK, O_DIRECTORY and O_CREAT never pass."""
 _COPY_BYTES: Final = 64 << 20
 """Most that one COPY_FILE_RANGE copies, so that a queue stays responsive; callers loop."""
@@ -82,12 +84,17 @@ def read(mount: Mount, request: Request) -> int:
 
 
 def write(mount: Mount, request: Request) -> int:
-    """WRITE: guest memory to page cache; the payload must be as long as it says."""
-    number, offset, size, write_flags, _, _ = request.args
+    """WRITE: guest memory to page cache, at the offset or, with O_APPEND, at the file's end.
+
+    The payload must be as long as it says.
+    """
+    number, offset, size, write_flags, _, file_flags = request.args
     opened = mount.handles.get(number, OpenFile)
     payload = request.payload_of(size)
+    appends = file_flags & os.O_APPEND and not write_flags & FUSE_WRITE_CACHE
+    how = os.RWF_APPEND if appends else 0
     with mount.writing(write_flags & FUSE_WRITE_KILL_SUIDGID):
-        written = os.pwritev(opened.fd, payload, offset)
+        written = os.pwritev(opened.fd, payload, offset, how)
     return request.reply(WRITE_OUT.pack(written))
 
 
@@ -107,10 +114,14 @@ def fsync(mount: Mount, request: Request) -> int:
 
 
 def fallocate(mount: Mount, request: Request) -> int:
-    """FALLOCATE: reserve or punch a range."""
+    """FALLOCATE: reserve or punch a range.
+
+    The request has no flag for clearing set-id bits; whoever is not root would clear them.
+    """
     number, offset, length, mode = request.args
     opened = mount.handles.get(number, OpenFile)
-    syscalls.fallocate(opened.fd, mode, offset, length)
+    with mount.writing(request.uid):
+        syscalls.fallocate(opened.fd, mode, offset, length)
     return 0
 
 
@@ -124,13 +135,17 @@ def lseek(mount: Mount, request: Request) -> int:
 
 
 def copy_file_range(mount: Mount, request: Request) -> int:
-    """COPY_FILE_RANGE: copy between two open files without moving data through the guest."""
+    """COPY_FILE_RANGE: copy between two open files without moving data through the guest.
+
+    Set-id bits are cleared as in FALLOCATE.
+    """
     from_number, from_offset, _, to_number, to_offset, length, flags = request.args
     if flags:
         raise refusal(errno.EINVAL)
     source = mount.handles.get(from_number, OpenFile)
     target = mount.handles.get(to_number, OpenFile)
-    copied = os.copy_file_range(
-        source.fd, target.fd, min(length, _COPY_BYTES), from_offset, to_offset
-    )
+    with mount.writing(request.uid):
+        copied = os.copy_file_range(
+            source.fd, target.fd, min(length, _COPY_BYTES), from_offset, to_offset
+        )
     return request.reply(WRITE_OUT.pack(copied))
