@@ -64,19 +64,21 @@ class Nothing:
 class ActAs:
     """While this is entered, the calling thread creates files as `uid` and `gid`."""
 
-    __slots__ = ("_gid", "_override", "_uid")
+    __slots__ = ("_gid", "_kept", "_uid")
 
-    def __init__(self, uid: int, gid: int, *, override: bool = True) -> None:
+    def __init__(self, uid: int, gid: int, *, override: bool = True, member: bool = False) -> None:
         """Remember whom to act as.
 
         Args:
             uid: User id of the host.
             gid: Group id of the host.
             override: Keep CAP_DAC_OVERRIDE: the guest kernel has checked permissions already.
+            member: The user is in the group that a file is made for, by a supplementary group. Its
+                set-group-id bit stays then, for which CAP_FSETID is kept.
         """
         self._uid = uid
         self._gid = gid
-        self._override = override
+        self._kept = _CAP_DAC_OVERRIDE * override | _CAP_FSETID * member
 
     def __enter__(self) -> None:
         """Switch.
@@ -90,8 +92,8 @@ class ActAs:
         if _libc.setfsgid(_NOBODY) != self._gid or _libc.setfsuid(_NOBODY) != self._uid:
             self.__exit__(None, None, None)
             raise refusal(errno.EPERM)
-        if self._override and self._uid:
-            _change(add=_CAP_DAC_OVERRIDE)
+        if self._kept and self._uid:
+            _change(add=self._kept)
 
     def __exit__(
         self,

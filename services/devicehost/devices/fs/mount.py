@@ -100,7 +100,7 @@ class Mount:
     def creating(self, request: Request) -> credentials.ActAs | credentials.Nothing:
         """Act as the request's user while something is created, if that is allowed."""
         if self._switches:
-            return credentials.ActAs(request.uid, request.gid)
+            return credentials.ActAs(request.uid, request.gid, member=request.names_groups)
         return credentials.Nothing()
 
     def checking(self, request: Request) -> credentials.ActAs | credentials.Nothing:

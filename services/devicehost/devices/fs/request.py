@@ -11,7 +11,7 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.errors import refusal
-from services.wire.fuse import IN_HEADER, OUT_HEADER
+from services.wire.fuse import EXT_HEADER, FUSE_EXT_GROUPS, IN_HEADER, OUT_HEADER
 
 if TYPE_CHECKING:
     from struct import Struct
@@ -38,6 +38,7 @@ class Request:
     __slots__ = (
         "_body",
         "_extension_bytes",
+        "_extensions",
         "_length",
         "_rest",
         "_writable",
@@ -73,7 +74,7 @@ class Request:
         ) = IN_HEADER.unpack(header)
         self._extension_bytes = extensions * 8
         self._writable = writable
-        self._body = b""
+        self._body = self._extensions = b""
         self.args: tuple[int, ...] = ()
         self.payload: Segments = []
         self.answerable = _count(writable) >= OUT_HEADER.size
@@ -100,7 +101,8 @@ class Request:
             raise refusal(errno.E2BIG)
         else:
             head, _ = _take(self._rest, present) if present else (b"", [])
-            self._body = head[fixed : present - self._extension_bytes]
+            end = present - self._extension_bytes
+            self._body, self._extensions = head[fixed:end], head[end:]
         if layout:
             self.args = layout.unpack_from(head)
 
@@ -108,6 +110,17 @@ class Request:
     def body(self) -> bytes:
         """What follows the fixed part, copied."""
         return self._body
+
+    @property
+    def names_groups(self) -> bool:
+        """Whether it says that its user is in the directory's group, which is not `gid`."""
+        position = 0
+        while position + EXT_HEADER.size <= len(self._extensions):
+            size, kind = EXT_HEADER.unpack_from(self._extensions, position)
+            if kind == FUSE_EXT_GROUPS:
+                return True
+            position += max(size, EXT_HEADER.size)
+        return False
 
     def strings(self, count: int) -> list[bytes]:
         """Take the rest of the request as exactly `count` strings, each ended by NUL.

@@ -52,6 +52,7 @@ SUPPORTED: Final = (
     | fuse.FUSE_MAX_PAGES
     | fuse.FUSE_HANDLE_KILLPRIV_V2
     | fuse.FUSE_INIT_EXT
+    | fuse.FUSE_CREATE_SUPP_GROUP
 )
 """Capabilities that are accepted when a guest offers them. Not among them: write-back caching (the
 host's side changes too) and remote locks (a guest's locks work within the guest)."""

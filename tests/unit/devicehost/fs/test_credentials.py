@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,39 @@ def test_a_group_that_only_the_guest_knows_of_suffices(guest: FuseGuest, shared:
     assert owner(shared / "private" / "file") == (USER, GROUP)
 
 
+@pytest.mark.parametrize("kind", [fuse.FUSE_EXT_GROUPS, 0])
+def test_set_group_id_stays_for_a_member_of_the_directorys_group(
+    guest: FuseGuest, shared: Path, kind: int
+) -> None:
+    os.chown(shared, 0, 777)
+    shared.chmod(0o2777)
+    guest.uid, guest.gid = USER, GROUP
+    other = fuse.EXT_HEADER.pack(16, 1) + bytes(8)
+    groups = fuse.EXT_HEADER.pack(16, kind) + struct.pack("<II", 1, 777)
+    guest.extensions = other + groups
+    guest.create(b"file", mode=0o102775)
+    assert owner(shared / "file") == (USER, 777)
+    member = kind == fuse.FUSE_EXT_GROUPS
+    assert stat.S_IMODE((shared / "file").stat().st_mode) == (0o2775 if member else 0o775)
+
+
+@pytest.mark.parametrize("extension", [bytes(8), b"\xff" * 16, bytes(16)])
+def test_extensions_that_are_none(guest: FuseGuest, shared: Path, extension: bytes) -> None:
+    guest.uid, guest.gid = USER, GROUP
+    guest.extensions = extension
+    guest.mkdir(b"dir")
+    assert owner(shared / "dir") == (USER, GROUP)
+
+
+def test_a_whiteout_belongs_to_the_guests_user(guest: FuseGuest, shared: Path) -> None:
+    guest.create(b"f")
+    guest.uid, guest.gid = USER, GROUP
+    guest.rename(b"f", b"g", flags=4)
+    assert owner(shared / "f") == (USER, GROUP)
+    assert stat.S_ISCHR((shared / "f").lstat().st_mode)
+    assert owner(shared / "g") == (0, 0)
+
+
 def test_an_id_that_is_none_is_refused(guest: FuseGuest, shared: Path) -> None:
     guest.uid, guest.gid = 2**32 - 1, 0
     with pytest.raises(FuseError) as error:
@@ -137,3 +171,20 @@ def test_set_id_bits_fall_when_the_guest_asks(guest: FuseGuest, shared: Path) ->
     path.chmod(0o6755)
     guest.write(handle, b"x")
     assert stat.S_IMODE(path.stat().st_mode) == 0o6755, "the capability is back"
+
+
+@pytest.mark.parametrize(("uid", "left"), [(0, 0o6755), (USER, 0o755)])
+def test_set_id_bits_fall_where_the_guest_cannot_ask(
+    guest: FuseGuest, shared: Path, uid: int, left: int
+) -> None:
+    path = shared / "f"
+    entry, handle = guest.create(b"f", mode=0o106755)
+    _, source = guest.create(b"source")
+    guest.write(source, b"data")
+    guest.uid = uid
+    guest.call(Opcode.FALLOCATE, entry.nodeid, fuse.FALLOCATE_IN.pack(handle, 0, 10, 0))
+    assert stat.S_IMODE(path.stat().st_mode) == left
+    path.chmod(0o6755)
+    body = fuse.COPY_FILE_RANGE_IN.pack(source, 0, entry.nodeid, handle, 0, 4, 0)
+    guest.call(Opcode.COPY_FILE_RANGE, entry.nodeid, body)
+    assert stat.S_IMODE(path.stat().st_mode) == left

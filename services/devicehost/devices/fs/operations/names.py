@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs import credentials, syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import OpenFile
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.request import Request
 
 _PERMISSIONS = 0o7777
-_RENAME_FLAGS = 0b111  # NOREPLACE, EXCHANGE, WHITEOUT
+_RENAME_WHITEOUT = 0b100
+_RENAME_FLAGS = 0b011 | _RENAME_WHITEOUT  # NOREPLACE, EXCHANGE
 
 
 def lookup(mount: Mount, request: Request) -> int:
@@ -181,7 +182,9 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
     source = mount.nodes.get(request.nodeid)
     target = mount.nodes.get(new_parent)
     old, new = request.names(2)
-    syscalls.rename(source.fd, old, target.fd, new, flags)
+    # A whiteout is made anew, for the user; to rename needs no more than the guest has checked.
+    with mount.creating(request) if flags & _RENAME_WHITEOUT else credentials.Nothing():
+        syscalls.rename(source.fd, old, target.fd, new, flags)
     return 0
 
 
