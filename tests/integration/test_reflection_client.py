@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,12 +15,14 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.cli.launcher import Services
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.support.house import House
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "grpc-client.md"
 CALL_S = 60.0
 WSLC = 2
 
@@ -75,3 +80,16 @@ def play(owner_address: str) -> None:
 async def test_a_client_from_reflection_creates_a_vm_and_applies(run_dir: Path) -> None:
     async with Services(run_dir, {}, print) as services:
         await asyncio.to_thread(play, services.owner_address)
+
+
+async def test_the_documented_client_works_as_it_is_printed(house: House) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, house.services.owner_address),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await asyncio.wait_for(process.communicate(), 3 * CALL_S)
+    assert process.returncode == 0
+    (vm,) = (await house.stub.ListVms(vm_owner_pb2.ListVmsRequest())).vms
+    assert vm.HasField("latched_pool")
+    assert printed.decode().strip() == vm.swiotlb_option
