@@ -91,7 +91,7 @@ def canonical_directory(host_path: str) -> str:
     if not host_path.startswith("/") or "\0" in host_path:
         raise InvalidArgumentError(
             "SHARE_PATH_SYNTAX",
-            f"host path {host_path!r} is not absolute; write the whole path of a directory",
+            f"host path {host_path!r} is not absolute, or has a NUL; write a whole path",
             host_path=host_path,
         )
     try:

@@ -45,7 +45,7 @@ def test_what_is_no_directory(
 
 @pytest.mark.parametrize("path", ["", "relative", "./x", "/a\0b"])
 def test_what_is_no_absolute_path(path: str) -> None:
-    with pytest.raises(InvalidArgumentError) as refused:
+    with pytest.raises(InvalidArgumentError, match="is not absolute, or has a NUL") as refused:
         canonical_directory(path)
     assert refused.value.reason == "SHARE_PATH_SYNTAX"
 
