@@ -30,6 +30,7 @@ struct ph_ring {
     uint16_t *avail; /* flags, idx, ring[size], used_event */
     uint8_t *used;   /* flags, idx, {id, len} ring[size], avail_event */
     uint16_t head;
+    int wake_fd;
     uint64_t high;
     struct iovec *iov;
     pthread_mutex_t call_lock;
@@ -55,6 +56,7 @@ struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
     ring->setup = *setup;
     ring->avail = setup->avail;
     ring->used = setup->used;
+    ring->wake_fd = -1;
     ring->high = setup->counters->highest_slot * SLOT_BYTES;
     return ring;
 }
@@ -94,6 +96,11 @@ void ph_ring_close(struct ph_ring *ring)
     pthread_mutex_lock(&ring->call_lock);
     atomic_store(&ring->closed, true);
     pthread_mutex_unlock(&ring->call_lock);
+}
+
+void ph_ring_set_wake(struct ph_ring *ring, int wake_fd)
+{
+    ring->wake_fd = wake_fd;
 }
 
 static uint16_t load16(const uint16_t *field)
@@ -359,7 +366,7 @@ enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), vo
     struct pollfd fds[] = {
         {.fd = ring->setup.kick_fd, .events = POLLIN},
         {.fd = ring->setup.stop_fd, .events = POLLIN},
-        {.fd = ring->setup.wake_fd, .events = POLLIN},
+        {.fd = ring->wake_fd, .events = POLLIN},
     };
     enum ph_look look;
 

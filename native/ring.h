@@ -52,7 +52,6 @@ struct ph_ring_setup {
     int32_t kick_fd;
     int32_t call_fd; /* -1: the driver polls */
     int32_t stop_fd;
-    int32_t wake_fd; /* a further descriptor to wake up for; -1: none */
     uint32_t event_idx;
     uint32_t indirect;
     uint32_t counts_slots; /* the first span is a bounce pool */
@@ -77,7 +76,7 @@ enum ph_look {
 enum ph_wait {
     PH_WAIT_CHAIN,
     PH_WAIT_STOPPED,
-    PH_WAIT_WOKEN, /* by wake_fd */
+    PH_WAIT_WOKEN, /* by the further descriptor */
     PH_WAIT_ODD,
 };
 
@@ -94,6 +93,7 @@ void ph_ring_close(struct ph_ring *ring);
 bool ph_ring_is_stopped(const struct ph_ring *ring);
 
 /* By the thread that serves the ring. */
+void ph_ring_set_wake(struct ph_ring *ring, int wake_fd); /* a further descriptor; -1: none */
 enum ph_look ph_ring_look(struct ph_ring *ring);
 bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain);
 void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain);

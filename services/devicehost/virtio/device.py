@@ -6,9 +6,11 @@ the front-end is, or where guest memory is mapped: it gets a Queue and the buffe
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 from services.devicehost import fastpath
+from services.devicehost.virtio.deferral import Deferred, KeptChains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,24 +64,30 @@ class VirtioDevice(Protocol):
         """Release what the constructor took. May be called once only."""
 
 
-def serve_requests(queue: Queue, handle: Callable[[Chain], int]) -> None:
+def serve_requests(queue: Queue, handle: Callable[[Chain], int | Deferred]) -> None:
     """Serve a request queue: pop, handle, push, and sleep when there is nothing to do.
 
     Args:
         queue: The queue of this thread.
-        handle: Serves one chain; returns the bytes that it wrote, from the first writable byte on.
+        handle: Serves one chain; returns the bytes that it wrote, from the first writable byte on,
+            or what settles later how many it writes.
 
     Raises:
         QueueError: The guest broke a rule of the ring.
     """
-    while not queue.stopped:
-        while (chain := queue.pop()) is not None:
-            queue.push(chain, handle(chain))
-        queue.wait()
+    with contextlib.closing(KeptChains(queue)) as kept:
+        while not queue.stopped:
+            while (chain := queue.pop()) is not None:
+                _answer(queue, kept, chain, handle(chain))
+            queue.wait(*kept.fds)
+            if kept.due:
+                kept.push_settled()
 
 
 def serve_natively(
-    queue: NativeQueue, loop: Callable[[int], int], handle: Callable[[Chain], int]
+    queue: NativeQueue,
+    loop: Callable[[int], int],
+    handle: Callable[[Chain], int | Deferred],
 ) -> None:
     """Serve a request queue by a native loop, and by `handle` what the loop leaves.
 
@@ -91,10 +99,22 @@ def serve_natively(
     Raises:
         QueueError: The guest broke a rule of the ring.
     """
-    while not queue.stopped:
-        if queue.first_request_is_due or queue.lend(loop) == fastpath.FOR_PYTHON:
-            chain = queue.pop()
-            if chain is not None:
-                queue.push(chain, handle(chain))
-            elif queue.first_request_is_due:
-                queue.wait()
+    with contextlib.closing(KeptChains(queue)) as kept:
+        while not queue.stopped:
+            if queue.first_request_is_due or queue.lend(loop, *kept.fds) == fastpath.FOR_PYTHON:
+                chain = queue.pop()
+                if chain is not None:
+                    _answer(queue, kept, chain, handle(chain))
+                elif queue.first_request_is_due:
+                    queue.wait(*kept.fds)
+            if kept.due:
+                kept.push_settled()
+
+
+def _answer(queue: Queue, kept: KeptChains, chain: Chain, answer: int | Deferred) -> None:
+    if isinstance(answer, int):
+        queue.push(chain, answer)
+    else:
+        kept.keep(chain, answer)
+    if kept.due:
+        kept.push_settled()

@@ -58,7 +58,6 @@ class NativeQueue(Queue):
             kick_fd=ring["kick_fd"],
             call_fd=_NO_FD if ring["call_fd"] is None else ring["call_fd"],
             stop_fd=self._stop_fd,
-            wake_fd=_NO_FD,
             event_idx=ring["event_idx"],
             indirect=ring["indirect"],
             counts_slots=is_pool,
@@ -83,17 +82,19 @@ class NativeQueue(Queue):
         state: fastpath.RingState = self._state
         return state.next_avail if self._lent else self._next_avail
 
-    def lend(self, serve: Callable[[int], int]) -> int:
+    def lend(self, serve: Callable[[int], int], wake_fd: int = _NO_FD) -> int:
         """Let the native loop serve the ring on this thread.
 
         Args:
             serve: Runs the loop on the ring that it is given.
+            wake_fd: A further descriptor to come back for when it is readable.
 
         Returns:
             What `serve` returned: fastpath.FOR_PYTHON, STOPPED or WOKEN.
         """
         for name, mine in _HANDED_OVER:
             setattr(self._state, name, getattr(self, mine))
+        self._library.ph_ring_set_wake(self._ring, wake_fd)
         self._lent = True
         outcome = serve(self._ring)
         for name, mine in _HANDED_OVER:

@@ -1,0 +1,204 @@
+"""Chains whose answers come later, on a real ring."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.virtio.deferral import RING_SHARE, Deferred, KeptChains
+from services.devicehost.virtio.device import serve_requests
+from tests.unit.devicehost.virtio.conftest import DATA
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from services.devicehost.virtio.chain import Chain
+    from services.devicehost.virtio.queue import Queue
+    from tests.support.guest_ring import GuestRing
+    from tests.unit.devicehost.virtio.conftest import Rig
+
+GIVEN_UP = 7
+EXPIRED = 9
+
+
+class Later(Deferred):
+    """Writes what it was settled with as one byte, and where that was done."""
+
+    def __init__(self, chain: Chain, *, stubborn: bool = False) -> None:
+        super().__init__()
+        self.chain = chain
+        self.stubborn = stubborn
+        self.given_up = threading.Event()
+        self.written_by = ""
+
+    def write(self) -> int:
+        self.chain.writable[0][0] = self.result
+        self.written_by = threading.current_thread().name
+        return 1
+
+    def give_up(self) -> None:
+        self.given_up.set()
+        if not self.stubborn:
+            self.settle(GIVEN_UP)
+
+    def expire(self, deadline: float) -> None:
+        self.settle(EXPIRED)
+
+
+class Server:
+    """Serves a queue: readable chains wait, others are answered at once."""
+
+    def __init__(self, queue: Queue, *, stubborn: bool = False) -> None:
+        self.queue = queue
+        self.stubborn = stubborn
+        self.waiting: list[Later] = []
+        self.arrived = threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._run, name="the queue")
+        self.thread.start()
+
+    def _run(self) -> None:
+        serve_requests(self.queue, self._handle)
+        self.queue.notify()
+
+    def _handle(self, chain: Chain) -> int | Deferred:
+        if not chain.readable:
+            return 0
+        later = Later(chain, stubborn=self.stubborn)
+        self.waiting.append(later)
+        self.arrived.release()
+        return later
+
+    def stop(self) -> None:
+        self.queue.stop()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+@contextmanager
+def served(queue: Queue, *, stubborn: bool = False) -> Iterator[Server]:
+    server = Server(queue, stubborn=stubborn)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def offer(rig: Rig, ring: GuestRing, head: int, *, waits: bool) -> None:
+    place = DATA + 64 * head
+    ring.chain(head, readable=[(place, 4)] if waits else [], writable=[(place + 32, 4)])
+    ring.offer(head)
+    rig.kick()
+
+
+def completed(rig: Rig, ring: GuestRing, count: int) -> list[tuple[int, int]]:
+    """Wait for so many completions, by the call descriptor."""
+    while len(ring.completions()) < count:
+        os.set_blocking(rig.call_fd, True)
+        os.eventfd_read(rig.call_fd)
+    return ring.completions()
+
+
+def test_a_request_that_waits_holds_up_no_other(rig: Rig) -> None:
+    ring = rig.ring(32)
+    with served(rig.queue(ring)) as server:
+        offer(rig, ring, 0, waits=True)
+        offer(rig, ring, 4, waits=False)
+        assert completed(rig, ring, 1) == [(4, 0)]
+        assert server.arrived.acquire(timeout=10)
+        assert server.waiting[0].settle(3)
+        assert completed(rig, ring, 2) == [(4, 0), (0, 1)]
+        assert rig.ram.read(DATA + 32, 1) == b"\3"
+        assert server.waiting[0].written_by == "the queue", "not by whoever settled it"
+        assert not server.waiting[0].settle(4), "once only"
+
+
+def test_answers_come_in_the_order_in_which_they_are_settled(rig: Rig) -> None:
+    ring = rig.ring(64)
+    with served(rig.queue(ring)) as server:
+        for head in (0, 8, 16):
+            offer(rig, ring, head, waits=True)
+            assert server.arrived.acquire(timeout=10)
+        for number, place in enumerate((2, 0, 1)):
+            server.waiting[place].settle(0)
+            completed(rig, ring, number + 1)
+        assert [head for head, _ in ring.completions()] == [16, 0, 8]
+
+
+def test_a_busy_queue_answers_as_well(rig: Rig) -> None:
+    """The answer is pushed between requests: the queue never gets to sleep."""
+    ring = rig.ring(32)
+    queue = rig.queue(ring)
+    ring.chain(0, readable=[(DATA, 4)], writable=[(DATA + 32, 4)])
+    ring.chain(4, writable=[(DATA + 64, 4)])
+    ring.offer(0)
+    for _ in range(20):
+        ring.offer(4)
+    served_at_once = 0
+
+    def handle(chain: Chain) -> int | Deferred:
+        nonlocal served_at_once
+        if chain.readable:
+            later = Later(chain)
+            later.settle(1)
+            return later
+        served_at_once += 1
+        if served_at_once == 20:
+            queue.stop()
+        return 0
+
+    serve_requests(queue, handle)
+    assert ring.completions()[0] == (0, 1)
+
+
+@pytest.mark.parametrize(("stubborn", "result"), [(False, GIVEN_UP), (True, EXPIRED)])
+def test_a_queue_that_stops_gives_every_chain_back(rig: Rig, stubborn: bool, result: int) -> None:
+    ring = rig.ring(64)
+    server = Server(rig.queue(ring), stubborn=stubborn)
+    for head in (0, 8, 16):
+        offer(rig, ring, head, waits=True)
+        assert server.arrived.acquire(timeout=10)
+    server.stop()
+    assert sorted(ring.completions()) == [(0, 1), (8, 1), (16, 1)]
+    assert [later.result for later in server.waiting] == [result] * 3
+    assert not server.waiting[0].settle(0), "too late, and harmless"
+    assert rig.calls() == 1, "the driver is told"
+
+
+def test_a_ring_cannot_be_filled_with_waiting_requests(rig: Rig) -> None:
+    ring = rig.ring(32)
+    with served(rig.queue(ring)) as server:
+        for head in range(0, 2 * RING_SHARE, 2):
+            offer(rig, ring, head, waits=True)
+            assert server.arrived.acquire(timeout=10)
+        given_up = len(completed(rig, ring, RING_SHARE - 32 // RING_SHARE))
+        assert given_up == RING_SHARE - 32 // RING_SHARE
+        assert [later.given_up.is_set() for later in server.waiting] == [False] * 4 + [True] * 4
+
+
+def event_descriptors() -> int:
+    links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sum("eventfd" in str(link) for link in links)
+
+
+def test_nothing_is_taken_before_a_chain_is_kept_or_left_after(rig: Rig) -> None:
+    ring = rig.ring(32)
+    ring.chain(0, readable=[(DATA, 4)], writable=[(DATA + 32, 4)])
+    ring.offer(0)
+    queue = rig.queue(ring)
+    before = event_descriptors()
+    kept = KeptChains(queue)
+    counts = [len(kept.fds)]
+    chain = queue.pop()
+    assert chain is not None
+    kept.keep(chain, Later(chain))
+    counts.append(len(kept.fds))
+    assert event_descriptors() == before + 1
+    kept.close()
+    assert [*counts, len(kept.fds)] == [0, 1, 0]
+    assert event_descriptors() == before
+    assert ring.completions() == [(0, 1)]
