@@ -330,17 +330,15 @@ static int64_t close_handle(struct request *request, enum ph_kind kind)
 {
     struct fuse_release_in in;
     struct ph_handle *handle;
-    bool cold;
+    bool closed;
 
     memcpy(&in, request->body, sizeof(in));
-    handle = ph_handle_pin(request->fs, in.fh, kind);
+    handle = in.release_flags ? NULL : ph_handle_pin(request->fs, in.fh, kind);
     if (!handle)
         return PH_COLD;
-    cold = ph_handle_is_cold(handle);
-    if (!cold)
-        cold = !ph_handle_remove(request->fs, in.fh, kind);
+    closed = !ph_handle_is_locked(handle) && ph_handle_remove(request->fs, in.fh, kind);
     ph_handle_unpin(request->fs, handle);
-    return cold ? PH_COLD : 0;
+    return closed ? 0 : PH_COLD;
 }
 
 static int64_t do_release(struct request *request)
@@ -364,7 +362,7 @@ static int64_t do_flush(struct request *request)
     handle = ph_handle_pin(request->fs, in.fh, PH_FILE);
     if (!handle)
         return PH_COLD;
-    if (!ph_handle_is_cold(handle))
+    if (!ph_handle_is_locked(handle))
         fd = fcntl(ph_handle_fd(handle), F_DUPFD_CLOEXEC, 0);
     /* What closing reports it reports once only. */
     if (fd >= 0)

@@ -33,6 +33,7 @@ struct ph_node {
     bool known;  /* found by its id */
     bool keyed;  /* found by its inode */
     bool recently;
+    atomic_bool locked;
 };
 
 struct ph_handle {
@@ -44,7 +45,6 @@ struct ph_handle {
     int fd;
     enum ph_kind kind;
     bool known;
-    atomic_bool cold;
 };
 
 /* An ordinary descriptor of something on a file system, for open_by_handle_at(2). */
@@ -891,12 +891,12 @@ void ph_handle_unlock(struct ph_handle *handle)
     pthread_mutex_unlock(&handle->lock);
 }
 
-void ph_handle_mark_cold(struct ph_handle *handle)
+void ph_handle_mark_locked(struct ph_handle *handle)
 {
-    atomic_store(&handle->cold, true);
+    atomic_store(&handle->node->locked, true);
 }
 
-bool ph_handle_is_cold(const struct ph_handle *handle)
+bool ph_handle_is_locked(const struct ph_handle *handle)
 {
-    return atomic_load(&handle->cold);
+    return atomic_load(&handle->node->locked);
 }

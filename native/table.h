@@ -96,8 +96,8 @@ struct ph_node *ph_handle_node(const struct ph_handle *handle);
 /* Held while the host's position in an open directory is in use. */
 void ph_handle_lock(struct ph_handle *handle);
 void ph_handle_unlock(struct ph_handle *handle);
-/* Python keeps something by this handle, so it must learn of FLUSH and RELEASE. */
-void ph_handle_mark_cold(struct ph_handle *handle);
-bool ph_handle_is_cold(const struct ph_handle *handle);
+/* Python keeps locks of the handle's node, so it must learn of FLUSH and RELEASE. */
+void ph_handle_mark_locked(struct ph_handle *handle);
+bool ph_handle_is_locked(const struct ph_handle *handle);
 
 #endif

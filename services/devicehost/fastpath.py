@@ -181,7 +181,7 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_handle_remove": (_bool, (_ptr, _u64, _u32)),
     "ph_handle_lock": (None, (_ptr,)),
     "ph_handle_unlock": (None, (_ptr,)),
-    "ph_handle_mark_cold": (None, (_ptr,)),
+    "ph_handle_mark_locked": (None, (_ptr,)),
 }
 
 

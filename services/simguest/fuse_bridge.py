@@ -3,7 +3,7 @@
 Requests are read from /dev/fuse, travel unchanged to the device, and the answers are written back;
 INIT too, so the kernel and the device negotiate with each other. Owns the connection, the requests
 in flight and the order of mounting and unmounting. Must not know what most requests mean, only how
-long their answers may be.
+long their answers may be, and that those for locks may wait.
 
 The mount is gone when the process ends normally. When it is killed the kernel fails every access
 with ENOTCONN; `umount -l <mount point>` then clears the directory.
@@ -24,7 +24,7 @@ from services.handshake.errors import FailedPreconditionError, PortholeError, Un
 from services.simguest import fuse_bridge_mount as system
 from services.simguest.fs_driver import read_config
 from services.wire import fuse, virtio_fs
-from services.wire.fuse import NO_REPLY, InHeader, Opcode, OutHeader
+from services.wire.fuse import ERROR_REPLY, NO_REPLY, InHeader, Opcode, OutHeader
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -44,12 +44,19 @@ SMALL_REPLY_BYTES: Final = 512
 MOUNT_DEADLINE_S: Final = 10.0
 DRAIN_DEADLINE_S: Final = 5.0
 
+_URGENT: Final = NO_REPLY | ERROR_REPLY
+"""Opcodes for the high-priority queue (VIRTIO 1.2, section 5.11.6.1). INTERRUPT would be answered
+only when it should be sent again; the device remembers it, so there is no need for that."""
+
 _HEADER: Final = fuse.IN_HEADER.size
 _READ_SIZE_AT: Final = _HEADER + 16
 _XATTR_SIZE_AT: Final = _HEADER
 _IOCTL_OUT_SIZE_AT: Final = _HEADER + 28
 _IOCTL_OUT_BYTES: Final = 16
 _PATH_MAX: Final = 4096
+_INTERRUPT_BIT: Final = 1
+"""What tells an INTERRUPT's own number from that of its request (Linux, fs/fuse/fuse_dev_i.h,
+FUSE_INT_REQ_BIT)."""
 _U32: Final = 4
 _SIZE_AT: Final[dict[int, tuple[int, int]]] = {
     Opcode.READ: (_READ_SIZE_AT, 0),
@@ -86,6 +93,7 @@ class FuseBridge:
         self._queues = device.queues[1 : 1 + count]
         self._idle = threading.Condition()
         self._in_flight = 0
+        self._waiting: set[int] = set()
         self._negotiated = threading.Event()
         self._refusal = ""
         self._closing = threading.Lock()
@@ -127,6 +135,7 @@ class FuseBridge:
             self._destroy()
 
     def _disconnect(self) -> None:
+        self._interrupt_waiting()
         with self._idle:
             drained = self._idle.wait_for(lambda: self._in_flight == 0, DRAIN_DEADLINE_S)
         if drained:
@@ -136,6 +145,20 @@ class FuseBridge:
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(nowhere, self._fd, inheritable=False)
         os.close(nowhere)
+
+    def _interrupt_waiting(self) -> None:
+        """End the requests that wait for locks: their programs have no share any more."""
+        with self._idle:
+            waiting = set(self._waiting)
+        for unique in waiting:
+            # The kernel must not see the EINTR: without a signal it would pass on ERESTARTSYS.
+            self._write([_error_reply(unique, errno.ENOTCONN)])
+            length = _HEADER + fuse.INTERRUPT_IN.size
+            header = InHeader(length, Opcode.INTERRUPT, unique | _INTERRUPT_BIT, 0, 0, 0, 0)
+            with contextlib.suppress(PortholeError):  # a device that is gone lets nobody wait
+                self._hiprio.submit(
+                    [fuse.IN_HEADER.pack(*header), fuse.INTERRUPT_IN.pack(unique)], []
+                )
 
     def _destroy(self) -> None:
         # The kernel sends none for a connection like this one, and the device would keep its nodes.
@@ -177,9 +200,10 @@ class FuseBridge:
             head += piece
         with self._idle:
             self._in_flight += 1
+            if header.opcode == Opcode.SETLKW:
+                self._waiting.add(header.unique)
         try:
-            if header.opcode in NO_REPLY:
-                # Only INTERRUPT may be answered at all, and the kernel can do without.
+            if header.opcode in _URGENT:
                 future = self._hiprio.submit(out, [])
             else:
                 sizes = [fuse.OUT_HEADER.size, *self._pieces(reply_bytes(header.opcode, request))]
@@ -203,8 +227,8 @@ class FuseBridge:
         if failure is not None:
             self._fail(header, failure)
             return
-        if header.opcode in NO_REPLY:
-            self._settle()
+        if header.opcode in _URGENT:
+            self._settle(header)
             return
         parts = done.result()
         if not self._write(parts):
@@ -214,16 +238,16 @@ class FuseBridge:
             self._write([_error_reply(header.unique, errno.EIO)])
         if header.opcode == Opcode.INIT:
             self._note_init(parts)
-        self._settle()
+        self._settle(header)
 
     def _fail(self, header: InHeader, failure: BaseException) -> None:
         if header.opcode == Opcode.INIT:
             self._refusal = str(failure)
             self._negotiated.set()
-        if header.opcode not in NO_REPLY:
+        if header.opcode not in _URGENT:
             gone = isinstance(failure, UnavailableError)
             self._write([_error_reply(header.unique, errno.ENOTCONN if gone else errno.EIO)])
-        self._settle()
+        self._settle(header)
 
     def _write(self, parts: list[bytes]) -> bool:
         """Hand an answer to the kernel; False when the kernel says it is malformed."""
@@ -234,9 +258,10 @@ class FuseBridge:
             return error.errno != errno.EINVAL
         return True
 
-    def _settle(self) -> None:
+    def _settle(self, header: InHeader) -> None:
         with self._idle:
             self._in_flight -= 1
+            self._waiting.discard(header.unique)
             self._idle.notify_all()
 
     def _note_init(self, parts: list[bytes]) -> None:

@@ -77,7 +77,9 @@ class Opcode(enum.IntEnum):
 
 
 NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
-"""Opcodes that are never answered. INTERRUPT is answered only by an error, if there is room."""
+"""Opcodes that are never answered."""
+ERROR_REPLY: Final = frozenset({Opcode.INTERRUPT})
+"""Opcodes that are answered by an error only, and only if there is room for it."""
 
 
 def opcode_name(opcode: int) -> str:

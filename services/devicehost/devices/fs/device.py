@@ -28,6 +28,7 @@ from services.wire.virtio_fs import CONFIG, TAG_BYTES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from services.devicehost.virtio.deferral import Deferred
     from services.devicehost.virtio.queue import Chain, Queue
     from services.handshake.options import FsOptions
 
@@ -84,7 +85,7 @@ class FsDevice:
         # Modes arrive with the guest's umask applied; ours must not be applied as well.
         syscalls.use_private_umask(0)
 
-        def handle(chain: Chain) -> int:
+        def handle(chain: Chain) -> int | Deferred:
             return session.handle(chain.readable, chain.writable)
 
         if isinstance(queue, NativeQueue) and session.loop is not None:

@@ -111,6 +111,12 @@ class HandleTable:
             raise refusal(errno.EBADF)
         return handle
 
+    def mark_locked(self, opened: OpenFile) -> None:
+        """Note that somebody may have locks on a file: FLUSH and RELEASE of it must come by here.
+
+        In this table they always do.
+        """
+
     def remove(self, number: int, kind: type[OpenFile]) -> None:
         """Let go of a handle; it is closed when no request uses it any more.
 

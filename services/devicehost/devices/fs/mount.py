@@ -1,12 +1,13 @@
 """What one guest has of a share between INIT and DESTROY.
 
-Owns the nodes and handles of that time, and the share's rules. DESTROY drops this object as a
-whole; requests under way keep it, and their descriptors, until they are done. Must not know
+Owns the nodes, handles and locks of that time, and the share's rules. DESTROY drops this object as
+a whole; requests under way keep it, and their descriptors, until they are done. Must not know
 opcodes or layouts of requests.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,8 @@ from services.devicehost.devices.fs import credentials, syscalls
 from services.devicehost.devices.fs.attributes import Presentation
 from services.devicehost.devices.fs.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.handles import HandleTable, OpenFile
+from services.devicehost.devices.fs.locks.owners import OwnerTable
+from services.devicehost.devices.fs.locks.waits import LockWaits
 from services.devicehost.devices.fs.native_tables import (
     NativeHandleTable,
     NativeNodeTable,
@@ -61,6 +64,8 @@ class Mount:
         """
         self.read_only: Final = options.ro
         self.presentation: Final = Presentation(options)
+        self.lock_owners: Final = OwnerTable(limits.handles)
+        self.lock_waits: Final = LockWaits()
         self._switches = credentials.may_switch()
         self.tables: Final = self._native_tables(library, root, limits) if library else None
         self.nodes: NodeTable | NativeNodeTable
@@ -71,6 +76,11 @@ class Mount:
         else:
             self.nodes = NativeNodeTable(self.tables)
             self.handles = NativeHandleTable(self.tables, limits.handles)
+
+    def end(self) -> None:
+        """Let go of what others may be waiting for, and end what is waited for."""
+        self.lock_waits.end(errno.ENOTCONN)
+        self.lock_owners.clear()
 
     def enter(self, parent: Node | OpenFile, name: bytes) -> tuple[Node, os.stat_result]:
         """Look a checked name up and count the lookup.

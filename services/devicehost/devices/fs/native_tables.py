@@ -222,6 +222,10 @@ class NativeHandleTable:
             return kind(node, pin, _HandleLock(self._library, pin))
         return kind(node, pin)
 
+    def mark_locked(self, opened: OpenFile) -> None:
+        """As HandleTable's: the native loop leaves them to Python from now on."""
+        self._library.ph_handle_mark_locked(cast("_Pin", opened.descriptor).pin)
+
     def remove(self, number: int, kind: type[OpenFile]) -> None:
         """As HandleTable's."""
         if not self._library.ph_handle_remove(self._tables.pointer, number, _KINDS[kind]):

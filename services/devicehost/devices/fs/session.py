@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import ctypes
 
     from services.devicehost.devices.fs.descriptors import Descriptor, Limits
+    from services.devicehost.virtio.deferral import Deferred
     from services.handshake.options import FsOptions
 
 _LOG = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ _DEFAULT_MAX_PAGES: Final = 32
 _MAX_BACKGROUND: Final = 64
 _CONGESTION_THRESHOLD: Final = 48
 _WARN_INTERVAL_S: Final = 60.0
+_SILENT: Final = fuse.NO_REPLY | fuse.ERROR_REPLY
+"""Opcodes whose success is not told."""
 
 SUPPORTED: Final = (
     fuse.FUSE_ASYNC_READ
@@ -49,13 +52,15 @@ SUPPORTED: Final = (
     | fuse.FUSE_READDIRPLUS_AUTO
     | fuse.FUSE_ASYNC_DIO
     | fuse.FUSE_PARALLEL_DIROPS
+    | fuse.FUSE_POSIX_LOCKS
+    | fuse.FUSE_FLOCK_LOCKS
     | fuse.FUSE_MAX_PAGES
     | fuse.FUSE_HANDLE_KILLPRIV_V2
     | fuse.FUSE_INIT_EXT
     | fuse.FUSE_CREATE_SUPP_GROUP
 )
-"""Capabilities that are accepted when a guest offers them. Not among them: write-back caching (the
-host's side changes too) and remote locks (a guest's locks work within the guest)."""
+"""Capabilities that are accepted when a guest offers them. Not among them: write-back caching, for
+the host's side changes too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +110,9 @@ class Session:
 
     def reset(self) -> None:
         """Let go of everything that the guest had; INIT is expected next."""
-        self._set_mount(None)
+        self._begin(None)
 
-    def handle(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+    def handle(self, readable: list[memoryview], writable: list[memoryview]) -> int | Deferred:
         """Serve one request.
 
         Args:
@@ -115,22 +120,24 @@ class Session:
             writable: Where the reply goes, cut anywhere.
 
         Returns:
-            Bytes written from the start of `writable`; 0 when no reply is due or none fits.
+            Bytes written from the start of `writable`; 0 when no reply is due or none fits. Or what
+            writes the reply later: the buffers must stay until then.
         """
         request = receive(readable, writable)
         if request is None:
             return 0
-        answered = request.opcode not in fuse.NO_REPLY
         try:
             length = self._run(request)
         except (OSError, OverflowError) as error:
             number = errno_of(error)
             if number in (errno.ENFILE, errno.EMFILE):
                 self._warn_exhausted(request)
-            return request.finish(number) if answered else 0
-        return request.finish(0, length) if answered else 0
+            return request.finish(number) if request.opcode not in fuse.NO_REPLY else 0
+        if not isinstance(length, int):
+            return length
+        return request.finish(0, length) if request.opcode not in _SILENT else 0
 
-    def _run(self, request: Request) -> int:
+    def _run(self, request: Request) -> int | Deferred:
         """Check a request and serve it; returns the length of the reply's data."""
         if request.opcode == Opcode.INIT:
             return self._init(request)
@@ -138,7 +145,7 @@ class Session:
         if mount is None:
             raise refusal(errno.ENOTCONN)
         if request.opcode == Opcode.DESTROY:
-            self._set_mount(None)
+            self._begin(None)
             return 0
         operation = OPERATIONS.get(request.opcode)
         if operation is None:
@@ -150,10 +157,13 @@ class Session:
             raise refusal(errno.EROFS)
         return operation.run(mount, request)
 
-    def _set_mount(self, mount: Mount | None) -> None:
-        self._mount = mount
+    def _begin(self, mount: Mount | None) -> None:
+        """Go on with a new mount, or none; the old one ends."""
+        old, self._mount = self._mount, mount
         if self.loop is not None:
             self.loop.mount(mount.tables if mount else None)
+        if old is not None:
+            old.end()
 
     def _warn_exhausted(self, request: Request) -> None:
         """Say what is used up, at most once a minute, since a guest can provoke it at will."""
@@ -180,7 +190,7 @@ class Session:
             raise refusal(errno.EIO)
         if offer.major > fuse.FUSE_KERNEL_VERSION:
             # Linux then sends INIT again in our major version.
-            self._set_mount(None)
+            self._begin(None)
             return request.reply(
                 _answer(flags=0, max_readahead=0, max_pages=0, minor=fuse.FUSE_KERNEL_MINOR_VERSION)
             )
@@ -188,7 +198,7 @@ class Session:
             raise refusal(errno.EPROTO)
         flags = SUPPORTED & (offer.flags | offer.flags2 << 32)
         share = self._share
-        self._set_mount(Mount(share.root, share.options, share.limits, share.library))
+        self._begin(Mount(share.root, share.options, share.limits, share.library))
         return request.reply(
             _answer(
                 minor=min(offer.minor, fuse.FUSE_KERNEL_MINOR_VERSION),

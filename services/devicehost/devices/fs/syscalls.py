@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 from struct import Struct
 from typing import Final, NamedTuple
@@ -31,6 +32,10 @@ UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
 _STATX: Final = Struct("<IIQIIIH2xQQQQ" + "qI4x" * 4 + "4I112x")
+_FLOCK: Final = Struct("hh4xqqi4x")
+"""struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid."""
+OFFSET_MAX: Final = (1 << 63) - 1
+"""The last byte that a record lock may cover; a lock up to here goes on to the end of the file."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -43,6 +48,14 @@ class _OpenHow(ctypes.Structure):
 
 class _Timespec(ctypes.Structure):
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class RecordLock(NamedTuple):
+    """A lock on the bytes `start` to `end`, inclusive; `kind` is F_RDLCK, F_WRLCK or F_UNLCK."""
+
+    kind: int
+    start: int
+    end: int
 
 
 class Statx(NamedTuple):
@@ -99,6 +112,8 @@ _statx = _declare("statx", _int, _str, _int, _uint, _ptr)
 _unshare = _declare("unshare", _int)
 _name_to_handle_at = _declare("name_to_handle_at", _int, _str, _ptr, _ptr, _int)
 _open_by_handle_at = _declare("open_by_handle_at", _int, _str, _int)
+_fcntl = _declare("fcntl", _int, _int, _ptr)
+_flock = _declare("flock", _int, _int)
 
 
 def _checked(result: int) -> int:
@@ -216,6 +231,38 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     return _checked(_open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC))
 
 
+def set_record_lock(fd: int, lock: RecordLock, *, wait: bool) -> None:
+    """Set or clear a record lock that belongs to the open file description of `fd`.
+
+    Raises:
+        OSError: As fcntl(2) of F_OFD_SETLK: EAGAIN when another lock is in the way.
+        InterruptedError: With `wait`: a signal came; nothing has changed.
+    """
+    _checked(_fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, _pack_lock(lock)))
+
+
+def find_record_lock(fd: int, lock: RecordLock) -> RecordLock:
+    """Tell what is in the way of a lock by `fd`'s description; `kind` F_UNLCK says nothing is.
+
+    Raises:
+        OSError: As fcntl(2) of F_OFD_GETLK.
+    """
+    packed = _pack_lock(lock)
+    _checked(_fcntl(fd, fcntl.F_OFD_GETLK, packed))
+    kind, _, start, length, _ = _FLOCK.unpack(packed.raw)
+    return RecordLock(kind, start, start + length - 1 if length else OFFSET_MAX)
+
+
+def set_file_lock(fd: int, operation: int) -> None:
+    """Set, convert or clear the flock(2) lock of an open file description.
+
+    Raises:
+        OSError: As flock(2): EAGAIN with LOCK_NB when another lock is in the way.
+        InterruptedError: Without LOCK_NB: a signal came. What was to be converted is gone.
+    """
+    _checked(_flock(fd, operation))
+
+
 def use_private_umask(mask: int) -> None:
     """Give the calling thread a umask (and working directory) that no other thread shares.
 
@@ -227,3 +274,9 @@ def use_private_umask(mask: int) -> None:
     with contextlib.suppress(PermissionError):
         _checked(_unshare(_CLONE_FS))
     os.umask(mask)
+
+
+def _pack_lock(lock: RecordLock) -> ctypes.Array[ctypes.c_char]:
+    length = 0 if lock.end == OFFSET_MAX else lock.end - lock.start + 1
+    packed = _FLOCK.pack(lock.kind, os.SEEK_SET, lock.start, length, 0)
+    return ctypes.create_string_buffer(packed, _FLOCK.size)

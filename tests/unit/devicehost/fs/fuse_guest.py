@@ -14,6 +14,7 @@ from services.wire.fuse import Attr, Dirent, EntryOut, InitOut, Opcode
 
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.session import Session
+    from services.devicehost.virtio.deferral import Deferred
 
 OFFERED = 0xFFFF_FFFF & ~(1 << 31)
 
@@ -60,7 +61,7 @@ class FuseGuest:
     unique: int = 0
     extensions: bytes = b""
 
-    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int | Deferred:
         """Have the device serve one request; returns the length of the reply."""
         return self.session.handle(readable, writable)
 
@@ -77,6 +78,7 @@ class FuseGuest:
         """Hand buffers over; returns the reply's errno and data, having checked its form."""
         room = sum(map(len, writable))
         written = self.serve(readable, writable)
+        assert isinstance(written, int), "it waits"
         assert 16 <= written <= room
         reply = b"".join(writable)[:written]
         length, error, unique = fuse.OUT_HEADER.unpack_from(reply)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from services.devicehost import fastpath
 from tests.unit.devicehost.fs.fuse_guest import FuseGuest
+
+if TYPE_CHECKING:
+    from services.devicehost.virtio.deferral import Deferred
 
 
 @dataclass
@@ -26,7 +30,7 @@ class NativeGuest(FuseGuest):
     def __del__(self) -> None:
         self.library.ph_worker_delete(self.worker)
 
-    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int | Deferred:
         mount = self.session.mount
         if mount is not None and mount.tables is not None:
             chain = fastpath.Chain(

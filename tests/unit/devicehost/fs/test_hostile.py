@@ -333,6 +333,7 @@ def test_garbage_is_answered_in_good_form(
     readable = buffers(guest.request(opcode, nodeid, body, extra=extra), cut)
     writable = buffers(bytes(room), cut)
     written = guest.session.handle(readable, writable)
+    assert isinstance(written, int)
     assert 0 <= written <= room
     if written:
         length, error, unique = fuse.OUT_HEADER.unpack_from(b"".join(writable))

@@ -45,9 +45,11 @@ def test_a_guest_without_max_pages_is_told_what_it_can(
 
 def test_only_what_is_offered_and_served_is_accepted(make_guest: MakeGuest) -> None:
     out = make_guest(mounted=False).init(flags2=0xFFFF_FFFF)
-    for flag in (fuse.FUSE_WRITEBACK_CACHE, fuse.FUSE_POSIX_LOCKS, fuse.FUSE_FLOCK_LOCKS):
+    for flag in (fuse.FUSE_WRITEBACK_CACHE, fuse.FUSE_POSIX_ACL):
         assert not out.flags & flag
     for flag in (fuse.FUSE_ATOMIC_O_TRUNC, fuse.FUSE_DO_READDIRPLUS, fuse.FUSE_BIG_WRITES):
+        assert out.flags & flag
+    for flag in (fuse.FUSE_POSIX_LOCKS, fuse.FUSE_FLOCK_LOCKS):
         assert out.flags & flag
     assert out.flags2 << 32 == fuse.FUSE_CREATE_SUPP_GROUP
     out = make_guest(mounted=False).init(flags=fuse.FUSE_ASYNC_READ)
@@ -118,7 +120,7 @@ def test_init_again_starts_anew(guest: FuseGuest, shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "opcode", [Opcode.BMAP, Opcode.IOCTL, Opcode.POLL, Opcode.SETLK, Opcode.SETUPMAPPING, 7, 4096]
+    "opcode", [Opcode.BMAP, Opcode.IOCTL, Opcode.POLL, Opcode.SETUPMAPPING, 7, 4096]
 )
 def test_what_is_not_served_is_enosys(guest: FuseGuest, opcode: int) -> None:
     with pytest.raises(FuseError) as error:

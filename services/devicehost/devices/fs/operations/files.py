@@ -8,6 +8,7 @@ themselves.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,8 @@ from services.devicehost.devices.fs.handles import OpenFile
 from services.wire.fuse import (
     FUSE_FSYNC_FDATASYNC,
     FUSE_OPEN_KILL_SUIDGID,
+    FUSE_RELEASE_FLOCK_UNLOCK,
+    FUSE_RELEASE_FLUSH,
     FUSE_WRITE_CACHE,
     FUSE_WRITE_KILL_SUIDGID,
     LSEEK_OUT,
@@ -71,8 +74,15 @@ def open_file(mount: Mount, request: Request) -> int:
 
 
 def release(mount: Mount, request: Request) -> int:
-    """RELEASE: close a file."""
-    mount.handles.remove(request.args[0], OpenFile)
+    """RELEASE: close a file, and drop the locks that were set by it."""
+    number, _, release_flags, lock_owner = request.args
+    opened = mount.handles.get(number, OpenFile)
+    mount.handles.remove(number, OpenFile)
+    if release_flags & FUSE_RELEASE_FLOCK_UNLOCK:  # a request under way may keep the file open
+        syscalls.set_file_lock(opened.fd, fcntl.LOCK_UN)
+    if release_flags & FUSE_RELEASE_FLUSH:
+        mount.lock_owners.drop(opened.node.id, lock_owner)
+    mount.lock_owners.release(opened.node.id, number)
     return 0
 
 
@@ -99,8 +109,13 @@ def write(mount: Mount, request: Request) -> int:
 
 
 def flush(mount: Mount, request: Request) -> int:
-    """FLUSH: report what closing would report; sent at each close of a descriptor in the guest."""
-    opened = mount.handles.get(request.args[0], OpenFile)
+    """FLUSH: report what closing would report; sent at each close of a descriptor in the guest.
+
+    A process that closes a file loses its POSIX locks on it, whichever descriptor it closes.
+    """
+    number, lock_owner = request.args
+    opened = mount.handles.get(number, OpenFile)
+    mount.lock_owners.drop(opened.node.id, lock_owner)
     os.close(os.dup(opened.fd))
     return 0
 

@@ -1,7 +1,7 @@
 """The table of operations: opcode, what runs, and what must hold before it does.
 
 INIT and DESTROY are the session's; opcodes that are not here are answered ENOSYS, which makes the
-guest kernel do without them for good (locks then work within the guest).
+guest kernel do without them for good.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from services.devicehost.devices.fs.operations import (
     directories,
     files,
+    locks,
     metadata,
     names,
     xattrs,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from services.devicehost.devices.fs.mount import Mount
     from services.devicehost.devices.fs.request import Request
+    from services.devicehost.virtio.deferral import Deferred
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Operation:
     """One row.
 
     Attributes:
-        run: Serves the request; returns the length of the data that it placed.
+        run: Serves the request; returns the length of the data that it placed, or what will
+            answer the request later.
         args: The fixed part of the request; None when there is none.
         reply_bytes: Room that the reply's data need at least; checked first, so that nothing is
             done that the guest would not learn of.
@@ -40,7 +43,7 @@ class Operation:
         streamed: What follows `args` stays in guest memory.
     """
 
-    run: Callable[[Mount, Request], int]
+    run: Callable[[Mount, Request], int | Deferred]
     args: Struct | None = None
     reply_bytes: int = 0
     modifies: bool = False
@@ -79,6 +82,10 @@ OPERATIONS: Final[dict[int, Operation]] = {
     Opcode.COPY_FILE_RANGE: Operation(
         files.copy_file_range, fuse.COPY_FILE_RANGE_IN, _WRITE, modifies=True
     ),
+    Opcode.GETLK: Operation(locks.getlk, fuse.LK_IN, fuse.LK_OUT.size),
+    Opcode.SETLK: Operation(locks.setlk, fuse.LK_IN),
+    Opcode.SETLKW: Operation(locks.setlkw, fuse.LK_IN),
+    Opcode.INTERRUPT: Operation(locks.interrupt, fuse.INTERRUPT_IN),
     Opcode.OPENDIR: Operation(directories.opendir, fuse.OPEN_IN, _OPEN),
     Opcode.RELEASEDIR: Operation(directories.releasedir, fuse.RELEASE_IN),
     Opcode.READDIR: Operation(directories.readdir, fuse.READ_IN),

@@ -1,0 +1,106 @@
+"""One lock that a guest asks for, in the form that the host has for it.
+
+Owns what is the same for record locks and flock: set it at once, wait for it, undo it. Must not
+know requests, or how waiting is arranged.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from typing import TYPE_CHECKING, Final, Protocol
+
+from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.errors import refusal
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.handles import OpenFile
+    from services.devicehost.devices.fs.locks.owners import Owner, OwnerTable
+    from services.devicehost.devices.fs.syscalls import RecordLock
+
+_OPERATIONS: Final = {
+    fcntl.F_RDLCK: fcntl.LOCK_SH,
+    fcntl.F_WRLCK: fcntl.LOCK_EX,
+    fcntl.F_UNLCK: fcntl.LOCK_UN,
+}
+
+
+class Hold(Protocol):
+    """A lock to be had."""
+
+    def set(self, *, wait: bool) -> None:
+        """Set or clear it.
+
+        Raises:
+            OSError: EAGAIN without `wait` when another lock is in the way; as fcntl(2), flock(2).
+            InterruptedError: With `wait`: the thread was woken up.
+        """
+
+    def begin_wait(self) -> None:
+        """Called before a thread waits in `set`."""
+
+    def end_wait(self) -> None:
+        """Called when that thread is done."""
+
+    def undo(self) -> None:
+        """Clear it: it came when nobody waited any more."""
+
+
+class RecordHold:
+    """A POSIX lock."""
+
+    def __init__(self, table: OwnerTable, owner: Owner, lock: RecordLock) -> None:
+        self._table = table
+        self._owner = owner
+        self._lock = lock
+
+    def set(self, *, wait: bool) -> None:
+        """As `Hold.set`."""
+        syscalls.set_record_lock(self._owner.descriptor.fd, self._lock, wait=wait)
+
+    def begin_wait(self) -> None:
+        """As `Hold.begin_wait`."""
+        self._table.begin_wait(self._owner)
+
+    def end_wait(self) -> None:
+        """As `Hold.end_wait`."""
+        self._table.end_wait(self._owner)
+
+    def undo(self) -> None:
+        """As `Hold.undo`."""
+        unlock = self._lock._replace(kind=fcntl.F_UNLCK)
+        syscalls.set_record_lock(self._owner.descriptor.fd, unlock, wait=False)
+
+
+class FileHold:
+    """A flock lock."""
+
+    def __init__(self, opened: OpenFile, kind: int) -> None:
+        """Take what a guest asks for.
+
+        Args:
+            opened: The handle that it belongs to.
+            kind: F_RDLCK for a shared one, F_WRLCK for an exclusive one, F_UNLCK for none.
+
+        Raises:
+            OSError: EINVAL for another kind.
+        """
+        if kind not in _OPERATIONS:
+            raise refusal(errno.EINVAL)
+        self._opened = opened
+        self._operation = _OPERATIONS[kind]
+
+    def set(self, *, wait: bool) -> None:
+        """As `Hold.set`."""
+        operation = self._operation if wait else self._operation | fcntl.LOCK_NB
+        syscalls.set_file_lock(self._opened.fd, operation)
+
+    def begin_wait(self) -> None:
+        """The handle is kept by this object."""
+
+    def end_wait(self) -> None:
+        """Nothing to note."""
+
+    def undo(self) -> None:
+        """As `Hold.undo`."""
+        syscalls.set_file_lock(self._opened.fd, fcntl.LOCK_UN)

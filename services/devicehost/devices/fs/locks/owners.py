@@ -1,0 +1,203 @@
+"""Who holds record locks: an open file description per node and lock owner.
+
+The kernel keeps the locks themselves and drops them with the description. A description goes when
+its owner closes the file (FLUSH), or when the last handle goes by which the owner has set locks, so
+none outlives what the guest has open. Must not know requests or waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.descriptors import Descriptor
+from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.syscalls import OFFSET_MAX, RecordLock
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.handles import OpenFile
+
+MAX_LOCKS: Final = 1 << 16
+"""Record locks that one guest may have: they take memory of the host's kernel."""
+
+_EVERYTHING: Final = RecordLock(fcntl.F_UNLCK, 0, OFFSET_MAX)
+_READ_ONLY_IF: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
+_KINDS: Final = {"READ": fcntl.F_RDLCK, "WRITE": fcntl.F_WRLCK}
+
+
+class Owner:
+    """One lock owner on one node.
+
+    Attributes:
+        descriptor: The description that its locks belong to.
+        pid: The guest's process that was the last to set a lock.
+        handles: Handles by which it has set locks.
+        waits: Locks that it is waiting for.
+    """
+
+    __slots__ = ("descriptor", "handles", "pid", "waits")
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        self.descriptor: Final = descriptor
+        self.pid = 0
+        self.handles: set[int] = set()
+        self.waits = 0
+
+
+class OwnerTable:
+    """All lock owners of one mount; safe to use from every queue's thread."""
+
+    def __init__(self, limit: int) -> None:
+        """Start empty.
+
+        Args:
+            limit: Most owners at one time, each with a descriptor.
+        """
+        self.limit: Final = limit
+        self._by_node: dict[int, dict[int, Owner]] = {}
+        self._count = 0
+        self._locks = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def find(self, node_id: int, owner_id: int) -> Owner | None:
+        """Find an owner that has, or had, locks."""
+        return self._by_node.get(node_id, {}).get(owner_id)
+
+    def hold(self, owner_id: int, handle: int, opened: OpenFile) -> Owner:
+        """Find or make the owner, who is about to change a lock by a handle.
+
+        Raises:
+            OSError: ENOLCK when there are too many owners or locks, or the file cannot be opened
+                once more.
+        """
+        node_id = opened.node.id
+        owner = self.find(node_id, owner_id)
+        made = None if owner else Owner(_open_again(opened))
+        with self._lock:
+            owners = self._by_node.setdefault(node_id, {})
+            owner = owners.get(owner_id)
+            if owner is None:
+                if made is None:  # it went meanwhile: the guest closes the file that it locks
+                    made = Owner(_open_again(opened))
+                if self._count >= self.limit:
+                    if not owners:
+                        del self._by_node[node_id]
+                    raise refusal(errno.ENOLCK)
+                owner = owners[owner_id] = made
+                self._count += 1
+            self._count_change()
+            owner.handles.add(handle)
+            return owner
+
+    def drop(self, node_id: int, owner_id: int) -> None:
+        """Drop all locks of an owner on a node: it has closed the file (FLUSH)."""
+        if node_id not in self._by_node:
+            return
+        with self._lock:
+            owner = self.find(node_id, owner_id)
+            if owner is None:
+                return
+            if owner.waits:
+                # Another thread of the process waits for a lock that is to stay when it comes.
+                _unlock(owner)
+            else:
+                self._remove(node_id, owner_id)
+
+    def release(self, node_id: int, handle: int) -> None:
+        """Forget a handle of a node, and the owners that have set locks by it alone (RELEASE)."""
+        if node_id not in self._by_node:
+            return
+        with self._lock:
+            for owner_id, owner in list(self._by_node.get(node_id, {}).items()):
+                owner.handles.discard(handle)
+                if not owner.handles:
+                    self._remove(node_id, owner_id)
+
+    def clear(self) -> None:
+        """Drop all locks: the guest is gone."""
+        with self._lock:
+            for node_id, owners in list(self._by_node.items()):
+                for owner_id in list(owners):
+                    self._remove(node_id, owner_id)
+
+    def begin_wait(self, owner: Owner) -> None:
+        """Note that an owner waits for a lock."""
+        with self._lock:
+            owner.waits += 1
+
+    def end_wait(self, owner: Owner) -> None:
+        """Note that it does not any more."""
+        with self._lock:
+            owner.waits -= 1
+
+    def pid_of(self, node_id: int, lock: RecordLock) -> int:
+        """Tell which of the guest's processes holds a lock; 0 when it is somebody outside."""
+        with self._lock:
+            owners = list(self._by_node.get(node_id, {}).values())
+        return next((owner.pid for owner in owners if lock in _held(owner.descriptor)), 0)
+
+    def _count_change(self) -> None:
+        """Count a change as one more lock; once there may be too many, count what there is.
+
+        Raises:
+            OSError: ENOLCK, also for a lock to be cleared: clearing its middle makes two of it.
+        """
+        self._locks += 1
+        if self._locks > MAX_LOCKS:
+            everybody = [owner for owners in self._by_node.values() for owner in owners.values()]
+            self._locks = 1 + sum(len(_held(owner.descriptor)) for owner in everybody)
+            if self._locks > MAX_LOCKS:
+                raise refusal(errno.ENOLCK)
+
+    def _remove(self, node_id: int, owner_id: int) -> None:
+        owners = self._by_node[node_id]
+        _unlock(owners.pop(owner_id))
+        self._count -= 1
+        if not owners:
+            del self._by_node[node_id]
+
+
+def _unlock(owner: Owner) -> None:
+    """Drop an owner's locks now: a request under way may keep the description open."""
+    with contextlib.suppress(OSError):  # of a network drive; they go with the description then
+        syscalls.set_record_lock(owner.descriptor.fd, _EVERYTHING, wait=False)
+
+
+def _open_again(opened: OpenFile) -> Descriptor:
+    """Open a handle's file once more, for writing if possible: only then it may be locked so.
+
+    The error of open(2) is not passed on: of a lock, EACCES would mean that another is in the way.
+    """
+    path = opened.descriptor.path
+    try:
+        try:
+            return Descriptor(os.open(path, os.O_RDWR))
+        except OSError as error:
+            if error.errno not in _READ_ONLY_IF:
+                raise
+            return Descriptor(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        raise refusal(errno.ENOLCK) from error
+
+
+def _held(descriptor: Descriptor) -> list[RecordLock]:
+    """Tell the locks of a description; the kernel lists them with the descriptor (proc(5))."""
+    held = []
+    for line in Path(f"/proc/self/fdinfo/{descriptor.fd}").read_text().splitlines():
+        # lock: 1: OFDLCK ADVISORY WRITE -1 fe:00:2146324 0 EOF
+        fields = line.split()
+        if fields[0] == "lock:" and fields[2] == "OFDLCK":
+            start, end = fields[-2:]
+            held.append(
+                RecordLock(_KINDS[fields[4]], int(start), OFFSET_MAX if end == "EOF" else int(end))
+            )
+    return held

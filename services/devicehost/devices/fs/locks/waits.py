@@ -1,0 +1,190 @@
+"""Waiting for locks: a thread per wait, bounded in number, which can be called off.
+
+A wait is settled once: by its thread, with what the system call said, or by whoever loses patience
+with a thread that does not wake up (a lock on a dead network drive). A lock that such a thread gets
+in the end is undone. Must not know queues or what kind of lock it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs.errors import errno_of, refusal
+from services.devicehost.devices.fs.locks.wake import allow_waking, wake
+from services.devicehost.virtio.deferral import Deferred
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.locks.holds import Hold
+    from services.devicehost.devices.fs.request import Request
+
+MAX_WAITS: Final = 64
+"""Locks that one guest may wait for at a time; each takes a thread. More get ENOLCK."""
+
+REMEMBERED: Final = 128
+"""INTERRUPTs that are remembered in case that their request comes after them, by another queue."""
+
+INTERRUPT_DEADLINE_S: Final = 1.0
+"""How long an INTERRUPT waits for the thread to wake up."""
+
+_WAKE_INTERVAL_S: Final = 0.001
+_LONGEST_WAKE_INTERVAL_S: Final = 0.1
+
+
+class LockWait(Deferred):
+    """One request that waits for a lock."""
+
+    def __init__(self, waits: LockWaits, request: Request, hold: Hold) -> None:
+        super().__init__()
+        self._waits = waits
+        self._request = request
+        self._hold = hold
+        self._called_off = 0
+        self._running = True
+        self._thread_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="lock-wait", daemon=True)
+
+    def start(self) -> None:
+        """Begin to wait.
+
+        Raises:
+            RuntimeError: The process may have no further thread.
+        """
+        self._hold.begin_wait()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._hold.end_wait()
+            raise
+
+    def call_off(self, number: int) -> None:
+        """Make the thread settle this with an errno, unless it has the lock by then.
+
+        To be repeated until it is settled: a signal that comes when the thread has not got into
+        its system call yet is lost.
+        """
+        with self._thread_lock:
+            self._called_off = self._called_off or number
+            if self._running and self._thread.ident is not None:
+                wake(self._thread.ident)
+
+    def end(self, number: int, deadline: float) -> None:
+        """Call this off until it is settled, and settle it when the deadline has come.
+
+        Args:
+            number: The errno.
+            deadline: By time.monotonic().
+        """
+        pause_s = _WAKE_INTERVAL_S
+        while not self.wait(0):
+            self.call_off(number)
+            if self.wait(pause_s):
+                return
+            if time.monotonic() >= deadline:
+                self.settle(number)
+            pause_s = min(2 * pause_s, _LONGEST_WAKE_INTERVAL_S)
+
+    def write(self) -> int:
+        """As `Deferred.write`: an answer without data."""
+        return self._request.finish(self.result)
+
+    def give_up(self) -> None:
+        """As `Deferred.give_up`."""
+        self.call_off(errno.ENOLCK)
+
+    def expire(self, deadline: float) -> None:
+        """As `Deferred.expire`."""
+        self.end(errno.ENOLCK, deadline)
+
+    def _run(self) -> None:
+        result = self._wait_for_lock()
+        with self._thread_lock:
+            self._running = False
+        self._hold.end_wait()
+        self._waits.remove(self._request.unique)
+        if not self.settle(result) and result == 0:
+            self._hold.undo()
+
+    def _wait_for_lock(self) -> int:
+        while not self._called_off:
+            try:
+                self._hold.set(wait=True)
+            except InterruptedError:
+                continue
+            except (OSError, OverflowError) as error:
+                return errno_of(error)
+            return 0
+        return self._called_off
+
+
+class LockWaits:
+    """All waits of one mount; safe to use from every queue's thread."""
+
+    def __init__(self) -> None:
+        self._by_unique: dict[int, LockWait] = {}
+        self._interrupted: dict[int, None] = {}
+        self._ended = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_unique)
+
+    def start(self, request: Request, hold: Hold) -> LockWait:
+        """Wait for a lock on behalf of a request.
+
+        Raises:
+            OSError: ENOLCK when too many are waited for; EINTR when the request was interrupted
+                before it came; EINVAL when another one of the same number waits.
+        """
+        wait = LockWait(self, request, hold)
+        with self._lock:
+            if self._ended:
+                raise refusal(self._ended)
+            if request.unique in self._interrupted:
+                del self._interrupted[request.unique]
+                raise refusal(errno.EINTR)
+            if request.unique in self._by_unique:
+                raise refusal(errno.EINVAL)
+            if len(self._by_unique) >= MAX_WAITS:
+                raise refusal(errno.ENOLCK)
+            self._by_unique[request.unique] = wait
+        allow_waking()
+        try:
+            wait.start()
+        except RuntimeError:
+            self.remove(request.unique)
+            raise refusal(errno.ENOLCK) from None
+        return wait
+
+    def interrupt(self, unique: int) -> bool:
+        """End the wait of a request with EINTR; tells whether there was such a wait.
+
+        If not, it is remembered for a while: the request may be under way on another queue.
+        """
+        with self._lock:
+            wait = self._by_unique.get(unique)
+            if wait is None:
+                self._interrupted[unique] = None
+                if len(self._interrupted) > REMEMBERED:
+                    del self._interrupted[next(iter(self._interrupted))]
+                return False
+        wait.end(errno.EINTR, time.monotonic() + INTERRUPT_DEADLINE_S)
+        return True
+
+    def end(self, number: int) -> None:
+        """End all waits with an errno, and begin none any more."""
+        with self._lock:
+            self._ended = number
+            waits = list(self._by_unique.values())
+        for wait in waits:
+            wait.call_off(number)
+        deadline = time.monotonic() + INTERRUPT_DEADLINE_S
+        for wait in waits:
+            wait.end(number, deadline)
+
+    def remove(self, unique: int) -> None:
+        """Forget a wait that is over."""
+        with self._lock:
+            self._by_unique.pop(unique, None)

@@ -1,0 +1,33 @@
+"""Waking a thread out of a system call that waits, here for a lock.
+
+Linux has no call that ends another thread's F_OFD_SETLKW; a signal does. Python's own handlers do
+not serve: they can be installed on the main thread only, and run there. So the handler is a
+function of the C library that does nothing that anybody would notice and may be called in a handler
+(signal-safety(7)). SIGURG is ignored by default, so it does no harm where the handler should be
+missing. Must not know locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+from typing import Final
+
+WAKE_SIGNAL: Final = signal.SIGURG
+
+_libc = ctypes.CDLL(None)
+_libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_libc.signal.restype = ctypes.c_void_p
+
+
+def allow_waking() -> None:
+    """Make WAKE_SIGNAL end a system call with EINTR from now on, in the whole process."""
+    _libc.signal(WAKE_SIGNAL, ctypes.cast(_libc.getppid, ctypes.c_void_p))
+    signal.siginterrupt(WAKE_SIGNAL, True)
+
+
+def wake(thread_ident: int) -> None:
+    """Send WAKE_SIGNAL to a thread that has not ended."""
+    with contextlib.suppress(ProcessLookupError):  # it is just ending
+        signal.pthread_kill(thread_ident, WAKE_SIGNAL)

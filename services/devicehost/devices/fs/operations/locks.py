@@ -1,0 +1,102 @@
+"""Locks: GETLK, SETLK, SETLKW, and INTERRUPT, which ends a wait for one.
+
+What FLUSH and RELEASE do to locks is in `files`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from typing import TYPE_CHECKING
+
+from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.locks.holds import FileHold, Hold, RecordHold
+from services.devicehost.devices.fs.syscalls import OFFSET_MAX, RecordLock
+from services.wire.fuse import FUSE_LK_FLOCK, LK_OUT, LkIn
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.mount import Mount
+    from services.devicehost.devices.fs.request import Request
+    from services.devicehost.virtio.deferral import Deferred
+
+
+def getlk(mount: Mount, request: Request) -> int:
+    """GETLK: what is in the way of a lock; of several, one."""
+    wanted = LkIn(*request.args)
+    opened = mount.handles.get(wanted.fh, OpenFile)
+    lock = _record(wanted)
+    if lock.kind == fcntl.F_UNLCK:
+        raise refusal(errno.EINVAL)
+    owner = mount.lock_owners.find(opened.node.id, wanted.owner)
+    # A handle's own description has no record locks, so all others are in its way.
+    descriptor = owner.descriptor if owner else opened
+    found = syscalls.find_record_lock(descriptor.fd, lock)
+    if found.kind == fcntl.F_UNLCK:
+        return request.reply(LK_OUT.pack(0, 0, fcntl.F_UNLCK, 0))
+    pid = mount.lock_owners.pid_of(opened.node.id, found)
+    return request.reply(LK_OUT.pack(found.start, found.end, found.kind, pid))
+
+
+def setlk(mount: Mount, request: Request) -> int:
+    """SETLK: set or clear a lock, or say at once that another is in the way."""
+    hold = _hold(mount, request)
+    if hold is not None:
+        hold.set(wait=False)
+    return 0
+
+
+def setlkw(mount: Mount, request: Request) -> int | Deferred:
+    """SETLKW: set a lock, now or when it is free."""
+    hold = _hold(mount, request)
+    if hold is None:
+        return 0
+    try:
+        hold.set(wait=False)
+    except BlockingIOError:
+        return mount.lock_waits.start(request, hold)
+    return 0
+
+
+def interrupt(mount: Mount, request: Request) -> int:
+    """INTERRUPT: end a wait; a request that does not wait for a lock is not interruptible.
+
+    Raises:
+        OSError: EAGAIN when none waits (libfuse and the kernel's documentation call it "not found";
+            the kernel may then ask again).
+    """
+    (unique,) = request.args
+    if not mount.lock_waits.interrupt(unique):
+        raise refusal(errno.EAGAIN)
+    return 0
+
+
+def _hold(mount: Mount, request: Request) -> Hold | None:
+    """Tell which lock is asked for; None when one is to be cleared whose owner has none."""
+    wanted = LkIn(*request.args)
+    opened = mount.handles.get(wanted.fh, OpenFile)
+    if wanted.lk_flags & FUSE_LK_FLOCK:
+        return FileHold(opened, wanted.type)
+    lock = _record(wanted)
+    unlock = lock.kind == fcntl.F_UNLCK
+    if unlock and mount.lock_owners.find(opened.node.id, wanted.owner) is None:
+        return None
+    owner = mount.lock_owners.hold(wanted.owner, wanted.fh, opened)
+    if not unlock:
+        owner.pid = wanted.pid
+        mount.handles.mark_locked(opened)
+    return RecordHold(mount.lock_owners, owner, lock)
+
+
+def _record(wanted: LkIn) -> RecordLock:
+    """Check a record lock's kind and range.
+
+    Raises:
+        OSError: EINVAL.
+    """
+    if wanted.type not in (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK):
+        raise refusal(errno.EINVAL)
+    if not wanted.start <= wanted.end <= OFFSET_MAX:
+        raise refusal(errno.EINVAL)
+    return RecordLock(wanted.type, wanted.start, wanted.end)
