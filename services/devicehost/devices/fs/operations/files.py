@@ -34,12 +34,11 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.nodes import Node
     from services.devicehost.devices.fs.request import Request
 
-_USABLE: Final = (
-    os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_LARGEFILE
-)
+_USABLE: Final = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_LARGEFILE
 """What a guest's open flags may ask of the host. O_APPEND comes with each WRITE instead: a program
-may set it later or give it up, and what a mapping wrote back has a place of its own. O_DIRECT is the guest's own cache's business (the
-host's alignment rules would break it); O_PATH, O_NONBLOCK, O_DIRECTORY and O_CREAT never pass."""
+may set it later or give it up, and what a mapping wrote back has a place of its own. O_DIRECT is
+the guest's own cache's business (the host's alignment rules would break it); O_PATH, O_NONBLOCK,
+O_DIRECTORY and O_CREAT never pass."""
 _COPY_BYTES: Final = 64 << 20
 """Most that one COPY_FILE_RANGE copies, so that a queue stays responsive; callers loop."""
 
