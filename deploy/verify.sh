@@ -41,6 +41,7 @@ start_engine() {
   iptables-save >"$work/iptables"
   cat /proc/sys/net/ipv4/ip_forward >"$work/ip_forward"
   ip -o link show type bridge | cut -d: -f2 | tr -d ' ' >"$work/bridges"
+  engine_paths >"$work/paths"
   export DOCKER_HOST=unix://$work/docker.sock
   own_engine=1
   say "starting an engine of our own"
@@ -51,6 +52,12 @@ start_engine() {
     kill -0 "$engine" 2>/dev/null || { tail -n 5 "$work/dockerd.log" >&2; die "the engine ended"; }
     sleep 0.2
   done
+}
+
+# What any engine leaves outside its own directories, as far as it is there.
+engine_paths() {
+  find /run/docker /run/containerd /etc/docker/key.json -maxdepth 0 2>/dev/null || true
+  find /sys/fs/cgroup -maxdepth 2 -type d -name docker
 }
 
 # Compose and buildx are in the next suite of the same mirror; both are single binaries.
@@ -130,6 +137,10 @@ tear_down() {
     done
     restore_firewall
     cat "$work/ip_forward" >/proc/sys/net/ipv4/ip_forward
+    engine_paths | grep -vxFf "$work/paths" | while read -r path; do
+      # A control group is removed, once it is empty, without the files in it.
+      if [[ $path == /sys/* ]]; then find "$path" -depth -type d -exec rmdir {} +; else rm -rf "$path"; fi
+    done
   fi
   rm -rf "$work"
   exit "$status"
