@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from services.devicehost.host import DeviceHost, DeviceInfo
 
+REMOVED_FOR_S: Final = 2 * tracing.METRICS_INTERVAL_S
+"""How long a removed device is still told of, so that its last counters are exported too."""
+
 COUNTERS: Final = {
     "requests": ("{request}", "requests that the device completed"),
     "bytes_in": ("By", "bytes that the device read from guest memory"),
@@ -66,11 +69,15 @@ def observe(host: DeviceHost) -> None:
 def _of_devices(host: DeviceHost, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def read(_: CallbackOptions) -> Iterable[Observation]:
         return [
-            Observation(getattr(device.counters, name), _names(device))
-            for device in host.list_devices()
+            Observation(getattr(device.counters, name), _names(device)) for device in _devices(host)
         ]
 
     return read
+
+
+def _devices(host: DeviceHost) -> list[DeviceInfo]:
+    # The removed first: of two with the same id, what is observed last counts.
+    return [*host.removed_devices(REMOVED_FOR_S), *host.list_devices()]
 
 
 def _of_quotas(host: DeviceHost, place: int) -> Callable[[CallbackOptions], Iterable[Observation]]:
@@ -86,7 +93,7 @@ def _of_quotas(host: DeviceHost, place: int) -> Callable[[CallbackOptions], Iter
 def _pool_slots(host: DeviceHost) -> Iterable[Observation]:
     return [
         Observation(device.pool.size_bytes // SLOT_BYTES if device.pool else 0, _names(device))
-        for device in host.list_devices()
+        for device in _devices(host)
     ]
 
 

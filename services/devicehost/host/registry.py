@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import uuid
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -49,6 +51,9 @@ Options = FsOptions | NetOptions
 DeviceBackend = FsBackend | NetBackend
 
 _INSTANCE_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}", re.ASCII)
+
+REMEMBERED_DEVICES: Final = 256
+"""How many removed devices are remembered at most, the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,7 @@ class DeviceHost:
         self._make = make
         self._lock = threading.Lock()
         self._vms: dict[str, _Vm] = {}
+        self._removed: deque[tuple[float, DeviceInfo]] = deque(maxlen=REMEMBERED_DEVICES)
         self._closing = False
 
     def set_swiotlb(self, vm_id: str, token: str) -> None:
@@ -235,6 +241,12 @@ class DeviceHost:
                 for device in vm.devices.values()
             ]
 
+    def removed_devices(self, within_s: float) -> list[DeviceInfo]:
+        """Tell the last of the devices that were removed in the past `within_s` seconds."""
+        since = time.monotonic() - within_s
+        with self._lock:
+            return [info for removed, info in self._removed if removed >= since]
+
     def window_quotas(self) -> dict[str, tuple[int, int]]:
         """Tell windows used and their limit for every VM that has devices."""
         with self._lock:
@@ -291,6 +303,8 @@ class DeviceHost:
             if vm is None or vm.devices.get(me.instance_id) is not entry:
                 return  # whoever closed the host meanwhile has forgotten it
             del vm.devices[me.instance_id]
+            if entry.state is DeviceState.SHUTTING_DOWN:  # not one that could not be started
+                self._removed.append((time.monotonic(), entry.info()))
             # A VM that has latched a pool is remembered: its next device must have the token.
             if not vm.devices and vm.pool is None:
                 del self._vms[me.vm_id]

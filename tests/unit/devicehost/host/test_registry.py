@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from services.devicehost.host import DeviceHost, DeviceState, FsBackend, HostedDevice, NetBackend
+from services.devicehost.host.registry import REMEMBERED_DEVICES
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -51,6 +53,19 @@ def test_devices_are_listed_by_vm_in_order(rig: Rig) -> None:
     assert [d.instance_id for d in rig.host.list_devices(VM)] == ["b", "a"]
     assert [d.instance_id for d in rig.host.list_devices()] == ["b", "a", "c"]
     assert rig.host.list_devices("no such VM") == []
+
+
+def test_removed_devices_are_remembered_for_a_while_but_not_without_bound(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(REMEMBERED_DEVICES + 1):
+        rig.create(f"d{number}")
+        rig.host.remove_device(VM, f"d{number}")
+    remembered = rig.host.removed_devices(3600)
+    assert [d.instance_id for d in remembered] == [f"d{n + 1}" for n in range(REMEMBERED_DEVICES)]
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3601)
+    assert rig.host.removed_devices(3600) == []
 
 
 def test_removal_marks_tears_down_and_forgets(rig: Rig) -> None:

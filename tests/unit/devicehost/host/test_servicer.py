@@ -162,6 +162,33 @@ async def test_metrics_tell_every_counter_of_every_device(
     provider.shutdown()
 
 
+async def test_metrics_tell_the_last_of_a_device_that_lived_between_two_exports(
+    servicer: DeviceHostServicer,
+    stub: DeviceHostAsyncStub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    monkeypatch.setattr(tracing, "meter", lambda: provider.get_meter("test"))
+    telemetry.observe(servicer.host)
+    await stub.CreateDevice(request(tmp_path))
+    await stub.RemoveDevice(pb.RemoveDeviceRequest(vm_id=VM, instance_id="d1"))
+    data = reader.get_metrics_data()
+    assert data is not None
+    devices: dict[str, list[Any]] = {
+        metric.name: [
+            dict(point.attributes or {})["porthole.device.id"] for point in metric.data.data_points
+        ]
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+    }
+    assert devices["porthole.device.requests"] == ["d1"]
+    assert devices["porthole.device.highest_slot"] == ["d1"]
+    monkeypatch.setattr(telemetry, "REMOVED_FOR_S", 0.0)
+    assert reader.get_metrics_data() is None
+    provider.shutdown()
+
+
 async def test_the_process_maps_the_pool_only_and_leaves_nothing_after_sigterm(
     run_dir: Path, tmp_path: Path, ram: GuestRam
 ) -> None:
