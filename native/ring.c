@@ -123,14 +123,20 @@ static uint16_t *avail_event(struct ph_ring *ring)
     return (uint16_t *)(ring->used + 4 + 8 * (size_t)ring->setup.size);
 }
 
-static uint8_t *reach(const struct ph_ring *ring, uint64_t gpa, uint32_t length)
+/* Where [gpa, gpa + length) is in this process; NULL when the device may not reach all of it. */
+static uint8_t *reach(struct ph_ring *ring, uint64_t gpa, uint32_t length)
 {
     for (uint32_t i = 0; i < ring->setup.span_count; i++) {
         const struct ph_span *span = &ring->setup.spans[i];
         uint64_t offset = gpa - span->gpa;
 
-        if (gpa >= span->gpa && offset <= span->size_bytes && length <= span->size_bytes - offset)
-            return span->address + offset;
+        if (gpa < span->gpa || offset > span->size_bytes || length > span->size_bytes - offset)
+            continue;
+        if (offset + length > ring->high && ring->setup.counts_slots) {
+            ring->high = offset + length;
+            ring->setup.counters->highest_slot = (ring->high + SLOT_BYTES - 1) / SLOT_BYTES;
+        }
+        return span->address + offset;
     }
     return NULL;
 }
@@ -167,7 +173,7 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
     uint32_t size = setup->size, limit = size, index = ring->head, steps = 0, count = 0;
     uint32_t most = (size > MIN_INDIRECT_LIMIT ? size : MIN_INDIRECT_LIMIT) * DESC_BYTES;
     uint32_t pieces[2] = {0, 0};
-    uint64_t bytes[2] = {0, 0}, high = 0;
+    uint64_t bytes[2] = {0, 0};
     bool nested = false, writing = false;
     struct iovec *iov = ring->iov;
 
@@ -203,8 +209,6 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
         } else if (writing) {
             return false;
         }
-        if (setup->counts_slots && desc.addr + desc.len - setup->spans[0].gpa > high)
-            high = desc.addr + desc.len - setup->spans[0].gpa;
         bytes[writing] += desc.len;
         if (pieces[writing]++ && (uint8_t *)iov[count - 1].iov_base + iov[count - 1].iov_len == address)
             iov[count - 1].iov_len += desc.len;
@@ -225,10 +229,6 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
     chain->writable_count = count - chain->readable_count;
     chain->readable_bytes = bytes[0];
     chain->writable_bytes = bytes[1];
-    if (high > ring->high) {
-        ring->high = high;
-        setup->counters->highest_slot = (high + SLOT_BYTES - 1) / SLOT_BYTES;
-    }
     return true;
 }
 
