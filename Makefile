@@ -10,7 +10,7 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt protos baseline lock clean
+.PHONY: help setup demo test soak check fmt protos baseline lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -32,6 +32,10 @@ demo: $(READY) $(FASTPATH) ## run the main job: three VMs, real files, the check
 
 test: $(READY) $(FASTPATH) ## run every test that this machine can run
 	@$(BIN)/python -m pytest
+
+soak: $(READY) $(FASTPATH) ## run the conformance tests 20 times as long, with other random calls
+	@PORTHOLE_SOAK=$${PORTHOLE_SOAK:-20} PORTHOLE_SEED=$${PORTHOLE_SEED:-$$RANDOM} \
+		$(BIN)/python -m pytest tests/conformance
 
 check: $(READY) $(FASTPATH) ## formatting, lint, types, layers, protos
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,144 @@
+"""A device host and a guest as processes, whose shares are mount points for tests to work on.
+
+A test must not serve the mount point that it uses: a page fault on a mapped file would wait, with
+the interpreter's lock held, for a thread of the same interpreter. So both sides are processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
+from porthole.handshake.v1 import device_pb2
+from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
+
+from services.handshake.options import build_options
+from services.handshake.pool import Gpa, SwiotlbPool, format_token
+from services.rpc.channel import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from services.rpc.channel import Peer
+
+VM_ID = "3f6b1c52-7a0d-4b5e-9c0e-5d1f2a3b4c5d"
+RAM_BYTES = 256 << 20
+POOL = "32M"
+STOP_DEADLINE_S = 30.0
+
+
+class MountedShares:
+    """Use as a context manager.
+
+    Args:
+        run_dir: Of both processes, and of the mount points.
+        prefix: Put before the device host's command, to take rights from it.
+    """
+
+    def __init__(self, run_dir: Path, prefix: Sequence[str] = ()) -> None:
+        self._run_dir = run_dir
+        self._prefix = prefix
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self.device_host = stack.enter_context(self._process("devicehost", *self._prefix))
+            self._guest = stack.enter_context(self._process("simguest"))
+            loop = stack.enter_context(asyncio.Runner())
+            self._run = loop.run
+            peers = loop.run(self._connect())
+            for peer in peers:
+                stack.callback(lambda close: loop.run(close()), peer.close)
+            self._host, self._machine, self._workload = (peer.stub for peer in peers)
+            self._token = loop.run(self._boot())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the guest, which unmounts, and then the device host."""
+        self._stack.close()
+
+    def mount(self, tag: str, directory: Path, options: str = "") -> Path:
+        """Share a directory and mount it; tells where."""
+        mount_point = self._run_dir / f"mount-{tag}"
+        mount_point.mkdir()
+        self._run(self._mount(tag, directory, options, mount_point))
+        return mount_point
+
+    @contextlib.contextmanager
+    def deadline(self, seconds: float) -> Iterator[None]:
+        """Kill the guest after so long: a device that hangs fails a test, and stops no run."""
+        timer = threading.Timer(seconds, self._guest.kill)
+        timer.start()
+        yield
+        timer.cancel()
+        timer.join()
+
+    @contextlib.contextmanager
+    def _process(self, name: str, *prefix: str) -> Iterator[subprocess.Popen[str]]:
+        command = [*prefix, sys.executable, "-m", f"services.{name}"]
+        flags = [f"--run-dir={self._run_dir}", "--log-level=warning"]
+        with subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                assert " ready on " in line, line
+                yield process
+            finally:
+                process.terminate()
+                try:
+                    process.wait(STOP_DEADLINE_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+    async def _connect(self) -> tuple[Peer[Any], Peer[Any], Peer[Any]]:
+        guest = f"unix:{self._run_dir}/simguest.sock"
+        return (
+            await connect(
+                f"unix:{self._run_dir}/devicehost.sock",
+                device_host_pb2_grpc.DeviceHostStub,
+                "porthole.devicehost.v1.DeviceHost",
+            ),
+            await connect(guest, machine_pb2_grpc.MachineStub, "porthole.machine.v1.Machine"),
+            await connect(guest, machine_pb2_grpc.WorkloadStub, "porthole.machine.v1.Workload"),
+        )
+
+    async def _boot(self) -> str:
+        await self._machine.Boot(
+            machine_pb2.BootRequest(
+                vm_id=VM_ID,
+                ram_bytes=RAM_BYTES,
+                kernel_command_line=f"swiotlb=force hv_pci_swiotlb={POOL}",
+                kernel_release="6.18.26.3",
+                publishes_pool=True,
+            )
+        )
+        pool = await self._workload.Stats(machine_pb2.StatsRequest())
+        return format_token(SwiotlbPool(Gpa(pool.pool_base), pool.pool_size_bytes))
+
+    async def _mount(self, tag: str, directory: Path, options: str, mount_point: Path) -> None:
+        made = await self._host.CreateDevice(
+            device_host_pb2.CreateDeviceRequest(
+                vm_id=VM_ID,
+                instance_id=tag,
+                tag=tag,
+                options=build_options(tag, options, self._token, VM_ID),
+                fs=device_host_pb2.FsBackend(shared_dir=str(directory)),
+            )
+        )
+        await self._machine.AttachDevice(
+            machine_pb2.AttachDeviceRequest(
+                instance_id=tag,
+                device_class=device_pb2.DEVICE_CLASS_VIRTIO_FS,
+                tag=tag,
+                socket_path=made.socket_path,
+            )
+        )
+        await self._workload.Mount(machine_pb2.MountRequest(tag=tag, mount_point=str(mount_point)))
