@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 RING_SIZE: Final = 256
 MAX_REQUESTS: Final = 24
-EXAMPLES: Final = int(os.environ.get("PORTHOLE_DIFFERENTIAL_EXAMPLES", "300"))
+EXAMPLES: Final = int(os.environ.get("PORTHOLE_DIFFERENTIAL_EXAMPLES", "1000"))
 PHASES: Final = [Phase.explicit, Phase.reuse, Phase.generate]
 """No shrinking: it takes minutes, and what differs is told by the assertion."""
 BUFFERS: Final = 16 << 10
