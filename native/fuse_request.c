@@ -182,6 +182,15 @@ static void fill_entry(struct fuse_entry_out *entry, const struct ph_node *node,
     fill_attr(&entry->attr, status, rules);
 }
 
+/* As host_flags in files.py and writeback_flags in cache.py. */
+static int host_flags(const struct ph_rules *rules, uint32_t flags)
+{
+    flags &= OPEN_FLAGS;
+    if (rules->writeback && (flags & O_ACCMODE) == O_WRONLY)
+        flags ^= O_WRONLY ^ O_RDWR;
+    return (int)flags;
+}
+
 /* A node whose names and attributes are served here; pinned. */
 static struct ph_node *pin_warm(struct request *request, uint64_t id)
 {
@@ -302,7 +311,8 @@ static int64_t do_open(struct request *request)
     out.open_flags = ph_node_rules(node)->open_flags;
     if (S_ISREG(ph_node_kind(node)) && !in.open_flags && ph_handle_has_room(request->fs) &&
         !(ph_node_rules(node)->read_only && in.flags & (O_ACCMODE | O_TRUNC)))
-        fd = ph_fs_open_again(request->fs, ph_node_fd(node), (int)(in.flags & OPEN_FLAGS));
+        fd = ph_fs_open_again(request->fs, ph_node_fd(node),
+                              host_flags(ph_node_rules(node), in.flags));
     if (fd >= 0)
         out.fh = ph_handle_add(request->fs, node, fd, PH_FILE);
     ph_node_unpin(request->fs, node);
@@ -468,7 +478,9 @@ static int64_t do_create(struct request *request)
         return PH_COLD;
     if (!switches || ph_credentials_assume(&own, request->header.uid, request->header.gid)) {
         made = open_beneath(request->fs, ph_node_fd(parent), name,
-                            (in.flags & OPEN_FLAGS) | O_CREAT | O_EXCL, in.mode & 07777);
+                            (uint64_t)host_flags(ph_node_rules(parent), in.flags) | O_CREAT |
+                                O_EXCL,
+                            in.mode & 07777);
         if (switches)
             ph_credentials_restore(&own);
     }

@@ -12,7 +12,7 @@
 #include "table.h"
 
 /* Changes with every layout and function of these headers. */
-#define PH_ABI 1
+#define PH_ABI 2
 
 enum ph_outcome {
     PH_FOR_PYTHON = 1, /* the next chain, or what is wrong with the ring */

@@ -24,6 +24,7 @@ struct ph_rules {
     uint32_t open_flags; /* FOPEN_* of files and directories */
     uint32_t opendir_flags;
     uint32_t read_only;
+    uint32_t writeback; /* the guest keeps back what it writes */
     uint32_t cold; /* Python serves names, attributes and opening */
 };
 

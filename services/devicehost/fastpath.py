@@ -15,7 +15,7 @@ from typing import Final
 
 _LOG = logging.getLogger(__name__)
 
-ABI: Final = 1
+ABI: Final = 2
 """PH_ABI in serve.h: a library that was built from other headers is not used."""
 
 SWITCH: Final = "PORTHOLE_NATIVE"
@@ -100,6 +100,7 @@ class Rules(ctypes.Structure):
         ("open_flags", _u32),
         ("opendir_flags", _u32),
         ("read_only", _u32),
+        ("writeback", _u32),
         ("cold", _u32),
     )
 

@@ -24,6 +24,9 @@ MAX_QUEUES: Final = 8
 CASE_MODES: Final = ("off", "dir", "force")
 """Values of `case=`, as in WSL's drvfs."""
 
+CACHE_MODES: Final = ("none", "auto", "always")
+"""Values of `cache=`, as of virtiofsd."""
+
 _DECIMAL: Final = re.compile(r"\d{1,10}", re.ASCII)
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
@@ -45,6 +48,8 @@ class FsOptions:
     dmask: int | None = None
     fmask: int | None = None
     symlinkroot: str | None = None
+    cache: str = "auto"
+    writeback: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +193,17 @@ def _queues(value: str) -> int:
 
 
 def _case(value: str) -> str:
-    if value in CASE_MODES:
+    return _one_of(CASE_MODES, value)
+
+
+def _cache(value: str) -> str:
+    return _one_of(CACHE_MODES, value)
+
+
+def _one_of(values: tuple[str, ...], value: str) -> str:
+    if value in values:
         return value
-    raise _refuse(value, f"one of {', '.join(CASE_MODES)}")
+    raise _refuse(value, f"one of {', '.join(values)}")
 
 
 def _path(value: str) -> str:
@@ -240,6 +253,8 @@ _FS_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "dmask": _mask,
     "fmask": _mask,
     "symlinkroot": _path,
+    "cache": _cache,
+    "writeback": _flag,
     "swiotlb": _swiotlb,
     "queues": _queues,
     "vm_id": _uuid,

@@ -61,7 +61,7 @@ def test_only_the_owner_writes_token_and_vm(extra: str) -> None:
 def test_every_key_of_a_share() -> None:
     text = (
         f"src;ro;metadata;case=dir;uid=1000;gid=0;umask=022;dmask=0777;fmask=7;"
-        f"symlinkroot=/mnt/;{TOKEN};queues=4;vm_id={VM}"
+        f"symlinkroot=/mnt/;cache=always;writeback;{TOKEN};queues=4;vm_id={VM}"
     )
     assert parse_fs_options(text) == FsOptions(
         name="src",
@@ -77,6 +77,8 @@ def test_every_key_of_a_share() -> None:
         dmask=0o777,
         fmask=7,
         symlinkroot="/mnt/",
+        cache="always",
+        writeback=True,
     )
 
 
@@ -120,6 +122,8 @@ def test_repeating_the_same_is_harmless() -> None:
         ("umask=888", "OPTION_VALUE"),
         ("umask=01777", "OPTION_VALUE"),
         ("case=maybe", "OPTION_VALUE"),
+        ("cache=never", "OPTION_VALUE"),
+        ("writeback=on", "OPTION_SYNTAX"),
         ("queues=0", "OPTION_VALUE"),
         ("queues=9", "OPTION_VALUE"),
         ("symlinkroot=relative", "OPTION_VALUE"),
@@ -137,7 +141,7 @@ def test_a_wrong_item(items: str, reason: str) -> None:
 def test_an_unknown_key_lists_the_known_ones() -> None:
     message = refused(f"src;turbo;vm_id={VM}").message
     assert "'turbo'" in message
-    assert "case, dmask, fmask, gid, metadata, queues, ro, swiotlb" in message
+    assert "cache, case, dmask, fmask, gid, metadata, queues, ro, swiotlb" in message
 
 
 @pytest.mark.parametrize("text", ["", ";ro", "ro=1;vm_id=x", "src", "src;ro"])

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.devices.fs import credentials, syscalls
-from services.devicehost.devices.fs.attributes import Presentation
 from services.devicehost.devices.fs.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.handles import HandleTable, OpenFile
 from services.devicehost.devices.fs.locks.owners import OwnerTable
@@ -24,48 +23,52 @@ from services.devicehost.devices.fs.native_tables import (
     NativeTables,
 )
 from services.devicehost.devices.fs.nodes import Node, NodeTable
-from services.wire.fuse import ATTR_OUT, ENTRY_OUT
+from services.wire.fuse import ATTR_OUT, ENTRY_OUT, STATX_OUT
 
 if TYPE_CHECKING:
     import ctypes
 
     from services.devicehost.devices.fs.request import Request
-    from services.handshake.options import FsOptions
-
-CACHE_S: Final = 1
-"""How long a guest may trust names and attributes: the host's side changes without telling it."""
+    from services.devicehost.devices.fs.rules import Rules
+    from services.devicehost.devices.fs.syscalls import Statx
 
 
 class Mount:
     """Nodes, handles and rules.
 
     Attributes:
-        read_only: Nothing may be changed.
+        rules: Of the share.
+        writeback: Whether the guest keeps back what it writes.
         tables: The nodes and handles as the native loop has them; None: they are Python's.
     """
 
     def __init__(
         self,
         root: Descriptor,
-        options: FsOptions,
+        rules: Rules,
         limits: Limits,
         library: ctypes.CDLL | None = None,
+        *,
+        writeback: bool = False,
     ) -> None:
         """Begin with the root only.
 
         Args:
             root: O_PATH descriptor of the shared directory.
-            options: The share's options.
+            rules: Of the share.
             limits: How many nodes and handles the guest may hold.
             library: The native fast path, if it is to keep nodes and handles.
+            writeback: Whether FUSE_WRITEBACK_CACHE was agreed on.
 
         Raises:
             OSError: The shared directory cannot be read any more.
         """
-        self.read_only: Final = options.ro
-        self.presentation: Final = Presentation(options)
+        self.rules: Final = rules
+        self.writeback: Final = writeback
         self.lock_owners: Final = OwnerTable(limits.handles)
         self.lock_waits: Final = LockWaits()
+        self._attr: Final = rules.presentation.attr
+        self._valid_s: Final = rules.cache.valid_s
         self._switches = credentials.may_switch()
         self.tables: Final = self._native_tables(library, root, limits) if library else None
         self.nodes: NodeTable | NativeNodeTable
@@ -101,11 +104,16 @@ class Mount:
 
     def entry(self, node: Node, status: os.stat_result) -> bytes:
         """Pack a fuse_entry_out."""
-        return ENTRY_OUT.pack(node.id, 0, CACHE_S, CACHE_S, 0, 0) + self.presentation.attr(status)
+        valid_s = self._valid_s
+        return ENTRY_OUT.pack(node.id, 0, valid_s, valid_s, 0, 0) + self._attr(status)
 
     def attr(self, status: os.stat_result) -> bytes:
         """Pack a fuse_attr_out."""
-        return ATTR_OUT.pack(CACHE_S, 0) + self.presentation.attr(status)
+        return ATTR_OUT.pack(self._valid_s, 0) + self._attr(status)
+
+    def statx(self, status: Statx) -> bytes:
+        """Pack a fuse_statx_out."""
+        return STATX_OUT.pack(self._valid_s, 0, 0) + self.rules.presentation.statx(status)
 
     def creating(self, request: Request) -> credentials.ActAs | credentials.Nothing:
         """Act as the request's user while something is created, if that is allowed."""
@@ -122,14 +130,17 @@ class Mount:
     def _native_tables(
         self, library: ctypes.CDLL, root: Descriptor, limits: Limits
     ) -> NativeTables:
-        shown = self.presentation
+        shown, cache = self.rules.presentation, self.rules.cache
         rules = fastpath.Rules(
             uid=fastpath.KEEP_ID if shown.uid is None else shown.uid,
             gid=fastpath.KEEP_ID if shown.gid is None else shown.gid,
             keep_dir=shown.keep_dir,
             keep_file=shown.keep_file,
-            valid_s=CACHE_S,
-            read_only=self.read_only,
+            valid_s=cache.valid_s,
+            open_flags=cache.file_flags,
+            opendir_flags=cache.directory_flags,
+            read_only=self.rules.read_only,
+            writeback=self.writeback,
         )
         return NativeTables(library, root, rules, limits, may_switch=self._switches)
 

@@ -17,6 +17,7 @@ from services.devicehost.devices.fs.mount import Mount
 from services.devicehost.devices.fs.native_loop import NativeLoop
 from services.devicehost.devices.fs.operations.table import OPERATIONS
 from services.devicehost.devices.fs.request import Request, receive
+from services.devicehost.devices.fs.rules import Rules
 from services.devicehost.throttle import Throttle
 from services.handshake.pool import MAX_MAPPING_BYTES, PAGE_BYTES
 from services.wire import fuse
@@ -59,8 +60,8 @@ SUPPORTED: Final = (
     | fuse.FUSE_INIT_EXT
     | fuse.FUSE_CREATE_SUPP_GROUP
 )
-"""Capabilities that are accepted when a guest offers them. Not among them: write-back caching, for
-the host's side changes too."""
+"""Capabilities that are accepted when a guest offers them, unless the share's cache policy says
+otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class Session:
         """
         self.loop: Final = NativeLoop(share.library) if share.library else None
         self._share: Final = share
+        self._rules: Final = Rules(share.options)
         self._mount: Mount | None = None
         self._exhaustion: Final = Throttle(_WARN_INTERVAL_S)
 
@@ -153,7 +155,7 @@ class Session:
         request.load(operation.args, streamed=operation.streamed)
         if operation.reply_bytes > request.space_bytes():
             raise refusal(errno.EIO)
-        if operation.modifies and mount.read_only:
+        if operation.modifies and mount.rules.read_only:
             raise refusal(errno.EROFS)
         return operation.run(mount, request)
 
@@ -196,9 +198,12 @@ class Session:
             )
         if offer.major < fuse.FUSE_KERNEL_VERSION or offer.minor < fuse.FUSE_MIN_MINOR_VERSION:
             raise refusal(errno.EPROTO)
-        flags = SUPPORTED & (offer.flags | offer.flags2 << 32)
+        flags = self._rules.cache.capabilities(SUPPORTED) & (offer.flags | offer.flags2 << 32)
         share = self._share
-        self._begin(Mount(share.root, share.options, share.limits, share.library))
+        writeback = bool(flags & fuse.FUSE_WRITEBACK_CACHE)
+        self._begin(
+            Mount(share.root, self._rules, share.limits, share.library, writeback=writeback)
+        )
         return request.reply(
             _answer(
                 minor=min(offer.minor, fuse.FUSE_KERNEL_MINOR_VERSION),

@@ -38,7 +38,8 @@ def opendir(mount: Mount, request: Request) -> int:
         raise refusal(errno.ENOTDIR)
     mount.handles.require_room()
     descriptor = Descriptor(os.open(node.path, os.O_RDONLY | os.O_DIRECTORY))
-    return request.reply(OPEN_OUT.pack(mount.handles.add(OpenDirectory(node, descriptor)), 0))
+    number = mount.handles.add(OpenDirectory(node, descriptor))
+    return request.reply(OPEN_OUT.pack(number, mount.rules.cache.directory_flags))
 
 
 def releasedir(mount: Mount, request: Request) -> int:

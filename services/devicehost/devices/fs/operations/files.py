@@ -14,6 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.cache import writeback_flags
 from services.devicehost.devices.fs.descriptors import Descriptor
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import OpenFile
@@ -43,9 +44,10 @@ _COPY_BYTES: Final = 64 << 20
 """Most that one COPY_FILE_RANGE copies, so that a queue stays responsive; callers loop."""
 
 
-def usable_flags(flags: int) -> int:
+def host_flags(mount: Mount, flags: int) -> int:
     """Tell the flags of open(2) for what a guest asked."""
-    return flags & _USABLE
+    usable = flags & _USABLE
+    return writeback_flags(usable) if mount.writeback else usable
 
 
 def open_regular(mount: Mount, node: Node, flags: int, open_flags: int) -> OpenFile:
@@ -59,17 +61,18 @@ def open_regular(mount: Mount, node: Node, flags: int, open_flags: int) -> OpenF
         raise refusal(
             {stat.S_IFDIR: errno.EISDIR, stat.S_IFLNK: errno.ELOOP}.get(node.kind, errno.ENXIO)
         )
-    if mount.read_only and flags & (os.O_ACCMODE | os.O_TRUNC):
+    if mount.rules.read_only and flags & (os.O_ACCMODE | os.O_TRUNC):
         raise refusal(errno.EROFS)
     with mount.writing(open_flags & FUSE_OPEN_KILL_SUIDGID):
-        return OpenFile(node, Descriptor(os.open(node.path, usable_flags(flags))))
+        return OpenFile(node, Descriptor(os.open(node.path, host_flags(mount, flags))))
 
 
 def open_file(mount: Mount, request: Request) -> int:
     """OPEN: open a node."""
     flags, open_flags = request.args
     opened = open_regular(mount, mount.nodes.get(request.nodeid), flags, open_flags)
-    return request.reply(OPEN_OUT.pack(mount.handles.add(opened), 0))
+    number = mount.handles.add(opened)
+    return request.reply(OPEN_OUT.pack(number, mount.rules.cache.file_flags))
 
 
 def release(mount: Mount, request: Request) -> int:

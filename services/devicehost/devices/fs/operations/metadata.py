@@ -11,7 +11,6 @@ from services.devicehost.devices.fs import syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import OpenFile
-from services.devicehost.devices.fs.mount import CACHE_S
 from services.wire.fuse import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
@@ -24,7 +23,6 @@ from services.wire.fuse import (
     FATTR_SIZE,
     FATTR_UID,
     STATFS_OUT,
-    STATX_OUT,
     SetattrIn,
 )
 
@@ -72,7 +70,7 @@ def statx(mount: Mount, request: Request) -> int:
     _, _, _, mask = request.args
     node = mount.nodes.get(request.nodeid)
     status = syscalls.statx(node.fd, mask & _STATX_MASK)
-    return request.reply(STATX_OUT.pack(CACHE_S, 0, 0) + mount.presentation.statx(status))
+    return request.reply(mount.statx(status))
 
 
 def access(mount: Mount, request: Request) -> int:
@@ -81,7 +79,7 @@ def access(mount: Mount, request: Request) -> int:
     node = mount.nodes.get(request.nodeid)
     if mask & ~_ACCESS_MODES:
         raise refusal(errno.EINVAL)
-    if mask & os.W_OK and mount.read_only:
+    if mask & os.W_OK and mount.rules.read_only:
         raise refusal(errno.EROFS)
     with mount.checking(request):
         if not os.access(node.path, mask, effective_ids=True):
@@ -119,7 +117,7 @@ def syncfs(mount: Mount, request: Request) -> int:
 
 def _set_owner(mount: Mount, node: Node, wanted: SetattrIn) -> None:
     """Change the owner; one that an option fixes can only be set to what it is."""
-    shown = mount.presentation
+    shown = mount.rules.presentation
     uid = wanted.uid if wanted.valid & FATTR_UID else _KEEP_ID
     gid = wanted.gid if wanted.valid & FATTR_GID else _KEEP_ID
     for value, fixed in ((uid, shown.uid), (gid, shown.gid)):

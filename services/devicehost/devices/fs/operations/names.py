@@ -15,7 +15,7 @@ from services.devicehost.devices.fs import credentials, syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import OpenFile
-from services.devicehost.devices.fs.operations.files import open_regular, usable_flags
+from services.devicehost.devices.fs.operations.files import host_flags, open_regular
 from services.devicehost.devices.fs.request import entry_name
 from services.wire.fuse import FORGET_ONE, OPEN_OUT
 
@@ -65,7 +65,7 @@ def create(mount: Mount, request: Request) -> int:
             made = syscalls.open_beneath(
                 parent.fd,
                 name,
-                usable_flags(flags) | os.O_CREAT | os.O_EXCL,
+                host_flags(mount, flags) | os.O_CREAT | os.O_EXCL,
                 mode & _PERMISSIONS,
             )
     except FileExistsError:
@@ -92,7 +92,7 @@ def tmpfile(mount: Mount, request: Request) -> int:
     with mount.creating(request):
         made = os.open(
             parent.path,
-            usable_flags(flags) | flags & os.O_EXCL | os.O_TMPFILE,
+            host_flags(mount, flags) | flags & os.O_EXCL | os.O_TMPFILE,
             mode & _PERMISSIONS,
         )
     return _adopt_created(mount, request, Descriptor(made))
@@ -203,4 +203,5 @@ def _created(
     mount: Mount, request: Request, node: Node, status: os.stat_result, opened: OpenFile
 ) -> int:
     number = mount.handles.add(opened)
-    return request.reply(mount.entry(node, status) + OPEN_OUT.pack(number, 0))
+    opened_as = OPEN_OUT.pack(number, mount.rules.cache.file_flags)
+    return request.reply(mount.entry(node, status) + opened_as)

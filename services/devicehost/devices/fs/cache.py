@@ -1,0 +1,71 @@
+"""What a guest may keep of a share, and for how long: the options `cache=` and `writeback`.
+
+- none: nothing. Names and attributes are asked for each time, and data never stay in the guest's
+  page cache (FOPEN_DIRECT_IO), but for what is mapped into memory.
+- auto: names and attributes for a second, for the host's side changes without telling; data until a
+  file is opened again or its attributes have changed.
+- always: everything for a day: for shares that nobody else changes.
+
+With `writeback` the guest also keeps what it writes for a while, and its word on sizes and times
+counts. Must not know requests or nodes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from services.wire import fuse
+
+if TYPE_CHECKING:
+    from services.handshake.options import FsOptions
+
+
+class _Policy(NamedTuple):
+    valid_s: int
+    file_flags: int
+    directory_flags: int
+
+
+_POLICIES: Final = {
+    "none": _Policy(0, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0),
+    "auto": _Policy(1, 0, 0),
+    "always": _Policy(
+        86_400,
+        fuse.FOPEN_KEEP_CACHE,
+        # Without KEEP_CACHE, Linux drops a cached listing when the directory is opened again.
+        fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE,
+    ),
+}
+_READDIRPLUS: Final = fuse.FUSE_DO_READDIRPLUS | fuse.FUSE_READDIRPLUS_AUTO
+
+
+class CachePolicy:
+    """What one share's guest may keep.
+
+    Attributes:
+        valid_s: How long names and attributes hold.
+        file_flags: FOPEN_* of files.
+        directory_flags: FOPEN_* of directories.
+    """
+
+    def __init__(self, options: FsOptions) -> None:
+        self.valid_s, self.file_flags, self.directory_flags = _POLICIES[options.cache]
+        self._direct: Final = options.cache == "none"
+        self._writeback: Final = options.writeback and not self._direct
+
+    def capabilities(self, supported: int) -> int:
+        """Tell which FUSE_* may be agreed on at INIT, of those that the device serves."""
+        if self._direct:
+            # A lookup that holds for no time is made in vain. Shared mappings would otherwise be
+            # refused where nothing is cached (ENODEV).
+            return supported & ~_READDIRPLUS | fuse.FUSE_DIRECT_IO_ALLOW_MMAP
+        return supported | fuse.FUSE_WRITEBACK_CACHE if self._writeback else supported
+
+
+def writeback_flags(flags: int) -> int:
+    """Tell how the host must open a file whose writes the guest keeps back.
+
+    The guest reads what surrounds a write, so the file must be readable.
+    """
+    return flags ^ os.O_WRONLY ^ os.O_RDWR if flags & os.O_ACCMODE == os.O_WRONLY else flags
