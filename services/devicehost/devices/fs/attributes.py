@@ -8,20 +8,32 @@ Must not know requests, nodes or descriptors.
 
 from __future__ import annotations
 
+import os
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from services.wire.fuse import ATTR, STATX
+from services.wire.fuse import ATTR, STATX, Attr
 
 if TYPE_CHECKING:
-    import os
-
     from services.devicehost.devices.fs.syscalls import Statx
     from services.handshake.options import FsOptions
 
 _NS: Final = 1_000_000_000
 _U64: Final = (1 << 64) - 1
 _U32: Final = (1 << 32) - 1
+
+
+class Overrides(NamedTuple):
+    """What is shown of one file instead of what the host, or an option, has; None: nothing else.
+
+    A mode is shown as it is, with its type: no mask counts.
+    """
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
+    rdev: int | None = None
+    size: int | None = None
 
 
 class Presentation:
@@ -38,8 +50,10 @@ class Presentation:
         self.keep_dir: Final = _U32 & ~(options.umask | (options.dmask or 0))
         self.keep_file: Final = _U32 & ~(options.umask | (options.fmask or 0))
 
-    def attr(self, status: os.stat_result) -> bytes:
+    def attr(self, status: os.stat_result, overrides: Overrides | None = None) -> bytes:
         """Pack a fuse_attr."""
+        if overrides is not None:
+            return self._attr_with(status, overrides)
         mode = status.st_mode
         atime, mtime, ctime = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
         return ATTR.pack(
@@ -62,13 +76,39 @@ class Presentation:
             0,
         )
 
-    def statx(self, status: Statx) -> bytes:
+    def statx(self, status: Statx, overrides: Overrides | None = None) -> bytes:
         """Pack a fuse_statx."""
         keep = self.keep_dir if stat.S_ISDIR(status.mode) else self.keep_file
-        return STATX.pack(
-            *status._replace(
-                mode=status.mode & keep,
-                uid=status.uid if self.uid is None else self.uid,
-                gid=status.gid if self.gid is None else self.gid,
+        shown = status._replace(
+            mode=status.mode & keep,
+            uid=status.uid if self.uid is None else self.uid,
+            gid=status.gid if self.gid is None else self.gid,
+        )
+        if overrides is not None:
+            uid, gid, mode, rdev, size = overrides
+            shown = shown._replace(
+                uid=_either(uid, shown.uid),
+                gid=_either(gid, shown.gid),
+                mode=_either(mode, shown.mode),
+                rdev_major=shown.rdev_major if rdev is None else os.major(rdev),
+                rdev_minor=shown.rdev_minor if rdev is None else os.minor(rdev),
+                size=_either(size, shown.size),
+            )
+        return STATX.pack(*shown)
+
+    def _attr_with(self, status: os.stat_result, overrides: Overrides) -> bytes:
+        shown = Attr._make(ATTR.unpack(self.attr(status)))
+        uid, gid, mode, rdev, size = overrides
+        return ATTR.pack(
+            *shown._replace(
+                uid=_either(uid, shown.uid),
+                gid=_either(gid, shown.gid),
+                mode=_either(mode, shown.mode),
+                rdev=_either(rdev, shown.rdev) & _U32,
+                size=_either(size, shown.size),
             )
         )
+
+
+def _either(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value

@@ -68,6 +68,7 @@ class Mount:
         self.lock_owners: Final = OwnerTable(limits.handles)
         self.lock_waits: Final = LockWaits()
         self._attr: Final = rules.presentation.attr
+        self._overrides: Final = rules.overrides if rules.cold else None
         self._valid_s: Final = rules.cache.valid_s
         self._switches = credentials.may_switch()
         self.tables: Final = self._native_tables(library, root, limits) if library else None
@@ -105,15 +106,18 @@ class Mount:
     def entry(self, node: Node, status: os.stat_result) -> bytes:
         """Pack a fuse_entry_out."""
         valid_s = self._valid_s
-        return ENTRY_OUT.pack(node.id, 0, valid_s, valid_s, 0, 0) + self._attr(status)
+        head = ENTRY_OUT.pack(node.id, 0, valid_s, valid_s, 0, 0)
+        return head + self._attr(status, self._overrides and self._overrides(node))
 
-    def attr(self, status: os.stat_result) -> bytes:
+    def attr(self, node: Node, status: os.stat_result) -> bytes:
         """Pack a fuse_attr_out."""
-        return ATTR_OUT.pack(self._valid_s, 0) + self._attr(status)
+        head = ATTR_OUT.pack(self._valid_s, 0)
+        return head + self._attr(status, self._overrides and self._overrides(node))
 
-    def statx(self, status: Statx) -> bytes:
+    def statx(self, node: Node, status: Statx) -> bytes:
         """Pack a fuse_statx_out."""
-        return STATX_OUT.pack(self._valid_s, 0, 0) + self.rules.presentation.statx(status)
+        shown = self.rules.presentation.statx(status, self._overrides and self._overrides(node))
+        return STATX_OUT.pack(self._valid_s, 0, 0) + shown
 
     def creating(self, request: Request) -> credentials.ActAs | credentials.Nothing:
         """Act as the request's user while something is created, if that is allowed."""
@@ -141,6 +145,7 @@ class Mount:
             opendir_flags=cache.directory_flags,
             read_only=self.rules.read_only,
             writeback=self.writeback,
+            cold=self.rules.cold,
         )
         return NativeTables(library, root, rules, limits, may_switch=self._switches)
 

@@ -6,12 +6,16 @@ requests, nodes or what a guest has open.
 
 from __future__ import annotations
 
+import stat
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.attributes import Presentation
 from services.devicehost.devices.fs.cache import CachePolicy
+from services.devicehost.devices.fs.symlink_root import SymlinkRoot
 
 if TYPE_CHECKING:
+    from services.devicehost.devices.fs.attributes import Overrides
+    from services.devicehost.devices.fs.nodes import Node
     from services.handshake.options import FsOptions
 
 
@@ -22,9 +26,19 @@ class Rules:
         read_only: Nothing may be changed.
         presentation: How owners and modes are shown.
         cache: What a guest may keep, and for how long.
+        links: What the guest sees of absolute symlinks; None: what the host has.
+        cold: Whether names and attributes need more than the native fast path does.
     """
 
     def __init__(self, options: FsOptions) -> None:
         self.read_only: Final = options.ro
         self.presentation: Final = Presentation(options)
         self.cache: Final = CachePolicy(options)
+        self.links: Final = SymlinkRoot(options.symlinkroot) if options.symlinkroot else None
+        self.cold: Final = self.links is not None
+
+    def overrides(self, node: Node) -> Overrides | None:
+        """Tell what is shown of a file instead of its status; of use if `cold`."""
+        if node.kind == stat.S_IFLNK and self.links is not None:
+            return self.links.overrides(node)
+        return None

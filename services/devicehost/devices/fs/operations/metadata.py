@@ -39,7 +39,7 @@ _ACCESS_MODES = os.R_OK | os.W_OK | os.X_OK
 def getattr_(mount: Mount, request: Request) -> int:
     """GETATTR: the node's attributes; a handle adds nothing to what the node's descriptor tells."""
     node = mount.nodes.get(request.nodeid)
-    return request.reply(mount.attr(os.fstat(node.fd)))
+    return request.reply(mount.attr(node, os.fstat(node.fd)))
 
 
 def setattr_(mount: Mount, request: Request) -> int:
@@ -62,7 +62,7 @@ def setattr_(mount: Mount, request: Request) -> int:
             _time(wanted.valid, FATTR_ATIME, FATTR_ATIME_NOW, wanted.atime, wanted.atimensec),
             _time(wanted.valid, FATTR_MTIME, FATTR_MTIME_NOW, wanted.mtime, wanted.mtimensec),
         )
-    return request.reply(mount.attr(os.fstat(node.fd)))
+    return request.reply(mount.attr(node, os.fstat(node.fd)))
 
 
 def statx(mount: Mount, request: Request) -> int:
@@ -70,7 +70,7 @@ def statx(mount: Mount, request: Request) -> int:
     _, _, _, mask = request.args
     node = mount.nodes.get(request.nodeid)
     status = syscalls.statx(node.fd, mask & _STATX_MASK)
-    return request.reply(mount.statx(status))
+    return request.reply(mount.statx(node, status))
 
 
 def access(mount: Mount, request: Request) -> int:

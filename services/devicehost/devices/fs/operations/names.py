@@ -125,6 +125,8 @@ def symlink(mount: Mount, request: Request) -> int:
     parent = mount.nodes.get(request.nodeid)
     name, target = request.strings(2)
     mount.nodes.require_room()
+    if mount.rules.links:
+        target = mount.rules.links.stored(target)
     with mount.creating(request):
         os.symlink(target, entry_name(name), dir_fd=parent.fd)
     return _entry(mount, request, parent, name)
@@ -175,7 +177,9 @@ def readlink(mount: Mount, request: Request) -> int:
     node = mount.nodes.get(request.nodeid)
     if node.kind != stat.S_IFLNK:
         raise refusal(errno.EINVAL)
-    return request.reply(os.readlink(b"", dir_fd=node.fd))
+    target = os.readlink(b"", dir_fd=node.fd)
+    links = mount.rules.links
+    return request.reply(links.shown(target) if links else target)
 
 
 def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
