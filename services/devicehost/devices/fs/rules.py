@@ -27,6 +27,8 @@ class Rules:
         presentation: How owners and modes are shown.
         cache: What a guest may keep, and for how long.
         links: What the guest sees of absolute symlinks; None: what the host has.
+        exact_names: Whether an entry is found under its own spelling alone.
+        case_flags: Whether a directory's case-folding flag is shown, and may be set.
         cold: Whether names and attributes need more than the native fast path does.
     """
 
@@ -35,7 +37,9 @@ class Rules:
         self.presentation: Final = Presentation(options)
         self.cache: Final = CachePolicy(options)
         self.links: Final = SymlinkRoot(options.symlinkroot) if options.symlinkroot else None
-        self.cold: Final = self.links is not None
+        self.exact_names: Final = options.case == "force"
+        self.case_flags: Final = options.case == "dir"
+        self.cold: Final = self.links is not None or self.exact_names
 
     def overrides(self, node: Node) -> Overrides | None:
         """Tell what is shown of a file instead of its status; of use if `cold`."""

@@ -15,6 +15,11 @@ from services.devicehost.devices.fs import credentials, syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.name_case import (
+    require_exact,
+    require_exact_entry,
+    require_replaceable,
+)
 from services.devicehost.devices.fs.operations.files import host_flags, open_regular
 from services.devicehost.devices.fs.request import entry_name
 from services.wire.fuse import FORGET_ONE, OPEN_OUT
@@ -33,7 +38,7 @@ def lookup(mount: Mount, request: Request) -> int:
     """LOOKUP: find a name and count the lookup."""
     parent = mount.nodes.get(request.nodeid)
     (name,) = request.names(1)
-    return _entry(mount, request, parent, name)
+    return request.reply(mount.entry(*_find(mount, parent, name)))
 
 
 def forget(mount: Mount, request: Request) -> int:
@@ -71,7 +76,10 @@ def create(mount: Mount, request: Request) -> int:
     except FileExistsError:
         if flags & os.O_EXCL:
             raise
-        node, status = mount.enter(parent, name)
+        try:
+            node, status = _find(mount, parent, name)
+        except FileNotFoundError:  # another spelling is in its place
+            raise refusal(errno.EEXIST) from None
         try:
             opened = open_regular(mount, node, flags, open_flags)
         except OSError:
@@ -146,6 +154,8 @@ def unlink(mount: Mount, request: Request) -> int:
     """UNLINK: remove the name of anything but a directory."""
     parent = mount.nodes.get(request.nodeid)
     (name,) = request.names(1)
+    if mount.rules.exact_names:
+        require_exact_entry(parent, name)
     os.unlink(name, dir_fd=parent.fd)
     return 0
 
@@ -154,6 +164,8 @@ def rmdir(mount: Mount, request: Request) -> int:
     """RMDIR: remove an empty directory."""
     parent = mount.nodes.get(request.nodeid)
     (name,) = request.names(1)
+    if mount.rules.exact_names:
+        require_exact_entry(parent, name)
     os.rmdir(name, dir_fd=parent.fd)
     return 0
 
@@ -186,10 +198,24 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
     source = mount.nodes.get(request.nodeid)
     target = mount.nodes.get(new_parent)
     old, new = request.names(2)
+    if mount.rules.exact_names:
+        require_replaceable(target, new, require_exact_entry(source, old))
     # A whiteout is made anew, for the user; to rename needs no more than the guest has checked.
     with mount.creating(request) if flags & _RENAME_WHITEOUT else credentials.Nothing():
         syscalls.rename(source.fd, old, target.fd, new, flags)
     return 0
+
+
+def _find(mount: Mount, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+    """Look a name up as the guest spells it, and count the lookup."""
+    node, status = mount.enter(parent, name)
+    if mount.rules.exact_names:
+        try:
+            require_exact(parent, name, status)
+        except OSError:
+            mount.nodes.forget(node.id, 1)
+            raise
+    return node, status
 
 
 def _entry(mount: Mount, request: Request, parent: Node, name: bytes) -> int:

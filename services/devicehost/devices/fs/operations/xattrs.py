@@ -1,16 +1,23 @@
-"""Extended attributes, as the host file system keeps them."""
+"""Extended attributes, as the host file system keeps them, and one that it does not."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.name_case import (
+    CASE_XATTR,
+    case_sensitive,
+    set_case_sensitive,
+)
 from services.wire.fuse import GETXATTR_OUT
 
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.mount import Mount
+    from services.devicehost.devices.fs.nodes import Node
     from services.devicehost.devices.fs.request import Request
 
 
@@ -21,7 +28,10 @@ def setxattr(mount: Mount, request: Request) -> int:
     name, end, value = request.body.partition(b"\0")
     if not end or len(value) != size:
         raise refusal(errno.EINVAL)
-    os.setxattr(node.path, name, value, flags)
+    if _is_case_flag(mount, node, name):
+        set_case_sensitive(node, value)
+    else:
+        os.setxattr(node.path, name, value, flags)
     return 0
 
 
@@ -30,6 +40,8 @@ def getxattr(mount: Mount, request: Request) -> int:
     (size,) = request.args
     node = mount.nodes.get(request.nodeid)
     (name,) = request.strings(1)
+    if _is_case_flag(mount, node, name):
+        return _sized(request, size, case_sensitive(node))
     return _sized(request, size, os.getxattr(node.path, name))
 
 
@@ -47,6 +59,10 @@ def removexattr(mount: Mount, request: Request) -> int:
     (name,) = request.strings(1)
     os.removexattr(node.path, name)
     return 0
+
+
+def _is_case_flag(mount: Mount, node: Node, name: bytes) -> bool:
+    return mount.rules.case_flags and name == CASE_XATTR and node.kind == stat.S_IFDIR
 
 
 def _sized(request: Request, size: int, value: bytes) -> int:
