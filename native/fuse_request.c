@@ -406,6 +406,7 @@ static int64_t do_write(struct request *request)
 {
     size_t fixed = sizeof(request->header) + sizeof(struct fuse_write_in);
     struct fuse_write_out out = {0};
+    const struct ph_rules *rules;
     struct fuse_write_in in;
     struct ph_handle *handle;
     ssize_t written = -1;
@@ -417,10 +418,11 @@ static int64_t do_write(struct request *request)
     handle = ph_handle_pin(request->fs, in.fh, PH_FILE);
     if (!handle)
         return PH_COLD;
+    rules = ph_node_rules(ph_handle_node(handle));
     /* Set-id bits are to be cleared: only where there are any is that any work. */
-    if (!ph_node_rules(ph_handle_node(handle))->read_only &&
+    if (!rules->read_only &&
         !(in.write_flags & FUSE_WRITE_KILL_SUIDGID &&
-          (fstat(ph_handle_fd(handle), &status) || status.st_mode & (S_ISUID | S_ISGID)))) {
+          (rules->cold || fstat(ph_handle_fd(handle), &status) || status.st_mode & (S_ISUID | S_ISGID)))) {
         int count = slices(request->chain->readable, fixed, in.size, request->worker->data);
         bool appends = in.flags & O_APPEND && !(in.write_flags & FUSE_WRITE_CACHE);
 
@@ -582,7 +584,7 @@ static int64_t list(struct request *request, bool plus)
     if (!handle)
         return PH_COLD;
     ph_handle_lock(handle);
-    if (!(plus && ph_node_rules(ph_handle_node(handle))->cold) && in.offset <= INT64_MAX &&
+    if (!ph_node_rules(ph_handle_node(handle))->cold && in.offset <= INT64_MAX &&
         lseek(ph_handle_fd(handle), (off_t)in.offset, SEEK_SET) >= 0)
         length = list_from_here(request, handle, room, plus);
     ph_handle_unlock(handle);

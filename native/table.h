@@ -25,7 +25,7 @@ struct ph_rules {
     uint32_t opendir_flags;
     uint32_t read_only;
     uint32_t writeback; /* the guest keeps back what it writes */
-    uint32_t cold; /* Python serves names, attributes and opening */
+    uint32_t cold; /* Python serves names, attributes, opening, and what clears set-id bits */
 };
 
 struct ph_fs_setup {

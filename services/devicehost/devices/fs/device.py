@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Final
 from services.devicehost import fastpath
 from services.devicehost.devices.fs import syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor, raise_descriptor_limit
+from services.devicehost.devices.fs.lx_metadata import can_keep
 from services.devicehost.devices.fs.session import Session, Share
 from services.devicehost.virtio.device import serve_natively, serve_requests
 from services.devicehost.virtio.native_queue import NativeQueue
 from services.handshake.errors import (
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
@@ -51,6 +53,7 @@ class FsDevice:
             InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; SHARED_DIR_NOT_A_DIRECTORY.
             NotFoundError: SHARED_DIR_MISSING.
             PermissionDeniedError: SHARED_DIR_DENIED.
+            FailedPreconditionError: METADATA_UNSUPPORTED.
         """
         tag = options.name.encode()
         if len(tag) > TAG_BYTES:
@@ -62,8 +65,16 @@ class FsDevice:
             )
         self.num_queues: Final = 1 + options.queues
         self._config: Final = CONFIG.pack(tag, options.queues)
+        root = _open_shared(shared_dir)
+        if options.metadata and not can_keep(root.path):
+            raise FailedPreconditionError(
+                "METADATA_UNSUPPORTED",
+                f"cannot share {str(shared_dir)!r} with metadata: its file system has no user "
+                "extended attributes to keep it in; leave the option out",
+                shared_dir=str(shared_dir),
+            )
         self._session: Session | None = Session(
-            Share(_open_shared(shared_dir), options, raise_descriptor_limit(), fastpath.library)
+            Share(root, options, raise_descriptor_limit(), fastpath.library)
         )
 
     def config(self) -> bytes:

@@ -120,7 +120,14 @@ class Mount:
         return STATX_OUT.pack(self._valid_s, 0, 0) + shown
 
     def creating(self, request: Request) -> credentials.ActAs | credentials.Nothing:
-        """Act as the request's user while something is created, if that is allowed."""
+        """Act as the request's user while something is created, if that is allowed.
+
+        Where the share keeps owners itself, files are the device host's own.
+        """
+        return credentials.Nothing() if self.rules.metadata else self.acting(request)
+
+    def acting(self, request: Request) -> credentials.ActAs | credentials.Nothing:
+        """Act as the request's user, who may do what the guest has checked, if that is allowed."""
         if self._switches:
             return credentials.ActAs(request.uid, request.gid, member=request.names_groups)
         return credentials.Nothing()
@@ -149,6 +156,14 @@ class Mount:
         )
         return NativeTables(library, root, rules, limits, may_switch=self._switches)
 
-    def writing(self, kill: int) -> credentials.KillSuidGid | credentials.Nothing:
-        """Clear set-id bits by what is written, if the guest asks for it (`kill` is not 0)."""
-        return credentials.KillSuidGid() if kill else credentials.Nothing()
+    def writing(self, node: Node, kill: int) -> credentials.KillSuidGid | credentials.Nothing:
+        """Clear set-id bits by what is written to a file, if `kill` is not 0.
+
+        Raises:
+            OSError: They cannot be cleared.
+        """
+        if not kill:
+            return credentials.Nothing()
+        if self.rules.metadata:
+            self.rules.metadata.drop_set_ids(node)
+        return credentials.KillSuidGid()

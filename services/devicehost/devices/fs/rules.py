@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.attributes import Presentation
 from services.devicehost.devices.fs.cache import CachePolicy
+from services.devicehost.devices.fs.lx_metadata import LxMetadata
 from services.devicehost.devices.fs.symlink_root import SymlinkRoot
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Rules:
         read_only: Nothing may be changed.
         presentation: How owners and modes are shown.
         cache: What a guest may keep, and for how long.
+        metadata: Where owners and modes that the guest sets are kept; None: with the host's file.
         links: What the guest sees of absolute symlinks; None: what the host has.
         exact_names: Whether an entry is found under its own spelling alone.
         case_flags: Whether a directory's case-folding flag is shown, and may be set.
@@ -36,13 +38,19 @@ class Rules:
         self.read_only: Final = options.ro
         self.presentation: Final = Presentation(options)
         self.cache: Final = CachePolicy(options)
+        self.metadata: Final = LxMetadata(self.presentation) if options.metadata else None
         self.links: Final = SymlinkRoot(options.symlinkroot) if options.symlinkroot else None
         self.exact_names: Final = options.case == "force"
         self.case_flags: Final = options.case == "dir"
-        self.cold: Final = self.links is not None or self.exact_names
+        self.cold: Final = bool(self.metadata or self.links or self.exact_names)
 
     def overrides(self, node: Node) -> Overrides | None:
         """Tell what is shown of a file instead of its status; of use if `cold`."""
         if node.kind == stat.S_IFLNK and self.links is not None:
             return self.links.overrides(node)
-        return None
+        kept = self.kept(node)
+        return kept.overrides(node) if kept else None
+
+    def kept(self, node: Node) -> LxMetadata | None:
+        """Tell where owner and mode of a file are kept; None: with the host's file."""
+        return self.metadata if self.metadata and self.metadata.keeps(node) else None

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _NO_ENTRY: Final = bytes(ENTRY_OUT.size + ATTR.size)
 """Node id 0 in READDIRPLUS: the name is listed, nothing was looked up."""
+_DT_UNKNOWN: Final = 0
+_DT_REG: Final = 8
 _REPLY_BYTES: Final = 1 << 20
 
 
@@ -80,6 +82,8 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
                 if not listed:
                     raise refusal(errno.EINVAL)
                 break
+            if mount.rules.metadata and entry.kind == _DT_REG:
+                entry = entry._replace(kind=_DT_UNKNOWN)  # its mode may be another's
             if plus:
                 listed += _looked_up(mount, opened, entry)
             listed += _dirent(opened.node, entry)

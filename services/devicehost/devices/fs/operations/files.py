@@ -63,7 +63,7 @@ def open_regular(mount: Mount, node: Node, flags: int, open_flags: int) -> OpenF
         )
     if mount.rules.read_only and flags & (os.O_ACCMODE | os.O_TRUNC):
         raise refusal(errno.EROFS)
-    with mount.writing(open_flags & FUSE_OPEN_KILL_SUIDGID):
+    with mount.writing(node, open_flags & FUSE_OPEN_KILL_SUIDGID):
         return OpenFile(node, Descriptor(os.open(node.path, host_flags(mount, flags))))
 
 
@@ -105,7 +105,7 @@ def write(mount: Mount, request: Request) -> int:
     payload = request.payload_of(size)
     appends = file_flags & os.O_APPEND and not write_flags & FUSE_WRITE_CACHE
     how = os.RWF_APPEND if appends else 0
-    with mount.writing(write_flags & FUSE_WRITE_KILL_SUIDGID):
+    with mount.writing(opened.node, write_flags & FUSE_WRITE_KILL_SUIDGID):
         written = os.pwritev(opened.fd, payload, offset, how)
     return request.reply(WRITE_OUT.pack(written))
 
@@ -137,7 +137,7 @@ def fallocate(mount: Mount, request: Request) -> int:
     """
     number, offset, length, mode = request.args
     opened = mount.handles.get(number, OpenFile)
-    with mount.writing(request.uid):
+    with mount.writing(opened.node, request.uid):
         syscalls.fallocate(opened.fd, mode, offset, length)
     return 0
 
@@ -161,7 +161,7 @@ def copy_file_range(mount: Mount, request: Request) -> int:
         raise refusal(errno.EINVAL)
     source = mount.handles.get(from_number, OpenFile)
     target = mount.handles.get(to_number, OpenFile)
-    with mount.writing(request.uid):
+    with mount.writing(target.node, request.uid):
         copied = os.copy_file_range(
             source.fd, target.fd, min(length, _COPY_BYTES), from_offset, to_offset
         )

@@ -50,11 +50,20 @@ def setattr_(mount: Mount, request: Request) -> int:
     """
     wanted = SetattrIn(*request.args)
     node = mount.nodes.get(request.nodeid)
-    if wanted.valid & (FATTR_UID | FATTR_GID):
+    kept = mount.rules.kept(node)
+    if wanted.valid & (FATTR_UID | FATTR_GID) and kept:
+        kept.keep_owner(
+            node,
+            wanted.uid if wanted.valid & FATTR_UID and wanted.uid != _KEEP_ID else None,
+            wanted.gid if wanted.valid & FATTR_GID and wanted.gid != _KEEP_ID else None,
+        )
+    elif wanted.valid & (FATTR_UID | FATTR_GID):
         _set_owner(mount, node, wanted)
     if wanted.valid & FATTR_SIZE:
         _set_size(mount, node, wanted)
-    if wanted.valid & FATTR_MODE:
+    if wanted.valid & FATTR_MODE and kept:
+        kept.keep_mode(node, wanted.mode)
+    elif wanted.valid & FATTR_MODE:
         os.chmod(node.path, wanted.mode & 0o7777)  # noqa: PTH101 - bytes, and not a Path's business
     if wanted.valid & (FATTR_ATIME | FATTR_MTIME):
         syscalls.set_times(
@@ -81,6 +90,11 @@ def access(mount: Mount, request: Request) -> int:
         raise refusal(errno.EINVAL)
     if mask & os.W_OK and mount.rules.read_only:
         raise refusal(errno.EROFS)
+    kept = mount.rules.kept(node)
+    if kept:
+        if not kept.permits(node, request.uid, request.gid, mask):
+            raise refusal(errno.EACCES)
+        return 0
     with mount.checking(request):
         if not os.access(node.path, mask, effective_ids=True):
             raise refusal(errno.EACCES)
@@ -139,7 +153,7 @@ def _set_size(mount: Mount, node: Node, wanted: SetattrIn) -> None:
     """Change the size, by the open file if given: it may be writable when the name is not."""
     if node.kind != stat.S_IFREG:
         raise refusal(errno.EISDIR if node.kind == stat.S_IFDIR else errno.EINVAL)
-    with mount.writing(wanted.valid & FATTR_KILL_SUIDGID):
+    with mount.writing(node, wanted.valid & FATTR_KILL_SUIDGID):
         if wanted.valid & FATTR_FH:
             opened = mount.handles.get(wanted.fh, OpenFile)
             os.ftruncate(opened.fd, wanted.size)

@@ -6,6 +6,7 @@ that no symlink is ever followed and nothing outside the share is reachable.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -15,6 +16,7 @@ from services.devicehost.devices.fs import credentials, syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.lx_metadata import Creator
 from services.devicehost.devices.fs.name_case import (
     require_exact,
     require_exact_entry,
@@ -25,6 +27,8 @@ from services.devicehost.devices.fs.request import entry_name
 from services.wire.fuse import FORGET_ONE, OPEN_OUT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from services.devicehost.devices.fs.mount import Mount
     from services.devicehost.devices.fs.nodes import Node
     from services.devicehost.devices.fs.request import Request
@@ -71,7 +75,7 @@ def create(mount: Mount, request: Request) -> int:
                 parent.fd,
                 name,
                 host_flags(mount, flags) | os.O_CREAT | os.O_EXCL,
-                mode & _PERMISSIONS,
+                _host_mode(mount, mode),
             )
     except FileExistsError:
         if flags & os.O_EXCL:
@@ -86,7 +90,10 @@ def create(mount: Mount, request: Request) -> int:
             mount.nodes.forget(node.id, 1)  # the guest does not learn of it, so it never will
             raise
         return _created(mount, request, node, status, opened)
-    return _adopt_created(mount, request, Descriptor(made))
+    descriptor = Descriptor(made)
+    with _undone_by(lambda: os.unlink(name, dir_fd=parent.fd)):
+        _keep(mount, request, parent, descriptor, stat.S_IFREG | mode & _PERMISSIONS)
+    return _adopt_created(mount, request, descriptor)
 
 
 def tmpfile(mount: Mount, request: Request) -> int:
@@ -101,9 +108,11 @@ def tmpfile(mount: Mount, request: Request) -> int:
         made = os.open(
             parent.path,
             host_flags(mount, flags) | flags & os.O_EXCL | os.O_TMPFILE,
-            mode & _PERMISSIONS,
+            _host_mode(mount, mode),
         )
-    return _adopt_created(mount, request, Descriptor(made))
+    descriptor = Descriptor(made)
+    _keep(mount, request, parent, descriptor, stat.S_IFREG | mode & _PERMISSIONS)
+    return _adopt_created(mount, request, descriptor)
 
 
 def mkdir(mount: Mount, request: Request) -> int:
@@ -113,7 +122,11 @@ def mkdir(mount: Mount, request: Request) -> int:
     (name,) = request.names(1)
     mount.nodes.require_room()
     with mount.creating(request):
-        os.mkdir(name, mode & _PERMISSIONS, dir_fd=parent.fd)
+        os.mkdir(name, _host_mode(mount, mode, directory=True), dir_fd=parent.fd)
+    if mount.rules.metadata:
+        with _undone_by(lambda: os.rmdir(name, dir_fd=parent.fd)):
+            made = Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH))
+            _keep(mount, request, parent, made, stat.S_IFDIR | mode & _PERMISSIONS)
     return _entry(mount, request, parent, name)
 
 
@@ -123,8 +136,16 @@ def mknod(mount: Mount, request: Request) -> int:
     parent = mount.nodes.get(request.nodeid)
     (name,) = request.names(1)
     mount.nodes.require_room()
+    kind = stat.S_IFMT(mode) or stat.S_IFREG
+    if kind in (stat.S_IFDIR, stat.S_IFLNK):
+        raise refusal(errno.EPERM)
     with mount.creating(request):
-        os.mknod(name, stat.S_IFMT(mode) | mode & _PERMISSIONS, rdev, dir_fd=parent.fd)
+        host_kind = stat.S_IFREG if mount.rules.metadata else kind
+        os.mknod(name, host_kind | _host_mode(mount, mode), rdev, dir_fd=parent.fd)
+    if mount.rules.metadata:
+        with _undone_by(lambda: os.unlink(name, dir_fd=parent.fd)):
+            made = Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH))
+            _keep(mount, request, parent, made, kind | mode & _PERMISSIONS, rdev)
     return _entry(mount, request, parent, name)
 
 
@@ -135,7 +156,7 @@ def symlink(mount: Mount, request: Request) -> int:
     mount.nodes.require_room()
     if mount.rules.links:
         target = mount.rules.links.stored(target)
-    with mount.creating(request):
+    with mount.acting(request):
         os.symlink(target, entry_name(name), dir_fd=parent.fd)
     return _entry(mount, request, parent, name)
 
@@ -204,6 +225,32 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
     with mount.creating(request) if flags & _RENAME_WHITEOUT else credentials.Nothing():
         syscalls.rename(source.fd, old, target.fd, new, flags)
     return 0
+
+
+def _host_mode(mount: Mount, mode: int, *, directory: bool = False) -> int:
+    """Tell with which permissions to make what a guest wants to have these."""
+    kept = mount.rules.metadata
+    return kept.host_mode(mode, directory=directory) if kept else mode & _PERMISSIONS
+
+
+def _keep(
+    mount: Mount, request: Request, parent: Node, made: Descriptor, mode: int, rdev: int = 0
+) -> None:
+    """Keep owner and mode of a new file where the share has a place for them."""
+    kept = mount.rules.metadata
+    if kept:
+        creator = Creator(request.uid, request.gid, request.names_groups)
+        kept.keep_new(parent, made.path, creator, mode, rdev)
+
+
+@contextlib.contextmanager
+def _undone_by(undo: Callable[[], None]) -> Iterator[None]:
+    """Undo what was made when the rest of it fails."""
+    try:
+        yield
+    except OSError:
+        undo()
+        raise
 
 
 def _find(mount: Mount, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:

@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.lx_metadata import HIDDEN
 from services.devicehost.devices.fs.name_case import (
     CASE_XATTR,
     case_sensitive,
@@ -28,6 +29,8 @@ def setxattr(mount: Mount, request: Request) -> int:
     name, end, value = request.body.partition(b"\0")
     if not end or len(value) != size:
         raise refusal(errno.EINVAL)
+    if name in HIDDEN:
+        raise refusal(errno.EPERM)
     if _is_case_flag(mount, node, name):
         set_case_sensitive(node, value)
     else:
@@ -39,7 +42,7 @@ def getxattr(mount: Mount, request: Request) -> int:
     """GETXATTR: a value, or its length when the guest has no room."""
     (size,) = request.args
     node = mount.nodes.get(request.nodeid)
-    (name,) = request.strings(1)
+    name = _visible_name(request)
     if _is_case_flag(mount, node, name):
         return _sized(request, size, case_sensitive(node))
     return _sized(request, size, os.getxattr(node.path, name))
@@ -49,16 +52,23 @@ def listxattr(mount: Mount, request: Request) -> int:
     """LISTXATTR: the names, or their length when the guest has no room."""
     (size,) = request.args
     node = mount.nodes.get(request.nodeid)
-    names = os.listxattr(node.path)
-    return _sized(request, size, b"".join(os.fsencode(name) + b"\0" for name in names))
+    names = map(os.fsencode, os.listxattr(node.path))
+    return _sized(request, size, b"".join(name + b"\0" for name in names if name not in HIDDEN))
 
 
 def removexattr(mount: Mount, request: Request) -> int:
     """REMOVEXATTR: remove a value."""
     node = mount.nodes.get(request.nodeid)
-    (name,) = request.strings(1)
+    name = _visible_name(request)
     os.removexattr(node.path, name)
     return 0
+
+
+def _visible_name(request: Request) -> bytes:
+    (name,) = request.strings(1)
+    if name in HIDDEN:
+        raise refusal(errno.ENODATA)
+    return name
 
 
 def _is_case_flag(mount: Mount, node: Node, name: bytes) -> bool:
