@@ -52,19 +52,20 @@ def require_exact(parent: Node, name: bytes, found: os.stat_result) -> None:
         raise refusal(errno.ENOENT)
 
 
-def require_exact_entry(parent: Node, name: bytes) -> os.stat_result:
-    """As `require_exact`, of an entry that is yet to be found; returns its status.
+def require_exact_entry(parent: Node, name: bytes) -> None:
+    """As `require_exact`, of an entry that is yet to be found.
 
     Raises:
         OSError: ENOENT.
     """
-    found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-    require_exact(parent, name, found)
-    return found
+    require_exact(parent, name, os.stat(name, dir_fd=parent.fd, follow_symlinks=False))
 
 
-def require_replaceable(parent: Node, name: bytes, renamed: os.stat_result) -> None:
-    """Refuse a new name that would replace an entry of another spelling, but for what is renamed.
+def require_no_other_spelling(parent: Node, name: bytes) -> None:
+    """Refuse a new name that would replace an entry of another spelling.
+
+    That entry may be the very one that is renamed: Linux takes the two names for one, and would say
+    that it is done without doing anything (vfs_rename). By a third name the guest gets there.
 
     Raises:
         OSError: EEXIST.
@@ -72,8 +73,6 @@ def require_replaceable(parent: Node, name: bytes, renamed: os.stat_result) -> N
     try:
         found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
     except FileNotFoundError:
-        return
-    if os.path.samestat(found, renamed):
         return
     try:
         require_exact(parent, name, found)

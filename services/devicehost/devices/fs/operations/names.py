@@ -20,7 +20,7 @@ from services.devicehost.devices.fs.lx_metadata import Creator
 from services.devicehost.devices.fs.name_case import (
     require_exact,
     require_exact_entry,
-    require_replaceable,
+    require_no_other_spelling,
 )
 from services.devicehost.devices.fs.operations.files import host_flags, open_regular
 from services.devicehost.devices.fs.request import entry_name
@@ -220,7 +220,8 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
     target = mount.nodes.get(new_parent)
     old, new = request.names(2)
     if mount.rules.exact_names:
-        require_replaceable(target, new, require_exact_entry(source, old))
+        require_exact_entry(source, old)
+        require_no_other_spelling(target, new)
     # A whiteout is made anew, for the user; to rename needs no more than the guest has checked.
     with mount.creating(request) if flags & _RENAME_WHITEOUT else credentials.Nothing():
         syscalls.rename(source.fd, old, target.fd, new, flags)
