@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+GUEST := .guest
 FASTPATH := services/devicehost/libfastpath.so
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --no-emit-index-url --no-header
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check fmt protos baseline lock clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -29,6 +30,16 @@ setup: $(READY) $(FASTPATH) ## make the virtual environment (.venv)
 
 demo: $(READY) $(FASTPATH) ## run the main job: three VMs, real files, the checker's verdict
 	@$(BIN)/porthole demo
+
+$(GUEST)/.ready:
+	@rm -rf $(GUEST) && mkdir -p $(GUEST)/packages
+	@cd $(GUEST)/packages && apt-get download -qq -o APT::Sandbox::User=root busybox-static \
+		"$$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ {print $$2; exit}')"
+	@for package in $(GUEST)/packages/*.deb; do dpkg-deb -x "$$package" $(GUEST) || exit; done
+	@rm -r $(GUEST)/packages
+	@touch $@
+
+guest: $(GUEST)/.ready ## fetch what tests with QEMU boot, from Debian's archive (27 MB)
 
 test: $(READY) $(FASTPATH) ## run every test that this machine can run
 	@$(BIN)/python -m pytest
@@ -63,4 +74,4 @@ lock: $(READY) ## pin the dependencies anew
 	@$(UV_COMPILE) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(GUEST) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

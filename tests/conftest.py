@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.support.qemu_guest import GUEST
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -26,6 +28,9 @@ _LACKS = {
     "tap": None
     if os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK)
     else "needs root and /dev/net/tun",
+    "qemu": None
+    if shutil.which("qemu-system-x86_64") and (GUEST / ".ready").exists()
+    else "needs qemu-system-x86_64 and, for what it boots, `make guest`",
 }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
@@ -28,69 +26,16 @@ from services.simguest.workload import Workload
 from services.wire import vhost_user as wire
 from tests.support.front_end import RawFrontEnd
 from tests.support.guest_ring import USER_BASE
+from tests.support.standalone import DEADLINE_S, fs, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from services.handshake.pool import SwiotlbPool
 
-DEADLINE_S = 30.0
 RAM_BYTES = 64 << 20
 POOL_MIB = 16
 HEAVY = {"grpc", "google", "opentelemetry", "porthole", "pydantic_settings"}
-
-
-class Process:
-    """A `porthole device` that is ready."""
-
-    def __init__(
-        self, *arguments: str, env: dict[str, str] | None = None, fds: Sequence[int] = ()
-    ) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli.main", "device", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            pass_fds=fds,
-            env={**os.environ, **(env or {})},
-        )
-        assert self.process.stdout
-        self.line = self.process.stdout.readline()
-
-    @property
-    def socket_path(self) -> Path:
-        return Path(self.line.removesuffix("\n").rpartition(" unix:")[2])
-
-    def mapped_bytes(self) -> int:
-        """How much of a guest's memory the process has mapped."""
-        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
-        found = re.finditer(r"([0-9a-f]+)-([0-9a-f]+) .*/memfd:guest-ram", maps)
-        return sum(int(m[2], 16) - int(m[1], 16) for m in found)
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end that a test has brought about; exit code and log."""
-        log = self.process.communicate(timeout=DEADLINE_S)[1]
-        return self.process.returncode, log
-
-    def terminate(self) -> tuple[int, str]:
-        self.process.send_signal(signal.SIGTERM)
-        return self.end()
-
-    def kill(self) -> None:
-        if self.process.returncode is None:
-            self.process.kill()
-            self.process.communicate()
-
-
-@contextmanager
-def running(
-    *arguments: str, env: dict[str, str] | None = None, fds: Sequence[int] = ()
-) -> Iterator[Process]:
-    process = Process(*arguments, env=env, fds=fds)
-    try:
-        yield process
-    finally:
-        process.kill()
 
 
 class Guest:
@@ -130,10 +75,6 @@ def shared(tmp_path: Path) -> Path:
     directory.mkdir()
     (directory / "hello").write_text("from the host")
     return directory
-
-
-def fs(run_dir: Path, shared: Path, *more: str) -> list[str]:
-    return ["fs", f"--socket-path={run_dir}/s.sock", f"--shared-dir={shared}", *more]
 
 
 @pytest.mark.parametrize("kind", ["whole", "windows", "aperture"])

@@ -1,0 +1,74 @@
+"""A `porthole device` process as a test starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+DEADLINE_S = 30.0
+
+
+class Process:
+    """A `porthole device` that is ready."""
+
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, fds: Sequence[int] = ()
+    ) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli.main", "device", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=fds,
+            env={**os.environ, **(env or {})},
+        )
+        assert self.process.stdout
+        self.line = self.process.stdout.readline()
+
+    @property
+    def socket_path(self) -> Path:
+        return Path(self.line.removesuffix("\n").rpartition(" unix:")[2])
+
+    def mapped_bytes(self, name: str = "guest-ram") -> int:
+        """How much of a guest's memory, a memfd of that name, the process has mapped."""
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        found = re.finditer(rf"([0-9a-f]+)-([0-9a-f]+) .*/memfd:{re.escape(name)}", maps)
+        return sum(int(m[2], 16) - int(m[1], 16) for m in found)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end that a test has brought about; exit code and log."""
+        log = self.process.communicate(timeout=DEADLINE_S)[1]
+        return self.process.returncode, log
+
+    def terminate(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        return self.end()
+
+    def kill(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+@contextmanager
+def running(
+    *arguments: str, env: dict[str, str] | None = None, fds: Sequence[int] = ()
+) -> Iterator[Process]:
+    process = Process(*arguments, env=env, fds=fds)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def fs(run_dir: Path, shared: Path, *more: str) -> list[str]:
+    return ["fs", f"--socket-path={run_dir}/s.sock", f"--shared-dir={shared}", *more]
