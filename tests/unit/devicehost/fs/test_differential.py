@@ -357,11 +357,15 @@ def serve(
 
         worker = threading.Thread(target=work)
         worker.start()
-        if broken is None:
-            await_completions(place, expected)
+        try:
+            if broken is None:
+                await_completions(place, expected)
+                queue.stop()
+            worker.join(30)
+            assert not worker.is_alive()
+        finally:  # guest memory must not go before its last user
             queue.stop()
-        worker.join(30)
-        assert not worker.is_alive()
+            worker.join()
         result = place.outcome(f"{failures[0].reason}: {failures[0]}" if failures else "")
         result["next_avail"] = queue.next_avail
         result["counters"] = rig.counters.snapshot()

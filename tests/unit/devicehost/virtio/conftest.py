@@ -26,7 +26,8 @@ class Rig:
     def __init__(self) -> None:
         self.ram = GuestRam(16 << 20)
         self.counters = DeviceCounters()
-        self.memory: GuestMemory = ApertureMemory(self.ram.table(), POOL, self.counters)
+        self.table = self.ram.table()
+        self.memory: GuestMemory = ApertureMemory(self.table, POOL, self.counters)
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._queues: list[Queue] = []
@@ -73,6 +74,7 @@ class Rig:
         for queue in self._queues:
             queue.close()
         self.memory.release()
+        self.table.close()
         os.close(self.kick_fd)
         os.close(self.call_fd)
         self.ram.close()
