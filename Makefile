@@ -8,10 +8,11 @@ GUEST := .guest
 FASTPATH := services/devicehost/libfastpath.so
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --no-emit-index-url --no-header
+FRONT_END := build/bench/front_end
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock bench front-end clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -72,6 +73,16 @@ baseline: $(READY) ## accept the present .proto files as what the breaking-chang
 lock: $(READY) ## pin the dependencies anew
 	@$(UV_COMPILE) pyproject.toml -o requirements.lock
 	@$(UV_COMPILE) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+
+$(FRONT_END): $(wildcard bench/front_end/*.[ch])
+	@mkdir -p $(@D)
+	@$(CC) -std=c11 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror -o $@ $(filter %.c,$^) -lpthread
+
+front-end: $(FRONT_END)
+
+bench: $(READY) $(FRONT_END) ## measure against virtiofsd (FULL=1: everything; ARGS=--help)
+	@bench/fetch_virtiofsd.sh
+	@$(BIN)/python -m bench $(if $(FULL),--size full) $(ARGS)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(GUEST) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,178 @@
+"""What is measured: each case is one workload, and the matrix says which cases a run has.
+
+Owns the matrix. Must not know devices or how a case is run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+WORKING_SET_BYTES: Final = 64 * MIB
+UNCACHED_SPAN_BYTES: Final = 32 * MIB
+"""Buffers that take turns over so much memory find no window of theirs mapped (512 are kept)."""
+
+
+class Medium(Enum):
+    """What the shared directory lies on."""
+
+    TMPFS = "tmpfs"
+    DISK = "disk"
+
+
+class Size(Enum):
+    """How much of the matrix a run has."""
+
+    SMOKE = "smoke"
+    QUICK = "quick"
+    FULL = "full"
+
+
+class Kind(Enum):
+    """Which target of docs/benchmarks a case counts for."""
+
+    SMALL = "small"
+    LARGE = "large"
+    UNCACHED = "uncached"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One workload.
+
+    Attributes:
+        operation: As the front-end calls it.
+        block_bytes: Of READ and WRITE; of a READDIRPLUS reply otherwise.
+        depth: Operations in flight on each queue.
+        queues: Request queues; a device that has fewer is driven by what it has.
+        sequential: Else at random.
+        scattered: Buffers in 4 KiB pages, no two side by side; else in one piece.
+        polling: The driver looks for replies instead of sleeping until it is interrupted.
+        medium: What the shared directory lies on.
+        files: In the directory that is looked at.
+        span_bytes: Buffers take turns over so much memory; 0: as few as the depth needs.
+    """
+
+    operation: str
+    block_bytes: int = 4 * KIB
+    depth: int = 1
+    queues: int = 1
+    sequential: bool = False
+    scattered: bool = True
+    polling: bool = False
+    medium: Medium = Medium.TMPFS
+    files: int = 1000
+    span_bytes: int = 0
+
+    @property
+    def moves_data(self) -> bool:
+        """Whether it reads or writes a file's data."""
+        return self.operation in ("read", "write")
+
+    @property
+    def kind(self) -> Kind:
+        """Which target it counts for."""
+        if self.span_bytes:
+            return Kind.UNCACHED
+        if self.moves_data and self.block_bytes > 4 * KIB:
+            return Kind.LARGE
+        return Kind.SMALL
+
+    @property
+    def name(self) -> str:
+        """Tell what it is in a few words, unique in the matrix."""
+        words = []
+        if self.moves_data:
+            order = "sequential" if self.sequential else "random"
+            words += [_size(self.block_bytes), order, self.operation]
+        elif self.operation == "list":
+            words.append(f"READDIRPLUS of {self.files:,}")
+        else:
+            words.append(_NAMES[self.operation])
+        words.append(f"QD{self.depth}")
+        if self.queues > 1:
+            words.append(f"{self.queues} queues")
+        if self.moves_data and not self.scattered:
+            words.append("contiguous")
+        if self.polling:
+            words.append("polling driver")
+        if self.span_bytes:
+            words.append("uncached buffers")
+        if self.medium is not Medium.TMPFS:
+            words.append(f"on {self.medium.value}")
+        return ", ".join(
+            (" ".join(words[: 2 + 2 * self.moves_data]), *words[2 + 2 * self.moves_data :])
+        )
+
+
+_NAMES: Final = {
+    "getattr": "GETATTR",
+    "lookup": "LOOKUP",
+    "open": "OPEN+RELEASE",
+    "create": "CREATE+UNLINK",
+}
+
+
+def _size(size: int) -> str:
+    return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
+
+
+def matrix(size: Size) -> list[Case]:
+    """List the cases of a run, without repetition, in the order in which they are run."""
+    cases = {Size.SMOKE: _smoke, Size.QUICK: _quick, Size.FULL: _full}[size]()
+    return list(dict.fromkeys(cases))
+
+
+def _smoke() -> Iterator[Case]:
+    for operation in ("read", "write", "lookup", "create"):
+        yield Case(operation=operation, depth=4)
+    yield Case(operation="read", block_bytes=MIB, sequential=True, depth=2)
+    yield Case(operation="list")
+
+
+def _quick() -> Iterator[Case]:
+    for operation, depth in itertools.product(("read", "write"), (1, 16)):
+        yield Case(operation=operation, depth=depth)
+    for operation, block_bytes in itertools.product(("read", "write"), (128 * KIB, MIB)):
+        yield Case(operation=operation, block_bytes=block_bytes, depth=8, sequential=True)
+    for operation in _NAMES:
+        yield Case(operation=operation, depth=16)
+    yield Case(operation="list")
+    yield Case(operation="read", depth=16, span_bytes=UNCACHED_SPAN_BYTES)
+
+
+def _full() -> Iterator[Case]:
+    for medium in Medium:
+        for operation, depth in itertools.product(("read", "write"), (1, 16, 64)):
+            yield Case(operation=operation, depth=depth, medium=medium)
+        for operation, block_bytes, depth in itertools.product(
+            ("read", "write"), (128 * KIB, MIB), (1, 8)
+        ):
+            yield Case(
+                operation=operation,
+                block_bytes=block_bytes,
+                depth=depth,
+                sequential=True,
+                medium=medium,
+            )
+        for operation, depth in itertools.product(_NAMES, (1, 16)):
+            yield Case(operation=operation, depth=depth, medium=medium)
+        for files in (1000, 100_000):
+            yield Case(operation="list", files=files, medium=medium)
+    for operation, depth in itertools.product(("read", "write"), (1, 16)):
+        yield Case(operation=operation, depth=depth, polling=True)
+    for operation, queues in itertools.product(("read", "write", "lookup"), (2, 4)):
+        yield Case(operation=operation, depth=16, queues=queues)
+    for operation, block_bytes in itertools.product(("read", "write"), (128 * KIB, MIB)):
+        yield Case(
+            operation=operation, block_bytes=block_bytes, depth=8, sequential=True, scattered=False
+        )
+    for operation, depth in itertools.product(("read", "write"), (1, 16)):
+        yield Case(operation=operation, depth=depth, span_bytes=UNCACHED_SPAN_BYTES)

@@ -1,0 +1,136 @@
+"""Runs the native front-end (bench/front_end) and reads what it prints.
+
+Owns the command line between the two. Must not know which device is driven.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.cases import WORKING_SET_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.cases import Case
+
+PROGRAM: Final = Path("build/bench/front_end")
+POOL_BASE: Final = 0x4100_0000
+"""Where the front-end's guest has its pool: RAM_GPA + POOL_AT of front_end.h."""
+POOL_BYTES: Final = 128 << 20
+TOKEN: Final = f"swiotlb=0x{POOL_BASE:x},{POOL_BYTES}"
+DEADLINE_S: Final = 120.0
+"""How long a run may take beyond its own time; the front-end itself gives up after 60 s."""
+
+
+class FrontEndError(Exception):
+    """The front-end failed: the device answered wrongly, or not at all."""
+
+
+class Percentiles(BaseModel):
+    """Times of single operations, in nanoseconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    p50: int
+    p90: int
+    p99: int
+    p999: int
+    max: int
+
+
+class Measurement(BaseModel):
+    """What one run of the front-end has measured.
+
+    Attributes:
+        operation: Its name.
+        ops: Operations done while the clock ran.
+        bytes: Moved by them.
+        entries: Of directories, listed by them.
+        seconds: How long the clock ran; for listings, how long they took together.
+        checked_pages: Pages whose content was looked at.
+        device_cpu_s: CPU time of the device's processes, in steps of 10 ms.
+        front_end_cpu_s: CPU time of the front-end.
+        ns: Of single operations.
+        features: Virtio features that were negotiated.
+        fuse_minor: The device's FUSE version is 7.fuse_minor.
+        max_write_bytes: The longest request that the device takes.
+        parts: Requests that one block takes.
+        kicks: Notifications sent to the device.
+        interrupts: Notifications that the device sent.
+        attach_ns: From connecting to INIT's reply, for each device.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operation: str
+    ops: int
+    bytes: int
+    entries: int
+    seconds: float
+    checked_pages: int
+    device_cpu_s: float
+    front_end_cpu_s: float
+    ns: Percentiles
+    features: int = 0
+    fuse_minor: int = 0
+    max_write_bytes: int = 0
+    parts: int = 1
+    kicks: int = 0
+    interrupts: int = 0
+    attach_ns: list[int] = []
+
+    @property
+    def rate(self) -> float:
+        """Operations, or entries of directories, per second."""
+        return (self.entries or self.ops) / self.seconds if self.seconds else 0.0
+
+
+def arguments(case: Case, *, seconds: float, warmup_s: float, seed: int) -> list[str]:
+    """Write the part of the command line that is the same for every device."""
+    given = [
+        f"--operation={case.operation}",
+        f"--block={case.block_bytes}",
+        f"--depth={case.depth}",
+        f"--working-set={WORKING_SET_BYTES}",
+        f"--span={case.span_bytes}",
+        f"--pool-mib={POOL_BYTES >> 20}",
+        f"--seconds={seconds}",
+        f"--warmup={warmup_s}",
+        f"--seed={seed}",
+    ]
+    for flag in ("sequential", "scattered", "polling"):
+        if getattr(case, flag):
+            given.append(f"--{flag}")
+    return given
+
+
+def run(arguments: Sequence[str], cpus: Sequence[int] = ()) -> Measurement:
+    """Run the front-end once.
+
+    Args:
+        arguments: Its command line.
+        cpus: Where it may run; empty: anywhere.
+
+    Raises:
+        FrontEndError: It failed, with what it said.
+    """
+    pinned = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
+    try:
+        done = subprocess.run(
+            [*pinned, str(PROGRAM), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise FrontEndError(f"no end after {DEADLINE_S} s: {' '.join(arguments)}") from None
+    if done.returncode != 0:
+        raise FrontEndError(f"{done.stderr.strip()} ({' '.join(arguments)})")
+    return Measurement.model_validate_json(done.stdout)

@@ -1,0 +1,86 @@
+"""The machine that figures were measured on: what it is, and how a run takes precedence on it.
+
+Must not know what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NICENESS: Final = -10
+"""Enough that another process costs a tenth, and not so much that it starves."""
+
+_AUTOGROUP: Final = Path("/proc/self/autogroup")
+
+
+class Machine(BaseModel):
+    """What figures depend on.
+
+    Attributes:
+        date: When the run began, in UTC.
+        cpu: Its model.
+        cpus: How many this process may use.
+        memory_bytes: Of the machine.
+        kernel: Release and architecture.
+        hypervisor: Whether the CPU says that it is a guest's.
+        load: The load average of the last minute, before the run: others that were busy.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    date: str
+    cpu: str
+    cpus: int
+    memory_bytes: int
+    kernel: str
+    hypervisor: bool
+    load: float
+
+
+def describe() -> Machine:
+    """Look at this machine."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return Machine(
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        cpu=model[1] if model else platform.machine(),
+        cpus=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        kernel=f"{platform.release()} {platform.machine()}",
+        hypervisor=bool(re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE)),
+        load=os.getloadavg()[0],
+    )
+
+
+@contextlib.contextmanager
+def precedence() -> Iterator[bool]:
+    """Run before others that are busy, as far as rights go; tells whether they go so far.
+
+    With autogroups, niceness counts within a session only, so the session's is set as well.
+    """
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    group = re.search(r"nice (-?\d+)", _AUTOGROUP.read_text()) if _AUTOGROUP.exists() else None
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+        if group is not None:
+            _AUTOGROUP.write_text(str(NICENESS))
+    except PermissionError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+        if group is not None:
+            _AUTOGROUP.write_text(group[1])

@@ -1,0 +1,163 @@
+"""Runs cases in rounds: every target once a round, in an order that turns.
+
+So the measurements of a pair are made within seconds. Owns the order. Must not know how figures are
+told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from bench import front_end, trees
+from bench.targets import Place, Running, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from bench.cases import Case, Medium
+    from bench.front_end import Measurement
+
+AGAIN: Final = " again"
+"""Follows a target's name in its second measurement of a round, which tells the noise."""
+FLOOR: Final = "floor: pread"
+MEMCPY: Final = "floor: memcpy"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How cases are run.
+
+    Attributes:
+        seconds: Of each measurement.
+        warmup_s: Before it.
+        rounds: Of each case.
+        run_dir: For sockets.
+        shared: The shared directory on each medium.
+        driver_cpus: Where the front-end may run; empty: anywhere.
+        device_cpus: Where devices may run; empty: anywhere.
+    """
+
+    seconds: float
+    warmup_s: float
+    rounds: int
+    run_dir: Path
+    shared: Mapping[Medium, Path]
+    driver_cpus: tuple[int, ...] = ()
+    device_cpus: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Result:
+    """What a case gave: for each round, each target's measurement by the target's name."""
+
+    case: Case
+    rounds: list[dict[str, Measurement]] = field(default_factory=list)
+
+    def rates(self) -> list[dict[str, float]]:
+        """Tell operations per second instead of measurements."""
+        return [{name: m.rate for name, m in each.items()} for each in self.rounds]
+
+
+class Runner:
+    """Runs one case after another."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seeds = itertools.count(trees.SEED + 1)
+
+    def run(self, case: Case, targets: Sequence[Target], twice: Target | None) -> Result:
+        """Run all rounds of a case.
+
+        Args:
+            case: What to run.
+            targets: What to run it on.
+            twice: One of them, which is measured a second time in each round.
+
+        Raises:
+            FrontEndError: A device answered wrongly.
+        """
+        result = Result(case)
+        shared = self._settings.shared[case.medium]
+        if not case.moves_data and case.operation != "create":
+            trees.make_directory(shared, case.files)
+        order: list[tuple[str, Target | None]] = [(target.name, target) for target in targets]
+        if twice is not None:
+            order.append((twice.name + AGAIN, twice))
+        if case.moves_data:
+            order.append((FLOOR, None))
+            if case.operation == "read":
+                order.append((MEMCPY, None))
+        with contextlib.ExitStack() as stack:
+            running = {
+                target.name: stack.enter_context(self._start(target, case))
+                for target in targets
+                if target.serves_again
+            }
+            for number in range(self._settings.rounds):
+                turn = number % len(order)
+                result.rounds.append(
+                    {
+                        name: self._measure(case, name, target, running)
+                        for name, target in order[turn:] + order[:turn]
+                    }
+                )
+        return result
+
+    def _measure(
+        self, case: Case, name: str, target: Target | None, running: Mapping[str, Running]
+    ) -> Measurement:
+        if target is None:
+            return self._run_floor(case, memory=name == MEMCPY)
+        if target.name in running:
+            return self._drive(case, target, running[target.name])
+        with self._start(target, case) as started:
+            return self._drive(case, target, started)
+
+    def _start(self, target: Target, case: Case) -> Running:
+        settings = self._settings
+        place = Place(settings.run_dir, settings.shared[case.medium], settings.device_cpus)
+        return target.start(place, min(case.queues, target.max_queues))
+
+    def _drive(self, case: Case, target: Target, running: Running) -> Measurement:
+        queues = min(case.queues, target.max_queues)
+        # The depth is that of the whole device, so that fewer queues do not mean less work.
+        depth = case.depth * case.queues // queues
+        arguments = [
+            *self._arguments(case),
+            f"--socket={running.sockets[0]}",
+            f"--pid={running.pid}",
+            f"--queues={queues}",
+            f"--depth={depth}",
+            f"--file={trees.WRITE_FILE if case.operation == 'write' else trees.READ_FILE}",
+        ]
+        return front_end.run(arguments, self._settings.driver_cpus)
+
+    def _arguments(self, case: Case) -> list[str]:
+        settings = self._settings
+        # What is written differs from what was there, so that a lost write is seen.
+        seed = next(self._seeds) if case.operation in ("write", "create") else trees.SEED
+        directory = trees.SCRATCH if case.operation == "create" else trees.directory_of(case.files)
+        return [
+            *front_end.arguments(
+                case,
+                seconds=settings.seconds,
+                # A device meets each buffer for the first time, and faults its page in, before.
+                warmup_s=settings.warmup_s * (10 if case.span_bytes else 1),
+                seed=seed,
+            ),
+            f"--directory={directory}",
+            f"--files={case.files}",
+        ]
+
+    def _run_floor(self, case: Case, *, memory: bool) -> Measurement:
+        file = trees.WRITE_FILE if case.operation == "write" else trees.READ_FILE
+        arguments = [
+            *self._arguments(case),
+            f"--file={self._settings.shared[case.medium] / file}",
+            f"--target={'memory' if memory else 'file'}",
+        ]
+        return front_end.run(arguments, self._settings.driver_cpus)

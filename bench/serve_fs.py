@@ -1,0 +1,50 @@
+"""A device host process with any number of virtio-fs devices over one directory, without gRPC.
+
+Owns the process: it says which sockets are ready, one JSON object on a line, and serves until its
+standard input ends. Must not know what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import uuid
+from pathlib import Path
+
+from services.devicehost.host import DeviceHost, DeviceSpec, FsBackend
+
+
+def main() -> None:
+    """Make the devices, each of a VM of its own, and serve."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run-dir", type=Path, required=True, help="sockets go to its folder dev")
+    parser.add_argument("--shared-dir", type=Path, required=True)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--token", help="swiotlb=0x…,N; without it the devices work by windows")
+    given = parser.parse_args()
+    (given.run_dir / "dev").mkdir(parents=True, exist_ok=True)
+    host = DeviceHost(given.run_dir, on_change=lambda info, why: None)
+    sockets = []
+    for number in range(given.devices):
+        vm_id = str(uuid.uuid4())
+        token = f";{given.token}" if given.token else ""
+        info = host.create_device(
+            DeviceSpec(
+                vm_id=vm_id,
+                instance_id=f"fs{number}",
+                tag="bench",
+                options=f"bench;queues={given.queues}{token};vm_id={vm_id}",
+                backend=FsBackend(str(given.shared_dir)),
+            ),
+            emit=lambda event: None,
+        )
+        sockets.append(str(info.socket_path))
+    print(json.dumps({"sockets": sockets}), flush=True)
+    sys.stdin.read()
+    host.close()
+
+
+if __name__ == "__main__":
+    main()
