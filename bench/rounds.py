@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench import front_end, trees
@@ -16,7 +18,6 @@ from bench.targets import Place, Running, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from bench.cases import Case, Medium
     from bench.front_end import Measurement
@@ -119,7 +120,9 @@ class Runner:
 
     def _start(self, target: Target, case: Case) -> Running:
         settings = self._settings
-        place = Place(settings.run_dir, settings.shared[case.medium], settings.device_cpus)
+        # A folder for each: two processes must not take each other's sockets.
+        run_dir = Path(tempfile.mkdtemp(dir=settings.run_dir))
+        place = Place(run_dir, settings.shared[case.medium], settings.device_cpus)
         return target.start(place, min(case.queues, target.max_queues))
 
     def _drive(self, case: Case, target: Target, running: Running) -> Measurement:
