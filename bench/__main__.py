@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from bench import machine, trees
-from bench.cases import WORKING_SET_BYTES, Kind, Medium, Size, matrix
+from bench import targets as all_targets
+from bench.cases import WORKING_SET_BYTES, Case, Kind, Medium, Size, matrix
 from bench.ratios import paired, spread
 from bench.rounds import AGAIN, Result, Runner, Settings
-from bench.targets import PYTHON, PYTHON_WINDOWS, C, Target, virtiofsds
+from bench.targets import C, Target, virtiofsds
 
 DISK_DIR: Final = Path("build/bench/shared")
 SECONDS: Final = {Size.SMOKE: (0.1, 0.02, 1), Size.QUICK: (0.5, 0.1, 5), Size.FULL: (1.0, 0.2, 11)}
@@ -55,10 +56,17 @@ def main() -> None:
             trees.make_tree(settings.shared[medium], WORKING_SET_BYTES)
         runner = Runner(settings)
         for case in cases:
-            targets: list[Target] = (
-                [PYTHON, PYTHON_WINDOWS] if case.kind is Kind.UNCACHED else [PYTHON, *virtiofsds()]
-            )
+            targets = _targets(case)
             _print(runner.run(case, targets, C if C in targets else targets[0]))
+
+
+def _targets(case: Case) -> list[Target]:
+    here = all_targets
+    ours = [here.NATIVE] if here.has_native() else []
+    ours.append(here.PYTHON)
+    if case.kind is Kind.UNCACHED:
+        return [*ours, *([here.NATIVE_WINDOWS] if here.has_native() else []), here.PYTHON_WINDOWS]
+    return [*ours, *virtiofsds()]
 
 
 def _print(result: Result) -> None:

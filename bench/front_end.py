@@ -22,7 +22,7 @@ PROGRAM: Final = Path("build/bench/front_end")
 POOL_BASE: Final = 0x4100_0000
 """Where the front-end's guest has its pool: RAM_GPA + POOL_AT of front_end.h."""
 POOL_BYTES: Final = 128 << 20
-TOKEN: Final = f"swiotlb=0x{POOL_BASE:x},{POOL_BYTES}"
+POOL: Final = f"0x{POOL_BASE:x},{POOL_BYTES}"
 DEADLINE_S: Final = 120.0
 """How long a run may take beyond its own time; the front-end itself gives up after 60 s."""
 

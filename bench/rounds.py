@@ -132,7 +132,7 @@ class Runner:
         arguments = [
             *self._arguments(case),
             f"--socket={running.sockets[0]}",
-            f"--pid={running.pid}",
+            f"--pid={running.process.pid}",
             f"--queues={queues}",
             f"--depth={depth}",
             f"--file={trees.WRITE_FILE if case.operation == 'write' else trees.READ_FILE}",

@@ -6,7 +6,6 @@ Owns how each is started and ended; for virtiofsd that is its fastest setting th
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -15,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from bench.front_end import TOKEN
+from bench.front_end import POOL
+from services.devicehost import fastpath
+from services.devicehost.fastpath import SWITCH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,32 +46,26 @@ class Place:
         return [*pinned, *command]
 
 
+@dataclass(frozen=True, slots=True)
 class Running:
-    """A process that serves devices, from construction to `close`.
+    """A process that serves devices, until `close`.
 
     Attributes:
+        process: Itself; its command line replaces the shell's and taskset's, so its id is its own.
         sockets: Of its devices.
-        pid: Of the process.
     """
 
-    def __init__(self, process: subprocess.Popen[str], sockets: list[str]) -> None:
-        self._process = process
-        self.sockets = sockets
-        self.pid = process.pid
+    process: subprocess.Popen[str]
+    sockets: list[str]
 
     def close(self) -> None:
-        """End the process; its standard input's end asks our device host to."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        else:
-            self._process.terminate()
+        """End the process."""
+        self.process.terminate()
         try:
-            self._process.wait(STOP_DEADLINE_S)
+            self.process.wait(STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+            self.process.kill()
+            self.process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -80,95 +75,69 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
-class Porthole:
-    """Our device host with virtio-fs devices; serves one front-end after another.
+class Target:
+    """A program that serves one virtio-fs device on a socket that it inherits.
 
     Attributes:
         name: In tables.
-        options: For bench.serve_fs.
+        command: Its command line but the socket; `{shared_dir}` and `{queues}` are filled in.
         environment: Added to ours.
         max_queues: Request queues that it can have.
         serves_again: Whether the process outlives a front-end.
     """
 
     name: str
-    options: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    max_queues: int = 8
-    serves_again: bool = True
-
-    def start(self, place: Place, queues: int = 1, devices: int = 1) -> Running:
-        """Start it and wait until its sockets are there.
-
-        Raises:
-            RuntimeError: It ended instead.
-        """
-        process = subprocess.Popen(
-            place.pin(
-                [
-                    *(sys.executable, "-m", "bench.serve_fs"),
-                    *("--run-dir", str(place.run_dir), "--shared-dir", str(place.shared_dir)),
-                    *("--queues", str(queues), "--devices", str(devices)),
-                    *self.options,
-                ]
-            ),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **self.environment},
-        )
-        line = process.stdout.readline() if process.stdout else ""
-        if not line:
-            raise RuntimeError(f"{self.name} ended with status {process.wait()}")
-        return Running(process, json.loads(line)["sockets"])
-
-
-@dataclass(frozen=True, slots=True)
-class Virtiofsd:
-    """A packaged virtiofsd; it serves one front-end and ends, and has one request queue.
-
-    Attributes:
-        name: In tables.
-        command: Its command line but socket and directory; `{shared_dir}` stands for the latter.
-        max_queues: Request queues that it can have.
-        serves_again: Whether the process outlives a front-end.
-    """
-
-    name: str
     command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
     max_queues: int = 1
     serves_again: bool = False
 
-    def start(self, place: Place, queues: int = 1, devices: int = 1) -> Running:
-        """Start it on a socket that listens already."""
-        if (queues, devices) != (1, 1):
-            raise ValueError(f"{self.name} has one device with one request queue")
-        path = place.run_dir / "virtiofsd.sock"
+    def start(self, place: Place, queues: int = 1) -> Running:
+        """Start it; a front-end may connect at once, and waits while the program gets ready."""
+        path = place.run_dir / "device.sock"
         path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        words = [word.format(shared_dir=place.shared_dir, queues=queues) for word in self.command]
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+            (place.run_dir / "device.log").open("w") as log,
+        ):
             listener.bind(str(path))
             listener.listen(1)
             process = subprocess.Popen(
-                [
-                    *place.pin([word.format(shared_dir=place.shared_dir) for word in self.command]),
-                    f"--fd={listener.fileno()}",
-                ],
+                [*place.pin(words), f"--fd={listener.fileno()}"],
                 pass_fds=[listener.fileno()],
-                stderr=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 text=True,
+                env={**os.environ, **self.environment},
             )
         return Running(process, [str(path)])
 
 
-Target = Porthole | Virtiofsd
+def _porthole(name: str, *options: str, native: bool) -> Target:
+    return Target(
+        name,
+        (
+            *(str(Path(sys.executable).with_name("porthole")), "device", "fs", "--persistent"),
+            *("--shared-dir", "{shared_dir}", "--queues", "{queues}", *options),
+        ),
+        environment={} if native else {SWITCH: "0"},
+        max_queues=8,
+        serves_again=True,
+    )
 
-PYTHON: Final = Porthole("python", ("--token", TOKEN), {"PORTHOLE_NATIVE": "0"})
-PYTHON_WINDOWS: Final = Porthole("python, windows", (), {"PORTHOLE_NATIVE": "0"})
-C: Final = Virtiofsd(
+
+NATIVE: Final = _porthole("native", "--swiotlb", POOL, native=True)
+NATIVE_WINDOWS: Final = _porthole("native, windows", "--memory", "windows", native=True)
+NATIVE_WHOLE: Final = _porthole("native, whole memory", "--memory", "whole", native=True)
+PYTHON: Final = _porthole("python", "--swiotlb", POOL, native=False)
+PYTHON_WINDOWS: Final = _porthole("python, windows", "--memory", "windows", native=False)
+PYTHON_WHOLE: Final = _porthole("python, whole memory", "--memory", "whole", native=False)
+C: Final = Target(
     "virtiofsd (C)",
     (str(C_VIRTIOFSD), "-o", "source={shared_dir}", "-o", "cache=auto", "-o", "sandbox=chroot"),
 )
-RUST: Final = Virtiofsd(
+RUST: Final = Target(
     "virtiofsd (Rust)",
     (
         *(str(RUST_VIRTIOFSD), "--shared-dir", "{shared_dir}", "--cache", "auto"),
@@ -177,7 +146,12 @@ RUST: Final = Virtiofsd(
 )
 
 
-def virtiofsds() -> list[Virtiofsd]:
+def virtiofsds() -> list[Target]:
     """List those that this machine has."""
     have = ((C, C_VIRTIOFSD), (RUST, RUST_VIRTIOFSD))
     return [target for target, program in have if os.access(program, os.X_OK)]
+
+
+def has_native() -> bool:
+    """Tell whether the fast path was built."""
+    return fastpath.library is not None
