@@ -6,6 +6,7 @@ Owns the command line and the order of a run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import tempfile
@@ -27,18 +28,19 @@ SECONDS: Final = {Size.SMOKE: (0.1, 0.02, 1), Size.QUICK: (0.5, 0.1, 5), Size.FU
 def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--size", type=Size, choices=list(Size), default=Size.QUICK)
+    parser.add_argument("--size", type=Size, metavar="smoke|quick|full", default=Size.QUICK)
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="cases, by a regex")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--anywhere", action="store_true", help="do not pin threads to CPUs")
+    parser.add_argument("--precedence", action="store_true", help="run before others (niceness)")
     given = parser.parse_args()
     seconds, warmup_s, rounds = SECONDS[given.size]
     cpus = sorted(os.sched_getaffinity(0))
     half = len(cpus) // 2
     pinned = half and not given.anywhere
     with (
-        machine.precedence(),
+        machine.precedence() if given.precedence else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="ph-bench-") as run_dir,
         tempfile.TemporaryDirectory(prefix="ph-bench-", dir="/dev/shm") as tmpfs,
     ):
