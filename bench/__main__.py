@@ -1,4 +1,4 @@
-"""`python -m bench`: run the matrix, print ratios, write JSON.
+"""`python -m bench`: run the matrix, print ratios, write JSON, tables and plots.
 
 Owns the command line and the order of a run.
 """
@@ -10,78 +10,149 @@ import contextlib
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from bench import machine, trees
+from bench import machine, pools, profiles, report, scale, trees
 from bench import targets as all_targets
 from bench.cases import WORKING_SET_BYTES, Case, Kind, Medium, Size, matrix
-from bench.ratios import paired, spread
-from bench.rounds import AGAIN, Result, Runner, Settings
+from bench.results import CaseResult, PoolRow, Profile, Results, ScaleRow
+from bench.rounds import Runner, Settings
 from bench.targets import C, Target, virtiofsds
+from bench.verdicts import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DISK_DIR: Final = Path("build/bench/shared")
-SECONDS: Final = {Size.SMOKE: (0.1, 0.02, 1), Size.QUICK: (0.5, 0.1, 5), Size.FULL: (1.0, 0.2, 11)}
+OUTPUT: Final = {Size.FULL: Path("docs/benchmarks")}
+"""Where a run is written; a smaller one must not take the place of a whole one."""
+OTHER_OUTPUT: Final = Path("build/bench/results")
+SECONDS: Final = {Size.SMOKE: (0.1, 0.02, 1), Size.QUICK: (0.2, 0.05, 5), Size.FULL: (0.2, 0.05, 7)}
 """Seconds, warm-up and rounds of each measurement."""
+DEVICES: Final = {Size.SMOKE: (1, 4), Size.QUICK: (1, 64), Size.FULL: (1, 8, 64, 256)}
+GUEST_DEVICES: Final = {Size.SMOKE: (2,), Size.QUICK: (1, 8), Size.FULL: (1, 2, 4, 8, 16)}
+PARTS: Final = ("cases", "scale", "pools", "profiles")
 
 
 def main() -> None:
     """Run."""
+    given = _arguments()
+    begin, watch, where = time.monotonic(), machine.Watch(), machine.describe()
+    with contextlib.ExitStack() as stack:
+        if given.precedence:
+            stack.enter_context(machine.precedence())
+        settings = _settings(given, stack)
+        runner = Runner(settings)
+        # Scale and pools read on tmpfs, so its tree is made in any case.
+        trees.make_tree(settings.shared[Medium.TMPFS], WORKING_SET_BYTES)
+        cases = list(_cases(given, settings, runner)) if "cases" in given.parts else []
+        rows = list(_scale(given, settings)) if "scale" in given.parts else []
+        pool_rows = list(_pools(given, settings)) if "pools" in given.parts else []
+        results = Results(
+            machine=where,
+            busyness=watch.read(),
+            size=given.size,
+            seconds=settings.seconds,
+            rounds=settings.rounds,
+            duration_s=round(time.monotonic() - begin, 1),
+            versions=all_targets.versions(),
+            cases=cases,
+            scale=rows,
+            pools=pool_rows,
+            profiles=[],
+        )
+        if "profiles" in given.parts and profiles.is_possible():
+            found = list(_profiles(results, runner))
+            results = results.model_copy(update={"profiles": found})
+    output = given.output or OUTPUT.get(given.size, OTHER_OUTPUT)
+    report.write(results, output)
+    print()
+    for row in report.goal_rows(judge(results)):
+        print(f"{row[0]:<58} {row[1]:<16} {row[2]}; middle {row[3]}, worst {row[4]}")
+    print(f"\nwritten to {output}/results.md and results.json")
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--size", type=Size, metavar="smoke|quick|full", default=Size.QUICK)
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="cases, by a regex")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--seconds", type=float, help="of each measurement")
     parser.add_argument("--anywhere", action="store_true", help="do not pin threads to CPUs")
     parser.add_argument("--precedence", action="store_true", help="run before others (niceness)")
-    given = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="folder of results.md and results.json")
+    return parser.parse_args()
+
+
+def _settings(given: argparse.Namespace, stack: contextlib.ExitStack) -> Settings:
     seconds, warmup_s, rounds = SECONDS[given.size]
     cpus = sorted(os.sched_getaffinity(0))
     half = len(cpus) // 2
     pinned = half and not given.anywhere
-    with (
-        machine.precedence() if given.precedence else contextlib.nullcontext(),
-        tempfile.TemporaryDirectory(prefix="ph-bench-") as run_dir,
-        tempfile.TemporaryDirectory(prefix="ph-bench-", dir="/dev/shm") as tmpfs,
-    ):
-        settings = Settings(
-            seconds=given.seconds or seconds,
-            warmup_s=warmup_s,
-            rounds=given.rounds or rounds,
-            run_dir=Path(run_dir),
-            shared={Medium.TMPFS: Path(tmpfs), Medium.DISK: DISK_DIR.absolute()},
-            driver_cpus=tuple(cpus[:half]) if pinned else (),
-            device_cpus=tuple(cpus[half:]) if pinned else (),
-        )
-        cases = [case for case in matrix(given.size) if given.only.search(case.name)]
-        for medium in {case.medium for case in cases}:
-            trees.make_tree(settings.shared[medium], WORKING_SET_BYTES)
-        runner = Runner(settings)
-        for case in cases:
-            targets = _targets(case)
-            _print(runner.run(case, targets, C if C in targets else targets[0]))
+    run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="ph-bench-"))
+    tmpfs = stack.enter_context(tempfile.TemporaryDirectory(prefix="ph-bench-", dir="/dev/shm"))
+    return Settings(
+        seconds=given.seconds or seconds,
+        warmup_s=warmup_s,
+        rounds=given.rounds or rounds,
+        run_dir=Path(run_dir),
+        shared={Medium.TMPFS: Path(tmpfs), Medium.DISK: DISK_DIR.absolute()},
+        driver_cpus=tuple(cpus[:half]) if pinned else (),
+        device_cpus=tuple(cpus[half:]) if pinned else (),
+    )
+
+
+def _cases(given: argparse.Namespace, settings: Settings, runner: Runner) -> Iterator[CaseResult]:
+    cases = [case for case in matrix(given.size) if given.only.search(case.name)]
+    for medium in {case.medium for case in cases}:
+        trees.make_tree(settings.shared[medium], WORKING_SET_BYTES)
+    for case in cases:
+        targets = _targets(case)
+        result = runner.run(case, targets, C if C in targets else targets[0])
+        print("\n" + "\n".join(report.case_lines(result)), flush=True)
+        yield result
 
 
 def _targets(case: Case) -> list[Target]:
     here = all_targets
-    ours = [here.NATIVE] if here.has_native() else []
-    ours.append(here.PYTHON)
-    if case.kind is Kind.UNCACHED:
-        return [*ours, *([here.NATIVE_WINDOWS] if here.has_native() else []), here.PYTHON_WINDOWS]
+    native = here.has_native()
+    ours = [*([here.NATIVE] if native else []), here.PYTHON]
+    if case.kind in (Kind.UNCACHED, Kind.MEMORY):
+        ours += [*([here.NATIVE_WINDOWS] if native else []), here.PYTHON_WINDOWS]
+        return [*ours, *([here.NATIVE_WHOLE] if native else []), here.PYTHON_WHOLE]
     return [*ours, *virtiofsds()]
 
 
-def _print(result: Result) -> None:
-    rates = result.rates()
-    print(f"\n{result.case.name}")
-    baselines = [target.name for target in virtiofsds()]
-    for name in rates[0]:
-        rate = spread([each[name] for each in rates])
-        against = [name.removesuffix(AGAIN)] if name.endswith(AGAIN) else baselines
-        ratios = paired(rates, name, against)
-        ratio = f"  ratio {spread(ratios)}" if ratios else ""
-        p50 = spread([each[name].ns.p50 / 1000 for each in result.rounds]).median
-        print(f"  {name:<22} {rate.median:>12,.0f}/s  p50 {p50:>9.1f} us{ratio}", flush=True)
+def _scale(given: argparse.Namespace, settings: Settings) -> Iterator[ScaleRow]:
+    for native in [*([True] if all_targets.has_native() else []), False]:
+        for row in scale.measure(settings, DEVICES[given.size], native=native):
+            print("\n" + report.scale_line(row), flush=True)
+            yield row
+
+
+def _pools(given: argparse.Namespace, settings: Settings) -> Iterator[PoolRow]:
+    for row in pools.measure(settings, GUEST_DEVICES[given.size]):
+        print("\n" + report.pool_line(row), flush=True)
+        yield row
+
+
+def _profiles(results: Results, runner: Runner) -> Iterator[Profile]:
+    """Sample the worst case of each goal that was missed, on our device and on virtiofsd."""
+    by_name = {result.case.name: result.case for result in results.cases}
+    known = {target.name: target for target in (all_targets.NATIVE, all_targets.PYTHON)}
+    done = set()
+    for goal in judge(results):
+        for miss in goal.misses()[:1]:
+            case = by_name.get(miss.what)
+            if case is None or miss.program not in known:
+                continue
+            for target in (known[miss.program], *virtiofsds()):
+                if (case.name, target.name) not in done:
+                    done.add((case.name, target.name))
+                    yield profiles.record(runner, case, target)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Kind(Enum):
     SMALL = "small"
     LARGE = "large"
     UNCACHED = "uncached"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ class Case:
         medium: What the shared directory lies on.
         files: In the directory that is looked at.
         span_bytes: Buffers take turns over so much memory; 0: as few as the depth needs.
+        memory_kinds: Whether our device's ways to reach guest memory are compared.
     """
 
     operation: str
@@ -70,6 +72,7 @@ class Case:
     medium: Medium = Medium.TMPFS
     files: int = 1000
     span_bytes: int = 0
+    memory_kinds: bool = False
 
     @property
     def moves_data(self) -> bool:
@@ -81,6 +84,8 @@ class Case:
         """Which target it counts for."""
         if self.span_bytes:
             return Kind.UNCACHED
+        if self.memory_kinds:
+            return Kind.MEMORY
         if self.moves_data and self.block_bytes > 4 * KIB:
             return Kind.LARGE
         return Kind.SMALL
@@ -105,6 +110,8 @@ class Case:
             words.append("polling driver")
         if self.span_bytes:
             words.append("uncached buffers")
+        if self.memory_kinds:
+            words.append("kinds of memory")
         if self.medium is not Medium.TMPFS:
             words.append(f"on {self.medium.value}")
         return ", ".join(
@@ -146,6 +153,7 @@ def _quick() -> Iterator[Case]:
         yield Case(operation=operation, depth=16)
     yield Case(operation="list")
     yield Case(operation="read", depth=16, span_bytes=UNCACHED_SPAN_BYTES)
+    yield Case(operation="read", depth=16, memory_kinds=True)
 
 
 def _full() -> Iterator[Case]:
@@ -176,3 +184,8 @@ def _full() -> Iterator[Case]:
         )
     for operation, depth in itertools.product(("read", "write"), (1, 16)):
         yield Case(operation=operation, depth=depth, span_bytes=UNCACHED_SPAN_BYTES)
+    for operation in ("read", "write"):
+        yield Case(operation=operation, depth=16, memory_kinds=True)
+        yield Case(
+            operation=operation, block_bytes=MIB, depth=8, sequential=True, memory_kinds=True
+        )

@@ -48,6 +48,45 @@ class Machine(BaseModel):
     load: float
 
 
+class Busyness(BaseModel):
+    """What else ran on the machine while figures were taken, as shares of all its CPU time.
+
+    Attributes:
+        others: Of other processes here.
+        stolen: Of other guests of the hypervisor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    others: float
+    stolen: float
+
+
+class Watch:
+    """Tells what else runs from its making on."""
+
+    def __init__(self) -> None:
+        self._before = _ticks()
+
+    def read(self) -> Busyness:
+        """Look; time of child processes counts as ours once they have ended."""
+        total, busy, stolen, own = (
+            after - before for after, before in zip(_ticks(), self._before, strict=True)
+        )
+        if not total:
+            return Busyness(others=0.0, stolen=0.0)
+        return Busyness(others=max(0.0, busy - own) / total, stolen=stolen / total)
+
+
+def _ticks() -> tuple[float, float, float, float]:
+    """CPU time of the machine, of what ran on it, stolen from it, and of ours (proc(5), stat)."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, idle, iowait, irq, softirq, stolen = map(int, words)
+    busy = user + nice + system + irq + softirq
+    own = sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")
+    return busy + idle + iowait + stolen, busy, stolen, own
+
+
 def describe() -> Machine:
     """Look at this machine."""
     cpuinfo = Path("/proc/cpuinfo").read_text()

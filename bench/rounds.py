@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench import front_end, trees
+from bench.cases import Kind
+from bench.results import CaseResult, summarize
 from bench.targets import Place, Running, Target
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
 AGAIN: Final = " again"
 """Follows a target's name in its second measurement of a round, which tells the noise."""
-FLOOR: Final = "floor: pread"
+FLOORS: Final = {"read": "floor: pread", "write": "floor: pwrite"}
 MEMCPY: Final = "floor: memcpy"
+LISTED: Final = 20_000
+"""Entries of directories that a measurement of READDIRPLUS lists, or one directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +55,6 @@ class Settings:
     device_cpus: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
-class Result:
-    """What a case gave: for each round, each target's measurement by the target's name."""
-
-    case: Case
-    rounds: list[dict[str, Measurement]] = field(default_factory=list)
-
-    def rates(self) -> list[dict[str, float]]:
-        """Tell operations per second instead of measurements."""
-        return [{name: m.rate for name, m in each.items()} for each in self.rounds]
-
-
 class Runner:
     """Runs one case after another."""
 
@@ -70,7 +62,7 @@ class Runner:
         self._settings = settings
         self._seeds = itertools.count(trees.SEED + 1)
 
-    def run(self, case: Case, targets: Sequence[Target], twice: Target | None) -> Result:
+    def run(self, case: Case, targets: Sequence[Target], twice: Target | None) -> CaseResult:
         """Run all rounds of a case.
 
         Args:
@@ -81,32 +73,28 @@ class Runner:
         Raises:
             FrontEndError: A device answered wrongly.
         """
-        result = Result(case)
-        shared = self._settings.shared[case.medium]
         if not case.moves_data and case.operation != "create":
-            trees.make_directory(shared, case.files)
+            trees.make_directory(self.shared(case), case.files)
         order: list[tuple[str, Target | None]] = [(target.name, target) for target in targets]
         if twice is not None:
             order.append((twice.name + AGAIN, twice))
-        if case.moves_data:
-            order.append((FLOOR, None))
-            if case.operation == "read":
-                order.append((MEMCPY, None))
+        order += [(name, None) for name in _floors(case)]
+        found: dict[str, list[Measurement]] = {name: [] for name, _ in order}
         with contextlib.ExitStack() as stack:
             running = {
-                target.name: stack.enter_context(self._start(target, case))
+                target.name: stack.enter_context(self.start(target, case))
                 for target in targets
                 if target.serves_again
             }
             for number in range(self._settings.rounds):
                 turn = number % len(order)
-                result.rounds.append(
-                    {
-                        name: self._measure(case, name, target, running)
-                        for name, target in order[turn:] + order[:turn]
-                    }
-                )
-        return result
+                for name, target in order[turn:] + order[:turn]:
+                    found[name].append(self._measure(case, name, target, running))
+        return CaseResult(case=case, rows=[summarize(name, found[name]) for name in found])
+
+    def shared(self, case: Case) -> Path:
+        """Tell which directory is shared in a case."""
+        return self._settings.shared[case.medium]
 
     def _measure(
         self, case: Case, name: str, target: Target | None, running: Mapping[str, Running]
@@ -114,18 +102,24 @@ class Runner:
         if target is None:
             return self._run_floor(case, memory=name == MEMCPY)
         if target.name in running:
-            return self._drive(case, target, running[target.name])
-        with self._start(target, case) as started:
-            return self._drive(case, target, started)
+            return self.drive(case, target, running[target.name])
+        with self.start(target, case) as started:
+            return self.drive(case, target, started)
 
-    def _start(self, target: Target, case: Case) -> Running:
+    def start(self, target: Target, case: Case) -> Running:
+        """Start a target for a case."""
         settings = self._settings
         # A folder for each: two processes must not take each other's sockets.
         run_dir = Path(tempfile.mkdtemp(dir=settings.run_dir))
         place = Place(run_dir, settings.shared[case.medium], settings.device_cpus)
         return target.start(place, min(case.queues, target.max_queues))
 
-    def _drive(self, case: Case, target: Target, running: Running) -> Measurement:
+    def drive(self, case: Case, target: Target, running: Running) -> Measurement:
+        """Measure a case once on a target that runs.
+
+        Raises:
+            FrontEndError: The device answered wrongly.
+        """
         queues = min(case.queues, target.max_queues)
         # The depth is that of the whole device, so that fewer queues do not mean less work.
         depth = case.depth * case.queues // queues
@@ -144,7 +138,10 @@ class Runner:
         # What is written differs from what was there, so that a lost write is seen.
         seed = next(self._seeds) if case.operation in ("write", "create") else trees.SEED
         directory = trees.SCRATCH if case.operation == "create" else trees.directory_of(case.files)
+        # A listing takes as long as it takes: so many are made, not as many as fit in a time.
+        listings = [f"--ops={max(1, LISTED // case.files)}"] if case.operation == "list" else []
         return [
+            *listings,
             *front_end.arguments(
                 case,
                 seconds=settings.seconds,
@@ -164,3 +161,10 @@ class Runner:
             f"--target={'memory' if memory else 'file'}",
         ]
         return front_end.run(arguments, self._settings.driver_cpus)
+
+
+def _floors(case: Case) -> list[str]:
+    if not case.moves_data or case.kind not in (Kind.SMALL, Kind.LARGE):
+        return []
+    memory = case.operation == "read" and case.kind is Kind.LARGE
+    return [FLOORS[case.operation], *([MEMCPY] if memory else [])]

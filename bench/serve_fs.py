@@ -20,22 +20,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True, help="sockets go to its folder dev")
     parser.add_argument("--shared-dir", type=Path, required=True)
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--queues", type=int, default=1)
-    parser.add_argument("--token", help="swiotlb=0x…,N; without it the devices work by windows")
+    parser.add_argument("--token", action="append", required=True, help="for each device")
     given = parser.parse_args()
     (given.run_dir / "dev").mkdir(parents=True, exist_ok=True)
     host = DeviceHost(given.run_dir, on_change=lambda info, why: None)
     sockets = []
-    for number in range(given.devices):
+    for number, token in enumerate(given.token):
         vm_id = str(uuid.uuid4())
-        token = f";{given.token}" if given.token else ""
         info = host.create_device(
             DeviceSpec(
                 vm_id=vm_id,
                 instance_id=f"fs{number}",
                 tag="bench",
-                options=f"bench;queues={given.queues}{token};vm_id={vm_id}",
+                options=f"bench;{token};vm_id={vm_id}",
                 backend=FsBackend(str(given.shared_dir)),
             ),
             emit=lambda event: None,

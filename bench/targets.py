@@ -6,6 +6,7 @@ Owns how each is started and ended; for virtiofsd that is its fastest setting th
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -51,7 +52,8 @@ class Running:
     """A process that serves devices, until `close`.
 
     Attributes:
-        process: Itself; its command line replaces the shell's and taskset's, so its id is its own.
+        process: Itself, which ends with its standard input, or on SIGTERM when it has none of its
+            own; its command line replaces the shell's and taskset's, so its id is its own.
         sockets: Of its devices.
     """
 
@@ -60,7 +62,10 @@ class Running:
 
     def close(self) -> None:
         """End the process."""
-        self.process.terminate()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        else:
+            self.process.terminate()
         try:
             self.process.wait(STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
@@ -146,12 +151,46 @@ RUST: Final = Target(
 )
 
 
+_VIRTIOFSDS: Final = ((C, C_VIRTIOFSD), (RUST, RUST_VIRTIOFSD))
+
+
 def virtiofsds() -> list[Target]:
     """List those that this machine has."""
-    have = ((C, C_VIRTIOFSD), (RUST, RUST_VIRTIOFSD))
-    return [target for target, program in have if os.access(program, os.X_OK)]
+    return [target for target, program in _VIRTIOFSDS if os.access(program, os.X_OK)]
+
+
+def start_host(place: Place, tokens: Sequence[str], *, native: bool) -> Running:
+    """Start a device host (serve_fs.py) with a device for each token, "0xBASE,SIZE"."""
+    command = [
+        *(sys.executable, "-m", "bench.serve_fs"),
+        *("--run-dir", str(place.run_dir), "--shared-dir", str(place.shared_dir)),
+        *(f"--token=swiotlb={token}" for token in tokens),
+    ]
+    process = subprocess.Popen(
+        place.pin(command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, SWITCH: "1" if native else "0"},
+    )
+    said = process.stdout.readline() if process.stdout is not None else ""
+    if not said:
+        raise OSError(f"the device host of {len(tokens)} devices ended with {process.wait()}")
+    return Running(process, json.loads(said)["sockets"])
 
 
 def has_native() -> bool:
     """Tell whether the fast path was built."""
     return fastpath.library is not None
+
+
+def versions() -> dict[str, str]:
+    """Ask each virtiofsd for its version."""
+    found = {}
+    for target, program in _VIRTIOFSDS:
+        if os.access(program, os.X_OK):
+            said = subprocess.run(
+                [program, "--version"], capture_output=True, text=True, check=True
+            )
+            found[target.name] = said.stdout.partition("\n")[0].removeprefix("virtiofsd ")
+    return found

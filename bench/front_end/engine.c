@@ -81,6 +81,8 @@ static void run_lists(struct worker *worker)
 	struct run *run = worker->run;
 
 	worker->listed = allocate(run->options->files, sizeof *worker->listed);
+	/* Once for nothing: a device that has just started makes its tables grow. */
+	list_directory(worker, worker->queues[0]->device, false);
 	while (run->phase != PHASE_OVER && (!run->options->ops || atomic_fetch_sub(&run->budget, 1) > 0))
 		list_directory(worker, worker->queues[0]->device, run->phase == PHASE_TIMED);
 	free(worker->listed);

@@ -1,0 +1,163 @@
+"""One bounce pool for all devices of a guest against a pool for each, in the user-space guest.
+
+Owns the two guests that are compared. They have the same memory in all, the same devices and the
+same work; the guest's own code, which is Python, is most of what is measured. Must not know goals
+or how figures are told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench import trees
+from bench.cases import KIB, MIB, WORKING_SET_BYTES, Medium
+from bench.results import PoolRow
+from bench.targets import Place, start_host
+from services.handshake.pool import PAGE_BYTES, Gpa, SwiotlbPool
+from services.simguest.bounce import BouncePool
+from services.simguest.device import DeviceKind, DeviceMemory, VirtioDevice
+from services.simguest.fs_driver import WANTED_FEATURES, FsDriver
+from services.simguest.fs_driver_operations import FsOperations
+from services.simguest.kernel import IMAGE_END
+from services.simguest.ram import GuestRam
+from services.wire import fuse, virtio_fs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from bench.rounds import Settings
+    from bench.targets import Running
+
+BLOCKS: Final = (4 * KIB, 128 * KIB)
+DEPTH: Final = 4
+"""Reads in flight on each device."""
+POOL_BYTES: Final = 64 * MIB
+"""Of one pool, or of all together: room for 16 devices' reads either way."""
+
+
+def measure(settings: Settings, counts: Sequence[int]) -> Iterator[PoolRow]:
+    """Measure guests of so many devices; the two kinds of guest take turns in each round.
+
+    Raises:
+        OSError: A device answered wrongly.
+        PortholeError: A device is gone.
+    """
+    with _on(settings.driver_cpus):
+        for count in counts:
+            with contextlib.ExitStack() as stack:
+                one, each = (
+                    stack.enter_context(_guest(settings, count, pools)) for pools in (1, count)
+                )
+                for block_bytes in BLOCKS:
+                    rates: dict[int, list[float]] = {0: [], 1: []}
+                    for number in range(settings.rounds):
+                        for turn in (number % 2, (number + 1) % 2):
+                            guest = (one, each)[turn]
+                            rates[turn].append(_rate(guest, block_bytes, settings))
+                    yield PoolRow(
+                        devices=count,
+                        block_bytes=block_bytes,
+                        one_pool=rates[0],
+                        pool_each=rates[1],
+                    )
+
+
+class Reader:
+    """Reads a file of one device at random places, `DEPTH` blocks at a time."""
+
+    def __init__(self, operations: FsOperations, seed: int) -> None:
+        self._operations = operations
+        self._random = random.Random(seed)  # noqa: S311  # the same places each time
+        self._node = operations.lookup(fuse.FUSE_ROOT_ID, trees.READ_FILE.encode()).nodeid
+        self._handle = operations.begin_open(self._node).result()
+
+    def read(self, block_bytes: int) -> int:
+        """Read `DEPTH` blocks and check that each is the one that was asked for; tells how many."""
+        blocks = [self._random.randrange(WORKING_SET_BYTES // block_bytes) for _ in range(DEPTH)]
+        begun = [
+            self._operations.begin_read(self._node, self._handle, block * block_bytes, block_bytes)
+            for block in blocks
+        ]
+        for block, pending in zip(blocks, begun, strict=True):
+            data = pending.result()
+            first = int.from_bytes(data[:8], "little")
+            page = block * block_bytes // PAGE_BYTES
+            if len(data) != block_bytes or first != trees.page_stamp(trees.SEED, page):
+                raise OSError(f"{len(data)} bytes of another place than block {block}")
+        return DEPTH
+
+
+@contextlib.contextmanager
+def _guest(settings: Settings, count: int, pools: int) -> Iterator[list[Reader]]:
+    """Boot a guest with so many devices behind so many pools, of `POOL_BYTES` together."""
+    size = POOL_BYTES // pools
+    ranges = [SwiotlbPool(Gpa(IMAGE_END + i * size), size) for i in range(pools)]
+    place = Place(
+        Path(tempfile.mkdtemp(dir=settings.run_dir)),
+        settings.shared[Medium.TMPFS],
+        settings.device_cpus,
+    )
+    of_device = [i * pools // count for i in range(count)]
+    tokens = [f"0x{ranges[i].base:x},{size}" for i in of_device]
+    ram = GuestRam(IMAGE_END + POOL_BYTES)
+    bounce = [BouncePool(ram, pool) for pool in ranges]
+    with contextlib.ExitStack() as stack:
+        running: Running = stack.enter_context(start_host(place, tokens, native=True))
+        stack.callback(ram.close)
+        readers = []
+        for number, (path, pool) in enumerate(zip(running.sockets, of_device, strict=True)):
+            device = VirtioDevice(
+                f"device {number}",
+                Path(path),
+                DeviceKind(WANTED_FEATURES, virtio_fs.CONFIG.size, queues=2),
+                DeviceMemory(ram, bounce[pool], bounce[pool]),
+            )
+            stack.callback(device.close)
+            driver = FsDriver(device)
+            driver.start()
+            stack.callback(driver.stop)
+            readers.append(Reader(FsOperations(driver), number))
+        yield readers
+
+
+def _rate(readers: Sequence[Reader], block_bytes: int, settings: Settings) -> float:
+    """Let all readers read for the time of a measurement; tells reads per second of all."""
+    done = [0] * len(readers)
+    failed: list[Exception] = []
+    begin = time.monotonic() + settings.warmup_s
+    end = begin + settings.seconds
+
+    def run(number: int) -> None:
+        try:
+            while (now := time.monotonic()) < end:
+                count = readers[number].read(block_bytes)
+                done[number] += count if now >= begin else 0
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(readers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return round(sum(done) / (time.monotonic() - begin), 1)
+
+
+@contextlib.contextmanager
+def _on(cpus: Sequence[int]) -> Iterator[None]:
+    """Keep this thread, and those that it starts, to some CPUs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

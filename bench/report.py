@@ -1,0 +1,323 @@
+"""Writes a run down: results.json, results.md, and the plots that it shows.
+
+Owns the wording of tables. Must not know how figures are measured.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from bench.cases import Kind
+from bench.plots import Bars, chart
+from bench.ratios import Spread, percentile, spread
+from bench.rounds import AGAIN
+from bench.verdicts import NATIVE, PYTHON, VIRTIOFSDS, Goal, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from bench.results import CaseResult, PoolRow, Results, ScaleRow
+
+TITLES: Final = {
+    Kind.SMALL: "Small operations",
+    Kind.LARGE: "128 KiB and 1 MiB",
+    Kind.UNCACHED: "Without and with the token, buffers that no window is mapped for",
+    Kind.MEMORY: "Token, windows, and the whole of guest memory",
+}
+SHOWN_MISSES: Final = 8
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write all files of a run into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(results.model_dump_json(indent=1) + "\n")
+    plots = {name: draw for name, draw in _plots(results).items() if draw}
+    for name, text in plots.items():
+        (folder / name).write_text(text)
+    (folder / "results.md").write_text("\n".join(_page(results, plots)) + "\n")
+
+
+def case_lines(result: CaseResult) -> list[str]:
+    """Tell one case in plain text, for whoever watches a run."""
+    lines = [result.case.name]
+    for row in result.rows:
+        once = row.name.removesuffix(AGAIN)
+        ratio = result.ratio(row.name, VIRTIOFSDS if once == row.name else [once])
+        lines.append(
+            f"  {row.name:<22} {row.rate.median:>12,.0f}/s  p50 {row.p50_us:>9.1f} us"
+            + (f"  ratio {ratio}" if ratio else "")
+        )
+    return lines
+
+
+def scale_line(row: ScaleRow) -> str:
+    """Tell one device host in plain text."""
+    return (
+        f"{row.devices} devices in one host, {row.host}: {spread(row.rates).median:,.0f}/s of one, "
+        f"{spread(row.busy_rates).median:,.0f}/s of all, {row.rss_bytes / 2**20:.0f} MiB, "
+        f"attached in {percentile(row.attach_ms, 50):.1f} ms, idle {row.idle_cpu_ms:.1f} ms/s"
+    )
+
+
+def pool_line(row: PoolRow) -> str:
+    """Tell one number of devices of the user-space guest in plain text."""
+    return (
+        f"{row.devices} devices of a guest, {row.block_bytes >> 10} KiB reads: "
+        f"{spread(row.one_pool).median:,.0f}/s behind one pool, "
+        f"{spread(row.pool_each).median:,.0f}/s with a pool each"
+    )
+
+
+def goal_rows(goals: Iterable[Goal]) -> list[list[str]]:
+    """Tell for each goal whether it was reached, and by how much it was missed at worst."""
+    rows = []
+    for goal in goals:
+        misses, count = goal.misses(), len(goal.findings)
+        medians = [finding.figure.median for finding in goal.findings]
+        worst = max(medians) if goal.at_most else min(medians)
+        verdict = "reached" if not misses else f"not reached in {len(misses)} of {count}"
+        bound = f"{'at most' if goal.at_most else 'at least'} {goal.bound:g}{goal.unit}"
+        rows.append(
+            [
+                goal.name,
+                bound,
+                verdict,
+                f"{goal.middle():.2f}{goal.unit}",
+                f"{worst:.2f}{goal.unit}",
+            ]
+        )
+    return rows
+
+
+def _page(results: Results, plots: Iterable[str]) -> list[str]:
+    machine, busyness = results.machine, results.busyness
+    lines = [
+        "# Results",
+        "",
+        f"Written by `make bench{' FULL=1' if results.size.value == 'full' else ''}`; "
+        "[how it is measured](README.md).",
+        "",
+        *_table(
+            ["", ""],
+            [
+                ["date", f"{machine.date} UTC, {results.duration_s / 60:.0f} minutes"],
+                ["CPU", f"{machine.cpu}, {machine.cpus} usable{_virtual(results)}"],
+                ["memory", f"{machine.memory_bytes / 2**30:.0f} GiB"],
+                ["kernel", machine.kernel],
+                *([name, version] for name, version in results.versions.items()),
+                ["size", f"{results.rounds} rounds of {results.seconds:g} s each"],
+                ["others", f"{busyness.others:.0%} of all CPU time; {busyness.stolen:.0%} stolen"],
+                ["noise", _noise(results.cases)],
+            ],
+        ),
+        "",
+        "## Goals",
+        "",
+        "Middle is the geometric mean over the cases; each case counts with its median.",
+        "",
+    ]
+    goals = judge(results)
+    lines += _table(["goal", "bound", "verdict", "middle", "worst case"], goal_rows(goals))
+    lines += ["", *_misses(goals)]
+    lines += [f"![{name.removesuffix('.svg')}]({name})" for name in plots]
+    for kind, title in TITLES.items():
+        lines += _cases(title, [result for result in results.cases if result.case.kind is kind])
+    return [*lines, *_scale(results), *_pools(results), *_profiles(results)]
+
+
+def _virtual(results: Results) -> str:
+    return ", virtual" if results.machine.hypervisor else ""
+
+
+def _noise(cases: Iterable[CaseResult]) -> str:
+    """How much a second measurement of the same program in the same round differs."""
+    differences = [
+        abs(again / once - 1)
+        for result in cases
+        for row in result.rows
+        if row.name.endswith(AGAIN) and (first := result.row(row.name.removesuffix(AGAIN)))
+        for once, again in zip(first.rates, row.rates, strict=True)
+        if once
+    ]
+    if not differences:
+        return "not measured"
+    return (
+        f"a second measurement in the same round differs by {percentile(differences, 50):.0%} "
+        f"(median), {percentile(differences, 90):.0%} (90th percentile)"
+    )
+
+
+def _misses(goals: Iterable[Goal]) -> list[str]:
+    lines = []
+    for goal in goals:
+        misses = goal.misses()
+        if not misses:
+            continue
+        lines += [f"What falls short of *{goal.name}* ({goal.bound:g}{goal.unit}):", ""]
+        lines += [f"- {each.what}: {each.figure}{goal.unit}" for each in misses[:SHOWN_MISSES]]
+        if len(misses) > SHOWN_MISSES:
+            lines.append(f"- and {len(misses) - SHOWN_MISSES} more, in the tables below")
+        lines.append("")
+    return lines
+
+
+def _cases(title: str, results: Sequence[CaseResult]) -> list[str]:
+    if not results:
+        return []
+    names = list(dict.fromkeys(row.name for result in results for row in result.rows))
+    names = [name for name in names if not name.endswith(AGAIN)]
+    ours = [name for name in (NATIVE, PYTHON) if name in names]
+    compared = any(result.ratio(name, VIRTIOFSDS) for result in results for name in ours)
+    head = ["case", *(f"{name} /s" for name in names)]
+    head += [f"{name} : virtiofsd" for name in ours if compared]
+    rows = []
+    for result in results:
+        found = [result.row(name) for name in names]
+        line = [result.case.name, *(f"{row.rate.median:,.0f}" if row else "" for row in found)]
+        if compared:
+            line += [str(result.ratio(name, VIRTIOFSDS) or "") for name in ours]
+        rows.append(line)
+    times = [
+        [
+            result.case.name,
+            *(
+                f"{row.p50_us:,.1f} / {row.p99_us:,.1f} / {row.device_cpu_us:,.1f}" if row else ""
+                for row in (result.row(name) for name in names)
+            ),
+        ]
+        for result in results
+    ]
+    return [
+        "",
+        f"## {title}",
+        "",
+        "Rates are medians; entries for READDIRPLUS. Ratios: median (10th to 90th percentile).",
+        "",
+        *_table(head, rows),
+        "",
+        "<details><summary>p50 / p99 of one operation and the device's CPU time for it, in "
+        "µs</summary>",
+        "",
+        *_table(["case", *names], times),
+        "",
+        "</details>",
+    ]
+
+
+def _scale(results: Results) -> list[str]:
+    if not results.scale:
+        return []
+    rows = []
+    for row in results.scale:
+        alone = next(r for r in results.scale if r.host == row.host)
+        more = row.devices - alone.devices
+        each = (row.rss_bytes - alone.rss_bytes) / more / 2**10 if more else 0.0
+        anonymous = (row.anonymous_bytes - alone.anonymous_bytes) / more / 2**10 if more else 0.0
+        rows.append(
+            [
+                row.host,
+                str(row.devices),
+                f"{spread(row.rates).median:,.0f}",
+                f"{spread(row.busy_rates).median:,.0f}",
+                f"{row.rss_bytes / 2**20:.0f} MiB",
+                f"{each:,.0f} KiB, {anonymous:,.0f} KiB of it anonymous" if more else "",
+                f"{percentile(row.attach_ms, 50):.1f} / {max(row.attach_ms):.1f} ms",
+                f"{row.idle_cpu_ms:.1f} ms/s",
+            ]
+        )
+    head = ["device host", "devices", "one busy, others idle /s", "all busy, together /s"]
+    head += ["resident", "per further device", "attach p50 / max", "CPU when idle"]
+    title = "4 KiB random reads; QD16 of one device, QD4 of each when all are busy."
+    return ["", "## Devices in one device host", "", title, "", *_table(head, rows)]
+
+
+def _pools(results: Results) -> list[str]:
+    if not results.pools:
+        return []
+    rows = [
+        [
+            str(row.devices),
+            f"{row.block_bytes >> 10} KiB",
+            f"{spread(row.one_pool).median:,.0f}",
+            f"{spread(row.pool_each).median:,.0f}",
+            str(_pool_ratio(row.one_pool, row.pool_each)),
+        ]
+        for row in results.pools
+    ]
+    head = ["devices", "reads", "one pool /s", "a pool each /s", "a pool each : one pool"]
+    title = (
+        "Reads of all devices together, by the user-space guest's own drivers (Python), QD4 each."
+    )
+    return ["", "## One pool, or a pool for each device", "", title, "", *_table(head, rows)]
+
+
+def _pool_ratio(one: Sequence[float], each: Sequence[float]) -> Spread:
+    return spread([b / a for a, b in zip(one, each, strict=True) if a] or [0.0])
+
+
+def _profiles(results: Results) -> list[str]:
+    if not results.profiles:
+        return []
+    lines = ["", "## Profiles of what fell short", ""]
+    lines.append("Shares of the device's CPU time, sampled while the case ran once more.")
+    for case in dict.fromkeys(profile.case for profile in results.profiles):
+        lines += ["", f"### {case}"]
+        for profile in results.profiles:
+            if profile.case == case:
+                rows = [[f"{s.share:.1f} %", s.module, f"`{s.name}`"] for s in profile.symbols]
+                lines += ["", f"{profile.program}:", "", *_table(["share", "in", "what"], rows)]
+    return lines
+
+
+def _plots(results: Results) -> dict[str, str]:
+    cases = results.cases
+
+    def ratios(title: str, kind: Kind, goals: Sequence[float]) -> str:
+        groups = [
+            Bars(
+                result.case.name,
+                [result.ratio(name, VIRTIOFSDS) for name in (NATIVE, PYTHON)],
+            )
+            for result in cases
+            if result.case.kind is kind
+        ]
+        return chart(title, [NATIVE, "Python alone"], groups, goals=goals) if groups else ""
+
+    def hosts(title: str, value: Callable[[ScaleRow], Sequence[float]]) -> str:
+        names = list(dict.fromkeys(row.host for row in results.scale))
+        counts = sorted({row.devices for row in results.scale})
+        found = {(row.host, row.devices): spread(value(row)) for row in results.scale}
+        groups = [
+            Bars(f"{count} devices", [found.get((name, count)) for name in names])
+            for count in counts
+        ]
+        return chart(title, names, groups) if groups else ""
+
+    pools = [
+        Bars(
+            f"{row.devices} devices, {row.block_bytes >> 10} KiB",
+            [spread(row.one_pool), spread(row.pool_each)],
+        )
+        for row in results.pools
+    ]
+    better = "ratio to the better virtiofsd"
+    return {
+        "small.svg": ratios(f"Small operations: {better}", Kind.SMALL, (0.8, 2.0)),
+        "large.svg": ratios(f"128 KiB and 1 MiB: {better}", Kind.LARGE, (1.0,)),
+        "idle.svg": hosts("One busy device, the others idle: reads/s", lambda row: row.rates),
+        "memory.svg": hosts(
+            "Resident memory of the device host, MiB", lambda row: [row.rss_bytes / 2**20]
+        ),
+        "pools.svg": chart("Reads/s of all devices", ["one pool", "a pool each"], pools)
+        if pools
+        else "",
+    }
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

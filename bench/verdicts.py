@@ -1,0 +1,161 @@
+"""What is to be reached, and by how much it was or was not.
+
+Owns the goals. Must not know how figures are measured or told.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from bench.cases import MIB, Kind
+from bench.ratios import Spread, paired, spread
+from bench.rounds import FLOORS
+from bench.targets import RUST, C
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.cases import Case
+    from bench.results import CaseResult, Results, ScaleRow
+
+NATIVE: Final = "native"
+PYTHON: Final = "python"
+WINDOWS: Final = ", windows"
+VIRTIOFSDS: Final = (C.name, RUST.name)
+
+MAX_IDLE_BYTES: Final = 2 * MIB
+"""Memory that one more attached device may take while it idles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One figure that is held against a goal.
+
+    Attributes:
+        what: The case.
+        figure: What was found.
+        program: Whose figure it is, where that can be profiled.
+    """
+
+    what: str
+    figure: Spread
+    program: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is to be reached.
+
+    Attributes:
+        name: What it is about.
+        bound: The least figure, or the most when `at_most`.
+        findings: The figures.
+        at_most: Whether smaller is better.
+        unit: Behind figures.
+        lenient: Whether a figure is only missed when nine of ten rounds miss it. It is for "no
+            drop", which a median of equals misses every other time.
+    """
+
+    name: str
+    bound: float
+    findings: list[Finding]
+    at_most: bool = False
+    unit: str = ""
+    lenient: bool = False
+
+    def misses(self) -> list[Finding]:
+        """List the findings that fall short, the worst first."""
+        if self.at_most:
+            short = [each for each in self.findings if each.figure.median > self.bound]
+        else:
+            short = [each for each in self.findings if self._best(each.figure) < self.bound]
+        return sorted(short, key=lambda each: each.figure.median, reverse=self.at_most)
+
+    def middle(self) -> float:
+        """Tell the geometric mean of the findings' medians."""
+        return math.exp(
+            sum(math.log(max(each.figure.median, 1e-9)) for each in self.findings)
+            / len(self.findings)
+        )
+
+    def _best(self, figure: Spread) -> float:
+        return figure.p90 if self.lenient else figure.median
+
+
+def judge(results: Results) -> list[Goal]:
+    """Hold a run against all goals; those that it has no figures for are left out."""
+    cases = results.cases
+    goals = [
+        Goal("small operations, native, to the better virtiofsd", 2.0, _small(cases, NATIVE)),
+        Goal("small operations, Python alone, to the better virtiofsd", 0.8, _small(cases, PYTHON)),
+        Goal("128 KiB and 1 MiB, native, to the better virtiofsd", 1.0, _large(cases, NATIVE)),
+        Goal(
+            "128 KiB and 1 MiB, Python alone, to the better virtiofsd", 1.0, _large(cases, PYTHON)
+        ),
+        Goal("1 MiB, native, to the floor", 0.9, _floor(cases)),
+        Goal("4 KiB uncached, native, token to windows", 3.0, _uncached(cases, NATIVE)),
+        Goal("4 KiB uncached, Python alone, token to windows", 3.0, _uncached(cases, PYTHON)),
+        Goal("one device, others idle, to it alone", 1.0, list(_drops(results)), lenient=True),
+        Goal(
+            "memory per further idle device",
+            MAX_IDLE_BYTES / MIB,
+            list(_memory(results)),
+            at_most=True,
+            unit=" MiB",
+        ),
+    ]
+    return [goal for goal in goals if goal.findings]
+
+
+def _ratios(
+    cases: list[CaseResult], kind: Kind, program: str, baselines: tuple[str, ...]
+) -> Iterator[tuple[Case, Finding]]:
+    for result in cases:
+        if result.case.kind is kind:
+            ratio = result.ratio(program, baselines)
+            if ratio is not None:
+                yield result.case, Finding(result.case.name, ratio, program)
+
+
+def _small(cases: list[CaseResult], program: str) -> list[Finding]:
+    return [finding for _, finding in _ratios(cases, Kind.SMALL, program, VIRTIOFSDS)]
+
+
+def _large(cases: list[CaseResult], program: str) -> list[Finding]:
+    return [finding for _, finding in _ratios(cases, Kind.LARGE, program, VIRTIOFSDS)]
+
+
+def _floor(cases: list[CaseResult]) -> list[Finding]:
+    ratios = _ratios(cases, Kind.LARGE, NATIVE, tuple(FLOORS.values()))
+    return [finding for case, finding in ratios if case.block_bytes == MIB]
+
+
+def _uncached(cases: list[CaseResult], program: str) -> list[Finding]:
+    ratios = _ratios(cases, Kind.UNCACHED, program, (program + WINDOWS,))
+    return [finding for _, finding in ratios]
+
+
+def _by_host(results: Results) -> Iterator[tuple[ScaleRow, list[ScaleRow]]]:
+    """Pair the host of one device with those of more, for each way in which a host works."""
+    for host in dict.fromkeys(row.host for row in results.scale):
+        rows = [row for row in results.scale if row.host == host]
+        alone = next((row for row in rows if row.devices == 1), None)
+        if alone is not None:
+            yield alone, [row for row in rows if row is not alone]
+
+
+def _drops(results: Results) -> Iterator[Finding]:
+    for alone, others in _by_host(results):
+        for row in others:
+            pairs = [{"alone": a, "one": b} for a, b in zip(alone.rates, row.rates, strict=True)]
+            ratio = spread(paired(pairs, "one", ["alone"]))
+            yield Finding(f"{row.host}, {row.devices} devices", ratio)
+
+
+def _memory(results: Results) -> Iterator[Finding]:
+    for alone, others in _by_host(results):
+        for row in others:
+            each = (row.rss_bytes - alone.rss_bytes) / (row.devices - 1) / MIB
+            yield Finding(f"{row.host}, {row.devices} devices", Spread(each, each, each))
