@@ -422,7 +422,8 @@ static int64_t do_write(struct request *request)
     /* Set-id bits are to be cleared: only where there are any is that any work. */
     if (!rules->read_only &&
         !(in.write_flags & FUSE_WRITE_KILL_SUIDGID &&
-          (rules->cold || fstat(ph_handle_fd(handle), &status) || status.st_mode & (S_ISUID | S_ISGID)))) {
+          (rules->cold || fstat(ph_handle_fd(handle), &status) ||
+           status.st_mode & (S_ISUID | S_ISGID)))) {
         int count = slices(request->chain->readable, fixed, in.size, request->worker->data);
         bool appends = in.flags & O_APPEND && !(in.write_flags & FUSE_WRITE_CACHE);
 
