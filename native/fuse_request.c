@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fuse.h>
-#include <linux/openat2.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +24,6 @@ enum {
 };
 #define OUT_HEADER sizeof(struct fuse_out_header)
 #define OPEN_FLAGS (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC | O_NOATIME | O_LARGEFILE)
-#define CONFINED (RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS)
 
 /* struct fuse_entry_out and struct fuse_open_out, as CREATE answers. */
 struct created {
@@ -134,16 +132,11 @@ static const char *name_after(const struct request *request, size_t fixed)
     return !strcmp(name, ".") || !strcmp(name, "..") ? NULL : name;
 }
 
-static int open_beneath(const struct ph_fs *fs, int dir_fd, const char *name, uint64_t flags,
-                        uint64_t mode)
+/* One component that is neither "." nor "..", and no link followed: that never leads outside. */
+static int open_beneath(const struct ph_fs *fs, int dir_fd, const char *name, int flags,
+                        uint32_t mode)
 {
-    struct open_how how = {
-        .flags = flags | O_NOFOLLOW | O_CLOEXEC,
-        .mode = mode,
-        .resolve = CONFINED,
-    };
-
-    return ph_fs_claim(fs, (int)syscall(SYS_openat2, dir_fd, name, &how, sizeof(how)));
+    return ph_fs_claim(fs, openat(dir_fd, name, flags | O_NOFOLLOW | O_CLOEXEC, mode));
 }
 
 static void fill_attr(struct fuse_attr *attr, const struct stat *status,
@@ -215,20 +208,12 @@ static struct ph_node *pin_writable_dir(struct request *request)
     return node;
 }
 
-/* Look a name up and count the lookup; the node is pinned. NULL with errno. */
-static struct ph_node *enter(struct ph_fs *fs, int dir_fd, const char *name,
-                             const struct ph_rules *rules, struct stat *status)
+/* Look up a name that is probably not known yet, as `enter` does. */
+static struct ph_node *enter_new(struct ph_fs *fs, int dir_fd, const char *name,
+                                 const struct ph_rules *rules, struct stat *status)
 {
-    struct ph_node *node;
-    int fd;
+    int fd = open_beneath(fs, dir_fd, name, O_PATH, 0);
 
-    /* Of a file that is known its status tells enough. */
-    if (fstatat(dir_fd, name, status, AT_SYMLINK_NOFOLLOW))
-        return NULL;
-    node = ph_node_hold_known(fs, status);
-    if (node)
-        return node;
-    fd = open_beneath(fs, dir_fd, name, O_PATH, 0);
     if (fd < 0)
         return NULL;
     if (fstat(fd, status)) {
@@ -236,6 +221,19 @@ static struct ph_node *enter(struct ph_fs *fs, int dir_fd, const char *name,
         return NULL;
     }
     return ph_node_hold(fs, fd, status, rules);
+}
+
+/* Look a name up and count the lookup; the node is pinned. NULL with errno. */
+static struct ph_node *enter(struct ph_fs *fs, int dir_fd, const char *name,
+                             const struct ph_rules *rules, struct stat *status)
+{
+    struct ph_node *node;
+
+    /* Of a file that is known its status tells enough. */
+    if (fstatat(dir_fd, name, status, AT_SYMLINK_NOFOLLOW))
+        return NULL;
+    node = ph_node_hold_known(fs, status);
+    return node ? node : enter_new(fs, dir_fd, name, rules, status);
 }
 
 static int64_t do_lookup(struct request *request)
@@ -381,6 +379,22 @@ static int64_t do_flush(struct request *request)
     return result;
 }
 
+/* As preadv2(2) and pwritev2(2): the plain calls cost less, and so do those that are no points of
+ * cancellation. */
+static ssize_t read_at(int fd, const struct iovec *to, int count, uint64_t offset)
+{
+    if (count == 1)
+        return syscall(SYS_pread64, fd, to->iov_base, to->iov_len, offset);
+    return syscall(SYS_preadv, fd, to, count, offset, 0);
+}
+
+static ssize_t write_at(int fd, const struct iovec *from, int count, uint64_t offset, int flags)
+{
+    if (count == 1 && !flags)
+        return syscall(SYS_pwrite64, fd, from->iov_base, from->iov_len, offset);
+    return syscall(SYS_pwritev2, fd, from, count, offset, 0, flags);
+}
+
 static int64_t do_read(struct request *request)
 {
     struct fuse_read_in in;
@@ -396,7 +410,7 @@ static int64_t do_read(struct request *request)
     if (in.size) {
         int count = slices(request->chain->writable, OUT_HEADER, in.size, request->worker->data);
 
-        got = preadv(ph_handle_fd(handle), request->worker->data, count, (off_t)in.offset);
+        got = read_at(ph_handle_fd(handle), request->worker->data, count, in.offset);
     }
     ph_handle_unpin(request->fs, handle);
     return got < 0 ? PH_COLD : got;
@@ -427,7 +441,7 @@ static int64_t do_write(struct request *request)
         int count = slices(request->chain->readable, fixed, in.size, request->worker->data);
         bool appends = in.flags & O_APPEND && !(in.write_flags & FUSE_WRITE_CACHE);
 
-        written = pwritev2(ph_handle_fd(handle), request->worker->data, count, (off_t)in.offset,
+        written = write_at(ph_handle_fd(handle), request->worker->data, count, in.offset,
                            appends ? RWF_APPEND : 0);
     }
     ph_handle_unpin(request->fs, handle);
@@ -481,8 +495,7 @@ static int64_t do_create(struct request *request)
         return PH_COLD;
     if (!switches || ph_credentials_assume(&own, request->header.uid, request->header.gid)) {
         made = open_beneath(request->fs, ph_node_fd(parent), name,
-                            (uint64_t)host_flags(ph_node_rules(parent), in.flags) | O_CREAT |
-                                O_EXCL,
+                            host_flags(ph_node_rules(parent), in.flags) | O_CREAT | O_EXCL,
                             in.mode & 07777);
         if (switches)
             ph_credentials_restore(&own);
@@ -507,14 +520,16 @@ static int64_t do_unlink(struct request *request)
 }
 
 /* Look an entry up for READDIRPLUS; one that cannot be must not hide the others. */
-static void fill_listed(struct request *request, int dir_fd, const struct ph_rules *rules,
-                        const char *name, struct fuse_entry_out *entry)
+static void fill_listed(struct request *request, const struct ph_handle *handle,
+                        const struct dirent64 *found, struct fuse_entry_out *entry)
 {
+    const struct ph_node *directory = ph_handle_node(handle);
     struct ph_node *node = NULL;
     struct stat status;
 
-    if (strcmp(name, ".") && strcmp(name, ".."))
-        node = enter(request->fs, dir_fd, name, rules, &status);
+    if (strcmp(found->d_name, ".") && strcmp(found->d_name, ".."))
+        node = (ph_node_knows_sibling(request->fs, directory, found->d_ino) ? enter : enter_new)(
+            request->fs, ph_handle_fd(handle), found->d_name, ph_node_rules(directory), &status);
     if (!node) {
         memset(entry, 0, sizeof(*entry));
         return;
@@ -529,7 +544,6 @@ static int64_t list_from_here(struct request *request, struct ph_handle *handle,
 {
     uint64_t dents[DENTS_BYTES / sizeof(uint64_t)];
     struct ph_node *node = ph_handle_node(handle);
-    const struct ph_rules *rules = ph_node_rules(node);
     size_t prefix = plus ? sizeof(struct fuse_entry_out) : 0;
     /* An entry takes as much room in the listing as here, or five times as much. */
     size_t wanted = plus ? room / 4 : room;
@@ -552,7 +566,7 @@ static int64_t list_from_here(struct request *request, struct ph_handle *handle,
             if (used + length > room)
                 return used ? (int64_t)used : PH_COLD;
             if (plus)
-                fill_listed(request, ph_handle_fd(handle), rules, found->d_name, (void *)to);
+                fill_listed(request, handle, found, (void *)to);
             memset(dirent, 0, length - prefix);
             dirent->ino = found->d_ino;
             /* What lies above the share is not the guest's to know. */

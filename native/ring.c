@@ -124,21 +124,28 @@ static uint16_t *avail_event(struct ph_ring *ring)
 }
 
 /* Where [gpa, gpa + length) is in this process; NULL when the device may not reach all of it. */
-static uint8_t *reach(struct ph_ring *ring, uint64_t gpa, uint32_t length)
+static uint8_t *find(const struct ph_ring *ring, uint64_t gpa, uint32_t length)
 {
     for (uint32_t i = 0; i < ring->setup.span_count; i++) {
         const struct ph_span *span = &ring->setup.spans[i];
         uint64_t offset = gpa - span->gpa;
 
-        if (gpa < span->gpa || offset > span->size_bytes || length > span->size_bytes - offset)
-            continue;
-        if (offset + length > ring->high && ring->setup.counts_slots) {
-            ring->high = offset + length;
-            ring->setup.counters->highest_slot = (ring->high + SLOT_BYTES - 1) / SLOT_BYTES;
-        }
-        return span->address + offset;
+        if (gpa >= span->gpa && offset <= span->size_bytes && length <= span->size_bytes - offset)
+            return span->address + offset;
     }
     return NULL;
+}
+
+/* As find, of what is going to be used: counts how high in the pool that is. */
+static uint8_t *reach(struct ph_ring *ring, uint64_t gpa, uint32_t length)
+{
+    uint8_t *address = find(ring, gpa, length);
+
+    if (address && ring->setup.counts_slots && gpa + length - ring->setup.spans[0].gpa > ring->high) {
+        ring->high = gpa + length - ring->setup.spans[0].gpa;
+        ring->setup.counters->highest_slot = (ring->high + SLOT_BYTES - 1) / SLOT_BYTES;
+    }
+    return address;
 }
 
 static struct vring_desc read_desc(const uint8_t *table, uint32_t index)
@@ -232,9 +239,59 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
     return true;
 }
 
+/* Where the chain `ahead` places on begins, if the driver has made it available; else NULL. */
+static const uint8_t *begins(const struct ph_ring *ring, uint16_t ahead)
+{
+    uint16_t place = (uint16_t)(ring->state.next_avail + ahead);
+    uint32_t head;
+
+    if ((uint16_t)(ring->state.seen_avail - ring->state.next_avail) <= ahead)
+        return NULL;
+    head = load16(&ring->avail[2 + (place & (ring->setup.size - 1))]);
+    return head < ring->setup.size ? (uint8_t *)ring->setup.desc + head * DESC_BYTES : NULL;
+}
+
+static void prefetch_what(const struct ph_ring *ring, const struct vring_desc *desc)
+{
+    const uint8_t *address = find(ring, desc->addr, desc->len);
+
+    if (address) {
+        __builtin_prefetch(address);
+        __builtin_prefetch(address + 64);
+    }
+}
+
+/*
+ * The driver has written the next chains on another processor: have them under way meanwhile, one
+ * step of each at a time. What is read here only says where to look; it is read again to be used.
+ */
+static void prefetch_ahead(const struct ph_ring *ring)
+{
+    const uint8_t *at = begins(ring, 3), *table;
+    struct vring_desc desc;
+
+    if (at)
+        __builtin_prefetch(at);
+    at = begins(ring, 2);
+    if (at) {
+        desc = read_desc(at, 0);
+        prefetch_what(ring, &desc); /* an indirect table */
+    }
+    at = begins(ring, 1);
+    if (!at)
+        return;
+    desc = read_desc(at, 0);
+    table = desc.flags & VRING_DESC_F_INDIRECT ? find(ring, desc.addr, desc.len) : NULL;
+    if (table && desc.len >= DESC_BYTES) {
+        desc = read_desc(table, 0);
+        prefetch_what(ring, &desc); /* the request */
+    }
+}
+
 /* Take the next chain, which `ph_ring_look` has seen; false leaves it for Python. */
 bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain)
 {
+    prefetch_ahead(ring);
     ring->head = load16(&ring->avail[2 + (ring->state.next_avail & (ring->setup.size - 1))]);
     if (!follow(ring, chain))
         return false;

@@ -132,11 +132,11 @@ static struct ph_node *find_id(struct ph_fs *fs, uint64_t id)
     return node;
 }
 
-static struct ph_node *find_key(struct ph_fs *fs, const struct stat *status)
+static struct ph_node *find_key(struct ph_fs *fs, uint64_t dev, uint64_t ino)
 {
-    struct ph_node *node = *key_bucket(fs, status->st_dev, status->st_ino);
+    struct ph_node *node = *key_bucket(fs, dev, ino);
 
-    while (node && (node->dev != status->st_dev || node->ino != status->st_ino))
+    while (node && (node->dev != dev || node->ino != ino))
         node = node->next_by_key;
     return node;
 }
@@ -630,11 +630,14 @@ struct ph_node *ph_node_pin(struct ph_fs *fs, uint64_t id)
     return node;
 }
 
-void ph_node_hold_again(struct ph_fs *fs, struct ph_node *node)
+bool ph_node_knows_sibling(struct ph_fs *fs, const struct ph_node *node, uint64_t ino)
 {
+    bool known;
+
     pthread_mutex_lock(&fs->lock);
-    node->lookups++;
+    known = find_key(fs, node->dev, ino);
     pthread_mutex_unlock(&fs->lock);
+    return known;
 }
 
 /* The node of a file whose status was just read by its name; NULL when that does not tell. */
@@ -643,7 +646,7 @@ struct ph_node *ph_node_hold_known(struct ph_fs *fs, const struct stat *status)
     struct ph_node *node;
 
     pthread_mutex_lock(&fs->lock);
-    node = find_key(fs, status);
+    node = find_key(fs, status->st_dev, status->st_ino);
     /* The number of a file whose descriptor is open is not used anew. */
     if (node && node->fd >= 0) {
         node->lookups++;
@@ -661,7 +664,7 @@ static struct ph_node *recognize(struct ph_fs *fs, int *fd, const struct stat *s
 {
     struct ph_node *node;
 
-    while ((node = find_key(fs, status)) && node->fd < 0) {
+    while ((node = find_key(fs, status->st_dev, status->st_ino)) && node->fd < 0) {
         struct file_handle *handle;
         bool same;
 

@@ -75,7 +75,8 @@ struct ph_node *ph_node_pin(struct ph_fs *fs, uint64_t id);
 struct ph_node *ph_node_hold(struct ph_fs *fs, int fd, const struct stat *status,
                              const struct ph_rules *rules);
 struct ph_node *ph_node_hold_known(struct ph_fs *fs, const struct stat *status);
-void ph_node_hold_again(struct ph_fs *fs, struct ph_node *node);
+/* Whether a file of this inode number, on the node's file system, is known now. */
+bool ph_node_knows_sibling(struct ph_fs *fs, const struct ph_node *node, uint64_t ino);
 void ph_node_unpin(struct ph_fs *fs, struct ph_node *node);
 void ph_node_forget(struct ph_fs *fs, uint64_t id, uint64_t count);
 bool ph_node_has_room(struct ph_fs *fs);

@@ -174,7 +174,6 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_see_node": (_bool, (_ptr, _u64, ctypes.POINTER(Seen))),
     "ph_see_held": (_bool, (_ptr, _i32, ctypes.POINTER(Seen))),
     "ph_see_handle": (_bool, (_ptr, _u64, _u32, ctypes.POINTER(Seen))),
-    "ph_node_hold_again": (None, (_ptr, _ptr)),
     "ph_node_unpin": (None, (_ptr, _ptr)),
     "ph_node_forget": (None, (_ptr, _u64, _u64)),
     "ph_handle_add": (_u64, (_ptr, _ptr, _i32, _u32)),
