@@ -4,14 +4,17 @@ Files are created under the uid and gid of the guest's process where the device 
 (root, in effect), and as the device host itself otherwise. Permissions are the guest kernel's
 business: it mounts virtio-fs with default_permissions and knows supplementary groups, which do not
 travel. So CAP_DAC_OVERRIDE is kept while creating.
-The calls are per thread in Linux; glibc does not spread them over the process. Must not know FUSE.
+The calls are per thread in Linux; glibc spreads none of those made here over the process. Must not
+know FUSE.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import platform
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.errors import refusal
@@ -26,6 +29,9 @@ _CAP_SETUID: Final = 1 << 7
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _NOBODY: Final = (1 << 32) - 1
 """Not an id: setfsuid and setfsgid change nothing and tell the present value."""
+
+_SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
+"""By machine. setgroups(2) of glibc would change every thread."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name in ("setfsuid", "setfsgid"):
@@ -49,6 +55,25 @@ def may_switch() -> bool:
     """Tell whether this process may act as any user."""
     wanted = _CAP_SETUID | _CAP_SETGID
     return bool(_capabilities()[0].effective & wanted == wanted)
+
+
+def leave_groups() -> None:
+    """Take the calling thread's supplementary groups away, if it may act as any user.
+
+    They are the device host's; the guest's user, whom the thread acts as, is in none of them. On
+    a machine whose call's number is not known here the whole process leaves them.
+
+    Raises:
+        OSError: As setgroups(2), but for EPERM: a user namespace may forbid it for good.
+    """
+    if not may_switch():
+        return
+    number = _SYS_SETGROUPS.get(platform.machine())
+    with contextlib.suppress(PermissionError):
+        if number is None:
+            os.setgroups([])
+        elif _libc.syscall(ctypes.c_long(number), ctypes.c_size_t(0), None):
+            raise refusal(ctypes.get_errno())
 
 
 class Nothing:

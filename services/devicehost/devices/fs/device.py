@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
-from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs import credentials, syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor, raise_descriptor_limit
 from services.devicehost.devices.fs.lx_metadata import can_keep
 from services.devicehost.devices.fs.session import Session, Share
@@ -95,6 +95,7 @@ class FsDevice:
             return
         # Modes arrive with the guest's umask applied; ours must not be applied as well.
         syscalls.use_private_umask(0)
+        credentials.leave_groups()
 
         def handle(chain: Chain) -> int | Deferred:
             return session.handle(chain.readable, chain.writable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -80,6 +81,29 @@ def test_requests_are_served_and_modes_are_not_masked_again(shared: Path) -> Non
     assert open_descriptors(shared) == [], "the guest's nodes are gone"
     (reply,) = serve(made, request(fuse.Opcode.GETATTR, fuse.GETATTR_IN.pack(0, 0)))
     assert fuse.OUT_HEADER.unpack_from(reply)[1] < 0, "INIT is due again"
+    made.close()
+
+
+@pytest.mark.root
+def test_the_device_hosts_groups_are_not_the_guests_users(shared: Path) -> None:
+    group, uid = 777, 12345
+    os.chown(shared, 0, group)
+    shared.chmod(0o2777)
+    made = device(shared)
+    body = fuse.CREATE_IN.pack(os.O_RDWR, stat.S_IFREG | 0o2775, 0, 0) + b"file\0"
+    size = 40 + len(body)
+    create = fuse.IN_HEADER.pack(size, fuse.Opcode.CREATE, 1, 1, uid, uid, 1, 0) + body
+    before = os.getgroups()
+    os.setgroups([group])
+    try:
+        server = threading.Thread(target=serve, args=(made, INIT, create))
+        server.start()
+        server.join()
+        assert os.getgroups() == [group], "other threads of the process keep them"
+    finally:
+        os.setgroups(before)
+    # The bit stays for members of the directory's group only (inode_init_owner of the kernel).
+    assert stat.S_IMODE((shared / "file").stat().st_mode) == 0o775
     made.close()
 
 
