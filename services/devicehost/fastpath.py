@@ -185,22 +185,32 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
 }
 
 
-def _load() -> ctypes.CDLL | None:
-    if os.environ.get(SWITCH) == "0" or not _PATH.exists():
-        return None
+ACTIVE: Final = "active"
+"""What `status` is when the library serves."""
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get(SWITCH) == "0":
+        return None, f"off: {SWITCH} is 0"
+    if not _PATH.exists():
+        return None, "absent: it was not built, for want of a C compiler (cc)"
     try:
         library = ctypes.CDLL(str(_PATH), use_errno=True)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
+        if library.ph_abi() != ABI:
+            raise OSError("it is of another version; build it again: make setup")
     except (OSError, AttributeError) as error:
         _LOG.warning("the native fast path cannot be used: %s", error)
-        return None
-    if library.ph_abi() != ABI:
-        _LOG.warning("the native fast path is of another version; build it again: make setup")
-        return None
-    return library
+        return None, f"unusable: {error}"
+    return library, ACTIVE
 
 
-library: Final = _load()
+_loaded: Final = _load()
+
+library: Final = _loaded[0]
 """The library; None when it was not built, does not fit, or is switched off."""
+
+status: Final[str] = _loaded[1]
+"""ACTIVE, or why the library is not used; for people."""
