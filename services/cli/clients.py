@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
 from porthole.handshake.v1 import device_pb2
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
+DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
 MACHINE: Final = "porthole.machine.v1.Machine"
 
 BOOT_DEADLINE_S: Final = 60.0
@@ -208,6 +210,22 @@ async def workload(machine_address: str, wait_s: float) -> AsyncIterator[Workloa
         await peer.close()
 
 
+async def device_host_version(address: str, wait_s: float) -> VersionRecord:
+    """Ask a device host for its version; raises as `owner` does."""
+    peer = await connect(address, device_host_pb2_grpc.DeviceHostStub, DEVICE_HOST, wait_s=wait_s)
+    try:
+        answer = await peer.stub.GetVersion(device_host_pb2.GetVersionRequest())
+    finally:
+        await peer.close()
+    version, fast_path = answer.version, answer.native_fast_path or "unknown: it does not say"
+    return VersionRecord(
+        version.service,
+        version.software_version,
+        tuple(version.api_versions),
+        {"native_fast_path": fast_path},
+    )
+
+
 async def health(address: str, timeout_s: float) -> str:
     """Ask a service's health: "SERVING" or "NOT_SERVING".
 
@@ -282,6 +300,9 @@ def _device(device: vm_owner_pb2.Device) -> DeviceRecord:
             windows_evicted=counters.windows_evicted,
             windows_waited=counters.windows_waited,
             highest_slot=counters.highest_slot,
+            frames_dropped=counters.frames_dropped,
+            held_back=counters.held_back,
+            exhaustions=counters.exhaustions,
         ),
     )
 
@@ -304,6 +325,19 @@ def _watched(event: vm_owner_pb2.WatchVmResponse) -> WatchRecord:
         case "pool_latched":
             pool = event.pool_latched
             return WatchRecord("pool_latched", {"base": pool.base, "size_bytes": pool.size_bytes})
+        case "exhausted":
+            what = event.exhausted.exhaustion
+            return WatchRecord(
+                "exhausted",
+                {
+                    "instance_id": event.exhausted.instance_id,
+                    "tag": event.exhausted.tag,
+                    "resource": what.resource,
+                    "used": what.used,
+                    "total": what.total,
+                    "detail": event.exhausted.detail,
+                },
+            )
         case _:  # a newer owner
             return WatchRecord("unknown")
 

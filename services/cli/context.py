@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from services.cli.arguments import check_address
-from services.cli.clients import owner
+from services.cli.clients import device_host_version, owner
 from services.cli.console import fail
 from services.cli.exit_codes import USAGE
 from services.cli.flags import RootFlags
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from services.cli.clients import OwnerClient
+    from services.cli.records import VersionRecord
 
 CONNECT_S: Final = 0.2
 """What connecting to a service that is up may take; with --wait 0 a command tries once."""
@@ -51,6 +52,11 @@ class CliContext:
     def owner(self) -> AbstractAsyncContextManager[OwnerClient]:
         """Reach the VM owner that the user means."""
         return owner(self.owner_address, self.wait_s)
+
+    async def device_host_version(self) -> VersionRecord:
+        """Ask the device host of the run directory for its version."""
+        address = f"unix:{self.settings.run_dir.absolute()}/devicehost.sock"
+        return await device_host_version(address, self.wait_s)
 
     @contextmanager
     def telemetry(self) -> Iterator[None]:

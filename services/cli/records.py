@@ -21,6 +21,9 @@ class Counters:
     windows_evicted: int = 0
     windows_waited: int = 0
     highest_slot: int = 0
+    frames_dropped: int = 0
+    held_back: int = 0
+    exhaustions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,11 @@ class VmRecord:
 
 @dataclass(frozen=True, slots=True)
 class WatchRecord:
-    """One thing that happened to a VM; `event` is state, warning, device or pool_latched."""
+    """One thing that happened to a VM.
+
+    Attributes:
+        event: state, warning, device, pool_latched or exhausted.
+    """
 
     event: str
     facts: dict[str, str | int] = field(default_factory=dict)
@@ -89,7 +96,7 @@ class WatchRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """What one service says of itself."""
+    """What one service says of itself; `manifest` has further facts by name."""
 
     service: str
     software_version: str

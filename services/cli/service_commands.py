@@ -11,14 +11,17 @@ import typer
 from services.cli import context
 from services.cli.arguments import JsonFlag, check_address
 from services.cli.clients import health
-from services.cli.console import out, print_json, say
+from services.cli.console import out, print_json, printable, say
 from services.cli.exit_codes import NEGATIVE
 from services.cli.launcher import Services, service_ended
 from services.cli.records import VersionRecord, as_json
+from services.devicehost import fastpath
 from services.handshake.errors import PortholeError
 from services.rpc.version import API_VERSIONS, SOFTWARE_VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from services.cli.context import CliContext
 
 _HEALTH_DEADLINE_S: Final = 3.0
@@ -64,29 +67,52 @@ def health_(
 
 
 def version(ctx: typer.Context, json: JsonFlag = False) -> None:
-    """Tell the versions of this command and of a VM owner."""
+    """Tell the versions of this command, of a VM owner and of the run directory's device host.
+
+    And whether the native fast path serves virtio-fs: `porthole device fs` has this command's.
+    """
     settings = context.of(ctx)
 
-    async def run() -> VersionRecord:
+    async def owner_version() -> VersionRecord:
         async with settings.owner() as client:
             return await client.version()
 
-    owner, lack = None, ""
-    try:
-        owner = asyncio.run(run())
-    except PortholeError as error:
-        lack = error.message
+    async def run() -> dict[str, VersionRecord | PortholeError]:
+        owner, device_host = await asyncio.gather(
+            _or_error(owner_version()), _or_error(settings.device_host_version())
+        )
+        return {"VM owner": owner, "device host": device_host}
+
+    answers = asyncio.run(run())
     if json:
-        services = {"vm_owner": as_json(owner)} if owner else {}
-        own = {"porthole": SOFTWARE_VERSION, "api_versions": list(API_VERSIONS)}
+        own = {
+            "porthole": SOFTWARE_VERSION,
+            "api_versions": list(API_VERSIONS),
+            "native_fast_path": fastpath.status,
+        }
+        services = {
+            name.lower().replace(" ", "_"): as_json(answer)
+            for name, answer in answers.items()
+            if isinstance(answer, VersionRecord)
+        }
         print_json({**own, "services": services})
         return
-    out().print(f"porthole {SOFTWARE_VERSION}, API {', '.join(API_VERSIONS)}", markup=False)
-    if owner is None:
-        say(f"VM owner: {lack}")
-        return
-    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in owner.manifest.items())
-    out().print(f"VM owner {owner.software_version}: {facts}", markup=False)
+    own_line = f"porthole {SOFTWARE_VERSION}, API {', '.join(API_VERSIONS)}"
+    out().print(f"{own_line}, native fast path {fastpath.status}", markup=False)
+    for name, answer in answers.items():
+        if isinstance(answer, PortholeError):
+            say(f"{name}: {answer.message}")
+            continue
+        facts = (f"{fact.replace('_', ' ')} {value}" for fact, value in answer.manifest.items())
+        line = f"{name} {answer.software_version}: {', '.join(facts)}"
+        out().print(printable(line), markup=False)
+
+
+async def _or_error(asked: Awaitable[VersionRecord]) -> VersionRecord | PortholeError:
+    try:
+        return await asked
+    except PortholeError as error:
+        return error
 
 
 async def _serve(settings: CliContext) -> None:

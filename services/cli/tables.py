@@ -138,6 +138,8 @@ def watch_line(record: WatchRecord) -> str:
             return f"device   {facts['tag']} {facts['state']}{detail} ({facts['instance_id']})"
         case "pool_latched":
             return f"pool     {format_pool(int(facts['base']), int(facts['size_bytes']))}"
+        case "exhausted":
+            return f"limit    {facts['tag']} {facts['detail']} ({facts['instance_id']})"
         case _:
             return f"{record.event}  (this porthole does not know it; a newer one may)"
 

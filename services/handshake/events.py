@@ -38,6 +38,7 @@ DEVICE_ID: Final = "porthole.device.id"
 DEVICE_CLASS: Final = "porthole.device.class"
 DEVICE_TAG: Final = "porthole.device.tag"
 DEVICE_OPTIONS: Final = "porthole.device.options"
+RESOURCE: Final = "porthole.resource"
 
 VM_CREATED: Final = "VmCreated"
 GUEST_BOOTED: Final = "GuestBooted"

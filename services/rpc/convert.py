@@ -12,6 +12,7 @@ from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2
 
 from services.handshake import events
 from services.handshake.errors import InvalidArgumentError
+from services.handshake.exhaustion import Exhaustion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,3 +76,15 @@ def device_state_from_proto(value: int) -> str:
         return "unspecified"
     name = device_pb2.DeviceState.Name(device_pb2.DeviceState.ValueType(value))
     return name.removeprefix(_STATE_PREFIX).lower()
+
+
+def exhaustion_to_proto(exhaustion: Exhaustion) -> device_pb2.Exhaustion:
+    """Write what is used up."""
+    return device_pb2.Exhaustion(
+        resource=exhaustion.resource, used=exhaustion.used, total=exhaustion.total
+    )
+
+
+def exhaustion_from_proto(message: device_pb2.Exhaustion) -> Exhaustion:
+    """Read what is used up."""
+    return Exhaustion(message.resource, message.used, message.total)

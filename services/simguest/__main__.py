@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 
+from services.rpc import tracing
 from services.rpc.server import serve
 from services.rpc.settings import load
+from services.simguest import telemetry
 from services.simguest.guest import Guest, GuestPlace
 from services.simguest.servicer import servicers
 from services.simguest.settings import GuestSettings
@@ -29,6 +31,8 @@ async def _run(settings: GuestSettings) -> None:
         telemetry=_telemetry_flags(settings),
     )
     guest = Guest(place)
+    tracing.setup(settings.name, settings)
+    telemetry.observe(guest)
     await serve(
         settings,
         name=settings.name,

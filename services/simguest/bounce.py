@@ -10,10 +10,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import ResourceExhaustedError
+from services.handshake.exhaustion import Bound, Exhaustion, Resource
 from services.handshake.pool import (
     MAX_MAPPING_BYTES,
     PAGE_BYTES,
@@ -22,9 +24,10 @@ from services.handshake.pool import (
     SwiotlbPool,
 )
 from services.simguest.dma import Mapping, check_lengths, copy_in, copy_out
+from services.simguest.exhaustions import look_later
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from services.simguest.driver import Buffer
     from services.simguest.ram import GuestRam
@@ -125,17 +128,29 @@ class _Area:
 
 
 class BouncePool:
-    """Maps buffers into the slots of one pool and copies between them and their drivers."""
+    """Maps buffers into the slots of one pool and copies between them and their drivers.
+
+    Attributes:
+        bound: Of its slots.
+    """
 
     max_mapping_bytes = MAX_MAPPING_BYTES
 
-    def __init__(self, ram: GuestRam, pool: SwiotlbPool, areas: int = DEFAULT_AREAS) -> None:
+    def __init__(
+        self,
+        ram: GuestRam,
+        pool: SwiotlbPool,
+        areas: int = DEFAULT_AREAS,
+        on_exhausted: Callable[[str, Exhaustion], None] = lambda *_: None,
+    ) -> None:
         """Take over the pool's memory, which is all zero.
 
         Args:
             ram: The memory that the pool is part of.
             pool: Its range; the base is page-aligned.
             areas: How many locks to spread the segments over; fewer when there are fewer segments.
+            on_exhausted: Told once per episode, on the thread that needs slots, which device of
+                `for_device` has to wait for some.
         """
         self.pool = pool
         self._memory = ram.view(pool.base, pool.size_bytes)
@@ -149,14 +164,25 @@ class BouncePool:
         self._bytes_bounced = 0
         self._room = threading.Condition(threading.Lock())
         self._waiting = 0
+        self._on_exhausted = on_exhausted
+        self.bound = Bound(Resource.BOUNCE_POOL, self._slots_total, lambda: self._used, look_later)
+
+    def for_device(self, device_id: str) -> DevicePool:
+        """Give the pool as one device uses it."""
+        return DevicePool(self, device_id)
 
     def usage(self) -> PoolUsage:
         """Tell how the pool is used now."""
         with self._counters:
             return PoolUsage(self._slots_total, self._used, self._high_water, self._bytes_bounced)
 
-    def map(self, lengths: Sequence[int], deadline_s: float) -> list[Mapping]:
+    def map(self, lengths: Sequence[int], deadline_s: float, device_id: str = "") -> list[Mapping]:
         """Map buffers of these lengths: all of them, or none when this raises.
+
+        Args:
+            lengths: As of `Dma.map`.
+            deadline_s: As of `Dma.map`.
+            device_id: Of the device that the buffers are for.
 
         Raises:
             InvalidArgumentError: BUFFER_EMPTY or MAPPING_TOO_LONG.
@@ -165,6 +191,7 @@ class BouncePool:
         check_lengths(lengths, MAX_MAPPING_BYTES)
         if (mappings := self._take_all(lengths)) is not None:
             return mappings
+        self.bound.hit(partial(self._on_exhausted, device_id))
         self._wake()  # what was taken in part and given back may do for somebody else
         return self._wait_for_room(lengths, deadline_s)
 
@@ -271,6 +298,23 @@ class BouncePool:
             used=usage.slots_used,
             total=usage.slots_total,
         )
+
+
+class DevicePool:
+    """The pool as one device uses it: it is named when the pool is exhausted."""
+
+    max_mapping_bytes = MAX_MAPPING_BYTES
+
+    def __init__(self, pool: BouncePool, device_id: str) -> None:
+        self._pool = pool
+        self._device_id = device_id
+        self.sync_for_device = pool.sync_for_device
+        self.sync_for_cpu = pool.sync_for_cpu
+        self.unmap = pool.unmap
+
+    def map(self, lengths: Sequence[int], deadline_s: float) -> list[Mapping]:
+        """As `BouncePool.map`."""
+        return self._pool.map(lengths, deadline_s, self._device_id)
 
 
 def _make_areas(slots_total: int, wanted: int) -> tuple[list[_Area], int]:

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -29,6 +29,7 @@ from services.simguest import fs_driver, net_driver
 from services.simguest.bounce import BouncePool, PoolUsage
 from services.simguest.device import DeviceKind, DeviceMemory, VirtioDevice
 from services.simguest.dma import DirectDma, Dma
+from services.simguest.exhaustions import Exhaustions
 from services.simguest.guest_init import GuestInitProcess, InitBoot
 from services.simguest.kernel import Kernel, ordinary_ranges, publish_pool, reserve_pool
 from services.simguest.pages import PageAllocator
@@ -92,6 +93,7 @@ class BootOrder:
     """What a VM owner decides for one VM.
 
     Attributes:
+        vm_id: Of the VM; for metrics.
         ram_bytes: Length of its RAM.
         command_line: The kernel's.
         kernel: Which kernel.
@@ -102,6 +104,7 @@ class BootOrder:
     command_line: str
     kernel: Kernel
     init_channel: str
+    vm_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +137,18 @@ class _Memory:
 
 
 class Guest:
-    """One guest; what changes it is done one at a time, in the order of the calls."""
+    """One guest; what changes it is done one at a time, in the order of the calls.
+
+    Attributes:
+        vm_id: Of its VM; empty before it has booted.
+        exhaustions: Tells when its kernel's pool is used up.
+    """
 
     def __init__(self, place: GuestPlace) -> None:
         self.state = GuestState.OFF
+        self.vm_id = ""
         self.workload = Workload()
+        self.exhaustions = Exhaustions()
         self._place = place
         self._memory: _Memory | None = None
         self._init: GuestInitProcess | None = None
@@ -161,13 +171,13 @@ class Guest:
         async with self._order:
             following = self._following("boot")
             parse_address(self._init_address())
-            memory = _make_memory(order, self._place.rings_in_pool)
+            memory = _make_memory(order, self._place.rings_in_pool, self.exhaustions)
             try:
                 self._init = await self._start_init(order, memory.pool)
             except BaseException:
                 memory.ram.close()
                 raise
-            self._memory, self.state = memory, following
+            self._memory, self.state, self.vm_id = memory, following, order.vm_id
             return self._init_address()
 
     async def attach(self, order: DeviceOrder) -> None:
@@ -230,6 +240,7 @@ class Guest:
                 _release_memory(self._memory)
                 self._memory = None
                 publish_pool(None, self._place.directory)
+            self.exhaustions.end()
 
     def pool_usage(self) -> tuple[SwiotlbPool, PoolUsage] | None:
         """Tell the pool and how it is used; None when none is in use."""
@@ -274,7 +285,10 @@ class Guest:
         if memory is None:
             raise FailedPreconditionError("GUEST_STATE", "the guest has no memory")
         name = f"{order.device_class} {order.tag!r}"
-        device = VirtioDevice(name, order.socket_path, kind, memory.device)
+        reach = memory.device
+        if memory.bounce is not None:
+            reach = replace(reach, buffers=memory.bounce.for_device(order.instance_id))
+        device = VirtioDevice(name, order.socket_path, kind, reach)
         try:
             if order.device_class == events.FS:
                 self.workload.attach_share(order.tag, device)
@@ -300,11 +314,11 @@ class Guest:
             steps.callback(self.workload.close)
 
 
-def _make_memory(order: BootOrder, rings_in_pool: bool) -> _Memory:
+def _make_memory(order: BootOrder, rings_in_pool: bool, exhaustions: Exhaustions) -> _Memory:
     ram = GuestRam(order.ram_bytes)
     pool = reserve_pool(order.kernel, order.command_line, ram.regions[0])
     direct = DirectDma(ram, PageAllocator(ordinary_ranges(ram.regions, pool)))
-    bounce = BouncePool(ram, pool) if pool else None
+    bounce = BouncePool(ram, pool, on_exhausted=exhaustions.tell) if pool else None
     buffers: Dma = bounce or direct
     rings = buffers if rings_in_pool else direct
     return _Memory(ram, pool, bounce, DeviceMemory(ram, buffers, rings))

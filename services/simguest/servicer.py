@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
-from services.rpc.convert import device_class_from_proto
+from services.rpc.convert import device_class_from_proto, exhaustion_to_proto
 from services.rpc.server import Servicer
 from services.rpc.version import service_version
 from services.simguest.guest import BootOrder, DeviceOrder, Guest
@@ -62,6 +62,7 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
             command_line=request.kernel_command_line,
             kernel=Kernel(request.kernel_release, request.publishes_pool),
             init_channel=request.init_channel_address,
+            vm_id=request.vm_id,
         )
         address = await self._to_the_end(self._guest.boot(order))
         return machine_pb2.BootResponse(guest_init_address=address)
@@ -85,6 +86,14 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
     ) -> machine_pb2.DetachDeviceResponse:
         await self._to_the_end(self._guest.detach(request.instance_id))
         return machine_pb2.DetachDeviceResponse()
+
+    async def WatchMachine(  # noqa: N802, D102
+        self, request: machine_pb2.WatchMachineRequest, context: object
+    ) -> AsyncIterator[machine_pb2.WatchMachineResponse]:
+        async for instance_id, exhaustion in self._guest.exhaustions.watch():
+            yield machine_pb2.WatchMachineResponse(
+                instance_id=instance_id, exhaustion=exhaustion_to_proto(exhaustion)
+            )
 
     async def PowerOff(  # noqa: N802, D102
         self, request: machine_pb2.PowerOffRequest, context: object

@@ -6,6 +6,7 @@ when a peer is called.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
@@ -13,12 +14,17 @@ from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
 from services.handshake import events
 from services.rpc.channel import connect
-from services.rpc.convert import device_class_to_proto, device_state_from_proto
+from services.rpc.convert import (
+    device_class_to_proto,
+    device_state_from_proto,
+    exhaustion_from_proto,
+)
 from services.vm_owner.device_hosts import DeviceStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from services.handshake.exhaustion import Exhaustion
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewDevice
     from services.vm_owner.machines import BootOrder, PluggedDevice
@@ -78,7 +84,10 @@ class DeviceHostClient:
         """Stream what happens to the devices of all VMs."""
         stream = self._peer.stub.WatchDevices(device_host_pb2.WatchDevicesRequest())
         async for answer in stream:
-            yield _status(answer.device, answer.detail)
+            status = _status(answer.device, answer.detail)
+            if answer.HasField("exhaustion"):
+                status = replace(status, exhaustion=exhaustion_from_proto(answer.exhaustion))
+            yield status
 
     async def close(self) -> None:
         """Disconnect."""
@@ -119,6 +128,11 @@ class MachineClient:
     async def detach_device(self, instance_id: str) -> None:
         """Unplug a device."""
         await self._peer.stub.DetachDevice(machine_pb2.DetachDeviceRequest(instance_id=instance_id))
+
+    async def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
+        """Stream what the guest's kernel has used up, and the device that needed more."""
+        async for answer in self._peer.stub.WatchMachine(machine_pb2.WatchMachineRequest()):
+            yield answer.instance_id, exhaustion_from_proto(answer.exhaustion)
 
     async def power_off(self) -> None:
         """Stop the guest."""

@@ -18,6 +18,8 @@ from services.handshake.errors import FailedPreconditionError, PortholeError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from services.handshake.exhaustion import Exhaustion
+
 logger = logging.getLogger(__name__)
 
 WATCH_RETRY_S: Final = 1.0
@@ -52,6 +54,7 @@ class DeviceStatus:
     Attributes:
         state: Name of the state, lower case.
         counters: Values by the names of porthole.handshake.v1.DeviceCounters.
+        exhaustion: What it has just used up; the state has not changed then.
     """
 
     vm_id: str
@@ -60,6 +63,7 @@ class DeviceStatus:
     state: str = UNSPECIFIED
     counters: Mapping[str, int] = field(default_factory=dict)
     detail: str = ""
+    exhaustion: Exhaustion | None = None
 
 
 class DeviceHost(Protocol):

@@ -32,7 +32,7 @@ from services.vm_owner.machines import LOW_RAM_LIMIT
 from services.vm_owner.shares import ShareSpec, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
 from services.vm_owner.virtual_machine import BringUp, InitChannel, VirtualMachine
-from services.vm_owner.vm import DeviceEvent, Vm, VmFacts, VmKind
+from services.vm_owner.vm import DeviceEvent, DeviceExhausted, Vm, VmFacts, VmKind
 from services.vm_owner.wslconfig import parse_wslconfig
 
 if TYPE_CHECKING:
@@ -367,7 +367,11 @@ class VmOwner:
 
     def _on_device_status(self, status: DeviceStatus) -> None:
         machine = self._vms.get(status.vm_id)
-        if machine is not None and machine.devices.find(status.instance_id) is not None:
+        if machine is None or machine.devices.find(status.instance_id) is None:
+            return
+        if status.exhaustion is not None:
+            machine.vm.tell(DeviceExhausted(status.instance_id, status.tag, status.exhaustion))
+        else:
             machine.vm.tell(
                 DeviceEvent(status.instance_id, status.tag, status.state, status.detail)
             )

@@ -22,6 +22,7 @@ from services.rpc.convert import (
     device_class_from_proto,
     device_class_to_proto,
     device_state_to_proto,
+    exhaustion_to_proto,
     pool_to_proto,
 )
 from services.rpc.server import ServerHandle, Servicer, start_server
@@ -31,7 +32,14 @@ from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
 from services.vm_owner.owner import CreateOrder, MachineOrder, VmOwner
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
-from services.vm_owner.vm import DeviceEvent, Happening, PoolLatched, Report, VmKind
+from services.vm_owner.vm import (
+    DeviceEvent,
+    DeviceExhausted,
+    Happening,
+    PoolLatched,
+    Report,
+    VmKind,
+)
 from services.vm_owner.warnings import VmWarning
 
 if TYPE_CHECKING:
@@ -378,12 +386,11 @@ def _watch_response(happening: Happening | VmWarning) -> vm_owner_pb2.WatchVmRes
             return vm_owner_pb2.WatchVmResponse(warning=_warning(happening))
         case PoolLatched(pool):
             return vm_owner_pb2.WatchVmResponse(pool_latched=pool_to_proto(pool))
-        case DeviceEvent():
-            return vm_owner_pb2.WatchVmResponse(
-                device=vm_owner_pb2.DeviceEvent(
-                    instance_id=happening.instance_id,
-                    tag=happening.tag,
-                    state=device_state_to_proto(happening.state),
-                    detail=happening.detail,
-                )
-            )
+        case DeviceEvent(instance_id, tag, state, detail):
+            event = vm_owner_pb2.DeviceEvent(instance_id=instance_id, tag=tag, detail=detail)
+            event.state = device_state_to_proto(state)
+            return vm_owner_pb2.WatchVmResponse(device=event)
+        case DeviceExhausted(instance_id, tag, what):
+            told = vm_owner_pb2.DeviceExhausted(instance_id=instance_id, tag=tag, detail=str(what))
+            told.exhaustion.CopyFrom(exhaustion_to_proto(what))
+            return vm_owner_pb2.WatchVmResponse(exhausted=told)

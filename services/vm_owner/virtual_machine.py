@@ -8,6 +8,7 @@ how VMs are found, created or traced: owner.py does. Where a docstring says so, 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import shutil
 import uuid
@@ -24,11 +25,12 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.handshake.states import Operation, VmEvent, VmState
+from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
 from services.vm_owner.machines import BootOrder
 from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.shares import Share, ShareSpec, share_key
-from services.vm_owner.vm import VmKind
+from services.vm_owner.vm import DeviceExhausted, VmKind
 from services.vm_owner.warnings import guest_ended, share_failed
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ class VirtualMachine:
         self._pending_shares = plan.shares
         self._init_channel: InitChannel | None = None
         self._guest_end = ""
+        self._watcher: asyncio.Task[None] | None = None
 
     async def bring_up(self, on_guest_end: Callable[[], None]) -> None:
         """Boot the guest; of a WSL2 VM, wait for its report and add its shares. Takes the lock.
@@ -242,6 +245,7 @@ class VirtualMachine:
             parts.push_async_callback(asyncio.to_thread, shutil.rmtree, self._directory, True)
             parts.push_async_callback(self._close_init_channel)
             parts.push_async_callback(self.machine.stop)
+            parts.push_async_callback(self._stop_watching)
             parts.push_async_callback(self.devices.shut_down)
             parts.push_async_callback(self._network.shut_down)
 
@@ -258,6 +262,8 @@ class VirtualMachine:
         self._require_not_ended()
         await self.machine.start(ended)
         self._require_not_ended()
+        # In a context of its own: it outlives the operation, and belongs to no VM's trace.
+        self._watcher = asyncio.create_task(self._watch_machine(), context=contextvars.Context())
         self.guest_init_address = await self.machine.boot(
             BootOrder(
                 vm_id=facts.vm_id,
@@ -289,6 +295,25 @@ class VirtualMachine:
                 "raise the owner's --capabilities-deadline-s",
                 vm_id=self.vm.facts.vm_id,
             ) from None
+
+    async def _watch_machine(self) -> None:
+        """Tell the VM's watchers what its guest's kernel has used up, as far as it tells."""
+        while True:
+            try:
+                async for instance_id, exhaustion in self.machine.watch():
+                    device = self.devices.find(instance_id)
+                    tag = device.spec.tag if device else ""
+                    self.vm.tell(DeviceExhausted(instance_id, tag, exhaustion))
+            except PortholeError as failure:
+                logger.debug("VM %s: its machine tells nothing: %s", self.vm.facts.vm_id, failure)
+                if failure.reason == "METHOD_UNIMPLEMENTED":
+                    return
+            await asyncio.sleep(WATCH_RETRY_S)
+
+    async def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
 
     def _require_not_ended(self) -> None:
         if self.vm.state in (VmState.SHUTTING_DOWN, VmState.TERMINATED):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from services.handshake.capabilities import KernelVersion
     from services.handshake.errors import PortholeError
     from services.handshake.events import Event
+    from services.handshake.exhaustion import Exhaustion
     from services.vm_owner.manifest import Manifest
     from services.vm_owner.warnings import VmWarning
     from services.vm_owner.wslconfig import NetworkingMode
@@ -55,6 +56,15 @@ class DeviceEvent:
     tag: str
     state: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceExhausted:
+    """Watchers are told that a device has used something up."""
+
+    instance_id: str
+    tag: str
+    exhaustion: Exhaustion
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +115,7 @@ class VmFacts:
     traceparent: str
 
 
-Happening = VmState | PoolLatched | DeviceEvent
+Happening = VmState | PoolLatched | DeviceEvent | DeviceExhausted
 """What a watcher sees, beside warnings."""
 
 
@@ -166,7 +176,7 @@ class Vm:
         self.warnings.append(warning)
         self._stream.publish(warning)
 
-    def tell(self, event: DeviceEvent) -> None:
+    def tell(self, event: DeviceEvent | DeviceExhausted) -> None:
         """Tell the watchers of a device."""
         self._stream.publish(event)
 

@@ -12,6 +12,7 @@ from functools import partial
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
+import grpc
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
 from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
 from porthole.handshake.v1 import device_pb2
@@ -144,7 +145,12 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
 
 
 class FakeMachine(machine_pb2_grpc.MachineServicer):
-    """Boots at once; its init reports `capabilities` to the init channel, if there is one."""
+    """Boots at once; its init reports `capabilities` to the init channel, if there is one.
+
+    Attributes:
+        news: What it tells whoever watches it.
+        tells: Whether it can be watched; a machine of an older version cannot.
+    """
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -154,6 +160,8 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
         self.boots: list[machine_pb2.BootRequest] = []
         self.attached: dict[str, machine_pb2.AttachDeviceRequest] = {}
         self.reports: list[asyncio.Task[object]] = []
+        self.news: asyncio.Queue[machine_pb2.WatchMachineResponse] = asyncio.Queue()
+        self.tells = True
 
     async def GetVersion(  # noqa: N802
         self, request: machine_pb2.GetVersionRequest, context: object
@@ -184,6 +192,19 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
         await self.script.play("machine", "DetachDevice", request.instance_id)
         self.attached.pop(request.instance_id, None)
         return machine_pb2.DetachDeviceResponse()
+
+    async def WatchMachine(  # noqa: N802
+        self,
+        request: machine_pb2.WatchMachineRequest,
+        context: grpc.aio.ServicerContext[
+            machine_pb2.WatchMachineRequest, machine_pb2.WatchMachineResponse
+        ],
+    ) -> AsyncIterator[machine_pb2.WatchMachineResponse]:
+        if not self.tells:
+            self.script.reached.set()
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        while True:
+            yield await self.news.get()
 
     async def PowerOff(  # noqa: N802
         self, request: machine_pb2.PowerOffRequest, context: object

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+
+    from services.handshake.exhaustion import Exhaustion
 
 LOW_RAM_LIMIT: Final = 3 << 30
 """RAM up to here is at guest-physical address 0, the rest at 4 GiB (machine.proto, BootRequest)."""
@@ -72,6 +74,9 @@ class Machine(Protocol):
 
     async def detach_device(self, instance_id: str) -> None:
         """Unplug a device."""
+
+    def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
+        """Stream what the guest's kernel has used up, and the device that needed more."""
 
     async def stop(self) -> None:
         """Power the guest off and release the machine; never raises for a guest that is gone."""

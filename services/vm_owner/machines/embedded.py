@@ -17,9 +17,10 @@ from services.handshake.errors import PortholeError, UnavailableError
 from services.vm_owner.machines.external import ExternalMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
+    from services.handshake.exhaustion import Exhaustion
     from services.vm_owner.clients import MachineClient
     from services.vm_owner.machines import BootOrder, PluggedDevice
 
@@ -106,6 +107,10 @@ class EmbeddedMachine:
         """Unplug a device."""
         self._require_alive()
         await self._machine.detach_device(instance_id)
+
+    def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
+        """Stream what the guest's kernel has used up, and the device that needed more."""
+        return self._machine.watch()
 
     async def stop(self) -> None:
         """Power the guest off and collect its process, in the end by force."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from services.handshake.errors import PortholeError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from services.handshake.exhaustion import Exhaustion
     from services.vm_owner.clients import MachineClient
     from services.vm_owner.machines import BootOrder, PluggedDevice
 
@@ -51,6 +52,10 @@ class ExternalMachine:
     async def detach_device(self, instance_id: str) -> None:
         """Unplug a device."""
         await self._connected().detach_device(instance_id)
+
+    def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
+        """Stream what the guest's kernel has used up, and the device that needed more."""
+        return self._connected().watch()
 
     async def stop(self) -> None:
         """Power the guest off and disconnect."""

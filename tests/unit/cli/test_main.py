@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from services.cli.exit_codes import NEGATIVE, OK, UNREACHABLE, USAGE
 from services.cli.main import app
+from services.devicehost import fastpath
 from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities, KernelVersion
 from services.handshake.pool import Gpa, SwiotlbPool, format_token
@@ -172,7 +173,12 @@ def test_the_version_is_told_without_services(run_dir: Path) -> None:
     assert result.stdout.startswith(f"porthole {SOFTWARE_VERSION}")
     result = RUNNER.invoke(app, [*flags, "version", "--json"])
     document = json.loads(result.stdout)
-    assert document == {"porthole": SOFTWARE_VERSION, "api_versions": ["v1"], "services": {}}
+    assert document == {
+        "porthole": SOFTWARE_VERSION,
+        "api_versions": ["v1"],
+        "native_fast_path": fastpath.status,
+        "services": {},
+    }
 
 
 def test_a_valid_handshake_is_0(trace: Path) -> None:

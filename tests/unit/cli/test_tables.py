@@ -116,6 +116,20 @@ def test_facts_of_a_vm_without_a_pool_say_none() -> None:
             ),
             "device   t needs-reset: why (d)",
         ),
+        (
+            WatchRecord(
+                "exhausted",
+                {
+                    "instance_id": "d",
+                    "tag": "t",
+                    "resource": "handles",
+                    "used": 10,
+                    "total": 10,
+                    "detail": "handles exhausted: 10 of 10 in use",
+                },
+            ),
+            "limit    t handles exhausted: 10 of 10 in use (d)",
+        ),
     ],
 )
 def test_each_watched_thing_is_one_line(record: WatchRecord, line: str) -> None:

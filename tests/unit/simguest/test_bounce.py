@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.handshake.errors import InvalidArgumentError, ResourceExhaustedError
+from services.handshake.exhaustion import Exhaustion
 from services.handshake.pool import MAX_MAPPING_BYTES, Gpa, SwiotlbPool
 from services.simguest.bounce import BouncePool, find_run, slots_of
 from services.simguest.ram import GuestRam
@@ -142,6 +143,25 @@ def test_exhaustion_names_pool_used_and_total(ram: GuestRam) -> None:
     }
     assert pool.usage().slots_used == 129  # what was taken in part is given back
     pool.unmap(held)
+
+
+def test_exhaustion_is_told_once_with_the_device_that_was_first(ram: GuestRam) -> None:
+    told: list[tuple[str, Exhaustion]] = []
+    pool = BouncePool(
+        ram,
+        SwiotlbPool(Gpa(BASE), 2 * SEGMENT),
+        on_exhausted=lambda device, what: told.append((device, what)),
+    )
+    first, second = pool.for_device("first"), pool.for_device("second")
+    for turn in range(2):
+        held = [*first.map([MAX_MAPPING_BYTES], 0), *second.map([2048], 0)]
+        for device in (first, second, first):
+            with pytest.raises(ResourceExhaustedError):
+                device.map([MAX_MAPPING_BYTES], 0)
+        assert told == [("first", Exhaustion("bounce_pool", 129, 256))] * (turn + 1)
+        first.unmap(held)
+        for _ in range(2):
+            pool.bound.look()
 
 
 def test_what_can_never_fit_does_not_wait(ram: GuestRam) -> None:

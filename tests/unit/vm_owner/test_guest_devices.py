@@ -6,6 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from porthole.devicehost.v1 import device_host_pb2
+from porthole.handshake.v1 import device_pb2
+from porthole.machine.v1 import machine_pb2
 
 from services.handshake import events
 from services.handshake.errors import (
@@ -16,9 +19,11 @@ from services.handshake.errors import (
     PortholeError,
     UnavailableError,
 )
+from services.handshake.exhaustion import Exhaustion
 from services.handshake.states import VmState
 from services.vm_owner.guest_devices import DeviceSpec
 from services.vm_owner.shares import ShareSpec
+from services.vm_owner.vm import DeviceExhausted
 from tests.support.owner_peers import TOKEN
 
 if TYPE_CHECKING:
@@ -269,9 +274,6 @@ async def test_an_equal_share_whose_device_host_forgot_it_is_replaced(
 
 
 async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) -> None:
-    from porthole.devicehost.v1 import device_host_pb2
-    from porthole.handshake.v1 import device_pb2
-
     vm = await rig.owner.create(rig.order())
     device = await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
     broken = device_host_pb2.Device(
@@ -288,6 +290,50 @@ async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) 
                 if getattr(happening, "state", "") == "needs_reset":
                     assert getattr(happening, "detail", "") == "address 0x1000 refused"
                     break
+
+
+async def test_what_a_device_has_used_up_reaches_the_watchers(rig: Rig, tmp_path: Path) -> None:
+    """Whether its device host says so or the machine that it is plugged into."""
+    vm = await rig.owner.create(rig.order())
+    device = await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    full = device_pb2.Exhaustion(resource="handles", used=10, total=10)
+    seen = device_host_pb2.Device(
+        vm_id=vm.vm.facts.vm_id,
+        instance_id=device.instance_id,
+        tag="data",
+        state=device_pb2.DEVICE_STATE_ATTACHED,
+    )
+    with vm.vm.watch() as happenings:
+        rig.device_host.news.put_nowait(
+            device_host_pb2.WatchDevicesResponse(device=seen, detail="full", exhaustion=full)
+        )
+        found = []
+        async with asyncio.timeout(5):
+            async for happening in happenings:
+                if isinstance(happening, DeviceExhausted):
+                    found.append(happening)
+                    break
+            pool = device_pb2.Exhaustion(resource="bounce_pool", used=1000, total=1024)
+            rig.machine.news.put_nowait(
+                machine_pb2.WatchMachineResponse(instance_id=device.instance_id, exhaustion=pool)
+            )
+            async for happening in happenings:
+                assert isinstance(happening, DeviceExhausted)
+                found.append(happening)
+                break
+    tag = device.spec.tag
+    assert found == [
+        DeviceExhausted(device.instance_id, tag, Exhaustion("handles", 10, 10)),
+        DeviceExhausted(device.instance_id, tag, Exhaustion("bounce_pool", 1000, 1024)),
+    ]
+
+
+async def test_a_machine_that_cannot_be_watched_runs_all_the_same(rig: Rig, tmp_path: Path) -> None:
+    rig.machine.tells = False
+    vm = await rig.owner.create(rig.order())
+    await asyncio.wait_for(rig.script.reached.wait(), 5)
+    await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    await rig.owner.terminate(vm.vm.facts.vm_id)
 
 
 async def test_a_device_is_not_added_to_a_vm_that_begins_to_end_meanwhile(

@@ -40,16 +40,22 @@ class GetVersionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    NATIVE_FAST_PATH_FIELD_NUMBER: _builtins.int
+    native_fast_path: _builtins.str
+    """Whether the native fast path serves virtio-fs: "active", or why it does
+    not. Empty: a device host that is older than this field.
+    """
     @_builtins.property
     def version(self) -> _guest_capabilities_pb2.ServiceVersion: ...
     def __init__(
         self,
         *,
         version: _guest_capabilities_pb2.ServiceVersion | None = ...,
+        native_fast_path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["native_fast_path", b"native_fast_path", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,19 +449,25 @@ class WatchDevicesResponse(_message.Message):
 
     DEVICE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    EXHAUSTION_FIELD_NUMBER: _builtins.int
     detail: _builtins.str
     """Why the state changed, for instance the address that was refused."""
     @_builtins.property
     def device(self) -> Global___Device: ...
+    @_builtins.property
+    def exhaustion(self) -> _device_pb2.Exhaustion:
+        """What of the device is used up; the state has not changed then."""
+
     def __init__(
         self,
         *,
         device: Global___Device | None = ...,
         detail: _builtins.str = ...,
+        exhaustion: _device_pb2.Exhaustion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "exhaustion", b"exhaustion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device", b"device"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device", b"device", "exhaustion", b"exhaustion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,6 +82,9 @@ class DeviceCounters(_message.Message):
     WINDOWS_EVICTED_FIELD_NUMBER: _builtins.int
     WINDOWS_WAITED_FIELD_NUMBER: _builtins.int
     HIGHEST_SLOT_FIELD_NUMBER: _builtins.int
+    FRAMES_DROPPED_FIELD_NUMBER: _builtins.int
+    HELD_BACK_FIELD_NUMBER: _builtins.int
+    EXHAUSTIONS_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests that the device completed."""
     bytes_in: _builtins.int
@@ -100,6 +103,12 @@ class DeviceCounters(_message.Message):
     """Highest 2 KiB slot of the pool that a request touched, counted from 1; 0
     when none was.
     """
+    frames_dropped: _builtins.int
+    """Network frames that were dropped."""
+    held_back: _builtins.int
+    """Times that a queue was not read on because too many requests were queued."""
+    exhaustions: _builtins.int
+    """Episodes in which something bounded was used up."""
     def __init__(
         self,
         *,
@@ -111,11 +120,47 @@ class DeviceCounters(_message.Message):
         windows_evicted: _builtins.int = ...,
         windows_waited: _builtins.int = ...,
         highest_slot: _builtins.int = ...,
+        frames_dropped: _builtins.int = ...,
+        held_back: _builtins.int = ...,
+        exhaustions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "highest_slot", b"highest_slot", "requests", b"requests", "translations_refused", b"translations_refused", "windows_evicted", b"windows_evicted", "windows_mapped", b"windows_mapped", "windows_waited", b"windows_waited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "exhaustions", b"exhaustions", "frames_dropped", b"frames_dropped", "held_back", b"held_back", "highest_slot", b"highest_slot", "requests", b"requests", "translations_refused", b"translations_refused", "windows_evicted", b"windows_evicted", "windows_mapped", b"windows_mapped", "windows_waited", b"windows_waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceCounters: _TypeAlias = DeviceCounters  # noqa: Y015
+
+@_typing.final
+class Exhaustion(_message.Message):
+    """Exhaustion tells, once per episode, that something bounded is used up:
+    requests wait or fail.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    resource: _builtins.str
+    """What: "windows", "handles", "bounce_pool" and so on, as in docs/limits.md."""
+    used: _builtins.int
+    """How much of it was in use when the first request was refused or had to
+    wait; less than total when that needed several at once.
+    """
+    total: _builtins.int
+    def __init__(
+        self,
+        *,
+        resource: _builtins.str = ...,
+        used: _builtins.int = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resource", b"resource", "total", b"total", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exhaustion: _TypeAlias = Exhaustion  # noqa: Y015

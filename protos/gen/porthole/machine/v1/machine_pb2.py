@@ -26,7 +26,7 @@ from porthole.handshake.v1 import device_pb2 as porthole_dot_handshake_dot_v1_do
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!porthole/machine/v1/machine.proto\x12\x13porthole.machine.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x13\n\x11GetVersionRequest\"L\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x9a\x01\n\x0b\x42ootRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x11\n\tram_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13kernel_command_line\x18\x03 \x01(\t\x12\x1c\n\x14init_channel_address\x18\x04 \x01(\t\x12\x16\n\x0ekernel_release\x18\x05 \x01(\t\x12\x16\n\x0epublishes_pool\x18\x06 \x01(\x08\"*\n\x0c\x42ootResponse\x12\x1a\n\x12guest_init_address\x18\x01 \x01(\t\"\xb7\x01\n\x13\x41ttachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x02 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x17\n\x0fgateway_address\x18\x06 \x01(\t\"\x16\n\x14\x41ttachDeviceResponse\"*\n\x13\x44\x65tachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65tachDeviceResponse\"\x11\n\x0fPowerOffRequest\"\x12\n\x10PowerOffResponse\"\x0e\n\x0cStatsRequest\"\x9a\x01\n\rStatsResponse\x12\x11\n\tpool_base\x18\x01 \x01(\x04\x12\x17\n\x0fpool_size_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bslots_total\x18\x03 \x01(\x04\x12\x12\n\nslots_used\x18\x04 \x01(\x04\x12\x1d\n\x15slots_used_high_water\x18\x05 \x01(\x04\x12\x15\n\rbytes_bounced\x18\x06 \x01(\x04\"0\n\x0cMountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\"\x0f\n\rMountResponse\"\x1d\n\x0eUnmountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\"=\n\x0fHashTreeRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\"B\n\x10HashTreeResponse\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.porthole.machine.v1.FileDigest\">\n\nFileDigest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"t\n\x0f\x43opyTreeRequest\x12\x12\n\nsource_tag\x18\x01 \x01(\t\x12\x13\n\x0bsource_path\x18\x02 \x01(\t\x12\x12\n\ntarget_tag\x18\x03 \x01(\t\x12\x13\n\x0btarget_path\x18\x04 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x05 \x03(\t\"d\n\x10\x43opyTreeResponse\x12\x13\n\x0b\x64irectories\x18\x01 \x01(\x04\x12\r\n\x05\x66iles\x18\x02 \x01(\x04\x12\x16\n\x0esymbolic_links\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x04 \x01(\x04\"0\n\x0eHttpGetRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"E\n\x0fHttpGetResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"@\n\x0bPingRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"K\n\x0cPingResponse\x12\x0c\n\x04sent\x18\x01 \x01(\r\x12\x10\n\x08received\x18\x02 \x01(\r\x12\x1b\n\x13round_trip_median_s\x18\x03 \x01(\x01\x32\xd8\x03\n\x07Machine\x12]\n\nGetVersion\x12&.porthole.machine.v1.GetVersionRequest\x1a\'.porthole.machine.v1.GetVersionResponse\x12K\n\x04\x42oot\x12 .porthole.machine.v1.BootRequest\x1a!.porthole.machine.v1.BootResponse\x12\x63\n\x0c\x41ttachDevice\x12(.porthole.machine.v1.AttachDeviceRequest\x1a).porthole.machine.v1.AttachDeviceResponse\x12\x63\n\x0c\x44\x65tachDevice\x12(.porthole.machine.v1.DetachDeviceRequest\x1a).porthole.machine.v1.DetachDeviceResponse\x12W\n\x08PowerOff\x12$.porthole.machine.v1.PowerOffRequest\x1a%.porthole.machine.v1.PowerOffResponse2\xb6\x05\n\x08Workload\x12]\n\nGetVersion\x12&.porthole.machine.v1.GetVersionRequest\x1a\'.porthole.machine.v1.GetVersionResponse\x12N\n\x05Stats\x12!.porthole.machine.v1.StatsRequest\x1a\".porthole.machine.v1.StatsResponse\x12N\n\x05Mount\x12!.porthole.machine.v1.MountRequest\x1a\".porthole.machine.v1.MountResponse\x12T\n\x07Unmount\x12#.porthole.machine.v1.UnmountRequest\x1a$.porthole.machine.v1.UnmountResponse\x12Y\n\x08HashTree\x12$.porthole.machine.v1.HashTreeRequest\x1a%.porthole.machine.v1.HashTreeResponse0\x01\x12W\n\x08\x43opyTree\x12$.porthole.machine.v1.CopyTreeRequest\x1a%.porthole.machine.v1.CopyTreeResponse\x12T\n\x07HttpGet\x12#.porthole.machine.v1.HttpGetRequest\x1a$.porthole.machine.v1.HttpGetResponse\x12K\n\x04Ping\x12 .porthole.machine.v1.PingRequest\x1a!.porthole.machine.v1.PingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!porthole/machine/v1/machine.proto\x12\x13porthole.machine.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x13\n\x11GetVersionRequest\"L\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x9a\x01\n\x0b\x42ootRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x11\n\tram_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13kernel_command_line\x18\x03 \x01(\t\x12\x1c\n\x14init_channel_address\x18\x04 \x01(\t\x12\x16\n\x0ekernel_release\x18\x05 \x01(\t\x12\x16\n\x0epublishes_pool\x18\x06 \x01(\x08\"*\n\x0c\x42ootResponse\x12\x1a\n\x12guest_init_address\x18\x01 \x01(\t\"\xb7\x01\n\x13\x41ttachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x02 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x17\n\x0fgateway_address\x18\x06 \x01(\t\"\x16\n\x14\x41ttachDeviceResponse\"*\n\x13\x44\x65tachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65tachDeviceResponse\"\x15\n\x13WatchMachineRequest\"b\n\x14WatchMachineResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x35\n\nexhaustion\x18\x02 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion\"\x11\n\x0fPowerOffRequest\"\x12\n\x10PowerOffResponse\"\x0e\n\x0cStatsRequest\"\x9a\x01\n\rStatsResponse\x12\x11\n\tpool_base\x18\x01 \x01(\x04\x12\x17\n\x0fpool_size_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bslots_total\x18\x03 \x01(\x04\x12\x12\n\nslots_used\x18\x04 \x01(\x04\x12\x1d\n\x15slots_used_high_water\x18\x05 \x01(\x04\x12\x15\n\rbytes_bounced\x18\x06 \x01(\x04\"0\n\x0cMountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\"\x0f\n\rMountResponse\"\x1d\n\x0eUnmountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\"=\n\x0fHashTreeRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\"B\n\x10HashTreeResponse\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.porthole.machine.v1.FileDigest\">\n\nFileDigest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"t\n\x0f\x43opyTreeRequest\x12\x12\n\nsource_tag\x18\x01 \x01(\t\x12\x13\n\x0bsource_path\x18\x02 \x01(\t\x12\x12\n\ntarget_tag\x18\x03 \x01(\t\x12\x13\n\x0btarget_path\x18\x04 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x05 \x03(\t\"d\n\x10\x43opyTreeResponse\x12\x13\n\x0b\x64irectories\x18\x01 \x01(\x04\x12\r\n\x05\x66iles\x18\x02 \x01(\x04\x12\x16\n\x0esymbolic_links\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x04 \x01(\x04\"0\n\x0eHttpGetRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"E\n\x0fHttpGetResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"@\n\x0bPingRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"K\n\x0cPingResponse\x12\x0c\n\x04sent\x18\x01 \x01(\r\x12\x10\n\x08received\x18\x02 \x01(\r\x12\x1b\n\x13round_trip_median_s\x18\x03 \x01(\x01\x32\xbf\x04\n\x07Machine\x12]\n\nGetVersion\x12&.porthole.machine.v1.GetVersionRequest\x1a\'.porthole.machine.v1.GetVersionResponse\x12K\n\x04\x42oot\x12 .porthole.machine.v1.BootRequest\x1a!.porthole.machine.v1.BootResponse\x12\x63\n\x0c\x41ttachDevice\x12(.porthole.machine.v1.AttachDeviceRequest\x1a).porthole.machine.v1.AttachDeviceResponse\x12\x63\n\x0c\x44\x65tachDevice\x12(.porthole.machine.v1.DetachDeviceRequest\x1a).porthole.machine.v1.DetachDeviceResponse\x12\x65\n\x0cWatchMachine\x12(.porthole.machine.v1.WatchMachineRequest\x1a).porthole.machine.v1.WatchMachineResponse0\x01\x12W\n\x08PowerOff\x12$.porthole.machine.v1.PowerOffRequest\x1a%.porthole.machine.v1.PowerOffResponse2\xb6\x05\n\x08Workload\x12]\n\nGetVersion\x12&.porthole.machine.v1.GetVersionRequest\x1a\'.porthole.machine.v1.GetVersionResponse\x12N\n\x05Stats\x12!.porthole.machine.v1.StatsRequest\x1a\".porthole.machine.v1.StatsResponse\x12N\n\x05Mount\x12!.porthole.machine.v1.MountRequest\x1a\".porthole.machine.v1.MountResponse\x12T\n\x07Unmount\x12#.porthole.machine.v1.UnmountRequest\x1a$.porthole.machine.v1.UnmountResponse\x12Y\n\x08HashTree\x12$.porthole.machine.v1.HashTreeRequest\x1a%.porthole.machine.v1.HashTreeResponse0\x01\x12W\n\x08\x43opyTree\x12$.porthole.machine.v1.CopyTreeRequest\x1a%.porthole.machine.v1.CopyTreeResponse\x12T\n\x07HttpGet\x12#.porthole.machine.v1.HttpGetRequest\x1a$.porthole.machine.v1.HttpGetResponse\x12K\n\x04Ping\x12 .porthole.machine.v1.PingRequest\x1a!.porthole.machine.v1.PingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,42 +49,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DETACHDEVICEREQUEST']._serialized_end=694
   _globals['_DETACHDEVICERESPONSE']._serialized_start=696
   _globals['_DETACHDEVICERESPONSE']._serialized_end=718
-  _globals['_POWEROFFREQUEST']._serialized_start=720
-  _globals['_POWEROFFREQUEST']._serialized_end=737
-  _globals['_POWEROFFRESPONSE']._serialized_start=739
-  _globals['_POWEROFFRESPONSE']._serialized_end=757
-  _globals['_STATSREQUEST']._serialized_start=759
-  _globals['_STATSREQUEST']._serialized_end=773
-  _globals['_STATSRESPONSE']._serialized_start=776
-  _globals['_STATSRESPONSE']._serialized_end=930
-  _globals['_MOUNTREQUEST']._serialized_start=932
-  _globals['_MOUNTREQUEST']._serialized_end=980
-  _globals['_MOUNTRESPONSE']._serialized_start=982
-  _globals['_MOUNTRESPONSE']._serialized_end=997
-  _globals['_UNMOUNTREQUEST']._serialized_start=999
-  _globals['_UNMOUNTREQUEST']._serialized_end=1028
-  _globals['_UNMOUNTRESPONSE']._serialized_start=1030
-  _globals['_UNMOUNTRESPONSE']._serialized_end=1047
-  _globals['_HASHTREEREQUEST']._serialized_start=1049
-  _globals['_HASHTREEREQUEST']._serialized_end=1110
-  _globals['_HASHTREERESPONSE']._serialized_start=1112
-  _globals['_HASHTREERESPONSE']._serialized_end=1178
-  _globals['_FILEDIGEST']._serialized_start=1180
-  _globals['_FILEDIGEST']._serialized_end=1242
-  _globals['_COPYTREEREQUEST']._serialized_start=1244
-  _globals['_COPYTREEREQUEST']._serialized_end=1360
-  _globals['_COPYTREERESPONSE']._serialized_start=1362
-  _globals['_COPYTREERESPONSE']._serialized_end=1462
-  _globals['_HTTPGETREQUEST']._serialized_start=1464
-  _globals['_HTTPGETREQUEST']._serialized_end=1512
-  _globals['_HTTPGETRESPONSE']._serialized_start=1514
-  _globals['_HTTPGETRESPONSE']._serialized_end=1583
-  _globals['_PINGREQUEST']._serialized_start=1585
-  _globals['_PINGREQUEST']._serialized_end=1649
-  _globals['_PINGRESPONSE']._serialized_start=1651
-  _globals['_PINGRESPONSE']._serialized_end=1726
-  _globals['_MACHINE']._serialized_start=1729
-  _globals['_MACHINE']._serialized_end=2201
-  _globals['_WORKLOAD']._serialized_start=2204
-  _globals['_WORKLOAD']._serialized_end=2898
+  _globals['_WATCHMACHINEREQUEST']._serialized_start=720
+  _globals['_WATCHMACHINEREQUEST']._serialized_end=741
+  _globals['_WATCHMACHINERESPONSE']._serialized_start=743
+  _globals['_WATCHMACHINERESPONSE']._serialized_end=841
+  _globals['_POWEROFFREQUEST']._serialized_start=843
+  _globals['_POWEROFFREQUEST']._serialized_end=860
+  _globals['_POWEROFFRESPONSE']._serialized_start=862
+  _globals['_POWEROFFRESPONSE']._serialized_end=880
+  _globals['_STATSREQUEST']._serialized_start=882
+  _globals['_STATSREQUEST']._serialized_end=896
+  _globals['_STATSRESPONSE']._serialized_start=899
+  _globals['_STATSRESPONSE']._serialized_end=1053
+  _globals['_MOUNTREQUEST']._serialized_start=1055
+  _globals['_MOUNTREQUEST']._serialized_end=1103
+  _globals['_MOUNTRESPONSE']._serialized_start=1105
+  _globals['_MOUNTRESPONSE']._serialized_end=1120
+  _globals['_UNMOUNTREQUEST']._serialized_start=1122
+  _globals['_UNMOUNTREQUEST']._serialized_end=1151
+  _globals['_UNMOUNTRESPONSE']._serialized_start=1153
+  _globals['_UNMOUNTRESPONSE']._serialized_end=1170
+  _globals['_HASHTREEREQUEST']._serialized_start=1172
+  _globals['_HASHTREEREQUEST']._serialized_end=1233
+  _globals['_HASHTREERESPONSE']._serialized_start=1235
+  _globals['_HASHTREERESPONSE']._serialized_end=1301
+  _globals['_FILEDIGEST']._serialized_start=1303
+  _globals['_FILEDIGEST']._serialized_end=1365
+  _globals['_COPYTREEREQUEST']._serialized_start=1367
+  _globals['_COPYTREEREQUEST']._serialized_end=1483
+  _globals['_COPYTREERESPONSE']._serialized_start=1485
+  _globals['_COPYTREERESPONSE']._serialized_end=1585
+  _globals['_HTTPGETREQUEST']._serialized_start=1587
+  _globals['_HTTPGETREQUEST']._serialized_end=1635
+  _globals['_HTTPGETRESPONSE']._serialized_start=1637
+  _globals['_HTTPGETRESPONSE']._serialized_end=1706
+  _globals['_PINGREQUEST']._serialized_start=1708
+  _globals['_PINGREQUEST']._serialized_end=1772
+  _globals['_PINGRESPONSE']._serialized_start=1774
+  _globals['_PINGRESPONSE']._serialized_end=1849
+  _globals['_MACHINE']._serialized_start=1852
+  _globals['_MACHINE']._serialized_end=2427
+  _globals['_WORKLOAD']._serialized_start=2430
+  _globals['_WORKLOAD']._serialized_end=3124
 # @@protoc_insertion_point(module_scope)

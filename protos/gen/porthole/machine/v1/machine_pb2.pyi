@@ -201,6 +201,45 @@ class DetachDeviceResponse(_message.Message):
 Global___DetachDeviceResponse: _TypeAlias = DetachDeviceResponse  # noqa: Y015
 
 @_typing.final
+class WatchMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMachineRequest: _TypeAlias = WatchMachineRequest  # noqa: Y015
+
+@_typing.final
+class WatchMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    EXHAUSTION_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The device whose request needed more."""
+    @_builtins.property
+    def exhaustion(self) -> _device_pb2.Exhaustion: ...
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        exhaustion: _device_pb2.Exhaustion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exhaustion", b"exhaustion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exhaustion", b"exhaustion", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMachineResponse: _TypeAlias = WatchMachineResponse  # noqa: Y015
+
+@_typing.final
 class PowerOffRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

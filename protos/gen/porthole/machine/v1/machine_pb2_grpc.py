@@ -57,6 +57,11 @@ class MachineStub:
                 request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.DetachDeviceRequest.SerializeToString,
                 response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.DetachDeviceResponse.FromString,
                 _registered_method=True)
+        self.WatchMachine = channel.unary_stream(
+                '/porthole.machine.v1.Machine/WatchMachine',
+                request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.WatchMachineRequest.SerializeToString,
+                response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.WatchMachineResponse.FromString,
+                _registered_method=True)
         self.PowerOff = channel.unary_unary(
                 '/porthole.machine.v1.Machine/PowerOff',
                 request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.PowerOffRequest.SerializeToString,
@@ -99,6 +104,14 @@ class MachineServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchMachine(self, request, context):
+        """WatchMachine streams, from now on, what the guest's kernel has used up. A
+        machine that cannot tell refuses it as UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PowerOff(self, request, context):
         """PowerOff stops the guest.
         """
@@ -128,6 +141,11 @@ def add_MachineServicer_to_server(servicer, server):
                     servicer.DetachDevice,
                     request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.DetachDeviceRequest.FromString,
                     response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.DetachDeviceResponse.SerializeToString,
+            ),
+            'WatchMachine': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMachine,
+                    request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.WatchMachineRequest.FromString,
+                    response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.WatchMachineResponse.SerializeToString,
             ),
             'PowerOff': grpc.unary_unary_rpc_method_handler(
                     servicer.PowerOff,
@@ -246,6 +264,33 @@ class Machine:
             '/porthole.machine.v1.Machine/DetachDevice',
             porthole_dot_machine_dot_v1_dot_machine__pb2.DetachDeviceRequest.SerializeToString,
             porthole_dot_machine_dot_v1_dot_machine__pb2.DetachDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/porthole.machine.v1.Machine/WatchMachine',
+            porthole_dot_machine_dot_v1_dot_machine__pb2.WatchMachineRequest.SerializeToString,
+            porthole_dot_machine_dot_v1_dot_machine__pb2.WatchMachineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class MachineStub:
     """
     DetachDevice: _grpc.UnaryUnaryMultiCallable[_machine_pb2.DetachDeviceRequest, _machine_pb2.DetachDeviceResponse]
     """DetachDevice unplugs a device."""
+    WatchMachine: _grpc.UnaryStreamMultiCallable[_machine_pb2.WatchMachineRequest, _machine_pb2.WatchMachineResponse]
+    """WatchMachine streams, from now on, what the guest's kernel has used up. A
+    machine that cannot tell refuses it as UNIMPLEMENTED.
+    """
     PowerOff: _grpc.UnaryUnaryMultiCallable[_machine_pb2.PowerOffRequest, _machine_pb2.PowerOffResponse]
     """PowerOff stops the guest."""
 
@@ -67,6 +71,10 @@ class MachineAsyncStub(MachineStub):
     """
     DetachDevice: _aio.UnaryUnaryMultiCallable[_machine_pb2.DetachDeviceRequest, _machine_pb2.DetachDeviceResponse]  # type: ignore[assignment]
     """DetachDevice unplugs a device."""
+    WatchMachine: _aio.UnaryStreamMultiCallable[_machine_pb2.WatchMachineRequest, _machine_pb2.WatchMachineResponse]  # type: ignore[assignment]
+    """WatchMachine streams, from now on, what the guest's kernel has used up. A
+    machine that cannot tell refuses it as UNIMPLEMENTED.
+    """
     PowerOff: _aio.UnaryUnaryMultiCallable[_machine_pb2.PowerOffRequest, _machine_pb2.PowerOffResponse]  # type: ignore[assignment]
     """PowerOff stops the guest."""
 
@@ -109,6 +117,16 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_machine_pb2.DetachDeviceResponse, _abc.Awaitable[_machine_pb2.DetachDeviceResponse]]:
         """DetachDevice unplugs a device."""
+
+    @_abc_1.abstractmethod
+    def WatchMachine(
+        self,
+        request: _machine_pb2.WatchMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_machine_pb2.WatchMachineResponse], _abc.AsyncIterator[_machine_pb2.WatchMachineResponse]]:
+        """WatchMachine streams, from now on, what the guest's kernel has used up. A
+        machine that cannot tell refuses it as UNIMPLEMENTED.
+        """
 
     @_abc_1.abstractmethod
     def PowerOff(

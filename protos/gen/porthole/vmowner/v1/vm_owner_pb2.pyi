@@ -592,6 +592,38 @@ class DeviceEvent(_message.Message):
 Global___DeviceEvent: _TypeAlias = DeviceEvent  # noqa: Y015
 
 @_typing.final
+class DeviceExhausted(_message.Message):
+    """DeviceExhausted tells that a device has used something up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    EXHAUSTION_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    tag: _builtins.str
+    detail: _builtins.str
+    """The same for people, with what helps."""
+    @_builtins.property
+    def exhaustion(self) -> _device_pb2.Exhaustion: ...
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        tag: _builtins.str = ...,
+        exhaustion: _device_pb2.Exhaustion | None = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exhaustion", b"exhaustion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "exhaustion", b"exhaustion", "instance_id", b"instance_id", "tag", b"tag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceExhausted: _TypeAlias = DeviceExhausted  # noqa: Y015
+
+@_typing.final
 class WatchVmResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -599,6 +631,7 @@ class WatchVmResponse(_message.Message):
     WARNING_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     POOL_LATCHED_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_FIELD_NUMBER: _builtins.int
     state: Global___VmState.ValueType
     @_builtins.property
     def warning(self) -> Global___Warning: ...
@@ -606,6 +639,8 @@ class WatchVmResponse(_message.Message):
     def device(self) -> Global___DeviceEvent: ...
     @_builtins.property
     def pool_latched(self) -> _guest_capabilities_pb2.SwiotlbPool: ...
+    @_builtins.property
+    def exhausted(self) -> Global___DeviceExhausted: ...
     def __init__(
         self,
         *,
@@ -613,12 +648,13 @@ class WatchVmResponse(_message.Message):
         warning: Global___Warning | None = ...,
         device: Global___DeviceEvent | None = ...,
         pool_latched: _guest_capabilities_pb2.SwiotlbPool | None = ...,
+        exhausted: Global___DeviceExhausted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "event", b"event", "pool_latched", b"pool_latched", "state", b"state", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "event", b"event", "exhausted", b"exhausted", "pool_latched", b"pool_latched", "state", b"state", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "event", b"event", "pool_latched", b"pool_latched", "state", b"state", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "event", b"event", "exhausted", b"exhausted", "pool_latched", b"pool_latched", "state", b"state", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "warning", "device", "pool_latched"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "warning", "device", "pool_latched", "exhausted"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
