@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Final
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
 from porthole.handshake.v1 import device_pb2
 
+from services.devicehost import fastpath
 from services.devicehost.host import DeviceHost, DeviceInfo, DeviceSpec, FsBackend, NetBackend
 from services.handshake.errors import ResourceExhaustedError
 from services.rpc import tracing
-from services.rpc.convert import device_class_to_proto, device_state_to_proto
+from services.rpc.convert import (
+    device_class_to_proto,
+    device_state_to_proto,
+    exhaustion_to_proto,
+)
 from services.rpc.version import service_version
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     import grpc
 
     from services.handshake.events import Event
+    from services.handshake.exhaustion import Exhaustion
 
 SERVICE: Final = "porthole.devicehost.v1.DeviceHost"
 
@@ -55,7 +61,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
     def __init__(self, run_dir: Path) -> None:
         self._loop = asyncio.get_running_loop()
         self._watchers: set[_Watcher] = set()
-        self.host = DeviceHost(run_dir, self._changed)
+        self.host = DeviceHost(run_dir, self._changed, on_exhausted=self._exhausted)
 
     async def close(self) -> None:
         """Tear every device down, then end the watchers."""
@@ -70,8 +76,10 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             device_host_pb2.GetVersionRequest, device_host_pb2.GetVersionResponse
         ],
     ) -> device_host_pb2.GetVersionResponse:
-        """Announce the API versions."""
-        return device_host_pb2.GetVersionResponse(version=service_version(SERVICE))
+        """Announce the API versions, and whether the native fast path serves."""
+        return device_host_pb2.GetVersionResponse(
+            version=service_version(SERVICE), native_fast_path=fastpath.status
+        )
 
     async def SetSwiotlb(  # noqa: N802
         self,
@@ -173,10 +181,22 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
 
     def _changed(self, info: DeviceInfo, detail: str) -> None:
         """Take a change from whatever thread it happened on."""
-        self._loop.call_soon_threadsafe(self._publish, info, detail)
+        self._publish_soon(info, device_host_pb2.WatchDevicesResponse(detail=detail))
 
-    def _publish(self, info: DeviceInfo, detail: str) -> None:
-        change = device_host_pb2.WatchDevicesResponse(device=_to_proto(info), detail=detail)
+    def _exhausted(self, info: DeviceInfo, exhaustion: Exhaustion) -> None:
+        """Take what is used up from whatever thread needed it."""
+        self._publish_soon(
+            info,
+            device_host_pb2.WatchDevicesResponse(
+                detail=str(exhaustion), exhaustion=exhaustion_to_proto(exhaustion)
+            ),
+        )
+
+    def _publish_soon(self, info: DeviceInfo, change: device_host_pb2.WatchDevicesResponse) -> None:
+        change.device.CopyFrom(_to_proto(info))
+        self._loop.call_soon_threadsafe(self._publish, info, change)
+
+    def _publish(self, info: DeviceInfo, change: device_host_pb2.WatchDevicesResponse) -> None:
         for watcher in self._watchers:
             if watcher.vm_id in ("", info.vm_id):
                 try:
@@ -231,6 +251,9 @@ def _to_proto(info: DeviceInfo) -> device_host_pb2.Device:
             windows_evicted=counters.windows_evicted,
             windows_waited=counters.windows_waited,
             highest_slot=counters.highest_slot,
+            frames_dropped=counters.frames_dropped,
+            held_back=counters.held_back,
+            exhaustions=counters.exhaustions,
         ),
         options=info.options,
     )

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost import fastpath
 from services.devicehost.host.device import (
     DeviceInfo,
     FsBackend,
@@ -99,6 +100,8 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
         sock.close()
         raise
     try:
+        if isinstance(spec.backend, FsBackend):
+            _LOG.info("the native fast path is %s", fastpath.status)
         _tell_confinement(spec)
         ready()
         _LOG.info("ending: %s", ends.get())
@@ -129,6 +132,7 @@ def _start(
         is_known=lambda: True,
         emit=lambda _: None,
         on_change=changed,
+        on_exhausted=lambda *_: None,
     )
     entry.start(
         lambda counters: make_device(options, spec.backend, counters),

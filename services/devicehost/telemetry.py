@@ -30,6 +30,7 @@ COUNTERS: Final = {
     "windows_mapped": ("{window}", "on-demand windows that were mapped"),
     "windows_evicted": ("{window}", "on-demand windows that were unmapped to make room"),
     "windows_waited": ("{wait}", "times that a request waited for the quota on windows"),
+    "held_back": ("{hold}", "times that a queue was not read on, for want of room"),
     "frames_dropped": ("{frame}", "frames that a virtio-net device dropped"),
 }
 """Unit and description of each counter in CounterValues that becomes porthole.device.<name>."""
@@ -57,6 +58,19 @@ def observe(host: DeviceHost) -> None:
         unit="{slot}",
         description="2 KiB slots of the device's pool; 0 without a pool",
     )
+    meter.create_observable_counter(
+        "porthole.device.exhaustions",
+        callbacks=[_of_bounds(host, "exhaustions")],
+        unit="{episode}",
+        description="episodes in which something bounded was used up; docs/limits.md lists what is",
+    )
+    for name, what in (("used", "in use"), ("total", "that there may be")):
+        meter.create_observable_gauge(
+            f"porthole.device.bound_{name}",
+            callbacks=[_of_bounds(host, name)],
+            unit="1",
+            description=f"windows, handles and so on of a device {what}",
+        )
     for place, name in enumerate(("used", "limit")):
         meter.create_observable_gauge(
             f"porthole.vm.windows_{name}",
@@ -78,6 +92,17 @@ def _of_devices(host: DeviceHost, name: str) -> Callable[[CallbackOptions], Iter
 def _devices(host: DeviceHost) -> list[DeviceInfo]:
     # The removed first: of two with the same id, what is observed last counts.
     return [*host.removed_devices(REMOVED_FOR_S), *host.list_devices()]
+
+
+def _of_bounds(host: DeviceHost, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def read(_: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(getattr(usage, name), {**_names(device), events.RESOURCE: usage.resource})
+            for device in _devices(host)
+            for usage in device.bounds
+        ]
+
+    return read
 
 
 def _of_quotas(host: DeviceHost, place: int) -> Callable[[CallbackOptions], Iterable[Observation]]:

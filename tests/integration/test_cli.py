@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from services.cli.exit_codes import NEGATIVE, OK, REFUSED, USAGE
+from services.devicehost import fastpath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,6 +229,21 @@ def test_the_version_names_the_owner_and_its_manifest(porthole: Porthole) -> Non
     owner = document["services"]["vm_owner"]
     assert owner["service"] == "porthole.vmowner.v1.VmOwner"
     assert owner["manifest"]["first_device_host_with_token"] == "1.2.29-0"
+
+
+def test_the_version_tells_whether_the_native_fast_path_is_active(porthole: Porthole) -> None:
+    device_host = porthole.json("version")["services"]["device_host"]
+    assert device_host["manifest"] == {"native_fast_path": fastpath.status}
+    told = porthole.run("version").stdout.splitlines()
+    assert told[0].endswith(f"native fast path {fastpath.status}")
+    assert told[2].endswith(f": native fast path {fastpath.status}")
+    porthole.environment["PORTHOLE_NATIVE"] = "0"
+    try:
+        told = porthole.run("version").stdout.splitlines()
+    finally:
+        del porthole.environment["PORTHOLE_NATIVE"]
+    assert told[0].endswith("native fast path off: PORTHOLE_NATIVE is 0")
+    assert told[2].endswith(fastpath.status), "the device host's is its own"
 
 
 def test_health_is_serving_for_each_service(porthole: Porthole) -> None:

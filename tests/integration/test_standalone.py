@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost import fastpath
 from services.handshake import events
 from services.handshake.pool import format_token
 from services.simguest.bounce import BouncePool
@@ -98,6 +99,7 @@ def test_a_guest_is_served_until_it_goes(
     assert (shared / "answer").read_bytes() == b"from the guest" * 10_000
     assert not (run_dir / "s.sock").exists()
     assert ("not confined" in log) == (kind == "whole")
+    assert f"the native fast path is {fastpath.status}" in log
     pool_and_rings = guest.pool.size_bytes + (1 << 20)
     if kind == "whole":
         assert mapped == RAM_BYTES

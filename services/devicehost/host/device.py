@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from services.devicehost.memory import (
         CounterValues,
         GuestMemory,
+        Usage,
         WindowQuota,
     )
     from services.devicehost.virtio.device import VirtioDevice
+    from services.handshake.exhaustion import Exhaustion
     from services.handshake.pool import SwiotlbPool
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class DeviceInfo:
         state: Where it is in its life.
         socket_path: Of its vhost-user socket.
         counters: What it has counted.
+        bounds: What of it is bounded, and how much of that is used.
     """
 
     vm_id: str
@@ -88,6 +91,7 @@ class DeviceInfo:
     state: DeviceState
     socket_path: Path
     counters: CounterValues
+    bounds: tuple[Usage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ class HostedDevice:
         is_known: Callable[[], bool],
         emit: Callable[[events.Event], None],
         on_change: Callable[[DeviceInfo, str], None],
+        on_exhausted: Callable[[DeviceInfo, Exhaustion], None],
     ) -> None:
         """Make an entry; `start` makes the device itself.
 
@@ -126,12 +131,15 @@ class HostedDevice:
             is_known: Tells whether the device is in the registry.
             emit: Takes the events of the handshake, on any thread.
             on_change: Takes each new state and why it came, on any thread.
+            on_exhausted: Takes what is used up, once per episode, on any thread; must not wait.
         """
         self.identity = identity
         self.counters = DeviceCounters()
         self._is_known = is_known
         self._emit = emit
         self._on_change = on_change
+        self._on_exhausted = on_exhausted
+        self.counters.bounds.on_exhausted = self._exhausted
         self._machine = device_machine(f"device {identity.instance_id} ({identity.tag})")
         self._lock = threading.Lock()
         self._life = threading.Lock()
@@ -160,6 +168,7 @@ class HostedDevice:
             self.state,
             me.socket_path,
             self.counters.snapshot(),
+            self.counters.bounds.usage(),
         )
 
     def start(
@@ -297,6 +306,14 @@ class HostedDevice:
     def disconnected(self) -> None:
         """As `Observer.disconnected`."""
         self._fire(DeviceEvent.DISCONNECT, "the front-end has gone")
+
+    def _exhausted(self, exhaustion: Exhaustion) -> None:
+        me = self.identity
+        _LOG.warning(
+            "device %s (%s %r of VM %s): %s",
+            *(me.instance_id, me.device_class, me.tag, me.vm_id, exhaustion),
+        )
+        self._on_exhausted(self.info(), exhaustion)
 
     def _names(self) -> tuple[str, str, str, str]:
         me = self.identity

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from services.devicehost.memory import DeviceCounters
     from services.devicehost.virtio.device import VirtioDevice
+    from services.handshake.exhaustion import Exhaustion
 
 Options = FsOptions | NetOptions
 DeviceBackend = FsBackend | NetBackend
@@ -98,7 +99,7 @@ def make_device(options: Options, backend: DeviceBackend, counters: DeviceCounte
                 f"shared directory {backend.shared_dir!r} is not an absolute path",
                 shared_dir=backend.shared_dir,
             )
-        return FsDevice(options, path)
+        return FsDevice(options, path, counters)
     if isinstance(backend, NetBackend) and isinstance(options, NetOptions):
         return NetDevice(options, backend.tap, counters)
     raise TypeError(f"{type(options).__name__} do not fit {type(backend).__name__}")
@@ -112,6 +113,7 @@ class DeviceHost:
         run_dir: Path,
         on_change: Callable[[DeviceInfo, str], None],
         make: Callable[[Options, DeviceBackend, DeviceCounters], VirtioDevice] = make_device,
+        on_exhausted: Callable[[DeviceInfo, Exhaustion], None] = lambda *_: None,
     ) -> None:
         """Make an empty host.
 
@@ -119,10 +121,13 @@ class DeviceHost:
             run_dir: Device sockets go to its folder dev.
             on_change: Takes each new state of a device and why it came, on any thread.
             make: Makes virtio devices.
+            on_exhausted: Takes what a device has used up, once per episode, on any thread; must
+                not wait.
         """
         self._socket_dir = run_dir / "dev"
         self._on_change = on_change
         self._make = make
+        self._on_exhausted = on_exhausted
         self._lock = threading.Lock()
         self._vms: dict[str, _Vm] = {}
         self._removed: deque[tuple[float, DeviceInfo]] = deque(maxlen=REMEMBERED_DEVICES)
@@ -180,6 +185,7 @@ class DeviceHost:
             is_known=lambda: self._knows(options.vm_id, spec.instance_id),
             emit=emit,
             on_change=self._on_change,
+            on_exhausted=self._on_exhausted,
         )
         vm = self._register(entry)
         try:

@@ -7,6 +7,7 @@ vhost-user.
 """
 
 from services.devicehost.memory.aperture import ApertureMemory
+from services.devicehost.memory.bounds import Usage, bound
 from services.devicehost.memory.counters import CounterValues, DeviceCounters, QueueCounters
 from services.devicehost.memory.guest import (
     GuestMemory,
@@ -33,7 +34,9 @@ __all__ = [
     "RegionTable",
     "Span",
     "TranslationError",
+    "Usage",
     "WholeMemory",
     "WindowMemory",
     "WindowQuota",
+    "bound",
 ]

@@ -10,6 +10,8 @@ import ctypes
 import threading
 from dataclasses import dataclass, field
 
+from services.devicehost.memory.bounds import Bounds
+
 
 class QueueCounters(ctypes.Structure):
     """What one queue counts (struct ph_counters); written by that queue's thread only.
@@ -47,12 +49,19 @@ class CounterValues:
     windows_waited: int = 0
     highest_slot: int = 0
     frames_dropped: int = 0
+    held_back: int = 0
+    exhaustions: int = 0
 
 
 @dataclass(slots=True)
 class DeviceCounters:
-    """The counters of one device; they outlive its connections."""
+    """The counters of one device; they outlive its connections.
 
+    Attributes:
+        bounds: What of the device is bounded.
+    """
+
+    bounds: Bounds = field(default_factory=Bounds)
     _queues: dict[int, QueueCounters] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _refused: int = 0
@@ -61,6 +70,7 @@ class DeviceCounters:
     _waited: int = 0
     _highest_slot: int = 0
     _frames_dropped: int = 0
+    _held_back: int = 0
 
     def queue(self, index: int) -> QueueCounters:
         """Give the counters of one queue, the same object every time."""
@@ -84,6 +94,11 @@ class DeviceCounters:
         with self._lock:
             self._frames_dropped += 1
 
+    def count_hold(self) -> None:
+        """A queue was not read on, because too many requests of the device were queued."""
+        with self._lock:
+            self._held_back += 1
+
     def note_slot(self, slot: int) -> None:
         """A request touched this slot of the pool, counted from 1."""
         with self._lock:
@@ -103,4 +118,6 @@ class DeviceCounters:
                 windows_waited=self._waited,
                 highest_slot=max([self._highest_slot, *(queue.highest_slot for queue in queues)]),
                 frames_dropped=self._frames_dropped,
+                held_back=self._held_back,
+                exhaustions=self.bounds.exhaustions,
             )

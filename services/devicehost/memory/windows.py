@@ -1,8 +1,8 @@
 """On-demand windows: what a device without a token does, and the quota that a VM's devices share.
 
 A window is the pages of one guest buffer. Windows stay mapped after use, least recently used first
-in line to go, whichever device they belong to; a request that needs one while all are in use waits
-with a deadline. Must not know requests or queues.
+in line to go, whichever device they belong to; a request that needs one while all are in use, or
+as many as one device may use, waits with a deadline. Must not know requests or queues.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Self
 
+from services.devicehost.memory.bounds import bound
 from services.devicehost.memory.guest import GpaRange, GuestMemory
 from services.devicehost.memory.mapping import Mapping
 from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
+from services.handshake.exhaustion import Resource
 from services.handshake.pool import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 WINDOW_LIMIT: Final = 512
 """Windows that the devices of one VM may have mapped together, as on the host that WSL runs on."""
+
+DEVICE_SHARE: Final = (3, 4)
+"""Part of them that one device may use at a time: more than a request of 1 MiB in scattered pages
+needs, and less than all, so that its neighbours get some, whatever the guest does with it."""
 
 WINDOW_DEADLINE_S: Final = 5.0
 """How long a request waits for windows."""
@@ -45,34 +51,50 @@ class Window:
 
 
 class WindowQuota:
-    """The windows of all devices of one VM: at most `limit` are mapped at any time."""
+    """The windows of all devices of one VM: at most `limit` are mapped at any time.
+
+    Attributes:
+        limit: Windows of all devices together.
+        device_limit: Windows that one of them may use at a time.
+        bound: Of the windows in use.
+    """
 
     def __init__(self, limit: int = WINDOW_LIMIT, deadline_s: float = WINDOW_DEADLINE_S) -> None:
         self.limit = limit
+        part, whole = DEVICE_SHARE
+        self.device_limit = -(-limit * part // whole)
         self.deadline_s = deadline_s
         self._changed = threading.Condition()
         self._mapped: dict[tuple[WindowMemory, GpaRange], Window] = {}
         self._idle: OrderedDict[Window, None] = OrderedDict()
+        self.bound = bound(Resource.VM_WINDOWS, limit, lambda: self.in_use)
 
     @property
     def used(self) -> int:
         """Windows that are mapped now, in use or not."""
         return len(self._mapped)
 
+    @property
+    def in_use(self) -> int:
+        """Windows that requests use now."""
+        return max(len(self._mapped) - len(self._idle), 0)
+
     def acquire(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> list[Window]:
         """Pin a window for each page range, all or none; waits while the quota is in use.
 
         Raises:
-            ResourceExhaustedError: WINDOW_QUOTA_TOO_SMALL: more are wanted than the quota has.
+            ResourceExhaustedError: WINDOW_QUOTA_TOO_SMALL: more are wanted than a device may have.
             DeadlineExceededError: WINDOW_DEADLINE: too few came free within the deadline.
             TranslationError: A range is not inside guest memory.
         """
-        if len(wanted) > self.limit:
+        if len(wanted) > self.device_limit:
+            owner.counters.bounds.hit(Resource.WINDOWS)
             raise ResourceExhaustedError(
                 "WINDOW_QUOTA_TOO_SMALL",
-                f"one request needs {len(wanted)} windows at once; a VM has {self.limit}",
+                f"one request needs {len(wanted)} windows at once; a device has "
+                f"{self.device_limit}, and its VM {self.limit}",
                 needed=len(wanted),
-                limit=self.limit,
+                limit=self.device_limit,
             )
         with self._changed:
             self._wait_for_room(owner, wanted)
@@ -96,30 +118,36 @@ class WindowQuota:
             for window in [w for w in self._mapped.values() if w.owner is owner]:
                 self._idle.pop(window, None)
                 self._unmap(window)
+            owner.in_use = 0
             self._changed.notify_all()
 
     def _wait_for_room(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> None:
         deadline = time.monotonic() + self.deadline_s
         waited = False
-        while self._pinned_by_others(owner, wanted) + len(wanted) > self.limit:
+        while lacking := self._lacking(owner, wanted):
             if not waited:
                 owner.counters.count_windows(waited=1)
                 waited = True
+            owner.counters.bounds.hit(lacking)
             if not self._changed.wait(deadline - time.monotonic()):
                 raise DeadlineExceededError(
                     "WINDOW_DEADLINE",
                     f"a request needs {len(wanted)} windows and waited {self.deadline_s} s; "
-                    f"{len(self._mapped) - len(self._idle)} of the VM's {self.limit} are in use",
+                    f"{owner.in_use} of the device's {self.device_limit} and {self.in_use} of the "
+                    f"VM's {self.limit} are in use",
                     needed=len(wanted),
                     limit=self.limit,
                 )
 
-    def _pinned_by_others(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> int:
-        shared = 0
+    def _lacking(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> Resource | None:
+        """Tell which quota leaves too little room now; None: there is room."""
+        new = len(wanted)
         for pages in wanted:
             window = self._mapped.get((owner, pages))
-            shared += window is not None and window.pins > 0
-        return len(self._mapped) - len(self._idle) - shared
+            new -= window is not None and window.pins > 0
+        if owner.in_use + new > self.device_limit:
+            return Resource.WINDOWS
+        return Resource.VM_WINDOWS if self.in_use + new > self.limit else None
 
     def _pin(self, owner: WindowMemory, pages: GpaRange) -> Window:
         window = self._mapped.get((owner, pages))
@@ -133,6 +161,7 @@ class WindowQuota:
             owner.counters.count_windows(mapped=1)
         else:
             self._idle.pop(window, None)
+        owner.in_use += window.pins == 0
         window.pins += 1
         return window
 
@@ -140,6 +169,7 @@ class WindowQuota:
         for window in windows:
             window.pins -= 1
             if window.pins == 0 and self._mapped.get((window.owner, window.pages)) is window:
+                window.owner.in_use -= 1
                 self._idle[window] = None
         self._changed.notify_all()
 
@@ -189,12 +219,16 @@ class WindowMemory(GuestMemory):
     Attributes:
         quota: What the devices of the VM share.
         counters: Of the device.
+        in_use: Windows that requests of the device use now; the quota counts them.
     """
 
     def __init__(self, table: RegionTable, quota: WindowQuota, counters: DeviceCounters) -> None:
         super().__init__(table, counters)
         self.quota = quota
         self.counters = counters
+        self.in_use = 0
+        counters.bounds.add(quota.bound)
+        counters.bounds.add(bound(Resource.WINDOWS, quota.device_limit, lambda: self.in_use))
 
     def lease(self, buffers: Sequence[GpaRange] = ()) -> WindowLease:
         """As `GuestMemory.lease`."""

@@ -5,7 +5,14 @@ number of bytes, and the queue's thread keeps the chain. Any thread settles the 
 is written and the chain pushed by the queue's own thread, which an eventfd wakes up. So guest
 memory and the ring are touched by that thread alone, as ever, and a queue without such chains costs
 no descriptor and spins before it sleeps. When the queue stops, what is kept is given up and
-answered before the thread ends: the driver gets every chain back. Must not know devices.
+answered before the thread ends: the driver gets every chain back.
+
+What is kept is bounded, per queue and per device. The request beyond a bound waits for room, and
+its queue is not read meanwhile: back-pressure, and what is behind it stays in the ring. But what
+would make room may itself be in that ring, the request that unlocks for instance, so the queue
+waits for a while only; then the request beyond the bound is given up and the queue read on. As long
+as the device is known to be in that state, the next ones are given up at once. Must not know
+devices.
 """
 
 from __future__ import annotations
@@ -18,12 +25,22 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.memory import DeviceCounters, bound
+from services.handshake.exhaustion import Resource
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from services.devicehost.virtio.queue import Chain, Queue
 
-RING_SHARE: Final = 8
+MAX_QUEUED: Final = 64
+"""Requests that a device has taken off its rings and not answered, at most, beside the one that
+each of its queues is at: answers that come later, and buffers that wait for a frame."""
+
+HOLD_DEADLINE_S: Final = 1.0
+"""How long a queue is not read while it waits for room."""
+
+RING_SHARE: Final = 4
 """A queue keeps at most one chain per so many entries of its ring: a request that waits takes up to
 three descriptors (header, arguments, answer), and whatever ends the wait needs room as well."""
 
@@ -85,6 +102,65 @@ class Deferred(ABC):
         """
 
 
+REFUSE_DEADLINE_S: Final = 0.05
+"""How long a queue then waits for the one that it has given up."""
+
+
+class QueuedRequests:
+    """The requests of one device whose answers come later, of all its queues together."""
+
+    def __init__(self, counters: DeviceCounters, limit: int = MAX_QUEUED) -> None:
+        """Begin with none.
+
+        Args:
+            counters: Of the device.
+            limit: Most of them at a time.
+        """
+        self._counters = counters
+        self._limit = limit
+        self._count = 0
+        self._held: set[KeptChains] = set()
+        self._in_vain = False
+        self._lock = threading.Lock()
+        counters.bounds.add(bound(Resource.QUEUED_REQUESTS, limit, lambda: self._count))
+
+    def lacks_room(self, kept: KeptChains) -> bool:
+        """Tell whether a queue has taken more than there is room for."""
+        with self._lock:  # whatever the other queues hold comes after this one
+            return self._count - len(self._held - {kept}) > self._limit
+
+    def take(self) -> None:
+        """One more is kept."""
+        with self._lock:
+            self._count += 1
+
+    def give(self, count: int) -> None:
+        """So many have been answered: queues that wait for room look again."""
+        with self._lock:
+            self._count -= count
+            for kept in self._held:
+                kept.wake()
+
+    def hold(self, kept: KeptChains) -> bool:
+        """There is no room; tell whether the queue is to wait for some, until `let_go`."""
+        bounds = self._counters.bounds
+        known = bounds.is_exhausted(Resource.QUEUED_REQUESTS)
+        bounds.hit(Resource.QUEUED_REQUESTS)
+        with self._lock:
+            self._in_vain = known and self._in_vain
+            if self._in_vain:
+                return False
+            self._held.add(kept)
+        self._counters.count_hold()
+        return True
+
+    def let_go(self, kept: KeptChains, *, in_vain: bool) -> None:
+        """A queue does not wait any more; in vain: the time was over before there was room."""
+        with self._lock:
+            self._held.discard(kept)
+            self._in_vain = self._in_vain or in_vain
+
+
 class KeptChains:
     """The chains of one queue whose answers come later; for the queue's thread alone.
 
@@ -92,9 +168,10 @@ class KeptChains:
         due: Those whose answer is settled; push them by `push_settled`. Other threads add to it.
     """
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, queued: QueuedRequests | None = None) -> None:
         self.due: list[Chain] = []
         self._queue = queue
+        self._queued = queued or QueuedRequests(DeviceCounters())
         self._kept: dict[Chain, Deferred] = {}
         self._lock = threading.Lock()
         self._fd: int | None = None
@@ -105,13 +182,18 @@ class KeptChains:
         return (self._fd,) if self._kept and self._fd is not None else ()
 
     def keep(self, chain: Chain, deferred: Deferred) -> None:
-        """Keep a chain until its answer is settled; beyond the bound it is given up at once."""
+        """Keep a chain until its answer is settled; waits for room when there are too many."""
         if self._fd is None:
             self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._kept[chain] = deferred
+        self._queued.take()
         deferred.call_when_settled(lambda: self._announce(chain))
-        if len(self._kept) > max(self._queue.size // RING_SHARE, 1):
-            deferred.give_up()
+        if self._lacks_room():
+            if self._queued.hold(self):
+                self._wait_for_room(self._fd)
+            if self._lacks_room():
+                deferred.give_up()
+                deferred.expire(time.monotonic() + REFUSE_DEADLINE_S)
 
     def push_settled(self) -> None:
         """Write and push every answer that is settled."""
@@ -122,6 +204,12 @@ class KeptChains:
                     os.eventfd_read(self._fd)
         for chain in due:
             self._queue.push(chain, self._kept.pop(chain).write())
+        self._queued.give(len(due))
+
+    def wake(self) -> None:
+        """Make the queue look for room again; from any thread, while it waits for some."""
+        if self._fd is not None:
+            os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
         """Give every answer up, push them all, and let go of the eventfd."""
@@ -140,6 +228,20 @@ class KeptChains:
             self.push_settled()
         self._fd = None
         os.close(fd)
+
+    def _lacks_room(self) -> bool:
+        share = max(self._queue.size // RING_SHARE, 1)
+        return len(self._kept) > share or self._queued.lacks_room(self)
+
+    def _wait_for_room(self, fd: int) -> None:
+        """Push what is settled until there is room, the time is over, or the queue was stopped."""
+        deadline = time.monotonic() + HOLD_DEADLINE_S
+        left_s = HOLD_DEADLINE_S
+        while self._lacks_room() and left_s > 0 and not self._queue.stopped:
+            self._queue.wait(fd, buffers=False, timeout_s=left_s)
+            self.push_settled()
+            left_s = deadline - time.monotonic()
+        self._queued.let_go(self, in_vain=left_s <= 0)
 
     def _announce(self, chain: Chain) -> None:
         with self._lock:  # each chain is announced once, and `close` has waited for all of them

@@ -15,6 +15,7 @@ from services.devicehost.virtio.deferral import Deferred, KeptChains
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from services.devicehost.virtio.deferral import QueuedRequests
     from services.devicehost.virtio.native_queue import NativeQueue
     from services.devicehost.virtio.queue import Chain, Queue
 
@@ -64,18 +65,23 @@ class VirtioDevice(Protocol):
         """Release what the constructor took. May be called once only."""
 
 
-def serve_requests(queue: Queue, handle: Callable[[Chain], int | Deferred]) -> None:
+def serve_requests(
+    queue: Queue,
+    handle: Callable[[Chain], int | Deferred],
+    queued: QueuedRequests | None = None,
+) -> None:
     """Serve a request queue: pop, handle, push, and sleep when there is nothing to do.
 
     Args:
         queue: The queue of this thread.
         handle: Serves one chain; returns the bytes that it wrote, from the first writable byte on,
             or what settles later how many it writes.
+        queued: Of the device; None: those of this queue alone are bounded.
 
     Raises:
         QueueError: The guest broke a rule of the ring.
     """
-    with contextlib.closing(KeptChains(queue)) as kept:
+    with contextlib.closing(KeptChains(queue, queued)) as kept:
         while not queue.stopped:
             while (chain := queue.pop()) is not None:
                 _answer(queue, kept, chain, handle(chain))
@@ -88,6 +94,7 @@ def serve_natively(
     queue: NativeQueue,
     loop: Callable[[int], int],
     handle: Callable[[Chain], int | Deferred],
+    queued: QueuedRequests | None = None,
 ) -> None:
     """Serve a request queue by a native loop, and by `handle` what the loop leaves.
 
@@ -95,11 +102,12 @@ def serve_natively(
         queue: The queue of this thread.
         loop: As of `NativeQueue.lend`.
         handle: As of `serve_requests`.
+        queued: As of `serve_requests`.
 
     Raises:
         QueueError: The guest broke a rule of the ring.
     """
-    with contextlib.closing(KeptChains(queue)) as kept:
+    with contextlib.closing(KeptChains(queue, queued)) as kept:
         while not queue.stopped:
             if queue.first_request_is_due or queue.lend(loop, *kept.fds) == fastpath.FOR_PYTHON:
                 chain = queue.pop()

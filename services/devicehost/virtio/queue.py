@@ -241,15 +241,17 @@ class Queue:
             if wanted and self._call_fd is not None:
                 _signal(self._call_fd)
 
-    def wait(self, *fds: int, buffers: bool = True) -> set[int]:
+    def wait(self, *fds: int, buffers: bool = True, timeout_s: float | None = None) -> set[int]:
         """Notify, look around for some microseconds, then sleep until there is something to do.
 
         Args:
             fds: Further descriptors to wake up for when they are readable.
             buffers: Whether to wake up for available buffers; False waits for `fds` alone.
+            timeout_s: How long to sleep; None: as long as it takes. Of use without `buffers`.
 
         Returns:
-            Those of `fds` that are readable; empty when buffers came or the queue was stopped.
+            Those of `fds` that are readable; empty when buffers came, the time is over or the queue
+            was stopped.
             Once it was stopped the ring may be gone, so nothing of it is touched.
 
         Raises:
@@ -265,10 +267,11 @@ class Queue:
             return set()
         poll = self._poll_on(fds, buffers)
         polling = buffers and self._kick_fd is None
+        timeout_ms = POLL_INTERVAL_MS if polling else timeout_s and timeout_s * 1000
         ready: set[int] = set()
         while not ready and not self.stopped:
-            ready = {fd for fd, _ in poll.poll(POLL_INTERVAL_MS if polling else None)}
-            if polling and self._look():
+            ready = {fd for fd, _ in poll.poll(timeout_ms)}
+            if timeout_s is not None or (polling and self._look()):
                 break
         if buffers and not self.stopped:
             self._disarm()

@@ -15,6 +15,8 @@ from services.devicehost.devices.fs import credentials, syscalls
 from services.devicehost.devices.fs.descriptors import Descriptor, raise_descriptor_limit
 from services.devicehost.devices.fs.lx_metadata import can_keep
 from services.devicehost.devices.fs.session import Session, Share
+from services.devicehost.memory import DeviceCounters
+from services.devicehost.virtio.deferral import QueuedRequests
 from services.devicehost.virtio.device import serve_natively, serve_requests
 from services.devicehost.virtio.native_queue import NativeQueue
 from services.handshake.errors import (
@@ -42,12 +44,15 @@ class FsDevice:
     features: Final = 0
     goes_native: Final = True
 
-    def __init__(self, options: FsOptions, shared_dir: Path) -> None:
+    def __init__(
+        self, options: FsOptions, shared_dir: Path, counters: DeviceCounters | None = None
+    ) -> None:
         """Open the directory that is shared, and raise the process's limit on open files.
 
         Args:
             options: What the device was asked to be; its name is the tag.
             shared_dir: The directory; symlinks in its own path are followed once, now.
+            counters: Of the device; what is bounded is told there.
 
         Raises:
             InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; SHARED_DIR_NOT_A_DIRECTORY.
@@ -73,8 +78,11 @@ class FsDevice:
                 "extended attributes to keep it in; leave the option out",
                 shared_dir=str(shared_dir),
             )
+        counters = counters or DeviceCounters()
+        self._queued: Final = QueuedRequests(counters)
+        limits = raise_descriptor_limit()
         self._session: Session | None = Session(
-            Share(root, options, raise_descriptor_limit(), fastpath.library)
+            Share(root, options, limits, fastpath.library, counters.bounds)
         )
 
     def config(self) -> bytes:
@@ -102,9 +110,9 @@ class FsDevice:
 
         if isinstance(queue, NativeQueue) and session.loop is not None:
             with session.loop.worker() as loop:
-                serve_natively(queue, loop, handle)
+                serve_natively(queue, loop, handle, self._queued)
         else:
-            serve_requests(queue, handle)
+            serve_requests(queue, handle, self._queued)
 
     def reset(self) -> None:
         """Forget the guest: its nodes and open files."""

@@ -13,20 +13,27 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.devices.fs import credentials, syscalls
-from services.devicehost.devices.fs.descriptors import Descriptor, Limits
+from services.devicehost.devices.fs.descriptors import (
+    Descriptor,
+    Limits,
+    first_unusable,
+    open_descriptors,
+)
 from services.devicehost.devices.fs.handles import HandleTable, OpenFile
-from services.devicehost.devices.fs.locks.owners import OwnerTable
-from services.devicehost.devices.fs.locks.waits import LockWaits
+from services.devicehost.devices.fs.locks.owners import MAX_LOCKS, OwnerTable
+from services.devicehost.devices.fs.locks.waits import MAX_WAITS, LockWaits
 from services.devicehost.devices.fs.native_tables import (
     NativeHandleTable,
     NativeNodeTable,
     NativeTables,
 )
 from services.devicehost.devices.fs.nodes import Node, NodeTable
+from services.handshake.exhaustion import Resource
 from services.wire.fuse import ATTR_OUT, ENTRY_OUT, STATX_OUT
 
 if TYPE_CHECKING:
     import ctypes
+    from collections.abc import Callable
 
     from services.devicehost.devices.fs.request import Request
     from services.devicehost.devices.fs.rules import Rules
@@ -80,6 +87,25 @@ class Mount:
         else:
             self.nodes = NativeNodeTable(self.tables)
             self.handles = NativeHandleTable(self.tables, limits.handles)
+
+    def totals(self) -> dict[Resource, int]:
+        """Tell how much there is of what is bounded."""
+        return {
+            Resource.NODES: self.nodes.limit,
+            Resource.HANDLES: self.handles.limit,
+            Resource.DESCRIPTORS: first_unusable(),
+            Resource.LOCK_OWNERS: self.lock_owners.limit,
+            Resource.LOCKS: MAX_LOCKS,
+            Resource.LOCK_WAITS: MAX_WAITS,
+        }
+
+    def is_full(self, resource: Resource) -> bool:
+        """Tell whether all of it is in use."""
+        return self.used(resource) >= self.totals()[resource]
+
+    def used(self, resource: Resource) -> int:
+        """Tell how much of it is in use."""
+        return _USED[resource](self)
 
     def end(self) -> None:
         """Let go of what others may be waiting for, and end what is waited for."""
@@ -167,3 +193,13 @@ class Mount:
         if self.rules.metadata:
             self.rules.metadata.drop_set_ids(node)
         return credentials.KillSuidGid()
+
+
+_USED: Final[dict[Resource, Callable[[Mount], int]]] = {
+    Resource.NODES: lambda mount: len(mount.nodes),
+    Resource.HANDLES: lambda mount: len(mount.handles),
+    Resource.DESCRIPTORS: lambda _: open_descriptors(),
+    Resource.LOCK_OWNERS: lambda mount: len(mount.lock_owners),
+    Resource.LOCKS: lambda mount: mount.lock_owners.locks,
+    Resource.LOCK_WAITS: lambda mount: len(mount.lock_waits),
+}

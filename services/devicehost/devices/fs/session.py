@@ -8,8 +8,9 @@ call `handle` at once. Must not know queues; does no I/O of its own besides what
 from __future__ import annotations
 
 import errno
-import logging
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.errors import errno_of, refusal
@@ -18,7 +19,9 @@ from services.devicehost.devices.fs.native_loop import NativeLoop
 from services.devicehost.devices.fs.operations.table import OPERATIONS
 from services.devicehost.devices.fs.request import Request, receive
 from services.devicehost.devices.fs.rules import Rules
-from services.devicehost.throttle import Throttle
+from services.devicehost.memory import bound
+from services.devicehost.memory.bounds import Bounds
+from services.handshake.exhaustion import Resource
 from services.handshake.pool import MAX_MAPPING_BYTES, PAGE_BYTES
 from services.wire import fuse
 from services.wire.fuse import InitIn, InitOut, Opcode
@@ -30,8 +33,6 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.deferral import Deferred
     from services.handshake.options import FsOptions
 
-_LOG = logging.getLogger(__name__)
-
 POOL_MAX_PAGES: Final = MAX_MAPPING_BYTES // PAGE_BYTES
 """Behind a pool: 256 KiB, the longest mapping that the pool's geometry allows."""
 MAX_PAGES: Final = 256
@@ -40,7 +41,12 @@ _DEFAULT_MAX_PAGES: Final = 32
 """What a guest without FUSE_MAX_PAGES uses, whatever it is told."""
 _MAX_BACKGROUND: Final = 64
 _CONGESTION_THRESHOLD: Final = 48
-_WARN_INTERVAL_S: Final = 60.0
+_LACKING: Final = {
+    errno.ENFILE: (Resource.NODES, Resource.HANDLES),
+    errno.EMFILE: (),
+    errno.ENOLCK: (Resource.LOCK_OWNERS, Resource.LOCKS, Resource.LOCK_WAITS),
+}
+"""What may be full when a request is refused with this."""
 _SILENT: Final = fuse.NO_REPLY | fuse.ERROR_REPLY
 """Opcodes whose success is not told."""
 
@@ -73,12 +79,14 @@ class Share:
         options: The device's options.
         limits: How many nodes and handles a guest may hold.
         library: The native fast path, if it serves what it can.
+        bounds: Of the device; it is told there what of it is used up.
     """
 
     root: Descriptor
     options: FsOptions
     limits: Limits
     library: ctypes.CDLL | None = None
+    bounds: Bounds = field(default_factory=Bounds)
 
     @property
     def max_pages(self) -> int:
@@ -103,12 +111,16 @@ class Session:
         self._share: Final = share
         self._rules: Final = Rules(share.options)
         self._mount: Mount | None = None
-        self._exhaustion: Final = Throttle(_WARN_INTERVAL_S)
 
     @property
     def mount(self) -> Mount | None:
         """What the guest has; None before INIT and after DESTROY."""
         return self._mount
+
+    @property
+    def bounds(self) -> Bounds:
+        """What of the device is bounded."""
+        return self._share.bounds
 
     def reset(self) -> None:
         """Let go of everything that the guest had; INIT is expected next."""
@@ -132,8 +144,8 @@ class Session:
             length = self._run(request)
         except (OSError, OverflowError) as error:
             number = errno_of(error)
-            if number in (errno.ENFILE, errno.EMFILE):
-                self._warn_exhausted(request)
+            if isinstance(error, OSError):
+                self._note_exhausted(error)
             return request.finish(number) if request.opcode not in fuse.NO_REPLY else 0
         if not isinstance(length, int):
             return length
@@ -162,27 +174,28 @@ class Session:
     def _begin(self, mount: Mount | None) -> None:
         """Go on with a new mount, or none; the old one ends."""
         old, self._mount = self._mount, mount
+        if mount is not None:
+            for resource, total in mount.totals().items():
+                # Kept from mount to mount: a guest that mounts anew begins no new episode by it.
+                if self._share.bounds.total(resource) != total:
+                    used = partial(_used, weakref.ref(self), resource)
+                    self._share.bounds.add(bound(resource, total, used))
         if self.loop is not None:
             self.loop.mount(mount.tables if mount else None)
         if old is not None:
             old.end()
 
-    def _warn_exhausted(self, request: Request) -> None:
-        """Say what is used up, at most once a minute, since a guest can provoke it at will."""
+    def _note_exhausted(self, error: OSError) -> None:
+        """Tell what is used up, if a request was refused for want of something."""
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         mount = self._mount
-        if mount is None or self._exhaustion.admit() is None:
+        if mount is None or cause.errno not in _LACKING:
             return
-        _LOG.warning(
-            "virtio-fs %r of VM %s refuses %s: %d of %d nodes and %d of %d handles are in use; a "
-            "higher hard limit on open files (RLIMIT_NOFILE) allows more",
-            self._share.options.name,
-            self._share.options.vm_id,
-            fuse.opcode_name(request.opcode),
-            len(mount.nodes),
-            mount.nodes.limit,
-            len(mount.handles),
-            mount.handles.limit,
-        )
+        full = [each for each in _LACKING[cause.errno] if mount.is_full(each)]
+        if not full and cause.errno != errno.ENOLCK:
+            full = [Resource.DESCRIPTORS]  # of tables with room, it is the host that has no more
+        for resource in full:
+            self._share.bounds.hit(resource)
 
     def _init(self, request: Request) -> int:
         """INIT: agree on a version and on capabilities, and begin with a new mount."""
@@ -214,6 +227,16 @@ class Session:
                 else min(_DEFAULT_MAX_PAGES, self._share.max_pages),
             )
         )
+
+
+def _used(whose: weakref.ref[Session], resource: Resource) -> int:
+    """Tell how much of something is in use; nothing while the guest has not mounted.
+
+    Asking keeps no session alive: its descriptors are closed when the last reference goes.
+    """
+    session = whose()
+    mount = session.mount if session is not None else None
+    return mount.used(resource) if mount is not None else 0
 
 
 def _offer(request: Request) -> InitIn:

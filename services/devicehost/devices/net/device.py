@@ -15,9 +15,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.net.tap import Tap
+from services.devicehost.memory import bound
+from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.device import serve_requests
 from services.devicehost.virtio.queue import QueueError
 from services.handshake.events import NET
+from services.handshake.exhaustion import Resource
 from services.wire import virtio_net
 from services.wire.virtio_net import (
     ETHERNET_HEADER_BYTES,
@@ -60,7 +63,7 @@ class NetDevice:
         Args:
             options: What the adapter was asked to be.
             tap: Name of the interface, 1 to 15 bytes; made when it does not exist.
-            counters: Where dropped frames are counted.
+            counters: Where dropped frames are counted, and what is bounded.
 
         Raises:
             InvalidArgumentError: TAP_NAME.
@@ -73,6 +76,8 @@ class NetDevice:
         self.mtu = self._tap.mtu
         self._link_up = True
         self._mergeable = False
+        self._ready: deque[Chain] = deque()
+        counters.bounds.add(bound(Resource.QUEUED_REQUESTS, MAX_QUEUED, lambda: len(self._ready)))
 
     def config(self) -> bytes:
         """Tell MAC address, link status and MTU."""
@@ -103,7 +108,7 @@ class NetDevice:
         self._tap.close()
 
     def _serve_receive(self, queue: Queue) -> None:
-        ready: deque[Chain] = deque()
+        ready = self._ready
         frame = bytearray(HEADER_BYTES + MAX_FRAME_BYTES)
         try:
             while not queue.stopped:
@@ -116,8 +121,8 @@ class NetDevice:
                 else:
                     queue.wait(self._tap.fd, buffers=False)
         finally:
-            for chain in reversed(ready):
-                queue.put_back(chain)
+            while ready:
+                queue.put_back(ready.pop())
 
     def _read(self, frame: bytearray) -> int:
         try:
@@ -131,6 +136,10 @@ class NetDevice:
         """Spread one frame over buffers of the guest, or drop it when they cannot hold it."""
         count, room = 1, ready[0].writable_bytes
         while room < len(frame):
+            if count == MAX_QUEUED:
+                self._counters.bounds.hit(Resource.QUEUED_REQUESTS)
+                self._counters.count_drop()
+                return
             if not self._mergeable or (count == len(ready) and not _take(queue, ready)):
                 self._counters.count_drop()
                 return

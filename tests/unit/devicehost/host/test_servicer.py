@@ -137,6 +137,23 @@ async def test_watchers_see_what_happens_to_their_vm(
     ]
 
 
+async def test_watchers_are_told_what_is_used_up(
+    servicer: DeviceHostServicer, stub: DeviceHostAsyncStub, tmp_path: Path
+) -> None:
+    watch = stub.WatchDevices(pb.WatchDevicesRequest(vm_id=VM))
+    await watch.initial_metadata()
+    await stub.CreateDevice(request(tmp_path))
+    bounds = servicer.host._vms[VM].devices["d1"].counters.bounds
+    await asyncio.to_thread(bounds.hit, "queued_requests")
+    change = await asyncio.wait_for(anext(aiter(watch)), 10)
+    watch.cancel()
+    assert change.device.instance_id == "d1"
+    assert change.device.state == device_pb2.DEVICE_STATE_LISTENING
+    assert change.device.counters.exhaustions == 1
+    assert change.exhaustion == device_pb2.Exhaustion(resource="queued_requests", total=64)
+    assert "queued_requests exhausted: 0 of 64" in change.detail
+
+
 async def test_metrics_tell_every_counter_of_every_device(
     servicer: DeviceHostServicer,
     stub: DeviceHostAsyncStub,
@@ -148,6 +165,8 @@ async def test_metrics_tell_every_counter_of_every_device(
     monkeypatch.setattr(tracing, "meter", lambda: provider.get_meter("test"))
     telemetry.observe(servicer.host)
     await stub.CreateDevice(request(tmp_path))
+    for _ in range(2):
+        servicer.host._vms[VM].devices["d1"].counters.bounds.hit("queued_requests")
     data = reader.get_metrics_data()
     assert data is not None
     metrics: dict[str, Any] = {
@@ -159,6 +178,11 @@ async def test_metrics_tell_every_counter_of_every_device(
     assert slots.value == POOL.size_bytes // 2048
     assert slots.attributes["porthole.device.id"] == "d1"
     assert metrics["porthole.vm.windows_limit"].value == 512
+    bound = metrics["porthole.device.bound_total"]
+    assert (bound.value, bound.attributes["porthole.resource"]) == (64, "queued_requests")
+    assert metrics["porthole.device.bound_used"].value == 0
+    exhaustions = metrics["porthole.device.exhaustions"]
+    assert (exhaustions.value, exhaustions.attributes) == (1, bound.attributes)
     provider.shutdown()
 
 

@@ -9,11 +9,13 @@ import pytest
 from services.devicehost.memory import (
     DeviceCounters,
     TranslationError,
+    Usage,
     WindowMemory,
     WindowQuota,
 )
 from services.devicehost.memory.windows import page_range
 from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
+from services.handshake.exhaustion import Exhaustion
 from tests.unit.devicehost.memory.test_aperture import mapped_bytes
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def test_waiting_ends_at_the_deadline_and_keeps_nothing(ram: GuestRam) -> None:
         with pytest.raises(DeadlineExceededError) as caught:
             device.memory.lease(((PAGE, 8), (2 * PAGE, 8)))
         assert caught.value.reason == "WINDOW_DEADLINE"
-        assert "1 of the VM's 2" in caught.value.message
+        assert "1 of the device's 2 and 1 of the VM's 2" in caught.value.message
     with device.memory.lease(((PAGE, 8), (2 * PAGE, 8))):
         assert quota.used == 2
     device.close()
@@ -157,3 +159,41 @@ def test_page_range_widens_to_whole_pages() -> None:
     assert page_range(0, 1) == (0, PAGE)
     assert page_range(PAGE - 1, 2) == (0, 2 * PAGE)
     assert page_range(PAGE, PAGE) == (PAGE, PAGE)
+
+
+def test_one_device_leaves_windows_to_its_neighbours(ram: GuestRam) -> None:
+    quota = WindowQuota(limit=4, deadline_s=0.05)
+    greedy, neighbour = Device(ram, quota), Device(ram, quota)
+    assert quota.device_limit == 3
+    with greedy.memory.lease([(place * PAGE, 8) for place in range(3)]):
+        with pytest.raises(DeadlineExceededError, match="3 of the device's 3 and 3 of the VM's 4"):
+            greedy.memory.read(5 * PAGE, 8)
+        greedy.memory.read(0, 8)  # one that it has already
+        neighbour.memory.read(5 * PAGE, 8)
+    greedy.memory.read(5 * PAGE, 8)
+    greedy.close()
+    neighbour.close()
+
+
+def test_a_quota_that_is_used_up_is_told_once_by_whoever_needs_more(ram: GuestRam) -> None:
+    quota = WindowQuota(limit=4, deadline_s=0.05)
+    first, second = Device(ram, quota), Device(ram, quota)
+    told: list[tuple[str, Exhaustion]] = []
+    for name, device in (("first", first), ("second", second)):
+        device.counters.bounds.on_exhausted = lambda what, name=name: told.append((name, what))
+    with first.memory.lease([(place * PAGE, 8) for place in range(3)]):
+        for _ in range(2):
+            with pytest.raises(DeadlineExceededError):
+                first.memory.read(5 * PAGE, 8)
+            with pytest.raises(DeadlineExceededError):
+                second.memory.lease([(place * PAGE, 8) for place in (5, 6)])
+    assert told == [
+        ("first", Exhaustion("windows", 3, 3)),
+        ("second", Exhaustion("vm_windows", 3, 4)),
+    ]
+    usage = {each.resource: each for each in second.counters.bounds.usage()}
+    assert usage["vm_windows"] == Usage("vm_windows", used=0, total=4, exhaustions=1)
+    assert usage["windows"].exhaustions == 0
+    assert second.counters.snapshot().exhaustions == 1
+    first.close()
+    second.close()

@@ -10,7 +10,9 @@ import pytest
 
 from services.devicehost.devices.net.device import NetDevice, derive_mac
 from services.devicehost.memory import DeviceCounters
+from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.queue import QueueError
+from services.handshake.exhaustion import Exhaustion
 from services.handshake.options import NetOptions
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig, NetHeader
@@ -121,6 +123,19 @@ def test_a_frame_bigger_than_all_buffers_is_dropped_and_the_buffers_serve_the_ne
     used = rig.await_used(ring, 2)
     assert used == [(0, 500), (1, HEADER_BYTES + 900 - 500)]
     assert drops(rig) == 1
+
+
+def test_a_frame_takes_no_more_buffers_than_a_device_may_have_queued(rig: Rig) -> None:
+    told: list[Exhaustion] = []
+    rig.queues.counters.bounds.on_exhausted = told.append
+    ring = rig.serve(RX, size=128)
+    rig.offer_buffers(ring, [20] * (MAX_QUEUED + 1))
+    for _ in range(2):
+        rig.send_to_guest(bytes(20 * MAX_QUEUED))
+    rig.send_to_guest(bytes(20 * MAX_QUEUED - HEADER_BYTES))
+    assert len(rig.await_used(ring, MAX_QUEUED)) == MAX_QUEUED
+    assert drops(rig) == 2
+    assert told == [Exhaustion("queued_requests", MAX_QUEUED, MAX_QUEUED)]
 
 
 def test_without_buffers_frames_wait_in_the_tap(rig: Rig) -> None:

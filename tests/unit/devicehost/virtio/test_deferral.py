@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.virtio.deferral import RING_SHARE, Deferred, KeptChains
+from services.devicehost.virtio import deferral
+from services.devicehost.virtio.deferral import RING_SHARE, Deferred, KeptChains, QueuedRequests
 from services.devicehost.virtio.device import serve_requests
+from services.handshake.exhaustion import Exhaustion
 from tests.unit.devicehost.virtio.conftest import DATA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from services.devicehost.virtio.chain import Chain
     from services.devicehost.virtio.queue import Queue
@@ -53,8 +56,11 @@ class Later(Deferred):
 class Server:
     """Serves a queue: readable chains wait, others are answered at once."""
 
-    def __init__(self, queue: Queue, *, stubborn: bool = False) -> None:
+    def __init__(
+        self, queue: Queue, *, stubborn: bool = False, queued: QueuedRequests | None = None
+    ) -> None:
         self.queue = queue
+        self.queued = queued
         self.stubborn = stubborn
         self.waiting: list[Later] = []
         self.arrived = threading.Semaphore(0)
@@ -62,7 +68,7 @@ class Server:
         self.thread.start()
 
     def _run(self) -> None:
-        serve_requests(self.queue, self._handle)
+        serve_requests(self.queue, self._handle, self.queued)
         self.queue.notify()
 
     def _handle(self, chain: Chain) -> int | Deferred:
@@ -80,8 +86,10 @@ class Server:
 
 
 @contextmanager
-def served(queue: Queue, *, stubborn: bool = False) -> Iterator[Server]:
-    server = Server(queue, stubborn=stubborn)
+def served(
+    queue: Queue, *, stubborn: bool = False, queued: QueuedRequests | None = None
+) -> Iterator[Server]:
+    server = Server(queue, stubborn=stubborn, queued=queued)
     try:
         yield server
     finally:
@@ -169,15 +177,19 @@ def test_a_queue_that_stops_gives_every_chain_back(rig: Rig, stubborn: bool, res
     assert rig.calls() == 1, "the driver is told"
 
 
-def test_a_ring_cannot_be_filled_with_waiting_requests(rig: Rig) -> None:
+def test_a_ring_cannot_be_filled_with_waiting_requests(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.05)
     ring = rig.ring(32)
     with served(rig.queue(ring)) as server:
-        for head in range(0, 2 * RING_SHARE, 2):
-            offer(rig, ring, head, waits=True)
+        share = 32 // RING_SHARE
+        for number in range(share + 4):
+            offer(rig, ring, 2 * number, waits=True)
             assert server.arrived.acquire(timeout=10)
-        given_up = len(completed(rig, ring, RING_SHARE - 32 // RING_SHARE))
-        assert given_up == RING_SHARE - 32 // RING_SHARE
-        assert [later.given_up.is_set() for later in server.waiting] == [False] * 4 + [True] * 4
+        assert len(completed(rig, ring, 4)) == 4
+        given_up = [later.given_up.is_set() for later in server.waiting]
+        assert given_up == [False] * share + [True] * 4
 
 
 def event_descriptors() -> int:
@@ -202,3 +214,103 @@ def test_nothing_is_taken_before_a_chain_is_kept_or_left_after(rig: Rig) -> None
     assert [*counts, len(kept.fds)] == [0, 1, 0]
     assert event_descriptors() == before
     assert ring.completions() == [(0, 1)]
+
+
+class Device:
+    """Two queues of one device that may keep so many requests."""
+
+    def __init__(self, rig: Rig, limit: int) -> None:
+        self.told: list[Exhaustion] = []
+        self.counters = rig.counters
+        self.counters.bounds.on_exhausted = self.told.append
+        self.queued = QueuedRequests(rig.counters, limit)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline
+
+    def used(self) -> int:
+        [usage] = self.counters.bounds.usage()
+        return usage.used
+
+
+def test_a_ring_is_not_read_until_there_is_room(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request beyond the bound waits, and so does what is behind it; none of them fails."""
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 60.0)
+    ring = rig.ring(64)
+    device = Device(rig, 2)
+    with served(rig.queue(ring), queued=device.queued) as server:
+        for head in (0, 8, 16):
+            offer(rig, ring, head, waits=True)
+            assert server.arrived.acquire(timeout=10)
+        offer(rig, ring, 24, waits=False)
+        offer(rig, ring, 32, waits=True)
+        server.waiting[1].settle(1)
+        assert completed(rig, ring, 2) == [(8, 1), (24, 0)], "the ring was read when there was room"
+        assert server.arrived.acquire(timeout=10), "and on, to the one that has to wait next"
+        assert not any(later.given_up.is_set() for later in server.waiting)
+        server.waiting[0].settle(1)
+        server.waiting[2].settle(1)
+        completed(rig, ring, 4)
+        server.waiting[3].settle(1)
+        completed(rig, ring, 5)
+    assert device.told == [Exhaustion("queued_requests", 3, 2)]
+    assert device.counters.snapshot().held_back == 2
+    assert device.used() == 0
+
+
+def test_a_ring_with_what_would_make_room_is_read_on_after_a_while(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request behind the one that waits ends the other waits, as one that unlocks does."""
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.05)
+    ring = rig.ring(64)
+    device = Device(rig, 1)
+    with served(rig.queue(ring), queued=device.queued) as server:
+        for head in (0, 8, 16, 24):
+            offer(rig, ring, head, waits=True)
+        offer(rig, ring, 32, waits=False)
+        assert completed(rig, ring, 4) == [(8, 1), (16, 1), (24, 1), (32, 0)]
+        assert [later.result for later in server.waiting] == [0, GIVEN_UP, GIVEN_UP, GIVEN_UP]
+        server.waiting[0].settle(1)
+        completed(rig, ring, 5)
+    assert len(device.told) == 1, "once per episode"
+    assert device.counters.snapshot().held_back == 1, "no more once it is known to be in vain"
+
+
+def test_the_bound_is_the_devices_and_room_on_one_queue_helps_another(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 60.0)
+    device = Device(rig, 1)
+    other_rig = type(rig)()
+    ring, other_ring = rig.ring(64), other_rig.ring(64)
+    with (
+        closing(other_rig),
+        served(rig.queue(ring), queued=device.queued) as server,
+        served(other_rig.queue(other_ring), queued=device.queued) as other,
+    ):
+        offer(rig, ring, 0, waits=True)
+        device.until(lambda: device.used() == 1)
+        offer(other_rig, other_ring, 0, waits=True)
+        offer(other_rig, other_ring, 8, waits=False)
+        device.until(lambda: device.counters.snapshot().held_back == 1)
+        assert other_ring.completions() == []
+        server.waiting[0].settle(1)
+        assert completed(other_rig, other_ring, 1) == [(8, 0)]
+        assert not other.waiting[0].given_up.is_set()
+
+
+def test_a_queue_that_waits_for_room_stops_when_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 60.0)
+    ring = rig.ring(64)
+    device = Device(rig, 1)
+    with served(rig.queue(ring), queued=device.queued) as server:
+        for head in (0, 8):
+            offer(rig, ring, head, waits=True)
+            assert server.arrived.acquire(timeout=10)
+    assert sorted(ring.completions()) == [(0, 1), (8, 1)]
+    assert device.used() == 0

@@ -10,6 +10,7 @@ import pytest
 from services.devicehost.memory import WindowMemory, WindowQuota
 from services.devicehost.virtio.device import serve_requests
 from services.devicehost.virtio.queue import BATCH_REQUESTS, Queue, QueueError
+from services.handshake.exhaustion import Exhaustion
 from services.wire.virtio_ring import AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY
 from tests.unit.devicehost.virtio.conftest import DATA
 
@@ -274,6 +275,27 @@ def test_a_request_for_which_no_window_comes_is_given_back_and_the_queue_goes_on
     assert chain.head == 3
     queue.push(chain, 4)
     assert ring.completions() == [(0, 0), (3, 4)]
+    windows.release()
+    table.close()
+
+
+def test_windows_that_requests_hold_are_told_once(rig: Rig) -> None:
+    told: list[Exhaustion] = []
+    rig.counters.bounds.on_exhausted = told.append
+    table = rig.ram.table()
+    windows = WindowMemory(table, WindowQuota(limit=2, deadline_s=0.02), rig.counters)
+    ring = rig.ring()
+    ring.chain(0, writable=[(0, 4), (0x1000, 4)])
+    for head in (3, 4):
+        ring.chain(head, writable=[(0x3000, 4)])
+    ring.offer(0, 3, 4)
+    queue = rig.queue(ring, memory=windows)
+    first = queue.pop()
+    assert first is not None
+    assert queue.pop() is None, "both were given back unserved"
+    assert ring.completions() == [(3, 0), (4, 0)]
+    assert told == [Exhaustion("windows", 2, 2)]
+    queue.push(first, 0)
     windows.release()
     table.close()
 

@@ -68,6 +68,11 @@ class OwnerTable:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def locks(self) -> int:
+        """Record locks there may be; some may be gone."""
+        return self._locks
+
     def find(self, node_id: int, owner_id: int) -> Owner | None:
         """Find an owner that has, or had, locks."""
         return self._by_node.get(node_id, {}).get(owner_id)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.locks.holds import Hold
     from services.devicehost.devices.fs.request import Request
 
-MAX_WAITS: Final = 64
-"""Locks that one guest may wait for at a time; each takes a thread. More get ENOLCK."""
+MAX_WAITS: Final = 96
+"""Threads that wait for locks on behalf of one guest; more waits get ENOLCK. More than a device may
+have queued (deferral.MAX_QUEUED), since a thread that does not wake up outlives its request."""
 
 REMEMBERED: Final = 128
 """INTERRUPTs that are remembered in case that their request comes after them, by another queue."""

@@ -1,0 +1,175 @@
+"""What a guest can use up of a share: each time named once per episode, with used and total."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import os
+import resource
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.devices.fs import mount as mounts
+from services.devicehost.devices.fs.descriptors import Limits
+from services.devicehost.devices.fs.locks import owners
+from services.devicehost.memory import bounds
+from services.handshake.exhaustion import Exhaustion, Resource
+from services.wire import fuse
+from services.wire.fuse import Opcode
+from tests.unit.devicehost.fs.fuse_guest import FuseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.unit.devicehost.fs.conftest import MakeGuest
+    from tests.unit.devicehost.fs.fuse_guest import FuseGuest
+
+
+class Told:
+    """What the device of a guest tells is used up."""
+
+    def __init__(self, guest: FuseGuest) -> None:
+        self._told: list[Exhaustion] = []
+        self._changed = threading.Condition()
+        self.bounds = guest.session.bounds
+        self.bounds.on_exhausted = self._tell
+
+    def _tell(self, exhaustion: Exhaustion) -> None:
+        with self._changed:
+            self._told.append(exhaustion)
+            self._changed.notify_all()
+
+    def so_far(self) -> list[tuple[str, int, int]]:
+        with self._changed:
+            return [(each.resource, each.used, each.total) for each in self._told]
+
+
+def refused(attempt: Callable[[], object]) -> str:
+    with pytest.raises(FuseError) as error:
+        attempt()
+    return errno.errorcode[error.value.number]
+
+
+def until_over(told: Told, what: Resource) -> None:
+    """Wait for the look that ends an episode; it comes on a thread of its own."""
+    while told.bounds.is_exhausted(what):
+        for thread in threading.enumerate():
+            if thread.name == "exhaustion":
+                thread.join(10)
+
+
+def test_nodes(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
+    guest = make_guest(limits=Limits(nodes=4, descriptors=4, handles=10))
+    told = Told(guest)
+    made = [guest.mkdir(b"d%d" % index).nodeid for index in range(4)]
+    for _ in range(3):
+        assert refused(lambda: guest.mkdir(b"more")) == "ENFILE"
+    assert told.so_far() == [("nodes", 4, 4)]
+    guest.forget(made[0])
+    guest.forget(made[1])
+    until_over(told, Resource.NODES)
+    made = [guest.mkdir(b"e%d" % index).nodeid for index in range(2)]
+    assert refused(lambda: guest.lookup(b"d0")) == "ENFILE"
+    assert told.so_far() == [("nodes", 4, 4)] * 2
+
+
+def test_handles(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
+    monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
+    (shared / "file").touch()
+    guest = make_guest(limits=Limits(nodes=10, descriptors=10, handles=4))
+    told = Told(guest)
+    nodeid = guest.lookup(b"file").nodeid
+    opened = [guest.open(nodeid) for _ in range(4)]
+    for attempt in (lambda: guest.open(nodeid), guest.opendir, lambda: guest.create(b"new")):
+        assert refused(attempt) == "ENFILE"
+    assert told.so_far() == [("handles", 4, 4)]
+    for handle in opened:
+        guest.release(handle)
+    until_over(told, Resource.HANDLES)
+    for _ in range(4):
+        guest.open(nodeid)
+    assert refused(lambda: guest.open(nodeid)) == "ENFILE"
+    assert told.so_far() == [("handles", 4, 4)] * 2
+    usage = {each.resource: each for each in told.bounds.usage()}
+    assert (usage["handles"].used, usage["handles"].exhaustions) == (4, 2)
+
+
+def test_a_guest_that_mounts_anew_begins_no_new_episode(make_guest: MakeGuest) -> None:
+    guest = make_guest(limits=Limits(nodes=0, descriptors=1, handles=10))
+    told = Told(guest)
+    for _ in range(5):
+        assert refused(lambda: guest.mkdir(b"d")) == "ENFILE"
+        guest.init()
+    assert len(told.so_far()) == 1
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Leave this process some 20 descriptors for shares; gives the lowest that is none of them."""
+    gc.collect()  # what earlier tests have left closes no descriptor in between
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_unusable = os.dup(0) + 20
+    os.close(lowest_unusable - 20)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * lowest_unusable, hard))
+    yield lowest_unusable
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_descriptors_of_the_process(
+    few_descriptors: int, make_guest: MakeGuest, shared: Path
+) -> None:
+    (shared / "file").touch()
+    guest = make_guest()
+    told = Told(guest)
+    nodeid = guest.lookup(b"file").nodeid
+    assert refused(lambda: [guest.open(nodeid) for _ in range(30)]) == "EMFILE"
+    assert refused(lambda: guest.open(nodeid)) == "EMFILE"
+    [(name, used, total)] = told.so_far()
+    assert (name, total) == ("descriptors", few_descriptors)
+    assert used >= total
+
+
+def test_a_lock_that_is_refused_for_want_of_a_descriptor_names_those(
+    few_descriptors: int, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    told = Told(guest)
+    entry, handle = guest.create(b"file")
+    held = [os.dup(0) for _ in range(few_descriptors)]
+    try:
+        assert refused(lambda: record_lock(guest, entry.nodeid, handle, 1)) == "ENOLCK"
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    assert [name for name, _, _ in told.so_far()] == ["descriptors"]
+
+
+def record_lock(guest: FuseGuest, nodeid: int, handle: int, owner: int) -> None:
+    body = fuse.LK_IN.pack(handle, owner, owner * 2, owner * 2, fcntl.F_WRLCK, owner, 0)
+    guest.call(Opcode.SETLK, nodeid, body)
+
+
+@pytest.mark.parametrize("what", [Resource.LOCK_OWNERS, Resource.LOCKS])
+def test_locks(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, what: Resource) -> None:
+    limit = 3
+    if what is Resource.LOCKS:
+        monkeypatch.setattr(owners, "MAX_LOCKS", limit)
+        monkeypatch.setattr(mounts, "MAX_LOCKS", limit)
+        guest = make_guest()
+    else:
+        guest = make_guest(limits=Limits(nodes=10, descriptors=10, handles=limit))
+    told = Told(guest)
+    entry, handle = guest.create(b"file")
+    for owner in range(1, limit + 1):
+        record_lock(guest, entry.nodeid, handle, owner)
+    for _ in range(2):
+        number = refused(lambda: record_lock(guest, entry.nodeid, handle, limit + 1))
+        assert number == "ENOLCK"
+    [(name, used, total)] = told.so_far()
+    assert (name, total) == (what, limit)
+    assert used >= limit
