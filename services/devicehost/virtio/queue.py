@@ -251,8 +251,7 @@ class Queue:
 
         Returns:
             Those of `fds` that are readable; empty when buffers came, the time is over or the queue
-            was stopped.
-            Once it was stopped the ring may be gone, so nothing of it is touched.
+            was stopped. Then the ring may be gone, so nothing of it is touched.
 
         Raises:
             QueueError: The available index jumped.
