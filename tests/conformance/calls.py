@@ -15,6 +15,8 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.fs import syscalls
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,6 +35,8 @@ _UTIME_OMIT: Final = (1 << 30) - 2
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_SYMLINK_FOLLOW: Final = 0x400
+
+_STATX_BTIME: Final = 0x800
 
 _COARSE_CLOCK: Final = 5
 """CLOCK_REALTIME_COARSE (linux/time.h): what time stamps of files are made of."""
@@ -311,7 +315,7 @@ class Calls:
         """Everything below a directory, with all that stat(2) says but the device and atime."""
         return "\n".join(
             f"{_show(path)} {describe(status)} {status.st_ino} {status.st_nlink} {status.st_size} "
-            f"{status.st_blocks} {status.st_mtime_ns} {status.st_ctime_ns}"
+            f"{status.st_blocks} {status.st_mtime_ns} {status.st_ctime_ns} {_born(path)}"
             for path, status in _walk(name)
         )
 
@@ -350,6 +354,16 @@ def _walk(name: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         for entry in sorted(below + files):
             path = os.path.join(directory, entry)
             yield path[len(name) :], os.lstat(path)
+
+
+def _born(path: bytes) -> str:
+    """When a file was made, as statx(2) says."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        status = syscalls.statx(fd, _STATX_BTIME)
+    finally:
+        os.close(fd)
+    return f"{status.btime}.{status.btime_ns:09}" if status.mask & _STATX_BTIME else "unknown"
 
 
 def _show(data: bytes) -> str:

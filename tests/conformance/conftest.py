@@ -1,4 +1,4 @@
-"""Shares as mount points on tmpfs and on a disk, and who works on them."""
+"""Shares as mount points on tmpfs and on a disk, natively and not, and who works on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost import fastpath
 from tests.conformance.actor import Actor
 from tests.conformance.calls import NAMES
 from tests.support.mounted_shares import MountedShares
@@ -19,7 +20,7 @@ from tests.support.mounted_shares import MountedShares
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FILE_SYSTEMS = ("tmpfs", "disk")
+PLACES = ("tmpfs", "disk", "disk without the native fast path")
 ON_DISK = Path("/var/tmp")
 TMPFS_BYTES = 2 << 30
 TEST_DEADLINE_S = 300.0
@@ -30,7 +31,7 @@ class Place:
     """Where a test works.
 
     Attributes:
-        kind: Which file system.
+        kind: One of PLACES.
         shared: A directory of the host that is shared.
         mounted: The same, through the device.
         plain: A directory of the same file system that is not shared.
@@ -45,34 +46,46 @@ class Place:
 @pytest.fixture(scope="session")
 def shares() -> Iterator[MountedShares]:
     """The processes; the mount points lie where anybody can reach them."""
-    with _directory("/tmp") as run_dir, MountedShares(run_dir) as started:
+    with directory("/tmp") as run_dir, MountedShares(run_dir) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def places(shares: MountedShares) -> Iterator[dict[str, Place]]:
-    """One share per file system."""
+def plain_shares() -> Iterator[MountedShares]:
+    """The same, with a device host that leaves the native fast path alone."""
+    prefix = ("env", f"{fastpath.SWITCH}=0")
+    with directory("/tmp") as run_dir, MountedShares(run_dir, prefix) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def places(shares: MountedShares, plain_shares: MountedShares) -> Iterator[dict[str, Place]]:
+    """One share each."""
     with ExitStack() as stack:
-        tmpfs = stack.enter_context(_directory("/tmp"))
+        tmpfs = stack.enter_context(directory("/tmp"))
         stack.enter_context(_tmpfs(tmpfs))
-        disk = stack.enter_context(_directory(ON_DISK))
+        disks = [stack.enter_context(directory(ON_DISK)) for _ in range(2)]
         made = {}
-        for kind, root in zip(FILE_SYSTEMS, (tmpfs, disk), strict=True):
+        for kind, root in zip(PLACES, (tmpfs, *disks), strict=True):
+            served_by = shares if root is not disks[1] else plain_shares
             shared, plain = root / "shared", root / "plain"
-            for directory in (shared, plain):
-                directory.mkdir()
-                directory.chmod(0o755)
-            mounted = shares.mount(kind, shared, "queues=2")
+            for path in (shared, plain):
+                path.mkdir()
+                path.chmod(0o755)
+            mounted = served_by.mount(root.name, shared, "queues=2")
             made[kind] = Place(kind, shared, mounted, plain)
         yield made
 
 
-@pytest.fixture(params=FILE_SYSTEMS)
+@pytest.fixture(params=PLACES)
 def place(
-    places: dict[str, Place], shares: MountedShares, request: pytest.FixtureRequest
+    places: dict[str, Place],
+    shares: MountedShares,
+    plain_shares: MountedShares,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Place]:
-    """Each file system in turn; a device that hangs fails the test in the end."""
-    with shares.deadline(TEST_DEADLINE_S):
+    """Each in turn; a device that hangs fails the test in the end."""
+    with shares.deadline(TEST_DEADLINE_S), plain_shares.deadline(TEST_DEADLINE_S):
         yield places[request.param]
 
 
@@ -86,7 +99,8 @@ def actors() -> Iterator[dict[str, Actor]]:
 
 
 @contextmanager
-def _directory(under: str | Path) -> Iterator[Path]:
+def directory(under: str | Path) -> Iterator[Path]:
+    """A directory that anybody may enter; it is removed."""
     path = Path(tempfile.mkdtemp(prefix="ph-", dir=under))
     path.chmod(0o755)
     yield path

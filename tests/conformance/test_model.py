@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from hypothesis.internal.conjecture import engine
 from hypothesis.stateful import run_state_machine_as_test
 
+from services.devicehost import fastpath
 from tests.conformance.driver_tree import DriverTree
 from tests.conformance.effort import SCALE, SEED
 from tests.conformance.host_tree import HostTree
@@ -34,7 +36,15 @@ _SETTINGS = hypothesis.settings(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 
+_SHRINKING_S = 40
+"""How long a failure is made smaller; Hypothesis has no setting for it, and takes 300 s."""
+
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _bounded_shrinking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MAX_SHRINKING_SECONDS", _SHRINKING_S)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +65,12 @@ def test_through_the_mount_point(place: Place) -> None:
     _run(trees)
 
 
-def test_through_the_driver(run_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_through_the_driver(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    if not native:
+        monkeypatch.setattr(fastpath, "library", None)
     (tmp_path / "shared").mkdir()
     rig = Rig(run_dir)
     rig.share("data", tmp_path / "shared")
