@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import tempfile
@@ -33,6 +34,8 @@ SECONDS: Final = {Size.SMOKE: (0.1, 0.02, 1), Size.QUICK: (0.2, 0.05, 5), Size.F
 """Seconds, warm-up and rounds of each measurement."""
 DEVICES: Final = {Size.SMOKE: (1, 4), Size.QUICK: (1, 64), Size.FULL: (1, 8, 64, 256)}
 GUEST_DEVICES: Final = {Size.SMOKE: (2,), Size.QUICK: (1, 8), Size.FULL: (1, 2, 4, 8, 16)}
+PROFILE_S: Final = 2.0
+"""Seconds of a run that is sampled."""
 PARTS: Final = ("cases", "scale", "pools", "profiles")
 
 
@@ -64,7 +67,8 @@ def main() -> None:
             profiles=[],
         )
         if "profiles" in given.parts and profiles.is_possible():
-            found = list(_profiles(results, runner))
+            longer = dataclasses.replace(settings, seconds=PROFILE_S)
+            found = list(_profiles(results, Runner(longer)))
             results = results.model_copy(update={"profiles": found})
     output = given.output or OUTPUT.get(given.size, OTHER_OUTPUT)
     report.write(results, output)
@@ -152,7 +156,8 @@ def _profiles(results: Results, runner: Runner) -> Iterator[Profile]:
             for target in (known[miss.program], *virtiofsds()):
                 if (case.name, target.name) not in done:
                     done.add((case.name, target.name))
-                    yield profiles.record(runner, case, target)
+                    python = target is all_targets.PYTHON
+                    yield profiles.record(runner, case, target, python=python)
 
 
 if __name__ == "__main__":

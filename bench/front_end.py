@@ -110,12 +110,15 @@ def arguments(case: Case, *, seconds: float, warmup_s: float, seed: int) -> list
     return given
 
 
-def run(arguments: Sequence[str], cpus: Sequence[int] = ()) -> Measurement:
+def run(
+    arguments: Sequence[str], cpus: Sequence[int] = (), under: Sequence[str] = ()
+) -> Measurement:
     """Run the front-end once.
 
     Args:
         arguments: Its command line.
         cpus: Where it may run; empty: anywhere.
+        under: A program that starts it and leaves standard output to it.
 
     Raises:
         FrontEndError: It failed, with what it said.
@@ -123,7 +126,7 @@ def run(arguments: Sequence[str], cpus: Sequence[int] = ()) -> Measurement:
     pinned = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
     try:
         done = subprocess.run(
-            [*pinned, str(PROGRAM), *arguments],
+            [*under, *pinned, str(PROGRAM), *arguments],
             capture_output=True,
             text=True,
             timeout=DEADLINE_S,

@@ -20,14 +20,16 @@ from bench import trees
 from bench.cases import KIB, MIB, WORKING_SET_BYTES, Medium
 from bench.results import PoolRow
 from bench.targets import Place, start_host
+from services.handshake import events
 from services.handshake.pool import PAGE_BYTES, Gpa, SwiotlbPool
 from services.simguest.bounce import BouncePool
-from services.simguest.device import DeviceKind, DeviceMemory, VirtioDevice
-from services.simguest.fs_driver import WANTED_FEATURES, FsDriver
+from services.simguest.device import DeviceMemory, VirtioDevice
+from services.simguest.fs_driver import FsDriver
 from services.simguest.fs_driver_operations import FsOperations
+from services.simguest.guest import KINDS
 from services.simguest.kernel import IMAGE_END
 from services.simguest.ram import GuestRam
-from services.wire import fuse, virtio_fs
+from services.wire import fuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,7 +118,7 @@ def _guest(settings: Settings, count: int, pools: int) -> Iterator[list[Reader]]
             device = VirtioDevice(
                 f"device {number}",
                 Path(path),
-                DeviceKind(WANTED_FEATURES, virtio_fs.CONFIG.size, queues=2),
+                KINDS[events.FS],
                 DeviceMemory(ram, bounce[pool], bounce[pool]),
             )
             stack.callback(device.close)

@@ -1,6 +1,7 @@
-"""Where CPU time goes in a case that fell short: a sample of the device, by perf(1).
+"""Where CPU time goes in a case that fell short: the device is sampled by perf(1), or by py-spy.
 
-Owns the perf command lines. Must not know goals.
+perf sees the kernel, C and Rust; of a program in Python it sees the interpreter only, so py-spy is
+used for that where it is installed. Owns their command lines. Must not know goals.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import trees
 from bench.results import Profile, Symbol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.cases import Case
     from bench.rounds import Runner
     from bench.targets import Target
 
 PERF: Final = "perf"
+PY_SPY: Final = "py-spy"
 SAMPLES_PER_S: Final = 1999
 SHOWN: Final = 14
 """Symbols of a profile."""
@@ -36,43 +40,83 @@ def is_possible() -> bool:
         return subprocess.run(tried, capture_output=True, check=False).returncode == 0
 
 
-def record(runner: Runner, case: Case, target: Target) -> Profile:
+def record(runner: Runner, case: Case, target: Target, *, python: bool) -> Profile:
     """Run a case once and sample its device.
+
+    Args:
+        runner: Runs it.
+        case: What to run.
+        target: On what.
+        python: Whether it is Python that is to be looked into.
 
     Raises:
         FrontEndError: The device answered wrongly.
-        CalledProcessError: perf failed.
+        CalledProcessError: The sampler failed.
     """
-    if not case.moves_data and case.operation != "create":
-        trees.make_directory(runner.shared(case), case.files)
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "perf.data"
-        with runner.start(target, case) as running:
-            runner.drive(case, target, running) if target.serves_again else None
-            perf = subprocess.Popen(
-                [
-                    *(PERF, "record", "-e", "cpu-clock", "-F", str(SAMPLES_PER_S)),
-                    *("-p", str(running.process.pid), "-o", str(data)),
-                ],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            try:
-                runner.drive(case, target, running)
-            finally:
-                perf.send_signal(signal.SIGINT)
-                perf.wait()
-        report = subprocess.run(
-            [PERF, "report", "-i", str(data), "--stdio", "-F", "overhead,dso,symbol", "-t", "|"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PERF_PAGER": "cat"},
+    spy = python and shutil.which(PY_SPY) is not None
+    with tempfile.TemporaryDirectory() as folder, runner.start(target, case) as running:
+        data = Path(folder) / "samples"
+        pid = str(running.process.pid)
+        if target.serves_again:
+            runner.drive(case, target, running)  # imports and first requests are not sampled
+        if spy:
+            _spy(pid, data, lambda: runner.drive(case, target, running))
+        else:
+            runner.drive(case, target, running, _perf(pid, data))
+        symbols = parse_stacks(data.read_text()) if spy else parse_report(_report(data))
+    return Profile(case=case.name, program=target.name, symbols=symbols[:SHOWN])
+
+
+def _perf(pid: str, data: Path) -> list[str]:
+    # With a command perf samples the process for as long as the command runs.
+    rate = ["-F", str(SAMPLES_PER_S)]
+    return [PERF, "record", "-q", "-e", "cpu-clock", *rate, "-p", pid, "-o", str(data), "--"]
+
+
+def _spy(pid: str, data: Path, drive: Callable[[], object]) -> None:
+    rate = ["--rate", "500", "--duration", "3600"]
+    sampler = subprocess.Popen(
+        [PY_SPY, "record", "--format", "raw", "--function", *rate, "-p", pid, "-o", str(data)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        drive()
+    finally:
+        sampler.send_signal(signal.SIGINT)
+        sampler.wait()
+
+
+def _report(data: Path) -> str:
+    done = subprocess.run(
+        [PERF, "report", "-i", str(data), "--stdio", "-F", "overhead,dso,symbol", "-t", "|"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PERF_PAGER": "cat"},
+    )
+    return done.stdout
+
+
+def parse_stacks(stacks: str) -> list[Symbol]:
+    """Read lines "outer (file);inner (file) 12" of py-spy; the innermost function counts."""
+    counts: Counter[str] = Counter()
+    for line in stacks.splitlines():
+        stack, _, count = line.rpartition(" ")
+        if stack and count.isdigit():
+            counts[stack.rpartition(";")[2]] += int(count)
+    total = counts.total()
+    return [
+        Symbol(
+            share=round(100 * count / total, 2),
+            module=place.partition(" (")[2].rstrip(")") or "?",
+            name=place.partition(" (")[0],
         )
-    return Profile(case=case.name, program=target.name, symbols=parse(report.stdout)[:SHOWN])
+        for place, count in counts.most_common()
+    ]
 
 
-def parse(report: str) -> list[Symbol]:
+def parse_report(report: str) -> list[Symbol]:
     """Read lines "  12.34%|module  |[k] symbol"; others are comments."""
     symbols = []
     for line in report.splitlines():

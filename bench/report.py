@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from bench.results import CaseResult, PoolRow, Results, ScaleRow
+    from bench.results import CaseResult, PoolRow, Results, Row, ScaleRow
 
 TITLES: Final = {
-    Kind.SMALL: "Small operations",
+    Kind.SMALL: "Small operations (READDIRPLUS: entries)",
     Kind.LARGE: "128 KiB and 1 MiB",
     Kind.UNCACHED: "Without and with the token, buffers that no window is mapped for",
     Kind.MEMORY: "Token, windows, and the whole of guest memory",
@@ -179,30 +179,33 @@ def _cases(title: str, results: Sequence[CaseResult]) -> list[str]:
             line += [str(result.ratio(name, VIRTIOFSDS) or "") for name in ours]
         rows.append(line)
     times = [
-        [
-            result.case.name,
-            *(
-                f"{row.p50_us:,.1f} / {row.p99_us:,.1f} / {row.device_cpu_us:,.1f}" if row else ""
-                for row in (result.row(name) for name in names)
-            ),
-        ]
-        for result in results
+        [result.case.name, *(_times(result.row(name)) for name in names)] for result in results
     ]
     return [
         "",
         f"## {title}",
         "",
-        "Rates are medians; entries for READDIRPLUS. Ratios: median (10th to 90th percentile).",
+        "Rates are medians. Ratios: median (10th to 90th percentile).",
         "",
         *_table(head, rows),
         "",
-        "<details><summary>p50 / p99 of one operation and the device's CPU time for it, in "
-        "µs</summary>",
+        "<details><summary>One operation: p50 / p99; CPU time of the device / of the driver, all "
+        "in µs; kicks / interrupts</summary>",
         "",
         *_table(["case", *names], times),
         "",
         "</details>",
     ]
+
+
+def _times(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return (
+        f"{row.p50_us:,.1f} / {row.p99_us:,.1f}; "
+        f"{row.device_cpu_us:.1f} / {row.driver_cpu_us:.1f}; "
+        f"{row.kicks:.2f} / {row.interrupts:.2f}"
+    )
 
 
 def _scale(results: Results) -> list[str]:
@@ -260,7 +263,10 @@ def _profiles(results: Results) -> list[str]:
     if not results.profiles:
         return []
     lines = ["", "## Profiles of what fell short", ""]
-    lines.append("Shares of the device's CPU time, sampled while the case ran once more.")
+    lines.append(
+        "Shares of the device's CPU time, sampled while the case ran once more; of Python, by "
+        "function where py-spy was there, threads that wait included."
+    )
     for case in dict.fromkeys(profile.case for profile in results.profiles):
         lines += ["", f"### {case}"]
         for profile in results.profiles:

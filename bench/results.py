@@ -33,6 +33,9 @@ class Row(_Model):
         p99_us: The same of the 99th percentile.
         device_cpu_us: CPU time of the device for one operation, in microseconds; 0 of what has no
             device, and of listings, whose first one is not counted.
+        driver_cpu_us: The same of the front-end.
+        kicks: Notifications sent to the device for one operation.
+        interrupts: Notifications that the device sent for one operation.
     """
 
     name: str
@@ -40,6 +43,9 @@ class Row(_Model):
     p50_us: float
     p99_us: float
     device_cpu_us: float
+    driver_cpu_us: float
+    kicks: float
+    interrupts: float
 
     @property
     def rate(self) -> Spread:
@@ -156,10 +162,17 @@ class Results(_Model):
 def summarize(name: str, rounds: Sequence[Measurement]) -> Row:
     """Make a program's row of its measurements, one for each round."""
     done = sum(m.ops for m in rounds if not m.entries)
+
+    def each(total: float, digits: int = 2) -> float:
+        return round(total / done, digits) if done else 0.0
+
     return Row(
         name=name,
         rates=[round(m.rate, 1) for m in rounds],
         p50_us=round(spread([m.ns.p50 / 1000 for m in rounds]).median, 2),
         p99_us=round(spread([m.ns.p99 / 1000 for m in rounds]).median, 2),
-        device_cpu_us=round(sum(m.device_cpu_s for m in rounds) / done * 1e6, 2) if done else 0.0,
+        device_cpu_us=each(1e6 * sum(m.device_cpu_s for m in rounds)),
+        driver_cpu_us=each(1e6 * sum(m.front_end_cpu_s for m in rounds)),
+        kicks=each(sum(m.kicks for m in rounds), 3),
+        interrupts=each(sum(m.interrupts for m in rounds), 3),
     )

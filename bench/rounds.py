@@ -73,8 +73,6 @@ class Runner:
         Raises:
             FrontEndError: A device answered wrongly.
         """
-        if not case.moves_data and case.operation != "create":
-            trees.make_directory(self.shared(case), case.files)
         order: list[tuple[str, Target | None]] = [(target.name, target) for target in targets]
         if twice is not None:
             order.append((twice.name + AGAIN, twice))
@@ -92,10 +90,6 @@ class Runner:
                     found[name].append(self._measure(case, name, target, running))
         return CaseResult(case=case, rows=[summarize(name, found[name]) for name in found])
 
-    def shared(self, case: Case) -> Path:
-        """Tell which directory is shared in a case."""
-        return self._settings.shared[case.medium]
-
     def _measure(
         self, case: Case, name: str, target: Target | None, running: Mapping[str, Running]
     ) -> Measurement:
@@ -107,15 +101,19 @@ class Runner:
             return self.drive(case, target, started)
 
     def start(self, target: Target, case: Case) -> Running:
-        """Start a target for a case."""
+        """Start a target for a case; what the case looks at is there then."""
         settings = self._settings
+        if not case.moves_data and case.operation != "create":
+            trees.make_directory(settings.shared[case.medium], case.files)
         # A folder for each: two processes must not take each other's sockets.
         run_dir = Path(tempfile.mkdtemp(dir=settings.run_dir))
         place = Place(run_dir, settings.shared[case.medium], settings.device_cpus)
         return target.start(place, min(case.queues, target.max_queues))
 
-    def drive(self, case: Case, target: Target, running: Running) -> Measurement:
-        """Measure a case once on a target that runs.
+    def drive(
+        self, case: Case, target: Target, running: Running, under: Sequence[str] = ()
+    ) -> Measurement:
+        """Measure a case once on a target that runs; `under` as in front_end.run.
 
         Raises:
             FrontEndError: The device answered wrongly.
@@ -131,7 +129,7 @@ class Runner:
             f"--depth={depth}",
             f"--file={trees.WRITE_FILE if case.operation == 'write' else trees.READ_FILE}",
         ]
-        return front_end.run(arguments, self._settings.driver_cpus)
+        return front_end.run(arguments, self._settings.driver_cpus, under)
 
     def _arguments(self, case: Case) -> list[str]:
         settings = self._settings

@@ -62,15 +62,13 @@ class Running:
 
     def close(self) -> None:
         """End the process."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        else:
+        if self.process.stdin is None:
             self.process.terminate()
         try:
-            self.process.wait(STOP_DEADLINE_S)
+            self.process.communicate(timeout=STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()
 
     def __enter__(self) -> Self:
         return self

@@ -98,7 +98,7 @@ static void take(struct options *o, int option)
 			die("more than %u processes", MAX_PIDS);
 		o->pids[o->pid_count++] = (int)number(optarg, 1, INT32_MAX);
 		break;
-	default: die("see bench/README.md");
+	default: die("see docs/benchmarks/README.md");
 	}
 }
 
