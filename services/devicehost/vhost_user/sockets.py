@@ -5,6 +5,7 @@ Owns which files may be replaced and who may connect. Must not know what is said
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -48,7 +49,7 @@ class ListeningSocket:
 
         Raises:
             InvalidArgumentError: SOCKET_PATH: too long, the directory does not take a socket, the
-                group cannot be given, or a file of another kind is there.
+                group cannot be given, a file of another kind is there, or a process listens there.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -114,7 +115,7 @@ def _bind(sock: socket.socket, path: Path, group_id: int | None) -> None:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
+        _remove_stale(path, name)
         sock.bind(name)
         if group_id is not None:
             os.chown(path, -1, group_id)
@@ -126,7 +127,7 @@ def _bind(sock: socket.socket, path: Path, group_id: int | None) -> None:
         ) from error
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, name: bytes) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -135,4 +136,12 @@ def _remove_stale(path: Path) -> None:
         raise InvalidArgumentError(
             "SOCKET_PATH", f"{str(path)!r} exists and is no socket; choose another path"
         )
+    # A connection would take the place of the front-end that a live device waits for. The kernel
+    # refuses one of the wrong type before that, and one to a socket that nobody has, differently.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        if probe.connect_ex(name) in (0, errno.EPROTOTYPE):
+            raise InvalidArgumentError(
+                "SOCKET_PATH",
+                f"a process listens on {str(path)!r} already; end it, or choose another path",
+            )
     path.unlink()
