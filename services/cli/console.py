@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PIPE_WIDTH: Final = 240
 """Columns of a table that goes to a pipe, unless COLUMNS says otherwise."""
@@ -25,16 +26,18 @@ def printable(text: str) -> str:
     )
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave it to the root group, as of every other write; rich would exit with 1."""
-        raise BrokenPipeError
-
-
 def _console(*, stderr: bool) -> Console:
+    # Imported when something is printed: a device of its own prints nothing, and starts sooner.
+    from rich.console import Console
+
+    class BreakingConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to the root group, as of every other write; rich would exit with 1."""
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     fixed = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return _Console(stderr=stderr, width=fixed, highlight=False, soft_wrap=False)
+    return BreakingConsole(stderr=stderr, width=fixed, highlight=False, soft_wrap=False)
 
 
 def out() -> Console:
