@@ -20,6 +20,7 @@ import typer
 from services.cli.console import fail
 from services.cli.exit_codes import USAGE
 from services.cli.sd_notify import notify
+from services.cli.virtiofsd_options import VirtiofsdOptions, parse
 from services.handshake.errors import InvalidArgumentError, NotFoundError
 from services.handshake.options import MAX_QUEUES
 from services.handshake.pool import parse_token
@@ -99,8 +100,8 @@ def fs(
         Path | None, typer.Option("--shared-dir", help="Directory to share.")
     ] = None,
     tag: Annotated[
-        str, typer.Option(help="Mount tag, for a front-end that asks the device for it.")
-    ] = DEFAULT_TAG,
+        str | None, typer.Option(help="Mount tag, for a front-end that asks the device for it.")
+    ] = None,
     readonly: Annotated[bool, typer.Option("--readonly", help="Refuse writing.")] = False,
     queues: Annotated[
         int, typer.Option(help="Request queues that a front-end may use.", min=1, max=MAX_QUEUES)
@@ -108,6 +109,10 @@ def fs(
     options: Annotated[
         str, typer.Option(help="Further options: 'key=value;flag', for instance 'uid=1000'.")
     ] = "",
+    virtiofsd_options: Annotated[
+        list[str] | None,
+        typer.Option("-o", metavar="KEY=VALUE,…", help="Options as libvirt gives them: source=…"),
+    ] = None,
     swiotlb: Swiotlb = None,
     memory: MemoryKind = Memory.WHOLE,
     persistent: Persistent = False,
@@ -118,19 +123,24 @@ def fs(
     if print_capabilities:
         _print_capabilities("fs")
         return
+    given = _given(virtiofsd_options or [])
+    shared_dir = shared_dir or given.source
     if shared_dir is None:
         raise _wrong("give the directory to share: --shared-dir=DIRECTORY")
     from services.devicehost.host.device import FsBackend
     from services.devicehost.standalone import StandaloneDevice
 
-    items = [options, *(["ro"] if readonly else []), f"queues={queues}"]
+    items = [options, "ro" if readonly else "", f"queues={queues}"]
+    if given.cache is not None:
+        items.append(f"cache={given.cache}")
     spec = StandaloneDevice(
         FsBackend(str(shared_dir.absolute())),
-        tag,
+        DEFAULT_TAG if tag is None else tag,
         ";".join(item for item in items if item),
         _pool(swiotlb),
         confined=memory is Memory.WINDOWS,
         persistent=persistent,
+        tells_config=tag is not None,
     )
     _serve("fs", spec, socket_path, fd, socket_group, log_level)
 
@@ -169,6 +179,7 @@ def net(
         _pool(swiotlb),
         confined=memory is Memory.WINDOWS,
         persistent=persistent,
+        tells_config=mac is not None,
     )
     _serve("net", spec, socket_path, fd, socket_group, log_level)
 
@@ -199,6 +210,13 @@ def _serve(
 
         standalone.serve(spec, sock, ready)
     except (InvalidArgumentError, NotFoundError) as error:
+        raise _wrong(f"{error.message} [{error.reason}]") from None
+
+
+def _given(options: list[str]) -> VirtiofsdOptions:
+    try:
+        return parse(options)
+    except InvalidArgumentError as error:
         raise _wrong(f"{error.message} [{error.reason}]") from None
 
 

@@ -6,8 +6,9 @@ of guest memory, and take memory that cannot be sealed. Must not know flags, gRP
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import queue
+import os
 import signal
 import uuid
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 VM_ID: Final = str(uuid.UUID(int=0))
 """Stands for the one VM of this process, whose id nobody tells."""
 
+_NO_SIGNAL: Final = b"\0"
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,6 +57,8 @@ class StandaloneDevice:
         pool: The aperture; None: as `confined` says.
         confined: Without a pool, whether on-demand windows are used; False maps all of memory.
         persistent: Whether to wait for a further front-end when one has gone.
+        tells_config: Whether a front-end can ask for the configuration space. Most keep their own,
+            and QEMU 7.2 before 7.2.3 crashes when a device offers it that need not.
     """
 
     backend: FsBackend | NetBackend
@@ -62,6 +67,38 @@ class StandaloneDevice:
     pool: SwiotlbPool | None = None
     confined: bool = False
     persistent: bool = False
+    tells_config: bool = False
+
+
+class _Ending:
+    """Why the process is to end, which a signal or another thread says; the main thread waits.
+
+    A signal that comes just before a lock is waited for is not seen until the wait is over. So it
+    is written to a pipe, by the interpreter's own handler (signal.set_wakeup_fd), as is the rest.
+    """
+
+    def __init__(self) -> None:
+        self._read_fd, self._write_fd = os.pipe()
+        self._why = ""
+        os.set_blocking(self._write_fd, False)
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave_to_the_pipe)
+
+    def begin(self, why: str) -> None:
+        """End the wait; from any thread."""
+        self._why = why
+        with contextlib.suppress(BlockingIOError):  # full: the wait has reasons enough
+            os.write(self._write_fd, _NO_SIGNAL)
+
+    def wait(self) -> str:
+        """Wait for the first reason to end."""
+        said = os.read(self._read_fd, 1)
+        return self._why if said == _NO_SIGNAL else signal.Signals(said[0]).name
+
+
+def _leave_to_the_pipe(_number: int, _frame: object) -> None:
+    """Keep the interpreter from ending at a signal."""
 
 
 def open_socket(path: Path | None, fd: int | None, group_id: int | None) -> ListeningSocket:
@@ -90,12 +127,9 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
     Raises:
         PortholeError: The device cannot be made.
     """
-    # Its put is the one thing of these that a signal handler may do (queue.SimpleQueue).
-    ends: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: ends.put(signal.Signals(number).name))
+    ending = _Ending()
     try:
-        entry = _start(spec, sock, ends.put)
+        entry = _start(spec, sock, ending.begin)
     except BaseException:
         sock.close()
         raise
@@ -104,7 +138,7 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
             _LOG.info("the native fast path is %s", fastpath.status)
         _tell_confinement(spec)
         ready()
-        _LOG.info("ending: %s", ends.get())
+        _LOG.info("ending: %s", ending.wait())
     finally:
         entry.mark_shutting_down()
         entry.tear_down()
@@ -139,6 +173,7 @@ def _start(
         WindowQuota() if spec.confined else None,
         table=RegionTable(OwnRisk()),
         sock=sock,
+        tells_config=spec.tells_config,
     )
     return entry
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 RAM_BYTES = 64 << 20
 POOL_MIB = 16
-HEAVY = {"grpc", "google", "opentelemetry", "porthole", "pydantic_settings"}
+HEAVY = {"grpc", "google", "opentelemetry", "porthole", "pydantic_settings", "rich"}
 
 
 class Guest:
@@ -87,7 +87,7 @@ def test_a_guest_is_served_until_it_goes(
         "windows": ["--memory=windows"],
         "aperture": ["--" + format_token(guest.pool)],
     }[kind]
-    with running(*fs(run_dir, shared, *flags)) as device:
+    with running(*fs(run_dir, shared, "--tag=data", *flags)) as device:
         assert device.line == f"porthole device fs ready on unix:{run_dir}/s.sock\n"
         with guest.share(device.socket_path) as workload:
             files = workload.files("data")
@@ -111,7 +111,7 @@ def test_a_guest_is_served_until_it_goes(
 def test_it_waits_for_another_front_end_when_told_to(
     run_dir: Path, shared: Path, guest: Guest
 ) -> None:
-    with running(*fs(run_dir, shared, "--persistent", "--readonly")) as device:
+    with running(*fs(run_dir, shared, "--tag=data", "--persistent", "--readonly")) as device:
         for _ in range(2):
             with guest.share(device.socket_path) as workload:
                 files = workload.files("data")
@@ -125,7 +125,7 @@ def test_it_waits_for_another_front_end_when_told_to(
 
 def test_sigterm_ends_it_in_order_under_a_guest(run_dir: Path, shared: Path, guest: Guest) -> None:
     with (
-        running(*fs(run_dir, shared)) as device,
+        running(*fs(run_dir, shared, "--tag=data")) as device,
         guest.share(device.socket_path) as workload,
     ):
         assert workload.files("data").read_file("hello") == b"from the host"
@@ -133,6 +133,57 @@ def test_sigterm_ends_it_in_order_under_a_guest(run_dir: Path, shared: Path, gue
     assert code == 0, log
     assert "ending: SIGTERM" in log
     assert not (run_dir / "s.sock").exists()
+
+
+def test_a_signal_that_another_thread_takes_ends_it_as_well(run_dir: Path, shared: Path) -> None:
+    with running(*fs(run_dir, shared)) as device:
+        code, log = device.terminate_by_another_thread()
+    assert code == 0, log
+    assert "ending: SIGTERM" in log
+
+
+def test_the_socket_of_a_live_device_is_left_alone(
+    run_dir: Path, shared: Path, guest: Guest
+) -> None:
+    with running(*fs(run_dir, shared, "--tag=data")) as device:
+        with running(*fs(run_dir, shared)) as second:
+            code, log = second.end()
+            assert code == 2
+            assert "a process listens on" in log
+        with guest.share(device.socket_path) as workload:
+            assert workload.files("data").read_file("hello") == b"from the host"
+        assert device.end()[0] == 0
+
+
+def test_the_socket_of_a_dead_device_is_replaced(run_dir: Path, shared: Path) -> None:
+    with running(*fs(run_dir, shared)):
+        pass
+    assert (run_dir / "s.sock").exists()
+    with running(*fs(run_dir, shared)) as device:
+        assert device.line
+        assert device.terminate()[0] == 0
+
+
+def test_what_libvirt_says_is_understood(run_dir: Path, tmp_path: Path, guest: Guest) -> None:
+    shared = tmp_path / "a,b"
+    shared.mkdir()
+    (shared / "hello").write_text("from the host")
+    said = f"source={tmp_path}/a,,b,cache=always,xattr,flock,posix_lock"
+    with running("fs", f"--socket-path={run_dir}/s.sock", "--tag=data", "-o", said) as device:
+        with guest.share(device.socket_path) as workload:
+            assert workload.files("data").read_file("hello") == b"from the host"
+        assert device.end()[0] == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--tag=data"]])
+def test_the_configuration_is_told_when_it_was_given(
+    run_dir: Path, shared: Path, more: list[str]
+) -> None:
+    with running(*fs(run_dir, shared, *more)) as device:
+        with RawFrontEnd(device.socket_path) as front_end:
+            offered = front_end.ask_u64(wire.Request.GET_PROTOCOL_FEATURES)
+        assert device.end()[0] == 0
+    assert bool(offered & wire.PROTOCOL_F_CONFIG) == bool(more)
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
@@ -156,7 +207,7 @@ def test_a_listening_socket_can_be_handed_in(run_dir: Path, shared: Path, guest:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen(1)
-        flags = [f"--fd={listening.fileno()}", f"--shared-dir={shared}"]
+        flags = [f"--fd={listening.fileno()}", f"--shared-dir={shared}", "--tag=data"]
         with running("fs", *flags, fds=[listening.fileno()]) as device:
             assert device.socket_path == path
             with guest.share(path) as workload:
@@ -223,6 +274,11 @@ def test_a_tap_is_served(run_dir: Path) -> None:
         (["fs", "--shared-dir=/", "--socket-path=S", f"--tag={'x' * 37}"], 2, "TAG_TOO_LONG"),
         (["fs", "--shared-dir=/", "--socket-path=S", "--tag=a;b"], 2, "OPTION_SYNTAX"),
         (["fs", "--shared-dir=/", "--socket-path=S", "--options=nosuch"], 2, "OPTION_UNKNOWN"),
+        (["fs", "-o", "source=", "--socket-path=S"], 2, "OPTION_SYNTAX"),
+        (["fs", "-o", "source=/,sandbox=chroot", "--socket-path=S"], 2, "-o sandbox=chroot"),
+        (["fs", "-o", "source=/,no_posix_lock", "--socket-path=S"], 2, "-o no_posix_lock"),
+        (["fs", "-o", "source=/,modcaps=+x", "--socket-path=S"], 2, "no such option"),
+        (["fs", "-o", "source=/,cache=some", "--socket-path=S"], 2, "OPTION_VALUE"),
         (["fs", "--shared-dir=/", "--socket-path=S", "--swiotlb=0x1000"], 2, "--swiotlb"),
         (["fs", "--shared-dir=/", "--socket-path=S", "--swiotlb=0x1,4096"], 2, "--swiotlb"),
         (["fs", "--shared-dir=/", f"--socket-path=/tmp/{'x' * 110}"], 2, "SOCKET_PATH"),

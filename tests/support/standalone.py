@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -51,6 +52,15 @@ class Process:
 
     def terminate(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGTERM)
+        return self.end()
+
+    def terminate_by_another_thread(self) -> tuple[int, str]:
+        """Send SIGTERM so that not the main thread takes it."""
+        pid = self.process.pid
+        (other, *_) = (
+            int(t.name) for t in Path(f"/proc/{pid}/task").iterdir() if int(t.name) != pid
+        )
+        assert ctypes.CDLL(None).tgkill(pid, other, int(signal.SIGTERM)) == 0
         return self.end()
 
     def kill(self) -> None:

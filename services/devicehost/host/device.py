@@ -178,6 +178,7 @@ class HostedDevice:
         *,
         table: RegionTable | None = None,
         sock: ListeningSocket | None = None,
+        tells_config: bool = True,
     ) -> None:
         """Make the device and listen; its socket is connectable afterwards.
 
@@ -187,6 +188,7 @@ class HostedDevice:
                 maps all of guest memory.
             table: Empty, with a guard of its own; None for one that takes sealed memory only.
             sock: Where to listen, the device's from now on; None: at the identity's socket path.
+            tells_config: Whether a front-end can ask for the configuration space.
 
         Raises:
             PortholeError: It cannot be made; nothing is left behind.
@@ -209,7 +211,13 @@ class HostedDevice:
             device = make(self.counters)
             keeps = pool is None
             backend = Backend(
-                device, reach, self.counters, self, keeps_descriptors=keeps, table=table
+                device,
+                reach,
+                self.counters,
+                self,
+                keeps_descriptors=keeps,
+                tells_config=tells_config,
+                table=table,
             )
             try:
                 listening = sock or ListeningSocket.at(self.identity.socket_path)

@@ -21,7 +21,13 @@ from services.devicehost.vhost_user.session import (
     Offer,
 )
 from services.handshake.errors import FailedPreconditionError, PortholeError
-from services.wire.vhost_user import F_PROTOCOL_FEATURES, MemRegion, Request, VringState
+from services.wire.vhost_user import (
+    F_PROTOCOL_FEATURES,
+    PROTOCOL_F_CONFIG,
+    MemRegion,
+    Request,
+    VringState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +83,7 @@ class Backend:
         observer: Observer,
         *,
         keeps_descriptors: bool,
+        tells_config: bool = True,
         table: RegionTable | None = None,
     ) -> None:
         """Put a device behind the protocol.
@@ -88,6 +95,7 @@ class Backend:
             observer: Is told what happens.
             keeps_descriptors: Whether guest memory is mapped on demand, so that the descriptors of
                 its regions stay open; False closes them once all rings have their addresses.
+            tells_config: Whether a front-end can ask for the configuration space.
             table: Empty; None for one that takes sealed memory only.
         """
         self._device = device
@@ -95,6 +103,7 @@ class Backend:
         self._counters = counters
         self._observer = observer
         self._keeps_descriptors = keeps_descriptors
+        self._tells_config = tells_config
         self._table = RegionTable() if table is None else table
         self._memory: GuestMemory | None = None
         self._rings = [Ring(index) for index in range(device.num_queues)]
@@ -107,11 +116,14 @@ class Backend:
     @property
     def offer(self) -> Offer:
         """What the device offers to a front-end now."""
+        protocol_features = (
+            WINDOW_PROTOCOL_FEATURES if self._keeps_descriptors else APERTURE_PROTOCOL_FEATURES
+        )
+        if not self._tells_config:
+            protocol_features &= ~PROTOCOL_F_CONFIG
         return Offer(
             features=TRANSPORT_FEATURES | self._device.features,
-            protocol_features=WINDOW_PROTOCOL_FEATURES
-            if self._keeps_descriptors
-            else APERTURE_PROTOCOL_FEATURES,
+            protocol_features=protocol_features,
             num_queues=self._device.num_queues,
             config=self._device.config(),
         )
