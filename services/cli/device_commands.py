@@ -22,7 +22,7 @@ from services.cli.exit_codes import USAGE
 from services.cli.sd_notify import notify
 from services.cli.virtiofsd_options import VirtiofsdOptions, parse
 from services.handshake.errors import InvalidArgumentError, NotFoundError
-from services.handshake.options import MAX_QUEUES
+from services.handshake.options import CACHE_MODES, MAX_QUEUES
 from services.handshake.pool import parse_token
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ def fs(
     queues: Annotated[
         int, typer.Option(help="Request queues that a front-end may use.", min=1, max=MAX_QUEUES)
     ] = 1,
+    cache: Annotated[
+        str | None, typer.Option(help=f"What a guest may cache: {', '.join(CACHE_MODES)}.")
+    ] = None,
     options: Annotated[
         str, typer.Option(help="Further options: 'key=value;flag', for instance 'uid=1000'.")
     ] = "",
@@ -130,9 +133,9 @@ def fs(
     from services.devicehost.host.device import FsBackend
     from services.devicehost.standalone import StandaloneDevice
 
-    items = [options, "ro" if readonly else "", f"queues={queues}"]
-    if given.cache is not None:
-        items.append(f"cache={given.cache}")
+    items = [options, "ro" if readonly else "", f"queues={queues}", *given.share]
+    if cache is not None:
+        items.append(f"cache={cache}")
     spec = StandaloneDevice(
         FsBackend(str(shared_dir.absolute())),
         DEFAULT_TAG if tag is None else tag,

@@ -26,7 +26,6 @@ _NEVER: Final = {
     "no_xattr": "extended attributes are always served",
     "no_flock": "locks of guests are always those of the host",
     "no_posix_lock": "locks of guests are always those of the host",
-    "writeback": "the guest's cache never holds back what it writes: the host changes files too",
     "sandbox": "the process is not put into namespaces; what a guest can reach is resolved beneath "
     "the shared directory",
 }
@@ -34,10 +33,15 @@ _NEVER: Final = {
 
 @dataclass(frozen=True, slots=True)
 class VirtiofsdOptions:
-    """What the options mean here; None: not given."""
+    """What the options mean here.
 
-    source: Path | None = None
-    cache: str | None = None
+    Attributes:
+        source: The directory to share; None: not given.
+        share: Options of the share, as `--options` has them.
+    """
+
+    source: Path | None
+    share: tuple[str, ...]
 
 
 def parse(texts: Iterable[str]) -> VirtiofsdOptions:
@@ -46,18 +50,20 @@ def parse(texts: Iterable[str]) -> VirtiofsdOptions:
     Raises:
         InvalidArgumentError: OPTION_UNKNOWN, OPTION_SYNTAX.
     """
-    values: dict[str, str] = {}
+    source: Path | None = None
+    share: list[str] = []
     for item in (item.replace(",,", ",") for text in texts for item in _ITEM.findall(text)):
         key, _, value = item.partition("=")
-        if key in ("source", "cache"):
+        if key == "source":
             if not value:
-                raise InvalidArgumentError("OPTION_SYNTAX", f"-o {item}: write {key}=<value>")
-            values[key] = value
+                raise InvalidArgumentError("OPTION_SYNTAX", f"-o {item}: write source=<directory>")
+            source = Path(value)
+        elif key == "cache" or item == "writeback":
+            share.append(item)
         elif item not in _AS_IT_IS:
-            known = ", ".join(("source=<directory>", "cache=<mode>", *_AS_IT_IS))
+            known = ", ".join(("source=<directory>", "cache=<mode>", "writeback", *_AS_IT_IS))
             why = _NEVER.get(key, "this device has no such option")
             raise InvalidArgumentError(
                 "OPTION_UNKNOWN", f"-o {item}: {why}; leave it out. Known are {known}"
             )
-    source = values.get("source")
-    return VirtiofsdOptions(Path(source) if source else None, values.get("cache"))
+    return VirtiofsdOptions(source, tuple(share))

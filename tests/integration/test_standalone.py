@@ -111,7 +111,9 @@ def test_a_guest_is_served_until_it_goes(
 def test_it_waits_for_another_front_end_when_told_to(
     run_dir: Path, shared: Path, guest: Guest
 ) -> None:
-    with running(*fs(run_dir, shared, "--tag=data", "--persistent", "--readonly")) as device:
+    with running(
+        *fs(run_dir, shared, "--tag=data", "--cache=none", "--persistent", "--readonly")
+    ) as device:
         for _ in range(2):
             with guest.share(device.socket_path) as workload:
                 files = workload.files("data")
@@ -168,7 +170,7 @@ def test_what_libvirt_says_is_understood(run_dir: Path, tmp_path: Path, guest: G
     shared = tmp_path / "a,b"
     shared.mkdir()
     (shared / "hello").write_text("from the host")
-    said = f"source={tmp_path}/a,,b,cache=always,xattr,flock,posix_lock"
+    said = f"source={tmp_path}/a,,b,cache=always,writeback,xattr,flock,posix_lock"
     with running("fs", f"--socket-path={run_dir}/s.sock", "--tag=data", "-o", said) as device:
         with guest.share(device.socket_path) as workload:
             assert workload.files("data").read_file("hello") == b"from the host"
@@ -278,6 +280,12 @@ def test_a_tap_is_served(run_dir: Path) -> None:
         (["fs", "-o", "source=/,sandbox=chroot", "--socket-path=S"], 2, "-o sandbox=chroot"),
         (["fs", "-o", "source=/,no_posix_lock", "--socket-path=S"], 2, "-o no_posix_lock"),
         (["fs", "-o", "source=/,modcaps=+x", "--socket-path=S"], 2, "no such option"),
+        (["fs", "--shared-dir=/", "--socket-path=S", "--cache=some"], 2, "OPTION_VALUE"),
+        (
+            ["fs", "--cache=none", "-o", "source=/,cache=auto", "--socket-path=S"],
+            2,
+            "OPTION_CONFLICT",
+        ),
         (["fs", "-o", "source=/,cache=some", "--socket-path=S"], 2, "OPTION_VALUE"),
         (["fs", "--shared-dir=/", "--socket-path=S", "--swiotlb=0x1000"], 2, "--swiotlb"),
         (["fs", "--shared-dir=/", "--socket-path=S", "--swiotlb=0x1,4096"], 2, "--swiotlb"),
