@@ -15,9 +15,10 @@ import os
 import socket
 import struct
 import threading
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
@@ -37,6 +38,7 @@ _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _IFREQ_FLAGS: Final = struct.Struct("16sH22x")
 _IFA_F_NODAD: Final = 0x02
+_RTN_LOCAL: Final = 2
 """linux/if_addr.h."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -213,17 +215,27 @@ def _configure(
         netlink.link("set", index=index, address=mac.hex(":"), mtu=mtu)
         netlink.link("set", index=index, state="up")
         if interface is not None:
-            # Duplicate detection would keep an IPv6 address unusable for a second.
-            extra = {"flags": _IFA_F_NODAD} if interface.version == 6 else {}
-            netlink.addr(
-                "add",
-                index=index,
-                address=str(interface.ip),
-                prefixlen=interface.network.prefixlen,
-                **extra,
-            )
+            _add_address(netlink, index, interface)
         if gateway is not None:
             netlink.route("add", dst="default", gateway=str(gateway), oif=index, **_family(gateway))
+
+
+def _add_address(netlink: IPRoute, index: int, interface: _Interface) -> None:
+    address, length = str(interface.ip), interface.network.prefixlen
+    if interface.version == 4:
+        netlink.addr("add", index=index, address=address, prefixlen=length)
+        return
+    with IPRoute() as events:
+        events.bind(groups=rtnl.RTMGRP_IPV6_ROUTE)
+        # Duplicate detection would keep an IPv6 address unusable for a second. Without it the
+        # kernel still makes the address its own later (addrconf_dad_work), and tells.
+        netlink.addr("add", index=index, address=address, prefixlen=length, flags=_IFA_F_NODAD)
+        while not any(_is_own(route, address) for route in events.get()):
+            pass
+
+
+def _is_own(route: Any, address: str) -> bool:
+    return bool(route.get("type") == _RTN_LOCAL and route.get_attr("RTA_DST") == address)
 
 
 def _family(address: _Address) -> dict[str, int]:
