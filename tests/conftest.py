@@ -28,6 +28,8 @@ _LACKS = {
     "tap": None
     if os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK)
     else "needs root and /dev/net/tun",
+    "fio": None if shutil.which("fio") else "needs fio",
+    "stress_ng": None if shutil.which("stress-ng") else "needs stress-ng",
     "qemu": None
     if shutil.which("qemu-system-x86_64") and (GUEST / ".ready").exists()
     else "needs qemu-system-x86_64 and, for what it boots, `make guest`",
