@@ -143,7 +143,7 @@ static void fill_attr(struct fuse_attr *attr, const struct stat *status,
                       const struct ph_rules *rules)
 {
     *attr = (struct fuse_attr){
-        .ino = status->st_ino,
+        .ino = status->st_ino ^ rules->ino_mask,
         .size = (uint64_t)status->st_size,
         .blocks = (uint64_t)status->st_blocks,
         .atime = (uint64_t)status->st_atim.tv_sec,
@@ -544,6 +544,7 @@ static int64_t list_from_here(struct request *request, struct ph_handle *handle,
 {
     uint64_t dents[DENTS_BYTES / sizeof(uint64_t)];
     struct ph_node *node = ph_handle_node(handle);
+    uint64_t ino_mask = ph_node_rules(node)->ino_mask;
     size_t prefix = plus ? sizeof(struct fuse_entry_out) : 0;
     /* An entry takes as much room in the listing as here, or five times as much. */
     size_t wanted = plus ? room / 4 : room;
@@ -568,11 +569,11 @@ static int64_t list_from_here(struct request *request, struct ph_handle *handle,
             if (plus)
                 fill_listed(request, handle, found, (void *)to);
             memset(dirent, 0, length - prefix);
-            dirent->ino = found->d_ino;
+            dirent->ino = found->d_ino ^ ino_mask;
             /* What lies above the share is not the guest's to know. */
-            if (ph_node_id(node) == FUSE_ROOT_ID && !strcmp(found->d_name, "..") &&
+            if (ph_node_id(node) == ph_fs_root_id(request->fs) && !strcmp(found->d_name, "..") &&
                 !fstat(ph_node_fd(node), &status))
-                dirent->ino = status.st_ino;
+                dirent->ino = status.st_ino ^ ino_mask;
             dirent->off = (uint64_t)found->d_off;
             dirent->namelen = (uint32_t)name_bytes;
             dirent->type = found->d_type;
@@ -642,6 +643,16 @@ static const struct {
     [FUSE_READDIR] = {do_readdir, sizeof(struct fuse_read_in)},
     [FUSE_READDIRPLUS] = {do_readdirplus, sizeof(struct fuse_read_in)},
 };
+
+uint64_t ph_fuse_node(const struct ph_chain *chain)
+{
+    struct fuse_in_header header;
+
+    if (chain->readable_bytes < sizeof(header))
+        return 0;
+    gather(chain->readable, (uint8_t *)&header, 0, sizeof(header));
+    return header.nodeid;
+}
 
 int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain)
 {

@@ -25,6 +25,8 @@ struct ph_worker {
 bool ph_worker_init(struct ph_worker *worker);
 void ph_worker_free(struct ph_worker *worker);
 
+/* The node that a request is about; 0 when there is not even a header. */
+uint64_t ph_fuse_node(const struct ph_chain *chain);
 /* Serve one request; the bytes that were written to the writable buffers, or PH_COLD. */
 int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain);
 

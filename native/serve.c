@@ -6,15 +6,25 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-struct ph_mount {
-    pthread_mutex_t lock;
-    struct ph_fs *_Atomic fs;
+enum { HELD = 8 };
+
+struct share {
+    uint64_t slot;
+    struct ph_fs *fs;
+    struct share *next;
 };
 
-/* What a queue has mounted as long as it does not sleep. */
+struct ph_mount {
+    pthread_mutex_t lock;
+    struct share *shares;
+    atomic_ullong changes;
+};
+
+/* What a queue has mounted as long as it does not sleep: the shares that it served last. */
 struct hold {
     struct ph_mount *mount;
-    struct ph_fs *fs;
+    uint64_t changes;
+    struct share held[HELD];
 };
 
 uint32_t ph_abi(void)
@@ -33,22 +43,39 @@ struct ph_mount *ph_mount_new(void)
     return mount;
 }
 
-void ph_mount_set(struct ph_mount *mount, struct ph_fs *fs)
+bool ph_mount_set(struct ph_mount *mount, uint64_t slot, struct ph_fs *fs)
 {
-    struct ph_fs *before;
+    struct share **at = &mount->shares, *share = NULL, *before;
 
-    if (fs)
+    if (fs && !(share = malloc(sizeof(*share))))
+        return false;
+    if (fs) {
         ph_fs_retain(fs);
+        *share = (struct share){.slot = slot, .fs = fs};
+    }
     pthread_mutex_lock(&mount->lock);
-    before = atomic_exchange(&mount->fs, fs);
-    pthread_mutex_unlock(&mount->lock);
+    while (*at && (*at)->slot != slot)
+        at = &(*at)->next;
+    before = *at;
     if (before)
-        ph_fs_release(before);
+        *at = before->next;
+    if (share) {
+        share->next = mount->shares;
+        mount->shares = share;
+    }
+    atomic_fetch_add_explicit(&mount->changes, 1, memory_order_release);
+    pthread_mutex_unlock(&mount->lock);
+    if (before) {
+        ph_fs_release(before->fs);
+        free(before);
+    }
+    return true;
 }
 
 void ph_mount_free(struct ph_mount *mount)
 {
-    ph_mount_set(mount, NULL);
+    while (mount->shares)
+        ph_mount_set(mount, mount->shares->slot, NULL);
     pthread_mutex_destroy(&mount->lock);
     free(mount);
 }
@@ -70,39 +97,63 @@ void ph_worker_delete(struct ph_worker *worker)
     free(worker);
 }
 
+static void drop(struct share *held)
+{
+    if (held->fs)
+        ph_fs_release(held->fs);
+    held->fs = NULL;
+}
+
 static void let_go(void *context)
 {
     struct hold *hold = context;
 
-    if (hold->fs)
-        ph_fs_release(hold->fs);
-    hold->fs = NULL;
+    for (int i = 0; i < HELD; i++)
+        drop(&hold->held[i]);
 }
 
-/* What is mounted now. What is held cannot be freed, so an equal pointer means the same mount. */
-static struct ph_fs *mounted(struct hold *hold)
+/*
+ * What is mounted now. A share that was removed is let go of with the next request, whichever share
+ * that is for.
+ */
+static struct ph_fs *mounted(struct hold *hold, uint64_t slot)
 {
-    if (hold->fs != atomic_load_explicit(&hold->mount->fs, memory_order_acquire)) {
+    uint64_t changes = atomic_load_explicit(&hold->mount->changes, memory_order_acquire);
+    struct share *held = &hold->held[slot % HELD];
+
+    if (hold->changes != changes) {
         let_go(hold);
+        hold->changes = changes;
+    }
+    if (!held->fs || held->slot != slot) {
+        struct share *share;
+
+        drop(held);
         pthread_mutex_lock(&hold->mount->lock);
-        hold->fs = atomic_load(&hold->mount->fs);
-        if (hold->fs)
-            ph_fs_retain(hold->fs);
+        share = hold->mount->shares;
+        while (share && share->slot != slot)
+            share = share->next;
+        if (share) {
+            ph_fs_retain(share->fs);
+            *held = *share;
+        }
         pthread_mutex_unlock(&hold->mount->lock);
     }
-    return hold->fs;
+    return held->fs;
 }
 
 /* Serve the next chain; false leaves it in the ring. */
 static bool serve_one(struct ph_ring *ring, struct ph_worker *worker, struct hold *hold)
 {
-    struct ph_fs *fs = mounted(hold);
+    int64_t written = PH_COLD;
     struct ph_chain chain;
-    int64_t written;
+    struct ph_fs *fs;
 
-    if (!fs || !ph_ring_take(ring, &chain))
+    if (!ph_ring_take(ring, &chain))
         return false;
-    written = ph_fuse_serve(worker, fs, &chain);
+    fs = mounted(hold, ph_fuse_node(&chain) >> PH_SLOT_SHIFT);
+    if (fs)
+        written = ph_fuse_serve(worker, fs, &chain);
     if (written == PH_COLD) {
         ph_ring_put_back(ring, &chain);
         return false;

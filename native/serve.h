@@ -12,7 +12,9 @@
 #include "table.h"
 
 /* Changes with every layout and function of these headers. */
-#define PH_ABI 2
+#define PH_ABI 3
+/* Which share of a device a node belongs to: what its id says above this bit. */
+#define PH_SLOT_SHIFT 44
 
 enum ph_outcome {
     PH_FOR_PYTHON = 1, /* the next chain, or what is wrong with the ring */
@@ -20,15 +22,15 @@ enum ph_outcome {
     PH_WOKEN = 3, /* the further descriptor is readable */
 };
 
-/* Where the queues of one device find what their guest has mounted now. */
+/* Where the queues of one device find what their guest has mounted now, by the slot of a node. */
 struct ph_mount;
 
 uint32_t ph_abi(void);
 
 struct ph_mount *ph_mount_new(void);
 void ph_mount_free(struct ph_mount *mount);
-/* NULL: nothing is mounted. Requests under way go on with what was. */
-void ph_mount_set(struct ph_mount *mount, struct ph_fs *fs);
+/* NULL: nothing is mounted there. Requests under way go on with what was. False: no memory. */
+bool ph_mount_set(struct ph_mount *mount, uint64_t slot, struct ph_fs *fs);
 
 /* NULL: no memory. */
 struct ph_worker *ph_worker_new(void);

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -458,7 +457,7 @@ struct ph_fs *ph_fs_new(const struct ph_fs_setup *setup)
     fs->by_key = calloc(fs->buckets, sizeof(struct ph_node *));
     fs->in_use = calloc(fs->in_use_room, sizeof(struct ph_node *));
     fs->handles = calloc(fs->handle_buckets, sizeof(struct ph_handle *));
-    fs->next_id = FUSE_ROOT_ID + 1;
+    fs->next_id = setup->root_id + 1;
     fs->next_handle = 1;
     fs->handle_limit = setup->handles;
     fs->most_in_use = (uint32_t)setup->descriptors;
@@ -466,7 +465,7 @@ struct ph_fs *ph_fs_new(const struct ph_fs_setup *setup)
     fs->may_switch = setup->may_switch;
     fs->proc_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (!fs->by_id || !fs->by_key || !fs->in_use || !fs->handles || fs->proc_fd < 0 ||
-        fstat(setup->root_fd, &status) || !(fs->root = new_node(FUSE_ROOT_ID, &status, &fs->rules))) {
+        fstat(setup->root_fd, &status) || !(fs->root = new_node(setup->root_id, &status, &fs->rules))) {
         close(setup->root_fd);
         free_all(fs);
         return NULL;
@@ -524,6 +523,11 @@ uint64_t ph_fs_handle_count(struct ph_fs *fs)
 const struct ph_rules *ph_fs_rules(const struct ph_fs *fs)
 {
     return &fs->rules;
+}
+
+uint64_t ph_fs_root_id(const struct ph_fs *fs)
+{
+    return fs->root->id;
 }
 
 bool ph_fs_may_switch(const struct ph_fs *fs)

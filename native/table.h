@@ -16,6 +16,7 @@
 
 /* How the files of one share are shown, and what has to be left to Python. */
 struct ph_rules {
+    uint64_t ino_mask; /* what tells the inodes of one share of a device from those of another */
     uint32_t uid; /* shown as every file's owner; PH_KEEP_ID: the real one */
     uint32_t gid;
     uint32_t keep_dir; /* mode bits that are shown */
@@ -30,6 +31,7 @@ struct ph_rules {
 
 struct ph_fs_setup {
     struct ph_rules rules;
+    uint64_t root_id; /* of the shared directory; other nodes are numbered from there */
     uint64_t nodes; /* limits, as in descriptors.py */
     uint64_t descriptors;
     uint64_t handles;
@@ -64,6 +66,7 @@ uint64_t ph_fs_node_count(struct ph_fs *fs);
 uint64_t ph_fs_node_limit(const struct ph_fs *fs);
 uint64_t ph_fs_handle_count(struct ph_fs *fs);
 const struct ph_rules *ph_fs_rules(const struct ph_fs *fs);
+uint64_t ph_fs_root_id(const struct ph_fs *fs);
 bool ph_fs_may_switch(const struct ph_fs *fs);
 /* The descriptor, or -1 with errno when there is none or its number is not ours to use. */
 int ph_fs_claim(const struct ph_fs *fs, int fd);

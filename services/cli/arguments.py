@@ -93,7 +93,7 @@ async def resolve(client: OwnerClient, given: str) -> VmRecord:
 
 
 def parse_share(text: str) -> ShareRequest:
-    """Read DIRECTORY[,tag=NAME][,OPTION…] as `vm create --share` takes it.
+    """Read DIRECTORY[,tag=NAME|aggregate][,OPTION…] as `vm create --share` takes it.
 
     A directory whose name has a comma is shared with `porthole share add`.
     """
@@ -101,5 +101,12 @@ def parse_share(text: str) -> ShareRequest:
     tags = [item.removeprefix("tag=") for item in items if item.startswith("tag=")]
     if not directory or len(tags) > 1:
         raise typer.BadParameter(f"{text!r}: write DIRECTORY[,tag=NAME][,OPTION…]")
-    options = ";".join(item for item in items if not item.startswith("tag="))
-    return ShareRequest(str(Path(directory).absolute()), tags[0] if tags else "", options)
+    options = ";".join(
+        item for item in items if item != "aggregate" and not item.startswith("tag=")
+    )
+    return ShareRequest(
+        str(Path(directory).absolute()),
+        tags[0] if tags else "",
+        options,
+        aggregate="aggregate" in items,
+    )

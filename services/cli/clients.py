@@ -243,7 +243,11 @@ async def health(address: str, timeout_s: float) -> str:
 
 def _share_spec(share: ShareRequest) -> vm_owner_pb2.ShareSpec:
     return vm_owner_pb2.ShareSpec(
-        host_path=share.host_path, tag=share.tag, options=share.options, elevated=share.elevated
+        host_path=share.host_path,
+        tag=share.tag,
+        options=share.options,
+        elevated=share.elevated,
+        aggregate=share.aggregate,
     )
 
 
@@ -278,6 +282,7 @@ def _share(share: vm_owner_pb2.Share) -> ShareRecord:
         tag=share.tag,
         options=share.options,
         elevated=share.elevated,
+        aggregate=share.aggregate,
     )
 
 

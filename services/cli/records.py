@@ -50,6 +50,7 @@ class ShareRecord:
     tag: str
     options: str
     elevated: bool
+    aggregate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class ShareRequest:
     tag: str = ""
     options: str = ""
     elevated: bool = False
+    aggregate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

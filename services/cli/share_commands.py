@@ -34,6 +34,12 @@ def add(
     ] = "",
     read_only: Annotated[bool, typer.Option("--read-only", "--ro", help="Refuse writing.")] = False,
     elevated: Annotated[bool, typer.Option("--elevated", help="Serve it elevated.")] = False,
+    aggregate: Annotated[
+        bool,
+        typer.Option(
+            "--aggregate", help="Put it into the VM's aggregate device, as a directory of that."
+        ),
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Share a directory; adding an equal share again returns the existing one."""
@@ -41,7 +47,7 @@ def add(
     items = [item for item in options.split(";") if item]
     if read_only and "ro" not in items:
         items.insert(0, "ro")
-    request = ShareRequest(str(directory.absolute()), tag, ";".join(items), elevated)
+    request = ShareRequest(str(directory.absolute()), tag, ";".join(items), elevated, aggregate)
 
     async def run() -> tuple[ShareRecord, bool]:
         async with settings.owner() as client:
@@ -53,7 +59,8 @@ def add(
         print_json({**as_json(share), "already_existed": existed})
         return
     out().print(share.share_id, markup=False)
-    say(f"{share.host_path} {'was already' if existed else 'is'} shared as {share.tag}")
+    where = f"{share.tag}/{share.share_id}" if share.aggregate else share.tag
+    say(f"{share.host_path} {'was already' if existed else 'is'} shared as {where}")
 
 
 @app.command()
@@ -68,7 +75,7 @@ def remove(
     async def run() -> str:
         async with settings.owner() as client:
             record = await resolve(client, vm)
-            ids = {item.tag: item.share_id for item in record.shares}
+            ids = {item.tag: item.share_id for item in record.shares if not item.aggregate}
             # An id that nobody knows goes to the owner as it is: the refusal is the owner's.
             share_id = ids.get(share, share)
             await client.remove_share(record.vm_id, share_id)

@@ -87,10 +87,10 @@ def vm_facts(vm: VmRecord) -> Table:
 
 def share_table(shares: Iterable[ShareRecord]) -> Table:
     """One row per share."""
-    table = _table("share", "tag", "directory", "options", "elevated")
+    table = _table("share", "tag", "directory", "options", "elevated", "aggregate")
     for share in shares:
-        elevated = "yes" if share.elevated else "no"
-        _row(table, share.share_id, share.tag, share.host_path, share.options or "-", elevated)
+        flags = ("yes" if each else "no" for each in (share.elevated, share.aggregate))
+        _row(table, share.share_id, share.tag, share.host_path, share.options or "-", *flags)
     return table
 
 

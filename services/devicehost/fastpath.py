@@ -15,7 +15,7 @@ from typing import Final
 
 _LOG = logging.getLogger(__name__)
 
-ABI: Final = 2
+ABI: Final = 3
 """PH_ABI in serve.h: a library that was built from other headers is not used."""
 
 SWITCH: Final = "PORTHOLE_NATIVE"
@@ -92,6 +92,7 @@ class Rules(ctypes.Structure):
     """struct ph_rules."""
 
     _fields_ = (
+        ("ino_mask", _u64),
         ("uid", _u32),
         ("gid", _u32),
         ("keep_dir", _u32),
@@ -110,6 +111,7 @@ class FsSetup(ctypes.Structure):
 
     _fields_ = (
         ("rules", Rules),
+        ("root_id", _u64),
         ("nodes", _u64),
         ("descriptors", _u64),
         ("handles", _u64),
@@ -162,7 +164,7 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_worker_new": (_ptr, ()),
     "ph_worker_delete": (None, (_ptr,)),
     "ph_mount_new": (_ptr, ()),
-    "ph_mount_set": (None, (_ptr, _ptr)),
+    "ph_mount_set": (_bool, (_ptr, _u64, _ptr)),
     "ph_mount_free": (None, (_ptr,)),
     "ph_serve": (_i32, (_ptr, _ptr, _ptr)),
     "ph_fuse_serve": (ctypes.c_int64, (_ptr, _ptr, ctypes.POINTER(Chain))),

@@ -14,7 +14,15 @@ from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
 from porthole.handshake.v1 import device_pb2
 
 from services.devicehost import fastpath
-from services.devicehost.host import DeviceHost, DeviceInfo, DeviceSpec, FsBackend, NetBackend
+from services.devicehost.host import (
+    AggregateBackend,
+    ChildSpec,
+    DeviceHost,
+    DeviceInfo,
+    DeviceSpec,
+    FsBackend,
+    NetBackend,
+)
 from services.handshake.errors import ResourceExhaustedError
 from services.rpc import tracing
 from services.rpc.convert import (
@@ -114,6 +122,31 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         """Tear one device down."""
         await asyncio.to_thread(self.host.remove_device, request.vm_id, request.instance_id)
         return device_host_pb2.RemoveDeviceResponse()
+
+    async def AddChild(  # noqa: N802
+        self,
+        request: device_host_pb2.AddChildRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.AddChildRequest, device_host_pb2.AddChildResponse
+        ],
+    ) -> device_host_pb2.AddChildResponse:
+        """Add a share to an aggregate device."""
+        child = ChildSpec(request.name, request.options, request.shared_dir)
+        await asyncio.to_thread(self.host.add_child, request.vm_id, request.instance_id, child)
+        return device_host_pb2.AddChildResponse()
+
+    async def RemoveChild(  # noqa: N802
+        self,
+        request: device_host_pb2.RemoveChildRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.RemoveChildRequest, device_host_pb2.RemoveChildResponse
+        ],
+    ) -> device_host_pb2.RemoveChildResponse:
+        """Remove a share from an aggregate device."""
+        await asyncio.to_thread(
+            self.host.remove_child, request.vm_id, request.instance_id, request.name
+        )
+        return device_host_pb2.RemoveChildResponse()
 
     async def ForgetVm(  # noqa: N802
         self,
@@ -222,9 +255,11 @@ async def _next(
 
 
 def _spec(request: device_host_pb2.CreateDeviceRequest) -> DeviceSpec:
-    backend: FsBackend | NetBackend | None = None
+    backend: FsBackend | AggregateBackend | NetBackend | None = None
     if request.HasField("fs"):
         backend = FsBackend(request.fs.shared_dir)
+    elif request.HasField("aggregate"):
+        backend = AggregateBackend()
     elif request.HasField("net"):
         backend = NetBackend(request.net.tap)
     return DeviceSpec(request.vm_id, request.instance_id, request.tag, request.options, backend)
@@ -256,6 +291,7 @@ def _to_proto(info: DeviceInfo) -> device_host_pb2.Device:
             exhaustions=counters.exhaustions,
         ),
         options=info.options,
+        children=info.children,
     )
 
 

@@ -15,14 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
-from services.devicehost.host.device import (
-    DeviceInfo,
-    FsBackend,
-    HostedDevice,
-    Identity,
-    NetBackend,
-)
+from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
 from services.devicehost.host.registry import make_device
+from services.devicehost.host.specs import FsBackend, NetBackend
 from services.devicehost.host.states import DeviceState
 from services.devicehost.memory import OwnRisk, RegionTable, WindowQuota
 from services.devicehost.vhost_user import ListeningSocket

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from services.handshake.exhaustion import Exhaustion
     from services.rpc.channel import Peer
-    from services.vm_owner.device_hosts import NewDevice
+    from services.vm_owner.device_hosts import NewChild, NewDevice
     from services.vm_owner.machines import BootOrder, PluggedDevice
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
@@ -59,7 +59,9 @@ class DeviceHostClient:
             tag=device.tag,
             options=device.options,
         )
-        if device.device_class == events.FS:
+        if device.backend is None:
+            request.aggregate.SetInParent()
+        elif device.device_class == events.FS:
             request.fs.shared_dir = device.backend
         else:
             request.net.tap = device.backend
@@ -69,6 +71,24 @@ class DeviceHostClient:
         """Tear a device down."""
         request = device_host_pb2.RemoveDeviceRequest(vm_id=vm_id, instance_id=instance_id)
         await self._peer.stub.RemoveDevice(request)
+
+    async def add_child(self, child: NewChild) -> None:
+        """Add a share to an aggregate device."""
+        request = device_host_pb2.AddChildRequest(
+            vm_id=child.vm_id,
+            instance_id=child.instance_id,
+            name=child.name,
+            options=child.options,
+            shared_dir=child.shared_dir,
+        )
+        await self._peer.stub.AddChild(request)
+
+    async def remove_child(self, vm_id: str, instance_id: str, name: str) -> None:
+        """Remove a share from an aggregate device."""
+        request = device_host_pb2.RemoveChildRequest(
+            vm_id=vm_id, instance_id=instance_id, name=name
+        )
+        await self._peer.stub.RemoveChild(request)
 
     async def forget_vm(self, vm_id: str) -> None:
         """Tear down what is left of a VM's devices, and forget its pool."""
@@ -174,4 +194,5 @@ def _status(device: device_host_pb2.Device, detail: str = "") -> DeviceStatus:
         state=device_state_from_proto(device.state),
         counters=counters,
         detail=detail,
+        children=tuple(device.children),
     )

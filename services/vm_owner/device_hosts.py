@@ -36,7 +36,8 @@ class NewDevice:
     Attributes:
         device_class: events.FS or events.NET.
         options: The whole options string.
-        backend: A directory (FS) or the name of a TAP interface (NET).
+        backend: A directory (FS) or the name of a TAP interface (NET); None: shares (FS) are added
+            to it later, see NewChild.
     """
 
     vm_id: str
@@ -44,7 +45,25 @@ class NewDevice:
     device_class: str
     tag: str
     options: str
-    backend: str
+    backend: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewChild:
+    """A share that is added to an aggregate device.
+
+    Attributes:
+        instance_id: Of the device.
+        name: Of the share's directory in the device's root.
+        options: Its whole options string.
+        shared_dir: The directory.
+    """
+
+    vm_id: str
+    instance_id: str
+    name: str
+    options: str
+    shared_dir: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,7 @@ class DeviceStatus:
         state: Name of the state, lower case.
         counters: Values by the names of porthole.handshake.v1.DeviceCounters.
         exhaustion: What it has just used up; the state has not changed then.
+        children: Names of the shares of an aggregate.
     """
 
     vm_id: str
@@ -64,6 +84,7 @@ class DeviceStatus:
     counters: Mapping[str, int] = field(default_factory=dict)
     detail: str = ""
     exhaustion: Exhaustion | None = None
+    children: tuple[str, ...] = ()
 
 
 class DeviceHost(Protocol):
@@ -77,6 +98,12 @@ class DeviceHost(Protocol):
 
     async def remove_device(self, vm_id: str, instance_id: str) -> None:
         """Tear a device down."""
+
+    async def add_child(self, child: NewChild) -> None:
+        """Add a share to an aggregate device."""
+
+    async def remove_child(self, vm_id: str, instance_id: str, name: str) -> None:
+        """Remove a share from an aggregate device."""
 
     async def forget_vm(self, vm_id: str) -> None:
         """Tear down what is left of a VM's devices, and forget its pool."""

@@ -39,7 +39,7 @@ from services.vm_owner.vm import DeviceEvent
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from services.vm_owner.device_hosts import DeviceHosts
+    from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.machines import Machine
     from services.vm_owner.vm import Vm
 
@@ -56,7 +56,8 @@ class DeviceSpec:
     Attributes:
         device_class: events.FS or events.NET.
         extra_options: "key=value;flag" without name, token and vm_id.
-        backend: A directory (FS) or the name of a TAP interface (NET).
+        backend: A directory (FS) or the name of a TAP interface (NET); None: an aggregate (FS),
+            whose shares come and go.
         elevated: Whether the elevated user's device host serves it.
         client_address: Of a network adapter, with prefix length; empty for none.
         gateway_address: Of a network adapter; empty for none.
@@ -65,7 +66,7 @@ class DeviceSpec:
     device_class: str
     tag: str
     extra_options: str
-    backend: str
+    backend: str | None
     elevated: bool = False
     client_address: str = ""
     gateway_address: str = ""
@@ -128,15 +129,15 @@ class GuestDevices:
         """Tell whether a tag is taken."""
         return any(device.spec.tag == tag for device in self._entries.values())
 
-    async def is_served(self, device: GuestDevice) -> bool:
-        """Tell whether its device host still has a device; one that restarted has not.
+    async def served(self, device: GuestDevice) -> DeviceStatus | None:
+        """Tell what its device host says of a device; one that restarted knows nothing of it.
 
         Raises:
             UnavailableError: The device host cannot be reached.
         """
         host = await self._hosts.get(elevated=device.spec.elevated)
-        served = await host.list_devices(self._vm.facts.vm_id)
-        return any(status.instance_id == device.instance_id for status in served)
+        known = await host.list_devices(self._vm.facts.vm_id)
+        return next((each for each in known if each.instance_id == device.instance_id), None)
 
     async def add(self, spec: DeviceSpec) -> GuestDevice:
         """Add a device; the guest has it when this returns.
@@ -208,13 +209,7 @@ class GuestDevices:
                 vm_id=vm.facts.vm_id,
                 tag=spec.tag,
             )
-        if len(spec.extra_options) > OPTIONS_LIMIT:
-            raise InvalidArgumentError(
-                "OPTIONS_TOO_LONG",
-                f"options of {spec.tag!r} have {len(spec.extra_options)} characters, more than "
-                f"{OPTIONS_LIMIT}",
-                limit=OPTIONS_LIMIT,
-            )
+        check_length(spec.tag, spec.extra_options)
         options = build_options(spec.tag, spec.extra_options, vm.token, vm.facts.vm_id)
         parse = parse_fs_options if spec.device_class == events.FS else parse_net_options
         parse(options)
@@ -288,3 +283,17 @@ class GuestDevices:
 
     def _tell(self, device: GuestDevice, state: str, detail: str) -> None:
         self._vm.tell(DeviceEvent(device.instance_id, device.spec.tag, state, detail))
+
+
+def check_length(name: str, options: str) -> None:
+    """Refuse options that take too much of the owner's memory.
+
+    Raises:
+        InvalidArgumentError: OPTIONS_TOO_LONG.
+    """
+    if len(options) > OPTIONS_LIMIT:
+        raise InvalidArgumentError(
+            "OPTIONS_TOO_LONG",
+            f"options of {name!r} have {len(options)} characters, more than {OPTIONS_LIMIT}",
+            limit=OPTIONS_LIMIT,
+        )

@@ -302,7 +302,9 @@ def report_from_proto(message: GuestCapabilities) -> Report:
 
 
 def _share_spec(message: vm_owner_pb2.ShareSpec) -> ShareSpec:
-    return ShareSpec(message.host_path, message.tag, message.options, message.elevated)
+    return ShareSpec(
+        message.host_path, message.tag, message.options, message.elevated, message.aggregate
+    )
 
 
 async def _device_spec(request: vm_owner_pb2.AddGuestDeviceRequest) -> DeviceSpec:
@@ -352,6 +354,7 @@ def _share(share: Share) -> vm_owner_pb2.Share:
         tag=share.device.spec.tag,
         options=share.spec.options,
         elevated=share.spec.elevated,
+        aggregate=share.spec.aggregate,
     )
 
 

@@ -36,12 +36,14 @@ class ShareSpec:
         tag: Mount tag; empty: made from the share's id.
         options: "key=value;flag" without name and token.
         elevated: Whether the elevated user's device host serves it.
+        aggregate: Whether it is put into the VM's aggregate device.
     """
 
     host_path: str
     tag: str = ""
     options: str = ""
     elevated: bool = False
+    aggregate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,11 @@ class ShareKey:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of a VM."""
+    """A share of a VM.
+
+    Attributes:
+        device: What serves it; of an aggregate share, others as well.
+    """
 
     share_id: str
     spec: ShareSpec
@@ -67,11 +73,19 @@ def share_key(spec: ShareSpec) -> ShareKey:
     """Check a share and tell its identity. It looks at the file system: run it in a thread.
 
     Raises:
-        InvalidArgumentError: DEVICE_NAME, SHARE_PATH_SYNTAX, or a reason of parse_fs_options.
+        InvalidArgumentError: DEVICE_NAME, AGGREGATE_TAG, SHARE_PATH_SYNTAX, or a reason of
+            parse_fs_options.
         NotFoundError: SHARE_PATH_NOT_FOUND.
         PermissionDeniedError: SHARE_PATH_DENIED.
         FailedPreconditionError: SHARE_PATH_NOT_A_DIRECTORY.
     """
+    if spec.tag and spec.aggregate:
+        raise InvalidArgumentError(
+            "AGGREGATE_TAG",
+            f"a share of the aggregate device has its id for a name, so it cannot have the tag "
+            f"{spec.tag!r}; leave out one of the two",
+            tag=spec.tag,
+        )
     if spec.tag:
         check_name(events.FS, spec.tag)
     name = spec.tag or "share"

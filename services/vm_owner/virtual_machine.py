@@ -25,6 +25,7 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.handshake.states import Operation, VmEvent, VmState
+from services.vm_owner.aggregates import AggregateShares
 from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
 from services.vm_owner.machines import BootOrder
@@ -106,6 +107,7 @@ class VirtualMachine:
         self.machine = machine
         self.devices = GuestDevices(vm, hosts, machine)
         self.shares: dict[str, Share] = {}
+        self._aggregates = AggregateShares(vm, self.devices, hosts, self.shares)
         self.guest_init_address = ""
         self.lock = asyncio.Lock()
         self._hosts = hosts
@@ -164,10 +166,12 @@ class VirtualMachine:
         key = await asyncio.to_thread(share_key, spec)
         for share in tuple(self.shares.values()):
             if share.key == key:
-                if await self.devices.is_served(share.device):
+                if await self._is_served(share):
                     return share, True
-                await self._remove_device(share.device.instance_id)
+                await self._remove_share(share)
         share_id = str(uuid.uuid4())
+        if spec.aggregate:
+            return await self._aggregates.add(share_id, spec, key), False
         device = await self.devices.add(
             DeviceSpec(
                 device_class=events.FS,
@@ -196,7 +200,7 @@ class VirtualMachine:
                 vm_id=self.vm.facts.vm_id,
                 share_id=share_id,
             )
-        await self._remove_device(share.device.instance_id)
+        await self._remove_share(share)
 
     async def add_device(self, spec: DeviceSpec) -> GuestDevice:
         """Add a device. The lock is held.
@@ -209,7 +213,7 @@ class VirtualMachine:
         return await self.devices.add(spec)
 
     async def remove_device(self, instance_id: str) -> None:
-        """Remove a device, and the share that it serves. The lock is held.
+        """Remove a device, and what it shares. The lock is held.
 
         Raises:
             NotFoundError: DEVICE_NOT_FOUND.
@@ -332,6 +336,18 @@ class VirtualMachine:
                 await self.add_share(spec)
             except PortholeError as failure:
                 self.vm.warn(share_failed(spec.host_path, failure))
+
+    async def _is_served(self, share: Share) -> bool:
+        device = await self.devices.served(share.device)
+        return device is not None and (
+            not share.spec.aggregate or share.share_id in device.children
+        )
+
+    async def _remove_share(self, share: Share) -> None:
+        if share.spec.aggregate:
+            await self._aggregates.remove(share)
+        else:
+            await self._remove_device(share.device.instance_id)
 
     async def _remove_device(self, instance_id: str) -> None:
         await self.devices.remove(instance_id)

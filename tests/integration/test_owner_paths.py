@@ -73,6 +73,36 @@ async def test_wsl2_pushes_and_every_device_gets_the_token(house: House) -> None
     assert house.broken_rules() == []
 
 
+async def test_shares_of_one_device_come_and_go(house: House) -> None:
+    vm = await house.create(WSL2)
+    shares = [
+        await house.add_share(vm.vm_id, "", options, aggregate=True)
+        for options in ("ro", "uid=1000", "uid=1001")
+    ]
+    seen = await house.get(vm.vm_id)
+    [device] = seen.devices
+    assert device.options == f"porthole-shares;queues=4;{vm.swiotlb_option};vm_id={vm.vm_id}"
+    assert {(share.tag, share.instance_id, share.aggregate) for share in seen.shares} == {
+        ("porthole-shares", device.instance_id, True)
+    }
+    again = await house.add_share(vm.vm_id, "", "uid=1000", aggregate=True)
+    assert again.share_id == shares[1].share_id
+    for share in shares:
+        assert await house.guest_reads(vm, share.tag, share.share_id)
+    gone, *kept = shares
+    await house.stub.RemoveShare(
+        vm_owner_pb2.RemoveShareRequest(vm_id=vm.vm_id, share_id=gone.share_id)
+    )
+    with pytest.raises(NotFoundError):
+        await house.guest_reads(vm, gone.tag, gone.share_id)
+    for share in kept:
+        assert await house.guest_reads(vm, share.tag, share.share_id)
+    back = await house.add_share(vm.vm_id, "", "ro", aggregate=True)
+    assert await house.guest_reads(vm, back.tag, back.share_id)
+    await house.terminate(vm.vm_id)
+    assert house.broken_rules() == []
+
+
 async def test_wslc_pulls_and_applies_and_may_do_so_again(house: House) -> None:
     vm = await house.create(WSLC, fixed=True)
     assert vm.state == vm_owner_pb2.VM_STATE_BOOTED

@@ -82,16 +82,20 @@ class House:
     async def get(self, vm_id: str) -> vm_owner_pb2.Vm:
         return (await self.stub.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm
 
-    async def add_share(self, vm_id: str, tag: str, options: str = "") -> vm_owner_pb2.Share:
-        spec = vm_owner_pb2.ShareSpec(host_path=str(self.shared), tag=tag, options=options)
+    async def add_share(
+        self, vm_id: str, tag: str, options: str = "", *, aggregate: bool = False
+    ) -> vm_owner_pb2.Share:
+        spec = vm_owner_pb2.ShareSpec(
+            host_path=str(self.shared), tag=tag, options=options, aggregate=aggregate
+        )
         request = vm_owner_pb2.AddShareRequest(vm_id=vm_id, share=spec)
         return (await self.stub.AddShare(request)).share
 
-    async def guest_reads(self, vm: vm_owner_pb2.Vm, tag: str) -> bool:
+    async def guest_reads(self, vm: vm_owner_pb2.Vm, tag: str, path: str = "") -> bool:
         """Whether the guest reads the shared file, through its driver, as it is on the host."""
         peer = await connect(vm.machine_address, GuestStub, MACHINE)
         try:
-            request = machine_pb2.HashTreeRequest(tag=tag)
+            request = machine_pb2.HashTreeRequest(tag=tag, path=path)
             digests = {
                 file.path: file.sha256
                 async for answer in peer.stub.workload.HashTree(request)

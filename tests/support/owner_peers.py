@@ -75,6 +75,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         self.name = name
         self.script = script
         self.devices: dict[str, device_host_pb2.Device] = {}
+        self.children: dict[str, device_host_pb2.AddChildRequest] = {}
         self.pools: dict[str, list[str]] = {}
         self.news: asyncio.Queue[device_host_pb2.WatchDevicesResponse] = asyncio.Queue()
 
@@ -116,6 +117,25 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         if self.devices.pop(request.instance_id, None) is None:
             raise NotFoundError("DEVICE_NOT_FOUND", "no such device")
         return device_host_pb2.RemoveDeviceResponse()
+
+    async def AddChild(  # noqa: N802
+        self, request: device_host_pb2.AddChildRequest, context: object
+    ) -> device_host_pb2.AddChildResponse:
+        self.devices[request.instance_id].children.append(request.name)
+        self.children[request.name] = request
+        # Fails after it has added the share, as a lost answer does.
+        await self.script.play(self.name, "AddChild", request.options)
+        return device_host_pb2.AddChildResponse()
+
+    async def RemoveChild(  # noqa: N802
+        self, request: device_host_pb2.RemoveChildRequest, context: object
+    ) -> device_host_pb2.RemoveChildResponse:
+        await self.script.play(self.name, "RemoveChild", request.name)
+        device = self.devices.get(request.instance_id)
+        if device is None or request.name not in device.children:
+            raise NotFoundError("CHILD_UNKNOWN", "no such share")
+        device.children.remove(request.name)
+        return device_host_pb2.RemoveChildResponse()
 
     async def ForgetVm(  # noqa: N802
         self, request: device_host_pb2.ForgetVmRequest, context: object

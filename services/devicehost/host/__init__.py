@@ -4,11 +4,20 @@
 them. No gRPC, protobuf or OpenTelemetry here: the servicer brings those.
 """
 
-from services.devicehost.host.device import DeviceInfo, FsBackend, HostedDevice, NetBackend
-from services.devicehost.host.registry import DeviceHost, DeviceSpec, make_device
+from services.devicehost.host.device import DeviceInfo, HostedDevice
+from services.devicehost.host.registry import DeviceHost, make_device
+from services.devicehost.host.specs import (
+    AggregateBackend,
+    ChildSpec,
+    DeviceSpec,
+    FsBackend,
+    NetBackend,
+)
 from services.devicehost.host.states import DeviceState
 
 __all__ = [
+    "AggregateBackend",
+    "ChildSpec",
     "DeviceHost",
     "DeviceInfo",
     "DeviceSpec",

@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.fs import FsDevice
 from services.devicehost.host.states import DeviceEvent, DeviceState, device_machine
 from services.devicehost.memory import (
     ApertureMemory,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     )
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake.exhaustion import Exhaustion
+    from services.handshake.options import FsOptions
     from services.handshake.pool import SwiotlbPool
 
 _LOG = logging.getLogger(__name__)
@@ -49,20 +51,6 @@ MAX_DOORBELLS: Final = 8
 
 FS_HIGH_PRIORITY_QUEUE: Final = 0
 """Index of virtio-fs's high-priority queue (VIRTIO 1.2, section 5.11.2); it moves no data."""
-
-
-@dataclass(frozen=True, slots=True)
-class FsBackend:
-    """A directory of the host, shared by virtio-fs."""
-
-    shared_dir: str
-
-
-@dataclass(frozen=True, slots=True)
-class NetBackend:
-    """A TAP interface of the host, served by virtio-net."""
-
-    tap: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +68,7 @@ class DeviceInfo:
         socket_path: Of its vhost-user socket.
         counters: What it has counted.
         bounds: What of it is bounded, and how much of that is used.
+        children: Names of the shares of an aggregate.
     """
 
     vm_id: str
@@ -92,6 +81,7 @@ class DeviceInfo:
     socket_path: Path
     counters: CounterValues
     bounds: tuple[Usage, ...] = ()
+    children: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +147,7 @@ class HostedDevice:
 
     def info(self) -> DeviceInfo:
         """Tell everything about the device as it is now."""
-        me = self.identity
+        me, device = self.identity, self._device
         return DeviceInfo(
             me.vm_id,
             me.instance_id,
@@ -169,6 +159,7 @@ class HostedDevice:
             me.socket_path,
             self.counters.snapshot(),
             self.counters.bounds.usage(),
+            device.children if isinstance(device, FsDevice) else (),
         )
 
     def start(
@@ -226,6 +217,14 @@ class HostedDevice:
                 device.close()
                 raise
             self._device = device
+
+    def add_child(self, name: str, options: FsOptions, shared_dir: Path) -> None:
+        """Add a share to an aggregate; see FsDevice.add_child."""
+        self._aggregate().add_child(name, options, shared_dir)
+
+    def remove_child(self, name: str) -> None:
+        """Remove a share from an aggregate; see FsDevice.remove_child."""
+        self._aggregate().remove_child(name)
 
     def mark_shutting_down(self) -> None:
         """Take nothing new from now on."""
@@ -314,6 +313,17 @@ class HostedDevice:
     def disconnected(self) -> None:
         """As `Observer.disconnected`."""
         self._fire(DeviceEvent.DISCONNECT, "the front-end has gone")
+
+    def _aggregate(self) -> FsDevice:
+        device, me = self._device, self.identity
+        if isinstance(device, FsDevice):
+            return device
+        raise FailedPreconditionError(
+            "NO_AGGREGATE",
+            f"device {me.instance_id} is of class {me.device_class} and in state {self.state}; "
+            "shares are added to an aggregate device that is up",
+            instance_id=me.instance_id,
+        )
 
     def _exhausted(self, exhaustion: Exhaustion) -> None:
         me = self.identity

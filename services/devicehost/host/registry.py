@@ -6,10 +6,8 @@ down, forget. Must not know gRPC, protobuf or traces.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +15,18 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs import FsDevice
 from services.devicehost.devices.net import NetDevice
-from services.devicehost.host.device import (
-    DeviceInfo,
+from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
+from services.devicehost.host.specs import (
+    AggregateBackend,
+    ChildSpec,
+    DeviceBackend,
+    DeviceSpec,
     FsBackend,
-    HostedDevice,
-    Identity,
     NetBackend,
+    Options,
+    canonical,
+    parse_child,
+    parse_device,
 )
 from services.devicehost.host.states import DeviceState
 from services.devicehost.memory import WindowQuota
@@ -36,8 +40,6 @@ from services.handshake.errors import (
 from services.handshake.options import (
     FsOptions,
     NetOptions,
-    parse_fs_options,
-    parse_net_options,
 )
 from services.handshake.pool import SwiotlbPool, format_token, parse_token
 
@@ -48,32 +50,8 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake.exhaustion import Exhaustion
 
-Options = FsOptions | NetOptions
-DeviceBackend = FsBackend | NetBackend
-
-_INSTANCE_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}", re.ASCII)
-
 REMEMBERED_DEVICES: Final = 256
 """How many removed devices are remembered at most, the latest."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSpec:
-    """What CreateDevice asks for.
-
-    Attributes:
-        vm_id: UUID of the VM.
-        instance_id: 1 to 64 letters, digits, '-' and '_'; part of the socket's path.
-        tag: Name that the guest sees; the options start with it.
-        options: "name;key=value;flag;…;vm_id=<uuid>".
-        backend: What the device serves; None is refused.
-    """
-
-    vm_id: str
-    instance_id: str
-    tag: str
-    options: str
-    backend: DeviceBackend | None
 
 
 @dataclass(slots=True)
@@ -92,14 +70,9 @@ def make_device(options: Options, backend: DeviceBackend, counters: DeviceCounte
         PortholeError: The back end cannot be opened.
     """
     if isinstance(backend, FsBackend) and isinstance(options, FsOptions):
-        path = Path(backend.shared_dir)
-        if not path.is_absolute():
-            raise InvalidArgumentError(
-                "SHARED_DIR_RELATIVE",
-                f"shared directory {backend.shared_dir!r} is not an absolute path",
-                shared_dir=backend.shared_dir,
-            )
-        return FsDevice(options, path, counters)
+        return FsDevice(options, Path(backend.shared_dir), counters)
+    if isinstance(backend, AggregateBackend) and isinstance(options, FsOptions):
+        return FsDevice(options, None, counters)
     if isinstance(backend, NetBackend) and isinstance(options, NetOptions):
         return NetDevice(options, backend.tap, counters)
     raise TypeError(f"{type(options).__name__} do not fit {type(backend).__name__}")
@@ -140,7 +113,7 @@ class DeviceHost:
             InvalidArgumentError: VM_ID_SYNTAX, or a reason of `parse_token`.
             FailedPreconditionError: SWIOTLB_CONFLICT: the VM has announced another pool.
         """
-        vm_id = _canonical(vm_id)
+        vm_id = canonical(vm_id)
         pool = parse_token(token)
         with self._lock:
             vm = self._vms.setdefault(vm_id, _Vm())
@@ -166,11 +139,12 @@ class DeviceHost:
                 cannot be opened now.
             AlreadyExistsError: DEVICE_EXISTS.
         """
-        options = _parse(spec)
+        options = parse_device(spec)
         backend = spec.backend
         if backend is None:
             raise InvalidArgumentError(
-                "BACKEND_MISSING", f"device {spec.instance_id!r} has no back end; set fs or net"
+                "BACKEND_MISSING",
+                f"device {spec.instance_id!r} has no back end; set fs, aggregate or net",
             )
         entry = HostedDevice(
             Identity(
@@ -211,13 +185,38 @@ class DeviceHost:
         finally:
             self._forget(entry)
 
+    def add_child(self, vm_id: str, instance_id: str, child: ChildSpec) -> None:
+        """Add a share to an aggregate device, while its guest uses it.
+
+        Raises:
+            NotFoundError: DEVICE_UNKNOWN.
+            InvalidArgumentError: VM_ID_MISMATCH, TAG_MISMATCH, or as parse_fs_options.
+            FailedPreconditionError: NO_AGGREGATE.
+            PortholeError: As FsDevice.add_child.
+        """
+        with self._lock:
+            entry = self._find(vm_id, instance_id)
+        options = parse_child(child, entry.identity.vm_id)
+        entry.add_child(child.name, options, Path(child.shared_dir))
+
+    def remove_child(self, vm_id: str, instance_id: str, name: str) -> None:
+        """Remove a share from an aggregate device, while its guest uses it.
+
+        Raises:
+            NotFoundError: DEVICE_UNKNOWN, or CHILD_UNKNOWN.
+            FailedPreconditionError: NO_AGGREGATE.
+        """
+        with self._lock:
+            entry = self._find(vm_id, instance_id)
+        entry.remove_child(name)
+
     def forget_vm(self, vm_id: str) -> None:
         """Tear down what is left of a VM's devices, and forget its pool; harmless when done before.
 
         Raises:
             InvalidArgumentError: VM_ID_SYNTAX.
         """
-        vm_id = _canonical(vm_id)
+        vm_id = canonical(vm_id)
         with self._lock:
             vm = self._vms.get(vm_id)
             if vm is None:
@@ -339,38 +338,6 @@ def _mark_shutting_down(vms: Iterable[_Vm]) -> list[HostedDevice]:
     for entry in leaving:
         entry.mark_shutting_down()
     return leaving
-
-
-def _parse(spec: DeviceSpec) -> Options:
-    if not _INSTANCE_ID.fullmatch(spec.instance_id):
-        raise InvalidArgumentError(
-            "INSTANCE_ID_SYNTAX",
-            f"instance id {spec.instance_id!r} must be 1 to 64 letters, digits, '-' and '_'",
-            instance_id=spec.instance_id,
-        )
-    net = isinstance(spec.backend, NetBackend)
-    options = parse_net_options(spec.options) if net else parse_fs_options(spec.options)
-    for what, given, in_options in (
-        ("VM_ID_MISMATCH", _canonical(spec.vm_id), options.vm_id),
-        ("TAG_MISMATCH", spec.tag, options.name),
-    ):
-        if given != in_options:
-            raise InvalidArgumentError(
-                what,
-                f"device {spec.instance_id} is for {given!r}, but its options say {in_options!r}",
-                given=given,
-                options=in_options,
-            )
-    return options
-
-
-def _canonical(vm_id: str) -> str:
-    try:
-        return str(uuid.UUID(vm_id))
-    except ValueError:
-        raise InvalidArgumentError(
-            "VM_ID_SYNTAX", f"VM id {vm_id!r} is not a UUID", vm_id=vm_id
-        ) from None
 
 
 def _unknown(vm_id: str, instance_id: str) -> NotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.devicehost.host import DeviceHost, DeviceSpec, FsBackend, NetBackend
+from services.devicehost.host import AggregateBackend, DeviceHost, DeviceSpec, FsBackend, NetBackend
 from services.handshake import events
 from services.handshake.options import build_options
 from services.handshake.pool import format_token
@@ -48,13 +48,15 @@ class Rig:
         device = self.create(tag, NetBackend(tap), options)
         self.workload.attach_adapter(tag, device, address, gateway)
 
-    def create(self, tag: str, backend: FsBackend | NetBackend, options: str) -> VirtioDevice:
+    def create(
+        self, tag: str, backend: FsBackend | AggregateBackend | NetBackend, options: str
+    ) -> VirtioDevice:
         token = format_token(self.pool) if self.pool else None
         text = build_options(tag, options, token, VM_ID)
         info = self.host.create_device(
             DeviceSpec(VM_ID, tag, tag, text, backend), emit=lambda event: None
         )
-        kind = KINDS[events.FS if isinstance(backend, FsBackend) else events.NET]
+        kind = KINDS[events.NET if isinstance(backend, NetBackend) else events.FS]
         self.devices[tag] = VirtioDevice(tag, info.socket_path, kind, self.memory)
         return self.devices[tag]
 

@@ -40,11 +40,19 @@ class Presentation:
     """How one share shows owners and modes.
 
     Attributes:
+        ino_mask: Inode numbers are shown with these bits turned.
         uid, gid: Shown as every file's owner and group; None shows the real ones.
         keep_dir, keep_file: Bits of the mode that are shown.
     """
 
-    def __init__(self, options: FsOptions) -> None:
+    def __init__(self, options: FsOptions, ino_mask: int = 0) -> None:
+        """Take the options.
+
+        Args:
+            options: Of the share.
+            ino_mask: What tells the share's inodes from those of others on the same device.
+        """
+        self.ino_mask: Final = ino_mask
         self.uid: Final = options.uid
         self.gid: Final = options.gid
         self.keep_dir: Final = _U32 & ~(options.umask | (options.dmask or 0))
@@ -57,7 +65,7 @@ class Presentation:
         mode = status.st_mode
         atime, mtime, ctime = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
         return ATTR.pack(
-            status.st_ino,
+            status.st_ino ^ self.ino_mask,
             status.st_size,
             status.st_blocks,
             # seconds before 1970 travel in two's complement
@@ -80,6 +88,7 @@ class Presentation:
         """Pack a fuse_statx."""
         keep = self.keep_dir if stat.S_ISDIR(status.mode) else self.keep_file
         shown = status._replace(
+            ino=status.ino ^ self.ino_mask,
             mode=status.mode & keep,
             uid=status.uid if self.uid is None else self.uid,
             gid=status.gid if self.gid is None else self.gid,

@@ -6,27 +6,21 @@ a thread of its own. Must not know FUSE: requests go to the session as they come
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.devices.fs import credentials, syscalls
-from services.devicehost.devices.fs.descriptors import Descriptor, raise_descriptor_limit
-from services.devicehost.devices.fs.lx_metadata import can_keep
+from services.devicehost.devices.fs.aggregate import Aggregate
+from services.devicehost.devices.fs.descriptors import raise_descriptor_limit
 from services.devicehost.devices.fs.session import Session, Share
+from services.devicehost.devices.fs.shared_directory import open_shared
 from services.devicehost.memory import DeviceCounters
 from services.devicehost.virtio.deferral import QueuedRequests
 from services.devicehost.virtio.device import serve_natively, serve_requests
 from services.devicehost.virtio.native_queue import NativeQueue
-from services.handshake.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-    NotFoundError,
-    PermissionDeniedError,
-    PortholeError,
-)
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.handshake.events import FS
+from services.handshake.options import FsOptions
 from services.wire.virtio_fs import CONFIG, TAG_BYTES
 
 if TYPE_CHECKING:
@@ -34,31 +28,28 @@ if TYPE_CHECKING:
 
     from services.devicehost.virtio.deferral import Deferred
     from services.devicehost.virtio.queue import Chain, Queue
-    from services.handshake.options import FsOptions
 
 
 class FsDevice:
-    """One virtio-fs device over one directory of the host."""
+    """One virtio-fs device over one directory of the host, or an aggregate of several."""
 
     device_class: Final = FS
     features: Final = 0
     goes_native: Final = True
 
     def __init__(
-        self, options: FsOptions, shared_dir: Path, counters: DeviceCounters | None = None
+        self, options: FsOptions, shared_dir: Path | None, counters: DeviceCounters | None = None
     ) -> None:
         """Open the directory that is shared, and raise the process's limit on open files.
 
         Args:
             options: What the device was asked to be; its name is the tag.
-            shared_dir: The directory; symlinks in its own path are followed once, now.
+            shared_dir: The directory; None makes an aggregate, without any share.
             counters: Of the device; what is bounded is told there.
 
         Raises:
-            InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; SHARED_DIR_NOT_A_DIRECTORY.
-            NotFoundError: SHARED_DIR_MISSING.
-            PermissionDeniedError: SHARED_DIR_DENIED.
-            FailedPreconditionError: METADATA_UNSUPPORTED.
+            InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; AGGREGATE_OPTION.
+            PortholeError: As open_shared.
         """
         tag = options.name.encode()
         if len(tag) > TAG_BYTES:
@@ -68,22 +59,49 @@ class FsDevice:
                 tag=options.name,
                 bound=TAG_BYTES,
             )
+        self._tag: Final = options.name
         self.num_queues: Final = 1 + options.queues
         self._config: Final = CONFIG.pack(tag, options.queues)
-        root = _open_shared(shared_dir)
-        if options.metadata and not can_keep(root.path):
-            raise FailedPreconditionError(
-                "METADATA_UNSUPPORTED",
-                f"cannot share {str(shared_dir)!r} with metadata: its file system has no user "
-                "extended attributes to keep it in; leave the option out",
-                shared_dir=str(shared_dir),
-            )
         counters = counters or DeviceCounters()
         self._queued: Final = QueuedRequests(counters)
-        limits = raise_descriptor_limit()
-        self._session: Session | None = Session(
-            Share(root, options, limits, fastpath.library, counters.bounds)
-        )
+        self._bounds: Final = counters.bounds
+        self._limits: Final = raise_descriptor_limit()
+        self._children: Aggregate | None = None
+        if shared_dir is None:
+            _require_no_share(options)
+            self._children = Aggregate(options, self._limits, fastpath.library, self._bounds)
+            served: Share | Aggregate = self._children
+        else:
+            served = self._share(options, shared_dir)
+        self._session: Session | None = Session(served)
+
+    def add_child(self, name: str, options: FsOptions, shared_dir: Path) -> None:
+        """Add a share to an aggregate, while the guest uses the others.
+
+        Args:
+            name: Its name in the root.
+            options: What it was asked to be.
+            shared_dir: As of the constructor.
+
+        Raises:
+            FailedPreconditionError: NO_AGGREGATE.
+            PortholeError: As Aggregate.add and open_shared.
+        """
+        self._aggregate().add(name, self._share(options, shared_dir))
+
+    def remove_child(self, name: str) -> None:
+        """Remove a share from an aggregate, while the guest uses it or others.
+
+        Raises:
+            FailedPreconditionError: NO_AGGREGATE.
+            NotFoundError: CHILD_UNKNOWN.
+        """
+        self._aggregate().remove(name)
+
+    @property
+    def children(self) -> tuple[str, ...]:
+        """Names of the shares of an aggregate."""
+        return tuple(child.name for child in self._children.children()) if self._children else ()
 
     def config(self) -> bytes:
         """Tell the configuration space."""
@@ -120,27 +138,37 @@ class FsDevice:
             self._session.reset()
 
     def close(self) -> None:
-        """Let go of the shared directory."""
-        self._session = None
+        """Let go of what is shared."""
+        self._session = self._children = None
+
+    def _share(self, options: FsOptions, shared_dir: Path) -> Share:
+        root = open_shared(shared_dir, options)
+        return Share(root, options, self._limits, fastpath.library, self._bounds)
+
+    def _aggregate(self) -> Aggregate:
+        if self._children is None:
+            raise FailedPreconditionError(
+                "NO_AGGREGATE",
+                f"device {self._tag!r} shares one directory, or is gone; add shares to an "
+                "aggregate device",
+                tag=self._tag,
+            )
+        return self._children
 
 
-def _open_shared(shared_dir: Path) -> Descriptor:
-    try:
-        return Descriptor(os.open(shared_dir, os.O_PATH | os.O_DIRECTORY))
-    except OSError as error:
-        kind, reason = _OPEN_ERRORS.get(
-            error.errno or 0, (InvalidArgumentError, "SHARED_DIR_UNUSABLE")
+def _require_no_share(options: FsOptions) -> None:
+    """Refuse options of an aggregate that would count for each of its shares."""
+    own = FsOptions(
+        name=options.name,
+        vm_id=options.vm_id,
+        swiotlb=options.swiotlb,
+        queues=options.queues,
+        writeback=options.writeback,
+    )
+    if options != own:
+        raise InvalidArgumentError(
+            "AGGREGATE_OPTION",
+            f"aggregate device {options.name!r} takes the options queues and writeback only; give "
+            "the others to its shares",
+            options=str(options),
         )
-        raise kind(
-            reason,
-            f"cannot share {str(shared_dir)!r}: {error.strerror}; name a directory that the device "
-            "host may read",
-            shared_dir=str(shared_dir),
-        ) from error
-
-
-_OPEN_ERRORS: Final[dict[int, tuple[type[PortholeError], str]]] = {
-    errno.ENOENT: (NotFoundError, "SHARED_DIR_MISSING"),
-    errno.ENOTDIR: (InvalidArgumentError, "SHARED_DIR_NOT_A_DIRECTORY"),
-    errno.EACCES: (PermissionDeniedError, "SHARED_DIR_DENIED"),
-}

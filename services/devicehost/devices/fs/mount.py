@@ -19,6 +19,7 @@ from services.devicehost.devices.fs.descriptors import (
     first_unusable,
     open_descriptors,
 )
+from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import HandleTable, OpenFile
 from services.devicehost.devices.fs.locks.owners import MAX_LOCKS, OwnerTable
 from services.devicehost.devices.fs.locks.waits import MAX_WAITS, LockWaits
@@ -27,9 +28,9 @@ from services.devicehost.devices.fs.native_tables import (
     NativeNodeTable,
     NativeTables,
 )
-from services.devicehost.devices.fs.nodes import Node, NodeTable
+from services.devicehost.devices.fs.nodes import SLOT_SHIFT, Node, NodeTable
 from services.handshake.exhaustion import Resource
-from services.wire.fuse import ATTR_OUT, ENTRY_OUT, STATX_OUT
+from services.wire.fuse import ATTR_OUT, ENTRY_OUT, FUSE_ROOT_ID, STATX_OUT
 
 if TYPE_CHECKING:
     import ctypes
@@ -40,11 +41,15 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.syscalls import Statx
 
 
+_ANY_S: Final = 1 << 63
+
+
 class Mount:
     """Nodes, handles and rules.
 
     Attributes:
         rules: Of the share.
+        root_id: Of the shared directory's node.
         writeback: Whether the guest keeps back what it writes.
         tables: The nodes and handles as the native loop has them; None: they are Python's.
     """
@@ -56,6 +61,7 @@ class Mount:
         limits: Limits,
         library: ctypes.CDLL | None = None,
         *,
+        slot: int = 0,
         writeback: bool = False,
     ) -> None:
         """Begin with the root only.
@@ -65,6 +71,7 @@ class Mount:
             rules: Of the share.
             limits: How many nodes and handles the guest may hold.
             library: The native fast path, if it is to keep nodes and handles.
+            slot: Of the share, where its device has several.
             writeback: Whether FUSE_WRITEBACK_CACHE was agreed on.
 
         Raises:
@@ -72,6 +79,8 @@ class Mount:
         """
         self.rules: Final = rules
         self.writeback: Final = writeback
+        self._is_child: Final = slot != 0
+        self.root_id: Final = slot << SLOT_SHIFT | FUSE_ROOT_ID
         self.lock_owners: Final = OwnerTable(limits.handles)
         self.lock_waits: Final = LockWaits()
         self._attr: Final = rules.presentation.attr
@@ -82,7 +91,7 @@ class Mount:
         self.nodes: NodeTable | NativeNodeTable
         self.handles: HandleTable | NativeHandleTable
         if self.tables is None:
-            self.nodes = NodeTable(root, os.fstat(root.fd), limits)
+            self.nodes = NodeTable(root, os.fstat(root.fd), limits, self.root_id)
             self.handles = HandleTable(limits.handles)
         else:
             self.nodes = NativeNodeTable(self.tables)
@@ -90,26 +99,39 @@ class Mount:
 
     def totals(self) -> dict[Resource, int]:
         """Tell how much there is of what is bounded."""
-        return {
-            Resource.NODES: self.nodes.limit,
-            Resource.HANDLES: self.handles.limit,
-            Resource.DESCRIPTORS: first_unusable(),
-            Resource.LOCK_OWNERS: self.lock_owners.limit,
-            Resource.LOCKS: MAX_LOCKS,
-            Resource.LOCK_WAITS: MAX_WAITS,
-        }
+        return totals(
+            Limits(self.nodes.limit, 0, self.handles.limit), lock_owners=self.lock_owners.limit
+        )
 
-    def is_full(self, resource: Resource) -> bool:
-        """Tell whether all of it is in use."""
+    def is_full(self, resource: Resource, node_id: int) -> bool:
+        """Tell whether all of it is in use, as of an aggregate, which has it by shares."""
         return self.used(resource) >= self.totals()[resource]
 
     def used(self, resource: Resource) -> int:
         """Tell how much of it is in use."""
         return _USED[resource](self)
 
-    def end(self) -> None:
-        """Let go of what others may be waiting for, and end what is waited for."""
-        self.lock_waits.end(errno.ENOTCONN)
+    @property
+    def read_only(self) -> bool:
+        """Whether what changes anything is refused."""
+        return self.rules.read_only
+
+    def find(self, node_id: int) -> Mount:
+        """Tell which mount a node is of, as of an aggregate: there is only this one."""
+        return self
+
+    def require_own(self, node_id: int) -> None:
+        """Refuse what would join two shares of a device.
+
+        Raises:
+            OSError: EXDEV when it is a node of another share.
+        """
+        if self._is_child and (node_id ^ self.root_id) >> SLOT_SHIFT:
+            raise refusal(errno.EXDEV)
+
+    def end(self, number: int = errno.ENOTCONN) -> None:
+        """Let go of what others may be waiting for, and end what is waited for with an errno."""
+        self.lock_waits.end(number)
         self.lock_owners.clear()
 
     def enter(self, parent: Node | OpenFile, name: bytes) -> tuple[Node, os.stat_result]:
@@ -129,10 +151,10 @@ class Mount:
         status = os.fstat(descriptor.fd)
         return self.nodes.hold(descriptor, status), status
 
-    def entry(self, node: Node, status: os.stat_result) -> bytes:
-        """Pack a fuse_entry_out."""
+    def entry(self, node: Node, status: os.stat_result, longest_s: int = _ANY_S) -> bytes:
+        """Pack a fuse_entry_out; its name is good for `longest_s` seconds at most."""
         valid_s = self._valid_s
-        head = ENTRY_OUT.pack(node.id, 0, valid_s, valid_s, 0, 0)
+        head = ENTRY_OUT.pack(node.id, 0, min(valid_s, longest_s), valid_s, 0, 0)
         return head + self._attr(status, self._overrides and self._overrides(node))
 
     def attr(self, node: Node, status: os.stat_result) -> bytes:
@@ -169,6 +191,7 @@ class Mount:
     ) -> NativeTables:
         shown, cache = self.rules.presentation, self.rules.cache
         rules = fastpath.Rules(
+            ino_mask=shown.ino_mask,
             uid=fastpath.KEEP_ID if shown.uid is None else shown.uid,
             gid=fastpath.KEEP_ID if shown.gid is None else shown.gid,
             keep_dir=shown.keep_dir,
@@ -180,7 +203,9 @@ class Mount:
             writeback=self.writeback,
             cold=self.rules.cold,
         )
-        return NativeTables(library, root, rules, limits, may_switch=self._switches)
+        return NativeTables(
+            library, root, rules, limits, root_id=self.root_id, may_switch=self._switches
+        )
 
     def writing(self, node: Node, kill: int) -> credentials.KillSuidGid | credentials.Nothing:
         """Clear set-id bits by what is written to a file, if `kill` is not 0.
@@ -203,3 +228,15 @@ _USED: Final[dict[Resource, Callable[[Mount], int]]] = {
     Resource.LOCKS: lambda mount: mount.lock_owners.locks,
     Resource.LOCK_WAITS: lambda mount: len(mount.lock_waits),
 }
+
+
+def totals(limits: Limits, *, lock_owners: int) -> dict[Resource, int]:
+    """Tell how much a mount with these limits has of what is bounded."""
+    return {
+        Resource.NODES: limits.nodes,
+        Resource.HANDLES: limits.handles,
+        Resource.DESCRIPTORS: first_unusable(),
+        Resource.LOCK_OWNERS: lock_owners,
+        Resource.LOCKS: MAX_LOCKS,
+        Resource.LOCK_WAITS: MAX_WAITS,
+    }

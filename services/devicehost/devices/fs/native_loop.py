@@ -44,9 +44,15 @@ class NativeLoop:
         if self._mount is not None:
             self._library.ph_mount_free(self._mount)
 
-    def mount(self, tables: NativeTables | None) -> None:
-        """Serve from these tables from now on; None leaves every request to Python."""
-        self._library.ph_mount_set(self._mount, tables.pointer if tables else None)
+    def mount(self, slot: int, tables: NativeTables | None) -> None:
+        """Serve what is in a slot from these tables from now on; None leaves it to Python.
+
+        Raises:
+            OSError: ENOMEM.
+        """
+        pointer = tables.pointer if tables else None
+        if not self._library.ph_mount_set(self._mount, slot, pointer):
+            raise refusal(errno.ENOMEM)
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[Callable[[int], int]]:

@@ -15,7 +15,6 @@ from services.devicehost.devices.fs.descriptors import Descriptor, first_unusabl
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import HandleT, OpenDirectory, OpenFile
 from services.devicehost.devices.fs.nodes import Node
-from services.wire.fuse import FUSE_ROOT_ID
 
 if TYPE_CHECKING:
     import os
@@ -34,6 +33,7 @@ class NativeTables:
 
     Attributes:
         library: The native fast path.
+        root_id: Of the shared directory's node.
         pointer: What its functions want to be given.
     """
 
@@ -46,6 +46,7 @@ class NativeTables:
         rules: fastpath.Rules,
         limits: Limits,
         *,
+        root_id: int,
         may_switch: bool,
     ) -> None:
         """Start with the root.
@@ -55,14 +56,17 @@ class NativeTables:
             root: O_PATH descriptor of the shared directory.
             rules: How files are shown.
             limits: Of the device.
+            root_id: As NodeTable's.
             may_switch: Whether files are made as the guest's user.
 
         Raises:
             OSError: EIO: the shared directory cannot be read any more, or there is no memory.
         """
         self.library: Final = library
+        self.root_id: Final = root_id
         setup = fastpath.FsSetup(
             rules=rules,
+            root_id=root_id,
             nodes=limits.nodes,
             descriptors=limits.descriptors,
             handles=limits.handles,
@@ -143,7 +147,7 @@ class NativeNodeTable:
     @property
     def root(self) -> Node:
         """As NodeTable's."""
-        return self.get(FUSE_ROOT_ID)
+        return self.get(self._tables.root_id)
 
     def get(self, node_id: int) -> Node:
         """As NodeTable's."""

@@ -28,6 +28,11 @@ from services.wire.fuse import FUSE_ROOT_ID
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.descriptors import Descriptor, Limits
 
+SLOT_SHIFT: Final = 44
+"""Ids say above this bit which of a device's shares a node belongs to: its slot, 0 where there is
+only one (PH_SLOT_SHIFT of serve.h). Below it there is room for a million new nodes a second for
+half a year."""
+
 _SWEEP_STEPS: Final = 16
 """Nodes that are looked at, at most, each time a descriptor is to be closed."""
 
@@ -92,23 +97,30 @@ class NodeTable:
         limit: Most nodes besides the root.
     """
 
-    def __init__(self, root: Descriptor, status: os.stat_result, limits: Limits) -> None:
+    def __init__(
+        self,
+        root: Descriptor,
+        status: os.stat_result,
+        limits: Limits,
+        root_id: int = FUSE_ROOT_ID,
+    ) -> None:
         """Start with the root.
 
         Args:
             root: O_PATH descriptor of the shared directory.
             status: Its status.
             limits: Of the device.
+            root_id: The root's; other nodes are numbered from there.
         """
         self._handles = FileHandles(root, status.st_dev)
-        self.root: Final = Node(FUSE_ROOT_ID, root, stat.S_IFMT(status.st_mode))
+        self.root: Final = Node(root_id, root, stat.S_IFMT(status.st_mode))
         self.limit: Final = (
             limits.nodes if self._handles.usable else min(limits.nodes, limits.descriptors)
         )
         self._most_in_use: Final = limits.descriptors
-        self._next_id = FUSE_ROOT_ID + 1
+        self._next_id = root_id + 1
         entry = _Entry(self.root, (status.st_dev, status.st_ino))
-        self._by_id = {FUSE_ROOT_ID: entry}
+        self._by_id = {root_id: entry}
         self._by_key = {entry.key: entry}
         self._in_use: deque[_Entry] = deque()
         self._lock = threading.RLock()
@@ -164,7 +176,7 @@ class NodeTable:
         """Take back `count` lookups; unknown nodes and counts too high are harmless."""
         with self._lock:
             entry = self._by_id.get(node_id)
-            if entry is None or entry.id == FUSE_ROOT_ID:
+            if entry is None or entry.id == self.root.id:
                 return
             entry.lookups -= count
             if entry.lookups <= 0:

@@ -34,9 +34,10 @@ class Rules:
         cold: Whether names and attributes need more than the native fast path does.
     """
 
-    def __init__(self, options: FsOptions) -> None:
+    def __init__(self, options: FsOptions, ino_mask: int = 0) -> None:
+        """Take the options; `ino_mask` as of Presentation."""
         self.read_only: Final = options.ro
-        self.presentation: Final = Presentation(options)
+        self.presentation: Final = Presentation(options, ino_mask)
         self.cache: Final = CachePolicy(options)
         self.metadata: Final = LxMetadata(self.presentation) if options.metadata else None
         self.links: Final = SymlinkRoot(options.symlinkroot) if options.symlinkroot else None

@@ -8,14 +8,18 @@ call `handle` at once. Must not know queues; does no I/O of its own besides what
 from __future__ import annotations
 
 import errno
+import threading
 import weakref
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.fs.aggregate import AggregateMount
+from services.devicehost.devices.fs.cache import CachePolicy
 from services.devicehost.devices.fs.errors import errno_of, refusal
 from services.devicehost.devices.fs.mount import Mount
 from services.devicehost.devices.fs.native_loop import NativeLoop
+from services.devicehost.devices.fs.operations.root import ROOT_OPERATIONS
 from services.devicehost.devices.fs.operations.table import OPERATIONS
 from services.devicehost.devices.fs.request import Request, receive
 from services.devicehost.devices.fs.rules import Rules
@@ -29,7 +33,9 @@ from services.wire.fuse import InitIn, InitOut, Opcode
 if TYPE_CHECKING:
     import ctypes
 
+    from services.devicehost.devices.fs.aggregate import Aggregate
     from services.devicehost.devices.fs.descriptors import Descriptor, Limits
+    from services.devicehost.devices.fs.operations.table import Operation, WhereT
     from services.devicehost.virtio.deferral import Deferred
     from services.handshake.options import FsOptions
 
@@ -88,20 +94,20 @@ class Share:
     library: ctypes.CDLL | None = None
     bounds: Bounds = field(default_factory=Bounds)
 
-    @property
-    def max_pages(self) -> int:
-        """Most pages of data in one request."""
-        return POOL_MAX_PAGES if self.options.swiotlb else MAX_PAGES
+    def begin(self, loop: NativeLoop | None, *, writeback: bool) -> Mount:
+        """Mount it for a guest; the loop learns of the mount from the session."""
+        rules = Rules(self.options)
+        return Mount(self.root, rules, self.limits, self.library, writeback=writeback)
 
 
 class Session:
-    """One guest's dialogue with the share.
+    """One guest's dialogue with a share, or with an aggregate of them.
 
     Attributes:
         loop: Serves hot requests of the same mount; None: `handle` serves them all.
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share | Aggregate) -> None:
         """Wait for INIT.
 
         Args:
@@ -109,11 +115,13 @@ class Session:
         """
         self.loop: Final = NativeLoop(share.library) if share.library else None
         self._share: Final = share
-        self._rules: Final = Rules(share.options)
-        self._mount: Mount | None = None
+        self._cache: Final = CachePolicy(share.options)
+        self._max_pages: Final = POOL_MAX_PAGES if share.options.swiotlb else MAX_PAGES
+        self._turn: Final = threading.Lock()
+        self._mount: Mount | AggregateMount | None = None
 
     @property
-    def mount(self) -> Mount | None:
+    def mount(self) -> Mount | AggregateMount | None:
         """What the guest has; None before INIT and after DESTROY."""
         return self._mount
 
@@ -145,7 +153,7 @@ class Session:
         except (OSError, OverflowError) as error:
             number = errno_of(error)
             if isinstance(error, OSError):
-                self._note_exhausted(error)
+                self._note_exhausted(request, error)
             return request.finish(number) if request.opcode not in fuse.NO_REPLY else 0
         if not isinstance(length, int):
             return length
@@ -161,37 +169,40 @@ class Session:
         if request.opcode == Opcode.DESTROY:
             self._begin(None)
             return 0
-        operation = OPERATIONS.get(request.opcode)
-        if operation is None:
-            raise refusal(errno.ENOSYS)
-        request.load(operation.args, streamed=operation.streamed)
-        if operation.reply_bytes > request.space_bytes():
-            raise refusal(errno.EIO)
-        if operation.modifies and mount.rules.read_only:
-            raise refusal(errno.EROFS)
-        return operation.run(mount, request)
+        where = mount.find(request.nodeid)
+        if isinstance(where, AggregateMount):
+            return _serve(ROOT_OPERATIONS.get(request.opcode), where, request)
+        return _serve(OPERATIONS.get(request.opcode), where, request)
 
-    def _begin(self, mount: Mount | None) -> None:
-        """Go on with a new mount, or none; the old one ends."""
-        old, self._mount = self._mount, mount
-        if mount is not None:
-            for resource, total in mount.totals().items():
-                # Kept from mount to mount: a guest that mounts anew begins no new episode by it.
-                if self._share.bounds.total(resource) != total:
-                    used = partial(_used, weakref.ref(self), resource)
-                    self._share.bounds.add(bound(resource, total, used))
-        if self.loop is not None:
-            self.loop.mount(mount.tables if mount else None)
-        if old is not None:
-            old.end()
+    def _begin(self, mount: Mount | AggregateMount | None) -> None:
+        """Go on with a new mount, or none, when the old one has ended."""
+        with self._turn:
+            old, self._mount = self._mount, None
+            if old is not None:
+                old.end()
+            if mount is not None:
+                self._bound(mount.totals())
+            if self.loop is not None:
+                self.loop.mount(0, mount.tables if mount else None)
+            self._mount = mount
 
-    def _note_exhausted(self, error: OSError) -> None:
+    def _bound(self, totals: dict[Resource, int]) -> None:
+        """Have what is bounded looked at; an equal bound is kept from mount to mount.
+
+        So a guest that mounts anew begins no new episode by it.
+        """
+        for resource, total in totals.items():
+            if self._share.bounds.total(resource) != total:
+                used = partial(_used, weakref.ref(self), resource)
+                self._share.bounds.add(bound(resource, total, used))
+
+    def _note_exhausted(self, request: Request, error: OSError) -> None:
         """Tell what is used up, if a request was refused for want of something."""
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         mount = self._mount
         if mount is None or cause.errno not in _LACKING:
             return
-        full = [each for each in _LACKING[cause.errno] if mount.is_full(each)]
+        full = [each for each in _LACKING[cause.errno] if mount.is_full(each, request.nodeid)]
         if not full and cause.errno != errno.ENOLCK:
             full = [Resource.DESCRIPTORS]  # of tables with room, it is the host that has no more
         for resource in full:
@@ -211,20 +222,17 @@ class Session:
             )
         if offer.major < fuse.FUSE_KERNEL_VERSION or offer.minor < fuse.FUSE_MIN_MINOR_VERSION:
             raise refusal(errno.EPROTO)
-        flags = self._rules.cache.capabilities(SUPPORTED) & (offer.flags | offer.flags2 << 32)
-        share = self._share
+        flags = self._cache.capabilities(SUPPORTED) & (offer.flags | offer.flags2 << 32)
         writeback = bool(flags & fuse.FUSE_WRITEBACK_CACHE)
-        self._begin(
-            Mount(share.root, self._rules, share.limits, share.library, writeback=writeback)
-        )
+        self._begin(self._share.begin(self.loop, writeback=writeback))
         return request.reply(
             _answer(
                 minor=min(offer.minor, fuse.FUSE_KERNEL_MINOR_VERSION),
                 flags=flags,
                 max_readahead=offer.max_readahead,
-                max_pages=self._share.max_pages
+                max_pages=self._max_pages
                 if flags & fuse.FUSE_MAX_PAGES
-                else min(_DEFAULT_MAX_PAGES, self._share.max_pages),
+                else min(_DEFAULT_MAX_PAGES, self._max_pages),
             )
         )
 
@@ -237,6 +245,17 @@ def _used(whose: weakref.ref[Session], resource: Resource) -> int:
     session = whose()
     mount = session.mount if session is not None else None
     return mount.used(resource) if mount is not None else 0
+
+
+def _serve(operation: Operation[WhereT] | None, where: WhereT, request: Request) -> int | Deferred:
+    if operation is None:
+        raise refusal(errno.ENOSYS)
+    request.load(operation.args, streamed=operation.streamed)
+    if operation.reply_bytes > request.space_bytes():
+        raise refusal(errno.EIO)
+    if operation.modifies and where.read_only:
+        raise refusal(errno.EROFS)
+    return operation.run(where, request)
 
 
 def _offer(request: Request) -> InitIn:

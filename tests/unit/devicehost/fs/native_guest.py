@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from services.devicehost import fastpath
+from services.wire import fuse
 from tests.unit.devicehost.fs.fuse_guest import FuseGuest
 
 if TYPE_CHECKING:
+    from services.devicehost.devices.fs.native_tables import NativeTables
     from services.devicehost.virtio.deferral import Deferred
 
 
@@ -31,8 +33,8 @@ class NativeGuest(FuseGuest):
         self.library.ph_worker_delete(self.worker)
 
     def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int | Deferred:
-        mount = self.session.mount
-        if mount is not None and mount.tables is not None:
+        tables = self._tables(b"".join(readable))
+        if tables is not None:
             chain = fastpath.Chain(
                 readable=_vectors(readable),
                 writable=_vectors(writable),
@@ -42,12 +44,22 @@ class NativeGuest(FuseGuest):
                 writable_bytes=sum(map(len, writable)),
             )
             written: int = self.library.ph_fuse_serve(
-                self.worker, mount.tables.pointer, ctypes.byref(chain)
+                self.worker, tables.pointer, ctypes.byref(chain)
             )
             if written != fastpath.COLD:
                 self.served += 1
                 return written
         return super().serve(readable, writable)
+
+    def _tables(self, request: bytes) -> NativeTables | None:
+        """Tell what the native loop finds by the node that a request is about."""
+        mount = self.session.mount
+        if mount is None or len(request) < fuse.IN_HEADER.size:
+            return None
+        try:
+            return mount.find(fuse.IN_HEADER.unpack_from(request)[3]).tables
+        except OSError:
+            return None
 
 
 def _vectors(pieces: list[memoryview]) -> ctypes.Array[fastpath.IoVec]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.devices.fs.mount import Mount
 from services.wire import fuse
 from services.wire.fuse import EntryOut, Opcode
 from tests.unit.devicehost.fs.fuse_guest import FuseError, FuseGuest
@@ -75,7 +76,7 @@ def test_writes_are_kept_back_only_if_asked(
     guest = make_guest(mounted=False, cache=cache, writeback=asked)
     assert guest.init().flags & fuse.FUSE_WRITEBACK_CACHE == agreed * fuse.FUSE_WRITEBACK_CACHE
     mount = guest.session.mount
-    assert mount is not None
+    assert isinstance(mount, Mount)
     assert mount.writeback == bool(agreed)
     assert not guest.init(flags=fuse.FUSE_ASYNC_READ).flags & fuse.FUSE_WRITEBACK_CACHE
 

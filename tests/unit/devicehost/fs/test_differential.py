@@ -2,7 +2,7 @@
 
 Each example is a stream of requests, lawful and not, cut into descriptors anywhere, that may end in
 a chain which breaks a rule. It is served twice, by Python alone and with the native loop, on shares
-that are alike.
+that are alike: each the only one of its device, or one of two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import select
 import shutil
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from services.devicehost import fastpath
 from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.aggregate import Aggregate
 from services.devicehost.devices.fs.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.session import Session, Share
 from services.devicehost.virtio.device import serve_natively, serve_requests
@@ -57,6 +58,7 @@ MAX_REQUESTS: Final = 24
 EXAMPLES: Final = int(os.environ.get("PORTHOLE_DIFFERENTIAL_EXAMPLES", "1000"))
 PHASES: Final = [Phase.explicit, Phase.reuse, Phase.generate]
 """No shrinking: it takes minutes, and what differs is told by the assertion."""
+MOST_CHAINS: Final = MAX_REQUESTS + 3
 BUFFERS: Final = 16 << 10
 """Guest memory of one request."""
 FILL: Final = 0xA5
@@ -64,6 +66,13 @@ NAMES: Final = [b"a", b"b", b"dir", b"link", b"fifo", b"gone", b"n" * 255, b"n" 
 SIZES: Final = [0, 1, 8, 511, 4096, 70000, 1 << 31]
 OFFSETS: Final = [0, 1, 4096, 5000, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
 FLAGS: Final = [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC, os.O_RDWR | os.O_EXCL]
+
+LIMITS: Final = Limits(nodes=6, descriptors=4, handles=4)
+CHILDREN: Final = {b"a": "", b"dir": "dir"}
+"""Shares of an aggregate, and what of the directory they share."""
+_NODES: Final = [0, 1 << 44 | 1, 1 << 44 | 2, 1 << 44 | 3, 2 << 44 | 1, 3 << 44 | 1, 1]
+"""Which nodes of an aggregate stand for those of a share: of the first, the second, of one that is
+not there, and the root."""
 
 _ids = st.integers(0, 6)
 _name = st.sampled_from(NAMES)
@@ -145,7 +154,7 @@ _STEPS: Final = st.lists(
     max_size=MAX_REQUESTS,
 )
 
-_OUT: Final = DATA + (MAX_REQUESTS + 1) * BUFFERS
+_OUT: Final = DATA + MOST_CHAINS * BUFFERS
 BROKEN: Final[dict[str, Sequence[RingDescriptor]]] = {
     "loop": [RingDescriptor(DATA, 8, DESC_F_NEXT, 0)],
     "empty": [RingDescriptor(DATA, 0, 0, 0)],
@@ -172,7 +181,7 @@ class Place:
     def __init__(self, directory: Path) -> None:
         self.rig = Rig()
         self.ring: GuestRing = self.rig.ring(RING_SIZE)
-        self.ring.ram.write(DATA, bytes([FILL]) * (MAX_REQUESTS + 1) * BUFFERS)
+        self.ring.ram.write(DATA, bytes([FILL]) * MOST_CHAINS * BUFFERS)
         self.replies: list[tuple[int, list[tuple[int, int]]]] = []
         self.shared = directory
         (directory / "a").write_bytes(bytes(range(256)) * 20)
@@ -183,13 +192,15 @@ class Place:
         os.mkfifo(directory / "fifo")
         (directory / ("n" * 255)).touch()
 
-    def prepare(self, steps: Sequence[Step], broken: str | None) -> int:
+    def prepare(self, steps: Sequence[Step], broken: str | None, *, aggregate: bool) -> int:
         """Put all requests into the ring; returns how many can be completed."""
         head = 0
-        init = Step(
-            (int(Opcode.INIT), fuse.INIT_IN.pack(7, 39, 0, 0xFFFF_FFFF, 0)), 0, 0, 0, 200, (), False
-        )
-        for place, step in enumerate([init, *steps]):
+        leading = [_plain(Opcode.INIT, 0, fuse.INIT_IN.pack(7, 39, 0, 0xFFFF_FFFF, 0))]
+        if aggregate:
+            leading += [_plain(Opcode.LOOKUP, 1, name + b"\0") for name in CHILDREN]
+            steps = [replace(step, nodeid=_NODES[step.nodeid]) for step in steps]
+        steps = [*leading, *steps]
+        for place, step in enumerate(steps):
             head = self._add(place, step, head)
         if broken is not None:
             for index, descriptor in enumerate(BROKEN[broken]):
@@ -199,9 +210,9 @@ class Place:
             self.ring.ram.write(_OUT, RingDescriptor(_OUT, 16, DESC_F_INDIRECT, 0).pack())
             self.ring.offer(RING_SIZE + 7 if broken == "head is outside" else head)
             if broken == "index jumps":
-                self.ring.set_avail_idx(len(steps) + 1 + RING_SIZE + 1)
-        self.ring.set_used_event(len(steps))  # notify of the last one
-        return len(steps) + 1
+                self.ring.set_avail_idx(len(steps) + RING_SIZE + 1)
+        self.ring.set_used_event(len(steps) - 1)  # notify of the last one
+        return len(steps)
 
     def _add(self, place: int, step: Step, head: int) -> int:
         opcode, body = step.body
@@ -249,6 +260,10 @@ class Place:
                 for path in self.shared.rglob("*")
             ),
         }
+
+
+def _plain(opcode: Opcode, nodeid: int, body: bytes) -> Step:
+    return Step((int(opcode), body), nodeid, 0, 0, 200, (), False)
 
 
 def _cut(start: int, length: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
@@ -300,20 +315,30 @@ def a_place() -> Iterator[Place]:
 
 
 def serve(
-    steps: Sequence[Step], broken: str | None, *, native: bool, event_idx: bool, ro: bool
+    steps: Sequence[Step],
+    broken: str | None,
+    *,
+    native: bool,
+    event_idx: bool,
+    ro: bool,
+    aggregate: bool,
 ) -> dict[str, object]:
     library = fastpath.library if native else None
     with a_place() as place:
-        expected = place.prepare(steps, broken)
+        expected = place.prepare(steps, broken, aggregate=aggregate)
         rig, ring = place.rig, place.ring
-        session = Session(
-            Share(
-                Descriptor(os.open(place.shared, os.O_PATH | os.O_DIRECTORY)),
-                FsOptions(name="share", vm_id=VM_ID, ro=ro),
-                Limits(nodes=6, descriptors=4, handles=4),
-                library,
-            )
-        )
+
+        def share(directory: str) -> Share:
+            root = Descriptor(os.open(place.shared / directory, os.O_PATH | os.O_DIRECTORY))
+            options = FsOptions(name="share", vm_id=VM_ID, ro=ro)
+            return Share(root, options, LIMITS, library)
+
+        served: Share | Aggregate = share("")
+        if aggregate:
+            served = Aggregate(FsOptions(name="shares", vm_id=VM_ID), LIMITS, library)
+            for name, directory in CHILDREN.items():
+                served.add(name.decode(), share(directory))
+        session = Session(served)
         arguments = {
             "index": 0,
             "size": RING_SIZE,
@@ -394,11 +419,14 @@ def await_completions(place: Place, expected: int) -> None:
     broken=st.sampled_from([None, None, None, *BROKEN]),
     event_idx=st.booleans(),
     ro=st.booleans(),
+    aggregate=st.booleans(),
 )
 def test_native_and_python_do_the_same(
-    steps: list[Step], broken: str | None, event_idx: bool, ro: bool
+    steps: list[Step], broken: str | None, event_idx: bool, ro: bool, aggregate: bool
 ) -> None:
-    python = serve(steps, broken, native=False, event_idx=event_idx, ro=ro)
-    native = serve(steps, broken, native=True, event_idx=event_idx, ro=ro)
+    python, native = (
+        serve(steps, broken, native=way, event_idx=event_idx, ro=ro, aggregate=aggregate)
+        for way in (False, True)
+    )
     assert native == python
     assert (python["failure"] != "") == (broken is not None)

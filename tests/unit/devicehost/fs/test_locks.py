@@ -20,6 +20,7 @@ from services.devicehost.devices.fs.descriptors import Limits
 from services.devicehost.devices.fs.handles import OpenFile
 from services.devicehost.devices.fs.locks import owners, waits
 from services.devicehost.devices.fs.locks.waits import MAX_WAITS, REMEMBERED
+from services.devicehost.devices.fs.mount import Mount
 from services.devicehost.devices.fs.syscalls import OFFSET_MAX
 from services.devicehost.virtio.deferral import Deferred
 from services.wire import fuse
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from services.devicehost.devices.fs.mount import Mount
 
 SOON_S = 10.0
 ALICE, BOB = 0xA11CE, 0xB0B
@@ -509,7 +509,7 @@ def test_a_lock_that_comes_too_late_is_undone(
 
 def guest_mount(guest: FuseGuest) -> Mount:
     mount = guest.session.mount
-    assert mount is not None
+    assert isinstance(mount, Mount)
     return mount
 
 

@@ -26,7 +26,7 @@ from porthole.handshake.v1 import device_pb2 as porthole_dot_handshake_dot_v1_do
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(porthole/devicehost/v1/device_host.proto\x12\x16porthole.devicehost.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x13\n\x11GetVersionRequest\"f\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\x12\x18\n\x10native_fast_path\x18\x02 \x01(\t\":\n\x11SetSwiotlbRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0eswiotlb_option\x18\x02 \x01(\t\"\x14\n\x12SetSwiotlbResponse\"\x1f\n\tFsBackend\x12\x12\n\nshared_dir\x18\x01 \x01(\t\"\x19\n\nNetBackend\x12\x0b\n\x03tap\x18\x01 \x01(\t\"\xc6\x01\n\x13\x43reateDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12/\n\x02\x66s\x18\x05 \x01(\x0b\x32!.porthole.devicehost.v1.FsBackendH\x00\x12\x31\n\x03net\x18\x06 \x01(\x0b\x32\".porthole.devicehost.v1.NetBackendH\x00\x42\t\n\x07\x62\x61\x63kend\"+\n\x14\x43reateDeviceResponse\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\"9\n\x13RemoveDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x16\n\x14RemoveDeviceResponse\" \n\x0f\x46orgetVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x12\n\x10\x46orgetVmResponse\"0\n\x0c\x41pertureInfo\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xbd\x02\n\x06\x44\x65vice\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x03 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".porthole.handshake.v1.DeviceState\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x36\n\x08\x61perture\x18\x07 \x01(\x0b\x32$.porthole.devicehost.v1.ApertureInfo\x12\x37\n\x08\x63ounters\x18\x08 \x01(\x0b\x32%.porthole.handshake.v1.DeviceCounters\x12\x0f\n\x07options\x18\t \x01(\t\"6\n\x10GetDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"C\n\x11GetDeviceResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\"#\n\x12ListDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"F\n\x13ListDevicesResponse\x12/\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1e.porthole.devicehost.v1.Device\"$\n\x13WatchDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x8d\x01\n\x14WatchDevicesResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x35\n\nexhaustion\x18\x03 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion2\xc2\x06\n\nDeviceHost\x12\x63\n\nGetVersion\x12).porthole.devicehost.v1.GetVersionRequest\x1a*.porthole.devicehost.v1.GetVersionResponse\x12\x63\n\nSetSwiotlb\x12).porthole.devicehost.v1.SetSwiotlbRequest\x1a*.porthole.devicehost.v1.SetSwiotlbResponse\x12i\n\x0c\x43reateDevice\x12+.porthole.devicehost.v1.CreateDeviceRequest\x1a,.porthole.devicehost.v1.CreateDeviceResponse\x12i\n\x0cRemoveDevice\x12+.porthole.devicehost.v1.RemoveDeviceRequest\x1a,.porthole.devicehost.v1.RemoveDeviceResponse\x12]\n\x08\x46orgetVm\x12\'.porthole.devicehost.v1.ForgetVmRequest\x1a(.porthole.devicehost.v1.ForgetVmResponse\x12`\n\tGetDevice\x12(.porthole.devicehost.v1.GetDeviceRequest\x1a).porthole.devicehost.v1.GetDeviceResponse\x12\x66\n\x0bListDevices\x12*.porthole.devicehost.v1.ListDevicesRequest\x1a+.porthole.devicehost.v1.ListDevicesResponse\x12k\n\x0cWatchDevices\x12+.porthole.devicehost.v1.WatchDevicesRequest\x1a,.porthole.devicehost.v1.WatchDevicesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(porthole/devicehost/v1/device_host.proto\x12\x16porthole.devicehost.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x13\n\x11GetVersionRequest\"f\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\x12\x18\n\x10native_fast_path\x18\x02 \x01(\t\":\n\x11SetSwiotlbRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0eswiotlb_option\x18\x02 \x01(\t\"\x14\n\x12SetSwiotlbResponse\"\x1f\n\tFsBackend\x12\x12\n\nshared_dir\x18\x01 \x01(\t\"\x12\n\x10\x41ggregateBackend\"\x19\n\nNetBackend\x12\x0b\n\x03tap\x18\x01 \x01(\t\"\x85\x02\n\x13\x43reateDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12/\n\x02\x66s\x18\x05 \x01(\x0b\x32!.porthole.devicehost.v1.FsBackendH\x00\x12\x31\n\x03net\x18\x06 \x01(\x0b\x32\".porthole.devicehost.v1.NetBackendH\x00\x12=\n\taggregate\x18\x07 \x01(\x0b\x32(.porthole.devicehost.v1.AggregateBackendH\x00\x42\t\n\x07\x62\x61\x63kend\"+\n\x14\x43reateDeviceResponse\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\"9\n\x13RemoveDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x16\n\x14RemoveDeviceResponse\"h\n\x0f\x41\x64\x64\x43hildRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12\x12\n\nshared_dir\x18\x05 \x01(\t\"\x12\n\x10\x41\x64\x64\x43hildResponse\"F\n\x12RemoveChildRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x15\n\x13RemoveChildResponse\" \n\x0f\x46orgetVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x12\n\x10\x46orgetVmResponse\"0\n\x0c\x41pertureInfo\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xcf\x02\n\x06\x44\x65vice\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x03 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".porthole.handshake.v1.DeviceState\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x36\n\x08\x61perture\x18\x07 \x01(\x0b\x32$.porthole.devicehost.v1.ApertureInfo\x12\x37\n\x08\x63ounters\x18\x08 \x01(\x0b\x32%.porthole.handshake.v1.DeviceCounters\x12\x0f\n\x07options\x18\t \x01(\t\x12\x10\n\x08\x63hildren\x18\n \x03(\t\"6\n\x10GetDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"C\n\x11GetDeviceResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\"#\n\x12ListDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"F\n\x13ListDevicesResponse\x12/\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1e.porthole.devicehost.v1.Device\"$\n\x13WatchDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x8d\x01\n\x14WatchDevicesResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x35\n\nexhaustion\x18\x03 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion2\x89\x08\n\nDeviceHost\x12\x63\n\nGetVersion\x12).porthole.devicehost.v1.GetVersionRequest\x1a*.porthole.devicehost.v1.GetVersionResponse\x12\x63\n\nSetSwiotlb\x12).porthole.devicehost.v1.SetSwiotlbRequest\x1a*.porthole.devicehost.v1.SetSwiotlbResponse\x12i\n\x0c\x43reateDevice\x12+.porthole.devicehost.v1.CreateDeviceRequest\x1a,.porthole.devicehost.v1.CreateDeviceResponse\x12i\n\x0cRemoveDevice\x12+.porthole.devicehost.v1.RemoveDeviceRequest\x1a,.porthole.devicehost.v1.RemoveDeviceResponse\x12]\n\x08\x41\x64\x64\x43hild\x12\'.porthole.devicehost.v1.AddChildRequest\x1a(.porthole.devicehost.v1.AddChildResponse\x12\x66\n\x0bRemoveChild\x12*.porthole.devicehost.v1.RemoveChildRequest\x1a+.porthole.devicehost.v1.RemoveChildResponse\x12]\n\x08\x46orgetVm\x12\'.porthole.devicehost.v1.ForgetVmRequest\x1a(.porthole.devicehost.v1.ForgetVmResponse\x12`\n\tGetDevice\x12(.porthole.devicehost.v1.GetDeviceRequest\x1a).porthole.devicehost.v1.GetDeviceResponse\x12\x66\n\x0bListDevices\x12*.porthole.devicehost.v1.ListDevicesRequest\x1a+.porthole.devicehost.v1.ListDevicesResponse\x12k\n\x0cWatchDevices\x12+.porthole.devicehost.v1.WatchDevicesRequest\x1a,.porthole.devicehost.v1.WatchDevicesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,36 +43,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETSWIOTLBRESPONSE']._serialized_end=357
   _globals['_FSBACKEND']._serialized_start=359
   _globals['_FSBACKEND']._serialized_end=390
-  _globals['_NETBACKEND']._serialized_start=392
-  _globals['_NETBACKEND']._serialized_end=417
-  _globals['_CREATEDEVICEREQUEST']._serialized_start=420
-  _globals['_CREATEDEVICEREQUEST']._serialized_end=618
-  _globals['_CREATEDEVICERESPONSE']._serialized_start=620
-  _globals['_CREATEDEVICERESPONSE']._serialized_end=663
-  _globals['_REMOVEDEVICEREQUEST']._serialized_start=665
-  _globals['_REMOVEDEVICEREQUEST']._serialized_end=722
-  _globals['_REMOVEDEVICERESPONSE']._serialized_start=724
-  _globals['_REMOVEDEVICERESPONSE']._serialized_end=746
-  _globals['_FORGETVMREQUEST']._serialized_start=748
-  _globals['_FORGETVMREQUEST']._serialized_end=780
-  _globals['_FORGETVMRESPONSE']._serialized_start=782
-  _globals['_FORGETVMRESPONSE']._serialized_end=800
-  _globals['_APERTUREINFO']._serialized_start=802
-  _globals['_APERTUREINFO']._serialized_end=850
-  _globals['_DEVICE']._serialized_start=853
-  _globals['_DEVICE']._serialized_end=1170
-  _globals['_GETDEVICEREQUEST']._serialized_start=1172
-  _globals['_GETDEVICEREQUEST']._serialized_end=1226
-  _globals['_GETDEVICERESPONSE']._serialized_start=1228
-  _globals['_GETDEVICERESPONSE']._serialized_end=1295
-  _globals['_LISTDEVICESREQUEST']._serialized_start=1297
-  _globals['_LISTDEVICESREQUEST']._serialized_end=1332
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=1334
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1404
-  _globals['_WATCHDEVICESREQUEST']._serialized_start=1406
-  _globals['_WATCHDEVICESREQUEST']._serialized_end=1442
-  _globals['_WATCHDEVICESRESPONSE']._serialized_start=1445
-  _globals['_WATCHDEVICESRESPONSE']._serialized_end=1586
-  _globals['_DEVICEHOST']._serialized_start=1589
-  _globals['_DEVICEHOST']._serialized_end=2423
+  _globals['_AGGREGATEBACKEND']._serialized_start=392
+  _globals['_AGGREGATEBACKEND']._serialized_end=410
+  _globals['_NETBACKEND']._serialized_start=412
+  _globals['_NETBACKEND']._serialized_end=437
+  _globals['_CREATEDEVICEREQUEST']._serialized_start=440
+  _globals['_CREATEDEVICEREQUEST']._serialized_end=701
+  _globals['_CREATEDEVICERESPONSE']._serialized_start=703
+  _globals['_CREATEDEVICERESPONSE']._serialized_end=746
+  _globals['_REMOVEDEVICEREQUEST']._serialized_start=748
+  _globals['_REMOVEDEVICEREQUEST']._serialized_end=805
+  _globals['_REMOVEDEVICERESPONSE']._serialized_start=807
+  _globals['_REMOVEDEVICERESPONSE']._serialized_end=829
+  _globals['_ADDCHILDREQUEST']._serialized_start=831
+  _globals['_ADDCHILDREQUEST']._serialized_end=935
+  _globals['_ADDCHILDRESPONSE']._serialized_start=937
+  _globals['_ADDCHILDRESPONSE']._serialized_end=955
+  _globals['_REMOVECHILDREQUEST']._serialized_start=957
+  _globals['_REMOVECHILDREQUEST']._serialized_end=1027
+  _globals['_REMOVECHILDRESPONSE']._serialized_start=1029
+  _globals['_REMOVECHILDRESPONSE']._serialized_end=1050
+  _globals['_FORGETVMREQUEST']._serialized_start=1052
+  _globals['_FORGETVMREQUEST']._serialized_end=1084
+  _globals['_FORGETVMRESPONSE']._serialized_start=1086
+  _globals['_FORGETVMRESPONSE']._serialized_end=1104
+  _globals['_APERTUREINFO']._serialized_start=1106
+  _globals['_APERTUREINFO']._serialized_end=1154
+  _globals['_DEVICE']._serialized_start=1157
+  _globals['_DEVICE']._serialized_end=1492
+  _globals['_GETDEVICEREQUEST']._serialized_start=1494
+  _globals['_GETDEVICEREQUEST']._serialized_end=1548
+  _globals['_GETDEVICERESPONSE']._serialized_start=1550
+  _globals['_GETDEVICERESPONSE']._serialized_end=1617
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1619
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1654
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1656
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=1726
+  _globals['_WATCHDEVICESREQUEST']._serialized_start=1728
+  _globals['_WATCHDEVICESREQUEST']._serialized_end=1764
+  _globals['_WATCHDEVICESRESPONSE']._serialized_start=1767
+  _globals['_WATCHDEVICESRESPONSE']._serialized_end=1908
+  _globals['_DEVICEHOST']._serialized_start=1911
+  _globals['_DEVICEHOST']._serialized_end=2944
 # @@protoc_insertion_point(module_scope)

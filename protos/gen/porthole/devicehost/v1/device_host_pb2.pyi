@@ -120,6 +120,25 @@ class FsBackend(_message.Message):
 Global___FsBackend: _TypeAlias = FsBackend  # noqa: Y015
 
 @_typing.final
+class AggregateBackend(_message.Message):
+    """AggregateBackend is a device whose root has one directory per share, which
+    AddChild and RemoveChild add and remove.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AggregateBackend: _TypeAlias = AggregateBackend  # noqa: Y015
+
+@_typing.final
 class NetBackend(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,6 +168,7 @@ class CreateDeviceRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     FS_FIELD_NUMBER: _builtins.int
     NET_FIELD_NUMBER: _builtins.int
+    AGGREGATE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     instance_id: _builtins.str
     tag: _builtins.str
@@ -159,6 +179,8 @@ class CreateDeviceRequest(_message.Message):
     def fs(self) -> Global___FsBackend: ...
     @_builtins.property
     def net(self) -> Global___NetBackend: ...
+    @_builtins.property
+    def aggregate(self) -> Global___AggregateBackend: ...
     def __init__(
         self,
         *,
@@ -168,12 +190,13 @@ class CreateDeviceRequest(_message.Message):
         options: _builtins.str = ...,
         fs: Global___FsBackend | None = ...,
         net: Global___NetBackend | None = ...,
+        aggregate: Global___AggregateBackend | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "fs", b"fs", "net", b"net"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "backend", b"backend", "fs", b"fs", "net", b"net"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "fs", b"fs", "instance_id", b"instance_id", "net", b"net", "options", b"options", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "backend", b"backend", "fs", b"fs", "instance_id", b"instance_id", "net", b"net", "options", b"options", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_backend: _TypeAlias = _typing.Literal["fs", "net"]  # noqa: Y015
+    _WhichOneofReturnType_backend: _TypeAlias = _typing.Literal["fs", "net", "aggregate"]  # noqa: Y015
     _WhichOneofArgType_backend: _TypeAlias = _typing.Literal["backend", b"backend"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_backend) -> _WhichOneofReturnType_backend | None: ...
 
@@ -235,6 +258,98 @@ class RemoveDeviceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveDeviceResponse: _TypeAlias = RemoveDeviceResponse  # noqa: Y015
+
+@_typing.final
+class AddChildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    SHARED_DIR_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    instance_id: _builtins.str
+    """Of the aggregate device."""
+    name: _builtins.str
+    """Name of the share's directory in the device's root."""
+    options: _builtins.str
+    """"name;key=value;flag;…;vm_id=<uuid>" as of a device, but without those that
+    count for the whole device: swiotlb, queues and writeback.
+    """
+    shared_dir: _builtins.str
+    """Directory of the host that is shared."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        options: _builtins.str = ...,
+        shared_dir: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "name", b"name", "options", b"options", "shared_dir", b"shared_dir", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddChildRequest: _TypeAlias = AddChildRequest  # noqa: Y015
+
+@_typing.final
+class AddChildResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddChildResponse: _TypeAlias = AddChildResponse  # noqa: Y015
+
+@_typing.final
+class RemoveChildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    instance_id: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "name", b"name", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveChildRequest: _TypeAlias = RemoveChildRequest  # noqa: Y015
+
+@_typing.final
+class RemoveChildResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveChildResponse: _TypeAlias = RemoveChildResponse  # noqa: Y015
 
 @_typing.final
 class ForgetVmRequest(_message.Message):
@@ -308,6 +423,7 @@ class Device(_message.Message):
     APERTURE_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     instance_id: _builtins.str
     device_class: _device_pb2.DeviceClass.ValueType
@@ -320,6 +436,10 @@ class Device(_message.Message):
     def aperture(self) -> Global___ApertureInfo: ...
     @_builtins.property
     def counters(self) -> _device_pb2.DeviceCounters: ...
+    @_builtins.property
+    def children(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the shares of an aggregate device."""
+
     def __init__(
         self,
         *,
@@ -332,10 +452,11 @@ class Device(_message.Message):
         aperture: Global___ApertureInfo | None = ...,
         counters: _device_pb2.DeviceCounters | None = ...,
         options: _builtins.str = ...,
+        children: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "counters", b"counters", "device_class", b"device_class", "instance_id", b"instance_id", "options", b"options", "socket_path", b"socket_path", "state", b"state", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "children", b"children", "counters", b"counters", "device_class", b"device_class", "instance_id", b"instance_id", "options", b"options", "socket_path", b"socket_path", "state", b"state", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,6 +56,16 @@ class DeviceHostStub:
                 request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceRequest.SerializeToString,
                 response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceResponse.FromString,
                 _registered_method=True)
+        self.AddChild = channel.unary_unary(
+                '/porthole.devicehost.v1.DeviceHost/AddChild',
+                request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.AddChildRequest.SerializeToString,
+                response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.AddChildResponse.FromString,
+                _registered_method=True)
+        self.RemoveChild = channel.unary_unary(
+                '/porthole.devicehost.v1.DeviceHost/RemoveChild',
+                request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildRequest.SerializeToString,
+                response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildResponse.FromString,
+                _registered_method=True)
         self.ForgetVm = channel.unary_unary(
                 '/porthole.devicehost.v1.DeviceHost/ForgetVm',
                 request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmRequest.SerializeToString,
@@ -112,6 +122,21 @@ class DeviceHostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddChild(self, request, context):
+        """AddChild adds a share to an aggregate device, while its guest uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveChild(self, request, context):
+        """RemoveChild removes a share from an aggregate device. What the guest still
+        has open of it is stale; the other shares go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ForgetVm(self, request, context):
         """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
         VM that is not known is forgotten already.
@@ -163,6 +188,16 @@ def add_DeviceHostServicer_to_server(servicer, server):
                     servicer.RemoveDevice,
                     request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceRequest.FromString,
                     response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceResponse.SerializeToString,
+            ),
+            'AddChild': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddChild,
+                    request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.AddChildRequest.FromString,
+                    response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.AddChildResponse.SerializeToString,
+            ),
+            'RemoveChild': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveChild,
+                    request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildRequest.FromString,
+                    response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildResponse.SerializeToString,
             ),
             'ForgetVm': grpc.unary_unary_rpc_method_handler(
                     servicer.ForgetVm,
@@ -295,6 +330,60 @@ class DeviceHost:
             '/porthole.devicehost.v1.DeviceHost/RemoveDevice',
             porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceRequest.SerializeToString,
             porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddChild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.devicehost.v1.DeviceHost/AddChild',
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.AddChildRequest.SerializeToString,
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.AddChildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveChild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.devicehost.v1.DeviceHost/RemoveChild',
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildRequest.SerializeToString,
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildResponse.FromString,
             options,
             channel_credentials,
             insecure,

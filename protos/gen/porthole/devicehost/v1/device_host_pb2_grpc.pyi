@@ -45,6 +45,12 @@ class DeviceHostStub:
     """CreateDevice starts one device and listens on its vhost-user socket."""
     RemoveDevice: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.RemoveDeviceRequest, _device_host_pb2.RemoveDeviceResponse]
     """RemoveDevice tears one device down; its socket is gone when this returns."""
+    AddChild: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.AddChildRequest, _device_host_pb2.AddChildResponse]
+    """AddChild adds a share to an aggregate device, while its guest uses it."""
+    RemoveChild: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.RemoveChildRequest, _device_host_pb2.RemoveChildResponse]
+    """RemoveChild removes a share from an aggregate device. What the guest still
+    has open of it is stale; the other shares go on.
+    """
     ForgetVm: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]
     """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
     VM that is not known is forgotten already.
@@ -73,6 +79,12 @@ class DeviceHostAsyncStub(DeviceHostStub):
     """CreateDevice starts one device and listens on its vhost-user socket."""
     RemoveDevice: _aio.UnaryUnaryMultiCallable[_device_host_pb2.RemoveDeviceRequest, _device_host_pb2.RemoveDeviceResponse]  # type: ignore[assignment]
     """RemoveDevice tears one device down; its socket is gone when this returns."""
+    AddChild: _aio.UnaryUnaryMultiCallable[_device_host_pb2.AddChildRequest, _device_host_pb2.AddChildResponse]  # type: ignore[assignment]
+    """AddChild adds a share to an aggregate device, while its guest uses it."""
+    RemoveChild: _aio.UnaryUnaryMultiCallable[_device_host_pb2.RemoveChildRequest, _device_host_pb2.RemoveChildResponse]  # type: ignore[assignment]
+    """RemoveChild removes a share from an aggregate device. What the guest still
+    has open of it is stale; the other shares go on.
+    """
     ForgetVm: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]  # type: ignore[assignment]
     """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
     VM that is not known is forgotten already.
@@ -122,6 +134,24 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.RemoveDeviceResponse, _abc.Awaitable[_device_host_pb2.RemoveDeviceResponse]]:
         """RemoveDevice tears one device down; its socket is gone when this returns."""
+
+    @_abc_1.abstractmethod
+    def AddChild(
+        self,
+        request: _device_host_pb2.AddChildRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_host_pb2.AddChildResponse, _abc.Awaitable[_device_host_pb2.AddChildResponse]]:
+        """AddChild adds a share to an aggregate device, while its guest uses it."""
+
+    @_abc_1.abstractmethod
+    def RemoveChild(
+        self,
+        request: _device_host_pb2.RemoveChildRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_host_pb2.RemoveChildResponse, _abc.Awaitable[_device_host_pb2.RemoveChildResponse]]:
+        """RemoveChild removes a share from an aggregate device. What the guest still
+        has open of it is stale; the other shares go on.
+        """
 
     @_abc_1.abstractmethod
     def ForgetVm(

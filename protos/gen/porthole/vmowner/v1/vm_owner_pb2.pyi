@@ -204,6 +204,7 @@ class ShareSpec(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     ELEVATED_FIELD_NUMBER: _builtins.int
+    AGGREGATE_FIELD_NUMBER: _builtins.int
     host_path: _builtins.str
     """Absolute path of a directory of the host."""
     tag: _builtins.str
@@ -212,6 +213,10 @@ class ShareSpec(_message.Message):
     """"key=value;flag;…" without name and token, for instance "ro;uid=1000"."""
     elevated: _builtins.bool
     """Serve it from the elevated user's device host."""
+    aggregate: _builtins.bool
+    """Put it into the VM's aggregate device, as a directory that has the share's
+    id for a name, instead of giving it a device of its own. It has no tag then.
+    """
     def __init__(
         self,
         *,
@@ -219,10 +224,11 @@ class ShareSpec(_message.Message):
         tag: _builtins.str = ...,
         options: _builtins.str = ...,
         elevated: _builtins.bool = ...,
+        aggregate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elevated", b"elevated", "host_path", b"host_path", "options", b"options", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "elevated", b"elevated", "host_path", b"host_path", "options", b"options", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,12 +316,15 @@ class Share(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     ELEVATED_FIELD_NUMBER: _builtins.int
+    AGGREGATE_FIELD_NUMBER: _builtins.int
     share_id: _builtins.str
     instance_id: _builtins.str
     host_path: _builtins.str
     tag: _builtins.str
     options: _builtins.str
     elevated: _builtins.bool
+    aggregate: _builtins.bool
+    """Whether it is a directory, named by its id, of the device with this tag."""
     def __init__(
         self,
         *,
@@ -325,10 +334,11 @@ class Share(_message.Message):
         tag: _builtins.str = ...,
         options: _builtins.str = ...,
         elevated: _builtins.bool = ...,
+        aggregate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elevated", b"elevated", "host_path", b"host_path", "instance_id", b"instance_id", "options", b"options", "share_id", b"share_id", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "elevated", b"elevated", "host_path", b"host_path", "instance_id", b"instance_id", "options", b"options", "share_id", b"share_id", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

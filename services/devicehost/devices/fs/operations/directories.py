@@ -16,7 +16,6 @@ from services.wire.fuse import (
     DIRENT,
     ENTRY_OUT,
     FUSE_FSYNC_FDATASYNC,
-    FUSE_ROOT_ID,
     OPEN_OUT,
     align8,
 )
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.nodes import Node
     from services.devicehost.devices.fs.request import Request
 
-_NO_ENTRY: Final = bytes(ENTRY_OUT.size + ATTR.size)
+NO_ENTRY: Final = bytes(ENTRY_OUT.size + ATTR.size)
 """Node id 0 in READDIRPLUS: the name is listed, nothing was looked up."""
 _DT_UNKNOWN: Final = 0
 _DT_REG: Final = 8
@@ -72,7 +71,7 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
     number, cookie, size, _, _, _ = request.args
     opened = mount.handles.get(number, OpenDirectory)
     room = min(size, request.space_bytes(), _REPLY_BYTES)
-    prefix_bytes = len(_NO_ENTRY) if plus else 0
+    prefix_bytes = len(NO_ENTRY) if plus else 0
     listed = bytearray()
     with opened.lock:
         for entry in entries(opened, cookie):
@@ -86,24 +85,29 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
                 entry = entry._replace(kind=_DT_UNKNOWN)  # its mode may be another's
             if plus:
                 listed += _looked_up(mount, opened, entry)
-            listed += _dirent(opened.node, entry)
+            listed += dirent(entry, _ino(mount, opened.node, entry))
     return request.reply(bytes(listed))
 
 
 def _looked_up(mount: Mount, directory: OpenDirectory, entry: Entry) -> bytes:
     """Look an entry up; one that cannot be (removed meanwhile, say) must not hide the others."""
     if entry.name in (b".", b".."):
-        return _NO_ENTRY
+        return NO_ENTRY
     try:
         return mount.entry(*mount.enter(directory, entry.name))
     except OSError:
-        return _NO_ENTRY
+        return NO_ENTRY
 
 
-def _dirent(node: Node, entry: Entry) -> bytes:
+def _ino(mount: Mount, node: Node, entry: Entry) -> int:
     ino = entry.ino
-    if node.id == FUSE_ROOT_ID and entry.name == b"..":
+    if node.id == mount.root_id and entry.name == b"..":
         # What lies above the share is not the guest's to know.
         ino = os.fstat(node.fd).st_ino
+    return ino ^ mount.rules.presentation.ino_mask
+
+
+def dirent(entry: Entry, ino: int) -> bytes:
+    """Pack a fuse_dirent with its name, padded."""
     head = DIRENT.pack(ino, entry.cookie, len(entry.name), entry.kind)
     return (head + entry.name).ljust(align8(len(head) + len(entry.name)), b"\0")

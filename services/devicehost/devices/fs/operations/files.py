@@ -156,9 +156,10 @@ def copy_file_range(mount: Mount, request: Request) -> int:
 
     Set-id bits are cleared as in FALLOCATE.
     """
-    from_number, from_offset, _, to_number, to_offset, length, flags = request.args
+    from_number, from_offset, target_id, to_number, to_offset, length, flags = request.args
     if flags:
         raise refusal(errno.EINVAL)
+    mount.require_own(target_id)
     source = mount.handles.get(from_number, OpenFile)
     target = mount.handles.get(to_number, OpenFile)
     with mount.writing(target.node, request.uid):

@@ -164,6 +164,7 @@ def symlink(mount: Mount, request: Request) -> int:
 def link(mount: Mount, request: Request) -> int:
     """LINK: give a node one more name."""
     (old_id,) = request.args
+    mount.require_own(old_id)
     node = mount.nodes.get(old_id)
     parent = mount.nodes.get(request.nodeid)
     (name,) = request.names(1)
@@ -216,6 +217,7 @@ def readlink(mount: Mount, request: Request) -> int:
 
 
 def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
+    mount.require_own(new_parent)
     source = mount.nodes.get(request.nodeid)
     target = mount.nodes.get(new_parent)
     old, new = request.names(2)

@@ -7,7 +7,7 @@ guest kernel do without them for good.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from services.devicehost.devices.fs.operations import (
     directories,
@@ -29,8 +29,19 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.deferral import Deferred
 
 
+class Place(Protocol):
+    """What an operation works on: a mount, or the root of several."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether what changes anything is refused."""
+
+
+WhereT = TypeVar("WhereT", bound=Place)
+
+
 @dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Generic[WhereT]):
     """One row.
 
     Attributes:
@@ -43,7 +54,7 @@ class Operation:
         streamed: What follows `args` stays in guest memory.
     """
 
-    run: Callable[[Mount, Request], int | Deferred]
+    run: Callable[[WhereT, Request], int | Deferred]
     args: Struct | None = None
     reply_bytes: int = 0
     modifies: bool = False
@@ -56,7 +67,7 @@ _OPEN: Final = fuse.OPEN_OUT.size
 _WRITE: Final = fuse.WRITE_OUT.size
 _STATX: Final = fuse.STATX_OUT.size + fuse.STATX.size
 
-OPERATIONS: Final[dict[int, Operation]] = {
+OPERATIONS: Final[dict[int, Operation[Mount]]] = {
     Opcode.LOOKUP: Operation(names.lookup, None, _ENTRY),
     Opcode.FORGET: Operation(names.forget, fuse.FORGET_IN),
     Opcode.BATCH_FORGET: Operation(names.batch_forget, fuse.BATCH_FORGET_IN),

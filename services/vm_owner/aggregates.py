@@ -1,0 +1,145 @@
+"""The aggregate devices of one VM: one for the ordinary user's shares, one for the elevated user's.
+
+Owns when such a device is made, how a share gets into it and out again, and what becomes of the
+others when its device host has lost it. It is not locked here: the VM's lock is held around every
+call. Must not know which shares are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from services.handshake import events
+from services.handshake.errors import NotFoundError, PortholeError
+from services.handshake.options import build_options
+from services.handshake.states import Operation
+from services.vm_owner.device_hosts import NewChild
+from services.vm_owner.guest_devices import DeviceSpec, check_length
+from services.vm_owner.shares import Share
+from services.vm_owner.vm import DeviceEvent
+from services.vm_owner.warnings import share_failed
+
+if TYPE_CHECKING:
+    from services.vm_owner.device_hosts import DeviceHosts
+    from services.vm_owner.guest_devices import GuestDevice, GuestDevices
+    from services.vm_owner.shares import ShareKey, ShareSpec
+    from services.vm_owner.vm import Vm
+
+logger = logging.getLogger(__name__)
+
+TAGS: Final = {False: "porthole-shares", True: "porthole-shares-elevated"}
+"""Mount tags, by whether the elevated user's device host serves it."""
+
+QUEUES: Final = 4
+"""Request queues: its shares are used at the same time."""
+
+
+class AggregateShares:
+    """Shares that are directories of one device.
+
+    Args:
+        vm: The record of the VM.
+        devices: Its devices.
+        hosts: Both device hosts.
+        shares: All shares of the VM, by id; only those of aggregate devices are changed here.
+    """
+
+    def __init__(
+        self, vm: Vm, devices: GuestDevices, hosts: DeviceHosts, shares: dict[str, Share]
+    ) -> None:
+        self._vm = vm
+        self._devices = devices
+        self._hosts = hosts
+        self._shares = shares
+
+    async def add(self, share_id: str, spec: ShareSpec, key: ShareKey) -> Share:
+        """Put a share into the device, which is made if it is the first; the guest finds it.
+
+        After any failure nothing of the share is left; the device stays.
+
+        Raises:
+            PortholeError: As GuestDevices.add, or what the device host answered.
+        """
+        check_length(share_id, spec.options)
+        device = await self._device(elevated=spec.elevated)
+        share = Share(share_id, spec, key, device)
+        await self._put(share)
+        return share
+
+    async def remove(self, share: Share) -> None:
+        """Take a share out of its device. The guest has lost it when this returns.
+
+        Raises:
+            PortholeError: The device host cannot be reached, or refuses; the share is still there.
+        """
+        # Not dialled for this: a device host that was never reached has nothing of ours.
+        host = self._hosts.connected(elevated=share.spec.elevated)
+        if host is not None:
+            try:
+                await host.remove_child(
+                    self._vm.facts.vm_id, share.device.instance_id, share.share_id
+                )
+            except NotFoundError:
+                logger.debug("share %s was gone already", share.share_id)
+        del self._shares[share.share_id]
+        self._tell(share, "removed")
+
+    async def _put(self, share: Share) -> None:
+        spec, vm_id = share.spec, self._vm.facts.vm_id
+        host = await self._hosts.get(elevated=spec.elevated)
+        child = NewChild(
+            vm_id=vm_id,
+            instance_id=share.device.instance_id,
+            name=share.share_id,
+            options=build_options(share.share_id, spec.options, None, vm_id),
+            shared_dir=share.key.canonical_path,
+        )
+        try:
+            await host.add_child(child)
+            self._vm.require(Operation.ADD_SHARE)  # it may have begun to shut down meanwhile
+        except BaseException:
+            try:
+                await host.remove_child(vm_id, child.instance_id, child.name)
+            except PortholeError as failure:
+                logger.debug("share %s was not undone: %s", child.name, failure)
+            raise
+        self._shares[share.share_id] = share
+        self._tell(share, "added")
+
+    async def _device(self, *, elevated: bool) -> GuestDevice:
+        """Return the device that takes the user's shares; makes it if there is none."""
+        for device in self._devices.all():
+            if device.spec.backend is None and device.spec.elevated == elevated:
+                if await self._devices.served(device):
+                    return device
+                return await self._renew(device)
+        return await self._devices.add(
+            DeviceSpec(
+                device_class=events.FS,
+                tag=TAGS[elevated],
+                extra_options=f"queues={QUEUES}",
+                backend=None,
+                elevated=elevated,
+            )
+        )
+
+    async def _renew(self, device: GuestDevice) -> GuestDevice:
+        """Make a device again that its device host has lost, with its shares as far as they go."""
+        lost = [share for share in self._shares.values() if share.device is device]
+        for share in lost:
+            del self._shares[share.share_id]
+        await self._devices.remove(device.instance_id)
+        renewed = await self._devices.add(device.spec)
+        for share in lost:
+            try:
+                await self._put(replace(share, device=renewed))
+            except PortholeError as failure:
+                self._vm.warn(share_failed(share.spec.host_path, failure))
+        return renewed
+
+    def _tell(self, share: Share, what: str) -> None:
+        device = share.device
+        detail = f"share {share.share_id} was {what}: {share.key.canonical_path}"
+        self._vm.tell(DeviceEvent(device.instance_id, device.spec.tag, "attached", detail))
