@@ -155,6 +155,12 @@ def test_a_wslc_vm_from_creation_to_a_valid_handshake(porthole: Porthole, tree: 
 
     porthole.run("share", "remove", vm_id, "src")
     assert porthole.json("share", "list", vm_id) == []
+    child = porthole.json("share", "add", vm_id, str(tree), "--aggregate")
+    assert (child["tag"], child["aggregate"]) == ("porthole-shares", True)
+    same_digests = porthole.run("share", "hash", vm_id, child["tag"], child["share_id"]).stdout
+    assert sorted(same_digests.splitlines()) == sorted(digests.splitlines())
+    porthole.run("share", "remove", vm_id, child["share_id"])
+    assert porthole.json("share", "list", vm_id) == []
     porthole.run("vm", "terminate", vm_id)
     states = {vm["vm_id"]: vm["state"] for vm in porthole.json("vm", "list")}
     assert states[vm_id] == "terminated"

@@ -41,6 +41,12 @@ def test_a_share_is_a_directory_with_a_tag_and_options() -> None:
     )
 
 
+def test_a_share_may_be_one_of_the_aggregate_device() -> None:
+    assert parse_share("/srv/a,aggregate,ro") == ShareRequest(
+        "/srv/a", options="ro", aggregate=True
+    )
+
+
 def test_the_directory_of_a_share_becomes_absolute() -> None:
     assert parse_share("here").host_path == str(Path.cwd() / "here")
 

@@ -19,6 +19,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.fs.cache import CachePolicy
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.mount import Mount, totals
 from services.devicehost.devices.fs.nodes import SLOT_SHIFT
@@ -32,6 +33,7 @@ from services.handshake.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from services.wire.fuse import FUSE_DIRECT_IO_ALLOW_MMAP
 
 if TYPE_CHECKING:
     import ctypes
@@ -171,6 +173,10 @@ class Aggregate:
             mount = self._mount() if self._mount else None
         if mount is not None:
             mount.drop(child)
+
+    def capabilities(self) -> int:
+        """Tell which FUSE_* may be agreed on at INIT: also what shares with `cache=none` need."""
+        return CachePolicy(self.options).capabilities() | FUSE_DIRECT_IO_ALLOW_MMAP
 
     def begin(self, loop: NativeLoop | None, *, writeback: bool) -> AggregateMount:
         """Mount the root for a guest; the loop is told of each share when it is looked up."""

@@ -21,6 +21,25 @@ if TYPE_CHECKING:
     from services.handshake.options import FsOptions
 
 
+SUPPORTED: Final = (
+    fuse.FUSE_ASYNC_READ
+    | fuse.FUSE_ATOMIC_O_TRUNC
+    | fuse.FUSE_BIG_WRITES
+    | fuse.FUSE_AUTO_INVAL_DATA
+    | fuse.FUSE_DO_READDIRPLUS
+    | fuse.FUSE_READDIRPLUS_AUTO
+    | fuse.FUSE_ASYNC_DIO
+    | fuse.FUSE_PARALLEL_DIROPS
+    | fuse.FUSE_POSIX_LOCKS
+    | fuse.FUSE_FLOCK_LOCKS
+    | fuse.FUSE_MAX_PAGES
+    | fuse.FUSE_HANDLE_KILLPRIV_V2
+    | fuse.FUSE_INIT_EXT
+    | fuse.FUSE_CREATE_SUPP_GROUP
+)
+"""Capabilities that are accepted when a guest offers them, unless a share's policy is another."""
+
+
 class _Policy(NamedTuple):
     valid_s: int
     file_flags: int
@@ -54,13 +73,13 @@ class CachePolicy:
         self._direct: Final = options.cache == "none"
         self._writeback: Final = options.writeback and not self._direct
 
-    def capabilities(self, supported: int) -> int:
-        """Tell which FUSE_* may be agreed on at INIT, of those that the device serves."""
+    def capabilities(self) -> int:
+        """Tell which FUSE_* may be agreed on at INIT."""
         if self._direct:
             # A lookup that holds for no time is made in vain. Shared mappings would otherwise be
             # refused where nothing is cached (ENODEV).
-            return supported & ~_READDIRPLUS | fuse.FUSE_DIRECT_IO_ALLOW_MMAP
-        return supported | fuse.FUSE_WRITEBACK_CACHE if self._writeback else supported
+            return SUPPORTED & ~_READDIRPLUS | fuse.FUSE_DIRECT_IO_ALLOW_MMAP
+        return SUPPORTED | fuse.FUSE_WRITEBACK_CACHE if self._writeback else SUPPORTED
 
 
 def writeback_flags(flags: int) -> int:

@@ -56,25 +56,6 @@ _LACKING: Final = {
 _SILENT: Final = fuse.NO_REPLY | fuse.ERROR_REPLY
 """Opcodes whose success is not told."""
 
-SUPPORTED: Final = (
-    fuse.FUSE_ASYNC_READ
-    | fuse.FUSE_ATOMIC_O_TRUNC
-    | fuse.FUSE_BIG_WRITES
-    | fuse.FUSE_AUTO_INVAL_DATA
-    | fuse.FUSE_DO_READDIRPLUS
-    | fuse.FUSE_READDIRPLUS_AUTO
-    | fuse.FUSE_ASYNC_DIO
-    | fuse.FUSE_PARALLEL_DIROPS
-    | fuse.FUSE_POSIX_LOCKS
-    | fuse.FUSE_FLOCK_LOCKS
-    | fuse.FUSE_MAX_PAGES
-    | fuse.FUSE_HANDLE_KILLPRIV_V2
-    | fuse.FUSE_INIT_EXT
-    | fuse.FUSE_CREATE_SUPP_GROUP
-)
-"""Capabilities that are accepted when a guest offers them, unless the share's cache policy says
-otherwise."""
-
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -93,6 +74,10 @@ class Share:
     limits: Limits
     library: ctypes.CDLL | None = None
     bounds: Bounds = field(default_factory=Bounds)
+
+    def capabilities(self) -> int:
+        """Tell which FUSE_* may be agreed on at INIT."""
+        return CachePolicy(self.options).capabilities()
 
     def begin(self, loop: NativeLoop | None, *, writeback: bool) -> Mount:
         """Mount it for a guest; the loop learns of the mount from the session."""
@@ -115,7 +100,6 @@ class Session:
         """
         self.loop: Final = NativeLoop(share.library) if share.library else None
         self._share: Final = share
-        self._cache: Final = CachePolicy(share.options)
         self._max_pages: Final = POOL_MAX_PAGES if share.options.swiotlb else MAX_PAGES
         self._turn: Final = threading.Lock()
         self._mount: Mount | AggregateMount | None = None
@@ -222,7 +206,7 @@ class Session:
             )
         if offer.major < fuse.FUSE_KERNEL_VERSION or offer.minor < fuse.FUSE_MIN_MINOR_VERSION:
             raise refusal(errno.EPROTO)
-        flags = self._cache.capabilities(SUPPORTED) & (offer.flags | offer.flags2 << 32)
+        flags = self._share.capabilities() & (offer.flags | offer.flags2 << 32)
         writeback = bool(flags & fuse.FUSE_WRITEBACK_CACHE)
         self._begin(self._share.begin(self.loop, writeback=writeback))
         return request.reply(

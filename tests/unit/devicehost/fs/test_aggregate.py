@@ -17,6 +17,7 @@ from services.devicehost.devices.fs.aggregate import MAX_CHILDREN, Aggregate
 from services.devicehost.devices.fs.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.session import Session, Share
 from services.handshake.errors import PortholeError
+from services.handshake.exhaustion import Resource
 from services.handshake.options import FsOptions
 from services.wire import fuse
 from services.wire.fuse import Opcode
@@ -131,6 +132,8 @@ def test_a_name_of_a_share_is_asked_for_again_whatever_its_cache(
 ) -> None:
     rig.add("one", cache="always")
     rig.add("two", cache="none")
+    agreed = guest.init(flags2=fuse.FUSE_DIRECT_IO_ALLOW_MMAP >> 32, flags=fuse.FUSE_INIT_EXT)
+    assert agreed.flags2 == fuse.FUSE_DIRECT_IO_ALLOW_MMAP >> 32
     for name, name_s, attr_s in ((b"one\0", 1, 86_400), (b"two\0", 0, 0)):
         out = fuse.EntryOut(*fuse.ENTRY_OUT.unpack_from(guest.call(Opcode.LOOKUP, 1, name)))
         assert (out.entry_valid, out.attr_valid) == (name_s, attr_s)
@@ -331,7 +334,11 @@ def test_a_share_that_is_full_leaves_room_in_the_others(rig: Rig, guest: FuseGue
     node = guest.walk("one/file").nodeid
     for _ in range(20):
         guest.open(node)
+    assert not rig.aggregate.bounds.is_exhausted(Resource.HANDLES)
     refused(errno.ENFILE, lambda: guest.open(node))
+    assert rig.aggregate.bounds.is_exhausted(Resource.HANDLES)
+    [usage] = [each for each in rig.aggregate.bounds.usage() if each.resource == Resource.HANDLES]
+    assert (usage.used, usage.total, usage.exhaustions) == (20, 20, 1)
     guest.open(guest.walk("two/file").nodeid)
 
 
