@@ -786,6 +786,7 @@ static void grow_handles(struct ph_fs *fs)
 uint64_t ph_handle_add(struct ph_fs *fs, struct ph_node *node, int fd, enum ph_kind kind)
 {
     struct ph_handle *handle = calloc(1, sizeof(*handle)), **bucket;
+    uint64_t number;
 
     if (!handle || pthread_mutex_init(&handle->lock, NULL)) {
         free(handle);
@@ -807,14 +808,14 @@ uint64_t ph_handle_add(struct ph_fs *fs, struct ph_node *node, int fd, enum ph_k
     }
     node->opens++;
     handle->known = true;
-    handle->number = fs->next_handle++;
+    number = handle->number = fs->next_handle++;
     if (fs->handle_count++ >= fs->handle_buckets)
         grow_handles(fs);
     bucket = handle_bucket(fs, handle->number);
     handle->next = *bucket;
     *bucket = handle;
     pthread_mutex_unlock(&fs->lock);
-    return handle->number;
+    return number; /* a guest that guessed it may have closed the handle by now */
 }
 
 struct ph_handle *ph_handle_pin(struct ph_fs *fs, uint64_t number, enum ph_kind kind)
