@@ -268,8 +268,13 @@ static int open_again(const struct ph_fs *fs, int fd, int flags)
 
 static bool remember_anchor(struct ph_fs *fs, int fd, uint64_t dev)
 {
-    struct anchor *anchor = malloc(sizeof(*anchor));
+    struct anchor *anchor;
+    struct stat status;
 
+    /* Opening a FIFO, a device or a socket would do something. */
+    if (fstat(fd, &status) || (!S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode)))
+        return false;
+    anchor = malloc(sizeof(*anchor));
     if (!anchor)
         return false;
     anchor->dev = dev;

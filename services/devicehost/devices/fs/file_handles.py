@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,11 @@ class FileHandles:
             OSError: The file could not be found again by a handle.
         """
         if device not in self._anchors:
-            # open_by_handle_at(2) wants an ordinary descriptor of something on the file system.
+            # open_by_handle_at(2) wants an ordinary descriptor of something on the file system; but
+            # opening a FIFO, a device or a socket would do something.
+            kind = stat.S_IFMT(os.fstat(descriptor.fd).st_mode)
+            if kind not in (stat.S_IFREG, stat.S_IFDIR):
+                raise refusal(errno.EOPNOTSUPP)
             anchor = Descriptor(os.open(descriptor.path, os.O_RDONLY | os.O_NONBLOCK))
             with self._lock:
                 self._anchors = {**self._anchors, device: anchor}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from services.devicehost.devices.fs import credentials
-from services.devicehost.devices.fs.descriptors import Limits
+from services.devicehost.devices.fs.descriptors import Descriptor, Limits
+from services.devicehost.devices.fs.file_handles import FileHandles
+from services.wire.fuse import Opcode
 from tests.unit.devicehost.fs.conftest import MakeGuest, open_descriptors
 from tests.unit.devicehost.fs.fuse_guest import FuseError, FuseGuest
 
@@ -108,3 +112,39 @@ def test_without_file_handles_there_are_as_many_nodes_as_descriptors(
     with pytest.raises(FuseError) as error:
         guest.lookup(b"more")
     assert errno.errorcode[error.value.number] == "ENFILE"
+
+
+@pytest.mark.root
+def test_an_idle_fifo_is_not_opened(make_guest: MakeGuest, shared: Path) -> None:
+    """A file system below the share is found again by a file of its own: not by any file."""
+    inner = shared / "inner"
+    inner.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inner], check=True)
+    try:
+        os.mkfifo(inner / "fifo")
+        for number in range(FILES):
+            (shared / f"{number:03}").write_text("")
+        guest = make_guest(limits=Limits(nodes=1000, descriptors=FEW, handles=100))
+        directory = guest.lookup(b"inner").nodeid
+        handle = guest.opendir(directory)  # so it stays in use
+        fifo = guest.lookup(b"fifo", directory).nodeid
+        look_at_all(guest)
+        assert guest.getattr(fifo).ino == (inner / "fifo").stat().st_ino
+        with pytest.raises(OSError, match="No such device or address"):  # nobody reads
+            os.close(os.open(inner / "fifo", os.O_WRONLY | os.O_NONBLOCK))
+        guest.release(handle, Opcode.RELEASEDIR)
+        del guest
+    finally:
+        subprocess.run(["umount", "-l", inner], check=True)
+
+
+def test_only_a_file_or_directory_is_opened_to_find_others_by(shared: Path) -> None:
+    os.mkfifo(shared / "fifo")
+    root = Descriptor(os.open(shared, os.O_PATH))
+    fifo = Descriptor(os.open(shared / "fifo", os.O_PATH))
+    device = shared.stat().st_dev
+    handles = FileHandles(root, device)
+    with pytest.raises(OSError, match="not supported"):
+        handles.take(fifo, device + 1)  # as if it were the first of another file system
+    with pytest.raises(OSError, match="No such device or address"):  # nobody reads
+        os.close(os.open(shared / "fifo", os.O_WRONLY | os.O_NONBLOCK))
