@@ -457,23 +457,25 @@ static int64_t answer_created(struct request *request, struct ph_node *parent, i
     struct created out = {0};
     struct ph_node *node = NULL;
     struct stat status;
-    int path_fd = ph_fs_open_again(request->fs, made, O_PATH);
+    int path_fd = ph_fs_open_again(request->fs, made, O_PATH), error;
 
     if (path_fd >= 0 && !fstat(path_fd, &status))
         node = ph_node_hold(request->fs, path_fd, &status, ph_node_rules(parent));
     else if (path_fd >= 0)
         close(path_fd);
+    error = errno;
     if (!node) {
-        int error = errno;
-
         close(made);
         return -error;
     }
     fill_entry(&out.entry, node, &status);
     out.open.open_flags = ph_node_rules(node)->open_flags;
     out.open.fh = ph_handle_add(request->fs, node, made, PH_FILE);
+    error = errno;
+    if (!out.open.fh) /* the guest does not learn of the node, so it never will forget it */
+        ph_node_forget(request->fs, out.entry.nodeid, 1);
     ph_node_unpin(request->fs, node);
-    return out.open.fh ? reply(request, &out, sizeof(out)) : -errno;
+    return out.open.fh ? reply(request, &out, sizeof(out)) : -error;
 }
 
 static int64_t do_create(struct request *request)
