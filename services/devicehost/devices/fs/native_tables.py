@@ -82,6 +82,7 @@ class NativeTables:
         """Give it up; a native loop may have it yet."""
         if self.pointer is not None:
             self.library.ph_fs_release(self.pointer)
+            self.pointer = None
 
 
 class _Pin(Descriptor):
@@ -98,7 +99,8 @@ class _Pin(Descriptor):
         self._unpin = unpin
 
     def __del__(self) -> None:
-        self._unpin(self._tables.pointer, self.pin)
+        if self._tables.pointer is not None:  # a collected cycle is finalized in any order
+            self._unpin(self._tables.pointer, self.pin)
 
 
 class _Kept(Descriptor):
