@@ -127,7 +127,7 @@ def _targets(case: Case) -> list[Target]:
     if case.kind in (Kind.UNCACHED, Kind.MEMORY):
         ours += [*([here.NATIVE_WINDOWS] if native else []), here.PYTHON_WINDOWS]
         return [*ours, *([here.NATIVE_WHOLE] if native else []), here.PYTHON_WHOLE]
-    return [*ours, *virtiofsds()]
+    return [*ours, *virtiofsds(case.files)]
 
 
 def _scale(given: argparse.Namespace, settings: Settings) -> Iterator[ScaleRow]:
@@ -153,7 +153,7 @@ def _profiles(results: Results, runner: Runner) -> Iterator[Profile]:
             case = by_name.get(miss.what)
             if case is None or miss.program not in known:
                 continue
-            for target in (known[miss.program], *virtiofsds()):
+            for target in (known[miss.program], *virtiofsds(case.files)):
                 if (case.name, target.name) not in done:
                     done.add((case.name, target.name))
                     python = target is all_targets.PYTHON

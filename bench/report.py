@@ -106,7 +106,7 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
                 ["memory", f"{machine.memory_bytes / 2**30:.0f} GiB"],
                 ["kernel", machine.kernel],
                 *([name, version] for name, version in results.versions.items()),
-                ["size", f"{results.rounds} rounds of {results.seconds:g} s each"],
+                ["size", _rounds(results)],
                 ["others", f"{busyness.others:.0%} of all CPU time; {busyness.stolen:.0%} stolen"],
                 ["noise", _noise(results.cases)],
             ],
@@ -128,6 +128,12 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
 
 def _virtual(results: Results) -> str:
     return ", virtual" if results.machine.hypervisor else ""
+
+
+def _rounds(results: Results) -> str:
+    fewest = min([len(case.rows[0].rates) for case in results.cases] or [results.rounds])
+    rounds = f"{fewest} to {results.rounds}" if fewest < results.rounds else f"{results.rounds}"
+    return f"{rounds} rounds of {results.seconds:g} s each"
 
 
 def _noise(cases: Iterable[CaseResult]) -> str:

@@ -137,7 +137,7 @@ class Results(_Model):
         busyness: What else ran on the machine meanwhile.
         size: How much of the matrix.
         seconds: Of each measurement.
-        rounds: Of each case.
+        rounds: Of each case, at most.
         duration_s: Of the run.
         versions: Of the programs, by their names.
         cases: In the order in which they ran.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,9 @@ FLOORS: Final = {"read": "floor: pread", "write": "floor: pwrite"}
 MEMCPY: Final = "floor: memcpy"
 LISTED: Final = 20_000
 """Entries of directories that a measurement of READDIRPLUS lists, or one directory."""
+CASE_S: Final = 18.0
+"""Once a case has taken so long, it gets no more rounds than LEAST_ROUNDS: a run has to end."""
+LEAST_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Settings:
     Attributes:
         seconds: Of each measurement.
         warmup_s: Before it.
-        rounds: Of each case.
+        rounds: Of each case, on a machine that is not too busy for them.
         run_dir: For sockets.
         shared: The shared directory on each medium.
         driver_cpus: Where the front-end may run; empty: anywhere.
@@ -84,7 +88,10 @@ class Runner:
                 for target in targets
                 if target.serves_again
             }
+            end = time.monotonic() + CASE_S
             for number in range(self._settings.rounds):
+                if number >= LEAST_ROUNDS and time.monotonic() > end:
+                    break
                 turn = number % len(order)
                 for name, target in order[turn:] + order[:turn]:
                     found[name].append(self._measure(case, name, target, running))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 C_VIRTIOFSD: Final = Path("/usr/lib/qemu/virtiofsd")
 RUST_VIRTIOFSD: Final = Path("build/bench/virtiofsd/run")
 STOP_DEADLINE_S: Final = 30.0
+OTHER_DESCRIPTORS: Final = 1000
+"""More than a virtiofsd has open besides those of files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +152,20 @@ RUST: Final = Target(
 )
 
 
+RUST_BY_HANDLE: Final = replace(RUST, command=(*RUST.command, "--inode-file-handles=prefer"))
+"""It keeps no descriptor for each file that the guest knows."""
 _VIRTIOFSDS: Final = ((C, C_VIRTIOFSD), (RUST, RUST_VIRTIOFSD))
 
 
-def virtiofsds() -> list[Target]:
-    """List those that this machine has."""
-    return [target for target, program in _VIRTIOFSDS if os.access(program, os.X_OK)]
+def virtiofsds(files: int = 0) -> list[Target]:
+    """List those that this machine has, in the setting in which they can hold so many files.
+
+    The C one needs a descriptor for each; where there are too few of them, it is left out.
+    """
+    found = [target for target, program in _VIRTIOFSDS if os.access(program, os.X_OK)]
+    if files + OTHER_DESCRIPTORS < resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
+        return found
+    return [RUST_BY_HANDLE for target in found if target is RUST]
 
 
 def start_host(place: Place, tokens: Sequence[str], *, native: bool) -> Running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench import targets
 from bench.cases import KIB, MIB, Kind, Medium, Size, matrix
 
 
@@ -34,3 +35,14 @@ def test_a_name_says_what_is_measured() -> None:
     assert "4 KiB random read QD16, 4 queues" in names
     assert "1 MiB sequential write QD8, contiguous" in names
     assert "READDIRPLUS of 100,000 QD1, on disk" in names
+
+
+def test_a_virtiofsd_that_cannot_hold_so_many_files_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.targets.os.access", lambda *_: True)
+    monkeypatch.setattr("bench.targets.resource.getrlimit", lambda _: (1024, 20_000))
+    assert targets.virtiofsds(1000) == [targets.C, targets.RUST]
+    (only,) = targets.virtiofsds(100_000)
+    assert only.name == targets.RUST.name
+    assert only.command[-1] == "--inode-file-handles=prefer"
