@@ -48,6 +48,7 @@ class Settings:
         shared: The shared directory on each medium.
         driver_cpus: Where the front-end may run; empty: anywhere.
         device_cpus: Where devices may run; empty: anywhere.
+        ops: Operations of each measurement of a device, instead of a time; 0: for the time.
     """
 
     seconds: float
@@ -57,6 +58,7 @@ class Settings:
     shared: Mapping[Medium, Path]
     driver_cpus: tuple[int, ...] = ()
     device_cpus: tuple[int, ...] = ()
+    ops: int = 0
 
 
 class Runner:
@@ -144,9 +146,10 @@ class Runner:
         seed = next(self._seeds) if case.operation in ("write", "create") else trees.SEED
         directory = trees.SCRATCH if case.operation == "create" else trees.directory_of(case.files)
         # A listing takes as long as it takes: so many are made, not as many as fit in a time.
-        listings = [f"--ops={max(1, LISTED // case.files)}"] if case.operation == "list" else []
+        listings = max(1, LISTED // case.files) if case.operation == "list" else 0
+        ops = settings.ops or listings
         return [
-            *listings,
+            *([f"--ops={ops}"] if ops else []),
             *front_end.arguments(
                 case,
                 seconds=settings.seconds,
