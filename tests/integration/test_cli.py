@@ -164,7 +164,7 @@ def test_a_wslc_vm_from_creation_to_a_valid_handshake(porthole: Porthole, tree: 
     porthole.run("vm", "terminate", vm_id)
     states = {vm["vm_id"]: vm["state"] for vm in porthole.json("vm", "list")}
     assert states[vm_id] == "terminated"
-    assert porthole.verdict(vm_id) == {"valid": True, "token": token, "devices": 1}
+    assert porthole.verdict(vm_id) == {"valid": True, "token": token, "devices": 2}
 
 
 def test_a_wsl2_vm_with_an_old_kernel_is_warned_of_and_works(
