@@ -14,10 +14,10 @@
 
 /* As in queue.py, chain.py and pool.py, where they are explained. */
 enum {
-    SPIN_NS = 20000,
+    SPIN_NS = 50000,
     SPIN_MIN_NS = 1000,
     BATCH_REQUESTS = 8,
-    BATCH_BYTES = 64 << 10,
+    BATCH_BYTES = 1 << 20,
     MIN_INDIRECT_LIMIT = 1024,
     SLOT_BYTES = 2048,
 };
