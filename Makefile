@@ -12,7 +12,7 @@ FRONT_END := build/bench/front_end
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock bench front-end clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz front-end clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -24,7 +24,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(FASTPATH): $(wildcard native/*) $(READY)
+$(FASTPATH): $(wildcard native/*.[ch]) native/build.py $(READY)
 	@$(BIN)/python native/build.py
 
 setup: $(READY) $(FASTPATH) ## make the virtual environment (.venv)
@@ -70,9 +70,14 @@ baseline: $(READY) ## accept the present .proto files as what the breaking-chang
 	@$(BIN)/python -m grpc_tools.protoc -I protos --include_imports \
 		--descriptor_set_out=protos/baseline.binpb $(PROTOS)
 
+fuzz: $(READY) $(FASTPATH) ## fuzz what guests and front-ends write, FUZZ_SECONDS=600 for each target
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+	@nice $(BIN)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)
+
 lock: $(READY) ## pin the dependencies anew
 	@$(UV_COMPILE) pyproject.toml -o requirements.lock
 	@$(UV_COMPILE) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	@$(UV_COMPILE) --group fuzz -o requirements-fuzz.lock
 
 $(FRONT_END): $(wildcard bench/front_end/*.[ch])
 	@mkdir -p $(@D)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.fuzz.targets import clang
 from tests.support.qemu_guest import GUEST
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _LACKS = {
     else "needs root and /dev/net/tun",
     "fio": None if shutil.which("fio") else "needs fio",
     "stress_ng": None if shutil.which("stress-ng") else "needs stress-ng",
+    "fuzz": None if clang() else "needs clang and its sanitizers (libclang-rt)",
     "qemu": None
     if shutil.which("qemu-system-x86_64") and (GUEST / ".ready").exists()
     else "needs qemu-system-x86_64 and, for what it boots, `make guest`",

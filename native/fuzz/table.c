@@ -1,0 +1,237 @@
+/*
+ * Fuzz target: the tables of nodes and handles, native/table.c, in the hands of several threads.
+ *
+ * Every third byte of the input is one thread's: a call, or something that happens to the files.
+ * The limits are low, so nodes come to rest and are found again all the time. Whatever a thread has
+ * pinned must go on being the file that it was.
+ */
+#include "fuzz.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../table.h"
+#include "share.h"
+
+enum {
+    THREADS = 3,
+    SLOTS = 2,
+    MAX_OPS = 256,
+    MAX_HANDLES = 4,
+};
+
+enum op {
+    LOOK_UP, LOOK_UP_KNOWN, PIN, UNPIN, KNOWS, FORGET, OPEN, PIN_HANDLE, UNPIN_HANDLE, REMOVE,
+    REPLACE, MARK_LOCKED, OPS,
+};
+
+static const char *const NAMES[] = {"a", "b", "hard", "dir", "fifo", "up", "suid", "full"};
+
+/* One thread, and what it has pinned. */
+struct actor {
+    uint8_t ops[MAX_OPS];
+    int op_count;
+    struct ph_node *nodes[SLOTS];
+    struct stat status[SLOTS];
+    struct ph_handle *handle;
+};
+
+static struct actor actors[THREADS];
+static struct ph_fs *fs;
+static int shared_fd;
+static pthread_barrier_t start, end;
+
+static void check_same(int fd, const struct stat *status)
+{
+    struct stat now;
+
+    HOLDS(!fstat(fd, &now));
+    HOLDS(now.st_dev == status->st_dev && now.st_ino == status->st_ino);
+    HOLDS((now.st_mode & S_IFMT) == (status->st_mode & S_IFMT));
+}
+
+static void unpin(struct actor *actor, int slot)
+{
+    if (!actor->nodes[slot])
+        return;
+    check_same(ph_node_fd(actor->nodes[slot]), &actor->status[slot]);
+    ph_node_unpin(fs, actor->nodes[slot]);
+    actor->nodes[slot] = NULL;
+}
+
+static void keep(struct actor *actor, int slot, struct ph_node *node, const struct stat *status)
+{
+    unpin(actor, slot);
+    if (!node)
+        return;
+    actor->nodes[slot] = node;
+    if (status)
+        actor->status[slot] = *status;
+    else
+        HOLDS(!fstat(ph_node_fd(node), &actor->status[slot]));
+    check_same(ph_node_fd(node), &actor->status[slot]);
+    HOLDS(ph_node_kind(node) == (actor->status[slot].st_mode & S_IFMT));
+}
+
+static void unpin_handle(struct actor *actor)
+{
+    struct stat status;
+
+    if (!actor->handle)
+        return;
+    HOLDS(!fstat(ph_handle_fd(actor->handle), &status));
+    check_same(ph_node_fd(ph_handle_node(actor->handle)), &status);
+    ph_handle_unpin(fs, actor->handle);
+    actor->handle = NULL;
+}
+
+static void look_up(struct actor *actor, int slot, const char *name, int only_known)
+{
+    struct stat status;
+    int fd;
+
+    if (only_known) {
+        if (!fstatat(shared_fd, name, &status, AT_SYMLINK_NOFOLLOW))
+            keep(actor, slot, ph_node_hold_known(fs, &status), &status);
+        return;
+    }
+    fd = openat(shared_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0) {
+        HOLDS(!fstat(fd, &status));
+        keep(actor, slot, ph_node_hold(fs, fd, &status, ph_fs_rules(fs)), &status);
+    }
+}
+
+static void open_node(struct ph_node *node)
+{
+    int is_dir = S_ISDIR(ph_node_kind(node)), fd;
+
+    if (!is_dir && !S_ISREG(ph_node_kind(node)))
+        return;
+    fd = ph_fs_open_again(fs, ph_node_fd(node), O_RDONLY);
+    HOLDS(fd >= 0);
+    if (!ph_handle_add(fs, node, fd, is_dir ? PH_DIRECTORY : PH_FILE))
+        HOLDS(errno == ENFILE);
+}
+
+static void replace_file(const char *name)
+{
+    int fd;
+
+    unlinkat(shared_fd, name, 0);
+    fd = openat(shared_fd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
+    if (fd >= 0)
+        close(fd);
+}
+
+static void act(struct actor *actor, enum op op, unsigned arg)
+{
+    int slot = arg % SLOTS;
+
+    switch (op) {
+    case LOOK_UP:
+    case LOOK_UP_KNOWN:
+        look_up(actor, slot, NAMES[arg % 8], op == LOOK_UP_KNOWN);
+        break;
+    case PIN:
+        keep(actor, slot, ph_node_pin(fs, arg), NULL);
+        break;
+    case UNPIN:
+        unpin(actor, slot);
+        break;
+    case KNOWS:
+        if (actor->nodes[slot])
+            ph_node_knows_sibling(fs, actor->nodes[slot], actor->status[!slot].st_ino);
+        break;
+    case FORGET:
+        ph_node_forget(fs, arg / 2, arg % 2 ? 1 : UINT64_MAX);
+        break;
+    case OPEN:
+        if (actor->nodes[slot])
+            open_node(actor->nodes[slot]);
+        break;
+    case PIN_HANDLE:
+        unpin_handle(actor);
+        actor->handle = ph_handle_pin(fs, arg / 2, arg % 2 ? PH_FILE : PH_DIRECTORY);
+        break;
+    case UNPIN_HANDLE:
+        unpin_handle(actor);
+        break;
+    case REMOVE:
+        ph_handle_remove(fs, arg / 2, arg % 2 ? PH_FILE : PH_DIRECTORY);
+        break;
+    case REPLACE:
+        replace_file(NAMES[arg % 8]);
+        break;
+    case MARK_LOCKED:
+        if (actor->handle) {
+            ph_handle_lock(actor->handle);
+            ph_handle_mark_locked(actor->handle);
+            ph_handle_unlock(actor->handle);
+        }
+        break;
+    case OPS:
+        break;
+    }
+    HOLDS(ph_fs_node_count(fs) <= ph_fs_node_limit(fs));
+    HOLDS(ph_fs_handle_count(fs) <= MAX_HANDLES);
+}
+
+static void run(struct actor *actor)
+{
+    for (int i = 0; i < actor->op_count; i++)
+        act(actor, actor->ops[i] % OPS, actor->ops[i] / OPS);
+    for (int slot = 0; slot < SLOTS; slot++)
+        unpin(actor, slot);
+    unpin_handle(actor);
+}
+
+static void *run_thread(void *actor)
+{
+    for (;;) {
+        pthread_barrier_wait(&start);
+        run(actor);
+        pthread_barrier_wait(&end);
+    }
+    return NULL;
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+    (void)argc, (void)argv;
+    share_mount();
+    pthread_barrier_init(&start, NULL, THREADS);
+    pthread_barrier_init(&end, NULL, THREADS);
+    for (int i = 1; i < THREADS; i++) {
+        pthread_t thread;
+
+        HOLDS(!pthread_create(&thread, NULL, run_thread, &actors[i]));
+    }
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct ph_rules rules = {.keep_dir = UINT32_MAX, .keep_file = UINT32_MAX};
+
+    for (int i = 0; i < THREADS; i++)
+        actors[i].op_count = 0;
+    for (size_t i = 0; i < size && i < THREADS * MAX_OPS; i++) {
+        struct actor *actor = &actors[i % THREADS];
+
+        actor->ops[actor->op_count++] = data[i];
+    }
+    fs = share_open(&rules, 0);
+    shared_fd = share_fd();
+    pthread_barrier_wait(&start);
+    run(&actors[0]);
+    pthread_barrier_wait(&end);
+    close(shared_fd);
+    ph_fs_release(fs);
+    share_check_outside();
+    share_check_descriptors();
+    return 0;
+}

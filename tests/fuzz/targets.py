@@ -1,0 +1,112 @@
+"""The fuzz targets: how each is built, and how it is run.
+
+Those of the native fast path are C programs (native/fuzz) with libFuzzer, AddressSanitizer and
+UndefinedBehaviorSanitizer, which clang brings. Must not know what a target does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+NATIVE: Final = ROOT / "native"
+BUILD: Final = ROOT / "build" / "fuzz"
+
+_FLAGS: Final = (
+    *("-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread", "-fno-omit-frame-pointer"),
+    *("-Wall", "-Wextra", "-Wno-missing-field-initializers"),
+    *("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One program that takes inputs.
+
+    Attributes:
+        name: Of its regressions too, and of its corpus.
+        sources: In native/fuzz; none for the target that is in Python.
+        defines: For the compiler.
+        borrows: The target whose corpus it uses; empty: it has its own.
+        needs_root: Whether it makes a mount namespace.
+        repeats: How often an input has to be tried; a race is not lost each time.
+    """
+
+    name: str
+    sources: tuple[str, ...] = ()
+    defines: tuple[str, ...] = ()
+    borrows: str = ""
+    needs_root: bool = False
+    repeats: int = 1
+
+    @property
+    def corpus(self) -> Path:
+        """Where the inputs are that reach what there is to reach."""
+        return NATIVE / "fuzz" / "corpus" / (self.borrows or self.name)
+
+    @property
+    def regressions(self) -> Path:
+        """Where the inputs are that found something once."""
+        return NATIVE / "fuzz" / "regressions" / self.name
+
+    def inputs(self) -> list[Path]:
+        """All inputs that are kept."""
+        return [path for kept in (self.corpus, self.regressions) for path in sorted(kept.glob("*"))]
+
+    def build(self) -> list[str]:
+        """Build the target; how to start it.
+
+        Raises:
+            RuntimeError: There is no clang, or it cannot build the target.
+        """
+        if not self.sources:
+            return [sys.executable, "-m", "tests.fuzz.guided"]
+        compiler = clang()
+        if compiler is None:
+            raise RuntimeError(
+                "no clang was found; install it (Debian: clang-14 libclang-rt-14-dev), or name "
+                "one in FUZZ_CC"
+            )
+        BUILD.mkdir(parents=True, exist_ok=True)
+        program = BUILD / f"{self.name}.bin"
+        sources = [*(NATIVE / "fuzz" / name for name in self.sources), *sorted(NATIVE.glob("*.c"))]
+        command = [compiler, *_FLAGS, *self.defines, "-o", str(program), *map(str, sources)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise RuntimeError(f"{compiler} cannot build {self.name}:\n{result.stderr}")
+        return [str(program)]
+
+    def run(self, command: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the target where it may write: in a directory of its own."""
+        place = BUILD / self.name
+        place.mkdir(parents=True, exist_ok=True)
+        return subprocess.run(
+            [*command, *arguments],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(place)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+
+
+TARGETS: Final = (
+    Target("ring", ("ring.c",)),
+    Target("ring_race", ("ring.c",), ("-DMUTATING",), borrows="ring", repeats=100),
+    Target("fuse", ("fuse.c", "share.c"), needs_root=True),
+    Target("table", ("table.c", "share.c"), needs_root=True, repeats=1000),
+    Target("vhost_user"),
+)
+
+
+def clang() -> str | None:
+    """The compiler, if there is one."""
+    return os.environ.get("FUZZ_CC") or shutil.which("clang") or shutil.which("clang-14")
