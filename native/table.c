@@ -342,16 +342,17 @@ static void sweep_one(struct ph_fs *fs)
     struct rubbish rubbish = {.fd = -1};
     struct ph_node *node = fs->in_use[fs->hand++ % fs->in_use_count];
     struct stat status;
-    bool rests;
+    bool rests, crowded;
 
     if (node->recently || node->pins || node->opens) {
         node->recently = false;
         return;
     }
+    crowded = fs->in_use_count > fs->most_in_use + fs->most_in_use / 2;
     node->pins++;
     pthread_mutex_unlock(&fs->lock);
-    /* Nothing leads back to a file without a name. */
-    rests = !fstat(node->fd, &status) && status.st_nlink;
+    /* Nothing leads back to a file without a name; see nodes.py. */
+    rests = !fstat(node->fd, &status) && (status.st_nlink || crowded);
     if (rests && !node->handle) {
         struct file_handle *handle = take_handle(fs, node->fd, node->dev);
 

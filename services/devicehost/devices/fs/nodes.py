@@ -6,7 +6,10 @@ number are the key. Ids are never reused.
 
 A node has an O_PATH descriptor as long as it is in use. Beyond a number of descriptors those of
 nodes that were idle lately are closed, and opened again by file handle when they are needed; so a
-guest may know more files than a process may have open. Where that cannot be done (see FileHandles)
+guest may know more files than a process may have open. A file that has lost its name cannot be
+opened again, so it keeps its descriptor until there are half as many again: the guest knows what
+the host has removed until it needs memory, and that may be any number of files. Such a node is
+ESTALE then, unless it is open. Where nothing can be opened by handle (see FileHandles)
 the number of nodes is bounded by that of descriptors. Past its limit LOOKUP fails with ENFILE until
 the guest forgets some. Must not know requests.
 """
@@ -234,7 +237,8 @@ class NodeTable:
         """Make a node idle; False when its file could not be found again."""
         try:
             # Nothing leads back to a file without a name.
-            if os.fstat(node.fd).st_nlink == 0:
+            crowded = len(self._in_use) >= self._most_in_use + self._most_in_use // 2
+            if os.fstat(node.fd).st_nlink == 0 and not crowded:
                 return False
             entry.handle = self._handles.take(node.descriptor, entry.key[0])
         except OSError:

@@ -91,6 +91,29 @@ def test_an_open_file_without_a_name_never_becomes_idle(crowded: FuseGuest, shar
     assert crowded.getattr(nodes[0]).size == len("file 0")
 
 
+@pytest.mark.root
+def test_removed_files_that_a_guest_knows_keep_few_descriptors(
+    crowded: FuseGuest, shared: Path
+) -> None:
+    _, handle = crowded.create(b"open")
+    crowded.unlink(b"open")
+    nodes = []
+    for number in range(FILES):
+        nodes.append(crowded.lookup(b"%03d" % number).nodeid)
+        (shared / f"{number:03}").unlink()
+        # Half as many again, and the open file with its node.
+        assert len(open_descriptors(shared)) <= FEW + FEW // 2 + 2
+    answers = []
+    for node in nodes:
+        try:
+            answers.append(crowded.getattr(node).nlink)
+        except FuseError as error:
+            answers.append(-error.number)
+    assert set(answers) == {0, -errno.ESTALE}
+    assert answers.count(0) <= FEW + FEW // 2
+    assert crowded.write(handle, b"text") == 4
+
+
 def test_forgotten_nodes_keep_no_descriptor(crowded: FuseGuest, shared: Path) -> None:
     for number in range(FILES):
         crowded.forget(crowded.lookup(b"%03d" % number).nodeid)
