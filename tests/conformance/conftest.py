@@ -62,11 +62,11 @@ def plain_shares() -> Iterator[MountedShares]:
 def places(shares: MountedShares, plain_shares: MountedShares) -> Iterator[dict[str, Place]]:
     """One share each."""
     with ExitStack() as stack:
-        tmpfs = stack.enter_context(directory("/tmp"))
-        stack.enter_context(_tmpfs(tmpfs))
+        in_memory = stack.enter_context(directory("/tmp"))
+        stack.enter_context(tmpfs(in_memory))
         disks = [stack.enter_context(directory(ON_DISK)) for _ in range(2)]
         made = {}
-        for kind, root in zip(PLACES, (tmpfs, *disks), strict=True):
+        for kind, root in zip(PLACES, (in_memory, *disks), strict=True):
             served_by = shares if root is not disks[1] else plain_shares
             shared, plain = root / "shared", root / "plain"
             for path in (shared, plain):
@@ -108,7 +108,8 @@ def directory(under: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _tmpfs(directory: Path) -> Iterator[None]:
+def tmpfs(directory: Path) -> Iterator[None]:
+    """A tmpfs that is mounted there."""
     options = f"size={TMPFS_BYTES},mode=755"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], check=True)
     yield
