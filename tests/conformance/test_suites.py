@@ -40,6 +40,12 @@ STRESSORS: Final = {
 """Those of stress-ng that use file systems, by what they work on; each group runs at a time. Not
 among them: those for calls that FUSE has not (fiemap, verity, leases, inode flags)."""
 
+SIZES: Final = [
+    *("--copy-file-bytes=128m", "--fallocate-bytes=16m", "--hdd-bytes=16m", "--iomix-bytes=16m"),
+    *("--mmap-bytes=16m", "--readahead-bytes=16m", "--seek-size=16m", "--sync-file-bytes=16m"),
+]
+"""Of what is up to 1 GiB otherwise, so that all of them find room on the tmpfs at a time."""
+
 _numbers = itertools.count()
 
 
@@ -66,7 +72,7 @@ def test_stress_ng(group: str, place: Place) -> None:
     stressors = [flag for name in STRESSORS[group].split() for flag in (f"--{name}", "1")]
     said = _run(
         [
-            *("stress-ng", *stressors, "--verify", f"--timeout={STRESS_S * SCALE}"),
+            *("stress-ng", *stressors, *SIZES, "--verify", f"--timeout={STRESS_S * SCALE}"),
             *(f"--seed={SEED}", f"--temp-path={directory}"),
         ]
     )
