@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.conformance.driver_tree import DriverTree
 from tests.conformance.host_tree import HostTree, Status
@@ -80,6 +80,15 @@ class ShareMachine(RuleBasedStateMachine):
             self.handles.append((opened[0], opened[1]))
             if len(self.handles) > CLOSE_RANGE_MOST:
                 self.close(0)
+
+    @initialize()
+    def populate(self) -> None:
+        """Begin with something: most random calls would find nothing."""
+        for directory in (b"b", b"b/b"):
+            self.mkdir(directory, 0o755)
+        for path in (b"a", b"b/a"):
+            self.create(path, os.O_RDWR, 0, 0o644)
+            self.pwrite(-1, 4095, b"text")
 
     has_handles = precondition(lambda self: bool(self.handles))
 
