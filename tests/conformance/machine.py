@@ -37,6 +37,9 @@ _RENAMES = st.sampled_from([0, 0, 1, 2, 4])
 _COLLAPSE_RANGE = 8
 _INSERT_RANGE = 32
 _FALLOCATES = st.sampled_from([0, 1, 3, 2, 16, 17, _COLLAPSE_RANGE, _INSERT_RANGE])
+_RESERVE = {0, 1, 16, 17}
+"""Modes of fallocate(2) that may leave blocks which were never written."""
+_BLOCK_BYTES = 4096
 _WHENCES = st.sampled_from([os.SEEK_DATA, os.SEEK_HOLE])
 
 
@@ -47,6 +50,7 @@ class ShareMachine(RuleBasedStateMachine):
         super().__init__()
         self.share, self.model = self.trees()
         self.handles: list[tuple[int, int]] = []
+        self.reserved = False
 
     def trees(self) -> tuple[Tree, HostTree]:
         """Make two empty directories: through the share, and plain."""
@@ -223,12 +227,14 @@ class ShareMachine(RuleBasedStateMachine):
     def fallocate(self, which: int, mode: int, offset: int, size: int) -> None:
         if mode in (_COLLAPSE_RANGE, _INSERT_RANGE) and isinstance(self.share, HostTree):
             return  # Linux asks no FUSE server for these
+        self.reserved |= mode in _RESERVE
         self._handle_call(which, lambda tree, handle: tree.fallocate(handle, mode, offset, size))
 
     @has_handles
     @rule(which=st.integers(0, CLOSE_RANGE_MOST), offset=OFFSETS, whence=_WHENCES)
     def lseek(self, which: int, offset: int, whence: int) -> None:
-        self._handle_call(which, lambda tree, handle: tree.lseek(handle, offset, whence))
+        if not self.reserved:  # or whether a block counts as data is the page cache's business
+            self._handle_call(which, lambda tree, handle: tree.lseek(handle, offset, whence))
 
     @has_handles
     @rule(
@@ -290,21 +296,27 @@ def _comparable(status: Status) -> Status:
     return status._replace(size=0, nlink=0) if stat.S_ISDIR(status.mode) else status
 
 
-def _contents(tree: Tree, path: bytes) -> list[tuple[int, bytes]]:
-    """What a file holds, without its holes: it may have 4 GiB of them."""
+def _contents(tree: Tree, path: bytes) -> dict[int, bytes]:
+    """What a file holds, by block and without blocks of zeros: it may have 4 GiB of holes.
+
+    What is reserved but was never written is a hole or data, as the page cache has it.
+    """
     handle = tree.open(path, os.O_RDONLY, 0)
-    found: list[tuple[int, bytes]] = []
+    found: dict[int, bytes] = {}
     position = 0
     try:
         while True:
             try:
-                position = tree.lseek(handle, position, os.SEEK_DATA)
+                position = tree.lseek(handle, position, os.SEEK_DATA) & -_BLOCK_BYTES
             except OSError as error:
                 if error.errno == errno.ENXIO:
                     return found
                 raise
             data = tree.pread(handle, 1 << 20, position)
-            found.append((position, data))
+            for start in range(0, len(data), _BLOCK_BYTES):
+                block = data[start : start + _BLOCK_BYTES]
+                if any(block):
+                    found[position + start] = block
             position += len(data)
     finally:
         tree.close(handle)
