@@ -646,17 +646,25 @@ static const struct {
     [FUSE_READDIRPLUS] = {do_readdirplus, sizeof(struct fuse_read_in)},
 };
 
-uint64_t ph_fuse_node(const struct ph_chain *chain)
+bool ph_fuse_read_header(const struct ph_chain *chain, struct fuse_in_header *header)
 {
-    struct fuse_in_header header;
-
-    if (chain->readable_bytes < sizeof(header))
-        return 0;
-    gather(chain->readable, (uint8_t *)&header, 0, sizeof(header));
-    return header.nodeid;
+    if (chain->readable_bytes < sizeof(*header))
+        return false;
+    gather(chain->readable, (uint8_t *)header, 0, sizeof(*header));
+    return true;
 }
 
 int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain)
+{
+    struct fuse_in_header header;
+
+    if (!ph_fuse_read_header(chain, &header))
+        return PH_COLD;
+    return ph_fuse_dispatch(worker, fs, chain, &header);
+}
+
+int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain,
+                         const struct fuse_in_header *header)
 {
     struct request request;
     struct fuse_out_header out;
@@ -664,9 +672,7 @@ int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct p
     uint32_t opcode;
     bool silent;
 
-    if (chain->readable_bytes < sizeof(request.header))
-        return PH_COLD;
-    gather(chain->readable, (uint8_t *)&request.header, 0, sizeof(request.header));
+    request.header = *header;
     opcode = request.header.opcode;
     if (request.header.len != chain->readable_bytes || request.header.total_extlen ||
         opcode >= sizeof(OPERATIONS) / sizeof(OPERATIONS[0]) || !OPERATIONS[opcode].run)

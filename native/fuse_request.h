@@ -8,6 +8,7 @@
 #ifndef PORTHOLE_FUSE_REQUEST_H
 #define PORTHOLE_FUSE_REQUEST_H
 
+#include <linux/fuse.h>
 #include <stdint.h>
 
 #include "ring.h"
@@ -25,9 +26,12 @@ struct ph_worker {
 bool ph_worker_init(struct ph_worker *worker);
 void ph_worker_free(struct ph_worker *worker);
 
-/* The node that a request is about; 0 when there is not even a header. */
-uint64_t ph_fuse_node(const struct ph_chain *chain);
-/* Serve one request; the bytes that were written to the writable buffers, or PH_COLD. */
+/* Copy a request's header out of guest memory, where it is not read again; false: there is none. */
+bool ph_fuse_read_header(const struct ph_chain *chain, struct fuse_in_header *header);
+/* Serve the request of that header; the bytes that were written to the writable buffers, or PH_COLD. */
+int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain,
+                         const struct fuse_in_header *header);
+/* Both, for a request that is in no ring. */
 int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain);
 
 #endif

@@ -145,15 +145,16 @@ static struct ph_fs *mounted(struct hold *hold, uint64_t slot)
 /* Serve the next chain; false leaves it in the ring. */
 static bool serve_one(struct ph_ring *ring, struct ph_worker *worker, struct hold *hold)
 {
+    struct fuse_in_header header;
     int64_t written = PH_COLD;
     struct ph_chain chain;
     struct ph_fs *fs;
 
     if (!ph_ring_take(ring, &chain))
         return false;
-    fs = mounted(hold, ph_fuse_node(&chain) >> PH_SLOT_SHIFT);
-    if (fs)
-        written = ph_fuse_serve(worker, fs, &chain);
+    if (ph_fuse_read_header(&chain, &header) &&
+        (fs = mounted(hold, header.nodeid >> PH_SLOT_SHIFT)))
+        written = ph_fuse_dispatch(worker, fs, &chain, &header);
     if (written == PH_COLD) {
         ph_ring_put_back(ring, &chain);
         return false;
