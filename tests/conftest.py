@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 from tests.fuzz.targets import clang
-from tests.support.qemu_guest import GUEST
+from tests.support.linux_guest import GUEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -170,6 +170,8 @@ FUSE_EXT_GROUPS: Final = 32
 IN_HEADER: Final = Struct("<IIQQIIIH2x")
 OUT_HEADER: Final = Struct("<IiQ")
 ATTR: Final = Struct("<6Q10I")
+ATTR_FLAGS: Final = Struct("<I")
+"""The last field of fuse_attr."""
 ENTRY_OUT: Final = Struct("<4Q2I")
 """fuse_entry_out without the `attr` that follows it."""
 ATTR_OUT: Final = Struct("<QI4x")

@@ -33,7 +33,13 @@ from services.handshake.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
-from services.wire.fuse import FUSE_DIRECT_IO_ALLOW_MMAP
+from services.wire.fuse import (
+    ATTR_FLAGS,
+    FUSE_ATTR_SUBMOUNT,
+    FUSE_DIRECT_IO_ALLOW_MMAP,
+    FUSE_SUBMOUNTS,
+    FUSE_WRITEBACK_CACHE,
+)
 
 if TYPE_CHECKING:
     import ctypes
@@ -176,11 +182,14 @@ class Aggregate:
 
     def capabilities(self) -> int:
         """Tell which FUSE_* may be agreed on at INIT: also what shares with `cache=none` need."""
-        return CachePolicy(self.options).capabilities() | FUSE_DIRECT_IO_ALLOW_MMAP
+        return CachePolicy(self.options).capabilities() | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_SUBMOUNTS
 
-    def begin(self, loop: NativeLoop | None, *, writeback: bool) -> AggregateMount:
-        """Mount the root for a guest; the loop is told of each share when it is looked up."""
-        mount = AggregateMount(self, loop, writeback=writeback)
+    def begin(self, loop: NativeLoop | None, agreed: int) -> AggregateMount:
+        """Mount the root for a guest, with the FUSE_* that were agreed on at INIT.
+
+        The loop is told of each share when it is looked up.
+        """
+        mount = AggregateMount(self, loop, agreed)
         with self._lock:
             self._mount = weakref.ref(mount)  # whoever has the mount has its end in hand
         return mount
@@ -198,17 +207,18 @@ class AggregateMount:
     read_only: Final = False
     tables: Final = None
 
-    def __init__(self, aggregate: Aggregate, loop: NativeLoop | None, *, writeback: bool) -> None:
+    def __init__(self, aggregate: Aggregate, loop: NativeLoop | None, agreed: int) -> None:
         """Begin with no share mounted.
 
         Args:
             aggregate: The shares.
             loop: The native loop of the device, if there is one.
-            writeback: As of Mount.
+            agreed: FUSE_* that were agreed on at INIT.
         """
         self.aggregate: Final = aggregate
         self._loop = loop
-        self._writeback = writeback
+        self._writeback: Final = bool(agreed & FUSE_WRITEBACK_CACHE)
+        self._attr_flags: Final = FUSE_ATTR_SUBMOUNT if agreed & FUSE_SUBMOUNTS else 0
         self._lock = threading.Lock()
         self._mounts: dict[int, Mount] = {}
         self._ended = False
@@ -258,7 +268,8 @@ class AggregateMount:
         try:
             mount = self._mounted(child)
             root = mount.nodes.root
-            return mount.entry(root, os.fstat(root.fd), VALID_S)
+            entry = mount.entry(root, os.fstat(root.fd), VALID_S)
+            return entry[: -ATTR_FLAGS.size] + ATTR_FLAGS.pack(self._attr_flags)
         except OSError as error:
             if not child.removed and child.failures.admit() is not None:
                 _LOG.warning(

@@ -79,8 +79,12 @@ class Share:
         """Tell which FUSE_* may be agreed on at INIT."""
         return CachePolicy(self.options).capabilities()
 
-    def begin(self, loop: NativeLoop | None, *, writeback: bool) -> Mount:
-        """Mount it for a guest; the loop learns of the mount from the session."""
+    def begin(self, loop: NativeLoop | None, agreed: int) -> Mount:
+        """Mount it for a guest, with the FUSE_* that were agreed on at INIT.
+
+        The loop learns of the mount from the session.
+        """
+        writeback = bool(agreed & fuse.FUSE_WRITEBACK_CACHE)
         rules = Rules(self.options)
         return Mount(self.root, rules, self.limits, self.library, writeback=writeback)
 
@@ -207,8 +211,7 @@ class Session:
         if offer.major < fuse.FUSE_KERNEL_VERSION or offer.minor < fuse.FUSE_MIN_MINOR_VERSION:
             raise refusal(errno.EPROTO)
         flags = self._share.capabilities() & (offer.flags | offer.flags2 << 32)
-        writeback = bool(flags & fuse.FUSE_WRITEBACK_CACHE)
-        self._begin(self._share.begin(self.loop, writeback=writeback))
+        self._begin(self._share.begin(self.loop, flags))
         return request.reply(
             _answer(
                 minor=min(offer.minor, fuse.FUSE_KERNEL_MINOR_VERSION),

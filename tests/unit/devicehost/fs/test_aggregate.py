@@ -205,6 +205,19 @@ def test_the_root_is_nobodys_to_change(rig: Rig, guest: FuseGuest) -> None:
     assert {listed.name for listed in guest.readdir(guest.opendir())} >= {b"one", b"two"}
 
 
+@pytest.mark.parametrize("agreed", [0, fuse.FUSE_SUBMOUNTS])
+def test_directories_of_shares_are_mounts_for_who_knows_of_such(
+    rig: Rig, guest: FuseGuest, agreed: int
+) -> None:
+    (rig.add("one") / "sub").mkdir()
+    assert guest.init(flags=agreed).flags & fuse.FUSE_SUBMOUNTS == agreed
+    flags = fuse.FUSE_ATTR_SUBMOUNT if agreed else 0
+    root = guest.lookup(b"one")
+    assert root.attr.flags == flags
+    assert guest.lookup(b"sub", root.nodeid).attr.flags == 0
+    assert guest.getattr(root.nodeid).ino == root.attr.ino
+
+
 def test_ids_that_are_of_no_share_are_stale(rig: Rig, guest: FuseGuest) -> None:
     rig.add("one")
     for nodeid in (0, 2, 1 << 44 | 1, 1 << 44 | 7, 9 << 44 | 1, (1 << 64) - 1):

@@ -1,0 +1,141 @@
+"""What tests boot: a Debian kernel, an initramfs with busybox, and a shell on a serial line.
+
+`make guest` fetches it. The kernel's log goes to the first serial line; commands go over the
+second, whose shell tells the exit code of each. Must not know what emulates the machine.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from services.handshake.pool import Gpa, SwiotlbPool
+
+if TYPE_CHECKING:
+    import socket
+
+DEADLINE_S = 120.0
+
+GUEST = Path(__file__).parents[2] / ".guest"
+_MODULES = (
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+    "fuse",
+    "virtiofs",
+)
+_DONE = "guest is done:"
+_INIT = f"""#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin:/usr/bin
+mount -t devtmpfs none /dev
+mount -t proc none /proc
+mount -t sysfs none /sys
+for module in {" ".join(_MODULES)}; do insmod /modules/$module.ko || poweroff -f; done
+exec 0<>/dev/ttyS1 1>&0 2>&0
+stty raw -echo
+echo {_DONE} 0
+while read -r line; do eval "$line"; echo {_DONE} $?; done
+"""
+
+
+class LinuxGuest:
+    """A guest whose second serial line is at the other end of a socket.
+
+    Attributes:
+        console: The kernel's log.
+    """
+
+    def __init__(self, shell: socket.socket, console: Path) -> None:
+        self.console = console
+        self._shell = shell
+        self._shell.settimeout(DEADLINE_S)
+        self._from_shell = shell.makefile("r", encoding="utf-8", errors="surrogateescape")
+
+    def await_shell(self) -> None:
+        """Wait until the guest's shell takes commands."""
+        code, said = self._answer()
+        assert (code, said) == (0, ""), said
+
+    def attempt(self, command: str) -> tuple[int, str]:
+        """Run a command; its exit code and what it said."""
+        self._shell.sendall(command.encode() + b"\n")
+        return self._answer()
+
+    def run(self, command: str) -> str:
+        """Run a command that must succeed; what it said."""
+        code, said = self.attempt(command)
+        assert code == 0, f"{command}: exit code {code}: {said}"
+        return said
+
+    def pool(self) -> SwiotlbPool:
+        """Where the guest's kernel says that its bounce pool is."""
+        found = re.search(
+            r"software IO TLB: mapped \[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\]", self.run("dmesg")
+        )
+        assert found, "the guest's kernel does not tell where its pool is"
+        base, end = (int(text, 16) for text in found.groups())  # the end is the first byte after it
+        return SwiotlbPool(Gpa(base), end - base)
+
+    def say_power_off(self) -> None:
+        """Have the guest end in order; nothing is answered."""
+        self._shell.sendall(b"poweroff -f\n")
+
+    def close(self) -> None:
+        self._from_shell.close()
+        self._shell.close()
+
+    def _answer(self) -> tuple[int, str]:
+        said: list[str] = []
+        while not (line := self._from_shell.readline()).startswith(_DONE):
+            assert line, "the guest is gone:\n" + self.console.read_text(errors="replace")[-4000:]
+            said.append(line)
+        return int(line.removeprefix(_DONE)), "".join(said)
+
+
+def kernel() -> Path:
+    """Tell where the kernel is."""
+    kernels = list((GUEST / "boot").glob("vmlinuz-*"))
+    assert kernels, f"there is no kernel in {GUEST}: run `make guest`"
+    return kernels[0]
+
+
+def initramfs(run_dir: Path) -> Path:
+    """Pack busybox, the kernel's own modules and this machine's flock(1), which busybox lacks."""
+    root, image = run_dir / "root", run_dir / "initramfs"
+    for name in ("bin", "dev", "proc", "sys", "tmp", "mnt", "modules"):
+        (root / name).mkdir(parents=True)
+    busybox = GUEST / "bin/busybox"
+    (root / "bin/busybox").write_bytes(busybox.read_bytes())
+    for name in _MODULES:
+        (module,) = (GUEST / "lib/modules").rglob(f"{name}.ko*")
+        content = module.read_bytes()
+        if module.suffix == ".xz":
+            content = lzma.decompress(content)
+        (root / "modules" / f"{name}.ko").write_bytes(content)
+    flock = shutil.which("flock")
+    assert flock
+    said = subprocess.run(["ldd", flock], capture_output=True, text=True, check=True).stdout
+    for needed in (flock, *re.findall(r"/\S+", said)):
+        place = root / needed.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(needed, place)
+    (root / "init").write_text(_INIT)
+    for path in ("bin/busybox", "init"):
+        (root / path).chmod(0o755)
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    packed = subprocess.run(
+        [busybox, "cpio", "-o", "-H", "newc"],
+        cwd=root,
+        input=names.encode(),
+        capture_output=True,
+        check=True,
+    )
+    image.write_bytes(packed.stdout)
+    return image
