@@ -35,6 +35,9 @@ _LACKS = {
     "qemu": None
     if shutil.which("qemu-system-x86_64") and (GUEST / ".ready").exists()
     else "needs qemu-system-x86_64 and, for what it boots, `make guest`",
+    "libvirt": None
+    if shutil.which("libvirtd") and shutil.which("virsh")
+    else "needs libvirtd and virsh",
 }
 
 

@@ -117,5 +117,13 @@ def main() -> None:
     app()
 
 
+def device_fs() -> None:
+    """Run `porthole device fs`; the console script `porthole-fs`.
+
+    Who starts virtiofsd, as libvirt does, can be told another path, but no command.
+    """
+    app(["device", "fs", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
     main()

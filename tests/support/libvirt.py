@@ -1,0 +1,175 @@
+"""A libvirtd of a test's own, which neither sees nor changes what the machine's libvirt has.
+
+It has namespaces for mounts, processes and the network: its files lie in the test's directory (the
+machine gets an empty directory, at most, where one of them is mounted), and whatever it starts ends
+with it. Domains are emulated by software, and boot what `linux_guest` has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+from tests.support.linux_guest import DEADLINE_S, LinuxGuest, initramfs, kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Self
+
+RAM_MIB = 512
+_DIRECTORIES = (
+    "/etc/libvirt",
+    "/etc/qemu",
+    *("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt"),
+)
+_START = """
+for each in "$@"; do mkdir -p "$each"; mount --bind "$ROOT$each" "$each"; done
+for each in passwd group; do mount --bind "$ROOT/$each" "/etc/$each"; done
+libvirtd &
+wait
+"""
+"""Process 1 of the namespaces: it waits for whatever is left to it, also by daemons."""
+
+_CONFIGURATION = """
+user = "root"
+group = "root"
+security_driver = "none"
+cgroup_controllers = []
+namespaces = []
+stdio_handler = "file"
+"""
+_USER = "libvirt-qemu"
+"""Debian's libvirt does not start without this user, whom another package makes."""
+
+_DOMAIN = """
+<domain type='qemu'>
+  <name>guest</name>
+  <memory unit='MiB'>{ram_mib}</memory>
+  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{kernel}</kernel>
+    <initrd>{initramfs}</initrd>
+    <cmdline>console=ttyS0 panic=-1</cmdline>
+  </os>
+  <cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>
+  <on_reboot>destroy</on_reboot>
+  <devices>
+    <emulator>{emulator}</emulator>
+    <serial type='file'><source path='{console}'/></serial>
+    <serial type='unix'><source mode='connect' path='{shell}'/></serial>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+    {devices}
+  </devices>
+</domain>
+"""
+
+
+class Libvirt:
+    """Use as a context manager.
+
+    Attributes:
+        root: What its directories are in.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.root = run_dir / "libvirt"
+        self._run_dir = run_dir
+        for each in _DIRECTORIES:
+            (self.root / each.lstrip("/")).mkdir(parents=True)
+        self.write("etc/libvirt/qemu.conf", _CONFIGURATION)
+        self.write("etc/libvirt/libvirtd.conf", 'auth_unix_rw = "none"\n')
+        for name, entry in (("passwd", "64055:64055::/:/usr/sbin/nologin"), ("group", "64055:")):
+            shutil.copy(f"/etc/{name}", self.root / name)
+            with (self.root / name).open("a") as file:
+                file.write(f"{_USER}:x:{entry}\n")
+
+    def __enter__(self) -> Self:
+        """Start it, and wait until it takes commands."""
+        with contextlib.ExitStack() as stack:
+            # Whatever libvirtd starts inherits the address and may tell it something as well.
+            told = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            told.settimeout(DEADLINE_S)
+            told.bind(str(self._run_dir / "notify"))
+            log = stack.enter_context((self.root / "libvirtd.log").open("wb"))
+            self._process = subprocess.Popen(
+                [
+                    *("unshare", "--mount", "--pid", "--net", "--fork", "--kill-child"),
+                    *("--mount-proc", "--propagation=private"),
+                    *("sh", "-ec", _START, "sh", *_DIRECTORIES),
+                ],
+                env={
+                    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                    "ROOT": str(self.root),
+                    "NOTIFY_SOCKET": str(self._run_dir / "notify"),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            stack.callback(self._process.wait)
+            stack.callback(self._process.kill)
+            assert b"READY=1" in told.recv(4096), self.log()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it and everything that it started."""
+        self._stack.close()
+
+    def write(self, path: str, content: str) -> None:
+        """Write a file that it is to see below one of its directories."""
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+
+    def log(self) -> str:
+        return (self.root / "libvirtd.log").read_text()
+
+    def virsh(self, *arguments: str | Path) -> str:
+        """Run a command of virsh that must succeed; what it said."""
+        pid = self._process.pid
+        done = subprocess.run(
+            [
+                *("nsenter", f"--mount=/proc/{pid}/ns/mnt"),
+                *(f"--pid=/proc/{pid}/ns/pid_for_children", "--", "virsh"),
+                *("--quiet", "--connect=qemu:///system", *arguments),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{self.log()}"
+        return done.stdout
+
+    @contextlib.contextmanager
+    def booted(self, devices: str) -> Iterator[LinuxGuest]:
+        """A domain with these devices and its serial lines, whose shell takes commands."""
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(self._run_dir / "shell"))
+            listening.listen(1)
+            listening.settimeout(DEADLINE_S)
+            self.write(
+                "domain.xml",
+                _DOMAIN.format(
+                    ram_mib=RAM_MIB,
+                    kernel=kernel(),
+                    initramfs=initramfs(self._run_dir),
+                    emulator=shutil.which("qemu-system-x86_64"),
+                    console=self.root / "console.log",
+                    shell=self._run_dir / "shell",
+                    devices=devices,
+                ),
+            )
+            self.virsh("create", self.root / "domain.xml")
+            shell, _ = listening.accept()
+        guest = LinuxGuest(shell, self.root / "console.log")
+        with contextlib.closing(guest):
+            guest.await_shell()
+            yield guest
