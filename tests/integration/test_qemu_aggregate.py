@@ -107,16 +107,16 @@ def device(run_dir: Path, twins: list[Path], tmp_path: Path) -> Iterator[Aggrega
 def traffic(guest: QemuGuest, directory: str) -> Iterator[None]:
     """The guest writes and reads there meanwhile; nothing that it does may fail."""
     guest.run(
-        "rm -f /tmp/over; ( turns=0; while [ ! -e /tmp/over ]; do"
+        "( turns=0; while [ ! -e /tmp/over ]; do"
         f" head -c 300000 /dev/urandom > /tmp/written && cp /tmp/written {directory}/traffic"
-        f" && cmp /tmp/written {directory}/traffic && rm {directory}/traffic || break;"
-        " turns=$((turns + 1)); done; echo $turns; [ -e /tmp/over ] )"
-        " > /tmp/turns 2> /tmp/failures & worker=$!"
+        f" && cmp /tmp/written {directory}/traffic && rm {directory}/traffic || exit 1;"
+        " turns=$((turns + 1)); done; echo $turns ) > /tmp/said 2>&1 & worker=$!"
     )
     yield
     code, _ = guest.attempt("touch /tmp/over; wait $worker")
-    assert code == 0, guest.run("cat /tmp/failures")
-    assert int(guest.run("cat /tmp/turns")) > 0
+    said = guest.run("cat /tmp/said")
+    assert code == 0, said
+    assert int(said) > 0
 
 
 def numbers(guest: QemuGuest, path: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ _MODULES = (
     "virtio_pci",
     "fuse",
     "virtiofs",
+    "loop",
 )
 _DONE = "guest is done:"
 _INIT = f"""#!/bin/busybox sh
