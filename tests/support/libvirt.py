@@ -114,7 +114,10 @@ class Libvirt:
             )
             stack.callback(self._process.wait)
             stack.callback(self._process.kill)
-            assert b"READY=1" in told.recv(4096), self.log()
+            try:
+                assert b"READY=1" in told.recv(4096)
+            except TimeoutError:
+                raise AssertionError(self.log()) from None
             self._stack = stack.pop_all()
         return self
 
