@@ -20,9 +20,9 @@ static bool keep_dac_override(void)
 
 bool ph_credentials_assume(struct ph_credentials *own, uint32_t uid, uint32_t gid)
 {
-    own->uid = geteuid();
-    own->gid = getegid();
-    if (!uid && !own->uid && gid == own->gid)
+    *own = (struct ph_credentials){.uid = geteuid(), .gid = getegid()};
+    own->differ = uid != own->uid || gid != own->gid;
+    if (!own->differ)
         return true;
     setfsgid(gid);
     setfsuid(uid);
@@ -38,6 +38,8 @@ bool ph_credentials_assume(struct ph_credentials *own, uint32_t uid, uint32_t gi
 /* The user first, which brings the capabilities back. */
 void ph_credentials_restore(const struct ph_credentials *own)
 {
+    if (!own->differ)
+        return;
     setfsuid(own->uid);
     setfsgid(own->gid);
 }

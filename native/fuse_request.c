@@ -337,16 +337,11 @@ static int64_t do_opendir(struct request *request)
 static int64_t close_handle(struct request *request, enum ph_kind kind)
 {
     struct fuse_release_in in;
-    struct ph_handle *handle;
-    bool closed;
 
     memcpy(&in, request->body, sizeof(in));
-    handle = in.release_flags ? NULL : ph_handle_pin(request->fs, in.fh, kind);
-    if (!handle)
+    if (in.release_flags || !ph_handle_remove_unlocked(request->fs, in.fh, kind))
         return PH_COLD;
-    closed = !ph_handle_is_locked(handle) && ph_handle_remove(request->fs, in.fh, kind);
-    ph_handle_unpin(request->fs, handle);
-    return closed ? 0 : PH_COLD;
+    return 0;
 }
 
 static int64_t do_release(struct request *request)

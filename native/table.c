@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -61,7 +60,7 @@ struct ph_fs {
     struct ph_node **by_id;
     struct ph_node **by_key;
     uint64_t buckets; /* of by_id and by_key each; a power of two */
-    uint64_t count;
+    atomic_ullong count;
     uint64_t limit;
     uint64_t next_id;
     struct ph_node **in_use; /* nodes besides the root that have a descriptor */
@@ -71,7 +70,7 @@ struct ph_fs {
     uint32_t hand;
     struct ph_handle **handles;
     uint64_t handle_buckets;
-    uint64_t handle_count;
+    atomic_ullong handle_count;
     uint64_t handle_limit;
     uint64_t next_handle;
     struct anchor *_Atomic anchors;
@@ -260,9 +259,12 @@ static struct anchor *find_anchor(struct ph_fs *fs, uint64_t dev)
 
 static int open_again(const struct ph_fs *fs, int fd, int flags)
 {
-    char name[16];
+    char room[12], *name = &room[sizeof(room) - 1];
 
-    snprintf(name, sizeof(name), "%d", fd);
+    *name = '\0';
+    do
+        *--name = (char)('0' + fd % 10);
+    while (fd /= 10);
     return openat(fs->proc_fd, name, flags | O_CLOEXEC);
 }
 
@@ -503,12 +505,7 @@ void ph_fs_release(struct ph_fs *fs)
 
 uint64_t ph_fs_node_count(struct ph_fs *fs)
 {
-    uint64_t count;
-
-    pthread_mutex_lock(&fs->lock);
-    count = fs->count;
-    pthread_mutex_unlock(&fs->lock);
-    return count;
+    return atomic_load_explicit(&fs->count, memory_order_relaxed);
 }
 
 uint64_t ph_fs_node_limit(const struct ph_fs *fs)
@@ -518,12 +515,7 @@ uint64_t ph_fs_node_limit(const struct ph_fs *fs)
 
 uint64_t ph_fs_handle_count(struct ph_fs *fs)
 {
-    uint64_t count;
-
-    pthread_mutex_lock(&fs->lock);
-    count = fs->handle_count;
-    pthread_mutex_unlock(&fs->lock);
-    return count;
+    return atomic_load_explicit(&fs->handle_count, memory_order_relaxed);
 }
 
 const struct ph_rules *ph_fs_rules(const struct ph_fs *fs)
@@ -862,7 +854,7 @@ void ph_handle_unpin(struct ph_fs *fs, struct ph_handle *handle)
     clear_away(&rubbish);
 }
 
-bool ph_handle_remove(struct ph_fs *fs, uint64_t number, enum ph_kind kind)
+static bool remove_handle(struct ph_fs *fs, uint64_t number, enum ph_kind kind, bool locked_too)
 {
     struct rubbish rubbish = {.fd = -1};
     struct ph_handle **at, *handle;
@@ -872,7 +864,7 @@ bool ph_handle_remove(struct ph_fs *fs, uint64_t number, enum ph_kind kind)
     while (*at && (*at)->number != number)
         at = &(*at)->next;
     handle = *at;
-    if (handle && handle->kind == kind) {
+    if (handle && handle->kind == kind && (locked_too || !ph_handle_is_locked(handle))) {
         *at = handle->next;
         handle->known = false;
         fs->handle_count--;
@@ -883,6 +875,16 @@ bool ph_handle_remove(struct ph_fs *fs, uint64_t number, enum ph_kind kind)
     pthread_mutex_unlock(&fs->lock);
     clear_away(&rubbish);
     return handle;
+}
+
+bool ph_handle_remove(struct ph_fs *fs, uint64_t number, enum ph_kind kind)
+{
+    return remove_handle(fs, number, kind, true);
+}
+
+bool ph_handle_remove_unlocked(struct ph_fs *fs, uint64_t number, enum ph_kind kind)
+{
+    return remove_handle(fs, number, kind, false);
 }
 
 int ph_handle_fd(const struct ph_handle *handle)

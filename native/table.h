@@ -94,6 +94,8 @@ uint64_t ph_handle_add(struct ph_fs *fs, struct ph_node *node, int fd, enum ph_k
 struct ph_handle *ph_handle_pin(struct ph_fs *fs, uint64_t number, enum ph_kind kind);
 void ph_handle_unpin(struct ph_fs *fs, struct ph_handle *handle);
 bool ph_handle_remove(struct ph_fs *fs, uint64_t number, enum ph_kind kind);
+/* As ph_handle_remove, unless the handle is locked: see ph_handle_mark_locked. */
+bool ph_handle_remove_unlocked(struct ph_fs *fs, uint64_t number, enum ph_kind kind);
 bool ph_handle_has_room(struct ph_fs *fs);
 
 int ph_handle_fd(const struct ph_handle *handle);
