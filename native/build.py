@@ -19,7 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY: Final = "services/devicehost/libfastpath.so"
 _FLAGS: Final = (
-    *("-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-fPIC", "-shared", "-pthread"),
+    *("-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-fPIC", "-shared", "-pthread", "-Wl,-Bsymbolic"),
     *("-Wall", "-Wextra", "-Wconversion", "-fstack-protector-strong"),
 )
 
