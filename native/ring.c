@@ -6,6 +6,7 @@
 #include <linux/virtio_ring.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,12 +18,16 @@ enum {
     SPIN_NS = 50000,
     SPIN_MIN_NS = 1000,
     BATCH_REQUESTS = 8,
+    BATCH_LEAST = 2,
     BATCH_BYTES = 1 << 20,
     MIN_INDIRECT_LIMIT = 1024,
     SLOT_BYTES = 2048,
 };
 #define MAX_CHAIN_BYTES 0xffffffffu
 #define DESC_BYTES sizeof(struct vring_desc)
+
+/* How many queues of this process are at work, or look around for some. */
+static atomic_uint awake;
 
 struct ph_ring {
     struct ph_ring_setup setup;
@@ -36,7 +41,17 @@ struct ph_ring {
     pthread_mutex_t call_lock;
     atomic_bool stopped;
     atomic_bool closed;
+    bool is_awake;
 };
+
+static void set_awake(struct ph_ring *ring, bool is_awake)
+{
+    if (is_awake && !ring->is_awake)
+        atomic_fetch_add_explicit(&awake, 1, memory_order_relaxed);
+    else if (!is_awake && ring->is_awake)
+        atomic_fetch_sub_explicit(&awake, 1, memory_order_relaxed);
+    ring->is_awake = is_awake;
+}
 
 struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
 {
@@ -63,6 +78,7 @@ struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
 
 void ph_ring_free(struct ph_ring *ring)
 {
+    set_awake(ring, false);
     pthread_mutex_destroy(&ring->call_lock);
     free(ring->iov);
     free(ring);
@@ -173,19 +189,24 @@ enum ph_look ph_ring_look(struct ph_ring *ring)
     return waiting ? PH_LOOK_CHAIN : PH_LOOK_NOTHING;
 }
 
+static void end_readable(struct ph_chain *chain, uint32_t count, uint64_t bytes)
+{
+    chain->readable_count = count;
+    chain->readable_bytes = bytes;
+}
+
+/* Python gives a system call the buffers as they come: more than IOV_MAX are its to refuse. */
 static bool follow(struct ph_ring *ring, struct ph_chain *chain)
 {
     const struct ph_ring_setup *setup = &ring->setup;
     const uint8_t *table = setup->desc;
     uint32_t size = setup->size, limit = size, index = ring->head, steps = 0, count = 0;
     uint32_t most = (size > MIN_INDIRECT_LIMIT ? size : MIN_INDIRECT_LIMIT) * DESC_BYTES;
-    uint32_t pieces[2] = {0, 0};
-    uint64_t bytes[2] = {0, 0};
+    uint32_t pieces = 0;
+    uint64_t bytes = 0;
     bool nested = false, writing = false;
     struct iovec *iov = ring->iov;
 
-    chain->readable = iov;
-    chain->readable_count = 0;
     for (;;) {
         struct vring_desc desc;
         uint8_t *address;
@@ -209,15 +230,17 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
         address = reach(ring, desc.addr, desc.len);
         if (!desc.len || !address)
             return false;
-        if (desc.flags & VRING_DESC_F_WRITE) {
-            if (!writing)
-                chain->readable_count = count;
+        if (desc.flags & VRING_DESC_F_WRITE && !writing) {
+            if (pieces > IOV_MAX)
+                return false;
+            end_readable(chain, count, bytes);
+            pieces = 0;
             writing = true;
-        } else if (writing) {
+        } else if (writing && !(desc.flags & VRING_DESC_F_WRITE)) {
             return false;
         }
-        bytes[writing] += desc.len;
-        if (pieces[writing]++ && (uint8_t *)iov[count - 1].iov_base + iov[count - 1].iov_len == address)
+        bytes += desc.len;
+        if (pieces++ && (uint8_t *)iov[count - 1].iov_base + iov[count - 1].iov_len == address)
             iov[count - 1].iov_len += desc.len;
         else
             iov[count++] = (struct iovec){address, desc.len};
@@ -225,17 +248,14 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
             break;
         index = desc.next;
     }
+    if (pieces > IOV_MAX || bytes > MAX_CHAIN_BYTES)
+        return false;
     if (!writing)
-        chain->readable_count = count;
-    if (bytes[0] + bytes[1] > MAX_CHAIN_BYTES)
-        return false;
-    /* Python gives a system call the buffers as they come, so more of them are its to refuse. */
-    if (pieces[0] > IOV_MAX || pieces[1] > IOV_MAX)
-        return false;
+        end_readable(chain, count, bytes);
+    chain->readable = iov;
     chain->writable = iov + chain->readable_count;
     chain->writable_count = count - chain->readable_count;
-    chain->readable_bytes = bytes[0];
-    chain->writable_bytes = bytes[1];
+    chain->writable_bytes = bytes - chain->readable_bytes;
     return true;
 }
 
@@ -307,6 +327,13 @@ void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain)
     ring->setup.counters->bytes_in -= chain->readable_bytes;
 }
 
+static bool is_running_low(const struct ph_ring_state *state)
+{
+    uint16_t waiting = (uint16_t)(state->seen_avail - state->next_avail);
+
+    return state->unsignalled >= BATCH_LEAST && waiting <= 3 * state->unsignalled;
+}
+
 /* Give the chain that was taken last back, and notify the driver now and then. */
 void ph_ring_push(struct ph_ring *ring, uint32_t written_bytes)
 {
@@ -323,7 +350,8 @@ void ph_ring_push(struct ph_ring *ring, uint32_t written_bytes)
     __atomic_store_n((uint16_t *)(ring->used + 2), htole16(state->next_used), __ATOMIC_RELEASE);
     state->unsignalled++;
     state->unsignalled_bytes += written_bytes;
-    if (state->unsignalled >= BATCH_REQUESTS || state->unsignalled_bytes >= BATCH_BYTES)
+    if (state->unsignalled >= BATCH_REQUESTS || state->unsignalled_bytes >= BATCH_BYTES ||
+        is_running_low(state))
         ph_ring_notify(ring);
 }
 
@@ -364,8 +392,13 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* Another queue may wait for this processor; without one, giving it up would only cost time. */
 static void relax(void)
 {
+    if (atomic_load_explicit(&awake, memory_order_relaxed) > 1) {
+        sched_yield();
+        return;
+    }
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -427,6 +460,7 @@ enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), vo
     };
     enum ph_look look;
 
+    set_awake(ring, true);
     if (ring->state.unsignalled)
         ph_ring_notify(ring);
     look = spin(ring);
@@ -435,8 +469,10 @@ enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), vo
     if (look != PH_LOOK_NOTHING)
         return look == PH_LOOK_ODD ? PH_WAIT_ODD : PH_WAIT_CHAIN;
     before_sleep(context);
+    set_awake(ring, false);
     while (!ph_ring_is_stopped(ring) && poll(fds, 3, -1) < 0 && errno == EINTR)
         continue;
+    set_awake(ring, true);
     if (ph_ring_is_stopped(ring))
         return PH_WAIT_STOPPED;
     disarm(ring);
