@@ -35,16 +35,18 @@ void floor_run(const struct options *options, struct worker *worker, double *sec
 {
 	uint32_t piece = options->scattered ? PAGE_BYTES : options->block_bytes;
 	unsigned count = options->block_bytes / piece;
-	struct iovec *parts = allocate(count, sizeof *parts);
+	/* Buffers take turns as those of so many requests do: a single one would stay in the cache. */
+	struct iovec *buffers = allocate(count * options->depth, sizeof *buffers);
 	uint64_t blocks = options->working_set_bytes / options->block_bytes, position, begin_ns, end_ns;
+	uint64_t turn = 0;
 	struct random random = { options->seed };
 	uint8_t *memory = NULL;
 	struct ram ram;
 	int fd = -1;
 
 	ram_make(&ram, options->pool_bytes);
-	for (unsigned i = 0; i < count; i++)
-		parts[i] = (struct iovec){ ram.base + ram_take(&ram, 2 * piece, PAGE_BYTES), piece };
+	for (unsigned i = 0; i < count * options->depth; i++)
+		buffers[i] = (struct iovec){ ram.base + ram_take(&ram, 2 * piece, PAGE_BYTES), piece };
 	if (options->target == TARGET_FILE && (fd = open(options->file, O_RDWR | O_CLOEXEC)) < 0)
 		die("%s: %m", options->file);
 	if (options->target == TARGET_MEMORY) {
@@ -57,6 +59,7 @@ void floor_run(const struct options *options, struct worker *worker, double *sec
 	for (uint64_t start = now_ns(), now; start < end_ns; start = now) {
 		uint64_t block = (options->sequential ? position++ : random_next(&random)) % blocks;
 		uint64_t offset = block * options->block_bytes;
+		struct iovec *parts = buffers + count * (turn++ % options->depth);
 
 		move_block(options, fd, memory, parts, count, offset);
 		if (fd >= 0 && options->operation == OP_READ &&
@@ -72,6 +75,6 @@ void floor_run(const struct options *options, struct worker *worker, double *sec
 	}
 	*seconds = (double)(now_ns() - begin_ns) / 1e9;
 	free(memory);
-	free(parts);
+	free(buffers);
 	ram_free(&ram);
 }
