@@ -40,24 +40,26 @@ def chart(
     groups: Sequence[Bars],
     *,
     goals: Sequence[float] = (),
-    unit: str = "",
+    linear: bool = False,
 ) -> str:
-    """Draw horizontal bars over a logarithmic axis, whiskers from the 10th to the 90th percentile.
+    """Draw horizontal bars with whiskers from the 10th to the 90th percentile.
 
     Args:
         title: Above.
         series: Names of the bars of a group.
         groups: From the top.
         goals: Values at which a line is drawn.
-        unit: Behind numbers.
+        linear: Over an axis from zero; else over a logarithmic one, for ratios.
     """
     values = [value for group in groups for value in group.values if value is not None]
     numbers = [n for value in values for n in (value.p10, value.p90, value.median) if n > 0]
     low, high = _bounds([*numbers, *goals])
+    low = 0.0 if linear else low
     inner = WIDTH - LABEL_WIDTH - RIGHT
 
     def x(value: float) -> float:
-        place = math.log(min(max(value, low), high) / low) / math.log(high / low)
+        within = min(max(value, low), high)
+        place = within / high if linear else math.log(within / low) / math.log(high / low)
         return round(LABEL_WIDTH + inner * place, 1)
 
     row_height = BAR * len(series) + GAP
@@ -73,9 +75,9 @@ def chart(
         parts.append(f'<rect x="{at}" y="32" width="10" height="10" fill="{colour}"/>')
         parts.append(_text(at + 14, 41, name))
         at += 34 + 6.5 * len(name)
-    for tick in _ticks(low, high):
+    for tick in [high * part / 5 for part in range(6)] if linear else _ticks(low, high):
         parts.append(_line(x(tick), TOP, bottom, "#dddddd"))
-        parts.append(_text(x(tick), bottom + 16, f"{tick:,g}{unit}", anchor="middle"))
+        parts.append(_text(x(tick), bottom + 16, _figure(tick), anchor="middle"))
     for goal in goals:
         parts.append(_line(x(goal), TOP - 4, bottom, "#b03030", dash=True))
     for number, group in enumerate(groups):
@@ -85,7 +87,7 @@ def chart(
         for value, colour in zip(group.values, COLOURS, strict=False):
             if value is not None and value.median > 0:
                 parts += _bar(x(low), x(value.median), x(value.p10), x(value.p90), y, colour)
-                parts.append(_text(x(value.p90) + 5, y + BAR - 2, f"{value.median:,.3g}", size=9))
+                parts.append(_text(x(value.p90) + 5, y + BAR - 2, _figure(value.median), size=9))
             y += BAR
     return "\n".join([*parts, "</svg>", ""])
 
@@ -112,6 +114,12 @@ def _ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps = [m * 10.0**power for power in range(first, last + 1) for m in (1, 2, 5)]
     return [step for step in steps if low * 0.999 <= step <= high * 1.001]
+
+
+def _figure(value: float) -> str:
+    """Write a number with three digits that count."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
 
 
 def _line(x: float, top: float, bottom: float, colour: str, *, dash: bool = False) -> str:

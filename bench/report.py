@@ -301,14 +301,17 @@ def _plots(results: Results) -> dict[str, str]:
         counts = sorted({row.devices for row in results.scale})
         found = {(row.host, row.devices): spread(value(row)) for row in results.scale}
         groups = [
-            Bars(f"{count} devices", [found.get((name, count)) for name in names])
+            Bars(
+                f"{count} device{'s' if count > 1 else ''}",
+                [found.get((name, count)) for name in names],
+            )
             for count in counts
         ]
-        return chart(title, names, groups) if groups else ""
+        return chart(title, names, groups, linear=True) if groups else ""
 
     pools = [
         Bars(
-            f"{row.devices} devices, {row.block_bytes >> 10} KiB",
+            f"{row.devices} device{'s' if row.devices > 1 else ''}, {row.block_bytes >> 10} KiB",
             [spread(row.one_pool), spread(row.pool_each)],
         )
         for row in results.pools
@@ -321,7 +324,9 @@ def _plots(results: Results) -> dict[str, str]:
         "memory.svg": hosts(
             "Resident memory of the device host, MiB", lambda row: [row.rss_bytes / 2**20]
         ),
-        "pools.svg": chart("Reads/s of all devices", ["one pool", "a pool each"], pools)
+        "pools.svg": chart(
+            "Reads/s of all devices", ["one pool", "a pool each"], pools, linear=True
+        )
         if pools
         else "",
     }

@@ -137,12 +137,14 @@ def test_a_run_is_written_and_read_back(tmp_path: Path) -> None:
         assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
 
 
-def test_a_longer_bar_is_a_larger_number() -> None:
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_longer_bar_is_a_larger_number(linear: bool) -> None:
     groups = [Bars("a & b", [Spread(1, 1, 1), None]), Bars("c", [Spread(8, 7, 9), None])]
-    root = ElementTree.fromstring(chart("t", ["x", "y"], groups, goals=[2.0]))
+    root = ElementTree.fromstring(chart("t", ["x", "y"], groups, goals=[2.0], linear=linear))
     bars = [e for e in root if e.tag.endswith("rect") and e.get("height") == "9"]
-    assert len(bars) == 2
-    assert float(bars[0].attrib["width"]) < float(bars[1].attrib["width"])
+    first, second = (float(bar.attrib["width"]) for bar in bars)
+    assert first < second
+    assert not linear or second == pytest.approx(8 * first, rel=0.01)
 
 
 def test_reports_of_both_samplers_are_read() -> None:
