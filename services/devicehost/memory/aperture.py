@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.devicehost.memory.counters import DeviceCounters
-    from services.devicehost.memory.guest import GpaRange
     from services.devicehost.memory.regions import RegionTable
     from services.handshake.pool import SwiotlbPool
 
@@ -72,15 +71,15 @@ class ApertureMemory(LinearMemory):
         offset = self.translate(gpa, length)
         return self._view[offset : offset + length]
 
-    def views(self, buffers: Sequence[GpaRange]) -> list[memoryview]:
+    def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """As `Lease.views`; `translate` written out, because every request comes by here."""
         base, size, high, whole = self._base, self._size, 0, self._view
         views = []
-        for gpa, length in buffers:
+        for place, gpa in enumerate(addresses):
             offset = gpa - base
-            end = offset + length
+            end = offset + lengths[place]
             if offset < 0 or end > size:
-                raise self.refuse(gpa, length, f"the aperture {self._pool}")
+                raise self.refuse(gpa, lengths[place], f"the aperture {self._pool}")
             if end > high:
                 high = end
             views.append(whole[offset:end])

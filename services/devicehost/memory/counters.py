@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from services.devicehost.memory.bounds import Bounds
 
 
-class QueueCounters(ctypes.Structure):
-    """What one queue counts (struct ph_counters); written by that queue's thread only.
+class NativeCounters(ctypes.Structure):
+    """What the native loop counts of one queue (struct ph_counters).
 
     Attributes:
-        requests: Chains that were completed.
-        bytes_in: Bytes that the guest offered for reading.
-        bytes_out: Bytes that were written to the guest.
-        highest_slot: Highest slot that the native loop saw a buffer in, counted from 1.
+        requests, bytes_in, bytes_out: As of QueueCounters.
+        highest_slot: Highest slot that a buffer was in, counted from 1.
     """
 
     requests: int
@@ -34,6 +32,23 @@ class QueueCounters(ctypes.Structure):
         ("bytes_out", ctypes.c_uint64),
         ("highest_slot", ctypes.c_uint64),
     )
+
+
+@dataclass(slots=True)
+class QueueCounters:
+    """What one queue counts; written by that queue's thread only.
+
+    Attributes:
+        requests: Chains that were completed.
+        bytes_in: Bytes that the guest offered for reading.
+        bytes_out: Bytes that were written to the guest.
+        native: The same of what the native loop served.
+    """
+
+    requests: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    native: NativeCounters = field(default_factory=NativeCounters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +123,21 @@ class DeviceCounters:
         """Tell all counters."""
         with self._lock:
             queues = list(self._queues.values())
+            counted: list[QueueCounters | NativeCounters] = [
+                *queues,
+                *(queue.native for queue in queues),
+            ]
             return CounterValues(
-                requests=sum(queue.requests for queue in queues),
-                bytes_in=sum(queue.bytes_in for queue in queues),
-                bytes_out=sum(queue.bytes_out for queue in queues),
+                requests=sum(each.requests for each in counted),
+                bytes_in=sum(each.bytes_in for each in counted),
+                bytes_out=sum(each.bytes_out for each in counted),
                 translations_refused=self._refused,
                 windows_mapped=self._mapped,
                 windows_evicted=self._evicted,
                 windows_waited=self._waited,
-                highest_slot=max([self._highest_slot, *(queue.highest_slot for queue in queues)]),
+                highest_slot=max(
+                    [self._highest_slot, *(queue.native.highest_slot for queue in queues)]
+                ),
                 frames_dropped=self._frames_dropped,
                 held_back=self._held_back,
                 exhaustions=self.bounds.exhaustions,

@@ -73,8 +73,12 @@ class Lease(AbstractContextManager["Lease"], Protocol):
             ResourceExhaustedError: WINDOW_QUOTA_TOO_SMALL: more than the whole quota is needed.
         """
 
-    def views(self, buffers: Sequence[GpaRange]) -> list[memoryview]:
-        """Give several ranges, each as `view` does.
+    def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+        """Give several ranges, each as `view` does; no object is made for what tells them.
+
+        Args:
+            addresses: Of their first bytes.
+            lengths: As many.
 
         Raises:
             As `view`.
@@ -123,12 +127,13 @@ class GuestMemory(ABC):
         self._lock = threading.Lock()
 
     @abstractmethod
-    def lease(self, buffers: Sequence[GpaRange] = ()) -> Lease:
+    def lease(self, addresses: Sequence[int] = (), lengths: Sequence[int] = ()) -> Lease:
         """Lend guest buffers.
 
         Args:
-            buffers: What the borrower will ask for. What has to be mapped for them is mapped at
+            addresses: Of what the borrower will ask for. What has to be mapped for it is mapped at
                 once or, on failure, not at all.
+            lengths: As many.
 
         Raises:
             As `Lease.view`.
@@ -148,7 +153,7 @@ class GuestMemory(ABC):
         Raises:
             As `Lease.view`.
         """
-        with self.lease(((gpa, length),)) as lease:
+        with self.lease((gpa,), (length,)) as lease:
             return bytes(lease.view(gpa, length))
 
     def pin(self, gpa: int, length: int) -> PinnedRing:

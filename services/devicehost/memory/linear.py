@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.devicehost.memory.counters import DeviceCounters
-    from services.devicehost.memory.guest import GpaRange
     from services.devicehost.memory.mapping import Mapping
     from services.devicehost.memory.regions import RegionTable
 
@@ -45,15 +44,19 @@ class LinearMemory(GuestMemory):
     def view(self, gpa: int, length: int) -> memoryview:
         """As `Lease.view`."""
 
-    def views(self, buffers: Sequence[GpaRange]) -> list[memoryview]:
+    def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """As `Lease.views`."""
-        return [self.view(gpa, length) for gpa, length in buffers]
+        return list(map(self.view, addresses, lengths))
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """As `GuestMemory.read`."""
+        return self.view(gpa, length).tobytes()
 
     def spans(self) -> Sequence[Span]:
         """As `GuestMemory.spans`."""
         return self._spans
 
-    def lease(self, buffers: Sequence[GpaRange] = ()) -> Self:
+    def lease(self, addresses: Sequence[int] = (), lengths: Sequence[int] = ()) -> Self:
         """As `GuestMemory.lease`; always this object."""
         return self
 

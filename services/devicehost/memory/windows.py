@@ -197,9 +197,9 @@ class WindowLease:
         start = gpa - pages[0]
         return window.mapping.view[start : start + length]
 
-    def views(self, buffers: Sequence[GpaRange]) -> list[memoryview]:
+    def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """As `Lease.views`."""
-        return [self.view(gpa, length) for gpa, length in buffers]
+        return list(map(self.view, addresses, lengths))
 
     def close(self) -> None:
         """As `Lease.close`."""
@@ -230,8 +230,9 @@ class WindowMemory(GuestMemory):
         counters.bounds.add(quota.bound)
         counters.bounds.add(bound(Resource.WINDOWS, quota.device_limit, lambda: self.in_use))
 
-    def lease(self, buffers: Sequence[GpaRange] = ()) -> WindowLease:
+    def lease(self, addresses: Sequence[int] = (), lengths: Sequence[int] = ()) -> WindowLease:
         """As `GuestMemory.lease`."""
+        buffers = list(zip(addresses, lengths, strict=True))
         # Checked before any window is asked for: a hostile address must not wait for the quota.
         for gpa, length in buffers:
             if self._table.find(gpa, length) is None:

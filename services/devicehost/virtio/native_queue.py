@@ -52,7 +52,7 @@ class NativeQueue(Queue):
             avail=_address(ring["avail"]),
             used=_address(ring["used"]),
             spans=ctypes.addressof(self._kept),
-            counters=ctypes.addressof(self._counters),
+            counters=ctypes.addressof(self._counters.native),
             span_count=len(spans),
             size=self.size,
             kick_fd=ring["kick_fd"],

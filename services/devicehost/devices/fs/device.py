@@ -26,8 +26,7 @@ from services.wire.virtio_fs import CONFIG, TAG_BYTES
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from services.devicehost.virtio.deferral import Deferred
-    from services.devicehost.virtio.queue import Chain, Queue
+    from services.devicehost.virtio.queue import Queue
 
 
 class FsDevice:
@@ -123,14 +122,11 @@ class FsDevice:
         syscalls.use_private_umask(0)
         credentials.leave_groups()
 
-        def handle(chain: Chain) -> int | Deferred:
-            return session.handle(chain.readable, chain.writable)
-
         if isinstance(queue, NativeQueue) and session.loop is not None:
             with session.loop.worker() as loop:
-                serve_natively(queue, loop, handle, self._queued)
+                serve_natively(queue, loop, session.handle, self._queued)
         else:
-            serve_requests(queue, handle, self._queued)
+            serve_requests(queue, session.handle, self._queued)
 
     def reset(self) -> None:
         """Forget the guest: its nodes and open files."""

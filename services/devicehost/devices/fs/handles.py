@@ -25,18 +25,15 @@ class OpenFile:
     Attributes:
         node: The file; it does not become idle while it is open.
         descriptor: The open descriptor.
+        fd: Its number; valid while this object is referenced.
     """
 
-    __slots__ = ("descriptor", "node")
+    __slots__ = ("descriptor", "fd", "node")
 
     def __init__(self, node: Node, descriptor: Descriptor) -> None:
         self.node: Final = node
         self.descriptor: Final = descriptor
-
-    @property
-    def fd(self) -> int:
-        """The open descriptor's number; valid while this object is referenced."""
-        return self.descriptor.fd
+        self.fd: Final = descriptor.fd
 
 
 class OpenDirectory(OpenFile):

@@ -46,20 +46,17 @@ class Node:
     Attributes:
         id: What the guest calls it.
         descriptor: O_PATH descriptor of it.
+        fd: Its number; valid while the node is referenced.
         kind: Its S_IFMT bits; they never change.
     """
 
-    __slots__ = ("__weakref__", "descriptor", "id", "kind")
+    __slots__ = ("__weakref__", "descriptor", "fd", "id", "kind")
 
     def __init__(self, node_id: int, descriptor: Descriptor, kind: int) -> None:
         self.id: Final = node_id
         self.descriptor: Final = descriptor
+        self.fd: Final = descriptor.fd
         self.kind: Final = kind
-
-    @property
-    def fd(self) -> int:
-        """The O_PATH descriptor's number; valid while the node is referenced."""
-        return self.descriptor.fd
 
     @property
     def path(self) -> bytes:

@@ -16,6 +16,8 @@ from services.wire.fuse import EXT_HEADER, FUSE_EXT_GROUPS, IN_HEADER, OUT_HEADE
 if TYPE_CHECKING:
     from struct import Struct
 
+    from services.devicehost.virtio.chain import Chain
+
     Segments = list[memoryview]
 
 MAX_BODY_BYTES: Final = (1 << 20) + 4096
@@ -23,6 +25,9 @@ MAX_BODY_BYTES: Final = (1 << 20) + 4096
 NAME_MAX: Final = 255
 """Longest name of an entry, in bytes."""
 _IOV_MAX: Final = 1024
+_COPIED_BYTES: Final = 512
+"""So much of a request is copied at once: all but the payload of WRITE, SETXATTR or BATCH_FORGET.
+Those bytes of a payload are copied in vain, which costs less than to find out first."""
 
 
 class Request:
@@ -31,37 +36,44 @@ class Request:
     Attributes:
         opcode, unique, nodeid, uid, gid, pid: As in fuse_in_header; nothing of it is checked.
         args: The fixed part that follows the header, unpacked by `load`.
-        payload: What follows the fixed part, still in guest memory; only of streamed requests.
-        space: Where the reply's data go: the writable buffers without the room of the header.
+        body: What follows the fixed part, copied by `load`; not of streamed requests.
+        payload: The same of streamed requests, still in guest memory.
+        space_bytes: How many bytes of data the reply may have.
     """
 
     __slots__ = (
-        "_body",
+        "_answer",
+        "_chain",
+        "_data",
         "_extension_bytes",
-        "_extensions",
         "_length",
-        "_rest",
-        "_writable",
-        "answerable",
         "args",
+        "body",
         "gid",
         "nodeid",
         "opcode",
         "payload",
         "pid",
-        "space",
+        "space_bytes",
         "uid",
         "unique",
     )
 
-    def __init__(self, readable: Segments, writable: Segments) -> None:
+    args: tuple[int, ...]
+    body: bytes
+    payload: Segments
+
+    def __init__(self, chain: Chain) -> None:
         """Read the header.
 
         Args:
-            readable: What the driver wrote, at least 40 bytes.
-            writable: Where the reply goes.
+            chain: What the driver wrote, at least 40 bytes, and where the reply goes.
         """
-        header, self._rest = _take(readable, IN_HEADER.size)
+        self._chain = chain
+        if chain.readable_bytes <= _COPIED_BYTES:
+            self._data = b"".join(chain.readable)
+        else:
+            self._data = b"".join(_first(chain.readable, _COPIED_BYTES))
         (
             self._length,
             self.opcode,
@@ -71,52 +83,48 @@ class Request:
             self.gid,
             self.pid,
             extensions,
-        ) = IN_HEADER.unpack(header)
+        ) = IN_HEADER.unpack_from(self._data)
         self._extension_bytes = extensions * 8
-        self._writable = writable
-        self._body = self._extensions = b""
-        self.args: tuple[int, ...] = ()
-        self.payload: Segments = []
-        self.answerable = _count(writable) >= OUT_HEADER.size
-        self.space = _skip(writable, OUT_HEADER.size) if self.answerable else []
+        self._answer = b""
+        self.space_bytes = max(chain.writable_bytes - OUT_HEADER.size, 0)
 
     def load(self, layout: Struct | None, *, streamed: bool) -> None:
         """Read what follows the header.
 
         Args:
             layout: The fixed part; None when there is none.
-            streamed: Leave what follows the fixed part in guest memory, as `payload`.
+            streamed: Leave what follows the fixed part in guest memory, as `payload`; the fixed
+                part lies in the first 512 bytes then.
 
         Raises:
             OSError: EINVAL when the header's length is not what the driver handed over, or the
                 request is shorter than its fixed part; E2BIG when too much would be copied.
         """
-        present = _count(self._rest) if self._rest else 0
-        fixed = layout.size if layout else 0
-        if self._length != IN_HEADER.size + present or present < fixed + self._extension_bytes:
+        length = self._length
+        start = IN_HEADER.size + layout.size if layout else IN_HEADER.size
+        end = length - self._extension_bytes
+        if length != self._chain.readable_bytes or start > end:
             raise refusal(errno.EINVAL)
         if streamed:
-            head, self.payload = _take(self._rest, fixed)
-        elif present > MAX_BODY_BYTES:
-            raise refusal(errno.E2BIG)
+            self.payload = _skip(self._chain.readable, start)
         else:
-            head, _ = _take(self._rest, present) if present else (b"", [])
-            end = present - self._extension_bytes
-            self._body, self._extensions = head[fixed:end], head[end:]
-        if layout:
-            self.args = layout.unpack_from(head)
+            if len(self._data) < length:
+                self._copy_rest()
+            self.body = self._data[start:end]
+        self.args = layout.unpack_from(self._data, IN_HEADER.size) if layout else ()
 
-    @property
-    def body(self) -> bytes:
-        """What follows the fixed part, copied."""
-        return self._body
+    def _copy_rest(self) -> None:
+        if self._length > IN_HEADER.size + MAX_BODY_BYTES:
+            raise refusal(errno.E2BIG)
+        rest = _skip(self._chain.readable, len(self._data))
+        self._data = b"".join((self._data, *rest))
 
     @property
     def names_groups(self) -> bool:
         """Whether it says that its user is in the directory's group, which is not `gid`."""
-        position = 0
-        while position + EXT_HEADER.size <= len(self._extensions):
-            size, kind = EXT_HEADER.unpack_from(self._extensions, position)
+        position = self._length - self._extension_bytes
+        while position + EXT_HEADER.size <= self._length:
+            size, kind = EXT_HEADER.unpack_from(self._data, position)
             if kind == FUSE_EXT_GROUPS:
                 return True
             position += max(size, EXT_HEADER.size)
@@ -128,7 +136,7 @@ class Request:
         Raises:
             OSError: EINVAL when there are more or fewer, or the last NUL is missing.
         """
-        *found, tail = self._body.split(b"\0")
+        *found, tail = self.body.split(b"\0")
         if len(found) != count or tail:
             raise refusal(errno.EINVAL)
         return found
@@ -142,15 +150,16 @@ class Request:
         return [entry_name(name) for name in self.strings(count)]
 
     def space_of(self, size: int) -> Segments:
-        """Tell which part of `space` holds the first `size` bytes of the reply's data.
+        """Tell where the first `size` bytes of the reply's data go.
 
         Raises:
             OSError: EIO when there is less room than that: a short read would look like the end of
                 the file; EINVAL when it is in more pieces than one system call takes.
         """
-        if size > self.space_bytes():
+        if size > self.space_bytes:
             raise refusal(errno.EIO)
-        return _limit(_first(self.space, size))
+        space = _skip(self._chain.writable, OUT_HEADER.size)
+        return _limit(space if size == self.space_bytes else _first(space, size))
 
     def payload_of(self, size: int) -> Segments:
         """Tell where the `size` bytes of payload are.
@@ -158,47 +167,37 @@ class Request:
         Raises:
             OSError: EINVAL when the payload is longer or shorter, or cut into too many pieces.
         """
-        if _count(self.payload) != size:
+        if sum(map(len, self.payload)) != size:
             raise refusal(errno.EINVAL)
         return _limit(self.payload)
 
-    def space_bytes(self) -> int:
-        """Tell how many bytes of data the reply may have."""
-        return _count(self.space)
-
     def reply(self, data: bytes) -> int:
-        """Place the reply's data and tell its length.
+        """Take the reply's data, which `finish` places, and tell its length.
 
         Raises:
             OSError: EIO when the driver left too little room.
         """
-        if len(data) > self.space_bytes():
+        if len(data) > self.space_bytes:
             raise refusal(errno.EIO)
-        _place(self.space, data)
+        self._answer = data
         return len(data)
 
     def finish(self, error: int, length: int = 0) -> int:
-        """Place the reply's header; data, if any, have been placed already.
+        """Place the reply: its header, and the data that `reply` took.
 
         Args:
-            error: 0 or a positive errno.
-            length: Bytes of data; 0 with an error.
+            error: 0 or a positive errno; then there are no data.
+            length: Bytes of data, of `reply` or in their place already; 0 with an error.
 
         Returns:
             Bytes written from the start of the writable buffers; 0 when not even the header fits.
         """
-        if not self.answerable:
+        if self._chain.writable_bytes < OUT_HEADER.size:
             return 0
         total = OUT_HEADER.size + length
-        _place(self._writable, OUT_HEADER.pack(total, -error, self.unique))
+        header = OUT_HEADER.pack(total, -error, self.unique)
+        _place(self._chain.writable, header if error else header + self._answer)
         return total
-
-
-def receive(readable: Segments, writable: Segments) -> Request | None:
-    """Take a request from a chain; None when there is not even a header."""
-    if _count(readable) < IN_HEADER.size:
-        return None
-    return Request(readable, writable)
 
 
 def entry_name(name: bytes) -> bytes:
@@ -216,22 +215,6 @@ def entry_name(name: bytes) -> bytes:
     return name
 
 
-def _count(segments: Segments) -> int:
-    return len(segments[0]) if len(segments) == 1 else sum(map(len, segments))
-
-
-def _take(segments: Segments, count: int) -> tuple[bytes, Segments]:
-    """Copy the first `count` bytes, which must be there; return them and what follows."""
-    if not count:
-        return b"", segments
-    first = segments[0]
-    if len(first) == count:
-        return bytes(first), segments[1:]
-    if len(first) > count:
-        return bytes(first[:count]), [first[count:], *segments[1:]]
-    return b"".join(_first(segments, count)), _skip(segments, count)
-
-
 def _first(segments: Segments, count: int) -> Segments:
     """Tell where the first `count` bytes are, or all when there are fewer."""
     result = []
@@ -247,21 +230,25 @@ def _skip(segments: Segments, count: int) -> Segments:
     """Tell what follows the first `count` bytes."""
     for index, segment in enumerate(segments):
         if count < len(segment):
-            rest = segments[index + 1 :]
-            return [segment[count:], *rest] if count else segments[index:]
+            rest = segments[index:]
+            if count:
+                rest[0] = segment[count:]
+            return rest
         count -= len(segment)
     return []
 
 
 def _place(segments: Segments, data: bytes) -> None:
     """Write data, for which there must be room, from the first byte on."""
-    if segments and len(segments[0]) >= len(data):
-        segments[0][: len(data)] = data
-        return
-    position = 0
-    for segment in _first(segments, len(data)):
-        segment[:] = data[position : position + len(segment)]
-        position += len(segment)
+    position, left = 0, len(data)
+    for segment in segments:
+        room = len(segment)
+        if left <= room:
+            segment[:left] = data[position:]
+            return
+        segment[:] = data[position : position + room]
+        position += room
+        left -= room
 
 
 def _limit(segments: Segments) -> Segments:

@@ -21,7 +21,7 @@ from services.devicehost.devices.fs.mount import Mount
 from services.devicehost.devices.fs.native_loop import NativeLoop
 from services.devicehost.devices.fs.operations.root import ROOT_OPERATIONS
 from services.devicehost.devices.fs.operations.table import OPERATIONS
-from services.devicehost.devices.fs.request import Request, receive
+from services.devicehost.devices.fs.request import Request
 from services.devicehost.devices.fs.rules import Rules
 from services.devicehost.memory import bound
 from services.devicehost.memory.bounds import Bounds
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.aggregate import Aggregate
     from services.devicehost.devices.fs.descriptors import Descriptor, Limits
     from services.devicehost.devices.fs.operations.table import Operation, WhereT
+    from services.devicehost.virtio.chain import Chain
     from services.devicehost.virtio.deferral import Deferred
     from services.handshake.options import FsOptions
 
@@ -53,6 +54,9 @@ _LACKING: Final = {
     errno.ENOLCK: (Resource.LOCK_OWNERS, Resource.LOCKS, Resource.LOCK_WAITS),
 }
 """What may be full when a request is refused with this."""
+_INIT: Final = int(Opcode.INIT)
+_DESTROY: Final = int(Opcode.DESTROY)
+"""Plain numbers: to compare with those of an enumeration takes seven times as long."""
 _SILENT: Final = fuse.NO_REPLY | fuse.ERROR_REPLY
 """Opcodes whose success is not told."""
 
@@ -122,20 +126,19 @@ class Session:
         """Let go of everything that the guest had; INIT is expected next."""
         self._begin(None)
 
-    def handle(self, readable: list[memoryview], writable: list[memoryview]) -> int | Deferred:
+    def handle(self, chain: Chain) -> int | Deferred:
         """Serve one request.
 
         Args:
-            readable: What the driver wrote, cut anywhere.
-            writable: Where the reply goes, cut anywhere.
+            chain: What the driver wrote and where the reply goes, both cut anywhere.
 
         Returns:
-            Bytes written from the start of `writable`; 0 when no reply is due or none fits. Or what
-            writes the reply later: the buffers must stay until then.
+            Bytes written from the first writable one on; 0 when no reply is due or none fits. Or
+            what writes the reply later: the buffers must stay until then.
         """
-        request = receive(readable, writable)
-        if request is None:
+        if chain.readable_bytes < fuse.IN_HEADER.size:
             return 0
+        request = Request(chain)
         try:
             length = self._run(request)
         except (OSError, OverflowError) as error:
@@ -149,18 +152,19 @@ class Session:
 
     def _run(self, request: Request) -> int | Deferred:
         """Check a request and serve it; returns the length of the reply's data."""
-        if request.opcode == Opcode.INIT:
+        opcode = request.opcode
+        if opcode == _INIT:
             return self._init(request)
         mount = self._mount
         if mount is None:
             raise refusal(errno.ENOTCONN)
-        if request.opcode == Opcode.DESTROY:
+        if opcode == _DESTROY:
             self._begin(None)
             return 0
         where = mount.find(request.nodeid)
         if isinstance(where, AggregateMount):
-            return _serve(ROOT_OPERATIONS.get(request.opcode), where, request)
-        return _serve(OPERATIONS.get(request.opcode), where, request)
+            return _serve(ROOT_OPERATIONS.get(opcode), where, request)
+        return _serve(OPERATIONS.get(opcode), where, request)
 
     def _begin(self, mount: Mount | AggregateMount | None) -> None:
         """Go on with a new mount, or none, when the old one has ended."""
@@ -200,7 +204,7 @@ class Session:
         """INIT: agree on a version and on capabilities, and begin with a new mount."""
         request.load(fuse.INIT_COMPAT_IN, streamed=False)
         offer = _offer(request)
-        if request.space_bytes() < fuse.INIT_OUT.size:
+        if request.space_bytes < fuse.INIT_OUT.size:
             raise refusal(errno.EIO)
         if offer.major > fuse.FUSE_KERNEL_VERSION:
             # Linux then sends INIT again in our major version.
@@ -238,7 +242,7 @@ def _serve(operation: Operation[WhereT] | None, where: WhereT, request: Request)
     if operation is None:
         raise refusal(errno.ENOSYS)
     request.load(operation.args, streamed=operation.streamed)
-    if operation.reply_bytes > request.space_bytes():
+    if operation.reply_bytes > request.space_bytes:
         raise refusal(errno.EIO)
     if operation.modifies and where.read_only:
         raise refusal(errno.EROFS)

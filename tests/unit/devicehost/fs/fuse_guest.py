@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from services.devicehost.virtio.chain import Chain
 from services.wire import fuse
 from services.wire.fuse import Attr, Dirent, EntryOut, InitOut, Opcode
 
@@ -53,6 +54,12 @@ def buffers(data: bytes, *cuts: int) -> list[memoryview]:
     return [memoryview(bytearray(piece)) for piece in pieces if piece]
 
 
+def chain(readable: list[memoryview], writable: list[memoryview]) -> Chain:
+    """Make a chain of buffers that come from no ring."""
+    lengths = sum(map(len, readable)), sum(map(len, writable))
+    return Chain(0, None, readable, writable, *lengths)  # type: ignore[arg-type]
+
+
 @dataclass
 class FuseGuest:
     session: Session
@@ -63,7 +70,7 @@ class FuseGuest:
 
     def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int | Deferred:
         """Have the device serve one request; returns the length of the reply."""
-        return self.session.handle(readable, writable)
+        return self.session.handle(chain(readable, writable))
 
     def request(self, opcode: int, nodeid: int, body: bytes, *, extra: int = 0) -> bytes:
         """Pack a request; `extra` makes the header lie about its length."""

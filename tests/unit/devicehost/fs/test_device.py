@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from services.devicehost.devices.fs import FsDevice
-from services.devicehost.virtio.queue import Chain, Queue
 from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
 from services.handshake.options import FsOptions
 from services.wire import fuse
 from services.wire.virtio_fs import CONFIG
 from tests.unit.devicehost.fs.conftest import VM_ID, open_descriptors
-from tests.unit.devicehost.fs.fuse_guest import buffers
+from tests.unit.devicehost.fs.fuse_guest import buffers, chain
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from services.devicehost.virtio.queue import Chain, Queue
 
 
 def device(shared: Path, name: str = "share", queues: int = 1) -> FsDevice:
@@ -37,8 +38,7 @@ class ScriptedQueue:
     def pop(self) -> Chain | None:
         if not self.requests:
             return None
-        readable, writable = buffers(self.requests.pop(0), 40), buffers(bytes(4096), 16)
-        return Chain(0, None, readable, writable, 0, 4096)  # type: ignore[arg-type]
+        return chain(buffers(self.requests.pop(0), 40), buffers(bytes(4096), 16))
 
     def push(self, chain: Chain, written_bytes: int) -> None:
         self.replies.append(b"".join(chain.writable)[:written_bytes])

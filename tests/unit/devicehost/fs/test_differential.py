@@ -49,8 +49,6 @@ from tests.unit.devicehost.virtio.conftest import DATA, POOL, Rig
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from services.devicehost.virtio.chain import Chain
-    from services.devicehost.virtio.deferral import Deferred
     from tests.support.guest_ring import GuestRing
 
 RING_SIZE: Final = 256
@@ -361,9 +359,6 @@ def serve(
             else Queue(**arguments)  # type: ignore[arg-type]
         )
 
-        def handle(chain: Chain) -> int | Deferred:
-            return session.handle(chain.readable, chain.writable)
-
         failures: list[PortholeError] = []
 
         def work() -> None:
@@ -373,9 +368,9 @@ def serve(
                     assert isinstance(queue, NativeQueue)
                     assert session.loop is not None
                     with session.loop.worker() as loop:
-                        serve_natively(queue, loop, handle)
+                        serve_natively(queue, loop, session.handle)
                 else:
-                    serve_requests(queue, handle)
+                    serve_requests(queue, session.handle)
                 queue.notify()
             except PortholeError as error:
                 failures.append(error)

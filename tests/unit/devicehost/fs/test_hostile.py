@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from services.wire import fuse
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.fs.fuse_guest import FuseError, FuseGuest, buffers
+from tests.unit.devicehost.fs.fuse_guest import FuseError, FuseGuest, buffers, chain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,13 +156,13 @@ def test_nothing_happens_when_the_reply_has_no_room(
 def test_no_room_for_a_header_is_no_reply(guest: FuseGuest, room: int) -> None:
     request = guest.request(Opcode.GETATTR, 1, fuse.GETATTR_IN.pack(0, 0))
     writable = buffers(bytes(room))
-    assert guest.session.handle(buffers(request), writable) == 0
+    assert guest.session.handle(chain(buffers(request), writable)) == 0
     assert b"".join(writable) == bytes(room)
 
 
 @pytest.mark.parametrize("length", [0, 1, 39])
 def test_less_than_a_header_is_no_reply(guest: FuseGuest, length: int) -> None:
-    assert guest.session.handle(buffers(bytes(length)), buffers(bytes(100))) == 0
+    assert guest.session.handle(chain(buffers(bytes(length)), buffers(bytes(100)))) == 0
 
 
 @pytest.mark.parametrize("nodeid", [0, 2, 2**64 - 1])
@@ -332,7 +332,7 @@ def test_garbage_is_answered_in_good_form(
     guest.open(guest.lookup(b"f").nodeid, os.O_RDWR)
     readable = buffers(guest.request(opcode, nodeid, body, extra=extra), cut)
     writable = buffers(bytes(room), cut)
-    written = guest.session.handle(readable, writable)
+    written = guest.session.handle(chain(readable, writable))
     assert isinstance(written, int)
     assert 0 <= written <= room
     if written:

@@ -26,7 +26,7 @@ from services.devicehost.virtio.deferral import Deferred
 from services.wire import fuse
 from services.wire.fuse import FUSE_LK_FLOCK, LkIn, Opcode
 from tests.unit.devicehost.fs.conftest import MakeGuest, open_descriptors
-from tests.unit.devicehost.fs.fuse_guest import FuseError, FuseGuest, buffers
+from tests.unit.devicehost.fs.fuse_guest import FuseError, FuseGuest, buffers, chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ class Opened:
         body = self.body(owner, kind, start, end, flags)
         readable = buffers(self.guest.request(Opcode.SETLKW, self.nodeid, body), 40)
         writable = buffers(bytes(16))
-        answer = self.guest.session.handle(readable, writable)
+        answer = self.guest.session.handle(chain(readable, writable))
         assert isinstance(answer, Deferred), fuse.OUT_HEADER.unpack(b"".join(writable))
         return Waiting(answer, self.guest.unique, writable)
 
@@ -109,7 +109,7 @@ def interrupt(guest: FuseGuest, unique: int, room: int = 0) -> int:
     """Send INTERRUPT; tells the errno of the answer, 0 for none."""
     request = guest.request(Opcode.INTERRUPT, 0, fuse.INTERRUPT_IN.pack(unique))
     writable = buffers(bytes(room))
-    written = guest.session.handle(buffers(request, 40), writable)
+    written = guest.session.handle(chain(buffers(request, 40), writable))
     assert isinstance(written, int)
     if not written:
         return 0

@@ -89,14 +89,15 @@ BUFFERS = st.lists(st.tuples(ADDRESSES, st.integers(1, 1 << 20)), max_size=6)
 def test_many_ranges_are_admitted_exactly_as_one_by_one(
     aperture: ApertureMemory, buffers: list[tuple[int, int]]
 ) -> None:
+    addresses, lengths = [gpa for gpa, _ in buffers], [length for _, length in buffers]
     if all(POOL.base <= gpa and gpa + length <= POOL.end for gpa, length in buffers):
-        for (gpa, length), view in zip(buffers, aperture.views(buffers), strict=True):
+        for (gpa, length), view in zip(buffers, aperture.views(addresses, lengths), strict=True):
             view[:1] = b"!"
             assert len(view) == length
             assert bytes(aperture.view(gpa, 1)) == b"!"
     else:
         with pytest.raises(TranslationError):
-            aperture.views(buffers)
+            aperture.views(addresses, lengths)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

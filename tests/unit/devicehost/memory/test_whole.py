@@ -78,7 +78,7 @@ def test_bytes_are_shared_with_the_guest_both_ways(
 ) -> None:
     low_ram.write(100, b"low")
     high_ram.write(HIGH + 100, b"high")
-    low, high = memory.views(((100, 3), (HIGH + 100, 4)))
+    low, high = memory.views((100, HIGH + 100), (3, 4))
     assert (bytes(low), bytes(high)) == (b"low", b"high")
     memory.view(LOW_BYTES - 4, 4)[:] = b"host"
     assert low_ram.read(LOW_BYTES - 4, 4) == b"host"

@@ -40,7 +40,7 @@ class Device:
 def test_a_window_is_the_pages_of_its_buffer(ram: GuestRam) -> None:
     device = Device(ram, WindowQuota())
     before = mapped_bytes()
-    with device.memory.lease(((PAGE - 10, 20),)) as lease:
+    with device.memory.lease((PAGE - 10,), (20,)) as lease:
         new = [span for span in mapped_bytes() if span not in before]
         assert new == [(ram.file_offset, 2 * PAGE)]
         lease.view(PAGE - 10, 20)[:] = b"x" * 20
@@ -53,7 +53,7 @@ def test_windows_are_kept_and_used_again(ram: GuestRam) -> None:
     quota = WindowQuota()
     device = Device(ram, quota)
     for _ in range(5):
-        with device.memory.lease(((0, 100), (3 * PAGE, 100))):
+        with device.memory.lease((0, 3 * PAGE), (100, 100)):
             assert quota.used == 2
     assert device.counters.snapshot().windows_mapped == 2
     assert device.counters.snapshot().windows_evicted == 0
@@ -82,7 +82,7 @@ def test_the_least_recently_used_window_makes_room_whichever_device_it_is_of(
 def test_a_request_waits_for_a_window_and_gets_it(ram: GuestRam) -> None:
     quota = WindowQuota(limit=1, deadline_s=30)
     holder, waiter = Device(ram, quota), Device(ram, quota)
-    lease = holder.memory.lease(((0, 8),))
+    lease = holder.memory.lease((0,), (8,))
     ram.write(7 * PAGE, b"waited for")
     with ThreadPoolExecutor() as pool:
         pending = pool.submit(waiter.memory.read, 7 * PAGE, 10)
@@ -98,12 +98,12 @@ def test_a_request_waits_for_a_window_and_gets_it(ram: GuestRam) -> None:
 def test_waiting_ends_at_the_deadline_and_keeps_nothing(ram: GuestRam) -> None:
     quota = WindowQuota(limit=2, deadline_s=0.05)
     device = Device(ram, quota)
-    with device.memory.lease(((0, 8),)):
+    with device.memory.lease((0,), (8,)):
         with pytest.raises(DeadlineExceededError) as caught:
-            device.memory.lease(((PAGE, 8), (2 * PAGE, 8)))
+            device.memory.lease((PAGE, 2 * PAGE), (8, 8))
         assert caught.value.reason == "WINDOW_DEADLINE"
         assert "1 of the device's 2 and 1 of the VM's 2" in caught.value.message
-    with device.memory.lease(((PAGE, 8), (2 * PAGE, 8))):
+    with device.memory.lease((PAGE, 2 * PAGE), (8, 8)):
         assert quota.used == 2
     device.close()
 
@@ -111,7 +111,7 @@ def test_waiting_ends_at_the_deadline_and_keeps_nothing(ram: GuestRam) -> None:
 def test_more_windows_than_the_quota_has_are_refused_at_once(ram: GuestRam) -> None:
     device = Device(ram, WindowQuota(limit=2))
     with pytest.raises(ResourceExhaustedError) as caught:
-        device.memory.lease([(place * PAGE, 8) for place in range(3)])
+        device.memory.lease((0, PAGE, 2 * PAGE), (8, 8, 8))
     assert caught.value.reason == "WINDOW_QUOTA_TOO_SMALL"
     device.close()
 
@@ -122,8 +122,8 @@ def test_addresses_outside_guest_memory_are_refused_before_any_wait(
 ) -> None:
     quota = WindowQuota(limit=1, deadline_s=30)
     device = Device(ram, quota)
-    with device.memory.lease(((0, 8),)), pytest.raises(TranslationError):
-        device.memory.lease(((gpa, 8),))
+    with device.memory.lease((0,), (8,)), pytest.raises(TranslationError):
+        device.memory.lease((gpa,), (8,))
     assert device.counters.snapshot().translations_refused == 1
     device.close()
 
@@ -138,10 +138,10 @@ def test_many_threads_share_a_small_quota_and_every_request_is_served(ram: Guest
         nonlocal peak
         device, done = devices[worker % 4], 0
         for turn in range(150):
-            buffers = [((worker * 7 + turn + part) % 64 * PAGE, 16) for part in range(1 + turn % 3)]
-            with device.memory.lease(buffers) as lease:
-                for gpa, length in buffers:
-                    lease.view(gpa, length)[0] = turn & 0xFF
+            buffers = [(worker * 7 + turn + part) % 64 * PAGE for part in range(1 + turn % 3)]
+            with device.memory.lease(buffers, [16] * len(buffers)) as lease:
+                for gpa in buffers:
+                    lease.view(gpa, 16)[0] = turn & 0xFF
                 with lock:
                     peak = max(peak, quota.used)
                 done += 1
@@ -165,7 +165,7 @@ def test_one_device_leaves_windows_to_its_neighbours(ram: GuestRam) -> None:
     quota = WindowQuota(limit=4, deadline_s=0.05)
     greedy, neighbour = Device(ram, quota), Device(ram, quota)
     assert quota.device_limit == 3
-    with greedy.memory.lease([(place * PAGE, 8) for place in range(3)]):
+    with greedy.memory.lease((0, PAGE, 2 * PAGE), (8, 8, 8)):
         with pytest.raises(DeadlineExceededError, match="3 of the device's 3 and 3 of the VM's 4"):
             greedy.memory.read(5 * PAGE, 8)
         greedy.memory.read(0, 8)  # one that it has already
@@ -181,12 +181,12 @@ def test_a_quota_that_is_used_up_is_told_once_by_whoever_needs_more(ram: GuestRa
     told: list[tuple[str, Exhaustion]] = []
     for name, device in (("first", first), ("second", second)):
         device.counters.bounds.on_exhausted = lambda what, name=name: told.append((name, what))
-    with first.memory.lease([(place * PAGE, 8) for place in range(3)]):
+    with first.memory.lease((0, PAGE, 2 * PAGE), (8, 8, 8)):
         for _ in range(2):
             with pytest.raises(DeadlineExceededError):
                 first.memory.read(5 * PAGE, 8)
             with pytest.raises(DeadlineExceededError):
-                second.memory.lease([(place * PAGE, 8) for place in (5, 6)])
+                second.memory.lease((5 * PAGE, 6 * PAGE), (8, 8))
     assert told == [
         ("first", Exhaustion("windows", 3, 3)),
         ("second", Exhaustion("vm_windows", 3, 4)),

@@ -70,7 +70,7 @@ def readdirplus(mount: Mount, request: Request) -> int:
 def _list(mount: Mount, request: Request, *, plus: bool) -> int:
     number, cookie, size, _, _, _ = request.args
     opened = mount.handles.get(number, OpenDirectory)
-    room = min(size, request.space_bytes(), _REPLY_BYTES)
+    room = min(size, request.space_bytes, _REPLY_BYTES)
     prefix_bytes = len(NO_ENTRY) if plus else 0
     listed = bytearray()
     with opened.lock:

@@ -198,7 +198,7 @@ def listxattr(mount: AggregateMount, request: Request) -> int:
 
 def _list(mount: AggregateMount, request: Request, prefix: bytes) -> int:
     _, cookie, size, _, _, _ = request.args
-    room = min(size, request.space_bytes())
+    room = min(size, request.space_bytes)
     listed = bytearray()
     for entry in _entries(mount):
         if entry.cookie <= cookie:
