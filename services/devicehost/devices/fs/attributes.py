@@ -62,23 +62,24 @@ class Presentation:
         """Pack a fuse_attr."""
         if overrides is not None:
             return self._attr_with(status, overrides)
-        mode = status.st_mode
-        atime, mtime, ctime = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
+        # As a tuple it has times in whole seconds, whatever its type says.
+        fields: tuple[int, ...] = status  # type: ignore[assignment]
+        mode, ino, _, nlink, uid, gid, size, atime, mtime, ctime = fields
         return ATTR.pack(
-            status.st_ino ^ self.ino_mask,
-            status.st_size,
+            ino ^ self.ino_mask,
+            size,
             status.st_blocks,
             # seconds before 1970 travel in two's complement
-            atime // _NS & _U64,
-            mtime // _NS & _U64,
-            ctime // _NS & _U64,
-            atime % _NS,
-            mtime % _NS,
-            ctime % _NS,
+            atime & _U64,
+            mtime & _U64,
+            ctime & _U64,
+            status.st_atime_ns % _NS,
+            status.st_mtime_ns % _NS,
+            status.st_ctime_ns % _NS,
             mode & (self.keep_dir if stat.S_ISDIR(mode) else self.keep_file),
-            status.st_nlink & _U32,
-            status.st_uid if self.uid is None else self.uid,
-            status.st_gid if self.gid is None else self.gid,
+            nlink & _U32,
+            uid if self.uid is None else self.uid,
+            gid if self.gid is None else self.gid,
             status.st_rdev & _U32,
             status.st_blksize & _U32,
             0,

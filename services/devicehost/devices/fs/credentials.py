@@ -86,6 +86,14 @@ class Nothing:
         """Change nothing."""
 
 
+NOTHING: Final = Nothing()
+
+
+def is_own(uid: int, gid: int) -> bool:
+    """Tell whether these are ours and we are root: acting as root would change nothing."""
+    return not (uid or gid or os.geteuid() or os.getegid())
+
+
 class ActAs:
     """While this is entered, the calling thread creates files as `uid` and `gid`."""
 

@@ -172,19 +172,19 @@ class Mount:
 
         Where the share keeps owners itself, files are the device host's own.
         """
-        return credentials.Nothing() if self.rules.metadata else self.acting(request)
+        return credentials.NOTHING if self.rules.metadata else self.acting(request)
 
     def acting(self, request: Request) -> credentials.ActAs | credentials.Nothing:
         """Act as the request's user, who may do what the guest has checked, if that is allowed."""
-        if self._switches:
+        if self._switches and not credentials.is_own(request.uid, request.gid):
             return credentials.ActAs(request.uid, request.gid, member=request.names_groups)
-        return credentials.Nothing()
+        return credentials.NOTHING
 
     def checking(self, request: Request) -> credentials.ActAs | credentials.Nothing:
         """Act as the request's user, with that user's rights only, if that is allowed."""
-        if self._switches:
+        if self._switches and not credentials.is_own(request.uid, request.gid):
             return credentials.ActAs(request.uid, request.gid, override=False)
-        return credentials.Nothing()
+        return credentials.NOTHING
 
     def _native_tables(
         self, library: ctypes.CDLL, root: Descriptor, limits: Limits
@@ -214,7 +214,7 @@ class Mount:
             OSError: They cannot be cleared.
         """
         if not kill:
-            return credentials.Nothing()
+            return credentials.NOTHING
         if self.rules.metadata:
             self.rules.metadata.drop_set_ids(node)
         return credentials.KillSuidGid()

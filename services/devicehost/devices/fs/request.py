@@ -86,7 +86,8 @@ class Request:
         ) = IN_HEADER.unpack_from(self._data)
         self._extension_bytes = extensions * 8
         self._answer = b""
-        self.space_bytes = max(chain.writable_bytes - OUT_HEADER.size, 0)
+        space_bytes = chain.writable_bytes - OUT_HEADER.size
+        self.space_bytes = space_bytes if space_bytes > 0 else 0
 
     def load(self, layout: Struct | None, *, streamed: bool) -> None:
         """Read what follows the header.
@@ -141,13 +142,17 @@ class Request:
             raise refusal(errno.EINVAL)
         return found
 
-    def names(self, count: int) -> list[bytes]:
-        """Take the rest of the request as exactly `count` names of directory entries.
+    def name(self) -> bytes:
+        """Take the rest of the request as exactly one name of a directory entry.
 
         Raises:
-            OSError: As `entry_name` and `strings`.
+            OSError: As `entry_name`, and EINVAL as `strings`.
         """
-        return [entry_name(name) for name in self.strings(count)]
+        body = self.body
+        last = len(body) - 1
+        if body.find(b"\0") != last or last < 0:
+            raise refusal(errno.EINVAL)
+        return entry_name(body[:last])
 
     def space_of(self, size: int) -> Segments:
         """Tell where the first `size` bytes of the reply's data go.

@@ -32,18 +32,12 @@ UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
 _STATX: Final = Struct("<IIQIIIH2xQQQQ" + "qI4x" * 4 + "4I112x")
+_OPEN_HOW: Final = Struct("=QQQ")
+"""struct open_how: flags, mode, resolve."""
 _FLOCK: Final = Struct("hh4xqqi4x")
 """struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid."""
 OFFSET_MAX: Final = (1 << 63) - 1
 """The last byte that a record lock may cover; a lock up to here goes on to the end of the file."""
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
 
 
 class _Timespec(ctypes.Structure):
@@ -135,10 +129,8 @@ def open_beneath(dir_fd: int, name: bytes, flags: int, mode: int = 0) -> int:
     Raises:
         OSError: As openat2(2); ELOOP for a symlink without O_PATH, EXDEV for an escape.
     """
-    how = _OpenHow(flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, _CONFINED)
-    return _checked(
-        _libc.syscall(_SYS_OPENAT2, dir_fd, name, ctypes.byref(how), ctypes.sizeof(how))
-    )
+    how = _OPEN_HOW.pack(flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, _CONFINED)
+    return _checked(_libc.syscall(_SYS_OPENAT2, dir_fd, name, how, _OPEN_HOW.size))
 
 
 def getdents(fd: int, size_bytes: int) -> bytes:

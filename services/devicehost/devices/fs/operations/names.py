@@ -41,7 +41,7 @@ _RENAME_FLAGS = 0b011 | _RENAME_WHITEOUT  # NOREPLACE, EXCHANGE
 def lookup(mount: Mount, request: Request) -> int:
     """LOOKUP: find a name and count the lookup."""
     parent = mount.nodes.get(request.nodeid)
-    (name,) = request.names(1)
+    name = request.name()
     return request.reply(mount.entry(*_find(mount, parent, name)))
 
 
@@ -66,7 +66,7 @@ def create(mount: Mount, request: Request) -> int:
     """CREATE: make and open a regular file, or open it when it is there already."""
     flags, mode, _, open_flags = request.args
     parent = mount.nodes.get(request.nodeid)
-    (name,) = request.names(1)
+    name = request.name()
     mount.nodes.require_room()
     mount.handles.require_room()
     try:
@@ -91,8 +91,9 @@ def create(mount: Mount, request: Request) -> int:
             raise
         return _created(mount, request, node, status, opened)
     descriptor = Descriptor(made)
-    with _undone_by(lambda: os.unlink(name, dir_fd=parent.fd)):
-        _keep(mount, request, parent, descriptor, stat.S_IFREG | mode & _PERMISSIONS)
+    if mount.rules.metadata:
+        with _undone_by(lambda: os.unlink(name, dir_fd=parent.fd)):
+            _keep(mount, request, parent, descriptor, stat.S_IFREG | mode & _PERMISSIONS)
     return _adopt_created(mount, request, descriptor)
 
 
@@ -119,7 +120,7 @@ def mkdir(mount: Mount, request: Request) -> int:
     """MKDIR: make a directory."""
     mode, _ = request.args
     parent = mount.nodes.get(request.nodeid)
-    (name,) = request.names(1)
+    name = request.name()
     mount.nodes.require_room()
     with mount.creating(request):
         os.mkdir(name, _host_mode(mount, mode, directory=True), dir_fd=parent.fd)
@@ -134,7 +135,7 @@ def mknod(mount: Mount, request: Request) -> int:
     """MKNOD: make a regular file, FIFO, socket or (guest root on a root device host) device."""
     mode, rdev, _ = request.args
     parent = mount.nodes.get(request.nodeid)
-    (name,) = request.names(1)
+    name = request.name()
     mount.nodes.require_room()
     kind = stat.S_IFMT(mode) or stat.S_IFREG
     if kind in (stat.S_IFDIR, stat.S_IFLNK):
@@ -167,7 +168,7 @@ def link(mount: Mount, request: Request) -> int:
     mount.require_own(old_id)
     node = mount.nodes.get(old_id)
     parent = mount.nodes.get(request.nodeid)
-    (name,) = request.names(1)
+    name = request.name()
     os.link(node.path, name, dst_dir_fd=parent.fd, follow_symlinks=True)
     return _entry(mount, request, parent, name)
 
@@ -175,7 +176,7 @@ def link(mount: Mount, request: Request) -> int:
 def unlink(mount: Mount, request: Request) -> int:
     """UNLINK: remove the name of anything but a directory."""
     parent = mount.nodes.get(request.nodeid)
-    (name,) = request.names(1)
+    name = request.name()
     if mount.rules.exact_names:
         require_exact_entry(parent, name)
     os.unlink(name, dir_fd=parent.fd)
@@ -185,7 +186,7 @@ def unlink(mount: Mount, request: Request) -> int:
 def rmdir(mount: Mount, request: Request) -> int:
     """RMDIR: remove an empty directory."""
     parent = mount.nodes.get(request.nodeid)
-    (name,) = request.names(1)
+    name = request.name()
     if mount.rules.exact_names:
         require_exact_entry(parent, name)
     os.rmdir(name, dir_fd=parent.fd)
@@ -220,12 +221,12 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
     mount.require_own(new_parent)
     source = mount.nodes.get(request.nodeid)
     target = mount.nodes.get(new_parent)
-    old, new = request.names(2)
+    old, new = map(entry_name, request.strings(2))
     if mount.rules.exact_names:
         require_exact_entry(source, old)
         require_no_other_spelling(target, new)
     # A whiteout is made anew, for the user; to rename needs no more than the guest has checked.
-    with mount.creating(request) if flags & _RENAME_WHITEOUT else credentials.Nothing():
+    with mount.creating(request) if flags & _RENAME_WHITEOUT else credentials.NOTHING:
         syscalls.rename(source.fd, old, target.fd, new, flags)
     return 0
 

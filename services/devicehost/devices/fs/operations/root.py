@@ -54,7 +54,7 @@ _Run: TypeAlias = "Callable[[AggregateMount, Request], int | Deferred]"
 
 def lookup(mount: AggregateMount, request: Request) -> int:
     """LOOKUP: find a share."""
-    (name,) = request.names(1)
+    name = request.name()
     return request.reply(mount.enter(name))
 
 
