@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from services.devicehost.devices.fs import syscalls
 
@@ -23,13 +23,8 @@ _LINUX_DIRENT64: Final = Struct("<QqHB")
 _BUFFER_BYTES: Final = 32768
 
 
-class Entry(NamedTuple):
-    """One entry; `cookie` continues after it, `kind` is a DT_*."""
-
-    ino: int
-    cookie: int
-    kind: int
-    name: bytes
+Entry: TypeAlias = tuple[int, int, int, bytes]
+"""One entry: inode number, the cookie that continues after it, its kind (DT_*) and its name."""
 
 
 def entries(directory: OpenDirectory, cookie: int) -> Iterator[Entry]:
@@ -46,5 +41,5 @@ def entries(directory: OpenDirectory, cookie: int) -> Iterator[Entry]:
             ino, following, length, kind = _LINUX_DIRENT64.unpack_from(block, position)
             start = position + _LINUX_DIRENT64.size
             name = block[start : block.index(b"\0", start)]
-            yield Entry(ino, following, kind, name)
+            yield ino, following, kind, name
             position += length

@@ -142,6 +142,19 @@ class Mount:
         """
         return self.adopt(Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH)))
 
+    def look_up(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+        """As `enter`, for a name that the guest probably knows: one system call then, not three.
+
+        Raises:
+            OSError: As `enter`.
+        """
+        if isinstance(self.nodes, NodeTable):
+            status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            known = self.nodes.hold_known(status)
+            if known is not None:
+                return known, status
+        return self.enter(parent, name)
+
     def adopt(self, descriptor: Descriptor) -> tuple[Node, os.stat_result]:
         """Find or make the node of an O_PATH descriptor and count the lookup.
 

@@ -172,6 +172,19 @@ class NodeTable:
             entry.recently = True
             return entry.node or self._wake(entry)
 
+    def hold_known(self, status: os.stat_result) -> Node | None:
+        """Count one lookup of a node by its status alone, if it has a descriptor.
+
+        That keeps its inode number from being used anew, so the number tells that it is the same.
+        """
+        with self._lock:
+            entry = self._by_key.get((status.st_dev, status.st_ino))
+            if entry is None or entry.node is None:
+                return None
+            entry.lookups += 1
+            entry.recently = True
+            return entry.node
+
     def forget(self, node_id: int, count: int) -> None:
         """Take back `count` lookups; unknown nodes and counts too high are harmless."""
         with self._lock:

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.descriptors import Descriptor
-from services.devicehost.devices.fs.directory import Entry, entries
+from services.devicehost.devices.fs.directory import entries
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.handles import OpenDirectory
 from services.wire.fuse import (
@@ -22,11 +22,12 @@ from services.wire.fuse import (
 
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.mount import Mount
-    from services.devicehost.devices.fs.nodes import Node
     from services.devicehost.devices.fs.request import Request
 
 NO_ENTRY: Final = bytes(ENTRY_OUT.size + ATTR.size)
 """Node id 0 in READDIRPLUS: the name is listed, nothing was looked up."""
+_PADDING: Final = [bytes(-length % 8) for length in range(8)]
+"""What follows a name, by its length modulo 8: fuse_dirent itself needs none."""
 _DT_UNKNOWN: Final = 0
 _DT_REG: Final = 8
 _REPLY_BYTES: Final = 1 << 20
@@ -71,43 +72,37 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
     number, cookie, size, _, _, _ = request.args
     opened = mount.handles.get(number, OpenDirectory)
     room = min(size, request.space_bytes, _REPLY_BYTES)
-    prefix_bytes = len(NO_ENTRY) if plus else 0
+    fixed_bytes = DIRENT.size + len(NO_ENTRY) if plus else DIRENT.size
+    ino_mask = mount.rules.presentation.ino_mask
     listed = bytearray()
     with opened.lock:
-        for entry in entries(opened, cookie):
-            length = prefix_bytes + align8(DIRENT.size + len(entry.name))
-            if len(listed) + length > room:
+        for ino, following, kind, name in entries(opened, cookie):
+            if len(listed) + align8(fixed_bytes + len(name)) > room:
                 # Not even one: the guest would take silence for the end of the directory.
                 if not listed:
                     raise refusal(errno.EINVAL)
                 break
-            if mount.rules.metadata and entry.kind == _DT_REG:
-                entry = entry._replace(kind=_DT_UNKNOWN)  # its mode may be another's
+            if kind == _DT_REG and mount.rules.metadata:
+                kind = _DT_UNKNOWN  # its mode may be another's
+            if name == b".." and opened.node.id == mount.root_id:
+                # What lies above the share is not the guest's to know.
+                ino = os.fstat(opened.node.fd).st_ino
             if plus:
-                listed += _looked_up(mount, opened, entry)
-            listed += dirent(entry, _ino(mount, opened.node, entry))
+                dots = name in (b".", b"..")
+                listed += NO_ENTRY if dots else _looked_up(mount, opened, name)
+            listed += dirent(ino ^ ino_mask, following, kind, name)
     return request.reply(bytes(listed))
 
 
-def _looked_up(mount: Mount, directory: OpenDirectory, entry: Entry) -> bytes:
+def _looked_up(mount: Mount, directory: OpenDirectory, name: bytes) -> bytes:
     """Look an entry up; one that cannot be (removed meanwhile, say) must not hide the others."""
-    if entry.name in (b".", b".."):
-        return NO_ENTRY
     try:
-        return mount.entry(*mount.enter(directory, entry.name))
+        return mount.entry(*mount.enter(directory, name))
     except OSError:
         return NO_ENTRY
 
 
-def _ino(mount: Mount, node: Node, entry: Entry) -> int:
-    ino = entry.ino
-    if node.id == mount.root_id and entry.name == b"..":
-        # What lies above the share is not the guest's to know.
-        ino = os.fstat(node.fd).st_ino
-    return ino ^ mount.rules.presentation.ino_mask
-
-
-def dirent(entry: Entry, ino: int) -> bytes:
+def dirent(ino: int, cookie: int, kind: int, name: bytes) -> bytes:
     """Pack a fuse_dirent with its name, padded."""
-    head = DIRENT.pack(ino, entry.cookie, len(entry.name), entry.kind)
-    return (head + entry.name).ljust(align8(len(head) + len(entry.name)), b"\0")
+    length = len(name)
+    return DIRENT.pack(ino, cookie, length, kind) + name + _PADDING[length % 8]

@@ -259,7 +259,7 @@ def _undone_by(undo: Callable[[], None]) -> Iterator[None]:
 
 def _find(mount: Mount, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
     """Look a name up as the guest spells it, and count the lookup."""
-    node, status = mount.enter(parent, name)
+    node, status = mount.look_up(parent, name)
     if mount.rules.exact_names:
         try:
             require_exact(parent, name, status)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from services.devicehost.devices.fs import syscalls
 from services.devicehost.devices.fs.aggregate import ROOT_MODE, VALID_S, AggregateMount
 from services.devicehost.devices.fs.descriptors import Descriptor
-from services.devicehost.devices.fs.directory import Entry
 from services.devicehost.devices.fs.errors import refusal
 from services.devicehost.devices.fs.operations.directories import NO_ENTRY, dirent
 from services.devicehost.devices.fs.operations.table import OPERATIONS, Operation
@@ -39,6 +38,7 @@ from services.wire.fuse import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from services.devicehost.devices.fs.directory import Entry
     from services.devicehost.devices.fs.mount import Mount
     from services.devicehost.devices.fs.request import Request
     from services.devicehost.virtio.deferral import Deferred
@@ -200,24 +200,23 @@ def _list(mount: AggregateMount, request: Request, prefix: bytes) -> int:
     _, cookie, size, _, _, _ = request.args
     room = min(size, request.space_bytes)
     listed = bytearray()
-    for entry in _entries(mount):
-        if entry.cookie <= cookie:
+    for ino, following, kind, name in _entries(mount):
+        if following <= cookie:
             continue
-        length = len(prefix) + align8(DIRENT.size + len(entry.name))
-        if len(listed) + length > room:
+        if len(listed) + len(prefix) + align8(DIRENT.size + len(name)) > room:
             if not listed:
                 raise refusal(errno.EINVAL)
             break
-        listed += prefix + dirent(entry, entry.ino)
+        listed += prefix + dirent(ino, following, kind, name)
     return request.reply(bytes(listed))
 
 
 def _entries(mount: AggregateMount) -> Iterator[Entry]:
     """List the root; cookies are slots, which only grow and are never used again."""
     for cookie, dots in enumerate(_DOTS, 1):
-        yield Entry(FUSE_ROOT_ID, cookie, _DT_DIR, dots)
+        yield FUSE_ROOT_ID, cookie, _DT_DIR, dots
     for child in mount.aggregate.children():
-        yield Entry(child.ino, len(_DOTS) + child.slot, _DT_DIR, os.fsencode(child.name))
+        yield child.ino, len(_DOTS) + child.slot, _DT_DIR, os.fsencode(child.name)
 
 
 def _of_root(run: _Run) -> _Run:
