@@ -73,14 +73,16 @@ class ApertureMemory(LinearMemory):
 
     def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """As `Lease.views`; `translate` written out, because every request comes by here."""
-        base, size, high, whole = self._base, self._size, 0, self._view
+        base, high, whole = self._base, self._high, self._view
         views = []
         for place, gpa in enumerate(addresses):
             offset = gpa - base
             end = offset + lengths[place]
-            if offset < 0 or end > size:
+            if offset < 0:
                 raise self.refuse(gpa, lengths[place], f"the aperture {self._pool}")
             if end > high:
+                if end > self._size:
+                    raise self.refuse(gpa, lengths[place], f"the aperture {self._pool}")
                 high = end
             views.append(whole[offset:end])
         if high > self._high:

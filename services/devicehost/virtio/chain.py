@@ -109,11 +109,11 @@ class ChainReader:
         addresses, lengths, split = self._follow(head)
         readable_bytes = sum(lengths[:split])
         writable_bytes = sum(lengths[split:])
-        total = readable_bytes + writable_bytes
-        if total > MAX_CHAIN_BYTES:
+        if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
             raise QueueError(
                 "CHAIN_TOO_LONG",
-                f"the chain at descriptor {head} has {total} bytes; {MAX_CHAIN_BYTES} are the most",
+                f"the chain at descriptor {head} has {readable_bytes + writable_bytes} bytes; "
+                f"{MAX_CHAIN_BYTES} are the most",
                 head=head,
                 bound=MAX_CHAIN_BYTES,
             )

@@ -199,7 +199,7 @@ class Queue:
         if self._closed:
             chain.lease.close()
             return
-        self._hand_back(0, chain, written_bytes)
+        self._hand_back(chain, written_bytes)
         self._publish(1, written_bytes)
         if self._on_first_request is not None:
             self._tell_of_first_request(self._on_first_request)
@@ -217,8 +217,8 @@ class Queue:
             for chain, _ in used:
                 chain.lease.close()
             return
-        for ahead, (chain, written_bytes) in enumerate(used):
-            self._hand_back(ahead, chain, written_bytes)
+        for chain, written_bytes in used:
+            self._hand_back(chain, written_bytes)
         self._publish(len(used), sum(written_bytes for _, written_bytes in used))
         if self._on_first_request is not None:
             self._tell_of_first_request(self._on_first_request)
@@ -332,22 +332,25 @@ class Queue:
         self._seen_avail = seen
         return waiting > 0
 
-    def _hand_back(self, ahead: int, chain: Chain, written_bytes: int) -> None:
-        """Write one used element, `ahead` places behind the index that the driver sees."""
+    def _hand_back(self, chain: Chain, written_bytes: int) -> None:
+        """Write one used element; the driver does not see it before `_publish`."""
         if not 0 <= written_bytes <= chain.writable_bytes:
             raise ValueError(
                 f"{written_bytes} bytes written to a chain with {chain.writable_bytes} writable"
             )
         chain.lease.close()
-        place = (self._next_used + ahead) & self._mask
-        self._used_ring[place] = chain.head | written_bytes << 32
-        self._counters.requests += 1
-        self._counters.bytes_out += written_bytes
+        next_used = self._next_used
+        self._used_ring[next_used & self._mask] = chain.head | written_bytes << 32
+        self._next_used = (next_used + 1) & U16_MASK
+        counters = self._counters
+        counters.requests += 1
+        counters.bytes_out += written_bytes
 
     def _give_back_unserved(self, head: int) -> None:
         if self._closed:
             return
         self._used_ring[self._next_used & self._mask] = head
+        self._next_used = (self._next_used + 1) & U16_MASK
         self._publish(1, 0)
 
     def _tell_of_first_request(self, tell: Callable[[], None]) -> None:
@@ -355,7 +358,6 @@ class Queue:
         tell()
 
     def _publish(self, count: int, written_bytes: int) -> None:
-        self._next_used = (self._next_used + count) & U16_MASK
         self._used_head[1] = self._next_used
         self._unsignalled += count
         self._unsignalled_bytes += written_bytes

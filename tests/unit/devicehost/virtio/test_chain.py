@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from services.devicehost.memory import TranslationError
+from services.devicehost.virtio import chain as chain_module
+from services.devicehost.virtio.chain import ChainReader
 from services.devicehost.virtio.queue import QueueError
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.wire.virtio_ring import (
@@ -195,6 +199,83 @@ def test_a_chain_of_more_than_32_bits_of_bytes_is_refused(rig: Rig) -> None:
     ring.chain(0, writable=[(data, room)] * pieces)
     assert pieces <= ring.size
     assert pop_reason(rig, ring) == "CHAIN_TOO_LONG"
+
+
+def in_order(count: int, readable: int) -> list[list[int]]:
+    """An indirect table as drivers write it: addr, len, flags and next of each descriptor."""
+    table = [
+        [DATA + 8 * n, 8, DESC_F_NEXT | DESC_F_WRITE * (n >= readable), n + 1] for n in range(count)
+    ]
+    table[-1][2] &= ~DESC_F_NEXT
+    return table
+
+
+_CHANGES = st.one_of(
+    st.tuples(st.just(1), st.sampled_from([0, 1, 0xFFFF_FFFF])),
+    st.tuples(st.just(2), st.sampled_from([0, 1, 2, 3, 4, 5, 7, 0x101, 0x103, 0x8002])),
+    st.tuples(st.just(3), st.sampled_from([0, 1, 2, 3, 4, 5, 0xFFFF])),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    count=st.integers(1, 5),
+    readable=st.integers(0, 5),
+    changes=st.lists(st.tuples(st.integers(0, 4), _CHANGES), max_size=2),
+    ends_direct_chain=st.booleans(),
+)
+def test_a_table_in_order_means_what_it_means_when_it_is_followed(
+    rig: Rig,
+    count: int,
+    readable: int,
+    changes: list[tuple[int, tuple[int, int]]],
+    ends_direct_chain: bool,
+) -> None:
+    table = in_order(count, readable)
+    for place, (column, value) in changes:
+        table[place % count][column] = value
+    ring = rig.ring()
+    rig.ram.write(TABLE, b"".join(Descriptor(*each).pack() for each in table))
+    ring.describe(0, DATA + 0x4000, 40, DESC_F_NEXT, 1)
+    ring.describe(1, TABLE, 16 * count, DESC_F_INDIRECT)
+    head = 0 if ends_direct_chain else 1
+    desc = rig.memory.pin(ring.desc, 16 * ring.size).view
+    reader = ChainReader(desc, ring.size, rig.memory, indirect=True)
+
+    def outcome() -> object:
+        try:
+            chain = reader.read(head)
+        except (QueueError, TranslationError) as error:
+            return str(error)
+        lengths = chain.readable_bytes, chain.writable_bytes
+        return [*map(len, chain.readable)], [*map(len, chain.writable)], lengths
+
+    at_once = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain_module, "_take_in_order", lambda table: None)
+        assert outcome() == at_once
+
+
+def test_what_a_driver_writes_is_taken_in_one_step(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[object] = []
+    take = chain_module._take_in_order
+
+    def noting(table: bytes) -> object:
+        taken.append(take(table))
+        return taken[-1]
+
+    monkeypatch.setattr(chain_module, "_take_in_order", noting)
+    ring = rig.ring()
+    table = in_order(4, 2)
+    rig.ram.write(TABLE, b"".join(Descriptor(*each).pack() for each in table))
+    ring.describe(0, TABLE, 16 * 4, DESC_F_INDIRECT)
+    ring.offer(0)
+    chain = rig.queue(ring).pop()
+    assert chain is not None
+    assert taken == [(tuple(DATA + 8 * n for n in range(4)), (8, 8, 8, 8), 2)]
+    assert (chain.readable_bytes, chain.writable_bytes) == (16, 16)
 
 
 def test_an_indirect_table_is_read_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
