@@ -53,12 +53,9 @@ SPIN_MIN_NS: Final = 1_000
 
 BATCH_REQUESTS: Final = 8
 BATCH_BYTES: Final = 1 << 20
-"""A driver is notified after so many completions or bytes, and always before the queue sleeps."""
-
-BATCH_LEAST: Final = 2
-"""It is notified of so many when the queue runs low: when at most three times as many requests as
-were completed wait. Waking up takes the driver as long as some requests take to be served, and what
-waits is to keep the queue busy until then."""
+"""A driver is notified after so many completions or bytes, and always before the queue sleeps. The
+native loop also does so when few requests are left (ring.c). Here one takes as long to serve as a
+notification takes to send: more of them cost more than a driver that is awake earlier gains."""
 
 POLL_INTERVAL_MS: Final = 1
 """How often a ring is looked at whose front-end gave no kick descriptor: it asked for polling."""
@@ -361,12 +358,7 @@ class Queue:
         self._used_head[1] = self._next_used
         self._unsignalled += count
         self._unsignalled_bytes += written_bytes
-        waiting = (self._seen_avail - self._next_avail) & U16_MASK
-        if (
-            self._unsignalled >= BATCH_REQUESTS
-            or self._unsignalled_bytes >= BATCH_BYTES
-            or (self._unsignalled >= BATCH_LEAST and waiting <= 3 * self._unsignalled)
-        ):
+        if self._unsignalled >= BATCH_REQUESTS or self._unsignalled_bytes >= BATCH_BYTES:
             self.notify()
 
     def _spin(self) -> bool:
