@@ -18,7 +18,6 @@ enum {
     SPIN_NS = 50000,
     SPIN_MIN_NS = 1000,
     BATCH_REQUESTS = 8,
-    BATCH_LEAST = 2,
     BATCH_BYTES = 1 << 20,
     MIN_INDIRECT_LIMIT = 1024,
     SLOT_BYTES = 2048,
@@ -327,11 +326,16 @@ void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain)
     ring->setup.counters->bytes_in -= chain->readable_bytes;
 }
 
+/*
+ * The driver takes as long to wake up as some requests take to be served: what is left when it is
+ * notified should keep the queue busy until there are more. Python's queue does without: waking the
+ * driver takes as long as a whole request there.
+ */
 static bool is_running_low(const struct ph_ring_state *state)
 {
     uint16_t waiting = (uint16_t)(state->seen_avail - state->next_avail);
 
-    return state->unsignalled >= BATCH_LEAST && waiting <= 3 * state->unsignalled;
+    return state->unsignalled > 1 && waiting <= 3 * state->unsignalled;
 }
 
 /* Give the chain that was taken last back, and notify the driver now and then. */
