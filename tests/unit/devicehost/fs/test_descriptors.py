@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 import services.devicehost.devices.fs as package
+from services.devicehost import fastpath
 from services.devicehost.devices.fs.descriptors import (
     WANTED_DESCRIPTORS,
     Descriptor,
+    Limits,
     raise_descriptor_limit,
 )
+from services.devicehost.devices.fs.native_tables import NativeTables, _Pin
 
 CAP_SYS_RESOURCE = 24
 MODULES = sorted(Path(package.__path__[0]).rglob("*.py"))
@@ -38,6 +41,25 @@ def test_the_path_leads_to_the_file_itself(tmp_path: Path) -> None:
     (tmp_path / "f").unlink()
     (tmp_path / "f").write_bytes(b"second")
     assert Path(os.fsdecode(owner.path)).read_bytes() == b"first"
+
+
+@pytest.mark.skipif(fastpath.library is None, reason="the native fast path is not built")
+def test_a_pin_may_be_collected_after_its_tables(tmp_path: Path) -> None:
+    """A collected cycle is finalized in any order; here, in the one that the pin must survive."""
+    assert fastpath.library is not None
+    tables = NativeTables(
+        fastpath.library,
+        Descriptor(os.open(tmp_path, os.O_PATH)),
+        fastpath.Rules(),
+        Limits(nodes=16, descriptors=16, handles=16),
+        root_id=1,
+        may_switch=False,
+    )
+    unpinned: list[int | None] = []
+    pin = _Pin(tables, lambda pointer, _pin: unpinned.append(pointer), 0, -1)
+    tables.__del__()
+    del pin
+    assert unpinned == []
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
