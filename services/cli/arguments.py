@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from services.cli.clients import OwnerClient
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Id of the VM, or how it begins.")]
 
 _SIZE: Final = re.compile(r"(\d+)\s*([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
 _UNIT_SHIFT: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
@@ -39,6 +38,26 @@ def parse_size(text: str) -> int:
     if size_bytes >= _SIZE_LIMIT_BYTES:
         raise typer.BadParameter(f"{text!r} is past 64 bits; write 2G, 512M or a number of bytes")
     return size_bytes
+
+
+def _check_vm(text: str) -> str:
+    """Check that something of a VM's id was given.
+
+    Raises:
+        typer.BadParameter: Nothing was.
+    """
+    if not text:
+        raise typer.BadParameter(
+            f"{text!r} is not the id of a VM; give 1 character of it or more, as "
+            "`porthole vm list` shows it"
+        )
+    return text
+
+
+VmArgument = Annotated[
+    str,
+    typer.Argument(metavar="VM", help="Id of the VM, or how it begins.", callback=_check_vm),
+]
 
 
 def check_address(text: str) -> str:

@@ -31,7 +31,7 @@ from services.cli.records import (
     WarningRecord,
     WatchRecord,
 )
-from services.rpc.channel import connect
+from services.rpc.channel import OPTIONS, connect, ready
 from services.rpc.status import error_from_rpc
 
 if TYPE_CHECKING:
@@ -226,13 +226,15 @@ async def device_host_version(address: str, wait_s: float) -> VersionRecord:
     )
 
 
-async def health(address: str, timeout_s: float) -> str:
+async def health(address: str, wait_s: float, timeout_s: float) -> str:
     """Ask a service's health: "SERVING" or "NOT_SERVING".
 
     Raises:
-        PortholeError: The service cannot be reached or has no health service.
+        UnavailableError: PEER_UNAVAILABLE after `wait_s` seconds.
+        PortholeError: It does not answer within `timeout_s`, or has no health service.
     """
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        await ready(channel, "a service", address, wait_s)
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)

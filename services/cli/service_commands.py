@@ -59,8 +59,8 @@ def health_(
     address: Annotated[str, typer.Argument(help="unix:/path or host:port.")],
 ) -> None:
     """Ask a service whether it is serving."""
-    context.of(ctx)
-    answer = asyncio.run(health(check_address(address), _HEALTH_DEADLINE_S))
+    settings = context.of(ctx)
+    answer = asyncio.run(health(check_address(address), settings.wait_s, _HEALTH_DEADLINE_S))
     out().print(answer, markup=False)
     if answer != "SERVING":
         raise typer.Exit(NEGATIVE)

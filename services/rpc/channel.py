@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_OPTIONS: Final = (
+OPTIONS: Final = (
     # A proxy in the environment is for the internet, not for our peers.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -88,9 +88,9 @@ async def connect(
     target = str(parse_address(address))
     peer = f"{service} at {address}"
     interceptors = [_UnaryCalls(peer, default_deadline_s), _StreamingCalls(peer)]
-    channel = grpc.aio.insecure_channel(target, options=_OPTIONS, interceptors=interceptors)
+    channel = grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=interceptors)
     try:
-        await _ready(channel, service, address, wait_s)
+        await ready(channel, service, address, wait_s)
         stub = stub_factory(channel)
         version = await _version(stub, service, address)
         check_version(service, version)
@@ -100,7 +100,12 @@ async def connect(
     return Peer(address, stub, version, channel)
 
 
-async def _ready(channel: grpc.aio.Channel, service: str, address: str, wait_s: float) -> None:
+async def ready(channel: grpc.aio.Channel, service: str, address: str, wait_s: float) -> None:
+    """Wait until a channel is connected.
+
+    Raises:
+        UnavailableError: PEER_UNAVAILABLE after `wait_s`.
+    """
     said = False
     try:
         async with asyncio.timeout(wait_s):

@@ -4,9 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from typer.testing import CliRunner
 
 from services.cli.exit_codes import NEGATIVE, OK, UNREACHABLE, USAGE
@@ -161,9 +167,36 @@ def test_a_setting_in_the_environment_that_is_wrong_is_named(
 
 
 def test_health_of_nobody_is_unreachable(run_dir: Path) -> None:
-    result = RUNNER.invoke(app, ["health", f"unix:{run_dir}/no.sock"])
+    result = RUNNER.invoke(app, ["--wait", "0.1", "health", f"unix:{run_dir}/no.sock"])
     assert result.exit_code == UNREACHABLE
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_health_waits_for_a_service_that_is_not_up_yet(run_dir: Path) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    servicer = HealthServicer()
+    servicer.set("", HealthCheckResponse.SERVING)
+    add_HealthServicer_to_server(servicer, server)
+
+    def start() -> None:
+        server.add_insecure_port(f"unix:{run_dir}/late.sock")  # listens at once
+        server.start()
+
+    starts = threading.Timer(0.5, start)
+    starts.start()
+    try:
+        result = RUNNER.invoke(app, ["--wait", "30", "health", f"unix:{run_dir}/late.sock"])
+    finally:
+        starts.join()
+        server.stop(None).wait()
+    assert (result.exit_code, result.stdout) == (OK, "SERVING\n"), result.stderr
+
+
+def test_an_empty_id_of_a_vm_is_no_id(run_dir: Path) -> None:
+    result = RUNNER.invoke(app, ["--run-dir", str(run_dir), "vm", "show", ""])
+    assert result.exit_code == USAGE
+    assert "'' is not the id of a VM" in result.stderr
+    assert "`porthole vm list`" in result.stderr
 
 
 def test_the_version_is_told_without_services(run_dir: Path) -> None:
