@@ -19,6 +19,7 @@ enum {
     SPIN_MIN_NS = 1000,
     BATCH_REQUESTS = 8,
     BATCH_BYTES = 1 << 20,
+    SHORT_BYTES = 32768,
     MIN_INDIRECT_LIMIT = 1024,
     SLOT_BYTES = 2048,
 };
@@ -36,6 +37,7 @@ struct ph_ring {
     uint16_t head;
     int wake_fd;
     uint64_t high;
+    uint64_t taken_bytes; /* in the buffers of the latest chain */
     struct iovec *iov;
     pthread_mutex_t call_lock;
     atomic_bool stopped;
@@ -315,6 +317,7 @@ bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain)
     if (!follow(ring, chain))
         return false;
     ring->state.next_avail++;
+    ring->taken_bytes = chain->readable_bytes + chain->writable_bytes;
     ring->setup.counters->bytes_in += chain->readable_bytes;
     return true;
 }
@@ -327,15 +330,16 @@ void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain)
 }
 
 /*
- * The driver takes as long to wake up as some requests take to be served: what is left when it is
- * notified should keep the queue busy until there are more. Python's queue does without: waking the
- * driver takes as long as a whole request there.
+ * The driver takes as long to wake up as some short requests take to be served: what is left when it
+ * is notified should keep the queue busy until there are more. Python's queue does without: waking
+ * the driver takes as long as a whole request there.
  */
-static bool is_running_low(const struct ph_ring_state *state)
+static bool is_running_low(const struct ph_ring *ring)
 {
-    uint16_t waiting = (uint16_t)(state->seen_avail - state->next_avail);
+    uint16_t waiting = (uint16_t)(ring->state.seen_avail - ring->state.next_avail);
 
-    return state->unsignalled > 1 && waiting <= 3 * state->unsignalled;
+    return ring->state.unsignalled > 1 && waiting <= 3 * ring->state.unsignalled &&
+           ring->taken_bytes <= SHORT_BYTES;
 }
 
 /* Give the chain that was taken last back, and notify the driver now and then. */
@@ -355,7 +359,7 @@ void ph_ring_push(struct ph_ring *ring, uint32_t written_bytes)
     state->unsignalled++;
     state->unsignalled_bytes += written_bytes;
     if (state->unsignalled >= BATCH_REQUESTS || state->unsignalled_bytes >= BATCH_BYTES ||
-        is_running_low(state))
+        is_running_low(ring))
         ph_ring_notify(ring);
 }
 
