@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
+import itertools
 import os
 import resource
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +23,7 @@ from services.handshake.exhaustion import Exhaustion, Resource
 from services.wire import fuse
 from services.wire.fuse import Opcode
 from tests.unit.devicehost.fs.fuse_guest import FuseError
+from tests.unit.devicehost.fs.native_guest import NativeGuest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
     from tests.unit.devicehost.fs.conftest import MakeGuest
     from tests.unit.devicehost.fs.fuse_guest import FuseGuest
+
+LOST_S = 60.0
+"""By when queues must have come into each other's way."""
 
 
 class Told:
@@ -97,6 +104,41 @@ def test_handles(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, shared:
     assert told.so_far() == [("handles", 4, 4)] * 2
     usage = {each.resource: each for each in told.bounds.usage()}
     assert (usage["handles"].used, usage["handles"].exhaustions) == (4, 2)
+
+
+@pytest.mark.parametrize("library", ["native"], indirect=True)
+def test_a_file_that_was_created_but_got_no_handle_is_forgotten(
+    make_guest: MakeGuest, shared: Path
+) -> None:
+    """Queues find room for the last handle at a time; all but one get none, with the file made."""
+    guest = make_guest(limits=Limits(nodes=100, descriptors=100, handles=1))
+    queues = [guest, *(NativeGuest(guest.session) for _ in range(3))]
+    together = threading.Barrier(len(queues), timeout=LOST_S)
+    mount = guest.session.mount
+    assert isinstance(mount, mounts.Mount)
+
+    def create(queue: FuseGuest, name: str) -> bool:
+        """Tell whether the file was made and the guest was given no handle."""
+        together.wait()
+        try:
+            entry, handle = queue.create(name.encode())
+        except FuseError:
+            together.wait()
+            return (shared / name).exists()
+        together.wait()
+        queue.release(handle)
+        queue.forget(entry.nodeid)
+        return False
+
+    deadline = time.monotonic() + LOST_S
+    with ThreadPoolExecutor(len(queues)) as pool:
+        for attempt in itertools.count():
+            names = [f"{attempt}-{queue}" for queue in range(len(queues))]
+            was_late = list(pool.map(create, queues, names))
+            assert len(mount.nodes) == 0
+            if any(was_late):
+                break
+            assert time.monotonic() < deadline, "no queue was late"
 
 
 def test_a_guest_that_mounts_anew_begins_no_new_episode(make_guest: MakeGuest) -> None:
