@@ -17,12 +17,13 @@ import pytest
 
 from services.devicehost.devices.fs import mount as mounts
 from services.devicehost.devices.fs.descriptors import Limits
-from services.devicehost.devices.fs.locks import owners
+from services.devicehost.devices.fs.locks import owners, waits
 from services.devicehost.memory import bounds
+from services.devicehost.virtio.deferral import Deferred
 from services.handshake.exhaustion import Exhaustion, Resource
 from services.wire import fuse
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.fs.fuse_guest import FuseError
+from tests.unit.devicehost.fs.fuse_guest import FuseError, buffers, chain
 from tests.unit.devicehost.fs.native_guest import NativeGuest
 
 if TYPE_CHECKING:
@@ -215,3 +216,33 @@ def test_locks(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, what: Res
     [(name, used, total)] = told.so_far()
     assert (name, total) == (what, limit)
     assert used >= limit
+
+
+def wait_for_lock(guest: FuseGuest, nodeid: int, handle: int, owner: int) -> int | Deferred:
+    """Ask for what owner 1 has locked."""
+    body = fuse.LK_IN.pack(handle, owner, 2, 2, fcntl.F_RDLCK, owner, 0)
+    request = guest.request(Opcode.SETLKW, nodeid, body)
+    return guest.session.handle(chain(buffers(request, 40), buffers(bytes(16))))
+
+
+def test_waits_for_locks(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 2
+    monkeypatch.setattr(waits, "MAX_WAITS", limit)
+    monkeypatch.setattr(mounts, "MAX_WAITS", limit)
+    monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
+    guest = make_guest()
+    told = Told(guest)
+    entry, handle = guest.create(b"file")
+    for episode in (1, 2):
+        record_lock(guest, entry.nodeid, handle, 1)
+        waiting = [wait_for_lock(guest, entry.nodeid, handle, owner) for owner in (2, 3)]
+        for owner in (4, 5):
+            assert isinstance(wait_for_lock(guest, entry.nodeid, handle, owner), int)
+        assert told.so_far() == [("lock_waits", limit, limit)] * episode
+        guest.call(Opcode.FLUSH, entry.nodeid, fuse.FLUSH_IN.pack(handle, 1))
+        for answer in waiting:
+            assert isinstance(answer, Deferred)
+            assert answer.wait(10)
+        until_over(told, Resource.LOCK_WAITS)
+        for owner in (2, 3):
+            guest.call(Opcode.FLUSH, entry.nodeid, fuse.FLUSH_IN.pack(handle, owner))
