@@ -157,11 +157,11 @@ void share_check_descriptors(void)
     HOLDS(!memcmp(now, free_numbers, sizeof(now)));
 }
 
-struct ph_fs *share_open(const struct ph_rules *rules, int may_switch)
+struct ph_fs *share_open_at(uint64_t root_id, const struct ph_rules *rules, int may_switch)
 {
     struct ph_fs_setup setup = {
         .rules = *rules,
-        .root_id = FUSE_ROOT_ID,
+        .root_id = root_id,
         .nodes = NODES,
         .descriptors = DESCRIPTORS,
         .handles = HANDLES,
@@ -170,9 +170,14 @@ struct ph_fs *share_open(const struct ph_rules *rules, int may_switch)
     };
     struct ph_fs *fs;
 
-    share_lay_out();
     setup.root_fd = share_fd();
     fs = ph_fs_new(&setup);
     HOLDS(fs && ph_fs_node_limit(fs) == NODES); /* idle nodes can be found again */
     return fs;
+}
+
+struct ph_fs *share_open(const struct ph_rules *rules, int may_switch)
+{
+    share_lay_out();
+    return share_open_at(FUSE_ROOT_ID, rules, may_switch);
 }
