@@ -16,6 +16,7 @@ SIZES = {
     "IN_HEADER": 40,
     "OUT_HEADER": 16,
     "ATTR": 88,
+    "ATTR_FLAGS": 4,
     "ENTRY_OUT": 128 - 88,
     "ATTR_OUT": 104 - 88,
     "FORGET_IN": 8,
