@@ -1,0 +1,79 @@
+"""When the native side of a ring notifies its driver: its own rule, which Python's has not."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from services.devicehost import fastpath
+from services.devicehost.virtio.native_queue import NativeQueue
+from services.wire.virtio_ring import avail_bytes, desc_table_bytes, used_bytes
+from tests.unit.devicehost.virtio.conftest import DATA
+
+if TYPE_CHECKING:
+    from tests.unit.devicehost.virtio.conftest import Rig
+
+LONG_BYTES: Final = 256 << 10
+
+pytestmark = pytest.mark.skipif(
+    fastpath.library is None, reason="the native fast path was not built"
+)
+
+
+def notified_after(rig: Rig, length: int, waiting: int = 16) -> list[int]:
+    """Serve requests of one writable buffer, and tell after which ones the driver was notified."""
+    library = fastpath.library
+    assert library is not None
+    spans = rig.memory.spans()
+    assert spans is not None
+    ring = rig.ring(waiting)
+    ring.chain(0, writable=[(DATA, length)])
+    ring.offer(*[0] * ring.size)
+    queue = NativeQueue(
+        library,
+        spans,
+        is_pool=True,
+        index=0,
+        size=ring.size,
+        desc=rig.memory.pin(ring.desc, desc_table_bytes(ring.size)).view,
+        avail=rig.memory.pin(ring.avail, avail_bytes(ring.size)).view,
+        used=rig.memory.pin(ring.used, used_bytes(ring.size)).view,
+        memory=rig.memory,
+        kick_fd=rig.kick_fd,
+        call_fd=rig.call_fd,
+        event_idx=False,
+        indirect=True,
+        base=0,
+        counters=rig.counters.queue(0),
+    )
+    chain = fastpath.Chain()
+
+    def serve_one(ring: int) -> int:
+        pointer = ctypes.c_void_p(ring)
+        library.ph_ring_look(pointer)
+        assert library.ph_ring_take(pointer, ctypes.byref(chain)) & 0xFF
+        library.ph_ring_push(pointer, ctypes.c_uint32(length))
+        return fastpath.FOR_PYTHON
+
+    try:
+        return [
+            served
+            for served in range(1, ring.size + 1)
+            if queue.lend(serve_one) == fastpath.FOR_PYTHON and rig.calls()
+        ]
+    finally:
+        queue.close()
+
+
+def test_a_driver_is_notified_while_work_is_left_for_the_time_it_takes_to_wake_up(rig: Rig) -> None:
+    assert notified_after(rig, 4096) == [4, 7, 10, 12, 14, 16]
+
+
+def test_a_driver_with_much_waiting_is_notified_in_batches(rig: Rig) -> None:
+    assert notified_after(rig, 4096, waiting=64)[:4] == [8, 16, 24, 32]
+
+
+def test_long_requests_are_notified_by_their_bytes(rig: Rig) -> None:
+    assert notified_after(rig, LONG_BYTES) == [4, 8, 12, 16]
