@@ -20,7 +20,7 @@ enum {
     BODY_ROOM = 4096, /* what is copied out of guest memory; a BATCH_FORGET of 255 nodes */
     LISTING_BYTES = 1 << 20,
     DENTS_BYTES = 32768,
-    DENTS_LEAST = 512, /* room for the longest entry */
+    DENT_LEAST = 24, /* struct linux_dirent64 with a name of one to four bytes */
 };
 #define OUT_HEADER sizeof(struct fuse_out_header)
 #define OPEN_FLAGS (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC | O_NOATIME | O_LARGEFILE)
@@ -535,24 +535,50 @@ static void fill_listed(struct request *request, const struct ph_handle *handle,
     ph_node_unpin(request->fs, node);
 }
 
-/* List entries from the directory's position on; the length of the listing, or PH_COLD. */
+/*
+ * Read entries of which all fit into `left` bytes of a listing: going back to one that does not makes
+ * a file system find its place anew. Where that is less than one entry, read the next one if it may
+ * fit. As getdents64(2); 0 with EINVAL: the next one cannot fit.
+ */
+static ssize_t read_fitting(int fd, void *dents, size_t left, size_t prefix)
+{
+    /* In a listing an entry takes up to 8 bytes more, and the prefix. */
+    size_t wanted = left * DENT_LEAST / (DENT_LEAST + 8 + prefix);
+    ssize_t got;
+
+    if (wanted > DENTS_BYTES)
+        wanted = DENTS_BYTES;
+    do
+        got = getdents64(fd, dents, wanted);
+    while (got < 0 && errno == EINVAL && (wanted += DENT_LEAST) + prefix <= left &&
+           wanted <= DENTS_BYTES);
+    return got;
+}
+
+/*
+ * List entries from the directory's position on; the length of the listing, or PH_COLD. `position`
+ * is where that leaves the directory, or what it was if that is not known.
+ */
 static int64_t list_from_here(struct request *request, struct ph_handle *handle, size_t room,
-                              bool plus)
+                              bool plus, int64_t *position)
 {
     uint64_t dents[DENTS_BYTES / sizeof(uint64_t)];
     struct ph_node *node = ph_handle_node(handle);
     uint64_t ino_mask = ph_node_rules(node)->ino_mask;
     size_t prefix = plus ? sizeof(struct fuse_entry_out) : 0;
-    /* An entry takes as much room in the listing as here, or five times as much. */
-    size_t wanted = plus ? room / 4 : room;
+    int64_t reached = *position;
     size_t used = 0;
 
-    wanted = wanted < DENTS_LEAST ? DENTS_LEAST : wanted > DENTS_BYTES ? DENTS_BYTES : wanted;
+    *position = PH_NOWHERE;
     for (;;) {
-        ssize_t got = getdents64(ph_handle_fd(handle), dents, wanted);
+        ssize_t got = read_fitting(ph_handle_fd(handle), dents, room - used, prefix);
 
-        if (got <= 0)
-            return got < 0 && !used ? PH_COLD : (int64_t)used;
+        if (got <= 0) {
+            if (got < 0 && !(used && errno == EINVAL))
+                return used ? (int64_t)used : PH_COLD;
+            *position = reached;
+            return (int64_t)used;
+        }
         for (ssize_t at = 0; at < got;) {
             const struct dirent64 *found = (const void *)((const uint8_t *)dents + at);
             size_t name_bytes = strlen(found->d_name);
@@ -577,6 +603,7 @@ static int64_t list_from_here(struct request *request, struct ph_handle *handle,
             memcpy(dirent->name, found->d_name, name_bytes);
             used += length;
             at += found->d_reclen;
+            reached = found->d_off;
         }
     }
 }
@@ -585,7 +612,7 @@ static int64_t list(struct request *request, bool plus)
 {
     struct fuse_read_in in;
     struct ph_handle *handle;
-    int64_t length = PH_COLD;
+    int64_t length = PH_COLD, position;
     size_t room;
 
     memcpy(&in, request->body, sizeof(in));
@@ -596,11 +623,14 @@ static int64_t list(struct request *request, bool plus)
     handle = ph_handle_pin(request->fs, in.fh, PH_DIRECTORY);
     if (!handle)
         return PH_COLD;
-    ph_handle_lock(handle);
+    position = ph_handle_lock(handle);
     if (!ph_node_rules(ph_handle_node(handle))->cold && in.offset <= INT64_MAX &&
-        lseek(ph_handle_fd(handle), (off_t)in.offset, SEEK_SET) >= 0)
-        length = list_from_here(request, handle, room, plus);
-    ph_handle_unlock(handle);
+        ((int64_t)in.offset == position ||
+         lseek(ph_handle_fd(handle), (off_t)in.offset, SEEK_SET) >= 0)) {
+        position = (int64_t)in.offset;
+        length = list_from_here(request, handle, room, plus, &position);
+    }
+    ph_handle_unlock_at(handle, position);
     ph_handle_unpin(request->fs, handle);
     return length < 0 ? PH_COLD : reply(request, request->worker->listing, (size_t)length);
 }

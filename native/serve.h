@@ -12,7 +12,7 @@
 #include "table.h"
 
 /* Changes with every layout and function of these headers. */
-#define PH_ABI 3
+#define PH_ABI 4
 /* Which share of a device a node belongs to: what its id says above this bit. */
 #define PH_SLOT_SHIFT 44
 

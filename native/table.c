@@ -39,6 +39,7 @@ struct ph_handle {
     struct ph_node *node;
     struct ph_handle *next;
     pthread_mutex_t lock;
+    int64_t position; /* of the descriptor, of a directory; the lock is held */
     uint32_t pins;
     int fd;
     enum ph_kind kind;
@@ -793,6 +794,7 @@ uint64_t ph_handle_add(struct ph_fs *fs, struct ph_node *node, int fd, enum ph_k
         return 0;
     }
     handle->fd = fd;
+    handle->position = PH_NOWHERE;
     handle->kind = kind;
     handle->node = node;
     pthread_mutex_lock(&fs->lock);
@@ -897,14 +899,21 @@ struct ph_node *ph_handle_node(const struct ph_handle *handle)
     return handle->node;
 }
 
-void ph_handle_lock(struct ph_handle *handle)
+int64_t ph_handle_lock(struct ph_handle *handle)
 {
     pthread_mutex_lock(&handle->lock);
+    return handle->position;
+}
+
+void ph_handle_unlock_at(struct ph_handle *handle, int64_t position)
+{
+    handle->position = position;
+    pthread_mutex_unlock(&handle->lock);
 }
 
 void ph_handle_unlock(struct ph_handle *handle)
 {
-    pthread_mutex_unlock(&handle->lock);
+    ph_handle_unlock_at(handle, PH_NOWHERE);
 }
 
 void ph_handle_mark_locked(struct ph_handle *handle)

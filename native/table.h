@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 
 #define PH_KEEP_ID 0xffffffffu
+#define PH_NOWHERE ((int64_t)-1) /* the position in a directory is not known */
 
 /* How the files of one share are shown, and what has to be left to Python. */
 struct ph_rules {
@@ -100,8 +101,10 @@ bool ph_handle_has_room(struct ph_fs *fs);
 
 int ph_handle_fd(const struct ph_handle *handle);
 struct ph_node *ph_handle_node(const struct ph_handle *handle);
-/* Held while the host's position in an open directory is in use. */
-void ph_handle_lock(struct ph_handle *handle);
+/* Held while the host's position in an open directory is in use; says where that is. */
+int64_t ph_handle_lock(struct ph_handle *handle);
+void ph_handle_unlock_at(struct ph_handle *handle, int64_t position);
+/* By who does not know where the position is. */
 void ph_handle_unlock(struct ph_handle *handle);
 /* Python keeps locks of the handle's node, so it must learn of FLUSH and RELEASE. */
 void ph_handle_mark_locked(struct ph_handle *handle);

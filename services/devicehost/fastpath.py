@@ -15,7 +15,7 @@ from typing import Final
 
 _LOG = logging.getLogger(__name__)
 
-ABI: Final = 3
+ABI: Final = 4
 """PH_ABI in serve.h: a library that was built from other headers is not used."""
 
 SWITCH: Final = "PORTHOLE_NATIVE"
