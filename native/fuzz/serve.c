@@ -3,15 +3,12 @@
  *
  * The input says what guest and owner do in turn: the guest puts requests for any share of the
  * device into its ring, the owner adds and removes shares, has the ring served, and takes it away.
- * What the loop leaves is taken as Python takes it. With RACING, a second thread is the owner while
- * the ring is served.
+ * What the loop leaves is taken as Python takes it.
  */
 #include "../serve.h"
 
 #include <linux/fuse.h>
 #include <linux/virtio_ring.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/eventfd.h>
 
@@ -21,7 +18,6 @@
 
 enum {
     MAX_STEPS = 64,
-    MAX_ACTS = 8, /* of the owner while the ring is served */
     SLOTS = 12, /* more than a queue holds */
     CHAINS = 16,
     CHAIN_DESCS = 4, /* two to read, two to write */
@@ -130,25 +126,6 @@ static struct act take_act(struct input *input, enum step step)
     return act;
 }
 
-#ifdef RACING
-static pthread_barrier_t together;
-static atomic_bool racing;
-static struct act acts[MAX_ACTS];
-static uint32_t act_count;
-
-static void *run_owner(void *unused)
-{
-    for (;;) {
-        pthread_barrier_wait(&together);
-        do
-            for (uint32_t i = 0; i < act_count; i++)
-                perform(&acts[i]);
-        while (act_count && atomic_load(&racing));
-        pthread_barrier_wait(&together);
-    }
-    return unused;
-}
-#endif
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -159,12 +136,6 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     call_fd = eventfd(0, EFD_NONBLOCK);
     stop_fd = eventfd(0, EFD_NONBLOCK);
     wake_fd = eventfd(1, EFD_NONBLOCK); /* the loop ends when it has nothing to do */
-#ifdef RACING
-    pthread_t thread;
-
-    pthread_barrier_init(&together, NULL, 2);
-    HOLDS(!pthread_create(&thread, NULL, run_owner, NULL));
-#endif
     return 0;
 }
 
@@ -274,9 +245,7 @@ static void check_served(const struct asked *asked, uint32_t chain, uint32_t wri
     }
     HOLDS(asked->has_header);
     HOLDS(asked->header.nodeid >> PH_SLOT_SHIFT < SLOTS);
-#ifndef RACING
     HOLDS(now.is_mounted[asked->header.nodeid >> PH_SLOT_SHIFT]);
-#endif
     request_check_reply(&asked->header, replied, written, asked->room);
 }
 
@@ -322,35 +291,12 @@ static bool act_as_python(void)
     return true;
 }
 
-static enum ph_outcome serve_once(void)
+static void serve(void)
 {
     enum ph_outcome outcome;
 
-#ifdef RACING
-    atomic_store(&racing, true);
-    pthread_barrier_wait(&together);
-#endif
-    outcome = (enum ph_outcome)ph_serve(now.ring, worker, now.mount);
-#ifdef RACING
-    atomic_store(&racing, false);
-    pthread_barrier_wait(&together);
-#endif
-    return outcome;
-}
-
-static void serve(struct input *input)
-{
-    enum ph_outcome outcome;
-
-#ifdef RACING
-    act_count = take8(input) % (MAX_ACTS + 1);
-    for (uint32_t i = 0; i < act_count; i++)
-        acts[i] = take_act(input, MOUNT + take8(input) % (SET_CALL - MOUNT + 1));
-#else
-    (void)input;
-#endif
     do {
-        outcome = serve_once();
+        outcome = (enum ph_outcome)ph_serve(now.ring, worker, now.mount);
         HOLDS(outcome == PH_FOR_PYTHON || outcome == PH_STOPPED || outcome == PH_WOKEN);
         HOLDS(outcome != PH_STOPPED || now.is_closed);
         if (now.is_closed) {
@@ -363,9 +309,7 @@ static void serve(struct input *input)
         }
     } while (outcome == PH_FOR_PYTHON);
     collect();
-#ifndef RACING
     HOLDS(now.is_hostile || now.seen_used == now.avail[1]);
-#endif
 }
 
 /* The ring is taken away, and what comes too late does not touch it. */
@@ -406,7 +350,7 @@ static void take_step(struct input *input)
         ask(input);
         break;
     case SERVE:
-        serve(input);
+        serve();
         break;
     case MOUNT:
     case UNMOUNT:

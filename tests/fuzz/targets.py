@@ -98,14 +98,12 @@ class Target:
         )
 
 
-_SERVE: Final = ("serve.c", "request.c", "share.c")
 TARGETS: Final = (
     Target("ring", ("ring.c",)),
     Target("ring_race", ("ring.c",), ("-DMUTATING",), borrows="ring", repeats=100),
     Target("fuse", ("fuse.c", "request.c", "share.c"), needs_root=True),
     Target("table", ("table.c", "share.c"), needs_root=True, repeats=1000),
-    Target("serve", _SERVE, needs_root=True),
-    Target("serve_race", _SERVE, ("-DRACING",), borrows="serve", needs_root=True, repeats=100),
+    Target("serve", ("serve.c", "request.c", "share.c"), needs_root=True),
     Target("vhost_user"),
 )
 
