@@ -21,7 +21,7 @@ static bool keep_dac_override(void)
 bool ph_credentials_assume(struct ph_credentials *own, uint32_t uid, uint32_t gid)
 {
     *own = (struct ph_credentials){.uid = geteuid(), .gid = getegid()};
-    own->differ = uid != own->uid || gid != own->gid;
+    own->differ = uid || own->uid || gid != own->gid;
     if (!own->differ)
         return true;
     setfsgid(gid);

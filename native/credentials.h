@@ -10,7 +10,7 @@
 struct ph_credentials {
     uint32_t uid; /* the thread's own, to go back to */
     uint32_t gid;
-    bool differ; /* from those that were assumed */
+    bool differ; /* from those that were assumed, or are not root's */
 };
 
 /* False when the kernel does not know such an id here; nothing has changed then. */
