@@ -538,7 +538,7 @@ static void fill_listed(struct request *request, const struct ph_handle *handle,
 /*
  * Read entries of which all fit into `left` bytes of a listing: going back to one that does not makes
  * a file system find its place anew. Where that is less than one entry, read the next one if it may
- * fit. As getdents64(2); 0 with EINVAL: the next one cannot fit.
+ * fit. As getdents64(2); -1 with EINVAL: the next one cannot fit.
  */
 static ssize_t read_fitting(int fd, void *dents, size_t left, size_t prefix)
 {
@@ -557,7 +557,7 @@ static ssize_t read_fitting(int fd, void *dents, size_t left, size_t prefix)
 
 /*
  * List entries from the directory's position on; the length of the listing, or PH_COLD. `position`
- * is where that leaves the directory, or what it was if that is not known.
+ * becomes where that leaves the directory, or PH_NOWHERE.
  */
 static int64_t list_from_here(struct request *request, struct ph_handle *handle, size_t room,
                               bool plus, int64_t *position)

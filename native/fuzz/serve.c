@@ -62,7 +62,6 @@ static struct {
     struct asked chains[CHAINS];
     uint16_t seen_used;
     bool is_hostile; /* the ring is not what the guest has made */
-    bool is_closed;
 } now;
 
 static struct ph_worker *worker;
@@ -107,7 +106,6 @@ static void perform(const struct act *act)
     case STOP:
         ph_ring_stop(now.ring);
         ph_ring_close(now.ring);
-        now.is_closed = true;
         break;
     case SET_CALL:
         ph_ring_set_call(now.ring, act->flags & 1 ? call_fd : -1);
@@ -125,7 +123,6 @@ static struct act take_act(struct input *input, enum step step)
     act.flags = take8(input);
     return act;
 }
-
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -145,7 +142,6 @@ static void attach(struct ph_ring_state state)
     HOLDS((now.ring = ph_ring_new(&now.setup)));
     *ph_ring_state(now.ring) = state;
     ph_ring_set_wake(now.ring, wake_fd);
-    now.is_closed = false;
 }
 
 static void detach(void)
@@ -297,12 +293,7 @@ static void serve(void)
 
     do {
         outcome = (enum ph_outcome)ph_serve(now.ring, worker, now.mount);
-        HOLDS(outcome == PH_FOR_PYTHON || outcome == PH_STOPPED || outcome == PH_WOKEN);
-        HOLDS(outcome != PH_STOPPED || now.is_closed);
-        if (now.is_closed) {
-            detach();
-            continue;
-        }
+        HOLDS(outcome == PH_FOR_PYTHON || outcome == PH_WOKEN);
         if (outcome == PH_FOR_PYTHON && !act_as_python()) {
             reset();
             return;
