@@ -1,4 +1,4 @@
-"""The state machines of the handshake, as data (docs/handshake.md section 10).
+"""The states of VMs and of their devices, as data (docs/handshake.md section 10).
 
 Owns which states a VM and a device go through, in which order a device is added, removed and
 undone, and what may be asked of a VM in which state. Must not know how a step is done:
@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import FailedPreconditionError
+from services.handshake.state_machine import StateMachine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-State = TypeVar("State", bound=StrEnum)
-Trigger = TypeVar("Trigger", bound=StrEnum)
 
 
 class VmState(StrEnum):
@@ -140,45 +138,12 @@ BEST_EFFORT: Final = frozenset({DeviceStep.TEAR_DOWN, DeviceStep.DETACH})
 to remove, and must not keep the other side."""
 
 
-class StateMachine(Generic[State, Trigger]):
-    """A state and the table that says which event leads where."""
-
-    def __init__(
-        self,
-        subject: str,
-        initial: State,
-        transitions: Mapping[tuple[State, Trigger], State],
-    ) -> None:
-        self._subject = subject
-        self._transitions = transitions
-        self.state = initial
-
-    def fire(self, event: Trigger) -> State:
-        """Go where `event` leads, and return the new state.
-
-        Raises:
-            FailedPreconditionError: ILLEGAL_EVENT; the state is what it was.
-        """
-        target = self._transitions.get((self.state, event))
-        if target is None:
-            legal = ", ".join(sorted(e for s, e in self._transitions if s == self.state))
-            raise FailedPreconditionError(
-                "ILLEGAL_EVENT",
-                f"{self._subject} is {self.state}: it cannot {event} now, "
-                + (f"only {legal}" if legal else "this state is final"),
-                state=self.state,
-                event=event,
-            )
-        self.state = target
-        return target
-
-
-def vm_machine(vm_id: str) -> StateMachine[VmState, VmEvent]:
+def vm_life(vm_id: str) -> StateMachine[VmState, VmEvent]:
     """Return the state machine of a new VM."""
     return StateMachine(f"VM {vm_id}", VmState.CREATED, VM_TRANSITIONS)
 
 
-def device_machine(subject: str) -> StateMachine[DeviceLife, DeviceStep]:
+def guest_device_life(subject: str) -> StateMachine[DeviceLife, DeviceStep]:
     """Return the state machine of a device that is about to be added."""
     return StateMachine(subject, DeviceLife.ABSENT, DEVICE_TRANSITIONS)
 

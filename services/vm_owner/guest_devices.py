@@ -28,8 +28,7 @@ from services.handshake.states import (
     DeviceLife,
     DeviceStep,
     Operation,
-    StateMachine,
-    device_machine,
+    guest_device_life,
 )
 from services.vm_owner.device_hosts import NewDevice
 from services.vm_owner.device_names import check_name
@@ -39,6 +38,7 @@ from services.vm_owner.vm import DeviceEvent
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from services.handshake.state_machine import StateMachine
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.machines import Machine
     from services.vm_owner.vm import Vm
@@ -83,7 +83,7 @@ class GuestDevice:
 
     spec: DeviceSpec
     life: StateMachine[DeviceLife, DeviceStep] = field(
-        default_factory=lambda: device_machine("the device")
+        default_factory=lambda: guest_device_life("the device")
     )
     instance_id: str = ""
     options: str = ""

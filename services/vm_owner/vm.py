@@ -20,7 +20,7 @@ from services.handshake.pool import (
     format_token,
     pool_from_announcement,
 )
-from services.handshake.states import Operation, VmEvent, VmState, require, vm_machine
+from services.handshake.states import Operation, VmEvent, VmState, require, vm_life
 from services.vm_owner import warnings
 from services.vm_owner.event_stream import EventStream, Subscription
 
@@ -143,7 +143,7 @@ class Vm:
         self.pool: SwiotlbPool | None = None
         self.token: str | None = None
         self._manifest = manifest
-        self._machine = vm_machine(facts.vm_id)
+        self._machine = vm_life(facts.vm_id)
         self._stream: EventStream[Happening | VmWarning] = EventStream()
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs import FsDevice
-from services.devicehost.host.states import DeviceEvent, DeviceState, device_machine
+from services.devicehost.host.states import DeviceEvent, DeviceState, hosted_device_life
 from services.devicehost.memory import (
     ApertureMemory,
     DeviceCounters,
@@ -130,7 +130,7 @@ class HostedDevice:
         self._on_change = on_change
         self._on_exhausted = on_exhausted
         self.counters.bounds.on_exhausted = self._exhausted
-        self._machine = device_machine(f"device {identity.instance_id} ({identity.tag})")
+        self._machine = hosted_device_life(f"device {identity.instance_id} ({identity.tag})")
         self._lock = threading.Lock()
         self._life = threading.Lock()
         self._doorbells: set[int] = set()

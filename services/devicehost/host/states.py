@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from services.handshake.states import StateMachine
+from services.handshake.state_machine import StateMachine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +64,6 @@ TRANSITIONS: Final[Mapping[tuple[DeviceState, DeviceEvent], DeviceState]] = {
 }
 
 
-def device_machine(subject: str) -> StateMachine[DeviceState, DeviceEvent]:
+def hosted_device_life(subject: str) -> StateMachine[DeviceState, DeviceEvent]:
     """Return the state machine of a new device."""
     return StateMachine(subject, DeviceState.LISTENING, TRANSITIONS)

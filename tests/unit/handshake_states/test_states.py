@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,13 +16,15 @@ from services.handshake.states import (
     DeviceLife,
     DeviceStep,
     Operation,
-    StateMachine,
     VmEvent,
     VmState,
-    device_machine,
+    guest_device_life,
     require,
-    vm_machine,
+    vm_life,
 )
+
+if TYPE_CHECKING:
+    from services.handshake.state_machine import StateMachine
 
 LEGAL_VM = {
     ("CREATED", "boot"): "BOOTED",
@@ -36,7 +39,7 @@ LEGAL_VM = {
 
 @pytest.mark.parametrize(("state", "event"), [*product(VmState, VmEvent)])
 def test_vm_goes_where_the_table_says_and_nowhere_else(state: VmState, event: VmEvent) -> None:
-    machine = vm_machine("vm")
+    machine = vm_life("vm")
     machine.state = state
     target = LEGAL_VM.get((state.value, event.value))
     if target is not None:
@@ -56,7 +59,7 @@ def states_after(
 
 
 def test_a_device_lives_in_the_documented_order() -> None:
-    machine = device_machine("device")
+    machine = guest_device_life("device")
     assert machine.state is DeviceLife.ABSENT
     assert states_after(ADD_ORDER, machine) == [
         "IDENTIFIED",
@@ -79,7 +82,7 @@ def test_a_device_lives_in_the_documented_order() -> None:
 def test_no_step_can_be_skipped_or_repeated() -> None:
     whole = (*ADD_ORDER, *REMOVE_ORDER)
     for done, wrong in product(range(len(whole)), DeviceStep):
-        machine = device_machine("device")
+        machine = guest_device_life("device")
         states_after(whole[:done], machine)
         before = machine.state
         early_end = wrong is DeviceStep.MARK_SHUTTING_DOWN and before in (
@@ -96,7 +99,7 @@ def test_no_step_can_be_skipped_or_repeated() -> None:
 
 @pytest.mark.parametrize("done", range(len(ADD_ORDER) + 1))
 def test_what_is_undone_tears_down_before_it_forgets(done: int) -> None:
-    machine = device_machine("device")
+    machine = guest_device_life("device")
     states_after(ADD_ORDER[:done], machine)
     undone = UNDO[machine.state]
     registered = done >= 2

@@ -8,7 +8,7 @@ from services.devicehost.host.states import (
     TRANSITIONS,
     DeviceEvent,
     DeviceState,
-    device_machine,
+    hosted_device_life,
 )
 from services.handshake.errors import FailedPreconditionError
 
@@ -19,7 +19,7 @@ from services.handshake.errors import FailedPreconditionError
 def test_every_pair_of_state_and_event_leads_where_the_table_says_or_is_refused(
     state: DeviceState, event: DeviceEvent
 ) -> None:
-    machine = device_machine("device d1")
+    machine = hosted_device_life("device d1")
     machine.state = state
     target = TRANSITIONS.get((state, event))
     if target is not None:
@@ -31,7 +31,7 @@ def test_every_pair_of_state_and_event_leads_where_the_table_says_or_is_refused(
 
 
 def test_a_whole_life() -> None:
-    machine = device_machine("device d1")
+    machine = hosted_device_life("device d1")
     events = ("CONNECT", "ATTACH", "FAIL", "RESET", "DISCONNECT", "CONNECT", "REMOVE", "DISCONNECT")
     assert [machine.fire(DeviceEvent[event]).name for event in events] == [
         "CONNECTED",

@@ -1,0 +1,50 @@
+"""A state machine whose table is data: an illegal event raises and changes nothing.
+
+Owns firing. Must not know what any state or event means; each table says so where it stands.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from services.handshake.errors import FailedPreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+State = TypeVar("State", bound=StrEnum)
+Trigger = TypeVar("Trigger", bound=StrEnum)
+
+
+class StateMachine(Generic[State, Trigger]):
+    """A state and the table that says which event leads where."""
+
+    def __init__(
+        self,
+        subject: str,
+        initial: State,
+        transitions: Mapping[tuple[State, Trigger], State],
+    ) -> None:
+        self._subject = subject
+        self._transitions = transitions
+        self.state = initial
+
+    def fire(self, event: Trigger) -> State:
+        """Go where `event` leads, and return the new state.
+
+        Raises:
+            FailedPreconditionError: ILLEGAL_EVENT; the state is what it was.
+        """
+        target = self._transitions.get((self.state, event))
+        if target is None:
+            legal = ", ".join(sorted(e for s, e in self._transitions if s == self.state))
+            raise FailedPreconditionError(
+                "ILLEGAL_EVENT",
+                f"{self._subject} is {self.state}: it cannot {event} now, "
+                + (f"only {legal}" if legal else "this state is final"),
+                state=self.state,
+                event=event,
+            )
+        self.state = target
+        return target
