@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import machine, pools, profiles, report, scale, trees
+from bench import against, machine, pools, profiles, report, scale, trees
 from bench import targets as all_targets
 from bench.cases import WORKING_SET_BYTES, Case, Kind, Medium, Size, matrix
 from bench.results import CaseResult, PoolRow, Profile, Results, ScaleRow
@@ -48,6 +48,9 @@ def main() -> None:
             stack.enter_context(machine.precedence())
         settings = _settings(given, stack)
         runner = Runner(settings)
+        if given.against is not None:
+            _against(given, settings, runner)
+            return
         # Scale and pools read on tmpfs, so its tree is made in any case.
         trees.make_tree(settings.shared[Medium.TMPFS], WORKING_SET_BYTES)
         cases = list(_cases(given, settings, runner)) if "cases" in given.parts else []
@@ -87,8 +90,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of each measurement")
     parser.add_argument("--anywhere", action="store_true", help="do not pin threads to CPUs")
     parser.add_argument("--precedence", action="store_true", help="run before others (niceness)")
+    parser.add_argument(
+        "--against",
+        type=_checkout,
+        metavar="CHECKOUT",
+        help="compare with the devices of another checkout that is set up; cases alone",
+    )
     parser.add_argument("--output", type=Path, help="folder of results.md and results.json")
     return parser.parse_args()
+
+
+def _checkout(path: str) -> Path:
+    checkout = Path(path)
+    if not all_targets.porthole_of(checkout).exists():
+        raise argparse.ArgumentTypeError(f"{path} is not set up; run make setup there")
+    return checkout
 
 
 def _settings(given: argparse.Namespace, stack: contextlib.ExitStack) -> Settings:
@@ -118,6 +134,29 @@ def _cases(given: argparse.Namespace, settings: Settings, runner: Runner) -> Ite
         result = runner.run(case, targets, C if C in targets else targets[0])
         print("\n" + "\n".join(report.case_lines(result)), flush=True)
         yield result
+
+
+def _against(given: argparse.Namespace, settings: Settings, runner: Runner) -> None:
+    """Measure our devices and those of another checkout in the same rounds."""
+    both = [target for pair in all_targets.before(given.against) for target in pair]
+    cases = [
+        case
+        for case in matrix(given.size)
+        if given.only.search(case.name) and case.kind in (Kind.SMALL, Kind.LARGE)
+    ]
+    for medium in {case.medium for case in cases}:
+        trees.make_tree(settings.shared[medium], WORKING_SET_BYTES)
+    results = []
+    for case in cases:
+        results.append(runner.run(case, both, both[0]))
+        for line in against.rows(against.pairs(results[-1:])):
+            print("  ".join(line), flush=True)
+    pairs = against.pairs(results)
+    output = given.output or OTHER_OUTPUT
+    output.mkdir(parents=True, exist_ok=True)
+    lines = [*against.summary(pairs), "", *report.table(against.HEAD, against.rows(pairs))]
+    (output / "against.md").write_text("\n".join(lines) + "\n")
+    print("\n" + "\n".join(against.summary(pairs)) + f"\n\nwritten to {output}/against.md")
 
 
 def _targets(case: Case) -> list[Target]:

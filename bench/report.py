@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from bench.cases import Kind
+from bench.noise import differences
 from bench.plots import Bars, chart
 from bench.ratios import Spread, percentile, spread
 from bench.rounds import AGAIN
@@ -98,7 +99,7 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
         f"Written by `make bench{' FULL=1' if results.size.value == 'full' else ''}`; "
         "[how it is measured](README.md).",
         "",
-        *_table(
+        *table(
             ["", ""],
             [
                 ["date", f"{machine.date} UTC, {results.duration_s / 60:.0f} minutes"],
@@ -118,7 +119,7 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
         "",
     ]
     goals = judge(results)
-    lines += _table(["goal", "bound", "verdict", "middle", "worst case"], goal_rows(goals))
+    lines += table(["goal", "bound", "verdict", "middle", "worst case"], goal_rows(goals))
     lines += ["", *_misses(goals)]
     lines += [f"![{name.removesuffix('.svg')}]({name})" for name in plots]
     for kind, title in TITLES.items():
@@ -138,19 +139,12 @@ def _rounds(results: Results) -> str:
 
 def _noise(cases: Iterable[CaseResult]) -> str:
     """How much a second measurement of the same program in the same round differs."""
-    differences = [
-        abs(again / once - 1)
-        for result in cases
-        for row in result.rows
-        if row.name.endswith(AGAIN) and (first := result.row(row.name.removesuffix(AGAIN)))
-        for once, again in zip(first.rates, row.rates, strict=True)
-        if once
-    ]
-    if not differences:
+    found = differences(cases)
+    if not found:
         return "not measured"
     return (
-        f"a second measurement in the same round differs by {percentile(differences, 50):.0%} "
-        f"(median), {percentile(differences, 90):.0%} (90th percentile)"
+        f"a second measurement in the same round differs by {percentile(found, 50):.0%} "
+        f"(median), {percentile(found, 90):.0%} (90th percentile)"
     )
 
 
@@ -193,12 +187,12 @@ def _cases(title: str, results: Sequence[CaseResult]) -> list[str]:
         "",
         "Rates are medians. Ratios: median (10th to 90th percentile).",
         "",
-        *_table(head, rows),
+        *table(head, rows),
         "",
         "<details><summary>One operation: p50 / p99; CPU time of the device / of the driver, all "
         "in µs; kicks / interrupts</summary>",
         "",
-        *_table(["case", *names], times),
+        *table(["case", *names], times),
         "",
         "</details>",
     ]
@@ -238,7 +232,7 @@ def _scale(results: Results) -> list[str]:
     head = ["device host", "devices", "one busy, others idle /s", "all busy, together /s"]
     head += ["resident", "per further device", "attach p50 / max", "CPU when idle"]
     title = "4 KiB random reads; QD16 of one device, QD4 of each when all are busy."
-    return ["", "## Devices in one device host", "", title, "", *_table(head, rows)]
+    return ["", "## Devices in one device host", "", title, "", *table(head, rows)]
 
 
 def _pools(results: Results) -> list[str]:
@@ -258,7 +252,7 @@ def _pools(results: Results) -> list[str]:
     title = (
         "Reads of all devices together, by the user-space guest's own drivers (Python), QD4 each."
     )
-    return ["", "## One pool, or a pool for each device", "", title, "", *_table(head, rows)]
+    return ["", "## One pool, or a pool for each device", "", title, "", *table(head, rows)]
 
 
 def _pool_ratio(one: Sequence[float], each: Sequence[float]) -> Spread:
@@ -278,7 +272,7 @@ def _profiles(results: Results) -> list[str]:
         for profile in results.profiles:
             if profile.case == case:
                 rows = [[f"{s.share:.1f} %", s.module, f"`{s.name}`"] for s in profile.symbols]
-                lines += ["", f"{profile.program}:", "", *_table(["share", "in", "what"], rows)]
+                lines += ["", f"{profile.program}:", "", *table(["share", "in", "what"], rows)]
     return lines
 
 
@@ -332,7 +326,8 @@ def _plots(results: Results) -> dict[str, str]:
     }
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lay rows out as Markdown."""
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",

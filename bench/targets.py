@@ -28,6 +28,9 @@ RUST_VIRTIOFSD: Final = Path("build/bench/virtiofsd/run")
 STOP_DEADLINE_S: Final = 30.0
 OTHER_DESCRIPTORS: Final = 1000
 """More than a virtiofsd has open besides those of files."""
+BEFORE: Final = ", before"
+"""Follows a target's name in another checkout."""
+_PORTHOLE: Final = Path(sys.executable).with_name("porthole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +123,11 @@ class Target:
         return Running(process, [str(path)])
 
 
-def _porthole(name: str, *options: str, native: bool) -> Target:
+def _porthole(name: str, *options: str, native: bool, porthole: Path = _PORTHOLE) -> Target:
     return Target(
         name,
         (
-            *(str(Path(sys.executable).with_name("porthole")), "device", "fs", "--persistent"),
+            *(str(porthole), "device", "fs", "--persistent"),
             *("--shared-dir", "{shared_dir}", "--queues", "{queues}", *options),
         ),
         environment={} if native else {SWITCH: "0"},
@@ -150,6 +153,25 @@ RUST: Final = Target(
         *("--sandbox", "none", "--seccomp", "none", "--thread-pool-size", "0"),
     ),
 )
+
+
+def porthole_of(checkout: Path) -> Path:
+    """Return where the command of a checkout is, once `make setup` has run there."""
+    return checkout.absolute() / ".venv/bin/porthole"
+
+
+def before(checkout: Path) -> list[tuple[Target, Target]]:
+    """Pair our devices behind a pool with the same devices of another checkout."""
+    porthole = porthole_of(checkout)
+    pairs = []
+    for target in (*([NATIVE] if has_native() else []), PYTHON):
+        other = _porthole(
+            *(target.name + BEFORE, "--swiotlb", POOL),
+            native=target is not PYTHON,
+            porthole=porthole,
+        )
+        pairs.append((target, other))
+    return pairs
 
 
 RUST_BY_HANDLE: Final = replace(RUST, command=(*RUST.command, "--inode-file-handles=prefer"))
