@@ -16,7 +16,7 @@ from tests.conformance.driver_tree import DriverTree
 from tests.conformance.effort import SCALE, SEED
 from tests.conformance.host_tree import HostTree
 from tests.conformance.machine import ShareMachine
-from tests.unit.simguest_drivers.rig import Rig
+from tests.unit.simguest.rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

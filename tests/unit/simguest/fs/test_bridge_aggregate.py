@@ -13,13 +13,13 @@ import pytest
 
 from services.devicehost.host import AggregateBackend, ChildSpec
 from services.simguest import fuse_bridge_mount
-from tests.unit.simguest_drivers.rig import VM_ID
+from tests.unit.simguest.rig import VM_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.unit.simguest_drivers.rig import Rig
+    from tests.unit.simguest.rig import Rig
 
 pytestmark = pytest.mark.fuse
 

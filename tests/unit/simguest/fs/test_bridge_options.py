@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.unit.simguest_drivers.rig import Rig
+    from tests.unit.simguest.rig import Rig
 
 pytestmark = pytest.mark.fuse
 

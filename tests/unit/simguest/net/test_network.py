@@ -26,7 +26,7 @@ from services.simguest import netns, workload_network
 from services.simguest.net_driver_tap import TapAdapter
 from services.simguest.netns import NetworkNamespace
 from tests.unit.devicehost.vhost_user.conftest import eventually
-from tests.unit.simguest_drivers.rig import Rig
+from tests.unit.simguest.rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

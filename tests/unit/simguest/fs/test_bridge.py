@@ -22,7 +22,7 @@ from services.wire.fuse import InHeader, Opcode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.unit.simguest_drivers.rig import Rig
+    from tests.unit.simguest.rig import Rig
 
 needs_fuse = pytest.mark.fuse
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.simguest_drivers.rig import Rig
+from tests.unit.simguest.rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

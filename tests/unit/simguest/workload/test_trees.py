@@ -21,7 +21,7 @@ from services.handshake.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.unit.simguest_drivers.rig import Rig
+    from tests.unit.simguest.rig import Rig
 
 
 def host_digests(root: Path) -> dict[bytes, bytes]:

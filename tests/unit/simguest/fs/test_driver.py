@@ -25,7 +25,7 @@ from services.wire.fuse import FUSE_ROOT_ID, Opcode
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.unit.simguest_drivers.rig import Rig
+    from tests.unit.simguest.rig import Rig
 
 MAX_POOL_REQUEST = 256 << 10
 
