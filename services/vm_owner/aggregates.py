@@ -17,15 +17,15 @@ from services.handshake.options import build_options
 from services.handshake.states import Operation
 from services.vm_owner.device_hosts import NewChild
 from services.vm_owner.guest_devices import DeviceSpec, check_length
+from services.vm_owner.record import DeviceEvent
 from services.vm_owner.shares import Share
-from services.vm_owner.vm import DeviceEvent
 from services.vm_owner.warnings import share_failed
 
 if TYPE_CHECKING:
     from services.vm_owner.device_hosts import DeviceHosts
     from services.vm_owner.guest_devices import GuestDevice, GuestDevices
+    from services.vm_owner.record import VmRecord
     from services.vm_owner.shares import ShareKey, ShareSpec
-    from services.vm_owner.vm import Vm
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +40,16 @@ class AggregateShares:
     """Shares that are directories of one device.
 
     Args:
-        vm: The record of the VM.
+        record: The record of the VM.
         devices: Its devices.
         hosts: Both device hosts.
         shares: All shares of the VM, by id; only those of aggregate devices are changed here.
     """
 
     def __init__(
-        self, vm: Vm, devices: GuestDevices, hosts: DeviceHosts, shares: dict[str, Share]
+        self, record: VmRecord, devices: GuestDevices, hosts: DeviceHosts, shares: dict[str, Share]
     ) -> None:
-        self._vm = vm
+        self._record = record
         self._devices = devices
         self._hosts = hosts
         self._shares = shares
@@ -79,7 +79,7 @@ class AggregateShares:
         if host is not None:
             try:
                 await host.remove_child(
-                    self._vm.facts.vm_id, share.device.instance_id, share.share_id
+                    self._record.vm_id, share.device.instance_id, share.share_id
                 )
             except NotFoundError:
                 logger.debug("share %s was gone already", share.share_id)
@@ -87,7 +87,7 @@ class AggregateShares:
         self._tell(share, "removed")
 
     async def _put(self, share: Share) -> None:
-        spec, vm_id = share.spec, self._vm.facts.vm_id
+        spec, vm_id = share.spec, self._record.vm_id
         host = await self._hosts.get(elevated=spec.elevated)
         child = NewChild(
             vm_id=vm_id,
@@ -98,7 +98,7 @@ class AggregateShares:
         )
         try:
             await host.add_child(child)
-            self._vm.require(Operation.ADD_SHARE)  # it may have begun to shut down meanwhile
+            self._record.require(Operation.ADD_SHARE)  # it may have begun to shut down meanwhile
         except BaseException:
             try:
                 await host.remove_child(vm_id, child.instance_id, child.name)
@@ -136,10 +136,10 @@ class AggregateShares:
             try:
                 await self._put(replace(share, device=renewed))
             except PortholeError as failure:
-                self._vm.warn(share_failed(share.spec.host_path, failure))
+                self._record.warn(share_failed(share.spec.host_path, failure))
         return renewed
 
     def _tell(self, share: Share, what: str) -> None:
         device = share.device
         detail = f"share {share.share_id} was {what}: {share.key.canonical_path}"
-        self._vm.tell(DeviceEvent(device.instance_id, device.spec.tag, "attached", detail))
+        self._record.tell(DeviceEvent(device.instance_id, device.spec.tag, "attached", detail))

@@ -33,7 +33,7 @@ from services.handshake.states import (
 from services.vm_owner.device_hosts import NewDevice
 from services.vm_owner.device_names import check_name
 from services.vm_owner.machines import PluggedDevice
-from services.vm_owner.vm import DeviceEvent
+from services.vm_owner.record import DeviceEvent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from services.handshake.state_machine import StateMachine
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.machines import Machine
-    from services.vm_owner.vm import Vm
+    from services.vm_owner.record import VmRecord
 
 logger = logging.getLogger(__name__)
 
@@ -95,13 +95,13 @@ class GuestDevices:
     """The devices of one VM.
 
     Args:
-        vm: Its record: token, trace, watchers, and whether it may still be given devices.
+        record: Its record: token, trace, watchers, and whether it may still be given devices.
         hosts: Both device hosts.
         machine: Where devices are plugged in.
     """
 
-    def __init__(self, vm: Vm, hosts: DeviceHosts, machine: Machine) -> None:
-        self._vm = vm
+    def __init__(self, record: VmRecord, hosts: DeviceHosts, machine: Machine) -> None:
+        self._record = record
         self._hosts = hosts
         self._machine = machine
         self._entries: dict[str, GuestDevice] = {}
@@ -136,7 +136,7 @@ class GuestDevices:
             UnavailableError: The device host cannot be reached.
         """
         host = await self._hosts.get(elevated=device.spec.elevated)
-        known = await host.list_devices(self._vm.facts.vm_id)
+        known = await host.list_devices(self._record.vm_id)
         return next((each for each in known if each.instance_id == device.instance_id), None)
 
     async def add(self, spec: DeviceSpec) -> GuestDevice:
@@ -153,10 +153,10 @@ class GuestDevices:
         device = GuestDevice(spec)
         try:
             for step in ADD_ORDER:
-                self._vm.require(Operation.ADD_DEVICE)
+                self._record.require(Operation.ADD_DEVICE)
                 await self._do[step](device)
                 device.life.fire(step)
-            self._vm.require(Operation.ADD_DEVICE)
+            self._record.require(Operation.ADD_DEVICE)
         except BaseException:
             await self._run(UNDO[device.life.state], [device])
             raise
@@ -173,8 +173,8 @@ class GuestDevices:
         if device is None:
             raise NotFoundError(
                 "DEVICE_NOT_FOUND",
-                f"VM {self._vm.facts.vm_id} has no device {instance_id!r}; GetVm lists them",
-                vm_id=self._vm.facts.vm_id,
+                f"VM {self._record.vm_id} has no device {instance_id!r}; GetVm lists them",
+                vm_id=self._record.vm_id,
                 instance_id=instance_id,
             )
         await self._run(REMOVE_ORDER, [device])
@@ -182,7 +182,7 @@ class GuestDevices:
     async def shut_down(self) -> None:
         """Mark all devices, then tear down each, then forget them; the VM takes no new ones."""
         await self._run(SHUTDOWN_ORDER, list(self._entries.values()))
-        await self._hosts.forget(self._vm.facts.vm_id)
+        await self._hosts.forget(self._record.vm_id)
 
     async def _run(self, order: Sequence[DeviceStep], devices: Sequence[GuestDevice]) -> None:
         for step in order:
@@ -199,34 +199,34 @@ class GuestDevices:
         device.instance_id = str(uuid.uuid4())
 
     async def _register(self, device: GuestDevice) -> None:
-        spec, vm = device.spec, self._vm
+        spec, record = device.spec, self._record
         check_name(spec.device_class, spec.tag)
         if self.has_tag(spec.tag):
             raise AlreadyExistsError(
                 "TAG_EXISTS",
-                f"VM {vm.facts.vm_id} has a device with tag {spec.tag!r} already; choose another "
+                f"VM {record.vm_id} has a device with tag {spec.tag!r} already; choose another "
                 "tag, or remove that device first",
-                vm_id=vm.facts.vm_id,
+                vm_id=record.vm_id,
                 tag=spec.tag,
             )
         check_length(spec.tag, spec.extra_options)
-        options = build_options(spec.tag, spec.extra_options, vm.token, vm.facts.vm_id)
+        options = build_options(spec.tag, spec.extra_options, record.token, record.vm_id)
         parse = parse_fs_options if spec.device_class == events.FS else parse_net_options
         parse(options)
         device.options = options
         self._entries[device.instance_id] = device
 
     async def _create(self, device: GuestDevice) -> None:
-        vm, spec = self._vm, device.spec
+        record, spec = self._record, device.spec
         # Before anything that can fail: what is undone after a failure leaves its event, too.
-        vm.emit(events.device_added(*self._named(device), device.options))
+        record.emit(events.device_added(*self._named(device), device.options))
         host = await self._hosts.get(elevated=spec.elevated)
-        if vm.token is not None:
+        if record.token is not None:
             # Told before every device: this connection may be new, or its device host restarted.
-            await host.set_swiotlb(vm.facts.vm_id, vm.token)
+            await host.set_swiotlb(record.vm_id, record.token)
         device.created_socket = await host.create_device(
             NewDevice(
-                vm_id=vm.facts.vm_id,
+                vm_id=record.vm_id,
                 instance_id=device.instance_id,
                 device_class=spec.device_class,
                 tag=spec.tag,
@@ -260,13 +260,13 @@ class GuestDevices:
         if host is None:
             return
         try:
-            await host.remove_device(self._vm.facts.vm_id, device.instance_id)
+            await host.remove_device(self._record.vm_id, device.instance_id)
         except NotFoundError:
             logger.debug("device %s was gone already", device.instance_id)
 
     async def _forget(self, device: GuestDevice) -> None:
         del self._entries[device.instance_id]
-        self._vm.emit(events.device_removed(*self._named(device)))
+        self._record.emit(events.device_removed(*self._named(device)))
 
     async def _detach(self, device: GuestDevice) -> None:
         await self._machine.detach_device(device.instance_id)
@@ -279,10 +279,10 @@ class GuestDevices:
 
     def _named(self, device: GuestDevice) -> tuple[str, str, str, str]:
         spec = device.spec
-        return self._vm.facts.vm_id, device.instance_id, spec.device_class, spec.tag
+        return self._record.vm_id, device.instance_id, spec.device_class, spec.tag
 
     def _tell(self, device: GuestDevice, state: str, detail: str) -> None:
-        self._vm.tell(DeviceEvent(device.instance_id, device.spec.tag, state, detail))
+        self._record.tell(DeviceEvent(device.instance_id, device.spec.tag, state, detail))
 
 
 def check_length(name: str, options: str) -> None:

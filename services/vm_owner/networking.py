@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from services.vm_owner.guest_devices import GuestDevice, GuestDevices
-    from services.vm_owner.vm import Vm
+    from services.vm_owner.record import VmRecord
 
 logger = logging.getLogger(__name__)
 
@@ -120,16 +120,16 @@ class NetworkEngine:
     """The networking of one VM. The VM's lock is held around every call.
 
     Args:
-        vm: Its record.
+        record: Its record.
         devices: Where adapters are added.
         subnets: Shared by all VMs of this owner.
         tap_maker: Makes TAP interfaces.
     """
 
     def __init__(
-        self, vm: Vm, devices: GuestDevices, subnets: SubnetPool, tap_maker: Taps = taps
+        self, record: VmRecord, devices: GuestDevices, subnets: SubnetPool, tap_maker: Taps = taps
     ) -> None:
-        self._vm = vm
+        self._record = record
         self._devices = devices
         self._subnets = subnets
         self._taps = tap_maker
@@ -148,8 +148,8 @@ class NetworkEngine:
         if self._adapters:
             raise AlreadyExistsError(
                 "NETWORKING_CONFIGURED",
-                f"networking of VM {self._vm.facts.vm_id} is configured already; it is done once",
-                vm_id=self._vm.facts.vm_id,
+                f"networking of VM {self._record.vm_id} is configured already; it is done once",
+                vm_id=self._record.vm_id,
             )
         try:
             for name in ADAPTERS:
@@ -200,20 +200,20 @@ class NetworkEngine:
         )
 
     def _require_mode(self) -> None:
-        mode = self._vm.facts.networking_mode
+        mode = self._record.facts.networking_mode
         if mode is not NetworkingMode.VIRTIO_PROXY:
             raise FailedPreconditionError(
                 "NETWORKING_MODE",
-                f"VM {self._vm.facts.vm_id} has networking mode {mode}, which needs no virtio "
+                f"VM {self._record.vm_id} has networking mode {mode}, which needs no virtio "
                 "adapters of this owner; create the VM with [wsl2] networkingMode=VirtioProxy and "
                 "virtio on",
-                vm_id=self._vm.facts.vm_id,
+                vm_id=self._record.vm_id,
                 mode=mode,
             )
 
     def _tap_name(self, adapter: str) -> str:
         # At most 15 bytes; a VM id is random, so its beginning tells VMs apart.
-        return f"ph{self._vm.facts.vm_id[:8]}-{adapter[0]}0"
+        return f"ph{self._record.vm_id[:8]}-{adapter[0]}0"
 
     def _mac(self, adapter: _Adapter) -> str:
         # Locally administered (bit 1 of the first byte), unique within this owner's subnets.

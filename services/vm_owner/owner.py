@@ -29,10 +29,10 @@ from services.rpc import tracing
 from services.vm_owner.device_hosts import UNSPECIFIED
 from services.vm_owner.kernel_command_line import kernel_command_line
 from services.vm_owner.machines import LOW_RAM_LIMIT
+from services.vm_owner.record import DeviceEvent, DeviceExhausted, VmFacts, VmKind, VmRecord
 from services.vm_owner.shares import ShareSpec, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
-from services.vm_owner.virtual_machine import BringUp, InitChannel, VirtualMachine
-from services.vm_owner.vm import DeviceEvent, DeviceExhausted, Vm, VmFacts, VmKind
+from services.vm_owner.virtual_machine import BringUp, InitChannel, Vm
 from services.vm_owner.wslconfig import parse_wslconfig
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from services.vm_owner.machines import Machine
     from services.vm_owner.manifest import Manifest
     from services.vm_owner.networking import Network, SubnetPool
+    from services.vm_owner.record import Report
     from services.vm_owner.shares import Share
-    from services.vm_owner.vm import Report
 
 logger = logging.getLogger(__name__)
 
@@ -128,34 +128,34 @@ class VmOwner:
     ) -> None:
         self._given = surroundings
         self._hosts = hosts(self._on_device_status, self._on_device_host_lost)
-        self._vms: dict[str, VirtualMachine] = {}
+        self._vms: dict[str, Vm] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._closing = False
 
-    def find(self, vm_id: str) -> VirtualMachine:
+    def find(self, vm_id: str) -> Vm:
         """Return a VM by its id.
 
         Raises:
             NotFoundError: VM_NOT_FOUND.
         """
-        machine = self._vms.get(vm_id)
-        if machine is None:
+        vm = self._vms.get(vm_id)
+        if vm is None:
             raise NotFoundError(
                 "VM_NOT_FOUND", f"there is no VM {vm_id!r}; ListVms lists them", vm_id=vm_id
             )
-        return machine
+        return vm
 
-    def all(self) -> list[VirtualMachine]:
+    def all(self) -> list[Vm]:
         """All VMs, in the order in which they were created."""
         return list(self._vms.values())
 
-    async def statuses(self, machine: VirtualMachine) -> dict[str, DeviceStatus]:
+    async def statuses(self, vm: Vm) -> dict[str, DeviceStatus]:
         """Tell what the device hosts say of a VM's devices; empty where they cannot be reached."""
-        if not machine.devices.all():
+        if not vm.devices.all():
             return {}
-        return await self._hosts.statuses(machine.vm.facts.vm_id)
+        return await self._hosts.statuses(vm.vm_id)
 
-    async def create(self, order: CreateOrder) -> VirtualMachine:
+    async def create(self, order: CreateOrder) -> Vm:
         """Create a VM and boot it; after a failure, or when the caller goes away, nothing is left.
 
         Raises:
@@ -169,58 +169,54 @@ class VmOwner:
         """
         with tracing.operation("CreateVm"):
             await self._check_shares(order.shares)
-            machine = self._assemble(order)
-            vm_id = machine.vm.facts.vm_id
+            vm = self._assemble(order)
+            vm_id = vm.vm_id
             try:
-                await machine.bring_up(lambda: self._guest_ended(machine))
+                await vm.bring_up(lambda: self._guest_ended(vm))
             except BaseException:
-                await self._finish(self._discard(machine))
+                await self._finish(self._discard(vm))
                 raise
-            logger.info("VM %s (%s) is %s", vm_id, machine.vm.facts.kind, machine.vm.state)
-            return machine
+            logger.info("VM %s (%s) is %s", vm_id, vm.record.facts.kind, vm.record.state)
+            return vm
 
     async def read_capabilities(self, vm_id: str, report: Report) -> tuple[bool, str]:
         """Take what a guest reported; whether it was applied before, and the token ("": no pool).
 
         Raises:
-            PortholeError: As Vm.read_capabilities.
+            PortholeError: As VmRecord.read_capabilities.
         """
-        machine = self.find(vm_id)
+        vm = self.find(vm_id)
 
         async def read() -> tuple[bool, str]:
-            already_applied = await machine.read_capabilities(report)
-            return already_applied, machine.vm.token or ""
+            already_applied = await vm.read_capabilities(report)
+            return already_applied, vm.record.token or ""
 
-        return await self._change(machine, Operation.APPLY_CAPABILITIES, read)
+        return await self._change(vm, Operation.APPLY_CAPABILITIES, read)
 
     async def add_share(self, vm_id: str, spec: ShareSpec) -> tuple[Share, bool]:
-        """Add a share; see VirtualMachine.add_share."""
-        machine = self.find(vm_id)
-        return await self._change(machine, Operation.ADD_SHARE, lambda: machine.add_share(spec))
+        """Add a share; see Vm.add_share."""
+        vm = self.find(vm_id)
+        return await self._change(vm, Operation.ADD_SHARE, lambda: vm.add_share(spec))
 
     async def remove_share(self, vm_id: str, share_id: str) -> None:
-        """Remove a share; see VirtualMachine.remove_share."""
-        machine = self.find(vm_id)
-        await self._change(machine, Operation.REMOVE_SHARE, lambda: machine.remove_share(share_id))
+        """Remove a share; see Vm.remove_share."""
+        vm = self.find(vm_id)
+        await self._change(vm, Operation.REMOVE_SHARE, lambda: vm.remove_share(share_id))
 
     async def add_device(self, vm_id: str, spec: DeviceSpec) -> GuestDevice:
-        """Add a device; see VirtualMachine.add_device."""
-        machine = self.find(vm_id)
-        return await self._change(machine, Operation.ADD_DEVICE, lambda: machine.add_device(spec))
+        """Add a device; see Vm.add_device."""
+        vm = self.find(vm_id)
+        return await self._change(vm, Operation.ADD_DEVICE, lambda: vm.add_device(spec))
 
     async def remove_device(self, vm_id: str, instance_id: str) -> None:
-        """Remove a device; see VirtualMachine.remove_device."""
-        machine = self.find(vm_id)
-        await self._change(
-            machine, Operation.REMOVE_DEVICE, lambda: machine.remove_device(instance_id)
-        )
+        """Remove a device; see Vm.remove_device."""
+        vm = self.find(vm_id)
+        await self._change(vm, Operation.REMOVE_DEVICE, lambda: vm.remove_device(instance_id))
 
     async def configure_networking(self, vm_id: str) -> Network:
-        """Add the adapters; see VirtualMachine.configure_networking."""
-        machine = self.find(vm_id)
-        return await self._change(
-            machine, Operation.CONFIGURE_NETWORKING, machine.configure_networking
-        )
+        """Add the adapters; see Vm.configure_networking."""
+        vm = self.find(vm_id)
+        return await self._change(vm, Operation.CONFIGURE_NETWORKING, vm.configure_networking)
 
     async def terminate(self, vm_id: str) -> None:
         """Shut a VM down in order; one that has ended is left as it is.
@@ -238,7 +234,7 @@ class VmOwner:
             await asyncio.wait(self._running)
         await self._hosts.close()
 
-    def _assemble(self, order: CreateOrder) -> VirtualMachine:
+    def _assemble(self, order: CreateOrder) -> Vm:
         if self._closing:
             raise UnavailableError(
                 "OWNER_SHUTTING_DOWN", "this owner is shutting down; use another, or wait for it"
@@ -274,7 +270,7 @@ class VmOwner:
             traceparent=traceparent,
         )
         configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
-        vm = Vm(facts, given.manifest, tracing.emit, configured)
+        record = VmRecord(facts, given.manifest, tracing.emit, configured)
         directory = given.run_dir / "vm" / vm_id
         plan = BringUp(
             kernel_release=release,
@@ -285,17 +281,17 @@ class VmOwner:
                 directory, lambda report: self._report(vm_id, report)
             ),
         )
-        machine = VirtualMachine(
-            vm,
+        vm = Vm(
+            record,
             given.machine_for(directory, order.machine),
             self._hosts,
             given.subnets,
             directory,
             plan,
         )
-        self._vms[vm_id] = machine
-        vm.emit(events.vm_created(vm_id, order.kind, ram.bytes, size.bytes))
-        return machine
+        self._vms[vm_id] = vm
+        record.emit(events.vm_created(vm_id, order.kind, ram.bytes, size.bytes))
+        return vm
 
     async def _check_shares(self, shares: tuple[ShareSpec, ...]) -> None:
         if len(shares) > MAX_FIXED_SHARES:
@@ -319,34 +315,32 @@ class VmOwner:
         _, token = await self.read_capabilities(vm_id, report)
         return bool(token)
 
-    async def _change(
-        self, machine: VirtualMachine, name: str, work: Callable[[], Awaitable[T]]
-    ) -> T:
+    async def _change(self, vm: Vm, name: str, work: Callable[[], Awaitable[T]]) -> T:
         async def run() -> T:
-            with tracing.operation(name, vm_traceparent=machine.vm.facts.traceparent):
-                async with machine.lock:
+            with tracing.operation(name, vm_traceparent=vm.record.facts.traceparent):
+                async with vm.lock:
                     return await work()
 
         return await self._finish(run())
 
-    async def _end(self, machine: VirtualMachine, name: str) -> None:
+    async def _end(self, vm: Vm, name: str) -> None:
         # Before the lock: an operation that holds it sees this after its present step, and
         # gives up.
-        machine.begin_shutdown()
-        with tracing.operation(name, vm_traceparent=machine.vm.facts.traceparent):
-            async with machine.lock:
-                await machine.shut_down()
+        vm.begin_shutdown()
+        with tracing.operation(name, vm_traceparent=vm.record.facts.traceparent):
+            async with vm.lock:
+                await vm.shut_down()
         self._forget_oldest()
 
-    def _guest_ended(self, machine: VirtualMachine) -> None:
-        self._start(self._end(machine, "guest ended"))
+    def _guest_ended(self, vm: Vm) -> None:
+        self._start(self._end(vm, "guest ended"))
 
-    async def _discard(self, machine: VirtualMachine) -> None:
-        await self._end(machine, "abandon CreateVm")
-        self._vms.pop(machine.vm.facts.vm_id, None)
+    async def _discard(self, vm: Vm) -> None:
+        await self._end(vm, "abandon CreateVm")
+        self._vms.pop(vm.vm_id, None)
 
     def _forget_oldest(self) -> None:
-        ended = [i for i, m in self._vms.items() if m.vm.state is VmState.TERMINATED]
+        ended = [i for i, vm in self._vms.items() if vm.record.state is VmState.TERMINATED]
         for vm_id in ended[:-TERMINATED_KEPT]:
             del self._vms[vm_id]
 
@@ -366,21 +360,19 @@ class VmOwner:
             logger.debug("an operation failed: %s", failure)
 
     def _on_device_status(self, status: DeviceStatus) -> None:
-        machine = self._vms.get(status.vm_id)
-        if machine is None or machine.devices.find(status.instance_id) is None:
+        vm = self._vms.get(status.vm_id)
+        if vm is None or vm.devices.find(status.instance_id) is None:
             return
         if status.exhaustion is not None:
-            machine.vm.tell(DeviceExhausted(status.instance_id, status.tag, status.exhaustion))
+            vm.record.tell(DeviceExhausted(status.instance_id, status.tag, status.exhaustion))
         else:
-            machine.vm.tell(
-                DeviceEvent(status.instance_id, status.tag, status.state, status.detail)
-            )
+            vm.record.tell(DeviceEvent(status.instance_id, status.tag, status.state, status.detail))
 
     def _on_device_host_lost(self, elevated: bool) -> None:
-        for machine in self._vms.values():
-            for device in machine.devices.all():
+        for vm in self._vms.values():
+            for device in vm.devices.all():
                 if device.spec.elevated == elevated:
                     lost = "its device host cannot be reached"
-                    machine.vm.tell(
+                    vm.record.tell(
                         DeviceEvent(device.instance_id, device.spec.tag, UNSPECIFIED, lost)
                     )

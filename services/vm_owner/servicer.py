@@ -31,8 +31,7 @@ from services.vm_owner.device_hosts import DeviceStatus
 from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
 from services.vm_owner.owner import CreateOrder, MachineOrder, VmOwner
-from services.vm_owner.shares import Share, ShareSpec, canonical_directory
-from services.vm_owner.vm import (
+from services.vm_owner.record import (
     DeviceEvent,
     DeviceExhausted,
     Happening,
@@ -40,6 +39,7 @@ from services.vm_owner.vm import (
     Report,
     VmKind,
 )
+from services.vm_owner.shares import Share, ShareSpec, canonical_directory
 from services.vm_owner.warnings import VmWarning
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.vm_owner.manifest import Manifest
-    from services.vm_owner.virtual_machine import VirtualMachine
+    from services.vm_owner.virtual_machine import Vm
 
 VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
 INIT_CHANNEL: Final = "porthole.guest.v1.InitChannel"
@@ -92,14 +92,14 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
             machine=_machine_order(request),
             shares=tuple(_share_spec(share) for share in request.shares),
         )
-        machine = await self._owner.create(order)
-        return vm_owner_pb2.CreateVmResponse(vm=await self._describe(machine))
+        vm = await self._owner.create(order)
+        return vm_owner_pb2.CreateVmResponse(vm=await self._describe(vm))
 
     async def GetVm(  # noqa: N802, D102
         self, request: vm_owner_pb2.GetVmRequest, context: object
     ) -> vm_owner_pb2.GetVmResponse:
-        machine = self._owner.find(request.vm_id)
-        return vm_owner_pb2.GetVmResponse(vm=await self._describe(machine))
+        vm = self._owner.find(request.vm_id)
+        return vm_owner_pb2.GetVmResponse(vm=await self._describe(vm))
 
     async def ListVms(  # noqa: N802, D102
         self, request: vm_owner_pb2.ListVmsRequest, context: object
@@ -110,8 +110,8 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     async def WatchVm(  # noqa: N802, D102
         self, request: vm_owner_pb2.WatchVmRequest, context: object
     ) -> AsyncIterator[vm_owner_pb2.WatchVmResponse]:
-        machine = self._owner.find(request.vm_id)
-        statuses = await self._owner.statuses(machine)
+        vm = self._owner.find(request.vm_id)
+        statuses = await self._owner.statuses(vm)
         present = [
             DeviceEvent(
                 device.instance_id,
@@ -119,9 +119,9 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
                 _status_of(device, statuses).state,
                 "present when the watch began",
             )
-            for device in machine.devices.all()
+            for device in vm.devices.all()
         ]
-        with machine.vm.watch(present) as happenings:
+        with vm.record.watch(present) as happenings:
             async for happening in happenings:
                 yield _watch_response(happening)
 
@@ -176,8 +176,8 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
         await self._owner.terminate(request.vm_id)
         return vm_owner_pb2.TerminateVmResponse()
 
-    async def _describe(self, machine: VirtualMachine) -> vm_owner_pb2.Vm:
-        return _vm(machine, await self._owner.statuses(machine))
+    async def _describe(self, vm: Vm) -> vm_owner_pb2.Vm:
+        return _vm(vm, await self._owner.statuses(vm))
 
 
 class InitChannelServicer(guest_init_pb2_grpc.InitChannelServicer):
@@ -317,27 +317,27 @@ async def _device_spec(request: vm_owner_pb2.AddGuestDeviceRequest) -> DeviceSpe
     return DeviceSpec(device_class, request.tag, request.options, backend, request.elevated)
 
 
-def _vm(machine: VirtualMachine, statuses: Mapping[str, DeviceStatus]) -> vm_owner_pb2.Vm:
-    vm, facts = machine.vm, machine.vm.facts
-    received = vm.report.received if vm.report else None
+def _vm(vm: Vm, statuses: Mapping[str, DeviceStatus]) -> vm_owner_pb2.Vm:
+    record, facts = vm.record, vm.record.facts
+    received = record.report.received if record.report else None
     return vm_owner_pb2.Vm(
         vm_id=facts.vm_id,
         kind=vm_owner_pb2.VmKind.Value(f"VM_KIND_{facts.kind}"),
-        state=_state(vm.state),
+        state=_state(record.state),
         ram_bytes=facts.ram_bytes,
         kernel_command_line=facts.kernel_command_line,
         # Parsed from what came in, so that fields which this version does not know stay in it.
         capabilities=None if received is None else GuestCapabilities.FromString(received),
-        latched_pool=pool_to_proto(vm.pool) if vm.pool else None,
-        swiotlb_option=vm.token or "",
-        shares=[_share(share) for share in machine.shares.values()],
-        devices=[_device(device, statuses) for device in machine.devices.all()],
-        warnings=[_warning(warning) for warning in vm.warnings],
+        latched_pool=pool_to_proto(record.pool) if record.pool else None,
+        swiotlb_option=record.token or "",
+        shares=[_share(share) for share in vm.shares.values()],
+        devices=[_device(device, statuses) for device in vm.devices.all()],
+        warnings=[_warning(warning) for warning in record.warnings],
         networking_mode=vm_owner_pb2.NetworkingMode.Value(
             f"NETWORKING_MODE_{facts.networking_mode.name}"
         ),
-        guest_init_address=machine.guest_init_address,
-        machine_address=machine.machine.address,
+        guest_init_address=vm.guest_init_address,
+        machine_address=vm.machine.address,
         traceparent=facts.traceparent,
     )
 

@@ -1,8 +1,8 @@
-"""One VM with all that belongs to it: machine, init channel, devices, shares, network.
+"""One virtual machine and its parts: record, machine, init channel, devices, shares, network.
 
-Owns the order in which they are brought up and taken down (handshake.md section 10). Must not know
-how VMs are found, created or traced: owner.py does. Where a docstring says so, the caller holds
-`lock`; it serialises what changes this VM, and no other VM waits for it.
+Owns the order in which the parts are brought up and taken down (handshake.md section 10). owner.py
+finds, creates and traces VMs. The caller holds `lock` where a docstring says so; it serialises what
+changes this VM, and no other VM waits for it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
 from services.vm_owner.machines import BootOrder
 from services.vm_owner.networking import NetworkEngine
+from services.vm_owner.record import DeviceExhausted, VmKind
 from services.vm_owner.shares import Share, ShareSpec, share_key
-from services.vm_owner.vm import DeviceExhausted, VmKind
 from services.vm_owner.warnings import guest_ended, share_failed
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from services.vm_owner.guest_devices import GuestDevice
     from services.vm_owner.machines import Machine
     from services.vm_owner.networking import Network, SubnetPool
-    from services.vm_owner.vm import Report, Vm
+    from services.vm_owner.record import Report, VmRecord
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +77,11 @@ class BringUp:
     open_init_channel: Callable[[], Awaitable[InitChannel]]
 
 
-class VirtualMachine:
+class Vm:
     """A VM and its parts.
 
     Args:
-        vm: Its record.
+        record: Its record.
         machine: What runs its guest.
         hosts: Both device hosts.
         subnets: Subnets for its adapters.
@@ -96,28 +96,33 @@ class VirtualMachine:
 
     def __init__(
         self,
-        vm: Vm,
+        record: VmRecord,
         machine: Machine,
         hosts: DeviceHosts,
         subnets: SubnetPool,
         directory: Path,
         plan: BringUp,
     ) -> None:
-        self.vm = vm
+        self.record = record
         self.machine = machine
-        self.devices = GuestDevices(vm, hosts, machine)
+        self.devices = GuestDevices(record, hosts, machine)
         self.shares: dict[str, Share] = {}
-        self._aggregates = AggregateShares(vm, self.devices, hosts, self.shares)
+        self._aggregates = AggregateShares(record, self.devices, hosts, self.shares)
         self.guest_init_address = ""
         self.lock = asyncio.Lock()
         self._hosts = hosts
-        self._network = NetworkEngine(vm, self.devices, subnets)
+        self._network = NetworkEngine(record, self.devices, subnets)
         self._directory = directory
         self._plan = plan
         self._pending_shares = plan.shares
         self._init_channel: InitChannel | None = None
         self._guest_end = ""
         self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def vm_id(self) -> str:
+        """UUID of the VM."""
+        return self.record.vm_id
 
     async def bring_up(self, on_guest_end: Callable[[], None]) -> None:
         """Boot the guest; of a WSL2 VM, wait for its report and add its shares. Takes the lock.
@@ -133,24 +138,24 @@ class VirtualMachine:
         """
         async with self.lock:
             await self._boot(on_guest_end)
-        if self.vm.facts.kind is VmKind.WSL2:
+        if self.record.facts.kind is VmKind.WSL2:
             await self._wait_for_capabilities()
             async with self.lock:
                 await self._add_pending_shares()
             self._require_not_ended()
 
     async def read_capabilities(self, report: Report) -> bool:
-        """Take what the guest reported; see Vm.read_capabilities. The lock is held.
+        """Take what the guest reported; see VmRecord.read_capabilities. The lock is held.
 
         The pending shares of a WSLC VM are added as soon as it runs, with or without a pool.
         """
-        unlatched = self.vm.token is None
+        unlatched = self.record.token is None
         try:
-            return self.vm.read_capabilities(report)
+            return self.record.read_capabilities(report)
         finally:
-            if unlatched and self.vm.token is not None:
-                await self._hosts.announce(self.vm.facts.vm_id, self.vm.token)
-            if self.vm.facts.kind is VmKind.WSLC and self.vm.state is VmState.RUNNING:
+            if unlatched and self.record.token is not None:
+                await self._hosts.announce(self.vm_id, self.record.token)
+            if self.record.facts.kind is VmKind.WSLC and self.record.state is VmState.RUNNING:
                 await self._add_pending_shares()
 
     async def add_share(self, spec: ShareSpec) -> tuple[Share, bool]:
@@ -161,7 +166,7 @@ class VirtualMachine:
         Raises:
             PortholeError: As share_key and GuestDevices.add.
         """
-        self.vm.require(Operation.ADD_SHARE)
+        self.record.require(Operation.ADD_SHARE)
         self._require_virtio(Operation.ADD_SHARE)
         key = await asyncio.to_thread(share_key, spec)
         for share in tuple(self.shares.values()):
@@ -191,13 +196,13 @@ class VirtualMachine:
         Raises:
             NotFoundError: SHARE_NOT_FOUND.
         """
-        self.vm.require(Operation.REMOVE_SHARE)
+        self.record.require(Operation.REMOVE_SHARE)
         share = self.shares.get(share_id)
         if share is None:
             raise NotFoundError(
                 "SHARE_NOT_FOUND",
-                f"VM {self.vm.facts.vm_id} has no share {share_id!r}; GetVm lists them",
-                vm_id=self.vm.facts.vm_id,
+                f"VM {self.vm_id} has no share {share_id!r}; GetVm lists them",
+                vm_id=self.vm_id,
                 share_id=share_id,
             )
         await self._remove_share(share)
@@ -208,7 +213,7 @@ class VirtualMachine:
         Raises:
             PortholeError: As GuestDevices.add.
         """
-        self.vm.require(Operation.ADD_DEVICE)
+        self.record.require(Operation.ADD_DEVICE)
         self._require_virtio(Operation.ADD_DEVICE)
         return await self.devices.add(spec)
 
@@ -218,7 +223,7 @@ class VirtualMachine:
         Raises:
             NotFoundError: DEVICE_NOT_FOUND.
         """
-        self.vm.require(Operation.REMOVE_DEVICE)
+        self.record.require(Operation.REMOVE_DEVICE)
         await self._remove_device(instance_id)
 
     async def configure_networking(self) -> Network:
@@ -227,20 +232,20 @@ class VirtualMachine:
         Raises:
             PortholeError: As NetworkEngine.configure.
         """
-        self.vm.require(Operation.CONFIGURE_NETWORKING)
+        self.record.require(Operation.CONFIGURE_NETWORKING)
         return await self._network.configure()
 
     def begin_shutdown(self) -> None:
         """Refuse new devices from now on, also for an operation that holds the lock."""
-        if self.vm.state not in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
-            self.vm.fire(VmEvent.SHUT_DOWN)
+        if self.record.state not in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
+            self.record.fire(VmEvent.SHUT_DOWN)
 
     async def shut_down(self) -> None:
         """Take the VM down in order: network, devices, machine. The lock is held.
 
         Each part is taken down whatever became of the one before; a second call does nothing.
         """
-        if self.vm.state is VmState.TERMINATED:
+        if self.record.state is VmState.TERMINATED:
             return
         self.begin_shutdown()
         # Left in the reverse order, and to the end even when one of them raises.
@@ -256,11 +261,11 @@ class VirtualMachine:
     async def _boot(self, on_guest_end: Callable[[], None]) -> None:
         def ended(why: str) -> None:
             self._guest_end = why
-            self.vm.warn(guest_ended(why))
+            self.record.warn(guest_ended(why))
             self.begin_shutdown()
             on_guest_end()
 
-        facts = self.vm.facts
+        facts = self.record.facts
         if facts.kind is VmKind.WSL2:
             self._init_channel = await self._plan.open_init_channel()
         self._require_not_ended()
@@ -279,14 +284,14 @@ class VirtualMachine:
             )
         )
         self._require_not_ended()
-        self.vm.emit(events.guest_booted(facts.vm_id))
-        self.vm.fire(VmEvent.BOOT)
+        self.record.emit(events.guest_booted(facts.vm_id))
+        self.record.fire(VmEvent.BOOT)
 
     async def _wait_for_capabilities(self) -> None:
         deadline_s = self._plan.capabilities_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
-                with self.vm.watch() as happenings:
+                with self.record.watch() as happenings:
                     async for happening in happenings:
                         if happening is VmState.RUNNING:
                             return
@@ -294,10 +299,10 @@ class VirtualMachine:
         except TimeoutError:
             raise DeadlineExceededError(
                 "GUEST_INIT_SILENT",
-                f"guest init of VM {self.vm.facts.vm_id} did not report its capabilities within "
+                f"guest init of VM {self.vm_id} did not report its capabilities within "
                 f"{deadline_s:g} s of boot; the VM was taken down. Look at the guest's init, or "
                 "raise the owner's --capabilities-deadline-s",
-                vm_id=self.vm.facts.vm_id,
+                vm_id=self.vm_id,
             ) from None
 
     async def _watch_machine(self) -> None:
@@ -307,9 +312,9 @@ class VirtualMachine:
                 async for instance_id, exhaustion in self.machine.watch():
                     device = self.devices.find(instance_id)
                     tag = device.spec.tag if device else ""
-                    self.vm.tell(DeviceExhausted(instance_id, tag, exhaustion))
+                    self.record.tell(DeviceExhausted(instance_id, tag, exhaustion))
             except PortholeError as failure:
-                logger.debug("VM %s: its machine tells nothing: %s", self.vm.facts.vm_id, failure)
+                logger.debug("VM %s: its machine tells nothing: %s", self.vm_id, failure)
                 if failure.reason == "METHOD_UNIMPLEMENTED":
                     return
             await asyncio.sleep(WATCH_RETRY_S)
@@ -320,12 +325,12 @@ class VirtualMachine:
             await asyncio.wait([self._watcher])
 
     def _require_not_ended(self) -> None:
-        if self.vm.state in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
+        if self.record.state in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
             why = self._guest_end or "it was terminated"
             raise UnavailableError(
                 "VM_ENDED_EARLY",
-                f"VM {self.vm.facts.vm_id} ended while it was being created: {why}",
-                vm_id=self.vm.facts.vm_id,
+                f"VM {self.vm_id} ended while it was being created: {why}",
+                vm_id=self.vm_id,
             )
 
     async def _add_pending_shares(self) -> None:
@@ -335,7 +340,7 @@ class VirtualMachine:
             try:
                 await self.add_share(spec)
             except PortholeError as failure:
-                self.vm.warn(share_failed(spec.host_path, failure))
+                self.record.warn(share_failed(spec.host_path, failure))
 
     async def _is_served(self, share: Share) -> bool:
         device = await self.devices.served(share.device)
@@ -356,12 +361,12 @@ class VirtualMachine:
             del self.shares[share_id]
 
     def _require_virtio(self, operation: Operation) -> None:
-        if not self.vm.facts.virtio:
+        if not self.record.facts.virtio:
             raise FailedPreconditionError(
                 "VIRTIO_OFF",
-                f"{operation} is refused: VM {self.vm.facts.vm_id} was created with [wsl2] "
+                f"{operation} is refused: VM {self.vm_id} was created with [wsl2] "
                 "virtio=false; create it without that line",
-                vm_id=self.vm.facts.vm_id,
+                vm_id=self.vm_id,
             )
 
     async def _close_init_channel(self) -> None:
@@ -371,5 +376,5 @@ class VirtualMachine:
     def _end(self) -> None:
         self.shares.clear()
         self.guest_init_address = ""
-        self.vm.emit(events.vm_terminated(self.vm.facts.vm_id))
-        self.vm.fire(VmEvent.TERMINATE)
+        self.record.emit(events.vm_terminated(self.vm_id))
+        self.record.fire(VmEvent.TERMINATE)

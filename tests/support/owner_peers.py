@@ -29,8 +29,8 @@ from services.vm_owner.machines.external import ExternalMachine
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.networking import SubnetPool
 from services.vm_owner.owner import CreateOrder, Surroundings, VmOwner
+from services.vm_owner.record import VmKind
 from services.vm_owner.servicer import INIT_CHANNEL, open_init_channel
-from services.vm_owner.vm import VmKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -56,7 +56,7 @@ class EmbeddedMachine:
         self._vm_dir = vm_dir
         self._environment = environment
         self._command = command
-        self._machine = ExternalMachine(f"unix:{vm_dir}/machine.sock", dial)
+        self._external = ExternalMachine(f"unix:{vm_dir}/machine.sock", dial)
         self._process: asyncio.subprocess.Process | None = None
         self._monitor: asyncio.Task[None] | None = None
         self._stopping = False
@@ -64,7 +64,7 @@ class EmbeddedMachine:
     @property
     def address(self) -> str:
         """Where it serves porthole.machine.v1.Machine."""
-        return self._machine.address
+        return self._external.address
 
     async def start(self, on_end: Callable[[str], None]) -> None:
         """Run the process and connect to it.
@@ -96,21 +96,21 @@ class EmbeddedMachine:
     async def boot(self, order: BootOrder) -> str:
         """Boot the guest; returns where its init serves GuestInit."""
         self._require_alive()
-        return await self._machine.boot(order)
+        return await self._external.boot(order)
 
     async def attach_device(self, device: PluggedDevice) -> None:
         """Plug a device in."""
         self._require_alive()
-        await self._machine.attach_device(device)
+        await self._external.attach_device(device)
 
     async def detach_device(self, instance_id: str) -> None:
         """Unplug a device."""
         self._require_alive()
-        await self._machine.detach_device(instance_id)
+        await self._external.detach_device(instance_id)
 
     def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
         """Stream what the guest's kernel has used up, and the device that needed more."""
-        return self._machine.watch()
+        return self._external.watch()
 
     async def stop(self) -> None:
         """Power the guest off and collect its process, in the end by force."""
@@ -119,9 +119,9 @@ class EmbeddedMachine:
         if process is None:
             return
         if process.returncode is None:
-            await self._machine.stop()
+            await self._external.stop()
         else:
-            await self._machine.disconnect()
+            await self._external.disconnect()
         await self._collect(process)
         if self._monitor is not None:
             await self._monitor
@@ -131,7 +131,7 @@ class EmbeddedMachine:
         return self._vm_dir / "machine.log"
 
     async def _connect(self, process: asyncio.subprocess.Process) -> None:
-        connecting = asyncio.create_task(self._machine.start(lambda _: None))
+        connecting = asyncio.create_task(self._external.start(lambda _: None))
         ending = asyncio.create_task(process.wait())
         try:
             await asyncio.wait((connecting, ending), return_when=asyncio.FIRST_COMPLETED)

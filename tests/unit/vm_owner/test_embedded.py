@@ -42,7 +42,7 @@ asyncio.run(main())
 """
 
 
-def machine(run_dir: Path, program: str) -> EmbeddedMachine:
+def embedded(run_dir: Path, program: str) -> EmbeddedMachine:
     return EmbeddedMachine(
         run_dir / "vm",
         {"PORTHOLE_LOG_LEVEL": "error"},
@@ -52,21 +52,21 @@ def machine(run_dir: Path, program: str) -> EmbeddedMachine:
 
 
 async def test_a_guest_that_ends_before_it_serves_is_quoted(run_dir: Path) -> None:
-    guest = machine(run_dir, "import sys; print('no memory left'); sys.exit(3)")
+    machine = embedded(run_dir, "import sys; print('no memory left'); sys.exit(3)")
     with pytest.raises(UnavailableError, match="status 3: no memory left") as ended:
-        await guest.start(lambda _: None)
+        await machine.start(lambda _: None)
     assert ended.value.reason == "GUEST_ENDED"
-    await guest.stop()
+    await machine.stop()
 
 
 async def test_a_guest_that_is_stopped_is_collected_and_no_end_is_reported(run_dir: Path) -> None:
     ends: list[str] = []
-    guest = machine(run_dir, GUEST)
-    await guest.start(ends.append)
-    process = guest._process
+    machine = embedded(run_dir, GUEST)
+    await machine.start(ends.append)
+    process = machine._process
     assert process is not None
     assert os.getpgid(process.pid) == process.pid
-    await guest.stop()
+    await machine.stop()
     assert process.returncode is not None
     assert "powered off" in (run_dir / "vm" / "machine.log").read_text()
     assert ends == []
@@ -74,29 +74,29 @@ async def test_a_guest_that_is_stopped_is_collected_and_no_end_is_reported(run_d
 
 async def test_a_guest_that_dies_is_noticed_and_then_refuses_at_once(run_dir: Path) -> None:
     ended = asyncio.get_running_loop().create_future()
-    guest = machine(run_dir, GUEST)
-    await guest.start(ended.set_result)
-    process = guest._process
+    machine = embedded(run_dir, GUEST)
+    await machine.start(ended.set_result)
+    process = machine._process
     assert process is not None
     process.kill()
     assert "status -9: last words: serving" in await asyncio.wait_for(ended, 10)
     with pytest.raises(UnavailableError) as refused:
-        await guest.detach_device("any")
+        await machine.detach_device("any")
     assert refused.value.reason == "GUEST_ENDED"
-    assert guest._machine._client is not None
-    await guest.stop()
-    assert guest._machine._client is None  # no channel is left that dials a dead guest for ever
+    assert machine._external._client is not None
+    await machine.stop()
+    assert machine._external._client is None  # no channel is left that dials a dead guest for ever
 
 
 async def test_a_guest_that_does_not_end_is_killed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.vm_owner.machines.embedded.STOP_DEADLINE_S", 0.2)
-    guest = machine(
+    machine = embedded(
         run_dir, "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + GUEST
     )
-    await guest.start(lambda _: None)
-    process = guest._process
+    await machine.start(lambda _: None)
+    process = machine._process
     assert process is not None
-    await guest.stop()
+    await machine.stop()
     assert process.returncode == -9

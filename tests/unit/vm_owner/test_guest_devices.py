@@ -22,8 +22,8 @@ from services.handshake.errors import (
 from services.handshake.exhaustion import Exhaustion
 from services.handshake.states import VmState
 from services.vm_owner.guest_devices import DeviceSpec
+from services.vm_owner.record import DeviceExhausted
 from services.vm_owner.shares import ShareSpec
-from services.vm_owner.vm import DeviceExhausted
 from tests.support.owner_peers import TOKEN
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def test_add_and_remove_in_the_documented_order(
     rig: Rig, trace: list[Event], tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     rig.script.journal.clear()
     device = await rig.owner.add_device(vm_id, fs(tmp_path, extra="ro"))
     options = f"data;ro;{TOKEN};vm_id={vm_id}"
@@ -76,9 +76,9 @@ async def test_every_device_gets_the_same_string_object(rig: Rig, tmp_path: Path
 
     host.set_swiotlb = spy  # type: ignore[method-assign]
     for tag in ("one", "two"):
-        await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path, tag))
+        await rig.owner.add_device(vm.vm_id, fs(tmp_path, tag))
     assert seen == [TOKEN, TOKEN]
-    assert all(token is vm.vm.token for token in seen)
+    assert all(token is vm.record.token for token in seen)
 
 
 async def test_without_a_pool_there_is_no_token_and_no_stray_semicolon(
@@ -88,11 +88,11 @@ async def test_without_a_pool_there_is_no_token_and_no_stray_semicolon(
     rig.machine.capabilities.ClearField("swiotlb_pool")
     vm = await rig.owner.create(rig.order())
     rig.script.journal.clear()
-    await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     assert rig.script.journal[0] == (
         "devicehost",
         "CreateDevice",
-        f"data;vm_id={vm.vm.facts.vm_id}",
+        f"data;vm_id={vm.vm_id}",
     )
 
 
@@ -111,7 +111,7 @@ async def test_a_fault_at_each_step_leaves_nothing_behind(
     rig: Rig, trace: list[Event], tmp_path: Path, call: str, journal: list[str]
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     rig.script.journal.clear()
     trace.clear()
     rig.script.failures[call] = BOOM
@@ -125,7 +125,7 @@ async def test_a_fault_at_each_step_leaves_nothing_behind(
     assert vm.shares == {}
     assert rig.device_host.devices == {}
     assert rig.machine.attached == {}
-    assert vm.vm.state is VmState.RUNNING
+    assert vm.record.state is VmState.RUNNING
     rig.script.failures.clear()
     share, existed = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "data"))
     assert (share.device.spec.tag, existed) == ("data", False)
@@ -158,7 +158,7 @@ async def test_what_cannot_be_registered_reaches_no_peer(
     vm = await rig.owner.create(rig.order())
     rig.script.journal.clear()
     with pytest.raises(kind) as refused:
-        await rig.owner.add_device(vm.vm.facts.vm_id, spec)
+        await rig.owner.add_device(vm.vm_id, spec)
     assert refused.value.reason == reason
     assert rig.script.journal == []
     assert vm.devices.all() == []
@@ -167,14 +167,10 @@ async def test_what_cannot_be_registered_reaches_no_peer(
 @pytest.mark.parametrize("device_class", [events.FS, events.NET])
 async def test_a_tag_that_exists_is_refused(rig: Rig, device_class: str) -> None:
     vm = await rig.owner.create(rig.order())
-    first = await rig.owner.add_device(
-        vm.vm.facts.vm_id, DeviceSpec(device_class, "data", "", "first")
-    )
+    first = await rig.owner.add_device(vm.vm_id, DeviceSpec(device_class, "data", "", "first"))
     rig.script.journal.clear()
     with pytest.raises(AlreadyExistsError, match="'data'") as refused:
-        await rig.owner.add_device(
-            vm.vm.facts.vm_id, DeviceSpec(device_class, "data", "", "second")
-        )
+        await rig.owner.add_device(vm.vm_id, DeviceSpec(device_class, "data", "", "second"))
     assert refused.value.reason == "TAG_EXISTS"
     assert rig.script.journal == []
     assert vm.devices.all() == [first]
@@ -185,10 +181,10 @@ async def test_a_removal_ends_whatever_the_peers_answer(
     rig: Rig, tmp_path: Path, call: str
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    device = await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     rig.script.failures[call] = BOOM
     rig.script.journal.clear()
-    await rig.owner.remove_device(vm.vm.facts.vm_id, device.instance_id)
+    await rig.owner.remove_device(vm.vm_id, device.instance_id)
     assert rig.script.calls() == ["RemoveDevice", "DetachDevice"]
     assert vm.devices.all() == []
 
@@ -196,9 +192,9 @@ async def test_a_removal_ends_whatever_the_peers_answer(
 async def test_removing_what_is_unknown(rig: Rig) -> None:
     vm = await rig.owner.create(rig.order())
     with pytest.raises(NotFoundError, match="nope") as device:
-        await rig.owner.remove_device(vm.vm.facts.vm_id, "nope")
+        await rig.owner.remove_device(vm.vm_id, "nope")
     with pytest.raises(NotFoundError, match="nope") as share:
-        await rig.owner.remove_share(vm.vm.facts.vm_id, "nope")
+        await rig.owner.remove_share(vm.vm_id, "nope")
     assert (device.value.reason, share.value.reason) == ("DEVICE_NOT_FOUND", "SHARE_NOT_FOUND")
 
 
@@ -206,7 +202,7 @@ async def test_ordinary_and_elevated_are_separate_and_both_know_the_pool(
     rig: Rig, tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     await rig.owner.add_device(vm_id, fs(tmp_path, "plain"))
     assert rig.elevated.pools == {}
     await rig.owner.add_device(vm_id, fs(tmp_path, "root", elevated=True))
@@ -220,18 +216,18 @@ async def test_connected_device_hosts_are_told_of_a_pool_when_it_is_latched(
     rig: Rig, tmp_path: Path
 ) -> None:
     first = await rig.owner.create(rig.order())
-    await rig.owner.add_device(first.vm.facts.vm_id, fs(tmp_path))
+    await rig.owner.add_device(first.vm_id, fs(tmp_path))
     second = await rig.owner.create(rig.order())
-    assert rig.device_host.pools[second.vm.facts.vm_id] == [TOKEN]
+    assert rig.device_host.pools[second.vm_id] == [TOKEN]
 
 
 async def test_a_device_host_that_crashed_gives_unavailable_and_a_clean_state(
     rig: Rig, tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     kept, _ = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "kept"))
-    with vm.vm.watch() as happenings:
+    with vm.record.watch() as happenings:
         await rig.servers["devicehost"].stop(0)
         async for happening in happenings:
             if getattr(happening, "detail", "") == "its device host cannot be reached":
@@ -262,7 +258,7 @@ async def test_an_equal_share_whose_device_host_forgot_it_is_replaced(
     rig: Rig, tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     spec = ShareSpec(str(tmp_path), "data")
     lost, _ = await rig.owner.add_share(vm_id, spec)
     rig.device_host.devices.clear()
@@ -275,15 +271,15 @@ async def test_an_equal_share_whose_device_host_forgot_it_is_replaced(
 
 async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) -> None:
     vm = await rig.owner.create(rig.order())
-    device = await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     broken = device_host_pb2.Device(
-        vm_id=vm.vm.facts.vm_id,
+        vm_id=vm.vm_id,
         instance_id=device.instance_id,
         tag="data",
         state=device_pb2.DEVICE_STATE_NEEDS_RESET,
     )
     news = device_host_pb2.WatchDevicesResponse(device=broken, detail="address 0x1000 refused")
-    with vm.vm.watch() as happenings:
+    with vm.record.watch() as happenings:
         rig.device_host.news.put_nowait(news)
         async with asyncio.timeout(5):
             async for happening in happenings:
@@ -295,15 +291,15 @@ async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) 
 async def test_what_a_device_has_used_up_reaches_the_watchers(rig: Rig, tmp_path: Path) -> None:
     """Whether its device host says so or the machine that it is plugged into."""
     vm = await rig.owner.create(rig.order())
-    device = await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
+    device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     full = device_pb2.Exhaustion(resource="handles", used=10, total=10)
     seen = device_host_pb2.Device(
-        vm_id=vm.vm.facts.vm_id,
+        vm_id=vm.vm_id,
         instance_id=device.instance_id,
         tag="data",
         state=device_pb2.DEVICE_STATE_ATTACHED,
     )
-    with vm.vm.watch() as happenings:
+    with vm.record.watch() as happenings:
         rig.device_host.news.put_nowait(
             device_host_pb2.WatchDevicesResponse(device=seen, detail="full", exhaustion=full)
         )
@@ -332,21 +328,21 @@ async def test_a_machine_that_cannot_be_watched_runs_all_the_same(rig: Rig, tmp_
     rig.machine.tells = False
     vm = await rig.owner.create(rig.order())
     await asyncio.wait_for(rig.script.reached.wait(), 5)
-    await rig.owner.add_device(vm.vm.facts.vm_id, fs(tmp_path))
-    await rig.owner.terminate(vm.vm.facts.vm_id)
+    await rig.owner.add_device(vm.vm_id, fs(tmp_path))
+    await rig.owner.terminate(vm.vm_id)
 
 
 async def test_a_device_is_not_added_to_a_vm_that_begins_to_end_meanwhile(
     rig: Rig, tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     rig.script.gates["CreateDevice"] = asyncio.Event()
     rig.script.journal.clear()
     adding = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path)))
     waiting = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path, "second")))
     await rig.script.reached.wait()
-    with vm.vm.watch() as happenings:
+    with vm.record.watch() as happenings:
         ending = asyncio.create_task(rig.owner.terminate(vm_id))
         async for happening in happenings:
             if happening is VmState.SHUTTING_DOWN:
@@ -364,7 +360,7 @@ async def test_a_device_is_not_added_to_a_vm_that_begins_to_end_meanwhile(
         "ForgetVm",
         "PowerOff",
     ]
-    assert vm.vm.state is VmState.TERMINATED
+    assert vm.record.state is VmState.TERMINATED
     assert rig.device_host.devices == {}
 
 
@@ -372,7 +368,7 @@ async def test_a_device_that_was_attached_while_its_vm_began_to_end_is_no_succes
     rig: Rig, tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     rig.script.gates["AttachDevice"] = asyncio.Event()
     adding = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path)))
     await rig.script.reached.wait()

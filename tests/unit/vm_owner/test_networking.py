@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from services.handshake.events import Event
-    from services.vm_owner.virtual_machine import VirtualMachine
+    from services.vm_owner.virtual_machine import Vm
     from tests.support.owner_peers import Rig
 
 
@@ -54,7 +54,7 @@ class FakeTaps:
         return [IPv4Network("10.231.0.0/30"), IPv4Network("10.0.0.0/8")]
 
 
-async def a_vm(rig: Rig, wslconfig: str = "") -> tuple[VirtualMachine, FakeTaps]:
+async def a_vm(rig: Rig, wslconfig: str = "") -> tuple[Vm, FakeTaps]:
     vm = await rig.owner.create(rig.order(wslconfig=wslconfig))
     fake = FakeTaps([])
     vm._network._taps = fake
@@ -63,7 +63,7 @@ async def a_vm(rig: Rig, wslconfig: str = "") -> tuple[VirtualMachine, FakeTaps]
 
 async def test_two_adapters_each_with_token_tap_and_addresses(rig: Rig) -> None:
     vm, fake = await a_vm(rig)
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     network = await rig.owner.configure_networking(vm_id)
     eth0, loopback0 = network.adapters
     short = vm_id[:8]
@@ -90,9 +90,9 @@ async def test_two_adapters_each_with_token_tap_and_addresses(rig: Rig) -> None:
 
 async def test_configuring_twice(rig: Rig) -> None:
     vm, _ = await a_vm(rig)
-    await rig.owner.configure_networking(vm.vm.facts.vm_id)
+    await rig.owner.configure_networking(vm.vm_id)
     with pytest.raises(AlreadyExistsError) as refused:
-        await rig.owner.configure_networking(vm.vm.facts.vm_id)
+        await rig.owner.configure_networking(vm.vm_id)
     assert refused.value.reason == "NETWORKING_CONFIGURED"
     assert [device.spec.tag for device in vm.devices.all()] == ["eth0", "loopback0"]
 
@@ -109,7 +109,7 @@ async def test_configuring_twice(rig: Rig) -> None:
 async def test_other_modes_have_no_adapters(rig: Rig, wslconfig: str, mode: str) -> None:
     vm, fake = await a_vm(rig, wslconfig)
     with pytest.raises(FailedPreconditionError, match=f"networking mode {mode}") as refused:
-        await rig.owner.configure_networking(vm.vm.facts.vm_id)
+        await rig.owner.configure_networking(vm.vm_id)
     assert refused.value.reason == "NETWORKING_MODE"
     assert fake.log == []
 
@@ -121,11 +121,11 @@ async def test_no_rights_leave_nothing_behind_and_it_may_be_tried_again(
     vm, fake = await a_vm(rig)
     fake.broken = broken
     with pytest.raises(FailedPreconditionError) as refused:
-        await rig.owner.configure_networking(vm.vm.facts.vm_id)
+        await rig.owner.configure_networking(vm.vm_id)
     assert refused.value.reason == "TAP_UNAVAILABLE"
     assert (fake.taps, vm.devices.all(), rig.device_host.devices) == ({}, [], {})
     fake.broken = ""
-    network = await rig.owner.configure_networking(vm.vm.facts.vm_id)
+    network = await rig.owner.configure_networking(vm.vm_id)
     assert network.gateway_address == "10.231.0.5"
 
 
@@ -133,7 +133,7 @@ async def test_a_device_that_fails_leaves_no_tap(rig: Rig) -> None:
     vm, fake = await a_vm(rig)
     rig.script.failures["AttachDevice"] = UnavailableError("BOOM", "the peer fell over")
     with pytest.raises(UnavailableError):
-        await rig.owner.configure_networking(vm.vm.facts.vm_id)
+        await rig.owner.configure_networking(vm.vm_id)
     assert (fake.taps, vm.devices.all(), rig.device_host.devices) == ({}, [], {})
 
 
@@ -141,9 +141,9 @@ async def test_the_network_goes_before_the_devices_and_they_before_the_machine(
     rig: Rig, trace: list[Event]
 ) -> None:
     vm, fake = await a_vm(rig)
-    await rig.owner.configure_networking(vm.vm.facts.vm_id)
+    await rig.owner.configure_networking(vm.vm_id)
     rig.script.journal.clear()
-    await rig.owner.terminate(vm.vm.facts.vm_id)
+    await rig.owner.terminate(vm.vm_id)
     assert rig.script.calls() == [
         "RemoveDevice",
         "DetachDevice",
@@ -164,11 +164,11 @@ async def test_an_adapter_that_was_removed_by_hand_does_not_keep_its_vm_or_its_t
     rig: Rig,
 ) -> None:
     vm, fake = await a_vm(rig)
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     network = await rig.owner.configure_networking(vm_id)
     await rig.owner.remove_device(vm_id, network.adapters[0].instance_id)
     await rig.owner.terminate(vm_id)
-    assert (vm.vm.state, fake.taps) == (VmState.TERMINATED, {})
+    assert (vm.record.state, fake.taps) == (VmState.TERMINATED, {})
 
 
 def test_subnets_are_given_once_and_back() -> None:

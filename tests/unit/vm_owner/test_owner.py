@@ -20,8 +20,8 @@ from services.handshake.errors import (
 from services.handshake.states import VmState
 from services.vm_owner import warnings
 from services.vm_owner.owner import TERMINATED_KEPT, MachineOrder
+from services.vm_owner.record import DeviceEvent, Report, VmKind
 from services.vm_owner.shares import ShareSpec
-from services.vm_owner.vm import DeviceEvent, Report, VmKind
 from tests.support.owner_peers import POOL, TOKEN, report
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ async def test_a_wsl2_vm_has_reported_when_it_is_created(
     rig: Rig, trace: list[Event], tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order(shares=(ShareSpec(str(tmp_path), "data"),)))
-    assert vm.vm.state is VmState.RUNNING
-    assert vm.vm.token == TOKEN
+    assert vm.record.state is VmState.RUNNING
+    assert vm.record.token == TOKEN
     assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
     assert names(trace) == [
         events.VM_CREATED,
@@ -89,8 +89,8 @@ async def test_the_configuration_decides_what_the_kernel_is_asked_for(
     words = rig.machine.boots[0].kernel_command_line.split()
     asked = ["swiotlb=force", f"hv_pci_swiotlb={pool_bytes}"] if pool_bytes else []
     assert [word for word in words if "swiotlb" in word] == asked
-    assert vm.vm.facts.requested_bytes == pool_bytes
-    assert [warning.id for warning in vm.vm.warnings] == warned
+    assert vm.record.facts.requested_bytes == pool_bytes
+    assert [warning.id for warning in vm.record.warnings] == warned
 
 
 async def test_a_share_from_the_beginning_is_a_device_that_bounces(
@@ -98,7 +98,7 @@ async def test_a_share_from_the_beginning_is_a_device_that_bounces(
 ) -> None:
     shares = (ShareSpec(str(tmp_path)),)
     vm = await rig.owner.create(rig.order(VmKind.WSLC, wslconfig=NO_BOUNCING, shares=shares))
-    assert vm.vm.facts.requested_bytes == 64 * MIB
+    assert vm.record.facts.requested_bytes == 64 * MIB
 
 
 async def test_a_wslc_vm_waits_for_its_session(
@@ -106,8 +106,8 @@ async def test_a_wslc_vm_waits_for_its_session(
 ) -> None:
     order = rig.order(VmKind.WSLC, shares=(ShareSpec(str(tmp_path), "data"),))
     vm = await rig.owner.create(order)
-    vm_id = vm.vm.facts.vm_id
-    assert vm.vm.state is VmState.BOOTED
+    vm_id = vm.vm_id
+    assert vm.record.state is VmState.BOOTED
     assert rig.machine.boots[0].init_channel_address == ""
     with pytest.raises(FailedPreconditionError) as early:
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path)))
@@ -130,11 +130,11 @@ async def test_a_refused_pool_lets_a_wslc_vm_run_with_its_shares_but_without_tok
     rig: Rig, tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order(VmKind.WSLC, shares=(ShareSpec(str(tmp_path), "data"),)))
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     with pytest.raises(InvalidArgumentError) as refused:
         await rig.owner.read_capabilities(vm_id, replace(GOOD, base=1))
     assert refused.value.reason == "SWIOTLB_BASE_UNALIGNED"
-    assert vm.vm.state is VmState.RUNNING
+    assert vm.record.state is VmState.RUNNING
     assert [share.device.options for share in vm.shares.values()] == [f"data;vm_id={vm_id}"]
 
 
@@ -147,15 +147,15 @@ async def test_a_guest_that_reports_twice(rig: Rig) -> None:
     refusal = await report(address, rig.machine.capabilities)
     assert isinstance(refusal, FailedPreconditionError)
     assert refusal.reason == "SWIOTLB_ALREADY_LATCHED"
-    assert vm.vm.token == TOKEN
+    assert vm.record.token == TOKEN
 
 
 async def test_a_guest_whose_pool_is_refused_is_told_and_its_vm_is_created(rig: Rig) -> None:
     assert rig.machine.capabilities is not None
     rig.machine.capabilities.swiotlb_pool.base = 0xFFFF_F000
     vm = await rig.owner.create(rig.order())
-    assert (vm.vm.state, vm.vm.token) == (VmState.RUNNING, None)
-    assert [warning.id for warning in vm.vm.warnings] == [warnings.POOL_REFUSED]
+    assert (vm.record.state, vm.record.token) == (VmState.RUNNING, None)
+    assert [warning.id for warning in vm.record.warnings] == [warnings.POOL_REFUSED]
     refusal = await rig.machine.reports[0]
     assert isinstance(refusal, InvalidArgumentError)
     assert refusal.reason == "SWIOTLB_ABOVE_4G"
@@ -165,7 +165,7 @@ async def test_a_pool_in_the_hole_between_3_and_4_gib_is_refused(rig: Rig) -> No
     assert rig.machine.capabilities is not None
     rig.machine.capabilities.swiotlb_pool.base = 0xD000_0000
     vm = await rig.owner.create(rig.order(ram_bytes=6 << 30))
-    assert (vm.vm.state, vm.vm.token) == (VmState.RUNNING, None)
+    assert (vm.record.state, vm.record.token) == (VmState.RUNNING, None)
     refusal = await rig.machine.reports[0]
     assert isinstance(refusal, InvalidArgumentError)
     assert refusal.reason == "SWIOTLB_OUTSIDE_RAM"
@@ -214,11 +214,11 @@ async def test_terminate_while_a_vm_is_being_created(rig: Rig) -> None:
     while not rig.machine.boots:  # noqa: ASYNC110 - the fake has no event for it
         await asyncio.sleep(0.01)
     [vm] = rig.owner.all()
-    await rig.owner.terminate(vm.vm.facts.vm_id)
+    await rig.owner.terminate(vm.vm_id)
     with pytest.raises(UnavailableError, match="it was terminated") as ended:
         await creating
     assert ended.value.reason == "VM_ENDED_EARLY"
-    assert vm.vm.state is VmState.TERMINATED
+    assert vm.record.state is VmState.TERMINATED
 
 
 async def test_terminate_while_the_first_shares_are_being_added(rig: Rig, tmp_path: Path) -> None:
@@ -227,8 +227,8 @@ async def test_terminate_while_the_first_shares_are_being_added(rig: Rig, tmp_pa
     creating = asyncio.create_task(rig.owner.create(order))
     await rig.script.reached.wait()
     [vm] = rig.owner.all()
-    with vm.vm.watch() as happenings:
-        ending = asyncio.create_task(rig.owner.terminate(vm.vm.facts.vm_id))
+    with vm.record.watch() as happenings:
+        ending = asyncio.create_task(rig.owner.terminate(vm.vm_id))
         async for happening in happenings:
             if happening is VmState.SHUTTING_DOWN:
                 break
@@ -246,9 +246,9 @@ async def test_one_bad_share_does_not_disturb_the_others(rig: Rig, tmp_path: Pat
     shares = (ShareSpec(str(gone), "gone"), ShareSpec(str(tmp_path), "data"))
     vm = await rig.owner.create(rig.order(VmKind.WSLC, shares=shares))
     gone.rmdir()
-    await rig.owner.read_capabilities(vm.vm.facts.vm_id, GOOD)
+    await rig.owner.read_capabilities(vm.vm_id, GOOD)
     assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
-    [warning] = vm.vm.warnings
+    [warning] = vm.record.warnings
     assert warning.id == warnings.SHARE_FAILED
     assert "SHARE_PATH_NOT_FOUND" in warning.text
 
@@ -278,7 +278,7 @@ async def test_bad_orders_are_refused_before_anything_is_begun(rig: Rig, tmp_pat
 
 
 async def test_an_equal_share_is_the_existing_one(rig: Rig, tmp_path: Path) -> None:
-    vm_id = (await rig.owner.create(rig.order())).vm.facts.vm_id
+    vm_id = (await rig.owner.create(rig.order())).vm_id
     link = tmp_path / "link"
     target = tmp_path / "target"
     target.mkdir()
@@ -300,7 +300,7 @@ async def test_an_equal_share_is_the_existing_one(rig: Rig, tmp_path: Path) -> N
 
 
 async def test_a_share_without_a_tag_gets_one_of_its_id(rig: Rig, tmp_path: Path) -> None:
-    vm_id = (await rig.owner.create(rig.order())).vm.facts.vm_id
+    vm_id = (await rig.owner.create(rig.order())).vm_id
     share, _ = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path)))
     assert share.device.spec.tag == f"share-{share.share_id[:8]}"
 
@@ -309,14 +309,14 @@ async def test_shutdown_tears_all_down_before_the_machine_and_detaches_nothing(
     rig: Rig, trace: list[Event], tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     added = [
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), tag, options))
         for tag, options in (("one", ""), ("two", "ro"))
     ]
     rig.script.journal.clear()
     trace.clear()
-    with vm.vm.watch() as happenings:
+    with vm.record.watch() as happenings:
         await rig.owner.terminate(vm_id)
         seen = [getattr(item, "detail", item) async for item in happenings]
     ids = [share.device.instance_id for share, _ in added]
@@ -332,7 +332,7 @@ async def test_shutdown_tears_all_down_before_the_machine_and_detaches_nothing(
     assert not (rig.run_dir / "vm" / vm_id).exists()
     await rig.owner.terminate(vm_id)
     assert names(trace)[-1:] == [events.VM_TERMINATED]
-    assert rig.owner.find(vm_id).vm.state is VmState.TERMINATED
+    assert rig.owner.find(vm_id).record.state is VmState.TERMINATED
     with pytest.raises(FailedPreconditionError) as late:
         await rig.owner.read_capabilities(vm_id, GOOD)
     assert late.value.reason == "VM_TERMINATED"
@@ -341,10 +341,10 @@ async def test_shutdown_tears_all_down_before_the_machine_and_detaches_nothing(
 @pytest.mark.parametrize("call", ["RemoveDevice", "PowerOff"])
 async def test_a_vm_ends_whatever_its_peers_answer(rig: Rig, tmp_path: Path, call: str) -> None:
     vm = await rig.owner.create(rig.order())
-    await rig.owner.add_share(vm.vm.facts.vm_id, ShareSpec(str(tmp_path)))
+    await rig.owner.add_share(vm.vm_id, ShareSpec(str(tmp_path)))
     rig.script.failures[call] = UnavailableError("BOOM", "the peer fell over")
-    await rig.owner.terminate(vm.vm.facts.vm_id)
-    assert vm.vm.state is VmState.TERMINATED
+    await rig.owner.terminate(vm.vm_id)
+    assert vm.record.state is VmState.TERMINATED
     assert rig.script.calls()[-1] == "PowerOff"
 
 
@@ -352,11 +352,11 @@ async def test_all_devices_are_marked_before_the_first_is_torn_down(
     rig: Rig, tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     for tag, options in (("one", ""), ("two", "ro")):
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), tag, options))
     rig.script.gates["RemoveDevice"] = asyncio.Event()
-    with vm.vm.watch() as happenings:
+    with vm.record.watch() as happenings:
         ending = asyncio.create_task(rig.owner.terminate(vm_id))
         await rig.script.reached.wait()
         marked: list[str] = []
@@ -377,10 +377,10 @@ async def test_one_slow_vm_does_not_hold_up_another(rig: Rig, tmp_path: Path) ->
     quick = await rig.owner.create(rig.order())
     rig.script.gates["CreateDevice"] = asyncio.Event()
     spec = ShareSpec(str(tmp_path))
-    adding = asyncio.create_task(rig.owner.add_share(slow.vm.facts.vm_id, spec))
+    adding = asyncio.create_task(rig.owner.add_share(slow.vm_id, spec))
     await rig.script.reached.wait()
-    await rig.owner.terminate(quick.vm.facts.vm_id)
-    assert quick.vm.state is VmState.TERMINATED
+    await rig.owner.terminate(quick.vm_id)
+    assert quick.record.state is VmState.TERMINATED
     assert not adding.done()
     rig.script.gates["CreateDevice"].set()
     await adding
@@ -390,7 +390,7 @@ async def test_a_caller_of_add_share_who_goes_away_leaves_a_whole_share(
     rig: Rig, tmp_path: Path
 ) -> None:
     vm = await rig.owner.create(rig.order())
-    vm_id = vm.vm.facts.vm_id
+    vm_id = vm.vm_id
     rig.script.gates["CreateDevice"] = asyncio.Event()
     adding = asyncio.create_task(rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "data")))
     await rig.script.reached.wait()
@@ -405,7 +405,7 @@ async def test_a_caller_of_add_share_who_goes_away_leaves_a_whole_share(
 async def test_the_owner_ends_all_vms_and_takes_no_more(rig: Rig) -> None:
     vms = [await rig.owner.create(rig.order()) for _ in range(2)]
     await rig.owner.close()
-    assert [vm.vm.state for vm in vms] == [VmState.TERMINATED] * 2
+    assert [vm.record.state for vm in vms] == [VmState.TERMINATED] * 2
     with pytest.raises(UnavailableError) as refused:
         await rig.owner.create(rig.order())
     assert refused.value.reason == "OWNER_SHUTTING_DOWN"
@@ -414,7 +414,7 @@ async def test_the_owner_ends_all_vms_and_takes_no_more(rig: Rig) -> None:
 async def test_terminated_vms_stay_visible_but_not_for_ever(rig: Rig) -> None:
     for _ in range(TERMINATED_KEPT + 2):
         vm = await rig.owner.create(rig.order(VmKind.WSLC))
-        await rig.owner.terminate(vm.vm.facts.vm_id)
+        await rig.owner.terminate(vm.vm_id)
     assert len(rig.owner.all()) == TERMINATED_KEPT
     assert rig.owner.all()[-1] is vm
 

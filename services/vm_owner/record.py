@@ -1,7 +1,7 @@
 """One VM as its owner remembers it: state, latch, capabilities, warnings, and what watchers see.
 
 Owns the rules of reading capabilities and latching a pool (handshake.md section 4). Must not know
-machines, device hosts, protobuf, or how it is locked: virtual_machine.py puts those around it.
+machines, device hosts, protobuf, or how it is locked: vm.py puts those around it.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ Happening = VmState | PoolLatched | DeviceEvent | DeviceExhausted
 """What a watcher sees, beside warnings."""
 
 
-class Vm:
+class VmRecord:
     """The record of one VM.
 
     Args:
@@ -143,13 +143,18 @@ class Vm:
         self.pool: SwiotlbPool | None = None
         self.token: str | None = None
         self._manifest = manifest
-        self._machine = vm_life(facts.vm_id)
+        self._life = vm_life(facts.vm_id)
         self._stream: EventStream[Happening | VmWarning] = EventStream()
+
+    @property
+    def vm_id(self) -> str:
+        """UUID of the VM."""
+        return self.facts.vm_id
 
     @property
     def state(self) -> VmState:
         """Where the VM is in its life."""
-        return self._machine.state
+        return self._life.state
 
     def require(self, operation: Operation) -> None:
         """Refuse what the present state does not allow.
@@ -157,7 +162,7 @@ class Vm:
         Raises:
             FailedPreconditionError: With the reason of states.REFUSALS.
         """
-        require(operation, self.facts.vm_id, self.state)
+        require(operation, self.vm_id, self.state)
 
     def fire(self, event: VmEvent) -> None:
         """Change the state and tell the watchers.
@@ -166,7 +171,7 @@ class Vm:
             FailedPreconditionError: ILLEGAL_EVENT; nothing changed.
         """
         before = self.state
-        if self._machine.fire(event) is not before:
+        if self._life.fire(event) is not before:
             self._stream.publish(self.state)
         if self.state is VmState.TERMINATED:
             self._stream.close()
@@ -226,7 +231,7 @@ class Vm:
         return pool
 
     def _trace(self, report: Report) -> None:
-        vm_id = self.facts.vm_id
+        vm_id = self.vm_id
         if self.facts.kind is VmKind.WSLC:
             self.emit(events.wslc_apply(vm_id, report.base, report.size_bytes))
         else:
@@ -245,7 +250,7 @@ class Vm:
     def _latch(self, pool: SwiotlbPool) -> None:
         # Formatted once: every device host and every device gets this very string object.
         self.pool, self.token = pool, format_token(pool)
-        self.emit(events.pool_latched(self.facts.vm_id, pool, self.token))
+        self.emit(events.pool_latched(self.vm_id, pool, self.token))
         self._stream.publish(PoolLatched(pool))
 
     def _miss_pool(self, report: Report) -> None:
@@ -253,7 +258,7 @@ class Vm:
         if due:
             warning = warnings.kernel_unsupported(report.kernel_release, self._manifest)
             if self._warn_once(warning):
-                self.emit(events.kernel_unsupported(self.facts.vm_id, warning.text))
+                self.emit(events.kernel_unsupported(self.vm_id, warning.text))
 
     def _warn_once(self, warning: VmWarning) -> bool:
         # A guest that repeats itself must not fill the owner's memory with warnings.
@@ -275,9 +280,9 @@ class Vm:
     ) -> FailedPreconditionError:
         conflict = FailedPreconditionError(
             "SWIOTLB_ALREADY_LATCHED",
-            f"VM {self.facts.vm_id} has latched pool {latched}; {pool or 'no pool'} differs and "
+            f"VM {self.vm_id} has latched pool {latched}; {pool or 'no pool'} differs and "
             "changes nothing. A pool is latched once in the life of a VM",
-            vm_id=self.facts.vm_id,
+            vm_id=self.vm_id,
             latched=str(latched),
         )
         self._trace_refusal(report, conflict)
@@ -286,7 +291,7 @@ class Vm:
     def _trace_refusal(self, report: Report, refusal: PortholeError) -> None:
         self.emit(
             events.pool_refused(
-                self.facts.vm_id, report.base, report.size_bytes, refusal.reason, refusal.message
+                self.vm_id, report.base, report.size_bytes, refusal.reason, refusal.message
             )
         )
 
