@@ -32,7 +32,7 @@ from services.vm_owner.machines import LOW_RAM_LIMIT
 from services.vm_owner.record import DeviceEvent, DeviceExhausted, VmFacts, VmKind, VmRecord
 from services.vm_owner.shares import ShareSpec, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
-from services.vm_owner.virtual_machine import BringUp, InitChannel, Vm
+from services.vm_owner.vm import BringUp, InitChannel, Vm
 from services.vm_owner.wslconfig import parse_wslconfig
 
 if TYPE_CHECKING:

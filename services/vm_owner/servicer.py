@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.vm_owner.manifest import Manifest
-    from services.vm_owner.virtual_machine import Vm
+    from services.vm_owner.vm import Vm
 
 VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
 INIT_CHANNEL: Final = "porthole.guest.v1.InitChannel"

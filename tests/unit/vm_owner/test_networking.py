@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from services.handshake.events import Event
-    from services.vm_owner.virtual_machine import Vm
+    from services.vm_owner.vm import Vm
     from tests.support.owner_peers import Rig
 
 
