@@ -17,7 +17,7 @@ from services.vm_owner.machines.embedded import START_DEADLINE_S, EmbeddedMachin
 from services.vm_owner.machines.external import ExternalMachine
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.networking import SubnetPool
-from services.vm_owner.owner import MachineOrder, Surroundings, VmOwner
+from services.vm_owner.owner import MachineSpec, Surroundings, VmOwner
 from services.vm_owner.servicer import open_init_channel, vm_owner_servicer
 from services.vm_owner.settings import OwnerSettings
 
@@ -37,14 +37,14 @@ def _environment(settings: OwnerSettings) -> dict[str, str]:
 
 
 def _owner(settings: OwnerSettings) -> VmOwner:
-    def machine_for(directory: Path, order: MachineOrder) -> Machine:
-        if order.address:
+    def machine_for(directory: Path, spec: MachineSpec) -> Machine:
+        if spec.address:
             wait_s = settings.peer_wait_s
-            return ExternalMachine(order.address, partial(dial_machine, wait_s=wait_s))
+            return ExternalMachine(spec.address, partial(dial_machine, wait_s=wait_s))
         dial = partial(dial_machine, wait_s=START_DEADLINE_S)
         return EmbeddedMachine(directory, _environment(settings), dial)
 
-    def hosts(
+    def connect_device_hosts(
         on_status: Callable[[DeviceStatus], None], on_lost: Callable[[bool], None]
     ) -> DeviceHosts:
         addresses = {False: settings.devicehost_address, True: settings.elevated_devicehost}
@@ -63,7 +63,7 @@ def _owner(settings: OwnerSettings) -> VmOwner:
         machine_for=machine_for,
         open_init_channel=open_init_channel,
     )
-    return VmOwner(surroundings, hosts)
+    return VmOwner(surroundings, connect_device_hosts)
 
 
 async def _run(settings: OwnerSettings) -> None:

@@ -42,16 +42,20 @@ class AggregateShares:
     Args:
         record: The record of the VM.
         devices: Its devices.
-        hosts: Both device hosts.
+        device_hosts: Both device hosts.
         shares: All shares of the VM, by id; only those of aggregate devices are changed here.
     """
 
     def __init__(
-        self, record: VmRecord, devices: GuestDevices, hosts: DeviceHosts, shares: dict[str, Share]
+        self,
+        record: VmRecord,
+        devices: GuestDevices,
+        device_hosts: DeviceHosts,
+        shares: dict[str, Share],
     ) -> None:
         self._record = record
         self._devices = devices
-        self._hosts = hosts
+        self._device_hosts = device_hosts
         self._shares = shares
 
     async def add(self, share_id: str, spec: ShareSpec, key: ShareKey) -> Share:
@@ -75,20 +79,20 @@ class AggregateShares:
             PortholeError: The device host cannot be reached, or refuses; the share is still there.
         """
         # Not dialled for this: a device host that was never reached has nothing of ours.
-        host = self._hosts.connected(elevated=share.spec.elevated)
-        if host is not None:
+        device_host = self._device_hosts.connected(elevated=share.spec.elevated)
+        if device_host is not None:
             try:
-                await host.remove_child(
+                await device_host.remove_child(
                     self._record.vm_id, share.device.instance_id, share.share_id
                 )
             except NotFoundError:
                 logger.debug("share %s was gone already", share.share_id)
         del self._shares[share.share_id]
-        self._tell(share, "removed")
+        self._publish(share, "removed")
 
     async def _put(self, share: Share) -> None:
         spec, vm_id = share.spec, self._record.vm_id
-        host = await self._hosts.get(elevated=spec.elevated)
+        device_host = await self._device_hosts.get(elevated=spec.elevated)
         child = NewChild(
             vm_id=vm_id,
             instance_id=share.device.instance_id,
@@ -97,22 +101,22 @@ class AggregateShares:
             shared_dir=share.key.canonical_path,
         )
         try:
-            await host.add_child(child)
+            await device_host.add_child(child)
             self._record.require(Operation.ADD_SHARE)  # it may have begun to shut down meanwhile
         except BaseException:
             try:
-                await host.remove_child(vm_id, child.instance_id, child.name)
+                await device_host.remove_child(vm_id, child.instance_id, child.name)
             except PortholeError as failure:
                 logger.debug("share %s was not undone: %s", child.name, failure)
             raise
         self._shares[share.share_id] = share
-        self._tell(share, "added")
+        self._publish(share, "added")
 
     async def _device(self, *, elevated: bool) -> GuestDevice:
         """Return the device that takes the user's shares; makes it if there is none."""
         for device in self._devices.all():
             if device.spec.backend is None and device.spec.elevated == elevated:
-                if await self._devices.served(device):
+                if await self._devices.status(device):
                     return device
                 return await self._renew(device)
         return await self._devices.add(
@@ -139,7 +143,7 @@ class AggregateShares:
                 self._record.warn(share_failed(share.spec.host_path, failure))
         return renewed
 
-    def _tell(self, share: Share, what: str) -> None:
+    def _publish(self, share: Share, change: str) -> None:
         device = share.device
-        detail = f"share {share.share_id} was {what}: {share.key.canonical_path}"
-        self._record.tell(DeviceEvent(device.instance_id, device.spec.tag, "attached", detail))
+        detail = f"share {share.share_id} was {change}: {share.key.canonical_path}"
+        self._record.publish(DeviceEvent(device.instance_id, device.spec.tag, "attached", detail))

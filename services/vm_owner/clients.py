@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from services.handshake.exhaustion import Exhaustion
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
-    from services.vm_owner.machines import BootOrder, PluggedDevice
+    from services.vm_owner.machines import BootSpec, PluggedDevice
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
 MACHINE: Final = "porthole.machine.v1.Machine"
@@ -120,15 +120,15 @@ class MachineClient:
     def __init__(self, peer: Peer[machine_pb2_grpc.MachineAsyncStub]) -> None:
         self._peer = peer
 
-    async def boot(self, order: BootOrder) -> str:
+    async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns where its init serves GuestInit."""
         request = machine_pb2.BootRequest(
-            vm_id=order.vm_id,
-            ram_bytes=order.ram_bytes,
-            kernel_command_line=order.kernel_command_line,
-            init_channel_address=order.init_channel_address,
-            kernel_release=order.kernel_release,
-            publishes_pool=order.publishes_pool,
+            vm_id=spec.vm_id,
+            ram_bytes=spec.ram_bytes,
+            kernel_command_line=spec.kernel_command_line,
+            init_channel_address=spec.init_channel_address,
+            kernel_release=spec.kernel_release,
+            publishes_pool=spec.publishes_pool,
         )
         answer = await self._peer.stub.Boot(request, timeout=BOOT_DEADLINE_S)
         return answer.guest_init_address

@@ -140,7 +140,7 @@ class DeviceHosts:
         self._on_lost = on_lost
         self._hosts: dict[bool, DeviceHost] = {}
         self._dialling = {elevated: asyncio.Lock() for elevated in (False, True)}
-        self._watchers: list[asyncio.Task[None]] = []
+        self._watches: list[asyncio.Task[None]] = []
 
     async def get(self, *, elevated: bool) -> DeviceHost:
         """Return a connected device host; connects at the first use.
@@ -162,10 +162,10 @@ class DeviceHosts:
                 self._hosts[elevated] = host
                 # In a context of its own: it outlives the operation that happened to dial first,
                 # and belongs to no VM's trace.
-                watcher = asyncio.create_task(
+                watch = asyncio.create_task(
                     self._watch(host, elevated), context=contextvars.Context()
                 )
-                self._watchers.append(watcher)
+                self._watches.append(watch)
             return self._hosts[elevated]
 
     def connected(self, *, elevated: bool) -> DeviceHost | None:
@@ -208,11 +208,11 @@ class DeviceHosts:
 
     async def close(self) -> None:
         """Disconnect from both."""
-        for watcher in self._watchers:
-            watcher.cancel()
-        for watcher in self._watchers:
+        for watch in self._watches:
+            watch.cancel()
+        for watch in self._watches:
             with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+                await watch
         for host in self._hosts.values():
             await host.close()
         self._hosts.clear()

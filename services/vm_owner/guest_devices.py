@@ -96,13 +96,13 @@ class GuestDevices:
 
     Args:
         record: Its record: token, trace, watchers, and whether it may still be given devices.
-        hosts: Both device hosts.
+        device_hosts: Both device hosts.
         machine: Where devices are plugged in.
     """
 
-    def __init__(self, record: VmRecord, hosts: DeviceHosts, machine: Machine) -> None:
+    def __init__(self, record: VmRecord, device_hosts: DeviceHosts, machine: Machine) -> None:
         self._record = record
-        self._hosts = hosts
+        self._device_hosts = device_hosts
         self._machine = machine
         self._entries: dict[str, GuestDevice] = {}
         self._do: dict[DeviceStep, Callable[[GuestDevice], Awaitable[None]]] = {
@@ -129,14 +129,14 @@ class GuestDevices:
         """Tell whether a tag is taken."""
         return any(device.spec.tag == tag for device in self._entries.values())
 
-    async def served(self, device: GuestDevice) -> DeviceStatus | None:
+    async def status(self, device: GuestDevice) -> DeviceStatus | None:
         """Tell what its device host says of a device; one that restarted knows nothing of it.
 
         Raises:
             UnavailableError: The device host cannot be reached.
         """
-        host = await self._hosts.get(elevated=device.spec.elevated)
-        known = await host.list_devices(self._record.vm_id)
+        device_host = await self._device_hosts.get(elevated=device.spec.elevated)
+        known = await device_host.list_devices(self._record.vm_id)
         return next((each for each in known if each.instance_id == device.instance_id), None)
 
     async def add(self, spec: DeviceSpec) -> GuestDevice:
@@ -160,7 +160,7 @@ class GuestDevices:
         except BaseException:
             await self._run(UNDO[device.life.state], [device])
             raise
-        self._tell(device, "attached", "the guest has it")
+        self._publish(device, "attached", "the guest has it")
         return device
 
     async def remove(self, instance_id: str) -> None:
@@ -182,7 +182,7 @@ class GuestDevices:
     async def shut_down(self) -> None:
         """Mark all devices, then tear down each, then forget them; the VM takes no new ones."""
         await self._run(SHUTDOWN_ORDER, list(self._entries.values()))
-        await self._hosts.forget(self._record.vm_id)
+        await self._device_hosts.forget(self._record.vm_id)
 
     async def _run(self, order: Sequence[DeviceStep], devices: Sequence[GuestDevice]) -> None:
         for step in order:
@@ -220,11 +220,11 @@ class GuestDevices:
         record, spec = self._record, device.spec
         # Before anything that can fail: what is undone after a failure leaves its event, too.
         record.emit(events.device_added(*self._named(device), device.options))
-        host = await self._hosts.get(elevated=spec.elevated)
+        device_host = await self._device_hosts.get(elevated=spec.elevated)
         if record.token is not None:
             # Told before every device: this connection may be new, or its device host restarted.
-            await host.set_swiotlb(record.vm_id, record.token)
-        device.created_socket = await host.create_device(
+            await device_host.set_swiotlb(record.vm_id, record.token)
+        device.created_socket = await device_host.create_device(
             NewDevice(
                 vm_id=record.vm_id,
                 instance_id=device.instance_id,
@@ -252,15 +252,15 @@ class GuestDevices:
         )
 
     async def _mark_shutting_down(self, device: GuestDevice) -> None:
-        self._tell(device, "shutting_down", "it is being removed")
+        self._publish(device, "shutting_down", "it is being removed")
 
     async def _tear_down(self, device: GuestDevice) -> None:
         # Not dialled for this: a device host that was never reached has nothing of ours.
-        host = self._hosts.connected(elevated=device.spec.elevated)
-        if host is None:
+        device_host = self._device_hosts.connected(elevated=device.spec.elevated)
+        if device_host is None:
             return
         try:
-            await host.remove_device(self._record.vm_id, device.instance_id)
+            await device_host.remove_device(self._record.vm_id, device.instance_id)
         except NotFoundError:
             logger.debug("device %s was gone already", device.instance_id)
 
@@ -275,14 +275,14 @@ class GuestDevices:
         self, device: GuestDevice, step: DeviceStep, failure: PortholeError
     ) -> None:
         logger.warning("device %s: %s failed: %s", device.instance_id, step, failure.message)
-        self._tell(device, "shutting_down", f"{step} failed: {failure.message}")
+        self._publish(device, "shutting_down", f"{step} failed: {failure.message}")
 
     def _named(self, device: GuestDevice) -> tuple[str, str, str, str]:
         spec = device.spec
         return self._record.vm_id, device.instance_id, spec.device_class, spec.tag
 
-    def _tell(self, device: GuestDevice, state: str, detail: str) -> None:
-        self._record.tell(DeviceEvent(device.instance_id, device.spec.tag, state, detail))
+    def _publish(self, device: GuestDevice, state: str, detail: str) -> None:
+        self._record.publish(DeviceEvent(device.instance_id, device.spec.tag, state, detail))
 
 
 def check_length(name: str, options: str) -> None:

@@ -32,7 +32,7 @@ from services.vm_owner.machines import LOW_RAM_LIMIT
 from services.vm_owner.record import DeviceEvent, DeviceExhausted, VmFacts, VmKind, VmRecord
 from services.vm_owner.shares import ShareSpec, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
-from services.vm_owner.vm import BringUp, InitChannel, Vm
+from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
 from services.vm_owner.wslconfig import parse_wslconfig
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ MAX_FIXED_SHARES: Final = 64
 TERMINATED_KEPT: Final = 64
 """Terminated VMs that stay visible; the oldest is forgotten first."""
 
-MachineFor = Callable[["Path", "MachineOrder"], "Machine"]
+MachineFor = Callable[["Path", "MachineSpec"], "Machine"]
 OpenInitChannel = Callable[["Path", Callable[["Report"], Awaitable[bool]]], Awaitable[InitChannel]]
 
 
 @dataclass(frozen=True, slots=True)
-class MachineOrder:
+class MachineSpec:
     """Which machine runs a guest.
 
     Attributes:
@@ -76,7 +76,7 @@ class MachineOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class CreateOrder:
+class VmSpec:
     """What CreateVm was asked for.
 
     Attributes:
@@ -90,7 +90,7 @@ class CreateOrder:
     ram_bytes: int = 0
     wslconfig: str = ""
     wslconfig_name: str = ""
-    machine: MachineOrder = MachineOrder()
+    machine: MachineSpec = MachineSpec()
     shares: tuple[ShareSpec, ...] = ()
 
 
@@ -101,7 +101,7 @@ class Surroundings:
     Attributes:
         run_dir: Directory of sockets and per-VM files.
         capabilities_deadline_s: How long a WSL2 guest may take from boot to its report.
-        machine_for: Makes the machine of a VM, given its directory and the order.
+        machine_for: Makes the machine of a VM, given its directory and the spec.
         open_init_channel: Opens the init channel in a VM's directory, for one callback.
     """
 
@@ -118,16 +118,19 @@ class VmOwner:
 
     Args:
         surroundings: What VMs are given.
-        hosts: Makes both device hosts' connections, given where their news goes.
+        connect_device_hosts: Makes the connections to both device hosts. Its arguments are called
+            with each status of a device, and when a device host is lost.
     """
 
     def __init__(
         self,
         surroundings: Surroundings,
-        hosts: Callable[[Callable[[DeviceStatus], None], Callable[[bool], None]], DeviceHosts],
+        connect_device_hosts: Callable[
+            [Callable[[DeviceStatus], None], Callable[[bool], None]], DeviceHosts
+        ],
     ) -> None:
-        self._given = surroundings
-        self._hosts = hosts(self._on_device_status, self._on_device_host_lost)
+        self._surroundings = surroundings
+        self._device_hosts = connect_device_hosts(self._on_device_status, self._on_device_host_lost)
         self._vms: dict[str, Vm] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -153,9 +156,9 @@ class VmOwner:
         """Tell what the device hosts say of a VM's devices; empty where they cannot be reached."""
         if not vm.devices.all():
             return {}
-        return await self._hosts.statuses(vm.vm_id)
+        return await self._device_hosts.statuses(vm.vm_id)
 
-    async def create(self, order: CreateOrder) -> Vm:
+    async def create(self, spec: VmSpec) -> Vm:
         """Create a VM and boot it; after a failure, or when the caller goes away, nothing is left.
 
         Raises:
@@ -168,8 +171,8 @@ class VmOwner:
             DeadlineExceededError: GUEST_INIT_SILENT.
         """
         with tracing.operation("CreateVm"):
-            await self._check_shares(order.shares)
-            vm = self._assemble(order)
+            await self._check_shares(spec.shares)
+            vm = self._assemble(spec)
             vm_id = vm.vm_id
             try:
                 await vm.bring_up(lambda: self._guest_ended(vm))
@@ -224,43 +227,44 @@ class VmOwner:
         Raises:
             NotFoundError: VM_NOT_FOUND.
         """
-        await self._finish(self._end(self.find(vm_id), Operation.TERMINATE))
+        await self._finish(self._shut_down(self.find(vm_id), Operation.TERMINATE))
 
     async def close(self) -> None:
         """Terminate all VMs, each in order, then disconnect from the device hosts."""
         self._closing = True
-        await asyncio.gather(*(self._end(vm, "owner shuts down") for vm in self.all()))
+        await asyncio.gather(*(self._shut_down(vm, "owner shuts down") for vm in self.all()))
         if self._running:
             await asyncio.wait(self._running)
-        await self._hosts.close()
+        await self._device_hosts.close()
 
-    def _assemble(self, order: CreateOrder) -> Vm:
+    def _assemble(self, spec: VmSpec) -> Vm:
         if self._closing:
             raise UnavailableError(
                 "OWNER_SHUTTING_DOWN", "this owner is shutting down; use another, or wait for it"
             )
-        given, vm_id = self._given, str(uuid.uuid4())
-        parsed = parse_wslconfig(order.wslconfig, order.wslconfig_name or ".wslconfig")
+        surroundings = self._surroundings
+        vm_id = str(uuid.uuid4())
+        parsed = parse_wslconfig(spec.wslconfig, spec.wslconfig_name or ".wslconfig")
         config = parsed.config
-        if order.shares and not config.virtio:
+        if spec.shares and not config.virtio:
             raise FailedPreconditionError(
                 "VIRTIO_OFF",
-                f"{len(order.shares)} shares are asked for with [wsl2] virtio=false; drop either",
+                f"{len(spec.shares)} shares are asked for with [wsl2] virtio=false; drop either",
             )
-        ram = choose_ram(order.ram_bytes, config.memory_bytes)
+        ram = choose_ram(spec.ram_bytes, config.memory_bytes)
         size = size_pool(
             ram.bytes,
-            device_bounces=config.device_bounces or bool(order.shares),
+            device_bounces=config.device_bounces or bool(spec.shares),
             explicit_bytes=config.swiotlb_bytes,
         )
-        release = order.machine.kernel_release or given.manifest.bundled_kernel_release
-        publishes = given.manifest.publishes_pool(release)
-        if order.machine.publishes_pool is not None:
-            publishes = order.machine.publishes_pool
+        release = spec.machine.kernel_release or surroundings.manifest.bundled_kernel_release
+        publishes = surroundings.manifest.publishes_pool(release)
+        if spec.machine.publishes_pool is not None:
+            publishes = spec.machine.publishes_pool
         traceparent = tracing.current_traceparent()
         facts = VmFacts(
             vm_id=vm_id,
-            kind=order.kind,
+            kind=spec.kind,
             ram_bytes=ram.bytes,
             low_ram_bytes=min(ram.bytes, LOW_RAM_LIMIT),
             requested_bytes=size.bytes,
@@ -270,27 +274,27 @@ class VmOwner:
             traceparent=traceparent,
         )
         configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
-        record = VmRecord(facts, given.manifest, tracing.emit, configured)
-        directory = given.run_dir / "vm" / vm_id
-        plan = BringUp(
+        record = VmRecord(facts, surroundings.manifest, tracing.emit, configured)
+        directory = surroundings.run_dir / "vm" / vm_id
+        plan = BringUpPlan(
             kernel_release=release,
             publishes_pool=publishes,
-            capabilities_deadline_s=given.capabilities_deadline_s,
-            shares=order.shares,
-            open_init_channel=lambda: given.open_init_channel(
+            capabilities_deadline_s=surroundings.capabilities_deadline_s,
+            shares=spec.shares,
+            open_init_channel=lambda: surroundings.open_init_channel(
                 directory, lambda report: self._report(vm_id, report)
             ),
         )
         vm = Vm(
             record,
-            given.machine_for(directory, order.machine),
-            self._hosts,
-            given.subnets,
+            surroundings.machine_for(directory, spec.machine),
+            self._device_hosts,
+            surroundings.subnets,
             directory,
             plan,
         )
         self._vms[vm_id] = vm
-        record.emit(events.vm_created(vm_id, order.kind, ram.bytes, size.bytes))
+        record.emit(events.vm_created(vm_id, spec.kind, ram.bytes, size.bytes))
         return vm
 
     async def _check_shares(self, shares: tuple[ShareSpec, ...]) -> None:
@@ -323,7 +327,7 @@ class VmOwner:
 
         return await self._finish(run())
 
-    async def _end(self, vm: Vm, name: str) -> None:
+    async def _shut_down(self, vm: Vm, name: str) -> None:
         # Before the lock: an operation that holds it sees this after its present step, and
         # gives up.
         vm.begin_shutdown()
@@ -333,10 +337,10 @@ class VmOwner:
         self._forget_oldest()
 
     def _guest_ended(self, vm: Vm) -> None:
-        self._start(self._end(vm, "guest ended"))
+        self._start(self._shut_down(vm, "guest ended"))
 
     async def _discard(self, vm: Vm) -> None:
-        await self._end(vm, "abandon CreateVm")
+        await self._shut_down(vm, "abandon CreateVm")
         self._vms.pop(vm.vm_id, None)
 
     def _forget_oldest(self) -> None:
@@ -364,15 +368,17 @@ class VmOwner:
         if vm is None or vm.devices.find(status.instance_id) is None:
             return
         if status.exhaustion is not None:
-            vm.record.tell(DeviceExhausted(status.instance_id, status.tag, status.exhaustion))
+            vm.record.publish(DeviceExhausted(status.instance_id, status.tag, status.exhaustion))
         else:
-            vm.record.tell(DeviceEvent(status.instance_id, status.tag, status.state, status.detail))
+            vm.record.publish(
+                DeviceEvent(status.instance_id, status.tag, status.state, status.detail)
+            )
 
     def _on_device_host_lost(self, elevated: bool) -> None:
         for vm in self._vms.values():
             for device in vm.devices.all():
                 if device.spec.elevated == elevated:
                     lost = "its device host cannot be reached"
-                    vm.record.tell(
+                    vm.record.publish(
                         DeviceEvent(device.instance_id, device.spec.tag, UNSPECIFIED, lost)
                     )

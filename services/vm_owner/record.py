@@ -23,6 +23,7 @@ from services.handshake.pool import (
 from services.handshake.states import Operation, VmEvent, VmState, require, vm_life
 from services.vm_owner import warnings
 from services.vm_owner.event_stream import EventStream, Subscription
+from services.vm_owner.warnings import VmWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from services.handshake.events import Event
     from services.handshake.exhaustion import Exhaustion
     from services.vm_owner.manifest import Manifest
-    from services.vm_owner.warnings import VmWarning
     from services.vm_owner.wslconfig import NetworkingMode
 
 
@@ -115,8 +115,8 @@ class VmFacts:
     traceparent: str
 
 
-Happening = VmState | PoolLatched | DeviceEvent | DeviceExhausted
-"""What a watcher sees, beside warnings."""
+WatchEvent = VmState | VmWarning | PoolLatched | DeviceEvent | DeviceExhausted
+"""What a watcher sees."""
 
 
 class VmRecord:
@@ -144,7 +144,7 @@ class VmRecord:
         self.token: str | None = None
         self._manifest = manifest
         self._life = vm_life(facts.vm_id)
-        self._stream: EventStream[Happening | VmWarning] = EventStream()
+        self._stream: EventStream[WatchEvent] = EventStream()
 
     @property
     def vm_id(self) -> str:
@@ -181,13 +181,13 @@ class VmRecord:
         self.warnings.append(warning)
         self._stream.publish(warning)
 
-    def tell(self, event: DeviceEvent | DeviceExhausted) -> None:
+    def publish(self, event: DeviceEvent | DeviceExhausted) -> None:
         """Tell the watchers of a device."""
         self._stream.publish(event)
 
-    def watch(self, devices: Iterable[DeviceEvent] = ()) -> Subscription[Happening | VmWarning]:
+    def watch(self, devices: Iterable[DeviceEvent] = ()) -> Subscription[WatchEvent]:
         """Watch the VM: its present state, warnings, pool and `devices`, then what happens next."""
-        first: list[Happening | VmWarning] = [self.state, *self.warnings]
+        first: list[WatchEvent] = [self.state, *self.warnings]
         if self.pool is not None:
             first.append(PoolLatched(self.pool))
         return self._stream.subscribe([*first, *devices])

@@ -30,14 +30,14 @@ from services.rpc.version import service_version
 from services.vm_owner.device_hosts import DeviceStatus
 from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
-from services.vm_owner.owner import CreateOrder, MachineOrder, VmOwner
+from services.vm_owner.owner import MachineSpec, VmOwner, VmSpec
 from services.vm_owner.record import (
     DeviceEvent,
     DeviceExhausted,
-    Happening,
     PoolLatched,
     Report,
     VmKind,
+    WatchEvent,
 )
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
 from services.vm_owner.warnings import VmWarning
@@ -84,15 +84,15 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     async def CreateVm(  # noqa: N802, D102
         self, request: vm_owner_pb2.CreateVmRequest, context: object
     ) -> vm_owner_pb2.CreateVmResponse:
-        order = CreateOrder(
+        spec = VmSpec(
             kind=_kind(request.kind),
             ram_bytes=request.ram_bytes,
             wslconfig=request.wslconfig,
             wslconfig_name=request.wslconfig_name,
-            machine=_machine_order(request),
+            machine=_machine_spec(request),
             shares=tuple(_share_spec(share) for share in request.shares),
         )
-        vm = await self._owner.create(order)
+        vm = await self._owner.create(spec)
         return vm_owner_pb2.CreateVmResponse(vm=await self._describe(vm))
 
     async def GetVm(  # noqa: N802, D102
@@ -121,9 +121,9 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
             )
             for device in vm.devices.all()
         ]
-        with vm.record.watch(present) as happenings:
-            async for happening in happenings:
-                yield _watch_response(happening)
+        with vm.record.watch(present) as stream:
+            async for event in stream:
+                yield _watch_response(event)
 
     async def ApplyGuestCapabilities(  # noqa: N802, D102
         self, request: vm_owner_pb2.ApplyGuestCapabilitiesRequest, context: object
@@ -202,7 +202,7 @@ class InitChannelServicer(guest_init_pb2_grpc.InitChannelServicer):
         return guest_init_pb2.ReportGuestCapabilitiesResponse(pool_latched=latched)
 
 
-class OpenInitChannel:
+class InitChannelServer:
     """An init channel that listens, in the directory of its VM."""
 
     def __init__(self, server: ServerHandle) -> None:
@@ -216,7 +216,7 @@ class OpenInitChannel:
 
 async def open_init_channel(
     directory: Path, on_report: Callable[[Report], Awaitable[bool]]
-) -> OpenInitChannel:
+) -> InitChannelServer:
     """Listen on `<directory>/init.sock`; nothing but InitChannel is served there.
 
     Raises:
@@ -225,7 +225,7 @@ async def open_init_channel(
     servicer = InitChannelServicer(on_report)
     add = guest_init_pb2_grpc.add_InitChannelServicer_to_server
     address = f"unix:{directory}/init.sock"
-    return OpenInitChannel(await start_server([address], [Servicer(add, servicer, INIT_CHANNEL)]))
+    return InitChannelServer(await start_server([address], [Servicer(add, servicer, INIT_CHANNEL)]))
 
 
 def vm_owner_servicer(owner: VmOwner, manifest: Manifest) -> Servicer:
@@ -246,19 +246,19 @@ def _kind(value: int) -> VmKind:
     return kind
 
 
-def _machine_order(request: vm_owner_pb2.CreateVmRequest) -> MachineOrder:
+def _machine_spec(request: vm_owner_pb2.CreateVmRequest) -> MachineSpec:
     if request.WhichOneof("machine") == "external":
         machine: vm_owner_pb2.ExternalMachine | vm_owner_pb2.EmbeddedMachine = request.external
-        order = MachineOrder(address=request.external.address)
-        if not order.address:
+        spec = MachineSpec(address=request.external.address)
+        if not spec.address:
             raise InvalidArgumentError(
                 "MACHINE_ADDRESS", "an external machine needs its address, for instance unix:/run/…"
             )
     else:
-        machine, order = request.embedded, MachineOrder()
+        machine, spec = request.embedded, MachineSpec()
     publishes = machine.publishes_pool if machine.HasField("publishes_pool") else None
     _check_release(machine.kernel_release)
-    return replace(order, kernel_release=machine.kernel_release, publishes_pool=publishes)
+    return replace(spec, kernel_release=machine.kernel_release, publishes_pool=publishes)
 
 
 def _check_release(release: str) -> None:
@@ -381,19 +381,21 @@ def _warning(warning: VmWarning) -> vm_owner_pb2.Warning:
     return vm_owner_pb2.Warning(id=warning.id, text=warning.text)
 
 
-def _watch_response(happening: Happening | VmWarning) -> vm_owner_pb2.WatchVmResponse:
-    match happening:
+def _watch_response(event: WatchEvent) -> vm_owner_pb2.WatchVmResponse:
+    match event:
         case VmState():
-            return vm_owner_pb2.WatchVmResponse(state=_state(happening))
+            return vm_owner_pb2.WatchVmResponse(state=_state(event))
         case VmWarning():
-            return vm_owner_pb2.WatchVmResponse(warning=_warning(happening))
+            return vm_owner_pb2.WatchVmResponse(warning=_warning(event))
         case PoolLatched(pool):
             return vm_owner_pb2.WatchVmResponse(pool_latched=pool_to_proto(pool))
         case DeviceEvent(instance_id, tag, state, detail):
-            event = vm_owner_pb2.DeviceEvent(instance_id=instance_id, tag=tag, detail=detail)
-            event.state = device_state_to_proto(state)
-            return vm_owner_pb2.WatchVmResponse(device=event)
+            device = vm_owner_pb2.DeviceEvent(instance_id=instance_id, tag=tag, detail=detail)
+            device.state = device_state_to_proto(state)
+            return vm_owner_pb2.WatchVmResponse(device=device)
         case DeviceExhausted(instance_id, tag, what):
-            told = vm_owner_pb2.DeviceExhausted(instance_id=instance_id, tag=tag, detail=str(what))
-            told.exhaustion.CopyFrom(exhaustion_to_proto(what))
-            return vm_owner_pb2.WatchVmResponse(exhausted=told)
+            exhausted = vm_owner_pb2.DeviceExhausted(
+                instance_id=instance_id, tag=tag, detail=str(what)
+            )
+            exhausted.exhaustion.CopyFrom(exhaustion_to_proto(what))
+            return vm_owner_pb2.WatchVmResponse(exhausted=exhausted)

@@ -28,7 +28,7 @@ from services.handshake.states import Operation, VmEvent, VmState
 from services.vm_owner.aggregates import AggregateShares
 from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
-from services.vm_owner.machines import BootOrder
+from services.vm_owner.machines import BootSpec
 from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.record import DeviceExhausted, VmKind
 from services.vm_owner.shares import Share, ShareSpec, share_key
@@ -59,7 +59,7 @@ class InitChannel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BringUp:
+class BringUpPlan:
     """How a VM is brought up.
 
     Attributes:
@@ -83,7 +83,7 @@ class Vm:
     Args:
         record: Its record.
         machine: What runs its guest.
-        hosts: Both device hosts.
+        device_hosts: Both device hosts.
         subnets: Subnets for its adapters.
         directory: Its files; removed when it ends.
         plan: How it is brought up.
@@ -98,26 +98,26 @@ class Vm:
         self,
         record: VmRecord,
         machine: Machine,
-        hosts: DeviceHosts,
+        device_hosts: DeviceHosts,
         subnets: SubnetPool,
         directory: Path,
-        plan: BringUp,
+        plan: BringUpPlan,
     ) -> None:
         self.record = record
         self.machine = machine
-        self.devices = GuestDevices(record, hosts, machine)
+        self.devices = GuestDevices(record, device_hosts, machine)
         self.shares: dict[str, Share] = {}
-        self._aggregates = AggregateShares(record, self.devices, hosts, self.shares)
+        self._aggregates = AggregateShares(record, self.devices, device_hosts, self.shares)
         self.guest_init_address = ""
         self.lock = asyncio.Lock()
-        self._hosts = hosts
+        self._device_hosts = device_hosts
         self._network = NetworkEngine(record, self.devices, subnets)
         self._directory = directory
         self._plan = plan
         self._pending_shares = plan.shares
         self._init_channel: InitChannel | None = None
         self._guest_end = ""
-        self._watcher: asyncio.Task[None] | None = None
+        self._machine_watch: asyncio.Task[None] | None = None
 
     @property
     def vm_id(self) -> str:
@@ -154,7 +154,7 @@ class Vm:
             return self.record.read_capabilities(report)
         finally:
             if unlatched and self.record.token is not None:
-                await self._hosts.announce(self.vm_id, self.record.token)
+                await self._device_hosts.announce(self.vm_id, self.record.token)
             if self.record.facts.kind is VmKind.WSLC and self.record.state is VmState.RUNNING:
                 await self._add_pending_shares()
 
@@ -250,7 +250,7 @@ class Vm:
         self.begin_shutdown()
         # Left in the reverse order, and to the end even when one of them raises.
         async with AsyncExitStack() as parts:
-            parts.callback(self._end)
+            parts.callback(self._mark_terminated)
             parts.push_async_callback(asyncio.to_thread, shutil.rmtree, self._directory, True)
             parts.push_async_callback(self._close_init_channel)
             parts.push_async_callback(self.machine.stop)
@@ -272,9 +272,11 @@ class Vm:
         await self.machine.start(ended)
         self._require_not_ended()
         # In a context of its own: it outlives the operation, and belongs to no VM's trace.
-        self._watcher = asyncio.create_task(self._watch_machine(), context=contextvars.Context())
+        self._machine_watch = asyncio.create_task(
+            self._watch_machine(), context=contextvars.Context()
+        )
         self.guest_init_address = await self.machine.boot(
-            BootOrder(
+            BootSpec(
                 vm_id=facts.vm_id,
                 ram_bytes=facts.ram_bytes,
                 kernel_command_line=facts.kernel_command_line,
@@ -291,9 +293,9 @@ class Vm:
         deadline_s = self._plan.capabilities_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
-                with self.record.watch() as happenings:
-                    async for happening in happenings:
-                        if happening is VmState.RUNNING:
+                with self.record.watch() as stream:
+                    async for event in stream:
+                        if event is VmState.RUNNING:
                             return
                         self._require_not_ended()
         except TimeoutError:
@@ -312,7 +314,7 @@ class Vm:
                 async for instance_id, exhaustion in self.machine.watch():
                     device = self.devices.find(instance_id)
                     tag = device.spec.tag if device else ""
-                    self.record.tell(DeviceExhausted(instance_id, tag, exhaustion))
+                    self.record.publish(DeviceExhausted(instance_id, tag, exhaustion))
             except PortholeError as failure:
                 logger.debug("VM %s: its machine tells nothing: %s", self.vm_id, failure)
                 if failure.reason == "METHOD_UNIMPLEMENTED":
@@ -320,9 +322,9 @@ class Vm:
             await asyncio.sleep(WATCH_RETRY_S)
 
     async def _stop_watching(self) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.wait([self._watcher])
+        if self._machine_watch is not None:
+            self._machine_watch.cancel()
+            await asyncio.wait([self._machine_watch])
 
     def _require_not_ended(self) -> None:
         if self.record.state in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
@@ -343,7 +345,7 @@ class Vm:
                 self.record.warn(share_failed(spec.host_path, failure))
 
     async def _is_served(self, share: Share) -> bool:
-        device = await self.devices.served(share.device)
+        device = await self.devices.status(share.device)
         return device is not None and (
             not share.spec.aggregate or share.share_id in device.children
         )
@@ -373,7 +375,7 @@ class Vm:
         if self._init_channel is not None:
             await self._init_channel.close()
 
-    def _end(self) -> None:
+    def _mark_terminated(self) -> None:
         self.shares.clear()
         self.guest_init_address = ""
         self.record.emit(events.vm_terminated(self.vm_id))

@@ -28,7 +28,7 @@ from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
 from services.vm_owner.machines.external import ExternalMachine
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.networking import SubnetPool
-from services.vm_owner.owner import CreateOrder, Surroundings, VmOwner
+from services.vm_owner.owner import Surroundings, VmOwner, VmSpec
 from services.vm_owner.record import VmKind
 from services.vm_owner.servicer import INIT_CHANNEL, open_init_channel
 
@@ -284,8 +284,8 @@ class Rig:
         for server in self.servers.values():
             await server.stop(0)
 
-    def order(self, kind: VmKind = VmKind.WSL2, **changes: object) -> CreateOrder:
-        return replace(CreateOrder(kind), **changes)  # type: ignore[arg-type]
+    def vm_spec(self, kind: VmKind = VmKind.WSL2, **changes: object) -> VmSpec:
+        return replace(VmSpec(kind), **changes)  # type: ignore[arg-type]
 
     def _address(self, name: str) -> str:
         return f"unix:{self.run_dir}/{name}.sock"

@@ -19,7 +19,7 @@ LOW_RAM_LIMIT: Final = 3 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class BootOrder:
+class BootSpec:
     """How to boot a guest.
 
     Attributes:
@@ -66,7 +66,7 @@ class Machine(Protocol):
             on_end: Called at most once, with the cause, when the machine ends by itself.
         """
 
-    async def boot(self, order: BootOrder) -> str:
+    async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns where its init serves GuestInit."""
 
     async def attach_device(self, device: PluggedDevice) -> None:

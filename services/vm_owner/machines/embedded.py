@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from services.handshake.exhaustion import Exhaustion
     from services.vm_owner.clients import MachineClient
-    from services.vm_owner.machines import BootOrder, PluggedDevice
+    from services.vm_owner.machines import BootSpec, PluggedDevice
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +93,10 @@ class EmbeddedMachine:
         await self._connect(self._process)
         self._monitor = asyncio.create_task(self._wait_for_end(self._process, on_end))
 
-    async def boot(self, order: BootOrder) -> str:
+    async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns where its init serves GuestInit."""
         self._require_alive()
-        return await self._external.boot(order)
+        return await self._external.boot(spec)
 
     async def attach_device(self, device: PluggedDevice) -> None:
         """Plug a device in."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from services.handshake.exhaustion import Exhaustion
     from services.vm_owner.clients import MachineClient
-    from services.vm_owner.machines import BootOrder, PluggedDevice
+    from services.vm_owner.machines import BootSpec, PluggedDevice
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class ExternalMachine:
         """
         self._client = await self._dial(self.address)
 
-    async def boot(self, order: BootOrder) -> str:
+    async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns where its init serves GuestInit."""
-        return await self._connected().boot(order)
+        return await self._connected().boot(spec)
 
     async def attach_device(self, device: PluggedDevice) -> None:
         """Plug a device in."""

@@ -26,7 +26,7 @@ def spec(directory: Path, options: str = "", *, elevated: bool = False) -> Share
 async def test_all_shares_are_on_one_device_with_one_token(
     rig: Rig, trace: list[Event], tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order(shares=(spec(tmp_path),)))
+    vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path),)))
     vm_id = vm.vm_id
     other, existed = await rig.owner.add_share(vm_id, spec(tmp_path, "ro;uid=5"))
     assert not existed
@@ -43,7 +43,7 @@ async def test_all_shares_are_on_one_device_with_one_token(
 
 
 async def test_the_elevated_user_has_an_aggregate_of_his_own(rig: Rig, tmp_path: Path) -> None:
-    vm_id = (await rig.owner.create(rig.order())).vm_id
+    vm_id = (await rig.owner.create(rig.vm_spec())).vm_id
     one, _ = await rig.owner.add_share(vm_id, spec(tmp_path))
     two, existed = await rig.owner.add_share(vm_id, spec(tmp_path, elevated=True))
     assert not existed
@@ -51,7 +51,7 @@ async def test_the_elevated_user_has_an_aggregate_of_his_own(rig: Rig, tmp_path:
 
 
 async def test_an_equal_share_is_the_existing_one_wherever_it_is(rig: Rig, tmp_path: Path) -> None:
-    vm_id = (await rig.owner.create(rig.order())).vm_id
+    vm_id = (await rig.owner.create(rig.vm_spec())).vm_id
     share, _ = await rig.owner.add_share(vm_id, spec(tmp_path, "ro;uid=5"))
     for equal in (
         spec(tmp_path, "uid=5;ro;ro"),
@@ -65,7 +65,7 @@ async def test_an_equal_share_is_the_existing_one_wherever_it_is(rig: Rig, tmp_p
 
 
 async def test_a_removed_share_leaves_the_device_and_the_others(rig: Rig, tmp_path: Path) -> None:
-    vm = await rig.owner.create(rig.order(shares=(spec(tmp_path), spec(tmp_path, "ro"))))
+    vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path), spec(tmp_path, "ro"))))
     vm_id = vm.vm_id
     one, two = list(vm.shares)
     await rig.owner.remove_share(vm_id, one)
@@ -81,7 +81,7 @@ async def test_a_removed_share_leaves_the_device_and_the_others(rig: Rig, tmp_pa
 
 
 async def test_a_share_that_cannot_be_taken_out_is_still_there(rig: Rig, tmp_path: Path) -> None:
-    vm = await rig.owner.create(rig.order(shares=(spec(tmp_path),)))
+    vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path),)))
     [share_id] = vm.shares
     rig.script.failures["RemoveChild"] = UnavailableError("PEER_UNAVAILABLE", "gone")
     with pytest.raises(UnavailableError):
@@ -93,7 +93,7 @@ async def test_a_share_that_cannot_be_taken_out_is_still_there(rig: Rig, tmp_pat
 
 
 async def test_nothing_is_left_of_a_share_whose_answer_is_lost(rig: Rig, tmp_path: Path) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     rig.script.failures["AddChild"] = UnavailableError("PEER_UNAVAILABLE", "gone")
     with pytest.raises(UnavailableError):
         await rig.owner.add_share(vm.vm_id, spec(tmp_path))
@@ -107,7 +107,7 @@ async def test_a_device_that_its_host_has_lost_is_made_again_with_its_shares(
 ) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
-    vm = await rig.owner.create(rig.order(shares=(spec(tmp_path), spec(gone))))
+    vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path), spec(gone))))
     kept, lost = list(vm.shares)
     rig.device_host.devices.clear()
     new, _ = await rig.owner.add_share(vm.vm_id, spec(tmp_path, "ro"))
@@ -124,7 +124,7 @@ async def test_a_device_that_its_host_has_lost_is_made_again_with_its_shares(
 
 
 async def test_a_share_that_its_device_has_lost_is_added_again(rig: Rig, tmp_path: Path) -> None:
-    vm = await rig.owner.create(rig.order(shares=(spec(tmp_path),)))
+    vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path),)))
     [device] = rig.device_host.devices.values()
     del device.children[:]
     share, existed = await rig.owner.add_share(vm.vm_id, spec(tmp_path))
@@ -136,7 +136,7 @@ async def test_a_share_that_its_device_has_lost_is_added_again(rig: Rig, tmp_pat
 
 
 async def test_a_share_of_the_aggregate_has_no_tag(rig: Rig, tmp_path: Path) -> None:
-    vm_id = (await rig.owner.create(rig.order())).vm_id
+    vm_id = (await rig.owner.create(rig.vm_spec())).vm_id
     with pytest.raises(PortholeError) as refused:
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "tag", aggregate=True))
     assert refused.value.reason == "AGGREGATE_TAG"

@@ -42,7 +42,7 @@ def fs(tmp_path: Path, tag: str = "data", extra: str = "", *, elevated: bool = F
 async def test_add_and_remove_in_the_documented_order(
     rig: Rig, trace: list[Event], tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     rig.script.journal.clear()
     device = await rig.owner.add_device(vm_id, fs(tmp_path, extra="ro"))
@@ -65,9 +65,9 @@ async def test_add_and_remove_in_the_documented_order(
 
 
 async def test_every_device_gets_the_same_string_object(rig: Rig, tmp_path: Path) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     seen: list[str] = []
-    host = await vm._hosts.get(elevated=False)
+    host = await vm._device_hosts.get(elevated=False)
     original = host.set_swiotlb
 
     async def spy(vm_id: str, token: str) -> None:
@@ -86,7 +86,7 @@ async def test_without_a_pool_there_is_no_token_and_no_stray_semicolon(
 ) -> None:
     assert rig.machine.capabilities is not None
     rig.machine.capabilities.ClearField("swiotlb_pool")
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     rig.script.journal.clear()
     await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     assert rig.script.journal[0] == (
@@ -110,7 +110,7 @@ FAULTS = [
 async def test_a_fault_at_each_step_leaves_nothing_behind(
     rig: Rig, trace: list[Event], tmp_path: Path, call: str, journal: list[str]
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     rig.script.journal.clear()
     trace.clear()
@@ -155,7 +155,7 @@ async def test_a_fault_at_each_step_leaves_nothing_behind(
 async def test_what_cannot_be_registered_reaches_no_peer(
     rig: Rig, spec: DeviceSpec, kind: type[PortholeError], reason: str
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     rig.script.journal.clear()
     with pytest.raises(kind) as refused:
         await rig.owner.add_device(vm.vm_id, spec)
@@ -166,7 +166,7 @@ async def test_what_cannot_be_registered_reaches_no_peer(
 
 @pytest.mark.parametrize("device_class", [events.FS, events.NET])
 async def test_a_tag_that_exists_is_refused(rig: Rig, device_class: str) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     first = await rig.owner.add_device(vm.vm_id, DeviceSpec(device_class, "data", "", "first"))
     rig.script.journal.clear()
     with pytest.raises(AlreadyExistsError, match="'data'") as refused:
@@ -180,7 +180,7 @@ async def test_a_tag_that_exists_is_refused(rig: Rig, device_class: str) -> None
 async def test_a_removal_ends_whatever_the_peers_answer(
     rig: Rig, tmp_path: Path, call: str
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     rig.script.failures[call] = BOOM
     rig.script.journal.clear()
@@ -190,7 +190,7 @@ async def test_a_removal_ends_whatever_the_peers_answer(
 
 
 async def test_removing_what_is_unknown(rig: Rig) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     with pytest.raises(NotFoundError, match="nope") as device:
         await rig.owner.remove_device(vm.vm_id, "nope")
     with pytest.raises(NotFoundError, match="nope") as share:
@@ -201,7 +201,7 @@ async def test_removing_what_is_unknown(rig: Rig) -> None:
 async def test_ordinary_and_elevated_are_separate_and_both_know_the_pool(
     rig: Rig, tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     await rig.owner.add_device(vm_id, fs(tmp_path, "plain"))
     assert rig.elevated.pools == {}
@@ -215,22 +215,22 @@ async def test_ordinary_and_elevated_are_separate_and_both_know_the_pool(
 async def test_connected_device_hosts_are_told_of_a_pool_when_it_is_latched(
     rig: Rig, tmp_path: Path
 ) -> None:
-    first = await rig.owner.create(rig.order())
+    first = await rig.owner.create(rig.vm_spec())
     await rig.owner.add_device(first.vm_id, fs(tmp_path))
-    second = await rig.owner.create(rig.order())
+    second = await rig.owner.create(rig.vm_spec())
     assert rig.device_host.pools[second.vm_id] == [TOKEN]
 
 
 async def test_a_device_host_that_crashed_gives_unavailable_and_a_clean_state(
     rig: Rig, tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     kept, _ = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "kept"))
-    with vm.record.watch() as happenings:
+    with vm.record.watch() as stream:
         await rig.servers["devicehost"].stop(0)
-        async for happening in happenings:
-            if getattr(happening, "detail", "") == "its device host cannot be reached":
+        async for event in stream:
+            if getattr(event, "detail", "") == "its device host cannot be reached":
                 break
     with pytest.raises(UnavailableError):
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "new", "ro"))
@@ -257,7 +257,7 @@ async def test_a_device_host_that_crashed_gives_unavailable_and_a_clean_state(
 async def test_an_equal_share_whose_device_host_forgot_it_is_replaced(
     rig: Rig, tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     spec = ShareSpec(str(tmp_path), "data")
     lost, _ = await rig.owner.add_share(vm_id, spec)
@@ -270,7 +270,7 @@ async def test_an_equal_share_whose_device_host_forgot_it_is_replaced(
 
 
 async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     broken = device_host_pb2.Device(
         vm_id=vm.vm_id,
@@ -279,18 +279,18 @@ async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) 
         state=device_pb2.DEVICE_STATE_NEEDS_RESET,
     )
     news = device_host_pb2.WatchDevicesResponse(device=broken, detail="address 0x1000 refused")
-    with vm.record.watch() as happenings:
+    with vm.record.watch() as stream:
         rig.device_host.news.put_nowait(news)
         async with asyncio.timeout(5):
-            async for happening in happenings:
-                if getattr(happening, "state", "") == "needs_reset":
-                    assert getattr(happening, "detail", "") == "address 0x1000 refused"
+            async for event in stream:
+                if getattr(event, "state", "") == "needs_reset":
+                    assert getattr(event, "detail", "") == "address 0x1000 refused"
                     break
 
 
 async def test_what_a_device_has_used_up_reaches_the_watchers(rig: Rig, tmp_path: Path) -> None:
     """Whether its device host says so or the machine that it is plugged into."""
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     full = device_pb2.Exhaustion(resource="handles", used=10, total=10)
     seen = device_host_pb2.Device(
@@ -299,23 +299,23 @@ async def test_what_a_device_has_used_up_reaches_the_watchers(rig: Rig, tmp_path
         tag="data",
         state=device_pb2.DEVICE_STATE_ATTACHED,
     )
-    with vm.record.watch() as happenings:
+    with vm.record.watch() as stream:
         rig.device_host.news.put_nowait(
             device_host_pb2.WatchDevicesResponse(device=seen, detail="full", exhaustion=full)
         )
         found = []
         async with asyncio.timeout(5):
-            async for happening in happenings:
-                if isinstance(happening, DeviceExhausted):
-                    found.append(happening)
+            async for event in stream:
+                if isinstance(event, DeviceExhausted):
+                    found.append(event)
                     break
             pool = device_pb2.Exhaustion(resource="bounce_pool", used=1000, total=1024)
             rig.machine.news.put_nowait(
                 machine_pb2.WatchMachineResponse(instance_id=device.instance_id, exhaustion=pool)
             )
-            async for happening in happenings:
-                assert isinstance(happening, DeviceExhausted)
-                found.append(happening)
+            async for event in stream:
+                assert isinstance(event, DeviceExhausted)
+                found.append(event)
                 break
     tag = device.spec.tag
     assert found == [
@@ -326,7 +326,7 @@ async def test_what_a_device_has_used_up_reaches_the_watchers(rig: Rig, tmp_path
 
 async def test_a_machine_that_cannot_be_watched_runs_all_the_same(rig: Rig, tmp_path: Path) -> None:
     rig.machine.tells = False
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     await asyncio.wait_for(rig.script.reached.wait(), 5)
     await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     await rig.owner.terminate(vm.vm_id)
@@ -335,17 +335,17 @@ async def test_a_machine_that_cannot_be_watched_runs_all_the_same(rig: Rig, tmp_
 async def test_a_device_is_not_added_to_a_vm_that_begins_to_end_meanwhile(
     rig: Rig, tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     rig.script.gates["CreateDevice"] = asyncio.Event()
     rig.script.journal.clear()
     adding = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path)))
     waiting = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path, "second")))
     await rig.script.reached.wait()
-    with vm.record.watch() as happenings:
+    with vm.record.watch() as stream:
         ending = asyncio.create_task(rig.owner.terminate(vm_id))
-        async for happening in happenings:
-            if happening is VmState.SHUTTING_DOWN:
+        async for event in stream:
+            if event is VmState.SHUTTING_DOWN:
                 break
     rig.script.gates["CreateDevice"].set()
     for task in (adding, waiting):
@@ -367,7 +367,7 @@ async def test_a_device_is_not_added_to_a_vm_that_begins_to_end_meanwhile(
 async def test_a_device_that_was_attached_while_its_vm_began_to_end_is_no_success(
     rig: Rig, tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     rig.script.gates["AttachDevice"] = asyncio.Event()
     adding = asyncio.create_task(rig.owner.add_device(vm_id, fs(tmp_path)))

@@ -55,7 +55,7 @@ class FakeTaps:
 
 
 async def a_vm(rig: Rig, wslconfig: str = "") -> tuple[Vm, FakeTaps]:
-    vm = await rig.owner.create(rig.order(wslconfig=wslconfig))
+    vm = await rig.owner.create(rig.vm_spec(wslconfig=wslconfig))
     fake = FakeTaps([])
     vm._network._taps = fake
     return vm, fake

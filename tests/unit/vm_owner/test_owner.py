@@ -19,7 +19,7 @@ from services.handshake.errors import (
 )
 from services.handshake.states import VmState
 from services.vm_owner import warnings
-from services.vm_owner.owner import TERMINATED_KEPT, MachineOrder
+from services.vm_owner.owner import TERMINATED_KEPT, MachineSpec
 from services.vm_owner.record import DeviceEvent, Report, VmKind
 from services.vm_owner.shares import ShareSpec
 from tests.support.owner_peers import POOL, TOKEN, report
@@ -41,7 +41,7 @@ def names(trace: list[Event]) -> list[str]:
 async def test_a_wsl2_vm_has_reported_when_it_is_created(
     rig: Rig, trace: list[Event], tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order(shares=(ShareSpec(str(tmp_path), "data"),)))
+    vm = await rig.owner.create(rig.vm_spec(shares=(ShareSpec(str(tmp_path), "data"),)))
     assert vm.record.state is VmState.RUNNING
     assert vm.record.token == TOKEN
     assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
@@ -85,7 +85,7 @@ NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n"
 async def test_the_configuration_decides_what_the_kernel_is_asked_for(
     rig: Rig, wslconfig: str, pool_bytes: int, warned: list[str]
 ) -> None:
-    vm = await rig.owner.create(rig.order(VmKind.WSLC, wslconfig=wslconfig))
+    vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC, wslconfig=wslconfig))
     words = rig.machine.boots[0].kernel_command_line.split()
     asked = ["swiotlb=force", f"hv_pci_swiotlb={pool_bytes}"] if pool_bytes else []
     assert [word for word in words if "swiotlb" in word] == asked
@@ -97,15 +97,15 @@ async def test_a_share_from_the_beginning_is_a_device_that_bounces(
     rig: Rig, tmp_path: Path
 ) -> None:
     shares = (ShareSpec(str(tmp_path)),)
-    vm = await rig.owner.create(rig.order(VmKind.WSLC, wslconfig=NO_BOUNCING, shares=shares))
+    vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC, wslconfig=NO_BOUNCING, shares=shares))
     assert vm.record.facts.requested_bytes == 64 * MIB
 
 
 async def test_a_wslc_vm_waits_for_its_session(
     rig: Rig, trace: list[Event], tmp_path: Path
 ) -> None:
-    order = rig.order(VmKind.WSLC, shares=(ShareSpec(str(tmp_path), "data"),))
-    vm = await rig.owner.create(order)
+    spec = rig.vm_spec(VmKind.WSLC, shares=(ShareSpec(str(tmp_path), "data"),))
+    vm = await rig.owner.create(spec)
     vm_id = vm.vm_id
     assert vm.record.state is VmState.BOOTED
     assert rig.machine.boots[0].init_channel_address == ""
@@ -129,7 +129,9 @@ async def test_a_wslc_vm_waits_for_its_session(
 async def test_a_refused_pool_lets_a_wslc_vm_run_with_its_shares_but_without_token(
     rig: Rig, tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order(VmKind.WSLC, shares=(ShareSpec(str(tmp_path), "data"),)))
+    vm = await rig.owner.create(
+        rig.vm_spec(VmKind.WSLC, shares=(ShareSpec(str(tmp_path), "data"),))
+    )
     vm_id = vm.vm_id
     with pytest.raises(InvalidArgumentError) as refused:
         await rig.owner.read_capabilities(vm_id, replace(GOOD, base=1))
@@ -139,7 +141,7 @@ async def test_a_refused_pool_lets_a_wslc_vm_run_with_its_shares_but_without_tok
 
 
 async def test_a_guest_that_reports_twice(rig: Rig) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     address = rig.machine.boots[0].init_channel_address
     assert rig.machine.capabilities is not None
     assert await report(address, rig.machine.capabilities) is True
@@ -153,7 +155,7 @@ async def test_a_guest_that_reports_twice(rig: Rig) -> None:
 async def test_a_guest_whose_pool_is_refused_is_told_and_its_vm_is_created(rig: Rig) -> None:
     assert rig.machine.capabilities is not None
     rig.machine.capabilities.swiotlb_pool.base = 0xFFFF_F000
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     assert (vm.record.state, vm.record.token) == (VmState.RUNNING, None)
     assert [warning.id for warning in vm.record.warnings] == [warnings.POOL_REFUSED]
     refusal = await rig.machine.reports[0]
@@ -164,7 +166,7 @@ async def test_a_guest_whose_pool_is_refused_is_told_and_its_vm_is_created(rig: 
 async def test_a_pool_in_the_hole_between_3_and_4_gib_is_refused(rig: Rig) -> None:
     assert rig.machine.capabilities is not None
     rig.machine.capabilities.swiotlb_pool.base = 0xD000_0000
-    vm = await rig.owner.create(rig.order(ram_bytes=6 << 30))
+    vm = await rig.owner.create(rig.vm_spec(ram_bytes=6 << 30))
     assert (vm.record.state, vm.record.token) == (VmState.RUNNING, None)
     refusal = await rig.machine.reports[0]
     assert isinstance(refusal, InvalidArgumentError)
@@ -174,9 +176,9 @@ async def test_a_pool_in_the_hole_between_3_and_4_gib_is_refused(rig: Rig) -> No
 
 async def test_a_silent_guest_init_is_a_clear_error_and_nothing_is_left(rig: Rig) -> None:
     rig.machine.capabilities = None
-    rig.owner._given = replace(rig.owner._given, capabilities_deadline_s=0.2)
+    rig.owner._surroundings = replace(rig.owner._surroundings, capabilities_deadline_s=0.2)
     with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s") as late:
-        await rig.owner.create(rig.order())
+        await rig.owner.create(rig.vm_spec())
     assert late.value.reason == "GUEST_INIT_SILENT"
     assert rig.owner.all() == []
     assert rig.script.calls() == ["Boot", "PowerOff"]
@@ -188,8 +190,8 @@ async def test_a_caller_who_goes_away_leaves_no_half_vm(
     rig: Rig, tmp_path: Path, call: str
 ) -> None:
     rig.script.gates[call] = asyncio.Event()
-    order = rig.order(shares=(ShareSpec(str(tmp_path), "data"),))
-    creating = asyncio.create_task(rig.owner.create(order))
+    spec = rig.vm_spec(shares=(ShareSpec(str(tmp_path), "data"),))
+    creating = asyncio.create_task(rig.owner.create(spec))
     await rig.script.reached.wait()
     creating.cancel()
     rig.script.gates[call].set()
@@ -203,14 +205,14 @@ async def test_a_caller_who_goes_away_leaves_no_half_vm(
 async def test_a_machine_that_is_not_there(rig: Rig) -> None:
     await rig.servers["machine"].stop(0)
     with pytest.raises(UnavailableError, match=r"machine\.sock") as away:
-        await rig.owner.create(rig.order())
+        await rig.owner.create(rig.vm_spec())
     assert away.value.reason == "PEER_UNAVAILABLE"
     assert rig.owner.all() == []
 
 
 async def test_terminate_while_a_vm_is_being_created(rig: Rig) -> None:
     rig.machine.capabilities = None
-    creating = asyncio.create_task(rig.owner.create(rig.order()))
+    creating = asyncio.create_task(rig.owner.create(rig.vm_spec()))
     while not rig.machine.boots:  # noqa: ASYNC110 - the fake has no event for it
         await asyncio.sleep(0.01)
     [vm] = rig.owner.all()
@@ -223,14 +225,14 @@ async def test_terminate_while_a_vm_is_being_created(rig: Rig) -> None:
 
 async def test_terminate_while_the_first_shares_are_being_added(rig: Rig, tmp_path: Path) -> None:
     rig.script.gates["CreateDevice"] = asyncio.Event()
-    order = rig.order(shares=(ShareSpec(str(tmp_path), "one"), ShareSpec("/", "two")))
-    creating = asyncio.create_task(rig.owner.create(order))
+    spec = rig.vm_spec(shares=(ShareSpec(str(tmp_path), "one"), ShareSpec("/", "two")))
+    creating = asyncio.create_task(rig.owner.create(spec))
     await rig.script.reached.wait()
     [vm] = rig.owner.all()
-    with vm.record.watch() as happenings:
+    with vm.record.watch() as stream:
         ending = asyncio.create_task(rig.owner.terminate(vm.vm_id))
-        async for happening in happenings:
-            if happening is VmState.SHUTTING_DOWN:
+        async for event in stream:
+            if event is VmState.SHUTTING_DOWN:
                 break
     rig.script.gates["CreateDevice"].set()
     with pytest.raises(UnavailableError) as ended:
@@ -244,7 +246,7 @@ async def test_one_bad_share_does_not_disturb_the_others(rig: Rig, tmp_path: Pat
     gone = tmp_path / "gone"
     gone.mkdir()
     shares = (ShareSpec(str(gone), "gone"), ShareSpec(str(tmp_path), "data"))
-    vm = await rig.owner.create(rig.order(VmKind.WSLC, shares=shares))
+    vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC, shares=shares))
     gone.rmdir()
     await rig.owner.read_capabilities(vm.vm_id, GOOD)
     assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
@@ -253,32 +255,32 @@ async def test_one_bad_share_does_not_disturb_the_others(rig: Rig, tmp_path: Pat
     assert "SHARE_PATH_NOT_FOUND" in warning.text
 
 
-async def test_bad_orders_are_refused_before_anything_is_begun(rig: Rig, tmp_path: Path) -> None:
+async def test_bad_specs_are_refused_before_anything_is_begun(rig: Rig, tmp_path: Path) -> None:
     here = str(tmp_path)
-    orders = [
-        (rig.order(ram_bytes=5), "RAM_BYTES"),
-        (rig.order(wslconfig="#" * 70_000), "WSLCONFIG_TOO_LARGE"),
-        (rig.order(machine=MachineOrder(kernel_release="weird")), "KERNEL_RELEASE_SYNTAX"),
-        (rig.order(shares=(ShareSpec("relative"),)), "SHARE_PATH_SYNTAX"),
-        (rig.order(shares=(ShareSpec(here, "a"), ShareSpec(here, "a", "ro"))), "TAG_EXISTS"),
-        (rig.order(shares=(ShareSpec(here),) * 65), "TOO_MANY_SHARES"),
+    specs = [
+        (rig.vm_spec(ram_bytes=5), "RAM_BYTES"),
+        (rig.vm_spec(wslconfig="#" * 70_000), "WSLCONFIG_TOO_LARGE"),
+        (rig.vm_spec(machine=MachineSpec(kernel_release="weird")), "KERNEL_RELEASE_SYNTAX"),
+        (rig.vm_spec(shares=(ShareSpec("relative"),)), "SHARE_PATH_SYNTAX"),
+        (rig.vm_spec(shares=(ShareSpec(here, "a"), ShareSpec(here, "a", "ro"))), "TAG_EXISTS"),
+        (rig.vm_spec(shares=(ShareSpec(here),) * 65), "TOO_MANY_SHARES"),
         (
-            rig.order(wslconfig="[wsl2]\nvirtio=false\n", shares=(ShareSpec(here),)),
+            rig.vm_spec(wslconfig="[wsl2]\nvirtio=false\n", shares=(ShareSpec(here),)),
             "VIRTIO_OFF",
         ),
     ]
-    for order, reason in orders:
+    for spec, reason in specs:
         with pytest.raises(
             (InvalidArgumentError, AlreadyExistsError, FailedPreconditionError)
         ) as refused:
-            await rig.owner.create(order)
+            await rig.owner.create(spec)
         assert refused.value.reason == reason
     assert rig.owner.all() == []
     assert rig.script.journal == []
 
 
 async def test_an_equal_share_is_the_existing_one(rig: Rig, tmp_path: Path) -> None:
-    vm_id = (await rig.owner.create(rig.order())).vm_id
+    vm_id = (await rig.owner.create(rig.vm_spec())).vm_id
     link = tmp_path / "link"
     target = tmp_path / "target"
     target.mkdir()
@@ -300,7 +302,7 @@ async def test_an_equal_share_is_the_existing_one(rig: Rig, tmp_path: Path) -> N
 
 
 async def test_a_share_without_a_tag_gets_one_of_its_id(rig: Rig, tmp_path: Path) -> None:
-    vm_id = (await rig.owner.create(rig.order())).vm_id
+    vm_id = (await rig.owner.create(rig.vm_spec())).vm_id
     share, _ = await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path)))
     assert share.device.spec.tag == f"share-{share.share_id[:8]}"
 
@@ -308,7 +310,7 @@ async def test_a_share_without_a_tag_gets_one_of_its_id(rig: Rig, tmp_path: Path
 async def test_shutdown_tears_all_down_before_the_machine_and_detaches_nothing(
     rig: Rig, trace: list[Event], tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     added = [
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), tag, options))
@@ -316,9 +318,9 @@ async def test_shutdown_tears_all_down_before_the_machine_and_detaches_nothing(
     ]
     rig.script.journal.clear()
     trace.clear()
-    with vm.record.watch() as happenings:
+    with vm.record.watch() as stream:
         await rig.owner.terminate(vm_id)
-        seen = [getattr(item, "detail", item) async for item in happenings]
+        seen = [getattr(item, "detail", item) async for item in stream]
     ids = [share.device.instance_id for share, _ in added]
     assert rig.script.journal == [
         ("devicehost", "RemoveDevice", ids[0]),
@@ -340,7 +342,7 @@ async def test_shutdown_tears_all_down_before_the_machine_and_detaches_nothing(
 
 @pytest.mark.parametrize("call", ["RemoveDevice", "PowerOff"])
 async def test_a_vm_ends_whatever_its_peers_answer(rig: Rig, tmp_path: Path, call: str) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     await rig.owner.add_share(vm.vm_id, ShareSpec(str(tmp_path)))
     rig.script.failures[call] = UnavailableError("BOOM", "the peer fell over")
     await rig.owner.terminate(vm.vm_id)
@@ -351,19 +353,19 @@ async def test_a_vm_ends_whatever_its_peers_answer(rig: Rig, tmp_path: Path, cal
 async def test_all_devices_are_marked_before_the_first_is_torn_down(
     rig: Rig, tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     for tag, options in (("one", ""), ("two", "ro")):
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), tag, options))
     rig.script.gates["RemoveDevice"] = asyncio.Event()
-    with vm.record.watch() as happenings:
+    with vm.record.watch() as stream:
         ending = asyncio.create_task(rig.owner.terminate(vm_id))
         await rig.script.reached.wait()
         marked: list[str] = []
         async with asyncio.timeout(5):
-            async for happening in happenings:
-                if isinstance(happening, DeviceEvent):
-                    marked.append(happening.tag)
+            async for event in stream:
+                if isinstance(event, DeviceEvent):
+                    marked.append(event.tag)
                 if len(marked) == 2:
                     break
     assert (marked, ending.done()) == (["one", "two"], False)
@@ -373,8 +375,8 @@ async def test_all_devices_are_marked_before_the_first_is_torn_down(
 
 
 async def test_one_slow_vm_does_not_hold_up_another(rig: Rig, tmp_path: Path) -> None:
-    slow = await rig.owner.create(rig.order())
-    quick = await rig.owner.create(rig.order())
+    slow = await rig.owner.create(rig.vm_spec())
+    quick = await rig.owner.create(rig.vm_spec())
     rig.script.gates["CreateDevice"] = asyncio.Event()
     spec = ShareSpec(str(tmp_path))
     adding = asyncio.create_task(rig.owner.add_share(slow.vm_id, spec))
@@ -389,7 +391,7 @@ async def test_one_slow_vm_does_not_hold_up_another(rig: Rig, tmp_path: Path) ->
 async def test_a_caller_of_add_share_who_goes_away_leaves_a_whole_share(
     rig: Rig, tmp_path: Path
 ) -> None:
-    vm = await rig.owner.create(rig.order())
+    vm = await rig.owner.create(rig.vm_spec())
     vm_id = vm.vm_id
     rig.script.gates["CreateDevice"] = asyncio.Event()
     adding = asyncio.create_task(rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "data")))
@@ -403,17 +405,17 @@ async def test_a_caller_of_add_share_who_goes_away_leaves_a_whole_share(
 
 
 async def test_the_owner_ends_all_vms_and_takes_no_more(rig: Rig) -> None:
-    vms = [await rig.owner.create(rig.order()) for _ in range(2)]
+    vms = [await rig.owner.create(rig.vm_spec()) for _ in range(2)]
     await rig.owner.close()
     assert [vm.record.state for vm in vms] == [VmState.TERMINATED] * 2
     with pytest.raises(UnavailableError) as refused:
-        await rig.owner.create(rig.order())
+        await rig.owner.create(rig.vm_spec())
     assert refused.value.reason == "OWNER_SHUTTING_DOWN"
 
 
 async def test_terminated_vms_stay_visible_but_not_for_ever(rig: Rig) -> None:
     for _ in range(TERMINATED_KEPT + 2):
-        vm = await rig.owner.create(rig.order(VmKind.WSLC))
+        vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC))
         await rig.owner.terminate(vm.vm_id)
     assert len(rig.owner.all()) == TERMINATED_KEPT
     assert rig.owner.all()[-1] is vm
