@@ -152,8 +152,7 @@ static void fill_attr(struct fuse_attr *attr, const struct stat *status,
         .atimensec = (uint32_t)status->st_atim.tv_nsec,
         .mtimensec = (uint32_t)status->st_mtim.tv_nsec,
         .ctimensec = (uint32_t)status->st_ctim.tv_nsec,
-        .mode = status->st_mode &
-                (S_ISDIR(status->st_mode) ? rules->keep_dir : rules->keep_file),
+        .mode = status->st_mode & (S_ISDIR(status->st_mode) ? rules->keep_dir : rules->keep_file),
         .nlink = (uint32_t)status->st_nlink,
         .uid = rules->uid == PH_KEEP_ID ? status->st_uid : rules->uid,
         .gid = rules->gid == PH_KEEP_ID ? status->st_gid : rules->gid,
@@ -429,10 +428,9 @@ static int64_t do_write(struct request *request)
         return PH_COLD;
     rules = ph_node_rules(ph_handle_node(handle));
     /* Set-id bits are to be cleared: only where there are any is that any work. */
-    if (!rules->read_only &&
-        !(in.write_flags & FUSE_WRITE_KILL_SUIDGID &&
-          (rules->cold || fstat(ph_handle_fd(handle), &status) ||
-           status.st_mode & (S_ISUID | S_ISGID)))) {
+    if (!rules->read_only && !(in.write_flags & FUSE_WRITE_KILL_SUIDGID &&
+                               (rules->cold || fstat(ph_handle_fd(handle), &status) ||
+                                status.st_mode & (S_ISUID | S_ISGID)))) {
         int count = slices(request->chain->readable, fixed, in.size, request->worker->data);
         bool appends = in.flags & O_APPEND && !(in.write_flags & FUSE_WRITE_CACHE);
 
@@ -536,9 +534,9 @@ static void fill_listed(struct request *request, const struct ph_handle *handle,
 }
 
 /*
- * Read entries of which all fit into `left` bytes of a listing: going back to one that does not makes
- * a file system find its place anew. Where that is less than one entry, read the next one if it may
- * fit. As getdents64(2); -1 with EINVAL: the next one cannot fit.
+ * Read entries of which all fit into `left` bytes of a listing: going back to one that does not
+ * makes a file system find its place anew. Where that is less than one entry, read the next one if
+ * it may fit. As getdents64(2); -1 with EINVAL: the next one cannot fit.
  */
 static ssize_t read_fitting(int fd, void *dents, size_t left, size_t prefix)
 {

@@ -28,7 +28,7 @@ void ph_worker_free(struct ph_worker *worker);
 
 /* Copy a request's header out of guest memory, where it is not read again; false: there is none. */
 bool ph_fuse_read_header(const struct ph_chain *chain, struct fuse_in_header *header);
-/* Serve the request of that header; the bytes that were written to the writable buffers, or PH_COLD. */
+/* Serve the request of that header; returns the bytes written to the reply, or PH_COLD. */
 int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain,
                          const struct fuse_in_header *header);
 /* Both, for a request that is in no ring. */

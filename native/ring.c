@@ -107,7 +107,7 @@ void ph_ring_set_call(struct ph_ring *ring, int call_fd)
     pthread_mutex_unlock(&ring->call_lock);
 }
 
-/* Whoever is stuck in a request may come back later: it touches neither ring nor descriptor then. */
+/* A thread that is stuck in a request may return later: it touches neither ring nor descriptor. */
 void ph_ring_close(struct ph_ring *ring)
 {
     pthread_mutex_lock(&ring->call_lock);
@@ -158,7 +158,8 @@ static uint8_t *reach(struct ph_ring *ring, uint64_t gpa, uint32_t length)
 {
     uint8_t *address = find(ring, gpa, length);
 
-    if (address && ring->setup.counts_slots && gpa + length - ring->setup.spans[0].gpa > ring->high) {
+    if (address && ring->setup.counts_slots &&
+        gpa + length - ring->setup.spans[0].gpa > ring->high) {
         ring->high = gpa + length - ring->setup.spans[0].gpa;
         ring->setup.counters->highest_slot = (ring->high + SLOT_BYTES - 1) / SLOT_BYTES;
     }
@@ -330,9 +331,9 @@ void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain)
 }
 
 /*
- * The driver takes as long to wake up as some short requests take to be served: what is left when it
- * is notified should keep the queue busy until there are more. Python's queue does without: waking
- * the driver takes as long as a whole request there.
+ * The driver takes as long to wake up as some short requests take to be served: what is left when
+ * it is notified should keep the queue busy until there are more. Python's queue does without:
+ * waking the driver takes as long as a whole request there.
  */
 static bool is_running_low(const struct ph_ring *ring)
 {

@@ -27,9 +27,9 @@ struct ph_node {
     uint32_t pins;
     uint32_t opens;
     uint32_t kind;
-    int fd; /* -1: idle */
-    bool known;  /* found by its id */
-    bool keyed;  /* found by its inode */
+    int fd;     /* -1: idle */
+    bool known; /* found by its id */
+    bool keyed; /* found by its inode */
     bool recently;
     atomic_bool locked;
 };
@@ -474,7 +474,8 @@ struct ph_fs *ph_fs_new(const struct ph_fs_setup *setup)
     fs->may_switch = setup->may_switch;
     fs->proc_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (!fs->by_id || !fs->by_key || !fs->in_use || !fs->handles || fs->proc_fd < 0 ||
-        fstat(setup->root_fd, &status) || !(fs->root = new_node(setup->root_id, &status, &fs->rules))) {
+        fstat(setup->root_fd, &status) ||
+        !(fs->root = new_node(setup->root_id, &status, &fs->rules))) {
         close(setup->root_fd);
         free_all(fs);
         return NULL;

@@ -18,27 +18,27 @@
 /* How the files of one share are shown, and what has to be left to Python. */
 struct ph_rules {
     uint64_t ino_mask; /* what tells the inodes of one share of a device from those of another */
-    uint32_t uid; /* shown as every file's owner; PH_KEEP_ID: the real one */
+    uint32_t uid;      /* shown as every file's owner; PH_KEEP_ID: the real one */
     uint32_t gid;
     uint32_t keep_dir; /* mode bits that are shown */
     uint32_t keep_file;
-    uint32_t valid_s; /* how long names and attributes may be trusted */
+    uint32_t valid_s;    /* how long names and attributes may be trusted */
     uint32_t open_flags; /* FOPEN_* of files and directories */
     uint32_t opendir_flags;
     uint32_t read_only;
     uint32_t writeback; /* the guest keeps back what it writes */
-    uint32_t cold; /* Python serves names, attributes, opening, and what clears set-id bits */
+    uint32_t cold;      /* Python serves names, attributes, opening, and what clears set-id bits */
 };
 
 struct ph_fs_setup {
     struct ph_rules rules;
     uint64_t root_id; /* of the shared directory; other nodes are numbered from there */
-    uint64_t nodes; /* limits, as in descriptors.py */
+    uint64_t nodes;   /* limits, as in descriptors.py */
     uint64_t descriptors;
     uint64_t handles;
-    int32_t root_fd; /* O_PATH; taken over */
+    int32_t root_fd;          /* O_PATH; taken over */
     int32_t descriptor_limit; /* the first number that is not ours to use */
-    uint32_t may_switch; /* whether files are made as the guest's user */
+    uint32_t may_switch;      /* whether files are made as the guest's user */
 };
 
 struct ph_fs;

@@ -9,112 +9,115 @@
 
 enum { LOOKS_BETWEEN_CLOCKS = 1 << 16 };
 
-/* Wait until one of the rings has a used chain: by looking, or asleep until the device interrupts. */
+/* Wait until one of the rings has a used chain: by looking, or asleep until the device interrupts.
+ */
 void await_used(struct ring *const *rings, unsigned count, bool polling)
 {
-	struct pollfd fds[MAX_SOCKETS * MAX_QUEUES];
-	uint64_t begin_ns = now_ns();
-	bool pending = false;
+    struct pollfd fds[MAX_SOCKETS * MAX_QUEUES];
+    uint64_t begin_ns = now_ns();
+    bool pending = false;
 
-	while (polling && now_ns() - begin_ns < ANSWER_DEADLINE_NS)
-		for (unsigned look = 0; look < LOOKS_BETWEEN_CLOCKS; look++)
-			for (unsigned i = 0; i < count; i++)
-				if (ring_has_used(rings[i]))
-					return;
-	if (polling)
-		die("the device has not answered for %llu s", ANSWER_DEADLINE_NS / 1000000000ull);
-	for (;;) {
-		/* Anew each time: an interrupt may have been for what is taken already. */
-		for (unsigned i = 0; i < count; i++)
-			pending |= !ring_arm(rings[i]);
-		if (pending)
-			break;
-		for (unsigned i = 0; i < count; i++)
-			fds[i] = (struct pollfd){ .fd = rings[i]->call_fd, .events = POLLIN };
-		if (poll(fds, count, (int)(ANSWER_DEADLINE_NS / 1000000)) <= 0)
-			die("the device has not answered for %llu s", ANSWER_DEADLINE_NS / 1000000000ull);
-		for (unsigned i = 0; i < count; i++)
-			if (fds[i].revents)
-				ring_took_interrupt(rings[i]);
-	}
-	for (unsigned i = 0; i < count; i++)
-		ring_hush(rings[i]);
+    while (polling && now_ns() - begin_ns < ANSWER_DEADLINE_NS)
+        for (unsigned look = 0; look < LOOKS_BETWEEN_CLOCKS; look++)
+            for (unsigned i = 0; i < count; i++)
+                if (ring_has_used(rings[i]))
+                    return;
+    if (polling)
+        die("the device has not answered for %llu s", ANSWER_DEADLINE_NS / 1000000000ull);
+    for (;;) {
+        /* Anew each time: an interrupt may have been for what is taken already. */
+        for (unsigned i = 0; i < count; i++)
+            pending |= !ring_arm(rings[i]);
+        if (pending)
+            break;
+        for (unsigned i = 0; i < count; i++)
+            fds[i] = (struct pollfd){.fd = rings[i]->call_fd, .events = POLLIN};
+        if (poll(fds, count, (int)(ANSWER_DEADLINE_NS / 1000000)) <= 0)
+            die("the device has not answered for %llu s", ANSWER_DEADLINE_NS / 1000000000ull);
+        for (unsigned i = 0; i < count; i++)
+            if (fds[i].revents)
+                ring_took_interrupt(rings[i]);
+    }
+    for (unsigned i = 0; i < count; i++)
+        ring_hush(rings[i]);
 }
 
 static void begin(struct worker *worker, struct queue *queue, struct slot *slot)
 {
-	struct run *run = worker->run;
+    struct run *run = worker->run;
 
-	if (run->phase == PHASE_OVER)
-		return;
-	if (run->options->ops && atomic_fetch_sub(&run->budget, 1) <= 0)
-		return;
-	operation_begin(queue, slot);
+    if (run->phase == PHASE_OVER)
+        return;
+    if (run->options->ops && atomic_fetch_sub(&run->budget, 1) <= 0)
+        return;
+    operation_begin(queue, slot);
 }
 
 static bool take_replies(struct worker *worker, struct queue *queue)
 {
-	struct request *request;
-	uint32_t written;
-	bool any = false;
+    struct request *request;
+    uint32_t written;
+    bool any = false;
 
-	while ((request = ring_reap(&queue->ring, &written))) {
-		struct slot *slot = request->slot;
+    while ((request = ring_reap(&queue->ring, &written))) {
+        struct slot *slot = request->slot;
 
-		any = true;
-		if (operation_goes_on(worker, request, request_reply(request, &queue->device->ram, written)))
-			continue;
-		queue->in_flight--;
-		if (worker->run->phase == PHASE_TIMED) {
-			histogram_add(&worker->histogram, now_ns() - slot->start_ns);
-			worker->ops++;
-			if (worker->run->options->operation <= OP_WRITE)
-				worker->bytes += worker->run->options->block_bytes;
-		}
-		begin(worker, queue, slot);
-	}
-	return any;
+        any = true;
+        if (operation_goes_on(worker, request,
+                              request_reply(request, &queue->device->ram, written)))
+            continue;
+        queue->in_flight--;
+        if (worker->run->phase == PHASE_TIMED) {
+            histogram_add(&worker->histogram, now_ns() - slot->start_ns);
+            worker->ops++;
+            if (worker->run->options->operation <= OP_WRITE)
+                worker->bytes += worker->run->options->block_bytes;
+        }
+        begin(worker, queue, slot);
+    }
+    return any;
 }
 
 static void run_lists(struct worker *worker)
 {
-	struct run *run = worker->run;
+    struct run *run = worker->run;
 
-	worker->listed = allocate(run->options->files, sizeof *worker->listed);
-	/* Once for nothing: a device that has just started makes its tables grow. */
-	list_directory(worker, worker->queues[0]->device, false);
-	while (run->phase != PHASE_OVER && (!run->options->ops || atomic_fetch_sub(&run->budget, 1) > 0))
-		list_directory(worker, worker->queues[0]->device, run->phase == PHASE_TIMED);
-	free(worker->listed);
+    worker->listed = allocate(run->options->files, sizeof *worker->listed);
+    /* Once for nothing: a device that has just started makes its tables grow. */
+    list_directory(worker, worker->queues[0]->device, false);
+    while (run->phase != PHASE_OVER &&
+           (!run->options->ops || atomic_fetch_sub(&run->budget, 1) > 0))
+        list_directory(worker, worker->queues[0]->device, run->phase == PHASE_TIMED);
+    free(worker->listed);
 }
 
 void *worker_run(void *argument)
 {
-	struct worker *worker = argument;
-	const struct options *options = worker->run->options;
-	struct ring **rings = allocate(worker->queue_count, sizeof *rings);
-	bool busy = true;
+    struct worker *worker = argument;
+    const struct options *options = worker->run->options;
+    struct ring **rings = allocate(worker->queue_count, sizeof *rings);
+    bool busy = true;
 
-	if (options->operation == OP_LIST) {
-		run_lists(worker);
-		busy = false;
-	}
-	for (unsigned i = 0; i < worker->queue_count; i++) {
-		rings[i] = &worker->queues[i]->ring;
-		for (unsigned slot = 0; busy && slot < options->depth; slot++)
-			begin(worker, worker->queues[i], &worker->queues[i]->slots[slot]);
-	}
-	while (busy) {
-		bool any = false;
+    if (options->operation == OP_LIST) {
+        run_lists(worker);
+        busy = false;
+    }
+    for (unsigned i = 0; i < worker->queue_count; i++) {
+        rings[i] = &worker->queues[i]->ring;
+        for (unsigned slot = 0; busy && slot < options->depth; slot++)
+            begin(worker, worker->queues[i], &worker->queues[i]->slots[slot]);
+    }
+    while (busy) {
+        bool any = false;
 
-		busy = false;
-		for (unsigned i = 0; i < worker->queue_count; i++) {
-			any |= take_replies(worker, worker->queues[i]);
-			busy |= worker->queues[i]->in_flight > 0;
-		}
-		if (busy && !any)
-			await_used(rings, worker->queue_count, options->polling);
-	}
-	free(rings);
-	return NULL;
+        busy = false;
+        for (unsigned i = 0; i < worker->queue_count; i++) {
+            any |= take_replies(worker, worker->queues[i]);
+            busy |= worker->queues[i]->in_flight > 0;
+        }
+        if (busy && !any)
+            await_used(rings, worker->queue_count, options->polling);
+    }
+    free(rings);
+    return NULL;
 }

@@ -13,210 +13,216 @@
 
 uint64_t now_ns(void)
 {
-	struct timespec now;
+    struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
 void *allocate(size_t count, size_t bytes)
 {
-	void *memory = calloc(count ? count : 1, bytes);
+    void *memory = calloc(count ? count : 1, bytes);
 
-	if (!memory)
-		die("no memory for %zu times %zu bytes", count, bytes);
-	return memory;
+    if (!memory)
+        die("no memory for %zu times %zu bytes", count, bytes);
+    return memory;
 }
 
 void die(const char *format, ...)
 {
-	va_list arguments;
+    va_list arguments;
 
-	va_start(arguments, format);
-	fputs("front_end: ", stderr);
-	vfprintf(stderr, format, arguments);
-	fputc('\n', stderr);
-	va_end(arguments);
-	_exit(1);
+    va_start(arguments, format);
+    fputs("front_end: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+    _exit(1);
 }
 
 /* CPU time that the device's processes have used: utime and stime, proc(5). */
 static double device_cpu_s(const struct options *options)
 {
-	unsigned long long ticks = 0, user, system;
-	char path[64], line[1024], *rest;
+    unsigned long long ticks = 0, user, system;
+    char path[64], line[1024], *rest;
 
-	for (unsigned i = 0; i < options->pid_count; i++) {
-		FILE *file;
+    for (unsigned i = 0; i < options->pid_count; i++) {
+        FILE *file;
 
-		snprintf(path, sizeof path, "/proc/%d/stat", options->pids[i]);
-		file = fopen(path, "r");
-		if (!file || !fgets(line, sizeof line, file) || !(rest = strrchr(line, ')')) ||
-		    sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &user,
-			   &system) != 2)
-			die("%s: cannot be read", path);
-		fclose(file);
-		ticks += user + system;
-	}
-	return (double)ticks / (double)sysconf(_SC_CLK_TCK);
+        snprintf(path, sizeof path, "/proc/%d/stat", options->pids[i]);
+        file = fopen(path, "r");
+        if (!file || !fgets(line, sizeof line, file) || !(rest = strrchr(line, ')')) ||
+            sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &user,
+                   &system) != 2)
+            die("%s: cannot be read", path);
+        fclose(file);
+        ticks += user + system;
+    }
+    return (double)ticks / (double)sysconf(_SC_CLK_TCK);
 }
 
 static double own_cpu_s(void)
 {
-	struct timespec used;
+    struct timespec used;
 
-	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
-	return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
 }
 
 static void sleep_until(uint64_t ns)
 {
-	struct timespec until = { (time_t)(ns / 1000000000ull), (long)(ns % 1000000000ull) };
+    struct timespec until = {(time_t)(ns / 1000000000ull), (long)(ns % 1000000000ull)};
 
-	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) != 0)
-		;
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) != 0)
+        ;
 }
 
-struct figures { double seconds, device_cpu_s, own_cpu_s; };
+struct figures {
+    double seconds, device_cpu_s, own_cpu_s;
+};
 
 static unsigned make_workers(struct run *run, struct device *devices, struct worker *workers)
 {
-	const struct options *options = run->options;
-	unsigned total = options->busy * options->queues, count = options->one_thread ? 1 : total;
+    const struct options *options = run->options;
+    unsigned total = options->busy * options->queues, count = options->one_thread ? 1 : total;
 
-	for (unsigned i = 0; i < total; i++) {
-		struct worker *worker = &workers[i % count];
+    for (unsigned i = 0; i < total; i++) {
+        struct worker *worker = &workers[i % count];
 
-		if (!worker->queues)
-			*worker = (struct worker){ .run = run, .queues = allocate(total, sizeof *worker->queues) };
-		worker->queues[worker->queue_count++] = &devices[i / options->queues].queues[i % options->queues];
-	}
-	return count;
+        if (!worker->queues)
+            *worker =
+                (struct worker){.run = run, .queues = allocate(total, sizeof *worker->queues)};
+        worker->queues[worker->queue_count++] =
+            &devices[i / options->queues].queues[i % options->queues];
+    }
+    return count;
 }
 
 static void drive(struct run *run, struct worker *workers, unsigned count, struct figures *figures)
 {
-	const struct options *options = run->options;
-	pthread_t *threads = allocate(count, sizeof *threads);
-	double warmup_s = options->ops ? 0 : options->warmup_s;
-	uint64_t begin_ns = now_ns() + (uint64_t)(warmup_s * 1e9);
+    const struct options *options = run->options;
+    pthread_t *threads = allocate(count, sizeof *threads);
+    double warmup_s = options->ops ? 0 : options->warmup_s;
+    uint64_t begin_ns = now_ns() + (uint64_t)(warmup_s * 1e9);
 
-	run->budget = (int64_t)options->ops;
-	run->phase = options->ops ? PHASE_TIMED : PHASE_WARM;
-	figures->device_cpu_s = -device_cpu_s(options);
-	figures->own_cpu_s = -own_cpu_s();
-	for (unsigned i = 0; i < count; i++)
-		if (pthread_create(&threads[i], NULL, worker_run, &workers[i]) != 0)
-			die("no thread for worker %u", i);
-	if (!options->ops) {
-		sleep_until(begin_ns);
-		figures->device_cpu_s = -device_cpu_s(options);
-		figures->own_cpu_s = -own_cpu_s();
-		begin_ns = now_ns();
-		run->phase = PHASE_TIMED;
-		sleep_until(begin_ns + (uint64_t)(options->seconds * 1e9));
-		figures->seconds = (double)(now_ns() - begin_ns) / 1e9;
-		figures->device_cpu_s += device_cpu_s(options);
-		figures->own_cpu_s += own_cpu_s();
-		run->phase = PHASE_OVER;
-	}
-	for (unsigned i = 0; i < count; i++)
-		pthread_join(threads[i], NULL);
-	if (options->ops) {
-		figures->seconds = (double)(now_ns() - begin_ns) / 1e9;
-		figures->device_cpu_s += device_cpu_s(options);
-		figures->own_cpu_s += own_cpu_s();
-	}
-	free(threads);
+    run->budget = (int64_t)options->ops;
+    run->phase = options->ops ? PHASE_TIMED : PHASE_WARM;
+    figures->device_cpu_s = -device_cpu_s(options);
+    figures->own_cpu_s = -own_cpu_s();
+    for (unsigned i = 0; i < count; i++)
+        if (pthread_create(&threads[i], NULL, worker_run, &workers[i]) != 0)
+            die("no thread for worker %u", i);
+    if (!options->ops) {
+        sleep_until(begin_ns);
+        figures->device_cpu_s = -device_cpu_s(options);
+        figures->own_cpu_s = -own_cpu_s();
+        begin_ns = now_ns();
+        run->phase = PHASE_TIMED;
+        sleep_until(begin_ns + (uint64_t)(options->seconds * 1e9));
+        figures->seconds = (double)(now_ns() - begin_ns) / 1e9;
+        figures->device_cpu_s += device_cpu_s(options);
+        figures->own_cpu_s += own_cpu_s();
+        run->phase = PHASE_OVER;
+    }
+    for (unsigned i = 0; i < count; i++)
+        pthread_join(threads[i], NULL);
+    if (options->ops) {
+        figures->seconds = (double)(now_ns() - begin_ns) / 1e9;
+        figures->device_cpu_s += device_cpu_s(options);
+        figures->own_cpu_s += own_cpu_s();
+    }
+    free(threads);
 }
 
 static void print_devices(const struct device *devices, const struct options *options)
 {
-	uint64_t kicks = 0, interrupts = 0;
+    uint64_t kicks = 0, interrupts = 0;
 
-	for (unsigned i = 0; i < options->socket_count; i++)
-		for (unsigned q = 0; q < options->queues; q++) {
-			kicks += devices[i].queues[q].ring.kicks;
-			interrupts += devices[i].queues[q].ring.interrupts;
-		}
-	printf(", \"features\": %llu, \"fuse_minor\": %u, \"max_write_bytes\": %u, \"parts\": %u, "
-	       "\"kicks\": %llu, \"interrupts\": %llu, \"attach_ns\": [",
-	       (unsigned long long)devices[0].connection.features, devices[0].minor,
-	       devices[0].max_write_bytes, devices[0].parts, (unsigned long long)kicks,
-	       (unsigned long long)interrupts);
-	for (unsigned i = 0; i < options->socket_count; i++)
-		printf("%s%llu", i ? ", " : "", (unsigned long long)devices[i].attach_ns);
-	printf("]");
+    for (unsigned i = 0; i < options->socket_count; i++)
+        for (unsigned q = 0; q < options->queues; q++) {
+            kicks += devices[i].queues[q].ring.kicks;
+            interrupts += devices[i].queues[q].ring.interrupts;
+        }
+    printf(", \"features\": %llu, \"fuse_minor\": %u, \"max_write_bytes\": %u, \"parts\": %u, "
+           "\"kicks\": %llu, \"interrupts\": %llu, \"attach_ns\": [",
+           (unsigned long long)devices[0].connection.features, devices[0].minor,
+           devices[0].max_write_bytes, devices[0].parts, (unsigned long long)kicks,
+           (unsigned long long)interrupts);
+    for (unsigned i = 0; i < options->socket_count; i++)
+        printf("%s%llu", i ? ", " : "", (unsigned long long)devices[i].attach_ns);
+    printf("]");
 }
 
 static void print_figures(const struct options *options, const struct worker *sum,
-			  const struct figures *figures)
+                          const struct figures *figures)
 {
-	const struct histogram *h = &sum->histogram;
-	double seconds = options->operation == OP_LIST ? (double)sum->busy_ns / 1e9 : figures->seconds;
+    const struct histogram *h = &sum->histogram;
+    double seconds = options->operation == OP_LIST ? (double)sum->busy_ns / 1e9 : figures->seconds;
 
-	printf("{\"operation\": \"%s\", \"ops\": %llu, \"bytes\": %llu, \"entries\": %llu, "
-	       "\"seconds\": %.9f, \"checked_pages\": %llu, \"device_cpu_s\": %.2f, "
-	       "\"front_end_cpu_s\": %.4f, ",
-	       operation_names[options->operation], (unsigned long long)sum->ops,
-	       (unsigned long long)sum->bytes, (unsigned long long)sum->entries, seconds,
-	       (unsigned long long)sum->checked_pages, figures->device_cpu_s, figures->own_cpu_s);
-	printf("\"ns\": {\"mean\": %.0f, \"p50\": %llu, \"p90\": %llu, \"p99\": %llu, \"p999\": %llu, "
-	       "\"max\": %llu}",
-	       h->total ? h->sum_ns / (double)h->total : 0.0,
-	       (unsigned long long)histogram_percentile(h, 50), (unsigned long long)histogram_percentile(h, 90),
-	       (unsigned long long)histogram_percentile(h, 99),
-	       (unsigned long long)histogram_percentile(h, 99.9), (unsigned long long)h->max_ns);
+    printf("{\"operation\": \"%s\", \"ops\": %llu, \"bytes\": %llu, \"entries\": %llu, "
+           "\"seconds\": %.9f, \"checked_pages\": %llu, \"device_cpu_s\": %.2f, "
+           "\"front_end_cpu_s\": %.4f, ",
+           operation_names[options->operation], (unsigned long long)sum->ops,
+           (unsigned long long)sum->bytes, (unsigned long long)sum->entries, seconds,
+           (unsigned long long)sum->checked_pages, figures->device_cpu_s, figures->own_cpu_s);
+    printf("\"ns\": {\"mean\": %.0f, \"p50\": %llu, \"p90\": %llu, \"p99\": %llu, \"p999\": %llu, "
+           "\"max\": %llu}",
+           h->total ? h->sum_ns / (double)h->total : 0.0,
+           (unsigned long long)histogram_percentile(h, 50),
+           (unsigned long long)histogram_percentile(h, 90),
+           (unsigned long long)histogram_percentile(h, 99),
+           (unsigned long long)histogram_percentile(h, 99.9), (unsigned long long)h->max_ns);
 }
 
-static void measure(struct run *run, struct device *devices, struct worker *sum, struct figures *figures)
+static void measure(struct run *run, struct device *devices, struct worker *sum,
+                    struct figures *figures)
 {
-	const struct options *options = run->options;
-	struct worker *workers = allocate((size_t)options->busy * options->queues, sizeof *workers);
-	unsigned count = make_workers(run, devices, workers);
+    const struct options *options = run->options;
+    struct worker *workers = allocate((size_t)options->busy * options->queues, sizeof *workers);
+    unsigned count = make_workers(run, devices, workers);
 
-	drive(run, workers, count, figures);
-	for (unsigned i = 0; i < count; i++) {
-		histogram_merge(&sum->histogram, &workers[i].histogram);
-		sum->ops += workers[i].ops;
-		sum->bytes += workers[i].bytes;
-		sum->entries += workers[i].entries;
-		sum->busy_ns += workers[i].busy_ns;
-		sum->checked_pages += workers[i].checked_pages;
-	}
-	for (unsigned i = 0; options->operation == OP_WRITE && i < options->busy; i++)
-		sum->checked_pages += device_verify_writes(&devices[i]);
+    drive(run, workers, count, figures);
+    for (unsigned i = 0; i < count; i++) {
+        histogram_merge(&sum->histogram, &workers[i].histogram);
+        sum->ops += workers[i].ops;
+        sum->bytes += workers[i].bytes;
+        sum->entries += workers[i].entries;
+        sum->busy_ns += workers[i].busy_ns;
+        sum->checked_pages += workers[i].checked_pages;
+    }
+    for (unsigned i = 0; options->operation == OP_WRITE && i < options->busy; i++)
+        sum->checked_pages += device_verify_writes(&devices[i]);
 }
 
 int main(int argc, char **argv)
 {
-	static struct options options;
-	static struct worker sum;
-	struct figures figures = { 0 };
-	struct run run = { .options = &options };
-	struct device *devices;
+    static struct options options;
+    static struct worker sum;
+    struct figures figures = {0};
+    struct run run = {.options = &options};
+    struct device *devices;
 
-	options_parse(&options, argc, argv);
-	if (options.target != TARGET_DEVICE) {
-		floor_run(&options, &sum, &figures.seconds);
-		print_figures(&options, &sum, &figures);
-		puts("}");
-		return 0;
-	}
-	devices = allocate(options.socket_count, sizeof *devices);
-	for (unsigned i = 0; i < options.socket_count; i++) {
-		device_attach(&devices[i], &options, i);
-		if (i < options.busy)
-			device_prepare(&devices[i]);
-	}
-	if (options.operation != OP_ATTACH)
-		measure(&run, devices, &sum, &figures);
-	print_figures(&options, &sum, &figures);
-	print_devices(devices, &options);
-	puts("}");
-	fflush(stdout);
-	if (options.operation == OP_ATTACH)
-		while (getchar() != EOF)  /* stay attached until whoever started this is done */
-			;
-	return 0;
+    options_parse(&options, argc, argv);
+    if (options.target != TARGET_DEVICE) {
+        floor_run(&options, &sum, &figures.seconds);
+        print_figures(&options, &sum, &figures);
+        puts("}");
+        return 0;
+    }
+    devices = allocate(options.socket_count, sizeof *devices);
+    for (unsigned i = 0; i < options.socket_count; i++) {
+        device_attach(&devices[i], &options, i);
+        if (i < options.busy)
+            device_prepare(&devices[i]);
+    }
+    if (options.operation != OP_ATTACH)
+        measure(&run, devices, &sum, &figures);
+    print_figures(&options, &sum, &figures);
+    print_devices(devices, &options);
+    puts("}");
+    fflush(stdout);
+    if (options.operation == OP_ATTACH)
+        while (getchar() != EOF) /* stay attached until whoever started this is done */
+            ;
+    return 0;
 }

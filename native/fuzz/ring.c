@@ -1,10 +1,10 @@
 /*
  * Fuzz target: walking along the descriptor chains of a guest, native/ring.c.
  *
- * The input is the guest's memory (ring and spans), and then what guest and device do in turn. Every
- * part of the memory lies alone before a page that cannot be touched, with poison in front of it.
- * With MUTATING, a second thread goes on writing into all of the memory: what is checked must be
- * what is used, and nothing may be read twice.
+ * The input is the guest's memory (ring and spans), and then what guest and device do in turn.
+ * Every part of the memory lies alone before a page that cannot be touched, with poison in front of
+ * it. With MUTATING, a second thread goes on writing into all of the memory: what is checked must
+ * be what is used, and nothing may be read twice.
  */
 #include "fuzz.h"
 
@@ -51,7 +51,8 @@ static struct ph_span targets[PARTS];
 /* Writes words that are likely to be something else in every place. */
 static void mutate(void)
 {
-    static const uint64_t WORDS[] = {0, 1, 2, 4, 7, 16, 64, 0x1000, 0x2000, 0xffff, 1u << 20, ~0ull};
+    static const uint64_t WORDS[] = {0,  1,      2,      4,      7,        16,
+                                     64, 0x1000, 0x2000, 0xffff, 1u << 20, ~0ull};
     uint64_t random = seed | 1;
 
     while (atomic_load_explicit(&mutating, memory_order_relaxed)) {
@@ -113,7 +114,8 @@ static void place(struct part *part, size_t size, size_t align)
     part->start = part->pages + (room - size) / align * align;
     ASAN_UNPOISON_MEMORY_REGION(part->pages, room);
     ASAN_POISON_MEMORY_REGION(part->pages, (size_t)(part->start - part->pages));
-    ASAN_POISON_MEMORY_REGION(part->start + size, (size_t)(part->pages + room - part->start) - size);
+    ASAN_POISON_MEMORY_REGION(part->start + size,
+                              (size_t)(part->pages + room - part->start) - size);
 }
 
 static void lay_out(struct input *input, uint32_t size)

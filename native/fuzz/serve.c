@@ -27,7 +27,7 @@ enum {
     AREA_BYTES = 2 * 4096 + WRITE_BYTES, /* of a chain: table, request and reply */
     RAM_GPA = 0x10000,
     INDIRECT = 64, /* of a request's flags, beside those of request_make */
-    KEPT = 16, /* of an act's flags */
+    KEPT = 16,     /* of an act's flags */
 };
 
 enum step { REQUEST, SERVE, MOUNT, UNMOUNT, STOP, SET_CALL, POKE, KICK, STEPS };

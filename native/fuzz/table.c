@@ -24,8 +24,19 @@ enum {
 };
 
 enum op {
-    LOOK_UP, LOOK_UP_KNOWN, PIN, UNPIN, KNOWS, FORGET, OPEN, PIN_HANDLE, UNPIN_HANDLE, REMOVE,
-    REPLACE, MARK_LOCKED, OPS,
+    LOOK_UP,
+    LOOK_UP_KNOWN,
+    PIN,
+    UNPIN,
+    KNOWS,
+    FORGET,
+    OPEN,
+    PIN_HANDLE,
+    UNPIN_HANDLE,
+    REMOVE,
+    REPLACE,
+    MARK_LOCKED,
+    OPS,
 };
 
 static const char *const NAMES[] = {"a", "b", "hard", "dir", "fifo", "up", "suid", "full"};
