@@ -9,10 +9,12 @@ FASTPATH := services/devicehost/libfastpath.so
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --no-emit-index-url --no-header
 FRONT_END := build/bench/front_end
+C_SOURCES := $(wildcard native/*.c native/fuzz/*.c bench/front_end/*.c)
+C_FILES := $(C_SOURCES) $(wildcard native/*.h native/fuzz/*.h bench/front_end/*.h)
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz front-end clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz front-end warnings clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -24,7 +26,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(FASTPATH): $(wildcard native/*.[ch]) native/build.py $(READY)
+$(FASTPATH): $(wildcard native/*.[ch]) native/build.py compile_flags.txt $(READY)
 	@$(BIN)/python native/build.py
 
 setup: $(READY) $(FASTPATH) ## make the virtual environment (.venv)
@@ -55,10 +57,20 @@ check: $(READY) $(FASTPATH) ## formatting, lint, types, layers, protos
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/protolint lint protos
+	@$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	@$(MAKE) --no-print-directory warnings
+
+warnings:
+	@if ! command -v $(firstword $(CC)) >/dev/null; then \
+		echo "no C compiler ($(CC)) was found: whether the C sources have warnings is not checked"; \
+	else \
+		printf '%s\n' $(C_SOURCES) | xargs -n1 -P2 $(CC) @compile_flags.txt -O2 -Werror -S -o /dev/null; \
+	fi
 
 fmt: $(READY) ## format the code and mend what lint can mend
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(C_FILES)
 
 protos: $(READY) ## generate protos/gen from the .proto files
 	@rm -rf protos/gen && mkdir -p protos/gen
@@ -79,9 +91,9 @@ lock: $(READY) ## pin the dependencies anew
 	@$(UV_COMPILE) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 	@$(UV_COMPILE) --group fuzz -o requirements-fuzz.lock
 
-$(FRONT_END): $(wildcard bench/front_end/*.[ch])
+$(FRONT_END): $(wildcard bench/front_end/*.[ch]) compile_flags.txt
 	@mkdir -p $(@D)
-	@$(CC) -std=c11 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Werror -o $@ $(filter %.c,$^) -lpthread
+	@$(CC) @compile_flags.txt -O2 -g -o $@ $(filter %.c,$^)
 
 front-end: $(FRONT_END)
 

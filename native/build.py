@@ -18,10 +18,7 @@ from typing import Any, Final
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY: Final = "services/devicehost/libfastpath.so"
-_FLAGS: Final = (
-    *("-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-fPIC", "-shared", "-pthread", "-Wl,-Bsymbolic"),
-    *("-Wall", "-Wextra", "-Wconversion", "-fstack-protector-strong"),
-)
+_FLAGS: Final = ("-O2", "-g", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-fstack-protector-strong")
 
 
 def build(root: Path) -> str:
@@ -37,7 +34,7 @@ def build(root: Path) -> str:
     target = root / LIBRARY
     fresh = target.with_suffix(".new")
     sources = sorted(str(path) for path in (root / "native").glob("*.c"))
-    command = [*compiler, *_FLAGS, "-o", str(fresh), *sources]
+    command = [*compiler, f"@{root / 'compile_flags.txt'}", *_FLAGS, "-o", str(fresh), *sources]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -193,7 +193,7 @@ int ph_serve(struct ph_ring *ring, struct ph_worker *worker, struct ph_mount *mo
     enum ph_outcome outcome = serve(ring, worker, &hold);
 
     let_go(&hold);
-    return outcome;
+    return (int)outcome;
 }
 
 static bool see(struct ph_node *node, struct ph_seen *seen)

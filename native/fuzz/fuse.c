@@ -74,7 +74,7 @@ static void collect(const struct buffers *buffers, uint8_t *to)
         uint8_t *memory = buffers->pieces[i].iov_base;
 
         ASAN_UNPOISON_MEMORY_REGION(memory + length, GUARD_BYTES);
-        for (int at = 0; at < GUARD_BYTES; at++)
+        for (size_t at = 0; at < GUARD_BYTES; at++)
             HOLDS(memory[length + at] == FILL);
         memcpy(to, memory, length);
         to += length;

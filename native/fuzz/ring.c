@@ -215,8 +215,8 @@ static void act_as_guest(struct input *input, enum op op, uint32_t size)
 /* As a driver sees the ring after a push. */
 static void check_pushed(const struct ph_ring_state *state, uint32_t size, uint32_t written)
 {
-    uint16_t slot = (uint16_t)(state->next_used - 1) % size, idx;
-    uint32_t element[2];
+    uint32_t slot = (uint16_t)(state->next_used - 1) % size, element[2];
+    uint16_t idx;
 
     memcpy(&idx, parts[2].start + 2, sizeof(idx));
     memcpy(element, parts[2].start + 4 + 8 * slot, sizeof(element));

@@ -19,8 +19,7 @@ NATIVE: Final = ROOT / "native"
 BUILD: Final = ROOT / "build" / "fuzz"
 
 _FLAGS: Final = (
-    *("-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread", "-fno-omit-frame-pointer"),
-    *("-Wall", "-Wextra", "-Wno-missing-field-initializers"),
+    *(f"@{ROOT / 'compile_flags.txt'}", "-Werror", "-O1", "-g", "-fno-omit-frame-pointer"),
     *("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"),
 )
 
