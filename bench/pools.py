@@ -22,13 +22,13 @@ from bench.results import PoolRow
 from bench.targets import Place, start_host
 from services.handshake import events
 from services.handshake.pool import PAGE_BYTES, Gpa, SwiotlbPool
-from services.simguest.bounce import BouncePool
-from services.simguest.device import DeviceMemory, VirtioDevice
-from services.simguest.fs_driver import FsDriver
-from services.simguest.fs_driver_operations import FsOperations
+from services.simguest.fs.driver import FsDriver
+from services.simguest.fs.operations import FsOperations
 from services.simguest.guest import KINDS
 from services.simguest.kernel import IMAGE_END
-from services.simguest.ram import GuestRam
+from services.simguest.memory.bounce import BouncePool
+from services.simguest.memory.ram import GuestRam
+from services.simguest.virtio.device import DeviceMemory, VirtioDevice
 from services.wire import fuse
 
 if TYPE_CHECKING:

@@ -13,15 +13,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
     from services.handshake.exhaustion import Exhaustion
 
 BACKLOG: Final = 64
 """What a watcher may be behind; what comes beyond it is not told to that watcher."""
-
-LOOK_INTERVAL_S: Final = 1.0
-"""How often it is seen whether something is still used up: that bounds how often it is told."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,10 +67,3 @@ class Exhaustions:
 def _put(news: _News, item: tuple[str, Exhaustion] | None) -> None:
     with contextlib.suppress(asyncio.QueueFull):
         news.put_nowait(item)
-
-
-def look_later(look: Callable[[], None]) -> None:
-    """Have this called after LOOK_INTERVAL_S, on a thread of its own."""
-    timer = threading.Timer(LOOK_INTERVAL_S, look)
-    timer.daemon = True
-    timer.start()

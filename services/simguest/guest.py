@@ -25,16 +25,17 @@ from services.handshake.errors import (
     NotFoundError,
 )
 from services.rpc.address import parse_address
-from services.simguest import fs_driver, net_driver
-from services.simguest.bounce import BouncePool, PoolUsage
-from services.simguest.device import DeviceKind, DeviceMemory, VirtioDevice
-from services.simguest.dma import DirectDma, Dma
 from services.simguest.exhaustions import Exhaustions
+from services.simguest.fs import driver as fs_driver
 from services.simguest.guest_init import GuestInitProcess, InitBoot
 from services.simguest.kernel import Kernel, ordinary_ranges, publish_pool, reserve_pool
-from services.simguest.pages import PageAllocator
-from services.simguest.ram import GuestRam
-from services.simguest.workload import Workload
+from services.simguest.memory.bounce import BouncePool, PoolUsage
+from services.simguest.memory.dma import DirectDma, Dma
+from services.simguest.memory.pages import PageAllocator
+from services.simguest.memory.ram import GuestRam
+from services.simguest.net import driver as net_driver
+from services.simguest.virtio.device import DeviceKind, DeviceMemory, VirtioDevice
+from services.simguest.workload.workload import Workload
 from services.wire import virtio_fs, virtio_net
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from services.handshake.pool import POOL_ALIGN_BYTES, Gpa, SwiotlbPool
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from services.simguest.ram import RamRegion
+    from services.simguest.memory.ram import RamRegion
 
 POOL_PARAMETER: Final = "hv_pci_swiotlb"
 PUBLISH_DIR: Final = "sys/bus/vmbus/drivers/hv_pci"

@@ -21,7 +21,7 @@ from services.simguest.kernel import Kernel
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Generator
 
-    from services.simguest.workload import FileDigest
+    from services.simguest.workload.workload import FileDigest
 
 T = TypeVar("T")
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from services.simguest import fs_driver_replies as replies
-from services.simguest import fs_driver_streams as streams
-from services.simguest.fs_driver import nothing, unpack
+from services.simguest.fs import replies, streams
+from services.simguest.fs.driver import nothing, unpack
 from services.wire import fuse
 from services.wire.fuse import Opcode
 from tests.conformance.host_tree import Status
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from struct import Struct
 
-    from services.simguest.fs_driver_paths import ShareFiles
-    from services.simguest.fs_driver_replies import Node
+    from services.simguest.fs.paths import ShareFiles
+    from services.simguest.fs.replies import Node
     from services.wire.fuse import Attr
 
 

@@ -8,14 +8,14 @@ from services.devicehost.host import AggregateBackend, DeviceHost, DeviceSpec, F
 from services.handshake import events
 from services.handshake.options import build_options
 from services.handshake.pool import format_token
-from services.simguest.bounce import BouncePool
-from services.simguest.device import DeviceMemory, VirtioDevice
-from services.simguest.dma import DirectDma
 from services.simguest.guest import KINDS
 from services.simguest.kernel import Kernel, ordinary_ranges, reserve_pool
-from services.simguest.pages import PageAllocator
-from services.simguest.ram import GuestRam
-from services.simguest.workload import Workload
+from services.simguest.memory.bounce import BouncePool
+from services.simguest.memory.dma import DirectDma
+from services.simguest.memory.pages import PageAllocator
+from services.simguest.memory.ram import GuestRam
+from services.simguest.virtio.device import DeviceMemory, VirtioDevice
+from services.simguest.workload.workload import Workload
 
 if TYPE_CHECKING:
     from pathlib import Path

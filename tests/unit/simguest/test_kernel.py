@@ -17,7 +17,7 @@ from services.simguest.kernel import (
     reserve_pool,
     wanted_pool_bytes,
 )
-from services.simguest.ram import HIGH_RAM_BASE, LOW_RAM_LIMIT, RamRegion
+from services.simguest.memory.ram import HIGH_RAM_BASE, LOW_RAM_LIMIT, RamRegion
 
 if TYPE_CHECKING:
     from pathlib import Path

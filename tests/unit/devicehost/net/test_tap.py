@@ -14,7 +14,7 @@ import pytest
 from services.devicehost.devices.net import tap as tap_module
 from services.devicehost.devices.net.tap import Tap
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
-from services.simguest.netns import NetworkNamespace
+from services.simguest.net.namespace import NetworkNamespace
 from services.wire.virtio_net import HEADER_BYTES
 
 if TYPE_CHECKING:

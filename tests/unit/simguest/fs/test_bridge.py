@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
-from services.simguest import fuse_bridge, fuse_bridge_mount
-from services.simguest.fuse_bridge import SMALL_REPLY_BYTES, reply_bytes
+from services.simguest.fs import bridge, mount
+from services.simguest.fs.bridge import SMALL_REPLY_BYTES, reply_bytes
 from services.wire import fuse
 from services.wire.fuse import InHeader, Opcode
 
@@ -32,7 +32,7 @@ def mount_point(run_dir: Path) -> Iterator[Path]:
     place = run_dir / "mount point"
     place.mkdir()
     yield place
-    assert not fuse_bridge_mount.is_mounted(place), "the mount point was left behind"
+    assert not mount.is_mounted(place), "the mount point was left behind"
 
 
 def run(*command: str | Path) -> str:
@@ -174,7 +174,7 @@ def test_somebody_else_unmounts(rig: Rig, shared: Path, mount_point: Path) -> No
     rig.share("data", shared)
     rig.workload.mount("data", mount_point)
     run("umount", mount_point)
-    assert not fuse_bridge_mount.is_mounted(mount_point)
+    assert not mount.is_mounted(mount_point)
     rig.workload.unmount("data")
     assert rig.workload.files("data").list() == {}
 
@@ -185,8 +185,8 @@ def test_closing_the_workload_unmounts(rig: Rig, shared: Path, mount_point: Path
     rig.workload.mount("data", mount_point)
     before = threading.active_count()
     rig.workload.close()
-    assert not fuse_bridge_mount.is_mounted(mount_point)
-    assert threading.active_count() == before - fuse_bridge.READERS
+    assert not mount.is_mounted(mount_point)
+    assert threading.active_count() == before - bridge.READERS
 
 
 @needs_fuse
@@ -207,7 +207,7 @@ def test_a_mount_point_that_cannot_be_used(rig: Rig, shared: Path, run_dir: Path
 def test_without_the_fuse_device(
     rig: Rig, shared: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuse_bridge_mount, "FUSE_DEVICE", str(run_dir / "no fuse"))
+    monkeypatch.setattr(mount, "FUSE_DEVICE", str(run_dir / "no fuse"))
     rig.share("data", shared)
     with pytest.raises(FailedPreconditionError) as raised:
         rig.workload.mount("data", run_dir)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.host import AggregateBackend, ChildSpec
-from services.simguest import fuse_bridge_mount
+from services.simguest.fs.mount import is_mounted
 from tests.unit.simguest.rig import VM_ID
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def place(rig: Rig, run_dir: Path) -> Iterator[Path]:
     rig.workload.attach_share(TAG, device)
     rig.workload.mount(TAG, made)
     yield made
-    if fuse_bridge_mount.is_mounted(made):
+    if is_mounted(made):
         rig.workload.unmount(TAG)
 
 

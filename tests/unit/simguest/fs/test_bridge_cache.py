@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.simguest import fuse_bridge_mount
+from services.simguest.fs.mount import is_mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ def share(rig: Rig, shared: Path, run_dir: Path) -> Iterator[Share]:
     place.mkdir()
     (shared / "file").write_bytes(CONTENT)
     yield Share(rig, shared, place)
-    if fuse_bridge_mount.is_mounted(place):
+    if is_mounted(place):
         rig.workload.unmount("data")
 
 

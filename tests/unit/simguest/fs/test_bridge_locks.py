@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.simguest import fuse_bridge, fuse_bridge_mount
+from services.simguest.fs import bridge, mount
 from tests.support.locker import Locker, until_waiting, waiting_locks
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def mounted(rig: Rig, file: Path, run_dir: Path) -> Iterator[Path]:
     rig.share("data", file.parent)
     rig.workload.mount("data", place)
     yield place / file.name
-    if fuse_bridge_mount.is_mounted(place):
+    if mount.is_mounted(place):
         rig.workload.unmount("data")
 
 
@@ -132,7 +132,7 @@ def test_a_signal_interrupts_and_the_wait_goes_on(mounted: Path, file: Path, cal
 
 
 def test_waiting_holds_up_neither_readers_nor_queue(mounted: Path, file: Path) -> None:
-    count = 2 * fuse_bridge.READERS
+    count = 2 * bridge.READERS
     lockers = [Locker(mounted) for _ in range(count)]
     try:
         with Locker(mounted) as holder:
@@ -157,7 +157,7 @@ def test_unmounting_ends_waits(rig: Rig, mounted: Path, file: Path) -> None:
         until_waiting(file)
         before = time.monotonic()
         rig.workload.unmount("data")
-        assert time.monotonic() - before < fuse_bridge.DRAIN_DEADLINE_S
+        assert time.monotonic() - before < bridge.DRAIN_DEADLINE_S
         assert waiter.answer() == "ENOTCONN"
         assert waiting_locks(file) == 0
     with Locker(file) as host:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.simguest import fuse_bridge_mount
+from services.simguest.fs.mount import is_mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def place(rig: Rig, run_dir: Path) -> Iterator[Path]:
     made = run_dir / "mount point"
     made.mkdir()
     yield made
-    if fuse_bridge_mount.is_mounted(made):
+    if is_mounted(made):
         rig.workload.unmount("data")
 
 

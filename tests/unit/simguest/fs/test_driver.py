@@ -15,10 +15,10 @@ from services.handshake.errors import (
     PortholeError,
     UnavailableError,
 )
-from services.simguest import fs_driver_replies as replies
-from services.simguest.fs_driver import FsDriver, read_config
-from services.simguest.fs_driver_operations import FsOperations
-from services.simguest.fs_driver_streams import scan
+from services.simguest.fs import replies
+from services.simguest.fs.driver import FsDriver, read_config
+from services.simguest.fs.operations import FsOperations
+from services.simguest.fs.streams import scan
 from services.wire import fuse
 from services.wire.fuse import FUSE_ROOT_ID, Opcode
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from services.handshake.errors import InvalidArgumentError, ResourceExhaustedError
 from services.handshake.exhaustion import Exhaustion
 from services.handshake.pool import MAX_MAPPING_BYTES, Gpa, SwiotlbPool
-from services.simguest.bounce import BouncePool, find_run, slots_of
-from services.simguest.ram import GuestRam
+from services.simguest.memory.bounce import BouncePool, find_run, slots_of
+from services.simguest.memory.ram import GuestRam
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from services.simguest.dma import Mapping
+    from services.simguest.memory.dma import Mapping
 
 BASE = 0x1000000
 SEGMENT = 128 * 2048

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.handshake.errors import InvalidArgumentError, ResourceExhaustedError
-from services.simguest.pages import PageAllocator
-from services.simguest.ram import HIGH_RAM_BASE, LOW_RAM_LIMIT, GuestRam
+from services.simguest.memory.pages import PageAllocator
+from services.simguest.memory.ram import HIGH_RAM_BASE, LOW_RAM_LIMIT, GuestRam
 
 GIB = 1 << 30
 

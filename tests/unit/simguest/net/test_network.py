@@ -22,9 +22,10 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.simguest import netns, workload_network
-from services.simguest.net_driver_tap import TapAdapter
-from services.simguest.netns import NetworkNamespace
+from services.simguest.net import namespace as namespaces
+from services.simguest.net.namespace import NetworkNamespace
+from services.simguest.net.tap import TapAdapter
+from services.simguest.workload import network
 from tests.unit.devicehost.vhost_user.conftest import eventually
 from tests.unit.simguest.rig import Rig
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from services.simguest.net_driver import NetDriver
+    from services.simguest.net.driver import NetDriver
 
 HOST, GUEST, NOBODY = "192.0.2.1", "192.0.2.2", "192.0.2.77"
 HOST_MAC = bytes.fromhex("020000000001")
@@ -203,9 +204,9 @@ def test_without_the_right_the_adapter_works_by_its_python_api(
         def unshare(self, _: int) -> int:
             return -1
 
-        setns = netns._libc.setns
+        setns = namespaces._libc.setns
 
-    monkeypatch.setattr(netns, "_libc", NoRights())
+    monkeypatch.setattr(namespaces, "_libc", NoRights())
     monkeypatch.setattr("ctypes.get_errno", lambda: 1)
     try:
         make(lambda: _add(rig, host_network, 1500))
@@ -276,7 +277,7 @@ def test_addresses_and_names_that_cannot_be() -> None:
             namespace.configure(
                 "eth0", mac=HOST_MAC, mtu=1500, address="fd00::2/64", gateway="fd00::1"
             )
-            assert namespace.run(lambda: workload_network.ping("fd00::2", 1, 5.0)).received == 1
+            assert namespace.run(lambda: network.ping("fd00::2", 1, 5.0)).received == 1
         finally:
             os.close(fd)
 
@@ -284,11 +285,11 @@ def test_addresses_and_names_that_cannot_be() -> None:
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda: workload_network.ping("host.example", 1, 1.0), "PING_ADDRESS"),
-        (lambda: workload_network.ping("192.0.2.1", 1001, 1.0), "PING_COUNT"),
-        (lambda: workload_network.http_get("https://192.0.2.1/", 1.0), "HTTP_URL"),
-        (lambda: workload_network.http_get("http://192.0.2.1:port/", 1.0), "HTTP_URL"),
-        (lambda: workload_network.http_get("http://192.0.2.1/a b", 1.0), "HTTP_URL"),
+        (lambda: network.ping("host.example", 1, 1.0), "PING_ADDRESS"),
+        (lambda: network.ping("192.0.2.1", 1001, 1.0), "PING_COUNT"),
+        (lambda: network.http_get("https://192.0.2.1/", 1.0), "HTTP_URL"),
+        (lambda: network.http_get("http://192.0.2.1:port/", 1.0), "HTTP_URL"),
+        (lambda: network.http_get("http://192.0.2.1/a b", 1.0), "HTTP_URL"),
     ],
 )
 def test_questions_that_make_no_sense(call: object, reason: str) -> None:

@@ -19,13 +19,13 @@ from services.handshake.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.simguest.bounce import BouncePool, slots_of
-from services.simguest.device import QUEUE_SIZE, DeviceKind, DeviceMemory, VirtioDevice
-from services.simguest.dma import DirectDma
 from services.simguest.kernel import Kernel, ordinary_ranges, reserve_pool
-from services.simguest.pages import PageAllocator
-from services.simguest.ram import GuestRam
-from services.simguest.ring import ring_bytes
+from services.simguest.memory.bounce import BouncePool, slots_of
+from services.simguest.memory.dma import DirectDma
+from services.simguest.memory.pages import PageAllocator
+from services.simguest.memory.ram import GuestRam
+from services.simguest.virtio.device import QUEUE_SIZE, DeviceKind, DeviceMemory, VirtioDevice
+from services.simguest.virtio.ring import ring_bytes
 from services.wire import vhost_user as wire
 from services.wire.virtio_ring import (
     DESC,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from services.simguest.virtqueue import SplitQueue
+    from services.simguest.virtio.queue import SplitQueue
 
 KIND = DeviceKind(features=0b001, config_bytes=len(CONFIG), queues=2)
 RING_SLOTS = 2 * slots_of(ring_bytes(QUEUE_SIZE))

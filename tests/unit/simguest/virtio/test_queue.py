@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.handshake.errors import FailedPreconditionError, PortholeError
-from services.simguest.dma import DirectDma
-from services.simguest.pages import PageAllocator
-from services.simguest.ram import GuestRam
-from services.simguest.ring import BrokenRingError, DriverRing, ring_bytes
-from services.simguest.virtqueue import SplitQueue
+from services.simguest.memory.dma import DirectDma
+from services.simguest.memory.pages import PageAllocator
+from services.simguest.memory.ram import GuestRam
+from services.simguest.virtio.queue import SplitQueue
+from services.simguest.virtio.ring import BrokenRingError, DriverRing, ring_bytes
 from services.wire import virtio_ring as wire
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """The guest's virtio-fs driver: one FUSE session over the queues of one device.
 
 Owns the session (INIT, DESTROY), unique numbers, the choice of a queue, and the envelope of
-requests and replies. fs_driver_operations.py knows what requests mean, fs_driver_paths.py paths.
-Must not know the ring or the bounce pool; see driver.py for what is below.
+requests and replies. operations.py knows what requests mean, paths.py knows paths. Must not know
+rings or bounce pools.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from struct import Struct
 
-    from services.simguest.driver import Buffer, DriverQueue, ProbedDevice
+    from services.simguest.memory.dma import Buffer
+    from services.simguest.virtio.interface import DriverQueue, ProbedDevice
 
 T = TypeVar("T")
 

@@ -10,16 +10,16 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.pool import PAGE_BYTES
-from services.simguest.fs_driver_replies import DirectoryEntry
+from services.simguest.fs.replies import DirectoryEntry
 from services.wire import fuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from services.simguest.driver import Buffer
-    from services.simguest.fs_driver import Pending
-    from services.simguest.fs_driver_operations import FsOperations
-    from services.simguest.fs_driver_replies import Node
+    from services.simguest.fs.driver import Pending
+    from services.simguest.fs.operations import FsOperations
+    from services.simguest.fs.replies import Node
+    from services.simguest.memory.dma import Buffer
 
 IN_FLIGHT: Final = 4
 """READs or WRITEs of one file that are on their way at a time."""

@@ -1,8 +1,8 @@
 """FUSE operations as calls on nodes and handles: what each request means.
 
-Owns the arguments of every operation that the guest's driver makes; fs_driver_replies.py reads the
-answers. Nodes that a reply names count one lookup each, which the caller gives back with `forget`.
-Must not know paths or queues.
+Owns the arguments of every operation that the guest's driver makes; replies.py decodes the answers.
+Each node in a reply counts one lookup, which the caller gives back with `forget`. Must not know
+paths or queues.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import PortholeError
-from services.simguest import fs_driver_replies as replies
-from services.simguest.fs_driver import nothing
+from services.simguest.fs import replies
+from services.simguest.fs.driver import nothing
 from services.wire import fuse
 from services.wire.fuse import Attr, Dirent, Opcode, StatfsOut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.simguest.driver import Buffer
-    from services.simguest.fs_driver import FsDriver, Pending
-    from services.simguest.fs_driver_replies import DirectoryEntry, Node
+    from services.simguest.fs.driver import FsDriver, Pending
+    from services.simguest.fs.replies import DirectoryEntry, Node
+    from services.simguest.memory.dma import Buffer
 
 DIRECTORY_BYTES: Final = 128 << 10
 """How much of a directory one READDIRPLUS asks for."""

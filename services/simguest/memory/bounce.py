@@ -23,17 +23,19 @@ from services.handshake.pool import (
     SLOT_BYTES,
     SwiotlbPool,
 )
-from services.simguest.dma import Mapping, check_lengths, copy_in, copy_out
-from services.simguest.exhaustions import look_later
+from services.simguest.memory.dma import Mapping, check_lengths, copy_in, copy_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from services.simguest.driver import Buffer
-    from services.simguest.ram import GuestRam
+    from services.simguest.memory.dma import Buffer
+    from services.simguest.memory.ram import GuestRam
 
 DEFAULT_AREAS: Final = 4
 """Areas of a pool; the kernel makes one per CPU, rounded up to a power of two."""
+
+LOOK_INTERVAL_S: Final = 1.0
+"""Time between two looks at an exhausted pool; it bounds how often exhaustion is reported."""
 
 _SEGMENT_FREE: Final[int] = (1 << SEGMENT_SLOTS) - 1
 _PAGE_SLOTS: Final = PAGE_BYTES // SLOT_BYTES
@@ -165,7 +167,7 @@ class BouncePool:
         self._room = threading.Condition(threading.Lock())
         self._waiting = 0
         self._on_exhausted = on_exhausted
-        self.bound = Bound(Resource.BOUNCE_POOL, self._slots_total, lambda: self._used, look_later)
+        self.bound = Bound(Resource.BOUNCE_POOL, self._slots_total, lambda: self._used, _look_later)
 
     def for_device(self, device_id: str) -> DevicePool:
         """Give the pool as one device uses it."""
@@ -323,3 +325,10 @@ def _make_areas(slots_total: int, wanted: int) -> tuple[list[_Area], int]:
     per_area = -(-len(free) // max(1, min(wanted, len(free))))
     areas = [_Area(i, free[i : i + per_area]) for i in range(0, len(free), per_area)]
     return areas, per_area
+
+
+def _look_later(look: Callable[[], None]) -> None:
+    """Call `look` after LOOK_INTERVAL_S, on a thread of its own."""
+    timer = threading.Timer(LOOK_INTERVAL_S, look)
+    timer.daemon = True
+    timer.start()

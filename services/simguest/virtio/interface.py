@@ -1,7 +1,7 @@
 """What a virtio driver of this guest sees: a probed device and its queues.
 
-Owns the interface only. Drivers (virtio-fs, virtio-net) code against it and must not know the ring,
-the bounce pool, or the vhost-user front-end below it; device.py provides it.
+Owns the interface only; device.py and queue.py provide it. Drivers (virtio-fs, virtio-net) code
+against it and must not know the ring, the bounce pool or the vhost-user front-end below it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-Buffer = bytes | bytearray | memoryview
-"""Anything contiguous that a driver hands to a device; memoryviews of format 'B'."""
+    from services.simguest.memory.dma import Buffer
 
 REQUEST_DEADLINE_S: Final = 30.0
 """How long a submitter waits for a free descriptor and for pool slots, unless it says otherwise."""

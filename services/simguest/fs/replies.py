@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from services.simguest.fs_driver import malformed_reply, unpack
+from services.simguest.fs.driver import malformed_reply, unpack
 from services.wire import fuse
 from services.wire.fuse import Attr, Dirent, EntryOut, Opcode, StatfsOut
 

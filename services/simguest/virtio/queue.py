@@ -28,14 +28,14 @@ from services.handshake.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.simguest.driver import REQUEST_DEADLINE_S, Buffer
-from services.simguest.ring import BrokenRingError, DriverRing, chain_descriptors
+from services.simguest.virtio.interface import REQUEST_DEADLINE_S
+from services.simguest.virtio.ring import BrokenRingError, DriverRing, chain_descriptors
 from services.wire.virtio_ring import DESC, DESC_BYTES, DESC_F_INDIRECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from services.simguest.dma import Dma, Mapping
+    from services.simguest.memory.dma import Buffer, Dma, Mapping
 
 _HANG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -93,7 +93,7 @@ class _Request:
 
 
 class SplitQueue:
-    """One virtqueue, from its driver's side; a `driver.DriverQueue`."""
+    """One virtqueue, from its driver's side; implements `interface.DriverQueue`."""
 
     def __init__(
         self, index: int, device: str, ring: DriverRing, dma: Dma, *, indirect: bool
@@ -134,7 +134,7 @@ class SplitQueue:
         *,
         deadline_s: float = REQUEST_DEADLINE_S,
     ) -> Future[list[bytes]]:
-        """See `driver.DriverQueue.submit`."""
+        """Make one request available; `DriverQueue.submit` is the contract."""
         if self._error is not None:
             raise self._error
         end = time.monotonic() + deadline_s
@@ -174,7 +174,7 @@ class SplitQueue:
         deadline_s: float = REQUEST_DEADLINE_S,
         timeout_s: float | None = None,
     ) -> list[bytes]:
-        """See `driver.DriverQueue.transact`."""
+        """Submit and wait for the answer; `DriverQueue.transact` is the contract."""
         future = self.submit(out, in_sizes, deadline_s=deadline_s)
         try:
             return future.result(timeout_s)
@@ -186,7 +186,7 @@ class SplitQueue:
             ) from None
 
     def post_receive(self, buffers: int, size_bytes: int, on_data: Callable[[bytes], None]) -> None:
-        """See `driver.DriverQueue.post_receive`."""
+        """Post receive buffers for good; `DriverQueue.post_receive` is the contract."""
         if self._error is not None:
             raise self._error
         if not 0 < buffers <= self.size or self._received is not None:

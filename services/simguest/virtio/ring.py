@@ -1,7 +1,7 @@
 """The driver's side of a split ring in guest memory, without threads and descriptors to wait on.
 
 Owns the layout of one ring and the driver's indices (VIRTIO 1.2 section 2.7, EVENT_IDX of 2.7.7 and
-2.7.10). Not thread-safe: virtqueue.py locks. What the device wrote is checked here, never trusted.
+2.7.10). Not thread-safe: queue.py locks. What the device wrote is checked here, never trusted.
 
 The order of plain stores and loads that the ring needs is x86's; where section 2.7.13 asks for a
 full barrier there is one.
@@ -17,7 +17,7 @@ from services.wire import virtio_ring as wire
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.simguest.dma import Mapping
+    from services.simguest.memory.dma import Mapping
 
 _IDX = wire.AVAIL_IDX // 2
 _AVAIL_RING = wire.AVAIL_RING // 2

@@ -1,8 +1,8 @@
 """The vhost-user front-end: one socket to one device, and the messages that are sent over it.
 
 Owns the socket and the rules for answers (QEMU docs/interop/vhost-user.rst). The device is not
-trusted: an answer that does not fit closes nothing but the device. Must not know in which order a
-device is brought up; device.py does.
+trusted: an answer that breaks the protocol costs the guest that device, nothing else. Must not know
+the order in which a device is brought up; device.py owns that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A virtio device as the guest's kernel brings it up: connect, negotiate, set its queues running.
+"""A virtio device as the guest's kernel brings it up: connect, negotiate, start its queues.
 
-Owns the order of the vhost-user messages and the life of a device's rings; a `driver.ProbedDevice`.
-Must not know what the device does or how buffers are mapped.
+Owns the order of the vhost-user messages and the life of a device's rings; it provides
+`interface.ProbedDevice`. Must not know what the device does or how buffers are mapped.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import FailedPreconditionError, PortholeError
-from services.simguest.front_end import FrontEnd
-from services.simguest.ring import DriverRing, ring_bytes
-from services.simguest.virtqueue import SplitQueue
+from services.simguest.virtio.front_end import FrontEnd
+from services.simguest.virtio.queue import SplitQueue
+from services.simguest.virtio.ring import DriverRing, ring_bytes
 from services.wire import vhost_user as wire
 from services.wire.virtio_ring import (
     F_ACCESS_PLATFORM,
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from services.simguest.dma import Dma, Mapping
-    from services.simguest.ram import GuestRam
+    from services.simguest.memory.dma import Dma, Mapping
+    from services.simguest.memory.ram import GuestRam
 
 QUEUE_SIZE: Final = 256
 """Entries of every ring."""

@@ -1,6 +1,6 @@
 """The guest's DMA interface: what a driver's buffer must go through before a device may see it.
 
-Owns the interface and its direct kind, for a guest without a pool; bounce.py is the other kind.
+Owns the interface and its direct kind, for a guest without a pool; bounce.py has the other kind.
 Must not know rings or drivers.
 """
 
@@ -14,9 +14,11 @@ from services.handshake.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from services.simguest.driver import Buffer
-    from services.simguest.pages import PageAllocator
-    from services.simguest.ram import GuestRam
+    from services.simguest.memory.pages import PageAllocator
+    from services.simguest.memory.ram import GuestRam
+
+Buffer = bytes | bytearray | memoryview
+"""Contiguous bytes that a driver hands to a device; a memoryview has the format 'B'."""
 
 _MAX_DESCRIPTOR_BYTES: Final = (1 << 32) - 1
 

@@ -15,12 +15,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from services.handshake.errors import PortholeError
-from services.simguest.net_driver import NetDriver
+from services.simguest.net.driver import NetDriver
 from services.wire.virtio_net import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
-    from services.simguest.driver import ProbedDevice
-    from services.simguest.netns import NetworkNamespace
+    from services.simguest.net.namespace import NetworkNamespace
+    from services.simguest.virtio.interface import ProbedDevice
 
 _LOG = logging.getLogger(__name__)
 

@@ -22,23 +22,23 @@ from services.handshake.errors import (
     NotFoundError,
     PortholeError,
 )
-from services.simguest import workload_network
-from services.simguest.fs_driver import FsDriver
-from services.simguest.fs_driver_operations import FsOperations
-from services.simguest.fs_driver_paths import ShareFiles, split
-from services.simguest.fuse_bridge import FuseBridge
-from services.simguest.net_driver import NetDriver
-from services.simguest.net_driver_tap import TapAdapter
-from services.simguest.netns import NetworkNamespace
-from services.simguest.workload_copy import CopyResult, copy_tree
-from services.simguest.workload_hash import FileDigest, hash_tree
-from services.simguest.workload_network import HttpResult, PingResult
+from services.simguest.fs.bridge import FuseBridge
+from services.simguest.fs.driver import FsDriver
+from services.simguest.fs.operations import FsOperations
+from services.simguest.fs.paths import ShareFiles, split
+from services.simguest.net.driver import NetDriver
+from services.simguest.net.namespace import NetworkNamespace
+from services.simguest.net.tap import TapAdapter
+from services.simguest.workload import network
+from services.simguest.workload.copy import CopyResult, copy_tree
+from services.simguest.workload.hash import FileDigest, hash_tree
+from services.simguest.workload.network import HttpResult, PingResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import TypeVar
 
-    from services.simguest.driver import ProbedDevice
+    from services.simguest.virtio.interface import ProbedDevice
 
     T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class Workload:
 
         Args:
             tag: What the other methods call it.
-            device: Probed with `fs_driver.WANTED_FEATURES`; stays the caller's to close, after
+            device: Probed with `fs.driver.WANTED_FEATURES`; stays the caller's to close, after
                 `detach`.
 
         Raises:
@@ -99,7 +99,7 @@ class Workload:
 
         Args:
             tag: Name of the interface, 1 to 15 bytes.
-            device: Probed with `net_driver.WANTED_FEATURES`; stays the caller's to close, after
+            device: Probed with `net.driver.WANTED_FEATURES`; stays the caller's to close, after
                 `detach`.
             client_address: "192.0.2.2/24"; empty for none.
             gateway_address: Next hop of the default route; empty for none.
@@ -292,12 +292,12 @@ class Workload:
         return namespace.run(function)
 
     def http_get(self, url: str, timeout_s: float = 0.0) -> HttpResult:
-        """Fetch a URL from inside the guest's network; see `workload_network.http_get`."""
-        return self.in_network(lambda: workload_network.http_get(url, timeout_s))
+        """Fetch a URL from inside the guest's network; see `network.http_get`."""
+        return self.in_network(lambda: network.http_get(url, timeout_s))
 
     def ping(self, address: str, count: int = 1, timeout_s: float = 0.0) -> PingResult:
-        """Ping from inside the guest's network; see `workload_network.ping`."""
-        return self.in_network(lambda: workload_network.ping(address, count, timeout_s))
+        """Ping from inside the guest's network; see `network.ping`."""
+        return self.in_network(lambda: network.ping(address, count, timeout_s))
 
     def _share(self, tag: str) -> _Share:
         try:

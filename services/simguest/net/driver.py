@@ -1,8 +1,8 @@
 """The guest's virtio-net driver: Ethernet frames over the receive and transmit queue of one device.
 
-Owns packet headers, receive buffers and putting together what the device spread over several of
-them. Must not know what a frame means and where it goes (net_driver_tap.py joins an adapter to a
-network namespace), nor the ring or the bounce pool.
+Owns packet headers, receive buffers, and reassembling a frame that the device spread over several
+of them. Must not know what a frame means or where it goes (tap.py joins an adapter to a network
+namespace), nor rings or bounce pools.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.wire.virtio_net import HEADER_BYTES, NetConfig, NetHeader
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.simguest.driver import ProbedDevice
+    from services.simguest.virtio.interface import ProbedDevice
 
 WANTED_FEATURES: Final = (
     virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF

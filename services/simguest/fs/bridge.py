@@ -21,8 +21,8 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import FailedPreconditionError, PortholeError, UnavailableError
-from services.simguest import fuse_bridge_mount as system
-from services.simguest.fs_driver import read_config
+from services.simguest.fs import mount as system
+from services.simguest.fs.driver import read_config
 from services.wire import fuse, virtio_fs
 from services.wire.fuse import ERROR_REPLY, NO_REPLY, InHeader, Opcode, OutHeader
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from services.simguest.driver import ProbedDevice
+    from services.simguest.virtio.interface import ProbedDevice
 
 READERS: Final = 2
 """Threads that read requests; one may be copying while the other waits for room in the pool."""

@@ -12,15 +12,15 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from services.simguest import fs_driver_streams as streams
-from services.simguest.fs_driver_replies import Node
+from services.simguest.fs import streams
+from services.simguest.fs.replies import Node
 from services.wire.fuse import FUSE_ROOT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from services.simguest.driver import Buffer
-    from services.simguest.fs_driver_operations import FsOperations
+    from services.simguest.fs.operations import FsOperations
+    from services.simguest.memory.dma import Buffer
     from services.wire.fuse import Attr
 
 Path = str | bytes

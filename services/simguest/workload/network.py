@@ -1,8 +1,7 @@
 """Programs that run in the guest's network: an HTTP client and ping.
 
-Owns HTTP GET and ICMP echo (RFC 792, RFC 4443) as plain functions over sockets. They run in
-whatever network namespace their thread is in; workload.py puts them into the guest's. Must not know
-virtio.
+Owns HTTP GET and ICMP echo (RFC 792, RFC 4443) as plain functions over sockets. They run in the
+network namespace of their thread; workload.py runs them in the guest's. Must not know virtio.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from services.handshake.errors import PortholeError
-from services.simguest import fs_driver_streams as streams
+from services.simguest.fs import streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from services.simguest.fs_driver import Pending
-    from services.simguest.fs_driver_operations import FsOperations
-    from services.simguest.fs_driver_replies import Node
+    from services.simguest.fs.driver import Pending
+    from services.simguest.fs.operations import FsOperations
+    from services.simguest.fs.replies import Node
 
 T = TypeVar("T")
 

@@ -13,17 +13,17 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from services.simguest import fs_driver_streams as streams
-from services.simguest.workload_crew import Crew
-from services.simguest.workload_files import Batch, File, is_small, naming, read_small, settle
+from services.simguest.fs import streams
+from services.simguest.workload.crew import Crew
+from services.simguest.workload.files import Batch, File, is_small, naming, read_small, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from services.simguest.fs_driver import Pending
-    from services.simguest.fs_driver_operations import FsOperations
-    from services.simguest.fs_driver_paths import ShareFiles
-    from services.simguest.fs_driver_replies import Node
+    from services.simguest.fs.driver import Pending
+    from services.simguest.fs.operations import FsOperations
+    from services.simguest.fs.paths import ShareFiles
+    from services.simguest.fs.replies import Node
     from services.wire.fuse import Attr
 
     _Created = tuple[Node, int]

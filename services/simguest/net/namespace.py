@@ -1,8 +1,8 @@
 """The guest's network stack: an anonymous network namespace with TAP interfaces in it.
 
 Owns the namespace, what is configured in it, and running code inside it. It lives as long as its
-descriptor; tools enter it with `nsenter --net=/proc/<pid>/fd/<fd> ip addr`. Must not know virtio:
-net_driver.py moves the frames.
+descriptor; tools enter it with `nsenter --net=/proc/<pid>/fd/<fd> ip addr`. Must not know virtio;
+tap.py moves the frames.
 """
 
 from __future__ import annotations

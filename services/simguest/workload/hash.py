@@ -11,15 +11,15 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from services.simguest import fs_driver_streams as streams
-from services.simguest.workload_crew import Crew
-from services.simguest.workload_files import Batch, File, is_small, naming, read_small
+from services.simguest.fs import streams
+from services.simguest.workload.crew import Crew
+from services.simguest.workload.files import Batch, File, is_small, naming, read_small
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable
 
-    from services.simguest.fs_driver_operations import FsOperations
-    from services.simguest.fs_driver_paths import ShareFiles
+    from services.simguest.fs.operations import FsOperations
+    from services.simguest.fs.paths import ShareFiles
 
 
 class FileDigest(NamedTuple):

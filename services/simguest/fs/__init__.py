@@ -1,0 +1,6 @@
+"""What the guest does with a virtio-fs device: its own FUSE client, or the host kernel's.
+
+Owns the client's session (driver), requests (operations, replies), whole files and directories
+(streams) and paths (paths); and a device as a real mount point (bridge, mount). Must not know
+virtqueues below `virtio.interface`, how buffers are mapped, or what the files are for.
+"""
