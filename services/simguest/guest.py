@@ -14,7 +14,6 @@ import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from services.handshake import events
@@ -34,6 +33,7 @@ from services.simguest.memory.dma import DirectDma, Dma
 from services.simguest.memory.pages import PageAllocator
 from services.simguest.memory.ram import GuestRam
 from services.simguest.net import driver as net_driver
+from services.simguest.states import GuestEvent, GuestState, guest_life
 from services.simguest.virtio.device import DeviceKind, DeviceMemory, VirtioDevice
 from services.simguest.workload.workload import Workload
 from services.wire import virtio_fs, virtio_net
@@ -53,25 +53,6 @@ KINDS: Final = {
 """Devices that this guest has drivers for."""
 
 _log = logging.getLogger(__name__)
-
-
-class GuestState(Enum):
-    """Where a guest is in its life."""
-
-    OFF = "not booted"
-    RUNNING = "running"
-    POWERED_OFF = "powered off"
-
-
-_NEXT: Final = {
-    (GuestState.OFF, "boot"): GuestState.RUNNING,
-    (GuestState.OFF, "power off"): GuestState.POWERED_OFF,
-    (GuestState.RUNNING, "attach a device"): GuestState.RUNNING,
-    (GuestState.RUNNING, "detach a device"): GuestState.RUNNING,
-    (GuestState.RUNNING, "power off"): GuestState.POWERED_OFF,
-    (GuestState.POWERED_OFF, "power off"): GuestState.POWERED_OFF,
-}
-"""The state machine; what is not in it is refused and changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +127,10 @@ class Guest:
     """
 
     def __init__(self, place: GuestPlace) -> None:
-        self.state = GuestState.OFF
         self.vm_id = ""
         self.workload = Workload()
         self.exhaustions = Exhaustions()
+        self._life = guest_life()
         self._place = place
         self._memory: _Memory | None = None
         self._init: GuestInitProcess | None = None
@@ -157,6 +138,11 @@ class Guest:
         self._order = asyncio.Lock()
         # Of its own: a workload that hangs must not keep the guest from powering off.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guest")
+
+    @property
+    def state(self) -> GuestState:
+        """Where the guest is in its life."""
+        return self._life.state
 
     async def boot(self, order: BootOrder) -> str:
         """Boot, once: reserve and publish the pool, then start guest init.
@@ -170,15 +156,13 @@ class Guest:
             OSError: The guest's directory cannot be written; the guest stays off.
         """
         async with self._order:
-            following = self._following("boot")
-            parse_address(self._init_address())
-            memory = _make_memory(order, self._place.rings_in_pool, self.exhaustions)
+            self._fire(GuestEvent.BOOT)
             try:
-                self._init = await self._start_init(order, memory.pool)
+                await self._boot(order)
             except BaseException:
-                memory.ram.close()
+                self._fire(GuestEvent.BOOT_FAILED)
                 raise
-            self._memory, self.state, self.vm_id = memory, following, order.vm_id
+            self._fire(GuestEvent.BOOT_DONE)
             return self._init_address()
 
     async def attach(self, order: DeviceOrder) -> None:
@@ -191,7 +175,7 @@ class Guest:
             PortholeError: As `VirtioDevice` and the driver; nothing of the device is left then.
         """
         async with self._order:
-            self.state = self._following("attach a device")
+            self._fire(GuestEvent.ATTACH)
             kind = KINDS.get(order.device_class)
             if kind is None:
                 raise InvalidArgumentError(
@@ -219,7 +203,7 @@ class Guest:
             NotFoundError: DEVICE_UNKNOWN.
         """
         async with self._order:
-            self.state = self._following("detach a device")
+            self._fire(GuestEvent.DETACH)
             if instance_id not in self._devices:
                 raise NotFoundError(
                     "DEVICE_UNKNOWN", f"no device {instance_id!r} is attached", device=instance_id
@@ -230,7 +214,7 @@ class Guest:
     async def power_off(self) -> None:
         """Power off in the order of this module's docstring; harmless when it is off already."""
         async with self._order:
-            self.state = self._following("power off")
+            self._fire(GuestEvent.POWER_OFF)
             devices = [device for _, device in self._devices.values()]
             self._devices.clear()
             await self._run(lambda: self._stop_devices(devices))
@@ -250,15 +234,29 @@ class Guest:
             return None
         return memory.pool, memory.bounce.usage()
 
-    def _following(self, event: str) -> GuestState:
-        following = _NEXT.get((self.state, event))
-        if following is None:
+    def _fire(self, event: GuestEvent) -> None:
+        """Go where `event` leads.
+
+        Raises:
+            FailedPreconditionError: GUEST_STATE; nothing changed. A reason of its own, because the
+                owner has a state machine as well, for the same VM.
+        """
+        try:
+            self._life.fire(event)
+        except FailedPreconditionError:
             raise FailedPreconditionError(
-                "GUEST_STATE",
-                f"cannot {event}: the guest is {self.state.value}",
-                state=self.state.value,
-            )
-        return following
+                "GUEST_STATE", f"cannot {event}: the guest is {self.state}", state=self.state
+            ) from None
+
+    async def _boot(self, order: BootOrder) -> None:
+        parse_address(self._init_address())
+        memory = _make_memory(order, self._place.rings_in_pool, self.exhaustions)
+        try:
+            self._init = await self._start_init(order, memory.pool)
+        except BaseException:
+            memory.ram.close()
+            raise
+        self._memory, self.vm_id = memory, order.vm_id
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -21,8 +21,9 @@ from services.handshake.errors import (
 from services.handshake.options import parse_fs_options
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.rpc.channel import connect
-from services.simguest.guest import BootOrder, DeviceOrder, Guest, GuestPlace, GuestState
+from services.simguest.guest import BootOrder, DeviceOrder, Guest, GuestPlace
 from services.simguest.kernel import PUBLISH_DIR, Kernel
+from services.simguest.states import GuestState
 from tests.unit.simguest.echo import DeviceRig, EchoHost
 
 if TYPE_CHECKING:
