@@ -16,6 +16,7 @@ from services.simguest.memory.pages import PageAllocator
 from services.simguest.memory.ram import GuestRam
 from services.simguest.virtio.device import DeviceMemory, VirtioDevice
 from services.simguest.workload.workload import Workload
+from tests.unit.simguest.fs.watched_device import Operations, WatchedDevice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,10 +40,13 @@ class Rig:
         self.memory = DeviceMemory(self.ram, self.bounce or direct, direct)
         self.workload = Workload()
         self.devices: dict[str, VirtioDevice] = {}
+        self.operations: dict[str, Operations] = {}
 
     def share(self, tag: str, directory: Path, options: str = "") -> None:
         device = self.create(tag, FsBackend(str(directory)), options)
-        self.workload.attach_share(tag, device)
+        watched = WatchedDevice(device)
+        self.operations[tag] = watched.operations
+        self.workload.attach_share(tag, watched)
 
     def adapter(self, tag: str, tap: str, address: str, gateway: str, options: str = "") -> None:
         device = self.create(tag, NetBackend(tap), options)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
+from services.simguest.workload import crew
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,15 +107,18 @@ def test_hashing_what_is_not_there(rig: Rig, tree: Path) -> None:
     assert not_a_directory.value.metadata["errno"] == str(errno.ENOTDIR)
 
 
-def test_a_reader_that_hangs_up_leaves_no_thread(rig: Rig, tree: Path) -> None:
-    import threading
+def crew_members() -> list[str]:
+    """The threads of this process that hash."""
+    return [each.name for each in threading.enumerate() if each.name.startswith("hash-")]
 
+
+def test_a_reader_that_hangs_up_leaves_no_thread(rig: Rig, tree: Path) -> None:
     rig.share("data", tree)
-    before = set(threading.enumerate())
     digests = rig.workload.hash_tree("data")
     next(digests)
+    assert len(crew_members()) == crew.WORKERS
     digests.close()
-    assert set(threading.enumerate()) <= before
+    assert crew_members() == []
     assert len(guest_digests(rig, "data")) == len(host_digests(tree))
 
 
