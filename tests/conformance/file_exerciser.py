@@ -13,7 +13,7 @@ import sys
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.host_files import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.host_files import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ import stat
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs import syscalls
+from services.devicehost.devices.fs.host_files import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from tests.support.standalone import fs, running
 pytestmark = pytest.mark.qemu
 
 PROJECT = Path(__file__).parents[2]
-TESTS = "tests/unit/devicehost/fs/test_name_case.py"
+TESTS = "tests/unit/devicehost/devices/fs/share/test_name_case.py"
 ENVIRONMENT = "PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run PYTHONDONTWRITEBYTECODE=1"
 
 

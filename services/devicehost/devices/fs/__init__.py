@@ -1,8 +1,7 @@
 """The virtio-fs device: one directory of the host, or an aggregate of several, served over FUSE.
 
-device > session > operations > aggregate > mount > nodes, handles, directory, attributes,
-credentials > request, descriptors, syscalls, errors. Only device.py knows queues; everything else
-works on plain buffers.
+device > protocol, backend > aggregate > operations > mount > locks, share > host_files. Only device
+knows queues; everything below works on plain buffers.
 """
 
 from services.devicehost.devices.fs.device import FsDevice

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
-from services.devicehost.devices.fs import credentials, syscalls
-from services.devicehost.devices.fs.aggregate import Aggregate
-from services.devicehost.devices.fs.descriptors import raise_descriptor_limit
-from services.devicehost.devices.fs.session import Session, Share
-from services.devicehost.devices.fs.shared_directory import open_shared
+from services.devicehost.devices.fs.aggregate.shares import Aggregate
+from services.devicehost.devices.fs.backend import open_shared
+from services.devicehost.devices.fs.host_files import credentials, syscalls
+from services.devicehost.devices.fs.host_files.descriptors import raise_descriptor_limit
+from services.devicehost.devices.fs.protocol import FuseSession
+from services.devicehost.devices.fs.share.share import Share
 from services.devicehost.memory import DeviceCounters
 from services.devicehost.virtio.deferral import QueuedRequests
 from services.devicehost.virtio.device import serve_natively, serve_requests
@@ -72,7 +73,7 @@ class FsDevice:
             served: Share | Aggregate = self._children
         else:
             served = self._share(options, shared_dir)
-        self._session: Session | None = Session(served)
+        self._session: FuseSession | None = FuseSession(served)
 
     def add_child(self, name: str, options: FsOptions, shared_dir: Path) -> None:
         """Add a share to an aggregate, while the guest uses the others.
@@ -122,8 +123,8 @@ class FsDevice:
         syscalls.use_private_umask(0)
         credentials.leave_groups()
 
-        if isinstance(queue, NativeQueue) and session.loop is not None:
-            with session.loop.worker() as loop:
+        if isinstance(queue, NativeQueue) and session.native_mounts is not None:
+            with session.native_mounts.worker() as loop:
                 serve_natively(queue, loop, session.handle, self._queued)
         else:
             serve_requests(queue, session.handle, self._queued)

@@ -10,13 +10,13 @@ import errno
 import fcntl
 from typing import TYPE_CHECKING, Final, Protocol
 
-from services.devicehost.devices.fs import syscalls
-from services.devicehost.devices.fs.errors import refusal
+from services.devicehost.devices.fs.host_files import syscalls
+from services.devicehost.devices.fs.host_files.errors import refusal
 
 if TYPE_CHECKING:
-    from services.devicehost.devices.fs.handles import OpenFile
+    from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+    from services.devicehost.devices.fs.host_files.syscalls import RecordLock
     from services.devicehost.devices.fs.locks.owners import Owner, OwnerTable
-    from services.devicehost.devices.fs.syscalls import RecordLock
 
 _OPERATIONS: Final = {
     fcntl.F_RDLCK: fcntl.LOCK_SH,
@@ -75,11 +75,11 @@ class RecordHold:
 class FileHold:
     """A flock lock."""
 
-    def __init__(self, opened: OpenFile, kind: int) -> None:
+    def __init__(self, opened: Descriptor, kind: int) -> None:
         """Take what a guest asks for.
 
         Args:
-            opened: The handle that it belongs to.
+            opened: Descriptor of the open file that it belongs to.
             kind: F_RDLCK for a shared one, F_WRLCK for an exclusive one, F_UNLCK for none.
 
         Raises:
@@ -96,7 +96,7 @@ class FileHold:
         syscalls.set_file_lock(self._opened.fd, operation)
 
     def begin_wait(self) -> None:
-        """The handle is kept by this object."""
+        """Nothing to note: this object keeps the descriptor."""
 
     def end_wait(self) -> None:
         """Nothing to note."""

@@ -13,15 +13,12 @@ import fcntl
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from services.devicehost.devices.fs import syscalls
-from services.devicehost.devices.fs.descriptors import Descriptor
-from services.devicehost.devices.fs.errors import refusal
-from services.devicehost.devices.fs.syscalls import OFFSET_MAX, RecordLock
-
-if TYPE_CHECKING:
-    from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.host_files import syscalls
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX, RecordLock
 
 MAX_LOCKS: Final = 1 << 16
 """Record locks that one guest may have: they take memory of the host's kernel."""
@@ -63,7 +60,7 @@ class OwnerTable:
         self._by_node: dict[int, dict[int, Owner]] = {}
         self._count = 0
         self._locks = 0
-        self._lock = threading.Lock()
+        self._mutex = threading.Lock()
 
     def __len__(self) -> int:
         return self._count
@@ -77,17 +74,22 @@ class OwnerTable:
         """Find an owner that has, or had, locks."""
         return self._by_node.get(node_id, {}).get(owner_id)
 
-    def hold(self, owner_id: int, handle: int, opened: OpenFile) -> Owner:
-        """Find or make the owner, who is about to change a lock by a handle.
+    def hold(self, node_id: int, owner_id: int, handle: int, opened: Descriptor) -> Owner:
+        """Find or make the owner, which is about to change a lock.
+
+        Args:
+            node_id: The file.
+            owner_id: The guest's lock owner.
+            handle: The open file by which the lock is changed.
+            opened: Its descriptor.
 
         Raises:
             OSError: ENOLCK when there are too many owners or locks, or the file cannot be opened
                 once more.
         """
-        node_id = opened.node.id
         owner = self.find(node_id, owner_id)
         made = None if owner else Owner(_open_again(opened))
-        with self._lock:
+        with self._mutex:
             owners = self._by_node.setdefault(node_id, {})
             owner = owners.get(owner_id)
             if owner is None:
@@ -107,7 +109,7 @@ class OwnerTable:
         """Drop all locks of an owner on a node: it has closed the file (FLUSH)."""
         if node_id not in self._by_node:
             return
-        with self._lock:
+        with self._mutex:
             owner = self.find(node_id, owner_id)
             if owner is None:
                 return
@@ -121,7 +123,7 @@ class OwnerTable:
         """Forget a handle of a node, and the owners that have set locks by it alone (RELEASE)."""
         if node_id not in self._by_node:
             return
-        with self._lock:
+        with self._mutex:
             for owner_id, owner in list(self._by_node.get(node_id, {}).items()):
                 owner.handles.discard(handle)
                 if not owner.handles:
@@ -129,24 +131,24 @@ class OwnerTable:
 
     def clear(self) -> None:
         """Drop all locks: the guest is gone."""
-        with self._lock:
+        with self._mutex:
             for node_id, owners in list(self._by_node.items()):
                 for owner_id in list(owners):
                     self._remove(node_id, owner_id)
 
     def begin_wait(self, owner: Owner) -> None:
         """Note that an owner waits for a lock."""
-        with self._lock:
+        with self._mutex:
             owner.waits += 1
 
     def end_wait(self, owner: Owner) -> None:
         """Note that it does not any more."""
-        with self._lock:
+        with self._mutex:
             owner.waits -= 1
 
     def pid_of(self, node_id: int, lock: RecordLock) -> int:
         """Tell which of the guest's processes holds a lock; 0 when it is somebody outside."""
-        with self._lock:
+        with self._mutex:
             owners = list(self._by_node.get(node_id, {}).values())
         return next((owner.pid for owner in owners if lock in _held(owner.descriptor)), 0)
 
@@ -177,12 +179,12 @@ def _unlock(owner: Owner) -> None:
         syscalls.set_record_lock(owner.descriptor.fd, _EVERYTHING, wait=False)
 
 
-def _open_again(opened: OpenFile) -> Descriptor:
-    """Open a handle's file once more, for writing if possible: only then it may be locked so.
+def _open_again(opened: Descriptor) -> Descriptor:
+    """Open a file once more, for writing if possible: only then it may be locked so.
 
     The error of open(2) is not passed on: of a lock, EACCES would mean that another is in the way.
     """
-    path = opened.descriptor.path
+    path = opened.path
     try:
         try:
             return Descriptor(os.open(path, os.O_RDWR))

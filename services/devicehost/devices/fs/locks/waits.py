@@ -12,13 +12,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs.errors import errno_of, refusal
+from services.devicehost.devices.fs.host_files.errors import errno_of, refusal
 from services.devicehost.devices.fs.locks.wake import allow_waking, wake
 from services.devicehost.virtio.deferral import Deferred
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from services.devicehost.devices.fs.locks.holds import Hold
-    from services.devicehost.devices.fs.request import Request
 
 MAX_WAITS: Final = 96
 """Threads that wait for locks on behalf of one guest; more waits get ENOLCK. More than a device may
@@ -37,14 +38,17 @@ _LONGEST_WAKE_INTERVAL_S: Final = 0.1
 class LockWait(Deferred):
     """One request that waits for a lock."""
 
-    def __init__(self, waits: LockWaits, request: Request, hold: Hold) -> None:
+    def __init__(
+        self, waits: LockWaits, unique: int, answer: Callable[[int], int], hold: Hold
+    ) -> None:
         super().__init__()
         self._waits = waits
-        self._request = request
+        self._unique = unique
+        self._answer = answer
         self._hold = hold
         self._called_off = 0
         self._running = True
-        self._thread_lock = threading.Lock()
+        self._thread_mutex = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="lock-wait", daemon=True)
 
     def start(self) -> None:
@@ -66,7 +70,7 @@ class LockWait(Deferred):
         To be repeated until it is settled: a signal that comes when the thread has not got into
         its system call yet is lost.
         """
-        with self._thread_lock:
+        with self._thread_mutex:
             self._called_off = self._called_off or number
             if self._running and self._thread.ident is not None:
                 wake(self._thread.ident)
@@ -89,7 +93,7 @@ class LockWait(Deferred):
 
     def write(self) -> int:
         """As `Deferred.write`: an answer without data."""
-        return self._request.finish(self.result)
+        return self._answer(self.result)
 
     def give_up(self) -> None:
         """As `Deferred.give_up`."""
@@ -101,10 +105,10 @@ class LockWait(Deferred):
 
     def _run(self) -> None:
         result = self._wait_for_lock()
-        with self._thread_lock:
+        with self._thread_mutex:
             self._running = False
         self._hold.end_wait()
-        self._waits.remove(self._request.unique)
+        self._waits.remove(self._unique)
         if not self.settle(result) and result == 0:
             self._hold.undo()
 
@@ -127,35 +131,40 @@ class LockWaits:
         self._by_unique: dict[int, LockWait] = {}
         self._interrupted: dict[int, None] = {}
         self._ended = 0
-        self._lock = threading.Lock()
+        self._mutex = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._by_unique)
 
-    def start(self, request: Request, hold: Hold) -> LockWait:
+    def start(self, unique: int, answer: Callable[[int], int], hold: Hold) -> LockWait:
         """Wait for a lock on behalf of a request.
+
+        Args:
+            unique: The request's number.
+            answer: Answers the request with an errno, or 0; returns the bytes that it wrote.
+            hold: The lock.
 
         Raises:
             OSError: ENOLCK when too many are waited for; EINTR when the request was interrupted
                 before it came; EINVAL when another one of the same number waits.
         """
-        wait = LockWait(self, request, hold)
-        with self._lock:
+        wait = LockWait(self, unique, answer, hold)
+        with self._mutex:
             if self._ended:
                 raise refusal(self._ended)
-            if request.unique in self._interrupted:
-                del self._interrupted[request.unique]
+            if unique in self._interrupted:
+                del self._interrupted[unique]
                 raise refusal(errno.EINTR)
-            if request.unique in self._by_unique:
+            if unique in self._by_unique:
                 raise refusal(errno.EINVAL)
             if len(self._by_unique) >= MAX_WAITS:
                 raise refusal(errno.ENOLCK)
-            self._by_unique[request.unique] = wait
+            self._by_unique[unique] = wait
         allow_waking()
         try:
             wait.start()
         except RuntimeError:
-            self.remove(request.unique)
+            self.remove(unique)
             raise refusal(errno.ENOLCK) from None
         return wait
 
@@ -164,7 +173,7 @@ class LockWaits:
 
         If not, it is remembered for a while: the request may be under way on another queue.
         """
-        with self._lock:
+        with self._mutex:
             wait = self._by_unique.get(unique)
             if wait is None:
                 self._interrupted[unique] = None
@@ -176,7 +185,7 @@ class LockWaits:
 
     def end(self, number: int) -> None:
         """End all waits with an errno, and begin none any more."""
-        with self._lock:
+        with self._mutex:
             self._ended = number
             waits = list(self._by_unique.values())
         for wait in waits:
@@ -187,5 +196,5 @@ class LockWaits:
 
     def remove(self, unique: int) -> None:
         """Forget a wait that is over."""
-        with self._lock:
+        with self._mutex:
             self._by_unique.pop(unique, None)

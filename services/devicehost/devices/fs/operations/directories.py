@@ -7,10 +7,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs.descriptors import Descriptor
-from services.devicehost.devices.fs.directory import entries
-from services.devicehost.devices.fs.errors import refusal
-from services.devicehost.devices.fs.handles import OpenDirectory
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.mount.directory import entries
+from services.devicehost.devices.fs.mount.open_files import OpenDirectory
 from services.wire.fuse import (
     ATTR,
     DIRENT,
@@ -21,8 +21,8 @@ from services.wire.fuse import (
 )
 
 if TYPE_CHECKING:
-    from services.devicehost.devices.fs.mount import Mount
-    from services.devicehost.devices.fs.request import Request
+    from services.devicehost.devices.fs.mount.mount import Mount
+    from services.devicehost.devices.fs.operations.request import Request
 
 NO_ENTRY: Final = bytes(ENTRY_OUT.size + ATTR.size)
 """Node id 0 in READDIRPLUS: the name is listed, nothing was looked up."""
@@ -38,22 +38,22 @@ def opendir(mount: Mount, request: Request) -> int:
     node = mount.nodes.get(request.nodeid)
     if node.kind != stat.S_IFDIR:
         raise refusal(errno.ENOTDIR)
-    mount.handles.require_room()
+    mount.open_files.require_room()
     descriptor = Descriptor(os.open(node.path, os.O_RDONLY | os.O_DIRECTORY))
-    number = mount.handles.add(OpenDirectory(node, descriptor))
+    number = mount.open_files.add(OpenDirectory(node, descriptor))
     return request.reply(OPEN_OUT.pack(number, mount.rules.cache.directory_flags))
 
 
 def releasedir(mount: Mount, request: Request) -> int:
     """RELEASEDIR: close a directory."""
-    mount.handles.remove(request.args[0], OpenDirectory)
+    mount.open_files.remove(request.args[0], OpenDirectory)
     return 0
 
 
 def fsyncdir(mount: Mount, request: Request) -> int:
     """FSYNCDIR: write a directory back."""
     number, flags = request.args
-    opened = mount.handles.get(number, OpenDirectory)
+    opened = mount.open_files.get(number, OpenDirectory)
     (os.fdatasync if flags & FUSE_FSYNC_FDATASYNC else os.fsync)(opened.fd)
     return 0
 
@@ -70,12 +70,12 @@ def readdirplus(mount: Mount, request: Request) -> int:
 
 def _list(mount: Mount, request: Request, *, plus: bool) -> int:
     number, cookie, size, _, _, _ = request.args
-    opened = mount.handles.get(number, OpenDirectory)
+    opened = mount.open_files.get(number, OpenDirectory)
     room = min(size, request.space_bytes, _REPLY_BYTES)
     fixed_bytes = DIRENT.size + len(NO_ENTRY) if plus else DIRENT.size
     ino_mask = mount.rules.presentation.ino_mask
     listed = bytearray()
-    with opened.lock:
+    with opened.mutex:
         for ino, following, kind, name in entries(opened, cookie):
             if len(listed) + align8(fixed_bytes + len(name)) > room:
                 # Not even one: the guest would take silence for the end of the directory.

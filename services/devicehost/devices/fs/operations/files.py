@@ -13,11 +13,11 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs import syscalls
-from services.devicehost.devices.fs.cache import writeback_flags
-from services.devicehost.devices.fs.descriptors import Descriptor
-from services.devicehost.devices.fs.errors import refusal
-from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.host_files import syscalls
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.mount.open_files import OpenFile
+from services.devicehost.devices.fs.share.cache import writeback_flags
 from services.wire.fuse import (
     FUSE_FSYNC_FDATASYNC,
     FUSE_OPEN_KILL_SUIDGID,
@@ -31,9 +31,9 @@ from services.wire.fuse import (
 )
 
 if TYPE_CHECKING:
-    from services.devicehost.devices.fs.mount import Mount
-    from services.devicehost.devices.fs.nodes import Node
-    from services.devicehost.devices.fs.request import Request
+    from services.devicehost.devices.fs.mount.mount import Mount
+    from services.devicehost.devices.fs.mount.nodes import Node
+    from services.devicehost.devices.fs.operations.request import Request
 
 _USABLE: Final = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_LARGEFILE
 """What a guest's open flags may ask of the host. O_APPEND comes with each WRITE instead: a program
@@ -71,15 +71,15 @@ def open_file(mount: Mount, request: Request) -> int:
     """OPEN: open a node."""
     flags, open_flags = request.args
     opened = open_regular(mount, mount.nodes.get(request.nodeid), flags, open_flags)
-    number = mount.handles.add(opened)
+    number = mount.open_files.add(opened)
     return request.reply(OPEN_OUT.pack(number, mount.rules.cache.file_flags))
 
 
 def release(mount: Mount, request: Request) -> int:
     """RELEASE: close a file, and drop the locks that were set by it."""
     number, _, release_flags, lock_owner = request.args
-    opened = mount.handles.get(number, OpenFile)
-    mount.handles.remove(number, OpenFile)
+    opened = mount.open_files.get(number, OpenFile)
+    mount.open_files.remove(number, OpenFile)
     if release_flags & FUSE_RELEASE_FLOCK_UNLOCK:  # a request under way may keep the file open
         syscalls.set_file_lock(opened.fd, fcntl.LOCK_UN)
     if release_flags & FUSE_RELEASE_FLUSH:
@@ -91,7 +91,7 @@ def release(mount: Mount, request: Request) -> int:
 def read(mount: Mount, request: Request) -> int:
     """READ: page cache to guest memory."""
     number, offset, size, _, _, _ = request.args
-    opened = mount.handles.get(number, OpenFile)
+    opened = mount.open_files.get(number, OpenFile)
     return os.preadv(opened.fd, request.space_of(size), offset)
 
 
@@ -101,7 +101,7 @@ def write(mount: Mount, request: Request) -> int:
     The payload must be as long as it says.
     """
     number, offset, size, write_flags, _, file_flags = request.args
-    opened = mount.handles.get(number, OpenFile)
+    opened = mount.open_files.get(number, OpenFile)
     payload = request.payload_of(size)
     appends = file_flags & os.O_APPEND and not write_flags & FUSE_WRITE_CACHE
     how = os.RWF_APPEND if appends else 0
@@ -116,7 +116,7 @@ def flush(mount: Mount, request: Request) -> int:
     A process that closes a file loses its POSIX locks on it, whichever descriptor it closes.
     """
     number, lock_owner = request.args
-    opened = mount.handles.get(number, OpenFile)
+    opened = mount.open_files.get(number, OpenFile)
     mount.lock_owners.drop(opened.node.id, lock_owner)
     os.close(os.dup(opened.fd))
     return 0
@@ -125,7 +125,7 @@ def flush(mount: Mount, request: Request) -> int:
 def fsync(mount: Mount, request: Request) -> int:
     """FSYNC: write a file back, wholly or its data only."""
     number, flags = request.args
-    opened = mount.handles.get(number, OpenFile)
+    opened = mount.open_files.get(number, OpenFile)
     (os.fdatasync if flags & FUSE_FSYNC_FDATASYNC else os.fsync)(opened.fd)
     return 0
 
@@ -136,7 +136,7 @@ def fallocate(mount: Mount, request: Request) -> int:
     The request has no flag for clearing set-id bits; whoever is not root would clear them.
     """
     number, offset, length, mode = request.args
-    opened = mount.handles.get(number, OpenFile)
+    opened = mount.open_files.get(number, OpenFile)
     with mount.writing(opened.node, request.uid):
         syscalls.fallocate(opened.fd, mode, offset, length)
     return 0
@@ -147,7 +147,7 @@ def lseek(mount: Mount, request: Request) -> int:
     number, offset, whence = request.args
     if whence not in (os.SEEK_SET, os.SEEK_END, os.SEEK_DATA, os.SEEK_HOLE):
         raise refusal(errno.EINVAL)
-    opened = mount.handles.get(number, OpenFile)
+    opened = mount.open_files.get(number, OpenFile)
     return request.reply(LSEEK_OUT.pack(os.lseek(opened.fd, offset, whence)))
 
 
@@ -160,8 +160,8 @@ def copy_file_range(mount: Mount, request: Request) -> int:
     if flags:
         raise refusal(errno.EINVAL)
     mount.require_own(target_id)
-    source = mount.handles.get(from_number, OpenFile)
-    target = mount.handles.get(to_number, OpenFile)
+    source = mount.open_files.get(from_number, OpenFile)
+    target = mount.open_files.get(to_number, OpenFile)
     with mount.writing(target.node, request.uid):
         copied = os.copy_file_range(
             source.fd, target.fd, min(length, _COPY_BYTES), from_offset, to_offset

@@ -9,23 +9,23 @@ import errno
 import fcntl
 from typing import TYPE_CHECKING
 
-from services.devicehost.devices.fs import syscalls
-from services.devicehost.devices.fs.errors import refusal
-from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.host_files import syscalls
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX, RecordLock
 from services.devicehost.devices.fs.locks.holds import FileHold, Hold, RecordHold
-from services.devicehost.devices.fs.syscalls import OFFSET_MAX, RecordLock
+from services.devicehost.devices.fs.mount.open_files import OpenFile
 from services.wire.fuse import FUSE_LK_FLOCK, LK_OUT, LkIn
 
 if TYPE_CHECKING:
-    from services.devicehost.devices.fs.mount import Mount
-    from services.devicehost.devices.fs.request import Request
+    from services.devicehost.devices.fs.mount.mount import Mount
+    from services.devicehost.devices.fs.operations.request import Request
     from services.devicehost.virtio.deferral import Deferred
 
 
 def getlk(mount: Mount, request: Request) -> int:
     """GETLK: what is in the way of a lock; of several, one."""
     wanted = LkIn(*request.args)
-    opened = mount.handles.get(wanted.fh, OpenFile)
+    opened = mount.open_files.get(wanted.fh, OpenFile)
     lock = _record(wanted)
     if lock.kind == fcntl.F_UNLCK:
         raise refusal(errno.EINVAL)
@@ -55,7 +55,7 @@ def setlkw(mount: Mount, request: Request) -> int | Deferred:
     try:
         hold.set(wait=False)
     except BlockingIOError:
-        return mount.lock_waits.start(request, hold)
+        return mount.lock_waits.start(request.unique, request.finish, hold)
     return 0
 
 
@@ -75,17 +75,17 @@ def interrupt(mount: Mount, request: Request) -> int:
 def _hold(mount: Mount, request: Request) -> Hold | None:
     """Tell which lock is asked for; None when one is to be cleared whose owner has none."""
     wanted = LkIn(*request.args)
-    opened = mount.handles.get(wanted.fh, OpenFile)
+    opened = mount.open_files.get(wanted.fh, OpenFile)
     if wanted.lk_flags & FUSE_LK_FLOCK:
-        return FileHold(opened, wanted.type)
+        return FileHold(opened.descriptor, wanted.type)
     lock = _record(wanted)
     unlock = lock.kind == fcntl.F_UNLCK
     if unlock and mount.lock_owners.find(opened.node.id, wanted.owner) is None:
         return None
-    owner = mount.lock_owners.hold(wanted.owner, wanted.fh, opened)
+    owner = mount.lock_owners.hold(opened.node.id, wanted.owner, wanted.fh, opened.descriptor)
     if not unlock:
         owner.pid = wanted.pid
-        mount.handles.mark_locked(opened)
+        mount.open_files.mark_locked(opened)
     return RecordHold(mount.lock_owners, owner, lock)
 
 

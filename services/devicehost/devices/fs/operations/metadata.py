@@ -7,10 +7,10 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from services.devicehost.devices.fs import syscalls
-from services.devicehost.devices.fs.descriptors import Descriptor
-from services.devicehost.devices.fs.errors import refusal
-from services.devicehost.devices.fs.handles import OpenFile
+from services.devicehost.devices.fs.host_files import syscalls
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.mount.open_files import OpenFile
 from services.wire.fuse import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
@@ -27,9 +27,9 @@ from services.wire.fuse import (
 )
 
 if TYPE_CHECKING:
-    from services.devicehost.devices.fs.mount import Mount
-    from services.devicehost.devices.fs.nodes import Node
-    from services.devicehost.devices.fs.request import Request
+    from services.devicehost.devices.fs.mount.mount import Mount
+    from services.devicehost.devices.fs.mount.nodes import Node
+    from services.devicehost.devices.fs.operations.request import Request
 
 _KEEP_ID = (1 << 32) - 1
 _STATX_MASK = 0xFFF  # STATX_BASIC_STATS and STATX_BTIME: what fuse_statx has fields for
@@ -95,7 +95,7 @@ def access(mount: Mount, request: Request) -> int:
         if not kept.permits(node, request.uid, request.gid, mask):
             raise refusal(errno.EACCES)
         return 0
-    with mount.checking(request):
+    with mount.checking(request.user):
         if not os.access(node.path, mask, effective_ids=True):
             raise refusal(errno.EACCES)
     return 0
@@ -155,7 +155,7 @@ def _set_size(mount: Mount, node: Node, wanted: SetattrIn) -> None:
         raise refusal(errno.EISDIR if node.kind == stat.S_IFDIR else errno.EINVAL)
     with mount.writing(node, wanted.valid & FATTR_KILL_SUIDGID):
         if wanted.valid & FATTR_FH:
-            opened = mount.handles.get(wanted.fh, OpenFile)
+            opened = mount.open_files.get(wanted.fh, OpenFile)
             os.ftruncate(opened.fd, wanted.size)
         else:
             os.truncate(node.path, wanted.size)

@@ -12,26 +12,25 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from services.devicehost.devices.fs import credentials, syscalls
-from services.devicehost.devices.fs.descriptors import Descriptor
-from services.devicehost.devices.fs.errors import refusal
-from services.devicehost.devices.fs.handles import OpenFile
-from services.devicehost.devices.fs.lx_metadata import Creator
-from services.devicehost.devices.fs.name_case import (
+from services.devicehost.devices.fs.host_files import credentials, syscalls
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.mount.open_files import OpenFile
+from services.devicehost.devices.fs.operations.files import host_flags, open_regular
+from services.devicehost.devices.fs.operations.request import entry_name
+from services.devicehost.devices.fs.share.name_case import (
     require_exact,
     require_exact_entry,
     require_no_other_spelling,
 )
-from services.devicehost.devices.fs.operations.files import host_flags, open_regular
-from services.devicehost.devices.fs.request import entry_name
 from services.wire.fuse import FORGET_ONE, OPEN_OUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from services.devicehost.devices.fs.mount import Mount
-    from services.devicehost.devices.fs.nodes import Node
-    from services.devicehost.devices.fs.request import Request
+    from services.devicehost.devices.fs.mount.mount import Mount
+    from services.devicehost.devices.fs.mount.nodes import Node
+    from services.devicehost.devices.fs.operations.request import Request
 
 _PERMISSIONS = 0o7777
 _RENAME_WHITEOUT = 0b100
@@ -68,9 +67,9 @@ def create(mount: Mount, request: Request) -> int:
     parent = mount.nodes.get(request.nodeid)
     name = request.name()
     mount.nodes.require_room()
-    mount.handles.require_room()
+    mount.open_files.require_room()
     try:
-        with mount.creating(request):
+        with mount.creating(request.user):
             made = syscalls.open_beneath(
                 parent.fd,
                 name,
@@ -104,8 +103,8 @@ def tmpfile(mount: Mount, request: Request) -> int:
     if parent.kind != stat.S_IFDIR:
         raise refusal(errno.ENOTDIR)
     mount.nodes.require_room()
-    mount.handles.require_room()
-    with mount.creating(request):
+    mount.open_files.require_room()
+    with mount.creating(request.user):
         made = os.open(
             parent.path,
             host_flags(mount, flags) | flags & os.O_EXCL | os.O_TMPFILE,
@@ -122,7 +121,7 @@ def mkdir(mount: Mount, request: Request) -> int:
     parent = mount.nodes.get(request.nodeid)
     name = request.name()
     mount.nodes.require_room()
-    with mount.creating(request):
+    with mount.creating(request.user):
         os.mkdir(name, _host_mode(mount, mode, directory=True), dir_fd=parent.fd)
     if mount.rules.metadata:
         with _undone_by(lambda: os.rmdir(name, dir_fd=parent.fd)):
@@ -140,7 +139,7 @@ def mknod(mount: Mount, request: Request) -> int:
     kind = stat.S_IFMT(mode) or stat.S_IFREG
     if kind in (stat.S_IFDIR, stat.S_IFLNK):
         raise refusal(errno.EPERM)
-    with mount.creating(request):
+    with mount.creating(request.user):
         host_kind = stat.S_IFREG if mount.rules.metadata else kind
         os.mknod(name, host_kind | _host_mode(mount, mode), rdev, dir_fd=parent.fd)
     if mount.rules.metadata:
@@ -157,7 +156,7 @@ def symlink(mount: Mount, request: Request) -> int:
     mount.nodes.require_room()
     if mount.rules.links:
         target = mount.rules.links.stored(target)
-    with mount.acting(request):
+    with mount.acting(request.user):
         os.symlink(target, entry_name(name), dir_fd=parent.fd)
     return _entry(mount, request, parent, name)
 
@@ -226,7 +225,7 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
         require_exact_entry(source, old)
         require_no_other_spelling(target, new)
     # A whiteout is made anew, for the user; to rename needs no more than the guest has checked.
-    with mount.creating(request) if flags & _RENAME_WHITEOUT else credentials.NOTHING:
+    with mount.creating(request.user) if flags & _RENAME_WHITEOUT else credentials.NOTHING:
         syscalls.rename(source.fd, old, target.fd, new, flags)
     return 0
 
@@ -243,8 +242,7 @@ def _keep(
     """Keep owner and mode of a new file where the share has a place for them."""
     kept = mount.rules.metadata
     if kept:
-        creator = Creator(request.uid, request.gid, request.names_groups)
-        kept.keep_new(parent, made.path, creator, mode, rdev)
+        kept.keep_new(parent, made.path, request.user, mode, rdev)
 
 
 @contextlib.contextmanager
@@ -283,6 +281,6 @@ def _adopt_created(mount: Mount, request: Request, made: Descriptor) -> int:
 def _created(
     mount: Mount, request: Request, node: Node, status: os.stat_result, opened: OpenFile
 ) -> int:
-    number = mount.handles.add(opened)
+    number = mount.open_files.add(opened)
     opened_as = OPEN_OUT.pack(number, mount.rules.cache.file_flags)
     return request.reply(mount.entry(node, status) + opened_as)

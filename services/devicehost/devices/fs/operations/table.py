@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from struct import Struct
 
-    from services.devicehost.devices.fs.mount import Mount
-    from services.devicehost.devices.fs.request import Request
+    from services.devicehost.devices.fs.mount.mount import Mount
+    from services.devicehost.devices.fs.operations.request import Request
     from services.devicehost.virtio.deferral import Deferred
 
 

@@ -7,9 +7,9 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from services.devicehost.devices.fs.errors import refusal
-from services.devicehost.devices.fs.lx_metadata import HIDDEN
-from services.devicehost.devices.fs.name_case import (
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.share.lx_metadata import HIDDEN
+from services.devicehost.devices.fs.share.name_case import (
     CASE_XATTR,
     case_sensitive,
     set_case_sensitive,
@@ -17,9 +17,9 @@ from services.devicehost.devices.fs.name_case import (
 from services.wire.fuse import GETXATTR_OUT
 
 if TYPE_CHECKING:
-    from services.devicehost.devices.fs.mount import Mount
-    from services.devicehost.devices.fs.nodes import Node
-    from services.devicehost.devices.fs.request import Request
+    from services.devicehost.devices.fs.mount.mount import Mount
+    from services.devicehost.devices.fs.mount.nodes import Node
+    from services.devicehost.devices.fs.operations.request import Request
 
 
 def setxattr(mount: Mount, request: Request) -> int:

@@ -1,0 +1,171 @@
+"""What one guest has of all shares of a device between INIT and DESTROY.
+
+Each share has everything of its own: rules, nodes, open files, locks and limits. The ids of its
+nodes begin with its slot, so a request finds its share by the node that it names, and nothing that
+a guest sends to one share can reach, fill up or break another. A share is mounted when a guest
+first looks it up; one that cannot be mounted then fails by itself. Must not know opcodes or layouts
+of requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.mount.mount import Mount, totals
+from services.devicehost.devices.fs.mount.nodes import SLOT_SHIFT
+from services.wire.fuse import (
+    ATTR_FLAGS,
+    FUSE_ATTR_SUBMOUNT,
+    FUSE_SUBMOUNTS,
+    FUSE_WRITEBACK_CACHE,
+)
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.aggregate.shares import Aggregate, Child
+    from services.devicehost.devices.fs.mount.native_mounts import NativeMounts
+    from services.handshake.exhaustion import Resource
+
+_LOG = logging.getLogger(__name__)
+
+VALID_S: Final = 1
+"""How long a guest may trust what it knows of the root: shares come and go."""
+
+
+class AggregateMount:
+    """What one guest has of all shares between INIT and DESTROY.
+
+    Attributes:
+        read_only: The root refuses by other errors.
+        native: Nothing of the root is served by the native loop.
+        aggregate: The shares.
+    """
+
+    read_only: Final = False
+    native: Final = None
+
+    def __init__(
+        self, aggregate: Aggregate, native_mounts: NativeMounts | None, agreed: int
+    ) -> None:
+        """Begin with no share mounted.
+
+        Args:
+            aggregate: The shares.
+            native_mounts: Of the device, if it has a native loop.
+            agreed: FUSE_* that were agreed on at INIT.
+        """
+        self.aggregate: Final = aggregate
+        self._native_mounts: Final = native_mounts
+        self._writeback: Final = bool(agreed & FUSE_WRITEBACK_CACHE)
+        self._attr_flags: Final = FUSE_ATTR_SUBMOUNT if agreed & FUSE_SUBMOUNTS else 0
+        self._mutex = threading.Lock()
+        self._mounts: dict[int, Mount] = {}
+        self._ended = False
+        aggregate.attach(self)
+
+    def find(self, node_id: int) -> Mount | AggregateMount:
+        """Tell which mount a node is of; this one has the root, and what is of no share.
+
+        Raises:
+            OSError: ESTALE when it is of a share that has gone, or was not looked up.
+        """
+        slot = node_id >> SLOT_SHIFT
+        if slot == 0:
+            return self
+        mount = self._mounts.get(slot)
+        if mount is None:
+            raise refusal(errno.ESTALE)
+        return mount
+
+    def totals(self) -> dict[Resource, int]:
+        """Tell how much each share has of what is bounded."""
+        limits = self.aggregate.limits
+        return totals(limits, lock_owners=limits.handles)
+
+    def used(self, resource: Resource) -> int:
+        """Tell how much of it is in use, of the share that uses most."""
+        return max((mount.used(resource) for mount in self.mounts()), default=0)
+
+    def is_full(self, resource: Resource, node_id: int) -> bool:
+        """Tell whether the share of a node has no more of it."""
+        mount = self._mounts.get(node_id >> SLOT_SHIFT)
+        return mount is not None and mount.is_full(resource, node_id)
+
+    def mounts(self) -> list[Mount]:
+        """Tell the mounts of the shares that were looked up."""
+        with self._mutex:
+            return list(self._mounts.values())
+
+    def enter(self, name: bytes) -> bytes:
+        """Look a share up; returns a fuse_entry_out. Directories of shares are never forgotten.
+
+        Raises:
+            OSError: ENOENT; or what is wrong with the share's directory, which the log says too.
+        """
+        child = self.aggregate.find(os.fsdecode(name))
+        if child is None:
+            raise refusal(errno.ENOENT)
+        try:
+            mount = self._mounted(child)
+            root = mount.nodes.root
+            entry = mount.entry(root, os.fstat(root.fd), VALID_S)
+            return entry[: -ATTR_FLAGS.size] + ATTR_FLAGS.pack(self._attr_flags)
+        except OSError as error:
+            if not child.removed and child.failures.admit() is not None:
+                _LOG.warning(
+                    "share %r of virtio-fs %r of VM %s cannot be used: %s; the others can",
+                    *(child.name, self.aggregate.options.name, self.aggregate.options.vm_id),
+                    error.strerror,
+                )
+            raise
+
+    def drop(self, child: Child) -> None:
+        """Let go of a share that has left."""
+        with self._mutex:
+            mount = self._mounts.pop(child.slot, None)
+            if mount is not None and self._native_mounts is not None:
+                self._native_mounts.put(child.slot, None)
+        if mount is not None:
+            mount.end(errno.ESTALE)
+
+    def end(self) -> None:
+        """Let go of every share."""
+        with self._mutex:
+            self._ended = True
+            mounts, self._mounts = self._mounts, {}
+            if self._native_mounts is not None:
+                for slot in mounts:
+                    self._native_mounts.put(slot, None)
+        for mount in mounts.values():
+            mount.end()
+
+    def forget(self, node_id: int, count: int) -> None:
+        """Take lookups back; of a share that has gone there is nothing to take."""
+        with contextlib.suppress(OSError):
+            mount = self.find(node_id)
+            if isinstance(mount, Mount):
+                mount.nodes.forget(node_id, count)
+
+    def _mounted(self, child: Child) -> Mount:
+        """Mount a share, unless it is mounted. Others are served meanwhile, however long it takes.
+
+        Raises:
+            OSError: ENOENT when it has left; as fstat(2).
+        """
+        mount = self._mounts.get(child.slot)
+        if mount is not None:
+            return mount
+        slot = child.slot
+        made = Mount(child.share, slot=slot, writeback=self._writeback)
+        with self._mutex:
+            if child.removed or self._ended:
+                raise refusal(errno.ENOENT)
+            mount = self._mounts.setdefault(slot, made)
+            if mount is made and self._native_mounts is not None:
+                self._native_mounts.put(slot, made.native)
+            return mount

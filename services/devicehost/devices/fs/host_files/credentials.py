@@ -1,0 +1,190 @@
+"""Acting as the guest's user: file system credentials of the calling thread.
+
+Files are created under the uid and gid of the guest's process where the device host may do so
+(root, in effect), and as the device host itself otherwise. Permissions are the guest kernel's
+business: it mounts virtio-fs with default_permissions and knows supplementary groups, which do not
+travel. So CAP_DAC_OVERRIDE is kept while creating.
+The calls are per thread in Linux; glibc spreads none of those made here over the process. Must not
+know FUSE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from services.devicehost.devices.fs.host_files.errors import refusal
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_CAP_DAC_OVERRIDE: Final = 1 << 1
+_CAP_FSETID: Final = 1 << 4
+_CAP_SETGID: Final = 1 << 6
+_CAP_SETUID: Final = 1 << 7
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_NOBODY: Final = (1 << 32) - 1
+"""Not an id: setfsuid and setfsgid change nothing and tell the present value."""
+
+_SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
+"""By machine. setgroups(2) of glibc would change every thread."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("setfsuid", "setfsgid"):
+    getattr(_libc, _name).argtypes = (ctypes.c_uint32,)
+    getattr(_libc, _name).restype = ctypes.c_uint32
+
+
+class User(NamedTuple):
+    """The user that a request acts for.
+
+    Attributes:
+        uid: User id.
+        gid: Group id.
+        member: Whether the user is also in the group of the directory that the request is about.
+    """
+
+    uid: int
+    gid: int
+    member: bool
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def may_switch() -> bool:
+    """Tell whether this process may act as any user."""
+    wanted = _CAP_SETUID | _CAP_SETGID
+    return bool(_capabilities()[0].effective & wanted == wanted)
+
+
+def leave_groups() -> None:
+    """Take the calling thread's supplementary groups away, if it may act as any user.
+
+    They are the device host's; the guest's user, whom the thread acts as, is in none of them. On
+    a machine whose call's number is not known here the whole process leaves them.
+
+    Raises:
+        OSError: As setgroups(2), but for EPERM: a user namespace may forbid it for good.
+    """
+    if not may_switch():
+        return
+    number = _SYS_SETGROUPS.get(platform.machine())
+    with contextlib.suppress(PermissionError):
+        if number is None:
+            os.setgroups([])
+        elif _libc.syscall(ctypes.c_long(number), ctypes.c_size_t(0), None):
+            raise refusal(ctypes.get_errno())
+
+
+class Nothing:
+    """No change of credentials, in the form of one."""
+
+    def __enter__(self) -> None:
+        """Change nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Change nothing."""
+
+
+NOTHING: Final = Nothing()
+
+
+def is_own(uid: int, gid: int) -> bool:
+    """Tell whether these are ours and we are root: acting as root would change nothing."""
+    return not (uid or gid or os.geteuid() or os.getegid())
+
+
+class ActAs:
+    """While this is entered, the calling thread creates files as `uid` and `gid`."""
+
+    __slots__ = ("_gid", "_kept", "_uid")
+
+    def __init__(self, uid: int, gid: int, *, override: bool = True, member: bool = False) -> None:
+        """Remember whom to act as.
+
+        Args:
+            uid: User id of the host.
+            gid: Group id of the host.
+            override: Keep CAP_DAC_OVERRIDE: the guest kernel has checked permissions already.
+            member: The user is in the group that a file is made for, by a supplementary group. Its
+                set-group-id bit stays then, for which CAP_FSETID is kept.
+        """
+        self._uid = uid
+        self._gid = gid
+        self._kept = _CAP_DAC_OVERRIDE * override | _CAP_FSETID * member
+
+    def __enter__(self) -> None:
+        """Switch.
+
+        Raises:
+            OSError: EPERM when the kernel does not know such an id here; nothing has changed then.
+        """
+        _libc.setfsgid(self._gid)
+        _libc.setfsuid(self._uid)
+        # Neither call reports failure; asking does.
+        if _libc.setfsgid(_NOBODY) != self._gid or _libc.setfsuid(_NOBODY) != self._uid:
+            self.__exit__(None, None, None)
+            raise refusal(errno.EPERM)
+        if self._kept and self._uid:
+            _change(add=self._kept)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Switch back; the user first, which brings the capabilities back."""
+        _libc.setfsuid(os.geteuid())
+        _libc.setfsgid(os.getegid())
+
+
+class KillSuidGid:
+    """While this is entered, writing clears set-user-id and set-group-id bits, as for anybody.
+
+    The kernel spares them for who has CAP_FSETID, so that is laid down.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Lay the capability down."""
+        _change(remove=_CAP_FSETID)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take it up again, where it is permitted."""
+        _change(add=_CAP_FSETID)
+
+
+def _capabilities() -> ctypes.Array[_Data]:
+    header, data = _Header(_CAPABILITY_VERSION_3, 0), (_Data * 2)()
+    if _libc.capget(ctypes.byref(header), data):
+        raise refusal(ctypes.get_errno())
+    return data
+
+
+def _change(*, add: int = 0, remove: int = 0) -> None:
+    data = _capabilities()
+    data[0].effective = (data[0].effective | add & data[0].permitted) & ~remove
+    header = _Header(_CAPABILITY_VERSION_3, 0)
+    if _libc.capset(ctypes.byref(header), data):
+        raise refusal(ctypes.get_errno())

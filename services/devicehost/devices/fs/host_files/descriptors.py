@@ -1,0 +1,123 @@
+"""Descriptors that live as long as somebody uses them, and how many a device may hold.
+
+Requests of one device run on several threads. If RELEASE closed a number at once, a READ under way
+on another queue would go to whatever file got that number next. So a descriptor is closed when the
+last reference to it is dropped: tables let go of it, requests under way keep theirs. Hence whoever
+uses a number keeps its owner in a variable meanwhile; that of a temporary may be closed already.
+Must not know what the descriptors stand for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from services.devicehost.devices.fs.host_files.errors import refusal
+
+WANTED_DESCRIPTORS: Final = 1 << 20
+"""The most that Linux lets a process have by default (fs.nr_open)."""
+
+MAX_NODES: Final = 1 << 21
+"""Nodes that a guest may know, if the host's memory allows no better measure: some 100 bytes each
+in the native table, some 500 in Python's."""
+
+MAX_NODE_DESCRIPTORS: Final = 1 << 16
+"""Descriptors that the nodes of one device may have, however many the process may have."""
+
+_RESERVED: Final = 1024
+"""Descriptors left to the rest of the process: sockets, guest memory, other devices' eventfds."""
+
+
+class Descriptor:
+    """Owns one file descriptor; closes it when the last reference goes."""
+
+    __slots__ = ("_owned", "fd")
+
+    def __init__(self, fd: int) -> None:
+        """Take a descriptor over, and close it at once if it is of those left to the rest.
+
+        The kernel gives the lowest free number, so a high one tells that all devices together have
+        used up theirs: several shares, or the guests of several VMs.
+
+        Raises:
+            OSError: EMFILE.
+        """
+        self.fd = fd
+        self._owned = True
+        if fd >= first_unusable():
+            raise refusal(errno.EMFILE)
+
+    def __del__(self) -> None:
+        if self._owned:
+            os.close(self.fd)
+
+    def detach(self) -> int:
+        """Hand the descriptor over to whoever takes the number."""
+        self._owned = False
+        return self.fd
+
+    def duplicate(self) -> Descriptor:
+        """Make another descriptor of the same open file."""
+        return Descriptor(os.dup(self.fd))
+
+    @property
+    def path(self) -> bytes:
+        """A path that leads to exactly this file, whatever was renamed or replaced since."""
+        return b"/proc/self/fd/%d" % self.fd
+
+
+class Limits(NamedTuple):
+    """What one guest may hold of one device.
+
+    Attributes:
+        nodes: Files and directories that it knows.
+        descriptors: Of those, how many have a descriptor open.
+        handles: Files and directories that it has opened.
+    """
+
+    nodes: int
+    descriptors: int
+    handles: int
+
+
+def raise_descriptor_limit() -> Limits:
+    """Raise this process's RLIMIT_NOFILE as far as it may, up to WANTED_DESCRIPTORS, and divide it.
+
+    A process without CAP_SYS_RESOURCE gets no further than its hard limit.
+
+    Half of it may become descriptors of one device's nodes and an eighth its handles, so that one
+    guest cannot leave the devices of the others without any.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(hard, WANTED_DESCRIPTORS)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+        hard = wanted
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    usable = _usable(hard)
+    return Limits(
+        nodes=MAX_NODES,
+        descriptors=max(min(usable // 2, MAX_NODE_DESCRIPTORS), 1),
+        handles=max(usable // 8, 1),
+    )
+
+
+def first_unusable() -> int:
+    """Tell the lowest number that no file system device may use; the rest of the process may."""
+    return _usable(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def open_descriptors() -> int:
+    """Tell how many descriptors this process has."""
+    listing = Path("/proc/self/fd")
+    # Linux tells it as the directory's size from 6.2 on.
+    return listing.stat().st_size or sum(1 for _ in listing.iterdir())
+
+
+def _usable(limit: int) -> int:
+    """Tell how many of so many descriptors all file system devices may use together."""
+    return max(limit - _RESERVED, limit // 2)

@@ -1,0 +1,249 @@
+"""What one guest has of a share between INIT and DESTROY.
+
+Owns the nodes, open files and locks of that time, and the share's rules. DESTROY drops this object
+as a whole; requests under way keep it, and their descriptors, until they are done. Must not know
+opcodes or layouts of requests.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost import fastpath
+from services.devicehost.devices.fs.host_files import credentials, syscalls
+from services.devicehost.devices.fs.host_files.descriptors import (
+    Descriptor,
+    Limits,
+    first_unusable,
+    open_descriptors,
+)
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.locks.owners import MAX_LOCKS, OwnerTable
+from services.devicehost.devices.fs.locks.waits import MAX_WAITS, LockWaits
+from services.devicehost.devices.fs.mount.native_tables import (
+    NativeMount,
+    NativeNodeTable,
+    NativeOpenFileTable,
+)
+from services.devicehost.devices.fs.mount.nodes import SLOT_SHIFT, Node, NodeTable
+from services.devicehost.devices.fs.mount.open_files import OpenFile, OpenFileTable
+from services.devicehost.devices.fs.share.rules import Rules
+from services.handshake.exhaustion import Resource
+from services.wire.fuse import ATTR_OUT, ENTRY_OUT, FUSE_ROOT_ID, STATX_OUT
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable
+
+    from services.devicehost.devices.fs.host_files.credentials import User
+    from services.devicehost.devices.fs.host_files.syscalls import Statx
+    from services.devicehost.devices.fs.share.share import Share
+
+
+_ANY_S: Final = 1 << 63
+
+
+class Mount:
+    """Nodes, open files, locks and rules.
+
+    Attributes:
+        rules: Of the share.
+        root_id: Of the shared directory's node.
+        writeback: Whether the guest keeps back what it writes.
+        native: The mount as the native loop has it; None: nodes and open files are kept by Python.
+    """
+
+    def __init__(self, share: Share, *, slot: int = 0, writeback: bool = False) -> None:
+        """Begin with the root only.
+
+        Args:
+            share: What is mounted.
+            slot: Of the share, where its device has several.
+            writeback: Whether FUSE_WRITEBACK_CACHE was agreed on.
+
+        Raises:
+            OSError: The shared directory cannot be read any more.
+        """
+        rules = Rules(share.options, slot << SLOT_SHIFT)
+        limits = share.limits
+        self.rules: Final = rules
+        self.writeback: Final = writeback
+        self._is_child: Final = slot != 0
+        self.root_id: Final = slot << SLOT_SHIFT | FUSE_ROOT_ID
+        self.lock_owners: Final = OwnerTable(limits.handles)
+        self.lock_waits: Final = LockWaits()
+        self._attr: Final = rules.presentation.attr
+        self._overrides: Final = rules.overrides if rules.to_python else None
+        self._valid_s: Final = rules.cache.valid_s
+        self._switches = credentials.may_switch()
+        self.native: Final = self._native(share, share.library) if share.library else None
+        self.nodes: NodeTable | NativeNodeTable
+        self.open_files: OpenFileTable | NativeOpenFileTable
+        if self.native is None:
+            self.nodes = NodeTable(share.root, os.fstat(share.root.fd), limits, self.root_id)
+            self.open_files = OpenFileTable(limits.handles)
+        else:
+            self.nodes = NativeNodeTable(self.native)
+            self.open_files = NativeOpenFileTable(self.native, limits.handles)
+
+    def totals(self) -> dict[Resource, int]:
+        """Tell how much there is of what is bounded."""
+        return totals(
+            Limits(self.nodes.limit, 0, self.open_files.limit), lock_owners=self.lock_owners.limit
+        )
+
+    def is_full(self, resource: Resource, node_id: int) -> bool:
+        """Tell whether all of it is in use, as of an aggregate, which has it by shares."""
+        return self.used(resource) >= self.totals()[resource]
+
+    def used(self, resource: Resource) -> int:
+        """Tell how much of it is in use."""
+        return _USED[resource](self)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether what changes anything is refused."""
+        return self.rules.read_only
+
+    def find(self, node_id: int) -> Mount:
+        """Tell which mount a node is of, as of an aggregate: there is only this one."""
+        return self
+
+    def require_own(self, node_id: int) -> None:
+        """Refuse what would join two shares of a device.
+
+        Raises:
+            OSError: EXDEV when it is a node of another share.
+        """
+        if self._is_child and (node_id ^ self.root_id) >> SLOT_SHIFT:
+            raise refusal(errno.EXDEV)
+
+    def end(self, number: int = errno.ENOTCONN) -> None:
+        """Let go of what others may be waiting for, and end what is waited for with an errno."""
+        self.lock_waits.end(number)
+        self.lock_owners.clear()
+
+    def enter(self, parent: Node | OpenFile, name: bytes) -> tuple[Node, os.stat_result]:
+        """Look a checked name up and count the lookup.
+
+        Raises:
+            OSError: As openat2(2); ENFILE when the guest holds too many nodes.
+        """
+        return self.adopt(Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH)))
+
+    def look_up(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+        """As `enter`, for a name that the guest probably knows: one system call then, not three.
+
+        Raises:
+            OSError: As `enter`.
+        """
+        if isinstance(self.nodes, NodeTable):
+            status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            known = self.nodes.hold_known(status)
+            if known is not None:
+                return known, status
+        return self.enter(parent, name)
+
+    def adopt(self, descriptor: Descriptor) -> tuple[Node, os.stat_result]:
+        """Find or make the node of an O_PATH descriptor and count the lookup.
+
+        Raises:
+            OSError: ENFILE when the guest holds too many nodes.
+        """
+        status = os.fstat(descriptor.fd)
+        return self.nodes.hold(descriptor, status), status
+
+    def entry(self, node: Node, status: os.stat_result, longest_s: int = _ANY_S) -> bytes:
+        """Pack a fuse_entry_out; its name is good for `longest_s` seconds at most."""
+        valid_s = self._valid_s
+        head = ENTRY_OUT.pack(node.id, 0, min(valid_s, longest_s), valid_s, 0, 0)
+        return head + self._attr(status, self._overrides and self._overrides(node))
+
+    def attr(self, node: Node, status: os.stat_result) -> bytes:
+        """Pack a fuse_attr_out."""
+        head = ATTR_OUT.pack(self._valid_s, 0)
+        return head + self._attr(status, self._overrides and self._overrides(node))
+
+    def statx(self, node: Node, status: Statx) -> bytes:
+        """Pack a fuse_statx_out."""
+        shown = self.rules.presentation.statx(status, self._overrides and self._overrides(node))
+        return STATX_OUT.pack(self._valid_s, 0, 0) + shown
+
+    def creating(self, user: User) -> credentials.ActAs | credentials.Nothing:
+        """Act as the guest's user while something is created, if that is allowed.
+
+        Where the share keeps owners itself, files are the device host's own.
+        """
+        return credentials.NOTHING if self.rules.metadata else self.acting(user)
+
+    def acting(self, user: User) -> credentials.ActAs | credentials.Nothing:
+        """Act as the guest's user, who may do what the guest has checked, if that is allowed."""
+        if self._switches and not credentials.is_own(user.uid, user.gid):
+            return credentials.ActAs(user.uid, user.gid, member=user.member)
+        return credentials.NOTHING
+
+    def checking(self, user: User) -> credentials.ActAs | credentials.Nothing:
+        """Act as the guest's user, with that user's rights only, if that is allowed."""
+        if self._switches and not credentials.is_own(user.uid, user.gid):
+            return credentials.ActAs(user.uid, user.gid, override=False)
+        return credentials.NOTHING
+
+    def writing(self, node: Node, kill: int) -> credentials.KillSuidGid | credentials.Nothing:
+        """Clear set-id bits by what is written to a file, if `kill` is not 0.
+
+        Raises:
+            OSError: They cannot be cleared.
+        """
+        if not kill:
+            return credentials.NOTHING
+        if self.rules.metadata:
+            self.rules.metadata.drop_set_ids(node)
+        return credentials.KillSuidGid()
+
+    def _native(self, share: Share, library: ctypes.CDLL) -> NativeMount:
+        shown, cache = self.rules.presentation, self.rules.cache
+        rules = fastpath.Rules(
+            ino_mask=shown.ino_mask,
+            uid=fastpath.KEEP_ID if shown.uid is None else shown.uid,
+            gid=fastpath.KEEP_ID if shown.gid is None else shown.gid,
+            keep_dir=shown.keep_dir,
+            keep_file=shown.keep_file,
+            valid_s=cache.valid_s,
+            open_flags=cache.file_flags,
+            opendir_flags=cache.directory_flags,
+            read_only=self.rules.read_only,
+            writeback=self.writeback,
+            cold=self.rules.to_python,
+        )
+        return NativeMount(
+            library,
+            share.root,
+            rules,
+            share.limits,
+            root_id=self.root_id,
+            may_switch=self._switches,
+        )
+
+
+_USED: Final[dict[Resource, Callable[[Mount], int]]] = {
+    Resource.NODES: lambda mount: len(mount.nodes),
+    Resource.HANDLES: lambda mount: len(mount.open_files),
+    Resource.DESCRIPTORS: lambda _: open_descriptors(),
+    Resource.LOCK_OWNERS: lambda mount: len(mount.lock_owners),
+    Resource.LOCKS: lambda mount: mount.lock_owners.locks,
+    Resource.LOCK_WAITS: lambda mount: len(mount.lock_waits),
+}
+
+
+def totals(limits: Limits, *, lock_owners: int) -> dict[Resource, int]:
+    """Tell how much a mount with these limits has of what is bounded."""
+    return {
+        Resource.NODES: limits.nodes,
+        Resource.HANDLES: limits.handles,
+        Resource.DESCRIPTORS: first_unusable(),
+        Resource.LOCK_OWNERS: lock_owners,
+        Resource.LOCKS: MAX_LOCKS,
+        Resource.LOCK_WAITS: MAX_WAITS,
+    }

@@ -1,0 +1,238 @@
+"""Nodes and open files in the native library's tables, in the form of NodeTable and OpenFileTable.
+
+The native loop and Python's operations work on the same tables. What Python has of them is pinned
+as long as it is referenced. Must not know requests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from typing import TYPE_CHECKING, Final, cast
+
+from services.devicehost import fastpath
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor, first_unusable
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.mount.nodes import Node
+from services.devicehost.devices.fs.mount.open_files import OpenDirectory, OpenFile, OpenFileT
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from services.devicehost.devices.fs.host_files.descriptors import Limits
+
+_KINDS: Final[dict[type[OpenFile], int]] = {
+    OpenFile: fastpath.FILE,
+    OpenDirectory: fastpath.DIRECTORY,
+}
+
+
+class NativeMount:
+    """The library's side of one mount, as long as somebody references it.
+
+    Attributes:
+        library: The native fast path.
+        root_id: Of the shared directory's node.
+        pointer: What its functions want to be given.
+    """
+
+    pointer: int | None = None
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        root: Descriptor,
+        rules: fastpath.Rules,
+        limits: Limits,
+        *,
+        root_id: int,
+        may_switch: bool,
+    ) -> None:
+        """Start with the root.
+
+        Args:
+            library: The native fast path.
+            root: O_PATH descriptor of the shared directory.
+            rules: How files are shown.
+            limits: Of the device.
+            root_id: As NodeTable's.
+            may_switch: Whether files are made as the guest's user.
+
+        Raises:
+            OSError: EIO: the shared directory cannot be read any more, or there is no memory.
+        """
+        self.library: Final = library
+        self.root_id: Final = root_id
+        setup = fastpath.FsSetup(
+            rules=rules,
+            root_id=root_id,
+            nodes=limits.nodes,
+            descriptors=limits.descriptors,
+            handles=limits.handles,
+            root_fd=root.duplicate().detach(),
+            descriptor_limit=first_unusable(),
+            may_switch=may_switch,
+        )
+        self.pointer = library.ph_fs_new(ctypes.byref(setup))
+        if self.pointer is None:
+            raise refusal(errno.EIO)
+
+    def __del__(self) -> None:
+        """Release it; the native loop may use it for a while."""
+        if self.pointer is not None:
+            self.library.ph_fs_release(self.pointer)
+            self.pointer = None
+
+
+class _Pin(Descriptor):
+    """A descriptor of the library's, open as long as its node or open file is pinned."""
+
+    __slots__ = ("_mount", "_unpin", "pin")
+
+    def __init__(
+        self, mount: NativeMount, unpin: Callable[[int | None, int], None], pin: int, fd: int
+    ) -> None:
+        self.fd = fd
+        self.pin: Final = pin
+        self._mount = mount
+        self._unpin = unpin
+
+    def __del__(self) -> None:
+        if self._mount.pointer is not None:  # a collected cycle is finalized in any order
+            self._unpin(self._mount.pointer, self.pin)
+
+
+class _Kept(Descriptor):
+    """A descriptor that another pin keeps open."""
+
+    __slots__ = ("keeper",)
+
+    def __init__(self, keeper: _Pin, fd: int) -> None:
+        self.fd = fd
+        self.keeper: Final = keeper
+
+    def __del__(self) -> None:
+        """Close nothing."""
+
+
+class _PositionMutex:
+    """The library's mutex of the position in an open directory."""
+
+    def __init__(self, library: ctypes.CDLL, opened: _Pin) -> None:
+        self._library = library
+        self._opened = opened
+
+    def __enter__(self) -> None:
+        self._library.ph_handle_lock(self._opened.pin)
+
+    def __exit__(self, *_: object) -> None:
+        self._library.ph_handle_unlock(self._opened.pin)
+
+
+class NativeNodeTable:
+    """As NodeTable.
+
+    Attributes:
+        limit: Most nodes besides the root.
+    """
+
+    def __init__(self, mount: NativeMount) -> None:
+        self._mount = mount
+        self._library = mount.library
+        self.limit: Final[int] = self._library.ph_fs_node_limit(mount.pointer)
+
+    def __len__(self) -> int:
+        count: int = self._library.ph_fs_node_count(self._mount.pointer)
+        return count
+
+    @property
+    def root(self) -> Node:
+        """As NodeTable's."""
+        return self.get(self._mount.root_id)
+
+    def get(self, node_id: int) -> Node:
+        """As NodeTable's."""
+        seen = fastpath.Seen()
+        found = self._library.ph_see_node(self._mount.pointer, node_id, ctypes.byref(seen))
+        return self._node(seen, found)
+
+    def require_room(self) -> None:
+        """As NodeTable's."""
+        if len(self) >= self.limit:
+            raise refusal(errno.ENFILE)
+
+    def hold(self, descriptor: Descriptor, status: os.stat_result) -> Node:
+        """As NodeTable's; takes the descriptor over."""
+        seen = fastpath.Seen()
+        found = self._library.ph_see_held(
+            self._mount.pointer, descriptor.detach(), ctypes.byref(seen)
+        )
+        return self._node(seen, found)
+
+    def forget(self, node_id: int, count: int) -> None:
+        """As NodeTable's."""
+        self._library.ph_node_forget(self._mount.pointer, node_id, count)
+
+    def _node(self, seen: fastpath.Seen, found: bool) -> Node:
+        if not found:
+            raise refusal(ctypes.get_errno())
+        pin = _Pin(self._mount, self._library.ph_node_unpin, seen.pin, seen.fd)
+        return Node(seen.id, pin, seen.kind)
+
+
+class NativeOpenFileTable:
+    """As OpenFileTable.
+
+    Attributes:
+        limit: Most open files at one time.
+    """
+
+    def __init__(self, mount: NativeMount, limit: int) -> None:
+        self.limit: Final = limit
+        self._mount = mount
+        self._library = mount.library
+
+    def __len__(self) -> int:
+        count: int = self._library.ph_fs_handle_count(self._mount.pointer)
+        return count
+
+    def require_room(self) -> None:
+        """As OpenFileTable's."""
+        if len(self) >= self.limit:
+            raise refusal(errno.ENFILE)
+
+    def add(self, opened: OpenFile) -> int:
+        """As OpenFileTable's; takes the file's descriptor over."""
+        node = opened.node.descriptor
+        handle: int = self._library.ph_handle_add(
+            self._mount.pointer,
+            cast("_Pin", node).pin,
+            opened.descriptor.detach(),
+            _KINDS[type(opened)],
+        )
+        if not handle:
+            raise refusal(ctypes.get_errno())
+        return handle
+
+    def get(self, handle: int, kind: type[OpenFileT]) -> OpenFileT:
+        """As OpenFileTable's."""
+        seen = fastpath.Seen()
+        if not self._library.ph_see_handle(
+            self._mount.pointer, handle, _KINDS[kind], ctypes.byref(seen)
+        ):
+            raise refusal(ctypes.get_errno())
+        pin = _Pin(self._mount, self._library.ph_handle_unpin, seen.pin, seen.fd)
+        node = Node(seen.id, _Kept(pin, seen.node_fd), seen.kind)
+        if issubclass(kind, OpenDirectory):
+            return kind(node, pin, _PositionMutex(self._library, pin))
+        return kind(node, pin)
+
+    def mark_locked(self, opened: OpenFile) -> None:
+        """As OpenFileTable's: the native loop leaves them to Python from now on."""
+        self._library.ph_handle_mark_locked(cast("_Pin", opened.descriptor).pin)
+
+    def remove(self, handle: int, kind: type[OpenFile]) -> None:
+        """As OpenFileTable's."""
+        if not self._library.ph_handle_remove(self._mount.pointer, handle, _KINDS[kind]):
+            raise refusal(errno.EBADF)

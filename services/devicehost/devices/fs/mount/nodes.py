@@ -1,0 +1,249 @@
+"""The nodes that a guest knows, each counted as often as it was looked up.
+
+Owns node ids and lookup counts. A node stays what it is when its name is renamed, replaced or
+removed, since nothing is ever looked up by path again. Hard links are one node: device and inode
+number are the key. Ids are never reused.
+
+A node has an O_PATH descriptor as long as it is in use. Beyond a number of descriptors those of
+nodes that were idle lately are closed, and opened again when they are needed (`reopening`); so a
+guest may know more files than a process may have open. A file that has lost its name cannot be
+opened again, so it keeps its descriptor until there are half as many again: the guest knows what
+the host has removed until it needs memory, and that may be any number of files. Such a node is
+ESTALE then, unless it is open. Where nothing can be opened again (see Reopener)
+the number of nodes is bounded by that of descriptors. Past its limit LOOKUP fails with ENFILE until
+the guest forgets some. Must not know requests.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.host_files.file import HostFile
+from services.devicehost.devices.fs.mount.reopening import Reopener
+from services.wire.fuse import FUSE_ROOT_ID
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
+
+SLOT_SHIFT: Final = 44
+"""Ids say above this bit which of a device's shares a node belongs to: its slot, 0 where there is
+only one (PH_SLOT_SHIFT of serve.h). Below it there is room for a million new nodes a second for
+half a year."""
+
+_SWEEP_STEPS: Final = 16
+"""Nodes that are looked at, at most, each time a descriptor is to be closed."""
+
+
+class Node(HostFile):
+    """A file of the host that the guest knows, while it is in use.
+
+    Attributes:
+        id: What the guest calls it.
+    """
+
+    __slots__ = ("__weakref__", "id")
+
+    def __init__(self, node_id: int, descriptor: Descriptor, kind: int) -> None:
+        super().__init__(descriptor, kind)
+        self.id: Final = node_id
+
+
+class _Entry:
+    """What the table knows of one node.
+
+    Attributes:
+        key: Device and inode number.
+        lookups: How often the guest looked it up and has not forgotten it.
+        node: The node; None while it is idle.
+        last: The node as it was when it became idle; requests and open files may have it still.
+        reopen_with: What its file is opened again with, while the node is idle.
+        recently: Whether it was used since the table last looked for idle ones.
+    """
+
+    __slots__ = ("id", "key", "kind", "last", "lookups", "node", "recently", "reopen_with")
+
+    def __init__(self, node: Node, key: tuple[int, int]) -> None:
+        self.id: Final = node.id
+        self.kind: Final = node.kind
+        self.key: Final = key
+        self.lookups = 0
+        self.node: Node | None = node
+        self.last: weakref.ref[Node] | None = None
+        self.reopen_with = b""
+        self.recently = True
+
+
+class NodeTable:
+    """All nodes of one mount; safe to use from every queue's thread.
+
+    Attributes:
+        root: The shared directory; it is never forgotten and never idle.
+        limit: Most nodes besides the root.
+    """
+
+    def __init__(
+        self,
+        root: Descriptor,
+        status: os.stat_result,
+        limits: Limits,
+        root_id: int = FUSE_ROOT_ID,
+    ) -> None:
+        """Start with the root.
+
+        Args:
+            root: O_PATH descriptor of the shared directory.
+            status: Its status.
+            limits: Of the device.
+            root_id: The root's; other nodes are numbered from there.
+        """
+        self._reopener = Reopener(root, status.st_dev)
+        self.root: Final = Node(root_id, root, stat.S_IFMT(status.st_mode))
+        self.limit: Final = (
+            limits.nodes if self._reopener.usable else min(limits.nodes, limits.descriptors)
+        )
+        self._most_in_use: Final = limits.descriptors
+        self._next_id = root_id + 1
+        entry = _Entry(self.root, (status.st_dev, status.st_ino))
+        self._by_id = {root_id: entry}
+        self._by_key = {entry.key: entry}
+        self._in_use: deque[_Entry] = deque()
+        self._mutex = threading.RLock()
+
+    def __len__(self) -> int:
+        """Tell how many nodes there are besides the root."""
+        return len(self._by_id) - 1
+
+    def get(self, node_id: int) -> Node:
+        """Find a node.
+
+        Raises:
+            OSError: ESTALE when the guest never looked it up or has forgotten it, or when it was
+                idle and its file is gone.
+        """
+        entry = self._by_id.get(node_id)
+        if entry is None:
+            raise refusal(errno.ESTALE)
+        entry.recently = True
+        return entry.node or self._wake(entry)
+
+    def require_room(self) -> None:
+        """Refuse before something is created for which there would be no node.
+
+        Raises:
+            OSError: ENFILE when the table is full.
+        """
+        if len(self) >= self.limit:
+            raise refusal(errno.ENFILE)
+
+    def hold(self, descriptor: Descriptor, status: os.stat_result) -> Node:
+        """Find or make the node of an O_PATH descriptor and count one lookup.
+
+        Raises:
+            OSError: ENFILE when it would be new and the table is full.
+        """
+        key = (status.st_dev, status.st_ino)
+        with self._mutex:
+            entry = self._by_key.get(key)
+            if entry is not None and entry.node is None:
+                entry = self._recognize(entry, descriptor)
+            if entry is None:
+                self.require_room()
+                node = Node(self._next_id, descriptor, stat.S_IFMT(status.st_mode))
+                self._next_id += 1
+                entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, key)
+                self._use(entry)
+            entry.lookups += 1
+            entry.recently = True
+            return entry.node or self._wake(entry)
+
+    def hold_known(self, status: os.stat_result) -> Node | None:
+        """Count one lookup of a node by its status alone, if it has a descriptor.
+
+        That keeps its inode number from being used anew, so the number tells that it is the same.
+        """
+        with self._mutex:
+            entry = self._by_key.get((status.st_dev, status.st_ino))
+            if entry is None or entry.node is None:
+                return None
+            entry.lookups += 1
+            entry.recently = True
+            return entry.node
+
+    def forget(self, node_id: int, count: int) -> None:
+        """Take back `count` lookups; unknown nodes and counts too high are harmless."""
+        with self._mutex:
+            entry = self._by_id.get(node_id)
+            if entry is None or entry.id == self.root.id:
+                return
+            entry.lookups -= count
+            if entry.lookups <= 0:
+                del self._by_id[node_id]
+                if self._by_key.get(entry.key) is entry:
+                    del self._by_key[entry.key]
+                entry.node = None  # the sweep comes by later; it must not keep the descriptor
+
+    def _wake(self, entry: _Entry) -> Node:
+        """Give an idle node its descriptor back.
+
+        Raises:
+            OSError: ESTALE when its file is gone.
+        """
+        with self._mutex:
+            if entry.node is not None:
+                return entry.node
+            node = entry.last() if entry.last is not None else None
+            if node is None:
+                descriptor = self._reopener.reopen(entry.key[0], entry.reopen_with)
+                node = Node(entry.id, descriptor, entry.kind)
+            entry.node = node
+            self._use(entry)
+            return node
+
+    def _recognize(self, entry: _Entry, found: Descriptor) -> _Entry | None:
+        """Tell whether what has an idle node's key is its file; the number may be used anew."""
+        if entry.last is None or entry.last() is None:
+            if self._reopener.prepare(found, entry.key[0]) != entry.reopen_with:
+                del self._by_key[entry.key]
+                return None
+            entry.node = Node(entry.id, found, entry.kind)
+            self._use(entry)
+        return entry
+
+    def _use(self, entry: _Entry) -> None:
+        if not self._reopener.usable:
+            return
+        self._in_use.append(entry)
+        for _ in range(_SWEEP_STEPS):
+            if len(self._in_use) <= self._most_in_use:
+                return
+            self._sweep_one()
+
+    def _sweep_one(self) -> None:
+        """Look at the node that came into use first: let it rest, or pass it over once more."""
+        entry = self._in_use.popleft()
+        if entry.node is None:
+            return  # forgotten meanwhile
+        if entry.recently or not self._rest(entry, entry.node):
+            entry.recently = False
+            self._in_use.append(entry)
+
+    def _rest(self, entry: _Entry, node: Node) -> bool:
+        """Make a node idle; False when its file could not be found again."""
+        try:
+            # Nothing leads back to a file without a name.
+            crowded = len(self._in_use) >= self._most_in_use + self._most_in_use // 2
+            if os.fstat(node.fd).st_nlink == 0 and not crowded:
+                return False
+            entry.reopen_with = self._reopener.prepare(node.descriptor, entry.key[0])
+        except OSError:
+            return False
+        entry.last = weakref.ref(node)
+        entry.node = None
+        return True

@@ -1,0 +1,244 @@
+"""The FUSE protocol core of one device: request buffers in, reply in place.
+
+Owns the life of a mount (INIT, DESTROY, INIT again at any time, since a guest may reboot) and the
+order of checks: header, life, opcode, length, room for the reply, rights. Any number of threads may
+call `handle` at once. Must not know queues; does no I/O of its own besides what operations do.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs.aggregate.mount import AggregateMount
+from services.devicehost.devices.fs.aggregate.root import ROOT_OPERATIONS
+from services.devicehost.devices.fs.aggregate.shares import Aggregate
+from services.devicehost.devices.fs.host_files.errors import errno_of, refusal
+from services.devicehost.devices.fs.mount.mount import Mount
+from services.devicehost.devices.fs.mount.native_mounts import NativeMounts
+from services.devicehost.devices.fs.operations.request import Request
+from services.devicehost.devices.fs.operations.table import OPERATIONS
+from services.devicehost.memory import bound
+from services.handshake.exhaustion import Resource
+from services.handshake.pool import MAX_MAPPING_BYTES, PAGE_BYTES
+from services.wire import fuse
+from services.wire.fuse import InitIn, InitOut, Opcode
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.operations.table import Operation, WhereT
+    from services.devicehost.devices.fs.share.share import Share
+    from services.devicehost.memory.bounds import Bounds
+    from services.devicehost.virtio.chain import Chain
+    from services.devicehost.virtio.deferral import Deferred
+
+POOL_MAX_PAGES: Final = MAX_MAPPING_BYTES // PAGE_BYTES
+"""Behind a pool: 256 KiB, the longest mapping that the pool's geometry allows."""
+MAX_PAGES: Final = 256
+"""Otherwise: 1 MiB, what Linux uses at most by default."""
+_DEFAULT_MAX_PAGES: Final = 32
+"""What a guest without FUSE_MAX_PAGES uses, whatever it is told."""
+_MAX_BACKGROUND: Final = 64
+_CONGESTION_THRESHOLD: Final = 48
+_LACKING: Final = {
+    errno.ENFILE: (Resource.NODES, Resource.HANDLES),
+    errno.EMFILE: (),
+    errno.ENOLCK: (Resource.LOCK_OWNERS, Resource.LOCKS, Resource.LOCK_WAITS),
+}
+"""What may be full when a request is refused with this."""
+_INIT: Final = int(Opcode.INIT)
+_DESTROY: Final = int(Opcode.DESTROY)
+"""Plain numbers: to compare with those of an enumeration takes seven times as long."""
+_SILENT: Final = fuse.NO_REPLY | fuse.ERROR_REPLY
+"""Opcodes whose success is not told."""
+
+
+class FuseSession:
+    """One guest's dialogue with a share, or with an aggregate of them.
+
+    Attributes:
+        native_mounts: What the native loop serves hot requests of; None: `handle` serves them all.
+    """
+
+    def __init__(self, served: Share | Aggregate) -> None:
+        """Wait for INIT.
+
+        Args:
+            served: What is served.
+        """
+        self.native_mounts: Final = NativeMounts(served.library) if served.library else None
+        self._served: Final = served
+        self._max_pages: Final = POOL_MAX_PAGES if served.options.swiotlb else MAX_PAGES
+        self._mutex: Final = threading.Lock()
+        self._mount: Mount | AggregateMount | None = None
+
+    @property
+    def mount(self) -> Mount | AggregateMount | None:
+        """What the guest has; None before INIT and after DESTROY."""
+        return self._mount
+
+    @property
+    def bounds(self) -> Bounds:
+        """What of the device is bounded."""
+        return self._served.bounds
+
+    def reset(self) -> None:
+        """Let go of everything that the guest had; INIT is expected next."""
+        self._begin(None)
+
+    def handle(self, chain: Chain) -> int | Deferred:
+        """Serve one request.
+
+        Args:
+            chain: What the driver wrote and where the reply goes, both cut anywhere.
+
+        Returns:
+            Bytes written from the first writable one on; 0 when no reply is due or none fits. Or
+            what writes the reply later: the buffers must stay until then.
+        """
+        if chain.readable_bytes < fuse.IN_HEADER.size:
+            return 0
+        request = Request(chain)
+        try:
+            length = self._run(request)
+        except (OSError, OverflowError) as error:
+            number = errno_of(error)
+            if isinstance(error, OSError):
+                self._note_exhausted(request, error)
+            return request.finish(number) if request.opcode not in fuse.NO_REPLY else 0
+        if not isinstance(length, int):
+            return length
+        return request.finish(0, length) if request.opcode not in _SILENT else 0
+
+    def _run(self, request: Request) -> int | Deferred:
+        """Check a request and serve it; returns the length of the reply's data."""
+        opcode = request.opcode
+        if opcode == _INIT:
+            return self._init(request)
+        mount = self._mount
+        if mount is None:
+            raise refusal(errno.ENOTCONN)
+        if opcode == _DESTROY:
+            self._begin(None)
+            return 0
+        where = mount.find(request.nodeid)
+        if isinstance(where, AggregateMount):
+            return _serve(ROOT_OPERATIONS.get(opcode), where, request)
+        return _serve(OPERATIONS.get(opcode), where, request)
+
+    def _begin(self, mount: Mount | AggregateMount | None) -> None:
+        """Go on with a new mount, or none, when the old one has ended."""
+        with self._mutex:
+            old, self._mount = self._mount, None
+            if old is not None:
+                old.end()
+            if mount is not None:
+                self._bound(mount.totals())
+            if self.native_mounts is not None:
+                self.native_mounts.put(0, mount.native if mount else None)
+            self._mount = mount
+
+    def _mounted(self, agreed: int) -> Mount | AggregateMount:
+        """Make the guest's mount, with the FUSE_* that were agreed on at INIT."""
+        if isinstance(self._served, Aggregate):
+            return AggregateMount(self._served, self.native_mounts, agreed)
+        return Mount(self._served, writeback=bool(agreed & fuse.FUSE_WRITEBACK_CACHE))
+
+    def _bound(self, totals: dict[Resource, int]) -> None:
+        """Have what is bounded looked at; an equal bound is kept from mount to mount.
+
+        So a guest that mounts anew begins no new episode by it.
+        """
+        for resource, total in totals.items():
+            if self._served.bounds.total(resource) != total:
+                used = partial(_used, weakref.ref(self), resource)
+                self._served.bounds.add(bound(resource, total, used))
+
+    def _note_exhausted(self, request: Request, error: OSError) -> None:
+        """Tell what is used up, if a request was refused for want of something."""
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        mount = self._mount
+        if mount is None or cause.errno not in _LACKING:
+            return
+        full = [each for each in _LACKING[cause.errno] if mount.is_full(each, request.nodeid)]
+        if not full and cause.errno != errno.ENOLCK:
+            full = [Resource.DESCRIPTORS]  # of tables with room, it is the host that has no more
+        for resource in full:
+            self._served.bounds.hit(resource)
+
+    def _init(self, request: Request) -> int:
+        """INIT: agree on a version and on capabilities, and begin with a new mount."""
+        request.load(fuse.INIT_COMPAT_IN, streamed=False)
+        offer = _offer(request)
+        if request.space_bytes < fuse.INIT_OUT.size:
+            raise refusal(errno.EIO)
+        if offer.major > fuse.FUSE_KERNEL_VERSION:
+            # Linux then sends INIT again in our major version.
+            self._begin(None)
+            return request.reply(
+                _answer(flags=0, max_readahead=0, max_pages=0, minor=fuse.FUSE_KERNEL_MINOR_VERSION)
+            )
+        if offer.major < fuse.FUSE_KERNEL_VERSION or offer.minor < fuse.FUSE_MIN_MINOR_VERSION:
+            raise refusal(errno.EPROTO)
+        flags = self._served.capabilities() & (offer.flags | offer.flags2 << 32)
+        self._begin(self._mounted(flags))
+        return request.reply(
+            _answer(
+                minor=min(offer.minor, fuse.FUSE_KERNEL_MINOR_VERSION),
+                flags=flags,
+                max_readahead=offer.max_readahead,
+                max_pages=self._max_pages
+                if flags & fuse.FUSE_MAX_PAGES
+                else min(_DEFAULT_MAX_PAGES, self._max_pages),
+            )
+        )
+
+
+def _used(whose: weakref.ref[FuseSession], resource: Resource) -> int:
+    """Tell how much of something is in use; nothing while the guest has not mounted.
+
+    Asking keeps no session alive: its descriptors are closed when the last reference goes.
+    """
+    session = whose()
+    mount = session.mount if session is not None else None
+    return mount.used(resource) if mount is not None else 0
+
+
+def _serve(operation: Operation[WhereT] | None, where: WhereT, request: Request) -> int | Deferred:
+    if operation is None:
+        raise refusal(errno.ENOSYS)
+    request.load(operation.args, streamed=operation.streamed)
+    if operation.reply_bytes > request.space_bytes:
+        raise refusal(errno.EIO)
+    if operation.modifies and where.read_only:
+        raise refusal(errno.EROFS)
+    return operation.run(where, request)
+
+
+def _offer(request: Request) -> InitIn:
+    """Read INIT's fixed part, whose second half came with FUSE_INIT_EXT."""
+    major, minor, max_readahead, flags = request.args
+    flags2 = 0
+    if flags & fuse.FUSE_INIT_EXT and len(request.body) >= 4:
+        flags2 = int.from_bytes(request.body[:4], "little")
+    return InitIn(major, minor, max_readahead, flags, flags2)
+
+
+def _answer(*, minor: int, flags: int, max_readahead: int, max_pages: int) -> bytes:
+    return fuse.INIT_OUT.pack(
+        *InitOut(
+            major=fuse.FUSE_KERNEL_VERSION,
+            minor=minor,
+            max_readahead=max_readahead,
+            flags=flags & 0xFFFF_FFFF,
+            max_background=_MAX_BACKGROUND,
+            congestion_threshold=_CONGESTION_THRESHOLD,
+            max_write=max_pages * PAGE_BYTES,
+            time_gran=1,
+            max_pages=max_pages,
+            map_alignment=0,
+            flags2=flags >> 32,
+        )
+    )

@@ -1,0 +1,58 @@
+"""The rules of one share: what its options mean, whoever the guest is.
+
+A mount reaches everything that differs from share to share through this one object. Must not know
+requests, or what a guest has looked up or opened.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING, Final
+
+from services.devicehost.devices.fs.share.attributes import Presentation
+from services.devicehost.devices.fs.share.cache import CachePolicy
+from services.devicehost.devices.fs.share.lx_metadata import LxMetadata
+from services.devicehost.devices.fs.share.symlink_root import SymlinkRoot
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.fs.host_files.file import HostFile
+    from services.devicehost.devices.fs.share.attributes import Overrides
+    from services.handshake.options import FsOptions
+
+
+class Rules:
+    """What holds for one share.
+
+    Attributes:
+        read_only: Nothing may be changed.
+        presentation: How owners and modes are shown.
+        cache: What a guest may keep, and for how long.
+        metadata: Where owners and modes that the guest sets are kept; None: with the host's file.
+        links: What the guest sees of absolute symlinks; None: what the host has.
+        exact_names: Whether an entry is found under its own spelling alone.
+        case_flags: Whether a directory's case-folding flag is shown, and may be set.
+        to_python: Whether Python decides on names and attributes, since they need more than the
+            native fast path does.
+    """
+
+    def __init__(self, options: FsOptions, ino_mask: int = 0) -> None:
+        """Take the options; `ino_mask` as of Presentation."""
+        self.read_only: Final = options.ro
+        self.presentation: Final = Presentation(options, ino_mask)
+        self.cache: Final = CachePolicy(options)
+        self.metadata: Final = LxMetadata(self.presentation) if options.metadata else None
+        self.links: Final = SymlinkRoot(options.symlinkroot) if options.symlinkroot else None
+        self.exact_names: Final = options.case == "force"
+        self.case_flags: Final = options.case == "dir"
+        self.to_python: Final = bool(self.metadata or self.links or self.exact_names)
+
+    def overrides(self, file: HostFile) -> Overrides | None:
+        """Tell what is shown of a file instead of its status; of use if `to_python`."""
+        if file.kind == stat.S_IFLNK and self.links is not None:
+            return self.links.overrides(file)
+        kept = self.kept(file)
+        return kept.overrides(file) if kept else None
+
+    def kept(self, file: HostFile) -> LxMetadata | None:
+        """Tell where owner and mode of a file are kept; None: with the host's file."""
+        return self.metadata if self.metadata and self.metadata.keeps(file) else None

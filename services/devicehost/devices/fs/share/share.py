@@ -1,0 +1,41 @@
+"""What a device serves, whoever the guest is.
+
+Must not know guests: what one guest has of a share is a mount.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from services.devicehost.devices.fs.share.cache import CachePolicy
+from services.devicehost.memory.bounds import Bounds
+
+if TYPE_CHECKING:
+    import ctypes
+
+    from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
+    from services.handshake.options import FsOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One directory that is shared.
+
+    Attributes:
+        root: O_PATH descriptor of the directory.
+        options: The share's options.
+        limits: How many nodes and open files a guest may hold.
+        library: The native fast path, if it serves what it can.
+        bounds: Of the device; what a guest uses up is reported there.
+    """
+
+    root: Descriptor
+    options: FsOptions
+    limits: Limits
+    library: ctypes.CDLL | None = None
+    bounds: Bounds = field(default_factory=Bounds)
+
+    def capabilities(self) -> int:
+        """Return the FUSE_* that may be agreed on at INIT."""
+        return CachePolicy(self.options).capabilities()

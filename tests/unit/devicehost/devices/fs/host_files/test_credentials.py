@@ -1,0 +1,190 @@
+"""Whose files are made, and whose set-id bits fall."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.devices.fs.host_files import credentials
+from services.wire import fuse
+from services.wire.fuse import Opcode
+from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
+
+pytestmark = pytest.mark.root
+
+USER, GROUP = 12345, 23456
+
+
+def owner(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_uid, status.st_gid
+
+
+def test_whatever_is_created_belongs_to_the_guests_user(guest: FuseGuest, shared: Path) -> None:
+    guest.uid, guest.gid = USER, GROUP
+    guest.create(b"file")
+    guest.mkdir(b"dir")
+    guest.mknod(b"fifo", stat.S_IFIFO | 0o600)
+    guest.symlink(b"link", b"target")
+    for name in ("file", "dir", "fifo", "link"):
+        assert owner(shared / name) == (USER, GROUP), name
+    guest.uid = guest.gid = 0
+    guest.create(b"roots")
+    assert owner(shared / "roots") == (os.geteuid(), os.getegid())
+
+
+def test_the_thread_is_itself_again_afterwards(guest: FuseGuest, shared: Path) -> None:
+    guest.uid, guest.gid = USER, GROUP
+    guest.create(b"file")
+    with pytest.raises(FuseError):
+        guest.mkdir(b"file")
+    (shared / "mine").write_bytes(b"")
+    assert owner(shared / "mine") == (os.geteuid(), os.getegid())
+    os.chown(shared / "mine", 1, 1)  # CAP_CHOWN is back
+
+
+def test_other_threads_are_not_touched(shared: Path) -> None:
+    inside, created = threading.Event(), threading.Event()
+
+    def create() -> None:
+        inside.wait()
+        (shared / "mine").write_bytes(b"")
+        created.set()
+
+    thread = threading.Thread(target=create)
+    thread.start()
+    with credentials.ActAs(USER, GROUP):
+        inside.set()
+        created.wait()
+    thread.join()
+    assert owner(shared / "mine") == (os.geteuid(), os.getegid())
+
+
+def test_a_group_that_only_the_guest_knows_of_suffices(guest: FuseGuest, shared: Path) -> None:
+    """The guest kernel has checked; the host must not ask again with less knowledge."""
+    (shared / "private").mkdir(mode=0o700)
+    node = guest.lookup(b"private").nodeid
+    guest.uid, guest.gid = USER, GROUP
+    guest.create(b"file", node)
+    assert owner(shared / "private" / "file") == (USER, GROUP)
+
+
+@pytest.mark.parametrize("kind", [fuse.FUSE_EXT_GROUPS, 0])
+def test_set_group_id_stays_for_a_member_of_the_directorys_group(
+    guest: FuseGuest, shared: Path, kind: int
+) -> None:
+    os.chown(shared, 0, 777)
+    shared.chmod(0o2777)
+    guest.uid, guest.gid = USER, GROUP
+    other = fuse.EXT_HEADER.pack(16, 1) + bytes(8)
+    groups = fuse.EXT_HEADER.pack(16, kind) + struct.pack("<II", 1, 777)
+    guest.extensions = other + groups
+    guest.create(b"file", mode=0o102775)
+    assert owner(shared / "file") == (USER, 777)
+    member = kind == fuse.FUSE_EXT_GROUPS
+    assert stat.S_IMODE((shared / "file").stat().st_mode) == (0o2775 if member else 0o775)
+
+
+@pytest.mark.parametrize("extension", [bytes(8), b"\xff" * 16, bytes(16)])
+def test_extensions_that_are_none(guest: FuseGuest, shared: Path, extension: bytes) -> None:
+    guest.uid, guest.gid = USER, GROUP
+    guest.extensions = extension
+    guest.mkdir(b"dir")
+    assert owner(shared / "dir") == (USER, GROUP)
+
+
+def test_a_whiteout_belongs_to_the_guests_user(guest: FuseGuest, shared: Path) -> None:
+    guest.create(b"f")
+    guest.uid, guest.gid = USER, GROUP
+    guest.rename(b"f", b"g", flags=4)
+    assert owner(shared / "f") == (USER, GROUP)
+    assert stat.S_ISCHR((shared / "f").lstat().st_mode)
+    assert owner(shared / "g") == (0, 0)
+
+
+def test_an_id_that_is_none_is_refused(guest: FuseGuest, shared: Path) -> None:
+    guest.uid, guest.gid = 2**32 - 1, 0
+    with pytest.raises(FuseError) as error:
+        guest.mkdir(b"dir")
+    assert error.value.number == errno.EPERM
+    assert list(shared.iterdir()) == []
+
+
+def test_a_device_host_without_the_right_squashes(
+    make_guest: MakeGuest, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "may_switch", lambda: False)
+    guest = make_guest()
+    guest.uid, guest.gid = USER, GROUP
+    guest.create(b"file")
+    assert owner(shared / "file") == (os.geteuid(), os.getegid())
+
+
+def test_files_of_other_users_are_served(guest: FuseGuest, shared: Path) -> None:
+    path = shared / "theirs"
+    path.write_bytes(b"text")
+    os.chown(path, USER, GROUP)
+    path.chmod(0o400)
+    entry = guest.lookup(b"theirs")
+    assert (entry.attr.uid, entry.attr.gid) == (USER, GROUP)
+    assert guest.read(guest.open(entry.nodeid), 9) == b"text"
+    guest.setattr(entry.nodeid, fuse.FATTR_UID | fuse.FATTR_GID, uid=7, gid=2**32 - 1)
+    assert owner(path) == (7, GROUP)
+
+
+def test_access_is_the_askers(guest: FuseGuest, shared: Path) -> None:
+    (shared / "f").write_bytes(b"")
+    (shared / "f").chmod(0o640)
+    os.chown(shared / "f", 0, GROUP)
+    node = guest.lookup(b"f").nodeid
+    guest.uid, guest.gid = USER, GROUP
+    guest.call(Opcode.ACCESS, node, fuse.ACCESS_IN.pack(os.R_OK))
+    with pytest.raises(FuseError) as error:
+        guest.call(Opcode.ACCESS, node, fuse.ACCESS_IN.pack(os.W_OK))
+    assert error.value.number == errno.EACCES
+
+
+def test_set_id_bits_fall_when_the_guest_asks(guest: FuseGuest, shared: Path) -> None:
+    path = shared / "f"
+    entry, handle = guest.create(b"f", mode=0o106755)
+    guest.write(handle, b"x")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o6755, "root may keep them"
+    guest.write(handle, b"x", write_flags=fuse.FUSE_WRITE_KILL_SUIDGID)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    path.chmod(0o6755)
+    guest.setattr(entry.nodeid, fuse.FATTR_SIZE | fuse.FATTR_KILL_SUIDGID, size=0)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    path.chmod(0o6755)
+    guest.open(entry.nodeid, os.O_WRONLY | os.O_TRUNC, fuse.FUSE_OPEN_KILL_SUIDGID)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    path.chmod(0o6755)
+    guest.write(handle, b"x")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o6755, "the capability is back"
+
+
+@pytest.mark.parametrize(("uid", "left"), [(0, 0o6755), (USER, 0o755)])
+def test_set_id_bits_fall_where_the_guest_cannot_ask(
+    guest: FuseGuest, shared: Path, uid: int, left: int
+) -> None:
+    path = shared / "f"
+    entry, handle = guest.create(b"f", mode=0o106755)
+    _, source = guest.create(b"source")
+    guest.write(source, b"data")
+    guest.uid = uid
+    guest.call(Opcode.FALLOCATE, entry.nodeid, fuse.FALLOCATE_IN.pack(handle, 0, 10, 0))
+    assert stat.S_IMODE(path.stat().st_mode) == left
+    path.chmod(0o6755)
+    body = fuse.COPY_FILE_RANGE_IN.pack(source, 0, entry.nodeid, handle, 0, 4, 0)
+    guest.call(Opcode.COPY_FILE_RANGE, entry.nodeid, body)
+    assert stat.S_IMODE(path.stat().st_mode) == left

@@ -1,0 +1,113 @@
+"""Descriptors are closed by their last user, and nobody uses one that is closed."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import re
+import resource
+from pathlib import Path
+
+import pytest
+
+import services.devicehost.devices.fs as package
+from services.devicehost import fastpath
+from services.devicehost.devices.fs.host_files.descriptors import (
+    WANTED_DESCRIPTORS,
+    Descriptor,
+    Limits,
+    raise_descriptor_limit,
+)
+from services.devicehost.devices.fs.mount.native_tables import NativeMount, _Pin
+
+CAP_SYS_RESOURCE = 24
+MODULES = sorted(Path(package.__path__[0]).rglob("*.py"))
+
+
+def test_the_last_reference_closes(tmp_path: Path) -> None:
+    first = Descriptor(os.open(tmp_path, os.O_PATH))
+    number, second = first.fd, first
+    del first
+    os.fstat(number)
+    del second
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_the_path_leads_to_the_file_itself(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"first")
+    owner = Descriptor(os.open(tmp_path / "f", os.O_PATH))
+    (tmp_path / "f").unlink()
+    (tmp_path / "f").write_bytes(b"second")
+    assert Path(os.fsdecode(owner.path)).read_bytes() == b"first"
+
+
+@pytest.mark.skipif(fastpath.library is None, reason="the native fast path is not built")
+def test_a_pin_may_be_collected_after_its_tables(tmp_path: Path) -> None:
+    """A collected cycle is finalized in any order; here, in the one that the pin must survive."""
+    assert fastpath.library is not None
+    tables = NativeMount(
+        fastpath.library,
+        Descriptor(os.open(tmp_path, os.O_PATH)),
+        fastpath.Rules(),
+        Limits(nodes=16, descriptors=16, handles=16),
+        root_id=1,
+        may_switch=False,
+    )
+    unpinned: list[int | None] = []
+    pin = _Pin(tables, lambda pointer, _pin: unpinned.append(pointer), 0, -1)
+    tables.__del__()
+    del pin
+    assert unpinned == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_no_number_outlives_its_owner(module: Path) -> None:
+    """`table.get(n).fd` may be closed, and used for another file, before it is used."""
+    temporaries = [
+        f"{module.name}:{node.lineno}"
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("fd", "path")
+        and isinstance(node.value, ast.Call)
+    ]
+    assert temporaries == []
+
+
+def test_the_limit_is_raised_as_far_as_it_may_be() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        limits = raise_descriptor_limit()
+        raised, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert raised == most
+        assert most == (max(hard, WANTED_DESCRIPTORS) if _may_raise_limits() else hard)
+        assert 0 < limits.handles < limits.descriptors <= limits.nodes
+        assert limits.descriptors + limits.handles < raised
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_all_devices_together_leave_descriptors_to_the_rest_of_the_process(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = _open_descriptors()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        held = [Descriptor(os.open(tmp_path, os.O_PATH)) for _ in range(128 - before)]
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            held += [Descriptor(os.open(tmp_path, os.O_PATH)) for _ in range(before + 1)]
+        os.close(os.eventfd(0))
+        assert _open_descriptors() == before + len(held), "what was refused is closed"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def _may_raise_limits() -> bool:
+    status = Path("/proc/self/status").read_text()
+    [effective] = re.findall(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return bool(int(effective, 16) >> CAP_SYS_RESOURCE & 1)

@@ -1,0 +1,173 @@
+"""Nodes beyond the number of descriptors: they become idle, and are found again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.devices.fs.host_files import credentials
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
+from services.devicehost.devices.fs.mount.reopening import Reopener
+from services.wire.fuse import Opcode
+from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
+from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CAP_DAC_READ_SEARCH = 1 << 2
+FEW = 4
+FILES = 100
+
+
+@pytest.fixture
+def crowded(make_guest: MakeGuest, shared: Path) -> FuseGuest:
+    """A guest that may know many files, of which few may have a descriptor."""
+    for number in range(FILES):
+        (shared / f"{number:03}").write_text(f"file {number}")
+    return make_guest(limits=Limits(nodes=1000, descriptors=FEW, handles=100))
+
+
+def look_at_all(guest: FuseGuest) -> list[int]:
+    return [guest.lookup(b"%03d" % number).nodeid for number in range(FILES)]
+
+
+@pytest.mark.root
+def test_a_guest_knows_more_files_than_it_has_descriptors(crowded: FuseGuest, shared: Path) -> None:
+    nodes = look_at_all(crowded)
+    assert len(set(nodes)) == FILES
+    assert len(open_descriptors(shared)) <= FEW
+    for number, node in enumerate(nodes):
+        assert crowded.getattr(node).ino == (shared / f"{number:03}").stat().st_ino
+        handle = crowded.open(node)
+        assert crowded.read(handle, 100) == b"file %d" % number
+        crowded.release(handle)
+    assert len(open_descriptors(shared)) <= FEW
+    assert look_at_all(crowded) == nodes, "they are the same nodes"
+
+
+@pytest.mark.root
+def test_an_idle_node_is_found_under_its_new_name(crowded: FuseGuest, shared: Path) -> None:
+    nodes = look_at_all(crowded)
+    (shared / "dir").mkdir()
+    (shared / "000").rename(shared / "dir" / "elsewhere")
+    (shared / "000").write_text("another")
+    assert crowded.read(crowded.open(nodes[0]), 100) == b"file 0"
+    assert crowded.lookup(b"000").nodeid != nodes[0]
+
+
+@pytest.mark.root
+def test_an_idle_node_is_gone_with_its_file(crowded: FuseGuest, shared: Path) -> None:
+    nodes = look_at_all(crowded)
+    inode = (shared / "000").stat().st_ino
+    (shared / "000").unlink()
+    # File systems give a freed inode number to the next file, sooner or later.
+    for attempt in range(1000):
+        successor = shared / f"new-{attempt}"
+        successor.write_text("successor")
+        if successor.stat().st_ino == inode:
+            break
+    with pytest.raises(FuseError) as error:
+        crowded.getattr(nodes[0])
+    assert errno.errorcode[error.value.number] == "ESTALE"
+    found = crowded.lookup(successor.name.encode())
+    assert found.nodeid not in nodes
+    assert crowded.read(crowded.open(found.nodeid), 100) == b"successor"
+
+
+@pytest.mark.root
+def test_an_open_file_without_a_name_never_becomes_idle(crowded: FuseGuest, shared: Path) -> None:
+    entry, handle = crowded.create(b"brief")
+    crowded.unlink(b"brief")
+    nodes = look_at_all(crowded)
+    assert crowded.write(handle, b"text") == 4
+    attr = crowded.getattr(entry.nodeid)
+    assert (attr.size, attr.nlink) == (4, 0)
+    crowded.release(handle)
+    assert crowded.getattr(nodes[0]).size == len("file 0")
+
+
+@pytest.mark.root
+def test_removed_files_that_a_guest_knows_keep_few_descriptors(
+    crowded: FuseGuest, shared: Path
+) -> None:
+    _, handle = crowded.create(b"open")
+    crowded.unlink(b"open")
+    nodes = []
+    for number in range(FILES):
+        nodes.append(crowded.lookup(b"%03d" % number).nodeid)
+        (shared / f"{number:03}").unlink()
+        # Half as many again, and the open file with its node.
+        assert len(open_descriptors(shared)) <= FEW + FEW // 2 + 2
+    answers = []
+    for node in nodes:
+        try:
+            answers.append(crowded.getattr(node).nlink)
+        except FuseError as error:
+            answers.append(-error.number)
+    assert set(answers) == {0, -errno.ESTALE}
+    assert answers.count(0) <= FEW + FEW // 2
+    assert crowded.write(handle, b"text") == 4
+
+
+def test_forgotten_nodes_keep_no_descriptor(crowded: FuseGuest, shared: Path) -> None:
+    for number in range(FILES):
+        crowded.forget(crowded.lookup(b"%03d" % number).nodeid)
+        assert len(open_descriptors(shared)) <= FEW
+
+
+def test_where_nothing_can_be_reopened_there_are_as_many_nodes_as_descriptors(
+    make_guest: MakeGuest, shared: Path
+) -> None:
+    credentials._change(remove=CAP_DAC_READ_SEARCH)
+    try:
+        guest = make_guest(limits=Limits(nodes=1000, descriptors=FEW, handles=100))
+    finally:
+        credentials._change(add=CAP_DAC_READ_SEARCH)
+    for number in range(FEW):
+        (shared / f"{number}").touch()
+        guest.lookup(b"%d" % number)
+    (shared / "more").touch()
+    with pytest.raises(FuseError) as error:
+        guest.lookup(b"more")
+    assert errno.errorcode[error.value.number] == "ENFILE"
+
+
+@pytest.mark.root
+def test_an_idle_fifo_is_not_opened(make_guest: MakeGuest, shared: Path) -> None:
+    """A file system below the share is found again by a file of its own: not by any file."""
+    inner = shared / "inner"
+    inner.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inner], check=True)
+    try:
+        os.mkfifo(inner / "fifo")
+        for number in range(FILES):
+            (shared / f"{number:03}").write_text("")
+        guest = make_guest(limits=Limits(nodes=1000, descriptors=FEW, handles=100))
+        directory = guest.lookup(b"inner").nodeid
+        handle = guest.opendir(directory)  # so it stays in use
+        fifo = guest.lookup(b"fifo", directory).nodeid
+        look_at_all(guest)
+        assert guest.getattr(fifo).ino == (inner / "fifo").stat().st_ino
+        with pytest.raises(OSError, match="No such device or address"):  # nobody reads
+            os.close(os.open(inner / "fifo", os.O_WRONLY | os.O_NONBLOCK))
+        guest.release(handle, Opcode.RELEASEDIR)
+        del guest
+    finally:
+        subprocess.run(["umount", "-l", inner], check=True)
+
+
+def test_only_a_file_or_directory_is_opened_to_find_others_by(shared: Path) -> None:
+    os.mkfifo(shared / "fifo")
+    root = Descriptor(os.open(shared, os.O_PATH))
+    fifo = Descriptor(os.open(shared / "fifo", os.O_PATH))
+    device = shared.stat().st_dev
+    reopener = Reopener(root, device)
+    with pytest.raises(OSError, match="not supported"):
+        reopener.prepare(fifo, device + 1)  # as if it were the first of another file system
+    with pytest.raises(OSError, match="No such device or address"):  # nobody reads
+        os.close(os.open(shared / "fifo", os.O_WRONLY | os.O_NONBLOCK))

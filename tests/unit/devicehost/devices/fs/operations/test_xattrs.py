@@ -1,0 +1,83 @@
+"""Extended attributes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.wire import fuse
+from services.wire.fuse import Opcode
+from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def number_of(error: pytest.ExceptionInfo[FuseError]) -> str:
+    return errno.errorcode[error.value.number]
+
+
+def set_value(guest: FuseGuest, node: int, name: bytes, value: bytes, flags: int = 0) -> None:
+    body = fuse.SETXATTR_COMPAT_IN.pack(len(value), flags) + name + b"\0" + value
+    guest.call(Opcode.SETXATTR, node, body)
+
+
+def get_value(guest: FuseGuest, node: int, name: bytes, size: int) -> bytes:
+    return guest.call(Opcode.GETXATTR, node, fuse.GETXATTR_IN.pack(size) + name + b"\0")
+
+
+def test_set_get_list_remove(guest: FuseGuest, shared: Path) -> None:
+    (shared / "f").write_bytes(b"")
+    node = guest.lookup(b"f").nodeid
+    set_value(guest, node, b"user.a", b"value\0with nul")
+    set_value(guest, node, b"user.empty", b"")
+    assert os.getxattr(shared / "f", "user.a") == b"value\0with nul"
+    assert get_value(guest, node, b"user.a", 100) == b"value\0with nul"
+    assert fuse.GETXATTR_OUT.unpack(get_value(guest, node, b"user.a", 0)) == (14,)
+    listed = guest.call(Opcode.LISTXATTR, node, fuse.GETXATTR_IN.pack(100))
+    assert set(listed.split(b"\0")) == {b"user.a", b"user.empty", b""}
+    size = fuse.GETXATTR_OUT.unpack(guest.call(Opcode.LISTXATTR, node, fuse.GETXATTR_IN.pack(0)))
+    assert size == (len(listed),)
+    guest.call(Opcode.REMOVEXATTR, node, b"user.a\0")
+    assert os.listxattr(shared / "f") == ["user.empty"]
+
+
+def test_refusals_keep_their_number(guest: FuseGuest, shared: Path) -> None:
+    (shared / "f").write_bytes(b"")
+    node = guest.lookup(b"f").nodeid
+    set_value(guest, node, b"user.a", b"12345")
+    create, replace = os.XATTR_CREATE, os.XATTR_REPLACE
+    for attempt, expected in (
+        (lambda: get_value(guest, node, b"user.a", 3), "ERANGE"),
+        (lambda: get_value(guest, node, b"user.absent", 3), "ENODATA"),
+        (lambda: set_value(guest, node, b"user.a", b"", create), "EEXIST"),
+        (lambda: set_value(guest, node, b"user.b", b"", replace), "ENODATA"),
+        (lambda: set_value(guest, node, b"user." + b"x" * 300, b""), "ERANGE"),
+        (lambda: set_value(guest, node, b"nonsense", b""), errno.errorcode[errno.EOPNOTSUPP]),
+        (lambda: set_value(guest, node, b"user.big", bytes(70_000)), "E2BIG"),
+    ):
+        with pytest.raises(FuseError) as error:
+            attempt()
+        assert number_of(error) == expected
+
+
+@pytest.mark.parametrize("size", [0, 4, 6, 2**32 - 1])
+def test_a_length_that_lies(guest: FuseGuest, size: int) -> None:
+    body = fuse.SETXATTR_COMPAT_IN.pack(size, 0) + b"user.a\0" + b"12345"
+    with pytest.raises(FuseError) as error:
+        guest.call(Opcode.SETXATTR, 1, body)
+    assert number_of(error) == "EINVAL"
+
+
+def test_symlinks_are_not_followed(guest: FuseGuest, shared: Path) -> None:
+    (shared / "f").write_bytes(b"")
+    os.setxattr(shared / "f", "user.a", b"secret")
+    node = guest.symlink(b"link", b"f").nodeid
+    with pytest.raises(FuseError):
+        get_value(guest, node, b"user.a", 100)
+    with pytest.raises(FuseError):
+        set_value(guest, node, b"user.b", b"")
+    assert os.listxattr(shared / "f") == ["user.a"]

@@ -1,0 +1,128 @@
+"""The device as its transport sees it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from services.devicehost.devices.fs import FsDevice
+from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
+from services.handshake.options import FsOptions
+from services.wire import fuse
+from services.wire.virtio_fs import CONFIG
+from tests.unit.devicehost.devices.fs.conftest import VM_ID, open_descriptors
+from tests.unit.devicehost.devices.fs.fuse_guest import buffers, chain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.devicehost.virtio.queue import Chain, Queue
+
+
+def device(shared: Path, name: str = "share", queues: int = 1) -> FsDevice:
+    return FsDevice(FsOptions(name=name, vm_id=VM_ID, queues=queues), shared)
+
+
+class ScriptedQueue:
+    """Serves these requests, then stops."""
+
+    def __init__(self, requests: list[bytes]) -> None:
+        self.requests = list(requests)
+        self.replies: list[bytes] = []
+        self.stopped = False
+
+    def pop(self) -> Chain | None:
+        if not self.requests:
+            return None
+        return chain(buffers(self.requests.pop(0), 40), buffers(bytes(4096), 16))
+
+    def push(self, chain: Chain, written_bytes: int) -> None:
+        self.replies.append(b"".join(chain.writable)[:written_bytes])
+
+    def wait(self) -> None:
+        self.stopped = True
+
+
+def request(opcode: int, body: bytes, nodeid: int = 1) -> bytes:
+    return fuse.IN_HEADER.pack(40 + len(body), opcode, 1, nodeid, 0, 0, 1, 0) + body
+
+
+INIT = request(fuse.Opcode.INIT, fuse.INIT_IN.pack(7, 39, 0, fuse.FUSE_MAX_PAGES, 0), 0)
+
+
+def serve(target: FsDevice, *requests: bytes) -> list[bytes]:
+    queue = ScriptedQueue(list(requests))
+    target.serve(1, cast("Queue", queue))
+    return queue.replies
+
+
+@pytest.mark.parametrize(("queues", "tag"), [(1, "share"), (4, "x" * 36), (8, "日本")])
+def test_configuration_space(shared: Path, queues: int, tag: str) -> None:
+    made = device(shared, tag, queues)
+    assert made.num_queues == queues + 1, "and the high-priority queue"
+    assert made.config() == CONFIG.pack(tag.encode(), queues)
+    assert len(made.config()) == 40
+    made.close()
+
+
+def test_requests_are_served_and_modes_are_not_masked_again(shared: Path) -> None:
+    made = device(shared)
+    before = os.umask(0o077)
+    os.umask(before)
+    replies = serve(made, INIT, request(fuse.Opcode.MKDIR, fuse.MKDIR_IN.pack(0o777, 0) + b"dir\0"))
+    assert [fuse.OUT_HEADER.unpack_from(reply)[1] for reply in replies] == [0, 0]
+    assert stat.S_IMODE((shared / "dir").stat().st_mode) == 0o777
+    assert len(open_descriptors(shared)) == 1
+    made.reset()
+    assert open_descriptors(shared) == [], "the guest's nodes are gone"
+    (reply,) = serve(made, request(fuse.Opcode.GETATTR, fuse.GETATTR_IN.pack(0, 0)))
+    assert fuse.OUT_HEADER.unpack_from(reply)[1] < 0, "INIT is due again"
+    made.close()
+
+
+@pytest.mark.root
+def test_the_device_hosts_groups_are_not_the_guests_users(shared: Path) -> None:
+    group, uid = 777, 12345
+    os.chown(shared, 0, group)
+    shared.chmod(0o2777)
+    made = device(shared)
+    body = fuse.CREATE_IN.pack(os.O_RDWR, stat.S_IFREG | 0o2775, 0, 0) + b"file\0"
+    size = 40 + len(body)
+    create = fuse.IN_HEADER.pack(size, fuse.Opcode.CREATE, 1, 1, uid, uid, 1, 0) + body
+    before = os.getgroups()
+    os.setgroups([group])
+    try:
+        server = threading.Thread(target=serve, args=(made, INIT, create))
+        server.start()
+        server.join()
+        assert os.getgroups() == [group], "other threads of the process keep them"
+    finally:
+        os.setgroups(before)
+    # The bit stays for members of the directory's group only (inode_init_owner of the kernel).
+    assert stat.S_IMODE((shared / "file").stat().st_mode) == 0o775
+    made.close()
+
+
+def test_closing_lets_go_of_the_directory(shared: Path) -> None:
+    made = device(shared)
+    assert len(open_descriptors(shared.parent)) == 1
+    made.close()
+    assert open_descriptors(shared.parent) == []
+
+
+def test_what_cannot_be_shared(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    cases: list[tuple[type[PortholeError], str, Path, str]] = [
+        (NotFoundError, "SHARED_DIR_MISSING", tmp_path / "absent", "share"),
+        (InvalidArgumentError, "SHARED_DIR_NOT_A_DIRECTORY", tmp_path / "file", "share"),
+        (InvalidArgumentError, "TAG_TOO_LONG", shared, "x" * 37),
+        (InvalidArgumentError, "TAG_TOO_LONG", shared, "日" * 13),
+    ]
+    for kind, reason, path, tag in cases:
+        with pytest.raises(kind) as error:
+            device(path, tag)
+        assert error.value.reason == reason

@@ -1,0 +1,248 @@
+"""What a guest can use up of a share: each time named once per episode, with used and total."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import itertools
+import os
+import resource
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.devices.fs.host_files.descriptors import Limits
+from services.devicehost.devices.fs.locks import owners, waits
+from services.devicehost.devices.fs.mount import mount as mounts
+from services.devicehost.memory import bounds
+from services.devicehost.virtio.deferral import Deferred
+from services.handshake.exhaustion import Exhaustion, Resource
+from services.wire import fuse
+from services.wire.fuse import Opcode
+from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, buffers, chain
+from tests.unit.devicehost.devices.fs.native_guest import NativeGuest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
+    from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest
+
+LOST_S = 60.0
+"""By when queues must have come into each other's way."""
+
+
+class Told:
+    """What the device of a guest tells is used up."""
+
+    def __init__(self, guest: FuseGuest) -> None:
+        self._told: list[Exhaustion] = []
+        self._changed = threading.Condition()
+        self.bounds = guest.session.bounds
+        self.bounds.on_exhausted = self._tell
+
+    def _tell(self, exhaustion: Exhaustion) -> None:
+        with self._changed:
+            self._told.append(exhaustion)
+            self._changed.notify_all()
+
+    def so_far(self) -> list[tuple[str, int, int]]:
+        with self._changed:
+            return [(each.resource, each.used, each.total) for each in self._told]
+
+
+def refused(attempt: Callable[[], object]) -> str:
+    with pytest.raises(FuseError) as error:
+        attempt()
+    return errno.errorcode[error.value.number]
+
+
+def until_over(told: Told, what: Resource) -> None:
+    """Wait for the look that ends an episode; it comes on a thread of its own."""
+    while told.bounds.is_exhausted(what):
+        for thread in threading.enumerate():
+            if thread.name == "exhaustion":
+                thread.join(10)
+
+
+def test_nodes(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
+    guest = make_guest(limits=Limits(nodes=4, descriptors=4, handles=10))
+    told = Told(guest)
+    made = [guest.mkdir(b"d%d" % index).nodeid for index in range(4)]
+    for _ in range(3):
+        assert refused(lambda: guest.mkdir(b"more")) == "ENFILE"
+    assert told.so_far() == [("nodes", 4, 4)]
+    guest.forget(made[0])
+    guest.forget(made[1])
+    until_over(told, Resource.NODES)
+    made = [guest.mkdir(b"e%d" % index).nodeid for index in range(2)]
+    assert refused(lambda: guest.lookup(b"d0")) == "ENFILE"
+    assert told.so_far() == [("nodes", 4, 4)] * 2
+
+
+def test_handles(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
+    monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
+    (shared / "file").touch()
+    guest = make_guest(limits=Limits(nodes=10, descriptors=10, handles=4))
+    told = Told(guest)
+    nodeid = guest.lookup(b"file").nodeid
+    opened = [guest.open(nodeid) for _ in range(4)]
+    for attempt in (lambda: guest.open(nodeid), guest.opendir, lambda: guest.create(b"new")):
+        assert refused(attempt) == "ENFILE"
+    assert told.so_far() == [("handles", 4, 4)]
+    for handle in opened:
+        guest.release(handle)
+    until_over(told, Resource.HANDLES)
+    for _ in range(4):
+        guest.open(nodeid)
+    assert refused(lambda: guest.open(nodeid)) == "ENFILE"
+    assert told.so_far() == [("handles", 4, 4)] * 2
+    usage = {each.resource: each for each in told.bounds.usage()}
+    assert (usage["handles"].used, usage["handles"].exhaustions) == (4, 2)
+
+
+@pytest.mark.parametrize("library", ["native"], indirect=True)
+def test_a_file_that_was_created_but_got_no_handle_is_forgotten(
+    make_guest: MakeGuest, shared: Path
+) -> None:
+    """Queues find room for the last handle at a time; all but one get none, with the file made."""
+    guest = make_guest(limits=Limits(nodes=100, descriptors=100, handles=1))
+    queues = [guest, *(NativeGuest(guest.session) for _ in range(3))]
+    together = threading.Barrier(len(queues), timeout=LOST_S)
+    mount = guest.session.mount
+    assert isinstance(mount, mounts.Mount)
+
+    def create(queue: FuseGuest, name: str) -> bool:
+        """Tell whether the file was made and the guest was given no handle."""
+        together.wait()
+        try:
+            entry, handle = queue.create(name.encode())
+        except FuseError:
+            together.wait()
+            return (shared / name).exists()
+        together.wait()
+        queue.release(handle)
+        queue.forget(entry.nodeid)
+        return False
+
+    deadline = time.monotonic() + LOST_S
+    with ThreadPoolExecutor(len(queues)) as pool:
+        for attempt in itertools.count():
+            names = [f"{attempt}-{queue}" for queue in range(len(queues))]
+            was_late = list(pool.map(create, queues, names))
+            assert len(mount.nodes) == 0
+            if any(was_late):
+                break
+            assert time.monotonic() < deadline, "no queue was late"
+
+
+def test_a_guest_that_mounts_anew_begins_no_new_episode(make_guest: MakeGuest) -> None:
+    guest = make_guest(limits=Limits(nodes=0, descriptors=1, handles=10))
+    told = Told(guest)
+    for _ in range(5):
+        assert refused(lambda: guest.mkdir(b"d")) == "ENFILE"
+        guest.init()
+    assert len(told.so_far()) == 1
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Leave this process some 20 descriptors for shares; gives the lowest that is none of them."""
+    gc.collect()  # what earlier tests have left closes no descriptor in between
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_unusable = os.dup(0) + 20
+    os.close(lowest_unusable - 20)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * lowest_unusable, hard))
+    yield lowest_unusable
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_descriptors_of_the_process(
+    few_descriptors: int, make_guest: MakeGuest, shared: Path
+) -> None:
+    (shared / "file").touch()
+    guest = make_guest()
+    told = Told(guest)
+    nodeid = guest.lookup(b"file").nodeid
+    assert refused(lambda: [guest.open(nodeid) for _ in range(30)]) == "EMFILE"
+    assert refused(lambda: guest.open(nodeid)) == "EMFILE"
+    [(name, used, total)] = told.so_far()
+    assert (name, total) == ("descriptors", few_descriptors)
+    assert used >= total
+
+
+def test_a_lock_that_is_refused_for_want_of_a_descriptor_names_those(
+    few_descriptors: int, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    told = Told(guest)
+    entry, handle = guest.create(b"file")
+    held = [os.dup(0) for _ in range(few_descriptors)]
+    try:
+        assert refused(lambda: record_lock(guest, entry.nodeid, handle, 1)) == "ENOLCK"
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    assert [name for name, _, _ in told.so_far()] == ["descriptors"]
+
+
+def record_lock(guest: FuseGuest, nodeid: int, handle: int, owner: int) -> None:
+    body = fuse.LK_IN.pack(handle, owner, owner * 2, owner * 2, fcntl.F_WRLCK, owner, 0)
+    guest.call(Opcode.SETLK, nodeid, body)
+
+
+@pytest.mark.parametrize("what", [Resource.LOCK_OWNERS, Resource.LOCKS])
+def test_locks(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, what: Resource) -> None:
+    limit = 3
+    if what is Resource.LOCKS:
+        monkeypatch.setattr(owners, "MAX_LOCKS", limit)
+        monkeypatch.setattr(mounts, "MAX_LOCKS", limit)
+        guest = make_guest()
+    else:
+        guest = make_guest(limits=Limits(nodes=10, descriptors=10, handles=limit))
+    told = Told(guest)
+    entry, handle = guest.create(b"file")
+    for owner in range(1, limit + 1):
+        record_lock(guest, entry.nodeid, handle, owner)
+    for _ in range(2):
+        number = refused(lambda: record_lock(guest, entry.nodeid, handle, limit + 1))
+        assert number == "ENOLCK"
+    [(name, used, total)] = told.so_far()
+    assert (name, total) == (what, limit)
+    assert used >= limit
+
+
+def wait_for_lock(guest: FuseGuest, nodeid: int, handle: int, owner: int) -> int | Deferred:
+    """Ask for what owner 1 has locked."""
+    body = fuse.LK_IN.pack(handle, owner, 2, 2, fcntl.F_RDLCK, owner, 0)
+    request = guest.request(Opcode.SETLKW, nodeid, body)
+    return guest.session.handle(chain(buffers(request, 40), buffers(bytes(16))))
+
+
+def test_waits_for_locks(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 2
+    monkeypatch.setattr(waits, "MAX_WAITS", limit)
+    monkeypatch.setattr(mounts, "MAX_WAITS", limit)
+    monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
+    guest = make_guest()
+    told = Told(guest)
+    entry, handle = guest.create(b"file")
+    for episode in (1, 2):
+        record_lock(guest, entry.nodeid, handle, 1)
+        waiting = [wait_for_lock(guest, entry.nodeid, handle, owner) for owner in (2, 3)]
+        for owner in (4, 5):
+            assert isinstance(wait_for_lock(guest, entry.nodeid, handle, owner), int)
+        assert told.so_far() == [("lock_waits", limit, limit)] * episode
+        guest.call(Opcode.FLUSH, entry.nodeid, fuse.FLUSH_IN.pack(handle, 1))
+        for answer in waiting:
+            assert isinstance(answer, Deferred)
+            assert answer.wait(10)
+        until_over(told, Resource.LOCK_WAITS)
+        for owner in (2, 3):
+            guest.call(Opcode.FLUSH, entry.nodeid, fuse.FLUSH_IN.pack(handle, owner))

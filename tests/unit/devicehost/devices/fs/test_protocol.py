@@ -1,0 +1,128 @@
+"""INIT, DESTROY, and what is agreed on."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.handshake.pool import Gpa, SwiotlbPool
+from services.wire import fuse
+from services.wire.fuse import Opcode
+from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
+from tests.unit.devicehost.devices.fs.fuse_guest import OFFERED, FuseError, FuseGuest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+POOL = SwiotlbPool(Gpa(0x1000_0000), 64 << 20)
+
+
+def number_of(error: pytest.ExceptionInfo[FuseError]) -> str:
+    return errno.errorcode[error.value.number]
+
+
+def test_without_a_pool_requests_are_up_to_1_mib(make_guest: MakeGuest) -> None:
+    out = make_guest(mounted=False).init()
+    assert (out.max_write, out.max_pages) == (1 << 20, 256)
+
+
+def test_behind_a_pool_no_request_exceeds_256_kib(make_guest: MakeGuest) -> None:
+    out = make_guest(mounted=False, swiotlb=POOL).init()
+    assert (out.max_write, out.max_pages) == (256 << 10, 64)
+    assert out.flags & fuse.FUSE_MAX_PAGES
+
+
+@pytest.mark.parametrize("pool", [None, POOL])
+def test_a_guest_without_max_pages_is_told_what_it_can(
+    make_guest: MakeGuest, pool: SwiotlbPool | None
+) -> None:
+    out = make_guest(mounted=False, swiotlb=pool).init(flags=OFFERED & ~fuse.FUSE_MAX_PAGES)
+    assert out.max_write == 32 * 4096
+    assert not out.flags & fuse.FUSE_MAX_PAGES
+
+
+def test_only_what_is_offered_and_served_is_accepted(make_guest: MakeGuest) -> None:
+    out = make_guest(mounted=False).init(flags2=0xFFFF_FFFF)
+    for flag in (fuse.FUSE_WRITEBACK_CACHE, fuse.FUSE_POSIX_ACL):
+        assert not out.flags & flag
+    for flag in (fuse.FUSE_ATOMIC_O_TRUNC, fuse.FUSE_DO_READDIRPLUS, fuse.FUSE_BIG_WRITES):
+        assert out.flags & flag
+    for flag in (fuse.FUSE_POSIX_LOCKS, fuse.FUSE_FLOCK_LOCKS):
+        assert out.flags & flag
+    assert out.flags2 << 32 == fuse.FUSE_CREATE_SUPP_GROUP
+    out = make_guest(mounted=False).init(flags=fuse.FUSE_ASYNC_READ)
+    assert out.flags == fuse.FUSE_ASYNC_READ
+
+
+@pytest.mark.parametrize(("theirs", "agreed"), [(31, 31), (38, 38), (39, 39), (45, 39)])
+def test_the_smaller_minor_version_counts(make_guest: MakeGuest, theirs: int, agreed: int) -> None:
+    out = make_guest(mounted=False).init(minor=theirs)
+    assert (out.major, out.minor) == (7, agreed)
+
+
+@pytest.mark.parametrize(("major", "minor"), [(7, 30), (6, 99), (0, 0)])
+def test_versions_too_old_are_refused(make_guest: MakeGuest, major: int, minor: int) -> None:
+    guest = make_guest(mounted=False)
+    with pytest.raises(FuseError) as error:
+        guest.init(major=major, minor=minor)
+    assert number_of(error) == "EPROTO"
+    with pytest.raises(FuseError) as error:
+        guest.getattr(1)
+    assert number_of(error) == "ENOTCONN"
+
+
+def test_a_newer_major_version_is_asked_to_come_down(make_guest: MakeGuest) -> None:
+    guest = make_guest(mounted=False)
+    assert guest.init(major=8).major == 7
+    with pytest.raises(FuseError):
+        guest.getattr(1)
+    guest.init()
+    guest.getattr(1)
+
+
+def test_the_short_form_of_init_is_understood(make_guest: MakeGuest) -> None:
+    guest = make_guest(mounted=False)
+    body = fuse.INIT_COMPAT_IN.pack(7, 31, 0, fuse.FUSE_MAX_PAGES)
+    out = fuse.InitOut(*fuse.INIT_OUT.unpack(guest.call(Opcode.INIT, 0, body)))
+    assert (out.minor, out.max_pages) == (31, 256)
+
+
+def test_nothing_works_before_init_or_after_destroy(guest: FuseGuest, shared: Path) -> None:
+    _, handle = guest.create(b"f")
+    guest.opendir()
+    assert len(open_descriptors(shared)) == 2
+    guest.call(Opcode.DESTROY)
+    assert guest.session.mount is None
+    assert open_descriptors(shared) == [], "DESTROY lets go of everything"
+    for opcode in [*Opcode, 999]:
+        if opcode in fuse.NO_REPLY:
+            guest.one_way(opcode, 1, bytes(64))
+        elif opcode != Opcode.INIT:
+            with pytest.raises(FuseError) as error:
+                guest.call(opcode, 1, bytes(64))
+            assert number_of(error) == "ENOTCONN"
+    guest.init()
+    with pytest.raises(FuseError) as error:
+        guest.read(handle, 1)
+    assert number_of(error) == "EBADF"
+    assert guest.lookup(b"f").nodeid > 1
+
+
+def test_init_again_starts_anew(guest: FuseGuest, shared: Path) -> None:
+    entry, _ = guest.create(b"f")
+    guest.init()
+    assert open_descriptors(shared) == []
+    with pytest.raises(FuseError) as error:
+        guest.getattr(entry.nodeid)
+    assert number_of(error) == "ESTALE"
+
+
+@pytest.mark.parametrize(
+    "opcode", [Opcode.BMAP, Opcode.IOCTL, Opcode.POLL, Opcode.SETUPMAPPING, 7, 4096]
+)
+def test_what_is_not_served_is_enosys(guest: FuseGuest, opcode: int) -> None:
+    with pytest.raises(FuseError) as error:
+        guest.call(opcode, 1, bytes(64))
+    assert number_of(error) == "ENOSYS"
