@@ -33,7 +33,7 @@ struct created {
 
 struct request {
     struct ph_worker *worker;
-    struct ph_fs *fs;
+    struct ph_mount *mount;
     const struct ph_chain *chain;
     struct fuse_in_header header;
     uint64_t space_bytes; /* room for the reply's data */
@@ -41,7 +41,7 @@ struct request {
     uint8_t body[BODY_ROOM];
 };
 
-/* Each returns the length of the data that it placed, or PH_COLD. */
+/* Each returns the length of the data that it placed, or PH_PYTHON. */
 typedef int64_t operation(struct request *request);
 
 bool ph_worker_init(struct ph_worker *worker)
@@ -133,10 +133,10 @@ static const char *name_after(const struct request *request, size_t fixed)
 }
 
 /* One component that is neither "." nor "..", and no link followed: that never leads outside. */
-static int open_beneath(const struct ph_fs *fs, int dir_fd, const char *name, int flags,
+static int open_beneath(const struct ph_mount *mount, int dir_fd, const char *name, int flags,
                         uint32_t mode)
 {
-    return ph_fs_claim(fs, openat(dir_fd, name, flags | O_NOFOLLOW | O_CLOEXEC, mode));
+    return ph_mount_claim(mount, openat(dir_fd, name, flags | O_NOFOLLOW | O_CLOEXEC, mode));
 }
 
 static void fill_attr(struct fuse_attr *attr, const struct stat *status,
@@ -184,34 +184,34 @@ static int host_flags(const struct ph_rules *rules, uint32_t flags)
 }
 
 /* A node whose names and attributes are served here; pinned. */
-static struct ph_node *pin_warm(struct request *request, uint64_t id)
+static struct ph_node *pin_native(struct request *request, uint64_t id)
 {
-    struct ph_node *node = ph_node_pin(request->fs, id);
+    struct ph_node *node = ph_node_pin(request->mount, id);
 
-    if (node && ph_node_rules(node)->cold) {
-        ph_node_unpin(request->fs, node);
+    if (node && ph_node_rules(node)->to_python) {
+        ph_node_unpin(request->mount, node);
         return NULL;
     }
     return node;
 }
 
-/* As pin_warm, of a directory in which something is to be changed. */
+/* As pin_native, of a directory in which something is to be changed. */
 static struct ph_node *pin_writable_dir(struct request *request)
 {
-    struct ph_node *node = pin_warm(request, request->header.nodeid);
+    struct ph_node *node = pin_native(request, request->header.nodeid);
 
     if (node && ph_node_rules(node)->read_only) {
-        ph_node_unpin(request->fs, node);
+        ph_node_unpin(request->mount, node);
         return NULL;
     }
     return node;
 }
 
 /* Look up a name that is probably not known yet, as `enter` does. */
-static struct ph_node *enter_new(struct ph_fs *fs, int dir_fd, const char *name,
+static struct ph_node *enter_new(struct ph_mount *mount, int dir_fd, const char *name,
                                  const struct ph_rules *rules, struct stat *status)
 {
-    int fd = open_beneath(fs, dir_fd, name, O_PATH, 0);
+    int fd = open_beneath(mount, dir_fd, name, O_PATH, 0);
 
     if (fd < 0)
         return NULL;
@@ -219,11 +219,11 @@ static struct ph_node *enter_new(struct ph_fs *fs, int dir_fd, const char *name,
         close(fd);
         return NULL;
     }
-    return ph_node_hold(fs, fd, status, rules);
+    return ph_node_hold(mount, fd, status, rules);
 }
 
 /* Look a name up and count the lookup; the node is pinned. NULL with errno. */
-static struct ph_node *enter(struct ph_fs *fs, int dir_fd, const char *name,
+static struct ph_node *enter(struct ph_mount *mount, int dir_fd, const char *name,
                              const struct ph_rules *rules, struct stat *status)
 {
     struct ph_node *node;
@@ -231,8 +231,8 @@ static struct ph_node *enter(struct ph_fs *fs, int dir_fd, const char *name,
     /* Of a file that is known its status tells enough. */
     if (fstatat(dir_fd, name, status, AT_SYMLINK_NOFOLLOW))
         return NULL;
-    node = ph_node_hold_known(fs, status);
-    return node ? node : enter_new(fs, dir_fd, name, rules, status);
+    node = ph_node_hold_known(mount, status);
+    return node ? node : enter_new(mount, dir_fd, name, rules, status);
 }
 
 static int64_t do_lookup(struct request *request)
@@ -242,14 +242,14 @@ static int64_t do_lookup(struct request *request)
     struct fuse_entry_out entry;
     struct stat status;
 
-    if (!name || !(parent = pin_warm(request, request->header.nodeid)))
-        return PH_COLD;
-    node = enter(request->fs, ph_node_fd(parent), name, ph_node_rules(parent), &status);
-    ph_node_unpin(request->fs, parent);
+    if (!name || !(parent = pin_native(request, request->header.nodeid)))
+        return PH_PYTHON;
+    node = enter(request->mount, ph_node_fd(parent), name, ph_node_rules(parent), &status);
+    ph_node_unpin(request->mount, parent);
     if (!node)
-        return errno == ENOENT ? -ENOENT : PH_COLD;
+        return errno == ENOENT ? -ENOENT : PH_PYTHON;
     fill_entry(&entry, node, &status);
-    ph_node_unpin(request->fs, node);
+    ph_node_unpin(request->mount, node);
     return reply(request, &entry, sizeof(entry));
 }
 
@@ -258,7 +258,7 @@ static int64_t do_forget(struct request *request)
     struct fuse_forget_in in;
 
     memcpy(&in, request->body, sizeof(in));
-    ph_node_forget(request->fs, request->header.nodeid, in.nlookup);
+    ph_node_forget(request->mount, request->header.nodeid, in.nlookup);
     return 0;
 }
 
@@ -269,107 +269,107 @@ static int64_t do_batch_forget(struct request *request)
 
     memcpy(&in, request->body, sizeof(in));
     if (request->body_bytes != sizeof(in) + (uint64_t)in.count * sizeof(one))
-        return PH_COLD;
+        return PH_PYTHON;
     for (uint32_t i = 0; i < in.count; i++) {
         memcpy(&one, request->body + sizeof(in) + i * sizeof(one), sizeof(one));
-        ph_node_forget(request->fs, one.nodeid, one.nlookup);
+        ph_node_forget(request->mount, one.nodeid, one.nlookup);
     }
     return 0;
 }
 
 static int64_t do_getattr(struct request *request)
 {
-    struct ph_node *node = pin_warm(request, request->header.nodeid);
+    struct ph_node *node = pin_native(request, request->header.nodeid);
     struct fuse_attr_out out = {0};
     struct stat status;
     int failed;
 
     if (!node)
-        return PH_COLD;
+        return PH_PYTHON;
     failed = fstat(ph_node_fd(node), &status);
     if (!failed) {
         out.attr_valid = ph_node_rules(node)->valid_s;
         fill_attr(&out.attr, &status, ph_node_rules(node));
     }
-    ph_node_unpin(request->fs, node);
-    return failed ? PH_COLD : reply(request, &out, sizeof(out));
+    ph_node_unpin(request->mount, node);
+    return failed ? PH_PYTHON : reply(request, &out, sizeof(out));
 }
 
 static int64_t do_open(struct request *request)
 {
-    struct ph_node *node = pin_warm(request, request->header.nodeid);
+    struct ph_node *node = pin_native(request, request->header.nodeid);
     struct fuse_open_out out = {0};
     struct fuse_open_in in;
     int fd = -1;
 
     if (!node)
-        return PH_COLD;
+        return PH_PYTHON;
     memcpy(&in, request->body, sizeof(in));
     out.open_flags = ph_node_rules(node)->open_flags;
-    if (S_ISREG(ph_node_kind(node)) && !in.open_flags && ph_handle_has_room(request->fs) &&
+    if (S_ISREG(ph_node_kind(node)) && !in.open_flags && ph_open_file_has_room(request->mount) &&
         !(ph_node_rules(node)->read_only && in.flags & (O_ACCMODE | O_TRUNC)))
-        fd = ph_fs_open_again(request->fs, ph_node_fd(node),
-                              host_flags(ph_node_rules(node), in.flags));
+        fd = ph_mount_open_again(request->mount, ph_node_fd(node),
+                                 host_flags(ph_node_rules(node), in.flags));
     if (fd >= 0)
-        out.fh = ph_handle_add(request->fs, node, fd, PH_FILE);
-    ph_node_unpin(request->fs, node);
-    return out.fh ? reply(request, &out, sizeof(out)) : PH_COLD;
+        out.fh = ph_open_file_add(request->mount, node, fd, PH_FILE);
+    ph_node_unpin(request->mount, node);
+    return out.fh ? reply(request, &out, sizeof(out)) : PH_PYTHON;
 }
 
 static int64_t do_opendir(struct request *request)
 {
-    struct ph_node *node = pin_warm(request, request->header.nodeid);
+    struct ph_node *node = pin_native(request, request->header.nodeid);
     struct fuse_open_out out = {0};
     int fd = -1;
 
     if (!node)
-        return PH_COLD;
+        return PH_PYTHON;
     out.open_flags = ph_node_rules(node)->opendir_flags;
-    if (S_ISDIR(ph_node_kind(node)) && ph_handle_has_room(request->fs))
-        fd = ph_fs_open_again(request->fs, ph_node_fd(node), O_RDONLY | O_DIRECTORY);
+    if (S_ISDIR(ph_node_kind(node)) && ph_open_file_has_room(request->mount))
+        fd = ph_mount_open_again(request->mount, ph_node_fd(node), O_RDONLY | O_DIRECTORY);
     if (fd >= 0)
-        out.fh = ph_handle_add(request->fs, node, fd, PH_DIRECTORY);
-    ph_node_unpin(request->fs, node);
-    return out.fh ? reply(request, &out, sizeof(out)) : PH_COLD;
+        out.fh = ph_open_file_add(request->mount, node, fd, PH_DIRECTORY);
+    ph_node_unpin(request->mount, node);
+    return out.fh ? reply(request, &out, sizeof(out)) : PH_PYTHON;
 }
 
-static int64_t close_handle(struct request *request, enum ph_kind kind)
+static int64_t close_file(struct request *request, enum ph_kind kind)
 {
     struct fuse_release_in in;
 
     memcpy(&in, request->body, sizeof(in));
-    if (in.release_flags || !ph_handle_remove_unlocked(request->fs, in.fh, kind))
-        return PH_COLD;
+    if (in.release_flags || !ph_open_file_remove_unless_posix_locked(request->mount, in.fh, kind))
+        return PH_PYTHON;
     return 0;
 }
 
 static int64_t do_release(struct request *request)
 {
-    return close_handle(request, PH_FILE);
+    return close_file(request, PH_FILE);
 }
 
 static int64_t do_releasedir(struct request *request)
 {
-    return close_handle(request, PH_DIRECTORY);
+    return close_file(request, PH_DIRECTORY);
 }
 
 static int64_t do_flush(struct request *request)
 {
     struct fuse_flush_in in;
-    struct ph_handle *handle;
-    int64_t result = PH_COLD;
+    struct ph_open_file *opened;
+    int64_t result = PH_PYTHON;
     int fd = -1;
 
     memcpy(&in, request->body, sizeof(in));
-    handle = ph_handle_pin(request->fs, in.fh, PH_FILE);
-    if (!handle)
-        return PH_COLD;
-    if (!ph_handle_is_locked(handle))
-        fd = fcntl(ph_handle_fd(handle), F_DUPFD_CLOEXEC, 0);
+    opened = ph_open_file_pin(request->mount, in.fh, PH_FILE);
+    if (!opened)
+        return PH_PYTHON;
+    if (!ph_open_file_is_posix_locked(opened))
+        fd = fcntl(ph_open_file_fd(opened), F_DUPFD_CLOEXEC, 0);
     /* What closing reports it reports once only. */
     if (fd >= 0)
         result = close(fd) ? -errno : 0;
-    ph_handle_unpin(request->fs, handle);
+    ph_open_file_unpin(request->mount, opened);
     return result;
 }
 
@@ -392,22 +392,22 @@ static ssize_t write_at(int fd, const struct iovec *from, int count, uint64_t of
 static int64_t do_read(struct request *request)
 {
     struct fuse_read_in in;
-    struct ph_handle *handle;
+    struct ph_open_file *opened;
     ssize_t got = -1;
 
     memcpy(&in, request->body, sizeof(in));
     if (in.size > request->space_bytes || in.offset > INT64_MAX)
-        return PH_COLD;
-    handle = ph_handle_pin(request->fs, in.fh, PH_FILE);
-    if (!handle)
-        return PH_COLD;
+        return PH_PYTHON;
+    opened = ph_open_file_pin(request->mount, in.fh, PH_FILE);
+    if (!opened)
+        return PH_PYTHON;
     if (in.size) {
         int count = slices(request->chain->writable, OUT_HEADER, in.size, request->worker->data);
 
-        got = read_at(ph_handle_fd(handle), request->worker->data, count, in.offset);
+        got = read_at(ph_open_file_fd(opened), request->worker->data, count, in.offset);
     }
-    ph_handle_unpin(request->fs, handle);
-    return got < 0 ? PH_COLD : got;
+    ph_open_file_unpin(request->mount, opened);
+    return got < 0 ? PH_PYTHON : got;
 }
 
 static int64_t do_write(struct request *request)
@@ -416,30 +416,30 @@ static int64_t do_write(struct request *request)
     struct fuse_write_out out = {0};
     const struct ph_rules *rules;
     struct fuse_write_in in;
-    struct ph_handle *handle;
+    struct ph_open_file *opened;
     ssize_t written = -1;
     struct stat status;
 
     memcpy(&in, request->body, sizeof(in));
     if (in.size != request->chain->readable_bytes - fixed || !in.size || in.offset > INT64_MAX)
-        return PH_COLD;
-    handle = ph_handle_pin(request->fs, in.fh, PH_FILE);
-    if (!handle)
-        return PH_COLD;
-    rules = ph_node_rules(ph_handle_node(handle));
+        return PH_PYTHON;
+    opened = ph_open_file_pin(request->mount, in.fh, PH_FILE);
+    if (!opened)
+        return PH_PYTHON;
+    rules = ph_node_rules(ph_open_file_node(opened));
     /* Set-id bits are to be cleared: only where there are any is that any work. */
     if (!rules->read_only && !(in.write_flags & FUSE_WRITE_KILL_SUIDGID &&
-                               (rules->cold || fstat(ph_handle_fd(handle), &status) ||
+                               (rules->to_python || fstat(ph_open_file_fd(opened), &status) ||
                                 status.st_mode & (S_ISUID | S_ISGID)))) {
         int count = slices(request->chain->readable, fixed, in.size, request->worker->data);
         bool appends = in.flags & O_APPEND && !(in.write_flags & FUSE_WRITE_CACHE);
 
-        written = write_at(ph_handle_fd(handle), request->worker->data, count, in.offset,
+        written = write_at(ph_open_file_fd(opened), request->worker->data, count, in.offset,
                            appends ? RWF_APPEND : 0);
     }
-    ph_handle_unpin(request->fs, handle);
+    ph_open_file_unpin(request->mount, opened);
     if (written < 0)
-        return PH_COLD;
+        return PH_PYTHON;
     out.size = (uint32_t)written;
     return reply(request, &out, sizeof(out));
 }
@@ -450,10 +450,10 @@ static int64_t answer_created(struct request *request, struct ph_node *parent, i
     struct created out = {0};
     struct ph_node *node = NULL;
     struct stat status;
-    int path_fd = ph_fs_open_again(request->fs, made, O_PATH), error;
+    int path_fd = ph_mount_open_again(request->mount, made, O_PATH), error;
 
     if (path_fd >= 0 && !fstat(path_fd, &status))
-        node = ph_node_hold(request->fs, path_fd, &status, ph_node_rules(parent));
+        node = ph_node_hold(request->mount, path_fd, &status, ph_node_rules(parent));
     else if (path_fd >= 0)
         close(path_fd);
     error = errno;
@@ -463,11 +463,11 @@ static int64_t answer_created(struct request *request, struct ph_node *parent, i
     }
     fill_entry(&out.entry, node, &status);
     out.open.open_flags = ph_node_rules(node)->open_flags;
-    out.open.fh = ph_handle_add(request->fs, node, made, PH_FILE);
+    out.open.fh = ph_open_file_add(request->mount, node, made, PH_FILE);
     error = errno;
     if (!out.open.fh) /* the guest does not learn of the node, so it never will forget it */
-        ph_node_forget(request->fs, out.entry.nodeid, 1);
-    ph_node_unpin(request->fs, node);
+        ph_node_forget(request->mount, out.entry.nodeid, 1);
+    ph_node_unpin(request->mount, node);
     return out.open.fh ? reply(request, &out, sizeof(out)) : -error;
 }
 
@@ -477,19 +477,19 @@ static int64_t do_create(struct request *request)
     struct ph_credentials own;
     struct fuse_create_in in;
     struct ph_node *parent;
-    bool switches = ph_fs_may_switch(request->fs);
-    int64_t result = PH_COLD;
+    bool switches = ph_mount_may_switch(request->mount);
+    int64_t result = PH_PYTHON;
     int made = -1;
 
     memcpy(&in, request->body, sizeof(in));
-    if (!name || in.open_flags || !ph_node_has_room(request->fs) ||
-        !ph_handle_has_room(request->fs))
-        return PH_COLD;
+    if (!name || in.open_flags || !ph_node_has_room(request->mount) ||
+        !ph_open_file_has_room(request->mount))
+        return PH_PYTHON;
     parent = pin_writable_dir(request);
     if (!parent)
-        return PH_COLD;
+        return PH_PYTHON;
     if (!switches || ph_credentials_assume(&own, request->header.uid, request->header.gid)) {
-        made = open_beneath(request->fs, ph_node_fd(parent), name,
+        made = open_beneath(request->mount, ph_node_fd(parent), name,
                             host_flags(ph_node_rules(parent), in.flags) | O_CREAT | O_EXCL,
                             in.mode & 07777);
         if (switches)
@@ -497,7 +497,7 @@ static int64_t do_create(struct request *request)
     }
     if (made >= 0)
         result = answer_created(request, parent, made);
-    ph_node_unpin(request->fs, parent);
+    ph_node_unpin(request->mount, parent);
     return result;
 }
 
@@ -508,29 +508,30 @@ static int64_t do_unlink(struct request *request)
     int failed;
 
     if (!name || !(parent = pin_writable_dir(request)))
-        return PH_COLD;
+        return PH_PYTHON;
     failed = unlinkat(ph_node_fd(parent), name, 0);
-    ph_node_unpin(request->fs, parent);
-    return failed ? PH_COLD : 0;
+    ph_node_unpin(request->mount, parent);
+    return failed ? PH_PYTHON : 0;
 }
 
 /* Look an entry up for READDIRPLUS; one that cannot be must not hide the others. */
-static void fill_listed(struct request *request, const struct ph_handle *handle,
+static void fill_listed(struct request *request, const struct ph_open_file *opened,
                         const struct dirent64 *found, struct fuse_entry_out *entry)
 {
-    const struct ph_node *directory = ph_handle_node(handle);
+    const struct ph_node *directory = ph_open_file_node(opened);
     struct ph_node *node = NULL;
     struct stat status;
 
     if (strcmp(found->d_name, ".") && strcmp(found->d_name, ".."))
-        node = (ph_node_knows_sibling(request->fs, directory, found->d_ino) ? enter : enter_new)(
-            request->fs, ph_handle_fd(handle), found->d_name, ph_node_rules(directory), &status);
+        node = (ph_node_knows_sibling(request->mount, directory, found->d_ino) ? enter : enter_new)(
+            request->mount, ph_open_file_fd(opened), found->d_name, ph_node_rules(directory),
+            &status);
     if (!node) {
         memset(entry, 0, sizeof(*entry));
         return;
     }
     fill_entry(entry, node, &status);
-    ph_node_unpin(request->fs, node);
+    ph_node_unpin(request->mount, node);
 }
 
 /*
@@ -554,14 +555,14 @@ static ssize_t read_fitting(int fd, void *dents, size_t left, size_t prefix)
 }
 
 /*
- * List entries from the directory's position on; the length of the listing, or PH_COLD. `position`
- * becomes where that leaves the directory, or PH_NOWHERE.
+ * List entries from the directory's position on; the length of the listing, or PH_PYTHON.
+ * `position` becomes where that leaves the directory, or PH_NOWHERE.
  */
-static int64_t list_from_here(struct request *request, struct ph_handle *handle, size_t room,
+static int64_t list_from_here(struct request *request, struct ph_open_file *opened, size_t room,
                               bool plus, int64_t *position)
 {
     uint64_t dents[DENTS_BYTES / sizeof(uint64_t)];
-    struct ph_node *node = ph_handle_node(handle);
+    struct ph_node *node = ph_open_file_node(opened);
     uint64_t ino_mask = ph_node_rules(node)->ino_mask;
     size_t prefix = plus ? sizeof(struct fuse_entry_out) : 0;
     int64_t reached = *position;
@@ -569,11 +570,11 @@ static int64_t list_from_here(struct request *request, struct ph_handle *handle,
 
     *position = PH_NOWHERE;
     for (;;) {
-        ssize_t got = read_fitting(ph_handle_fd(handle), dents, room - used, prefix);
+        ssize_t got = read_fitting(ph_open_file_fd(opened), dents, room - used, prefix);
 
         if (got <= 0) {
             if (got < 0 && !(used && errno == EINVAL))
-                return used ? (int64_t)used : PH_COLD;
+                return used ? (int64_t)used : PH_PYTHON;
             *position = reached;
             return (int64_t)used;
         }
@@ -586,14 +587,14 @@ static int64_t list_from_here(struct request *request, struct ph_handle *handle,
             struct stat status;
 
             if (used + length > room)
-                return used ? (int64_t)used : PH_COLD;
+                return used ? (int64_t)used : PH_PYTHON;
             if (plus)
-                fill_listed(request, handle, found, (void *)to);
+                fill_listed(request, opened, found, (void *)to);
             memset(dirent, 0, length - prefix);
             dirent->ino = found->d_ino ^ ino_mask;
             /* What lies above the share is not the guest's to know. */
-            if (ph_node_id(node) == ph_fs_root_id(request->fs) && !strcmp(found->d_name, "..") &&
-                !fstat(ph_node_fd(node), &status))
+            if (ph_node_id(node) == ph_mount_root_id(request->mount) &&
+                !strcmp(found->d_name, "..") && !fstat(ph_node_fd(node), &status))
                 dirent->ino = status.st_ino ^ ino_mask;
             dirent->off = (uint64_t)found->d_off;
             dirent->namelen = (uint32_t)name_bytes;
@@ -609,28 +610,28 @@ static int64_t list_from_here(struct request *request, struct ph_handle *handle,
 static int64_t list(struct request *request, bool plus)
 {
     struct fuse_read_in in;
-    struct ph_handle *handle;
-    int64_t length = PH_COLD, position;
+    struct ph_open_file *opened;
+    int64_t length = PH_PYTHON, position;
     size_t room;
 
     memcpy(&in, request->body, sizeof(in));
     if (!request->worker->listing && !(request->worker->listing = malloc(LISTING_BYTES)))
-        return PH_COLD;
+        return PH_PYTHON;
     room = in.size < request->space_bytes ? in.size : request->space_bytes;
     room = room < LISTING_BYTES ? room : LISTING_BYTES;
-    handle = ph_handle_pin(request->fs, in.fh, PH_DIRECTORY);
-    if (!handle)
-        return PH_COLD;
-    position = ph_handle_lock(handle);
-    if (!ph_node_rules(ph_handle_node(handle))->cold && in.offset <= INT64_MAX &&
+    opened = ph_open_file_pin(request->mount, in.fh, PH_DIRECTORY);
+    if (!opened)
+        return PH_PYTHON;
+    position = ph_directory_hold(opened);
+    if (!ph_node_rules(ph_open_file_node(opened))->to_python && in.offset <= INT64_MAX &&
         ((int64_t)in.offset == position ||
-         lseek(ph_handle_fd(handle), (off_t)in.offset, SEEK_SET) >= 0)) {
+         lseek(ph_open_file_fd(opened), (off_t)in.offset, SEEK_SET) >= 0)) {
         position = (int64_t)in.offset;
-        length = list_from_here(request, handle, room, plus, &position);
+        length = list_from_here(request, opened, room, plus, &position);
     }
-    ph_handle_unlock_at(handle, position);
-    ph_handle_unpin(request->fs, handle);
-    return length < 0 ? PH_COLD : reply(request, request->worker->listing, (size_t)length);
+    ph_directory_let_go_at(opened, position);
+    ph_open_file_unpin(request->mount, opened);
+    return length < 0 ? PH_PYTHON : reply(request, request->worker->listing, (size_t)length);
 }
 
 static int64_t do_readdir(struct request *request)
@@ -689,17 +690,18 @@ bool ph_fuse_read_header(const struct ph_chain *chain, struct fuse_in_header *he
     return true;
 }
 
-int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain)
+int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_mount *mount,
+                      const struct ph_chain *chain)
 {
     struct fuse_in_header header;
 
     if (!ph_fuse_read_header(chain, &header))
-        return PH_COLD;
-    return ph_fuse_dispatch(worker, fs, chain, &header);
+        return PH_PYTHON;
+    return ph_fuse_dispatch(worker, mount, chain, &header);
 }
 
-int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain,
-                         const struct fuse_in_header *header)
+int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_mount *mount,
+                         const struct ph_chain *chain, const struct fuse_in_header *header)
 {
     struct request request;
     struct fuse_out_header out;
@@ -711,23 +713,23 @@ int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_fs *fs, const struc
     opcode = request.header.opcode;
     if (request.header.len != chain->readable_bytes || request.header.total_extlen ||
         opcode >= sizeof(OPERATIONS) / sizeof(OPERATIONS[0]) || !OPERATIONS[opcode].run)
-        return PH_COLD;
+        return PH_PYTHON;
     request.body_bytes = request.header.len - (uint32_t)sizeof(request.header);
     if (request.body_bytes < OPERATIONS[opcode].args)
-        return PH_COLD;
+        return PH_PYTHON;
     if (OPERATIONS[opcode].streamed)
         request.body_bytes = OPERATIONS[opcode].args;
     silent = OPERATIONS[opcode].silent;
     if (request.body_bytes > sizeof(request.body) ||
         (!silent && chain->writable_bytes < OUT_HEADER + OPERATIONS[opcode].reply_bytes))
-        return PH_COLD;
+        return PH_PYTHON;
     gather(chain->readable, request.body, sizeof(request.header), request.body_bytes);
     request.worker = worker;
-    request.fs = fs;
+    request.mount = mount;
     request.chain = chain;
     request.space_bytes = silent ? 0 : chain->writable_bytes - OUT_HEADER;
     result = OPERATIONS[opcode].run(&request);
-    if (result == PH_COLD || silent)
+    if (result == PH_PYTHON || silent)
         return result;
     out.unique = request.header.unique;
     out.error = result < 0 ? (int32_t)result : 0;

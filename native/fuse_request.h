@@ -15,7 +15,7 @@
 #include "table.h"
 
 /* Python serves the request; nothing has been done. */
-#define PH_COLD INT64_MIN
+#define PH_PYTHON INT64_MIN
 
 /* What the thread of a queue keeps from request to request. */
 struct ph_worker {
@@ -28,10 +28,11 @@ void ph_worker_free(struct ph_worker *worker);
 
 /* Copy a request's header out of guest memory, where it is not read again; false: there is none. */
 bool ph_fuse_read_header(const struct ph_chain *chain, struct fuse_in_header *header);
-/* Serve the request of that header; returns the bytes written to the reply, or PH_COLD. */
-int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain,
-                         const struct fuse_in_header *header);
+/* Serve the request of that header; returns the bytes written to the reply, or PH_PYTHON. */
+int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_mount *mount,
+                         const struct ph_chain *chain, const struct fuse_in_header *header);
 /* Both, for a request that is in no ring. */
-int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_fs *fs, const struct ph_chain *chain);
+int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_mount *mount,
+                      const struct ph_chain *chain);
 
 #endif

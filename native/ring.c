@@ -39,7 +39,7 @@ struct ph_ring {
     uint64_t high;
     uint64_t taken_bytes; /* in the buffers of the latest chain */
     struct iovec *iov;
-    pthread_mutex_t call_lock;
+    pthread_mutex_t call_mutex;
     atomic_bool stopped;
     atomic_bool closed;
     bool is_awake;
@@ -64,7 +64,7 @@ struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
         return NULL;
     /* A chain may begin in the ring and end in an indirect table. */
     ring->iov = calloc(size + indirect, sizeof(*ring->iov));
-    if (!ring->iov || pthread_mutex_init(&ring->call_lock, NULL)) {
+    if (!ring->iov || pthread_mutex_init(&ring->call_mutex, NULL)) {
         free(ring->iov);
         free(ring);
         return NULL;
@@ -80,7 +80,7 @@ struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
 void ph_ring_free(struct ph_ring *ring)
 {
     set_awake(ring, false);
-    pthread_mutex_destroy(&ring->call_lock);
+    pthread_mutex_destroy(&ring->call_mutex);
     free(ring->iov);
     free(ring);
 }
@@ -102,17 +102,17 @@ bool ph_ring_is_stopped(const struct ph_ring *ring)
 
 void ph_ring_set_call(struct ph_ring *ring, int call_fd)
 {
-    pthread_mutex_lock(&ring->call_lock);
+    pthread_mutex_lock(&ring->call_mutex);
     ring->setup.call_fd = call_fd;
-    pthread_mutex_unlock(&ring->call_lock);
+    pthread_mutex_unlock(&ring->call_mutex);
 }
 
 /* A thread that is stuck in a request may return later: it touches neither ring nor descriptor. */
 void ph_ring_close(struct ph_ring *ring)
 {
-    pthread_mutex_lock(&ring->call_lock);
+    pthread_mutex_lock(&ring->call_mutex);
     atomic_store(&ring->closed, true);
-    pthread_mutex_unlock(&ring->call_lock);
+    pthread_mutex_unlock(&ring->call_mutex);
 }
 
 void ph_ring_set_wake(struct ph_ring *ring, int wake_fd)
@@ -186,7 +186,7 @@ enum ph_look ph_ring_look(struct ph_ring *ring)
     uint16_t waiting = (uint16_t)(seen - ring->state.next_avail);
 
     if (waiting > ring->setup.size)
-        return PH_LOOK_ODD;
+        return PH_LOOK_PYTHON;
     ring->state.seen_avail = seen;
     return waiting ? PH_LOOK_CHAIN : PH_LOOK_NOTHING;
 }
@@ -371,7 +371,7 @@ void ph_ring_notify(struct ph_ring *ring)
 
     state->unsignalled = 0;
     state->unsignalled_bytes = 0;
-    pthread_mutex_lock(&ring->call_lock);
+    pthread_mutex_lock(&ring->call_mutex);
     if (!atomic_load(&ring->closed)) {
         /* The used index must be visible before the driver's wish is read (section 2.7.7.2). */
         atomic_thread_fence(memory_order_seq_cst);
@@ -390,7 +390,7 @@ void ph_ring_notify(struct ph_ring *ring)
             (void)sent; /* a full counter is a pending signal */
         }
     }
-    pthread_mutex_unlock(&ring->call_lock);
+    pthread_mutex_unlock(&ring->call_mutex);
 }
 
 static uint64_t now_ns(void)
@@ -476,7 +476,7 @@ enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), vo
     if (look == PH_LOOK_NOTHING && !ph_ring_is_stopped(ring))
         look = arm(ring);
     if (look != PH_LOOK_NOTHING)
-        return look == PH_LOOK_ODD ? PH_WAIT_ODD : PH_WAIT_CHAIN;
+        return look == PH_LOOK_PYTHON ? PH_WAIT_PYTHON : PH_WAIT_CHAIN;
     before_sleep(context);
     set_awake(ring, false);
     while (!ph_ring_is_stopped(ring) && poll(fds, 3, -1) < 0 && errno == EINTR)

@@ -70,14 +70,14 @@ struct ph_chain {
 enum ph_look {
     PH_LOOK_NOTHING,
     PH_LOOK_CHAIN,
-    PH_LOOK_ODD, /* a rule is broken */
+    PH_LOOK_PYTHON, /* a rule is broken */
 };
 
 enum ph_wait {
     PH_WAIT_CHAIN,
     PH_WAIT_STOPPED,
     PH_WAIT_WOKEN, /* by the further descriptor */
-    PH_WAIT_ODD,
+    PH_WAIT_PYTHON,
 };
 
 struct ph_ring;

@@ -10,19 +10,19 @@ enum { HELD = 8 };
 
 struct share {
     uint64_t slot;
-    struct ph_fs *fs;
+    struct ph_mount *mount;
     struct share *next;
 };
 
-struct ph_mount {
-    pthread_mutex_t lock;
+struct ph_mounts {
+    pthread_mutex_t mutex;
     struct share *shares;
     atomic_ullong changes;
 };
 
 /* What a queue has mounted as long as it does not sleep: the shares that it served last. */
 struct hold {
-    struct ph_mount *mount;
+    struct ph_mounts *mounts;
     uint64_t changes;
     struct share held[HELD];
 };
@@ -32,52 +32,52 @@ uint32_t ph_abi(void)
     return PH_ABI;
 }
 
-struct ph_mount *ph_mount_new(void)
+struct ph_mounts *ph_mounts_new(void)
 {
-    struct ph_mount *mount = calloc(1, sizeof(*mount));
+    struct ph_mounts *mounts = calloc(1, sizeof(*mounts));
 
-    if (mount && pthread_mutex_init(&mount->lock, NULL)) {
-        free(mount);
+    if (mounts && pthread_mutex_init(&mounts->mutex, NULL)) {
+        free(mounts);
         return NULL;
     }
-    return mount;
+    return mounts;
 }
 
-bool ph_mount_set(struct ph_mount *mount, uint64_t slot, struct ph_fs *fs)
+bool ph_mounts_put(struct ph_mounts *mounts, uint64_t slot, struct ph_mount *mount)
 {
-    struct share **at = &mount->shares, *share = NULL, *before;
+    struct share **at = &mounts->shares, *share = NULL, *before;
 
-    if (fs && !(share = malloc(sizeof(*share))))
+    if (mount && !(share = malloc(sizeof(*share))))
         return false;
-    if (fs) {
-        ph_fs_retain(fs);
-        *share = (struct share){.slot = slot, .fs = fs};
+    if (mount) {
+        ph_mount_retain(mount);
+        *share = (struct share){.slot = slot, .mount = mount};
     }
-    pthread_mutex_lock(&mount->lock);
+    pthread_mutex_lock(&mounts->mutex);
     while (*at && (*at)->slot != slot)
         at = &(*at)->next;
     before = *at;
     if (before)
         *at = before->next;
     if (share) {
-        share->next = mount->shares;
-        mount->shares = share;
+        share->next = mounts->shares;
+        mounts->shares = share;
     }
-    atomic_fetch_add_explicit(&mount->changes, 1, memory_order_release);
-    pthread_mutex_unlock(&mount->lock);
+    atomic_fetch_add_explicit(&mounts->changes, 1, memory_order_release);
+    pthread_mutex_unlock(&mounts->mutex);
     if (before) {
-        ph_fs_release(before->fs);
+        ph_mount_release(before->mount);
         free(before);
     }
     return true;
 }
 
-void ph_mount_free(struct ph_mount *mount)
+void ph_mounts_free(struct ph_mounts *mounts)
 {
-    while (mount->shares)
-        ph_mount_set(mount, mount->shares->slot, NULL);
-    pthread_mutex_destroy(&mount->lock);
-    free(mount);
+    while (mounts->shares)
+        ph_mounts_put(mounts, mounts->shares->slot, NULL);
+    pthread_mutex_destroy(&mounts->mutex);
+    free(mounts);
 }
 
 struct ph_worker *ph_worker_new(void)
@@ -99,9 +99,9 @@ void ph_worker_delete(struct ph_worker *worker)
 
 static void drop(struct share *held)
 {
-    if (held->fs)
-        ph_fs_release(held->fs);
-    held->fs = NULL;
+    if (held->mount)
+        ph_mount_release(held->mount);
+    held->mount = NULL;
 }
 
 static void let_go(void *context)
@@ -116,46 +116,46 @@ static void let_go(void *context)
  * What is mounted now. A share that was removed is let go of with the next request, whichever share
  * that is for.
  */
-static struct ph_fs *mounted(struct hold *hold, uint64_t slot)
+static struct ph_mount *mounted(struct hold *hold, uint64_t slot)
 {
-    uint64_t changes = atomic_load_explicit(&hold->mount->changes, memory_order_acquire);
+    uint64_t changes = atomic_load_explicit(&hold->mounts->changes, memory_order_acquire);
     struct share *held = &hold->held[slot % HELD];
 
     if (hold->changes != changes) {
         let_go(hold);
         hold->changes = changes;
     }
-    if (!held->fs || held->slot != slot) {
+    if (!held->mount || held->slot != slot) {
         struct share *share;
 
         drop(held);
-        pthread_mutex_lock(&hold->mount->lock);
-        share = hold->mount->shares;
+        pthread_mutex_lock(&hold->mounts->mutex);
+        share = hold->mounts->shares;
         while (share && share->slot != slot)
             share = share->next;
         if (share) {
-            ph_fs_retain(share->fs);
+            ph_mount_retain(share->mount);
             *held = *share;
         }
-        pthread_mutex_unlock(&hold->mount->lock);
+        pthread_mutex_unlock(&hold->mounts->mutex);
     }
-    return held->fs;
+    return held->mount;
 }
 
 /* Serve the next chain; false leaves it in the ring. */
 static bool serve_one(struct ph_ring *ring, struct ph_worker *worker, struct hold *hold)
 {
     struct fuse_in_header header;
-    int64_t written = PH_COLD;
+    int64_t written = PH_PYTHON;
     struct ph_chain chain;
-    struct ph_fs *fs;
+    struct ph_mount *mount;
 
     if (!ph_ring_take(ring, &chain))
         return false;
     if (ph_fuse_read_header(&chain, &header) &&
-        (fs = mounted(hold, header.nodeid >> PH_SLOT_SHIFT)))
-        written = ph_fuse_dispatch(worker, fs, &chain, &header);
-    if (written == PH_COLD) {
+        (mount = mounted(hold, header.nodeid >> PH_SLOT_SHIFT)))
+        written = ph_fuse_dispatch(worker, mount, &chain, &header);
+    if (written == PH_PYTHON) {
         ph_ring_put_back(ring, &chain);
         return false;
     }
@@ -171,25 +171,25 @@ static enum ph_outcome serve(struct ph_ring *ring, struct ph_worker *worker, str
         switch (ph_ring_look(ring)) {
         case PH_LOOK_CHAIN:
             if (!serve_one(ring, worker, hold))
-                return PH_FOR_PYTHON;
+                return PH_OUTCOME_PYTHON;
             continue;
-        case PH_LOOK_ODD:
-            return PH_FOR_PYTHON;
+        case PH_LOOK_PYTHON:
+            return PH_OUTCOME_PYTHON;
         case PH_LOOK_NOTHING:
             break;
         }
         wait = ph_ring_wait(ring, let_go, hold);
-        if (wait == PH_WAIT_ODD)
-            return PH_FOR_PYTHON;
+        if (wait == PH_WAIT_PYTHON)
+            return PH_OUTCOME_PYTHON;
         if (wait == PH_WAIT_WOKEN)
-            return PH_WOKEN;
+            return PH_OUTCOME_WOKEN;
     }
-    return PH_STOPPED;
+    return PH_OUTCOME_STOPPED;
 }
 
-int ph_serve(struct ph_ring *ring, struct ph_worker *worker, struct ph_mount *mount)
+int ph_serve(struct ph_ring *ring, struct ph_worker *worker, struct ph_mounts *mounts)
 {
-    struct hold hold = {.mount = mount};
+    struct hold hold = {.mounts = mounts};
     enum ph_outcome outcome = serve(ring, worker, &hold);
 
     let_go(&hold);
@@ -210,12 +210,12 @@ static bool see(struct ph_node *node, struct ph_seen *seen)
     return true;
 }
 
-bool ph_see_node(struct ph_fs *fs, uint64_t id, struct ph_seen *seen)
+bool ph_see_node(struct ph_mount *mount, uint64_t id, struct ph_seen *seen)
 {
-    return see(ph_node_pin(fs, id), seen);
+    return see(ph_node_pin(mount, id), seen);
 }
 
-bool ph_see_held(struct ph_fs *fs, int fd, struct ph_seen *seen)
+bool ph_see_held(struct ph_mount *mount, int fd, struct ph_seen *seen)
 {
     struct stat status;
 
@@ -226,17 +226,17 @@ bool ph_see_held(struct ph_fs *fs, int fd, struct ph_seen *seen)
         errno = error;
         return false;
     }
-    return see(ph_node_hold(fs, fd, &status, ph_fs_rules(fs)), seen);
+    return see(ph_node_hold(mount, fd, &status, ph_mount_rules(mount)), seen);
 }
 
-bool ph_see_handle(struct ph_fs *fs, uint64_t number, uint32_t kind, struct ph_seen *seen)
+bool ph_see_open_file(struct ph_mount *mount, uint64_t handle, uint32_t kind, struct ph_seen *seen)
 {
-    struct ph_handle *handle = ph_handle_pin(fs, number, kind);
+    struct ph_open_file *opened = ph_open_file_pin(mount, handle, kind);
 
-    if (!handle)
+    if (!opened)
         return false;
-    see(ph_handle_node(handle), seen);
-    seen->pin = handle;
-    seen->fd = ph_handle_fd(handle);
+    see(ph_open_file_node(opened), seen);
+    seen->pin = opened;
+    seen->fd = ph_open_file_fd(opened);
     return true;
 }

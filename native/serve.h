@@ -12,35 +12,35 @@
 #include "table.h"
 
 /* Changes with every layout and function of these headers. */
-#define PH_ABI 4
+#define PH_ABI 5
 /* Which share of a device a node belongs to: what its id says above this bit. */
 #define PH_SLOT_SHIFT 44
 
 enum ph_outcome {
-    PH_FOR_PYTHON = 1, /* the next chain, or what is wrong with the ring */
-    PH_STOPPED = 2,
-    PH_WOKEN = 3, /* the further descriptor is readable */
+    PH_OUTCOME_PYTHON = 1, /* the next chain, or what is wrong with the ring */
+    PH_OUTCOME_STOPPED = 2,
+    PH_OUTCOME_WOKEN = 3, /* the further descriptor is readable */
 };
 
 /* Where the queues of one device find what their guest has mounted now, by the slot of a node. */
-struct ph_mount;
+struct ph_mounts;
 
 uint32_t ph_abi(void);
 
-struct ph_mount *ph_mount_new(void);
-void ph_mount_free(struct ph_mount *mount);
+struct ph_mounts *ph_mounts_new(void);
+void ph_mounts_free(struct ph_mounts *mounts);
 /* NULL: nothing is mounted there. Requests under way go on with what was. False: no memory. */
-bool ph_mount_set(struct ph_mount *mount, uint64_t slot, struct ph_fs *fs);
+bool ph_mounts_put(struct ph_mounts *mounts, uint64_t slot, struct ph_mount *mount);
 
 /* NULL: no memory. */
 struct ph_worker *ph_worker_new(void);
 void ph_worker_delete(struct ph_worker *worker);
 
-int ph_serve(struct ph_ring *ring, struct ph_worker *worker, struct ph_mount *mount);
+int ph_serve(struct ph_ring *ring, struct ph_worker *worker, struct ph_mounts *mounts);
 
 /* Pin what Python asks for; false with errno. `pin` is to be unpinned. */
-bool ph_see_node(struct ph_fs *fs, uint64_t id, struct ph_seen *seen);
-bool ph_see_held(struct ph_fs *fs, int fd, struct ph_seen *seen);
-bool ph_see_handle(struct ph_fs *fs, uint64_t number, uint32_t kind, struct ph_seen *seen);
+bool ph_see_node(struct ph_mount *mount, uint64_t id, struct ph_seen *seen);
+bool ph_see_held(struct ph_mount *mount, int fd, struct ph_seen *seen);
+bool ph_see_open_file(struct ph_mount *mount, uint64_t handle, uint32_t kind, struct ph_seen *seen);
 
 #endif

@@ -1,8 +1,8 @@
 /*
- * What one guest has of a share between INIT and DESTROY: the nodes that it knows and what it has
- * opened. The same tables as nodes.py and handles.py, by the same rules; see there.
+ * A mount: what one guest has of a share between INIT and DESTROY, the nodes that it knows and the
+ * files that it has open. Its tables follow the rules of nodes.py and open_files.py.
  *
- * Everything here may be called from any thread. A node or handle that is pinned keeps its
+ * Everything here may be called from any thread. A node or an open file that is pinned keeps its
  * descriptor open until it is unpinned. Must not know requests or rings.
  */
 #ifndef PORTHOLE_TABLE_H
@@ -27,10 +27,10 @@ struct ph_rules {
     uint32_t opendir_flags;
     uint32_t read_only;
     uint32_t writeback; /* the guest keeps back what it writes */
-    uint32_t cold;      /* Python serves names, attributes, opening, and what clears set-id bits */
+    uint32_t to_python; /* Python serves names, attributes, opening, and what clears set-id bits */
 };
 
-struct ph_fs_setup {
+struct ph_mount_setup {
     struct ph_rules rules;
     uint64_t root_id; /* of the shared directory; other nodes are numbered from there */
     uint64_t nodes;   /* limits, as in descriptors.py */
@@ -41,73 +41,74 @@ struct ph_fs_setup {
     uint32_t may_switch;      /* whether files are made as the guest's user */
 };
 
-struct ph_fs;
+struct ph_mount;
 struct ph_node;
-struct ph_handle;
+struct ph_open_file;
 
 enum ph_kind {
     PH_FILE = 1,
     PH_DIRECTORY = 2,
 };
 
-/* What Python needs to know of a pinned node or handle. */
+/* What Python needs to know of a pinned node or open file. */
 struct ph_seen {
-    uint64_t id; /* of the node, or of the handle's node */
+    uint64_t id; /* of the node, or of the open file's node */
     void *pin;
-    int32_t fd; /* of the node or handle */
+    int32_t fd; /* of the node or open file */
     int32_t node_fd;
     uint32_t kind; /* S_IFMT bits of the node */
 };
 
 /* NULL: no memory, or the shared directory cannot be read. One reference is the caller's. */
-struct ph_fs *ph_fs_new(const struct ph_fs_setup *setup);
-void ph_fs_retain(struct ph_fs *fs);
-void ph_fs_release(struct ph_fs *fs);
-uint64_t ph_fs_node_count(struct ph_fs *fs);
-uint64_t ph_fs_node_limit(const struct ph_fs *fs);
-uint64_t ph_fs_handle_count(struct ph_fs *fs);
-const struct ph_rules *ph_fs_rules(const struct ph_fs *fs);
-uint64_t ph_fs_root_id(const struct ph_fs *fs);
-bool ph_fs_may_switch(const struct ph_fs *fs);
+struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup);
+void ph_mount_retain(struct ph_mount *mount);
+void ph_mount_release(struct ph_mount *mount);
+uint64_t ph_mount_node_count(struct ph_mount *mount);
+uint64_t ph_mount_node_limit(const struct ph_mount *mount);
+uint64_t ph_mount_open_file_count(struct ph_mount *mount);
+const struct ph_rules *ph_mount_rules(const struct ph_mount *mount);
+uint64_t ph_mount_root_id(const struct ph_mount *mount);
+bool ph_mount_may_switch(const struct ph_mount *mount);
 /* The descriptor, or -1 with errno when there is none or its number is not ours to use. */
-int ph_fs_claim(const struct ph_fs *fs, int fd);
+int ph_mount_claim(const struct ph_mount *mount, int fd);
 /* Open what a descriptor refers to with other flags. */
-int ph_fs_open_again(const struct ph_fs *fs, int fd, int flags);
+int ph_mount_open_again(const struct ph_mount *mount, int fd, int flags);
 
 /* Each returns a pinned node, or NULL with errno. Those that take a descriptor take it over. */
-struct ph_node *ph_node_pin(struct ph_fs *fs, uint64_t id);
-struct ph_node *ph_node_hold(struct ph_fs *fs, int fd, const struct stat *status,
+struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id);
+struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *status,
                              const struct ph_rules *rules);
-struct ph_node *ph_node_hold_known(struct ph_fs *fs, const struct stat *status);
+struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *status);
 /* Whether a file of this inode number, on the node's file system, is known now. */
-bool ph_node_knows_sibling(struct ph_fs *fs, const struct ph_node *node, uint64_t ino);
-void ph_node_unpin(struct ph_fs *fs, struct ph_node *node);
-void ph_node_forget(struct ph_fs *fs, uint64_t id, uint64_t count);
-bool ph_node_has_room(struct ph_fs *fs);
+bool ph_node_knows_sibling(struct ph_mount *mount, const struct ph_node *node, uint64_t ino);
+void ph_node_unpin(struct ph_mount *mount, struct ph_node *node);
+void ph_node_forget(struct ph_mount *mount, uint64_t id, uint64_t count);
+bool ph_node_has_room(struct ph_mount *mount);
 
 uint64_t ph_node_id(const struct ph_node *node);
 int ph_node_fd(const struct ph_node *node);
 uint32_t ph_node_kind(const struct ph_node *node);
 const struct ph_rules *ph_node_rules(const struct ph_node *node);
 
-/* The number of the new handle, or 0 with errno; the descriptor is taken over. */
-uint64_t ph_handle_add(struct ph_fs *fs, struct ph_node *node, int fd, enum ph_kind kind);
-struct ph_handle *ph_handle_pin(struct ph_fs *fs, uint64_t number, enum ph_kind kind);
-void ph_handle_unpin(struct ph_fs *fs, struct ph_handle *handle);
-bool ph_handle_remove(struct ph_fs *fs, uint64_t number, enum ph_kind kind);
-/* As ph_handle_remove, unless the handle is locked: see ph_handle_mark_locked. */
-bool ph_handle_remove_unlocked(struct ph_fs *fs, uint64_t number, enum ph_kind kind);
-bool ph_handle_has_room(struct ph_fs *fs);
+/* Returns the new file's handle, or 0 with errno; takes the descriptor over. */
+uint64_t ph_open_file_add(struct ph_mount *mount, struct ph_node *node, int fd, enum ph_kind kind);
+struct ph_open_file *ph_open_file_pin(struct ph_mount *mount, uint64_t handle, enum ph_kind kind);
+void ph_open_file_unpin(struct ph_mount *mount, struct ph_open_file *opened);
+bool ph_open_file_remove(struct ph_mount *mount, uint64_t handle, enum ph_kind kind);
+/* As ph_open_file_remove, unless Python keeps POSIX locks of the file. */
+bool ph_open_file_remove_unless_posix_locked(struct ph_mount *mount, uint64_t handle,
+                                             enum ph_kind kind);
+bool ph_open_file_has_room(struct ph_mount *mount);
 
-int ph_handle_fd(const struct ph_handle *handle);
-struct ph_node *ph_handle_node(const struct ph_handle *handle);
-/* Held while the host's position in an open directory is in use; says where that is. */
-int64_t ph_handle_lock(struct ph_handle *handle);
-void ph_handle_unlock_at(struct ph_handle *handle, int64_t position);
-/* By who does not know where the position is. */
-void ph_handle_unlock(struct ph_handle *handle);
-/* Python keeps locks of the handle's node, so it must learn of FLUSH and RELEASE. */
-void ph_handle_mark_locked(struct ph_handle *handle);
-bool ph_handle_is_locked(const struct ph_handle *handle);
+int ph_open_file_fd(const struct ph_open_file *opened);
+struct ph_node *ph_open_file_node(const struct ph_open_file *opened);
+/* Keep other threads from an open directory's position on the host; returns the position. */
+int64_t ph_directory_hold(struct ph_open_file *opened);
+void ph_directory_let_go_at(struct ph_open_file *opened, int64_t position);
+/* As ph_directory_let_go_at, where it is not known where that leaves the position. */
+void ph_directory_let_go(struct ph_open_file *opened);
+/* Python keeps POSIX locks of the file's node: it serves FLUSH and RELEASE from now on. */
+void ph_open_file_mark_posix_locked(struct ph_open_file *opened);
+bool ph_open_file_is_posix_locked(const struct ph_open_file *opened);
 
 #endif

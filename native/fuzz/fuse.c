@@ -85,13 +85,13 @@ static void collect(const struct buffers *buffers, uint8_t *to)
 static void check_reply(const uint8_t *request, const uint8_t *replied, uint64_t room,
                         int64_t written)
 {
-    for (uint64_t i = written == PH_COLD ? 0 : (uint64_t)written; i < room; i++)
+    for (uint64_t i = written == PH_PYTHON ? 0 : (uint64_t)written; i < room; i++)
         HOLDS(replied[i] == FILL);
-    if (written != PH_COLD)
+    if (written != PH_PYTHON)
         request_check_reply((const void *)request, replied, written, room);
 }
 
-static void serve(struct input *input, struct ph_fs *fs)
+static void serve(struct input *input, struct ph_mount *mount)
 {
     static uint8_t filled[MAX_ROOM], replied[MAX_ROOM], asked[REQUEST_MAX_BYTES];
     static _Alignas(8) uint8_t request[REQUEST_MAX_BYTES];
@@ -112,12 +112,12 @@ static void serve(struct input *input, struct ph_fs *fs)
     chain.readable_count = readable.count;
     chain.writable = writable.pieces;
     chain.writable_count = writable.count;
-    written = ph_fuse_serve(worker, fs, &chain);
+    written = ph_fuse_serve(worker, mount, &chain);
     collect(&writable, replied);
     collect(&readable, asked);
     HOLDS(!memcmp(asked, request, chain.readable_bytes));
     check_reply(request, replied, chain.writable_bytes, written);
-    HOLDS(ph_fs_node_count(fs) <= ph_fs_node_limit(fs));
+    HOLDS(ph_mount_node_count(mount) <= ph_mount_node_limit(mount));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -131,14 +131,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .keep_file = 0177777,
         .valid_s = 1,
         .read_only = flags >> 1 & 1,
-        .cold = flags >> 2 & 1,
+        .to_python = flags >> 2 & 1,
         .writeback = flags >> 4 & 1,
     };
-    struct ph_fs *fs = share_open(&rules, flags >> 3 & 1);
+    struct ph_mount *mount = share_open(&rules, flags >> 3 & 1);
 
     for (int i = 0; i < MAX_REQUESTS && input.size; i++)
-        serve(&input, fs);
-    ph_fs_release(fs);
+        serve(&input, mount);
+    ph_mount_release(mount);
     share_check_outside();
     share_check_descriptors();
     return 0;

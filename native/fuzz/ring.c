@@ -254,10 +254,11 @@ static void drive(struct input *input, struct ph_ring *ring, uint32_t size,
             enum ph_look look = ph_ring_look(ring);
             uint16_t waiting = (uint16_t)(state->seen_avail - state->next_avail);
 
-            HOLDS(look == PH_LOOK_ODD || (waiting <= size && (look == PH_LOOK_CHAIN) == !!waiting));
+            HOLDS(look == PH_LOOK_PYTHON ||
+                  (waiting <= size && (look == PH_LOOK_CHAIN) == !!waiting));
 #ifndef MUTATING
             waiting = (uint16_t)(avail16(1) - state->next_avail);
-            HOLDS((look == PH_LOOK_ODD) == (waiting > size));
+            HOLDS((look == PH_LOOK_PYTHON) == (waiting > size));
 #endif
             seen = look == PH_LOOK_CHAIN;
             break;

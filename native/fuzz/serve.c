@@ -56,9 +56,9 @@ static struct {
     struct ph_counters counters;
     struct ph_ring_setup setup;
     struct ph_ring *ring;
-    struct ph_mount *mount;
+    struct ph_mounts *mounts;
     bool is_mounted[SLOTS];
-    struct ph_fs *kept[SLOTS]; /* shares that are added again and again */
+    struct ph_mount *kept[SLOTS]; /* shares that are added again and again */
     struct asked chains[CHAINS];
     uint16_t seen_used;
     bool is_hostile; /* the ring is not what the guest has made */
@@ -78,22 +78,22 @@ static void set_mount(const struct act *act)
         .keep_file = 0177777,
         .valid_s = 1,
         .read_only = act->flags & 1,
-        .cold = act->flags >> 1 & 1,
+        .to_python = act->flags >> 1 & 1,
         .writeback = act->flags >> 2 & 1,
     };
     bool is_kept = act->flags & KEPT;
-    struct ph_fs *fs = NULL;
+    struct ph_mount *mount = NULL;
 
     if (act->step == MOUNT && is_kept)
-        fs = now.kept[slot];
-    if (act->step == MOUNT && !fs)
-        fs = share_open_at(slot << PH_SLOT_SHIFT | FUSE_ROOT_ID, &rules, act->flags >> 3 & 1);
-    HOLDS(ph_mount_set(now.mount, slot, fs));
-    if (fs && is_kept)
-        now.kept[slot] = fs;
-    else if (fs)
-        ph_fs_release(fs);
-    now.is_mounted[slot] = fs;
+        mount = now.kept[slot];
+    if (act->step == MOUNT && !mount)
+        mount = share_open_at(slot << PH_SLOT_SHIFT | FUSE_ROOT_ID, &rules, act->flags >> 3 & 1);
+    HOLDS(ph_mounts_put(now.mounts, slot, mount));
+    if (mount && is_kept)
+        now.kept[slot] = mount;
+    else if (mount)
+        ph_mount_release(mount);
+    now.is_mounted[slot] = mount;
 }
 
 static void perform(const struct act *act)
@@ -292,13 +292,13 @@ static void serve(void)
     enum ph_outcome outcome;
 
     do {
-        outcome = (enum ph_outcome)ph_serve(now.ring, worker, now.mount);
-        HOLDS(outcome == PH_FOR_PYTHON || outcome == PH_WOKEN);
-        if (outcome == PH_FOR_PYTHON && !act_as_python()) {
+        outcome = (enum ph_outcome)ph_serve(now.ring, worker, now.mounts);
+        HOLDS(outcome == PH_OUTCOME_PYTHON || outcome == PH_OUTCOME_WOKEN);
+        if (outcome == PH_OUTCOME_PYTHON && !act_as_python()) {
             reset();
             return;
         }
-    } while (outcome == PH_FOR_PYTHON);
+    } while (outcome == PH_OUTCOME_PYTHON);
     collect();
     HOLDS(now.is_hostile || now.seen_used == now.avail[1]);
 }
@@ -310,7 +310,7 @@ static void stop(void)
 
     perform(&(struct act){.step = STOP});
     memcpy(before, now.used, sizeof(before));
-    HOLDS(ph_serve(now.ring, worker, now.mount) == PH_STOPPED);
+    HOLDS(ph_serve(now.ring, worker, now.mounts) == PH_OUTCOME_STOPPED);
     ph_ring_push(now.ring, 0);
     ph_ring_notify(now.ring);
     HOLDS(!memcmp(before, now.used, sizeof(before)));
@@ -374,7 +374,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     HOLDS((now.avail = malloc(6 + 2 * SIZE)));
     HOLDS((now.used = malloc(6 + 8 * SIZE)));
     HOLDS((now.ram = calloc(CHAINS, AREA_BYTES)));
-    HOLDS((now.mount = ph_mount_new()));
+    HOLDS((now.mounts = ph_mounts_new()));
     now.span = (struct ph_span){RAM_GPA, CHAINS * AREA_BYTES, now.ram};
     now.setup = (struct ph_ring_setup){
         .desc = now.desc,
@@ -396,10 +396,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (int i = 0; i < MAX_STEPS && input.size; i++)
         take_step(&input);
     ph_ring_free(now.ring);
-    ph_mount_free(now.mount);
+    ph_mounts_free(now.mounts);
     for (int i = 0; i < SLOTS; i++)
         if (now.kept[i])
-            ph_fs_release(now.kept[i]);
+            ph_mount_release(now.kept[i]);
     free(now.desc);
     free(now.avail);
     free(now.used);

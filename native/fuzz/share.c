@@ -157,9 +157,9 @@ void share_check_descriptors(void)
     HOLDS(!memcmp(now, free_numbers, sizeof(now)));
 }
 
-struct ph_fs *share_open_at(uint64_t root_id, const struct ph_rules *rules, int may_switch)
+struct ph_mount *share_open_at(uint64_t root_id, const struct ph_rules *rules, int may_switch)
 {
-    struct ph_fs_setup setup = {
+    struct ph_mount_setup setup = {
         .rules = *rules,
         .root_id = root_id,
         .nodes = NODES,
@@ -168,15 +168,15 @@ struct ph_fs *share_open_at(uint64_t root_id, const struct ph_rules *rules, int 
         .descriptor_limit = 1024,
         .may_switch = (uint32_t)may_switch,
     };
-    struct ph_fs *fs;
+    struct ph_mount *mount;
 
     setup.root_fd = share_fd();
-    fs = ph_fs_new(&setup);
-    HOLDS(fs && ph_fs_node_limit(fs) == NODES); /* idle nodes can be found again */
-    return fs;
+    mount = ph_mount_new(&setup);
+    HOLDS(mount && ph_mount_node_limit(mount) == NODES); /* idle nodes can be found again */
+    return mount;
 }
 
-struct ph_fs *share_open(const struct ph_rules *rules, int may_switch)
+struct ph_mount *share_open(const struct ph_rules *rules, int may_switch)
 {
     share_lay_out();
     return share_open_at(FUSE_ROOT_ID, rules, may_switch);

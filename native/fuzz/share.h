@@ -21,8 +21,8 @@ void share_check_outside(void);
 /* As many descriptors are open as before share_lay_out. */
 void share_check_descriptors(void);
 /* Limits so low that all that happens at limits happens soon. From any thread. */
-struct ph_fs *share_open_at(uint64_t root_id, const struct ph_rules *rules, int may_switch);
+struct ph_mount *share_open_at(uint64_t root_id, const struct ph_rules *rules, int may_switch);
 /* The only share of a device, laid out anew. */
-struct ph_fs *share_open(const struct ph_rules *rules, int may_switch);
+struct ph_mount *share_open(const struct ph_rules *rules, int may_switch);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * Fuzz target: the tables of nodes and handles, native/table.c, in the hands of several threads.
+ * Fuzz target: the tables of nodes and open files, native/table.c, in the hands of several threads.
  *
  * Every third byte of the input is one thread's: a call, or something that happens to the files.
  * The limits are low, so nodes come to rest and are found again all the time. Whatever a thread has
@@ -20,7 +20,7 @@ enum {
     THREADS = 3,
     SLOTS = 2,
     MAX_OPS = 256,
-    MAX_HANDLES = 4,
+    MAX_OPEN_FILES = 4,
 };
 
 enum op {
@@ -31,11 +31,11 @@ enum op {
     KNOWS,
     FORGET,
     OPEN,
-    PIN_HANDLE,
-    UNPIN_HANDLE,
+    PIN_OPEN_FILE,
+    UNPIN_OPEN_FILE,
     REMOVE,
     REPLACE,
-    MARK_LOCKED,
+    MARK_POSIX_LOCKED,
     OPS,
 };
 
@@ -47,11 +47,11 @@ struct actor {
     int op_count;
     struct ph_node *nodes[SLOTS];
     struct stat status[SLOTS];
-    struct ph_handle *handle;
+    struct ph_open_file *opened;
 };
 
 static struct actor actors[THREADS];
-static struct ph_fs *fs;
+static struct ph_mount *mount;
 static int shared_fd;
 static pthread_barrier_t start, end;
 
@@ -69,7 +69,7 @@ static void unpin(struct actor *actor, int slot)
     if (!actor->nodes[slot])
         return;
     check_same(ph_node_fd(actor->nodes[slot]), &actor->status[slot]);
-    ph_node_unpin(fs, actor->nodes[slot]);
+    ph_node_unpin(mount, actor->nodes[slot]);
     actor->nodes[slot] = NULL;
 }
 
@@ -87,16 +87,16 @@ static void keep(struct actor *actor, int slot, struct ph_node *node, const stru
     HOLDS(ph_node_kind(node) == (actor->status[slot].st_mode & S_IFMT));
 }
 
-static void unpin_handle(struct actor *actor)
+static void unpin_open_file(struct actor *actor)
 {
     struct stat status;
 
-    if (!actor->handle)
+    if (!actor->opened)
         return;
-    HOLDS(!fstat(ph_handle_fd(actor->handle), &status));
-    check_same(ph_node_fd(ph_handle_node(actor->handle)), &status);
-    ph_handle_unpin(fs, actor->handle);
-    actor->handle = NULL;
+    HOLDS(!fstat(ph_open_file_fd(actor->opened), &status));
+    check_same(ph_node_fd(ph_open_file_node(actor->opened)), &status);
+    ph_open_file_unpin(mount, actor->opened);
+    actor->opened = NULL;
 }
 
 static void look_up(struct actor *actor, int slot, const char *name, int only_known)
@@ -106,13 +106,13 @@ static void look_up(struct actor *actor, int slot, const char *name, int only_kn
 
     if (only_known) {
         if (!fstatat(shared_fd, name, &status, AT_SYMLINK_NOFOLLOW))
-            keep(actor, slot, ph_node_hold_known(fs, &status), &status);
+            keep(actor, slot, ph_node_hold_known(mount, &status), &status);
         return;
     }
     fd = openat(shared_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd >= 0) {
         HOLDS(!fstat(fd, &status));
-        keep(actor, slot, ph_node_hold(fs, fd, &status, ph_fs_rules(fs)), &status);
+        keep(actor, slot, ph_node_hold(mount, fd, &status, ph_mount_rules(mount)), &status);
     }
 }
 
@@ -122,9 +122,9 @@ static void open_node(struct ph_node *node)
 
     if (!is_dir && !S_ISREG(ph_node_kind(node)))
         return;
-    fd = ph_fs_open_again(fs, ph_node_fd(node), O_RDONLY);
+    fd = ph_mount_open_again(mount, ph_node_fd(node), O_RDONLY);
     HOLDS(fd >= 0);
-    if (!ph_handle_add(fs, node, fd, is_dir ? PH_DIRECTORY : PH_FILE))
+    if (!ph_open_file_add(mount, node, fd, is_dir ? PH_DIRECTORY : PH_FILE))
         HOLDS(errno == ENFILE);
 }
 
@@ -148,47 +148,47 @@ static void act(struct actor *actor, enum op op, unsigned arg)
         look_up(actor, slot, NAMES[arg % 8], op == LOOK_UP_KNOWN);
         break;
     case PIN:
-        keep(actor, slot, ph_node_pin(fs, arg), NULL);
+        keep(actor, slot, ph_node_pin(mount, arg), NULL);
         break;
     case UNPIN:
         unpin(actor, slot);
         break;
     case KNOWS:
         if (actor->nodes[slot])
-            ph_node_knows_sibling(fs, actor->nodes[slot], actor->status[!slot].st_ino);
+            ph_node_knows_sibling(mount, actor->nodes[slot], actor->status[!slot].st_ino);
         break;
     case FORGET:
-        ph_node_forget(fs, arg / 2, arg % 2 ? 1 : UINT64_MAX);
+        ph_node_forget(mount, arg / 2, arg % 2 ? 1 : UINT64_MAX);
         break;
     case OPEN:
         if (actor->nodes[slot])
             open_node(actor->nodes[slot]);
         break;
-    case PIN_HANDLE:
-        unpin_handle(actor);
-        actor->handle = ph_handle_pin(fs, arg / 2, arg % 2 ? PH_FILE : PH_DIRECTORY);
+    case PIN_OPEN_FILE:
+        unpin_open_file(actor);
+        actor->opened = ph_open_file_pin(mount, arg / 2, arg % 2 ? PH_FILE : PH_DIRECTORY);
         break;
-    case UNPIN_HANDLE:
-        unpin_handle(actor);
+    case UNPIN_OPEN_FILE:
+        unpin_open_file(actor);
         break;
     case REMOVE:
-        ph_handle_remove(fs, arg / 2, arg % 2 ? PH_FILE : PH_DIRECTORY);
+        ph_open_file_remove(mount, arg / 2, arg % 2 ? PH_FILE : PH_DIRECTORY);
         break;
     case REPLACE:
         replace_file(NAMES[arg % 8]);
         break;
-    case MARK_LOCKED:
-        if (actor->handle) {
-            ph_handle_lock(actor->handle);
-            ph_handle_mark_locked(actor->handle);
-            ph_handle_unlock(actor->handle);
+    case MARK_POSIX_LOCKED:
+        if (actor->opened) {
+            ph_directory_hold(actor->opened);
+            ph_open_file_mark_posix_locked(actor->opened);
+            ph_directory_let_go(actor->opened);
         }
         break;
     case OPS:
         break;
     }
-    HOLDS(ph_fs_node_count(fs) <= ph_fs_node_limit(fs));
-    HOLDS(ph_fs_handle_count(fs) <= MAX_HANDLES);
+    HOLDS(ph_mount_node_count(mount) <= ph_mount_node_limit(mount));
+    HOLDS(ph_mount_open_file_count(mount) <= MAX_OPEN_FILES);
 }
 
 static void run(struct actor *actor)
@@ -197,7 +197,7 @@ static void run(struct actor *actor)
         act(actor, actor->ops[i] % OPS, actor->ops[i] / OPS);
     for (int slot = 0; slot < SLOTS; slot++)
         unpin(actor, slot);
-    unpin_handle(actor);
+    unpin_open_file(actor);
 }
 
 static void *run_thread(void *actor)
@@ -235,13 +235,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
         actor->ops[actor->op_count++] = data[i];
     }
-    fs = share_open(&rules, 0);
+    mount = share_open(&rules, 0);
     shared_fd = share_fd();
     pthread_barrier_wait(&start);
     run(&actors[0]);
     pthread_barrier_wait(&end);
     close(shared_fd);
-    ph_fs_release(fs);
+    ph_mount_release(mount);
     share_check_outside();
     share_check_descriptors();
     return 0;

@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import ctypes
+import enum
 import logging
 import os
 from pathlib import Path
@@ -15,18 +16,23 @@ from typing import Final
 
 _LOG = logging.getLogger(__name__)
 
-ABI: Final = 4
+ABI: Final = 5
 """PH_ABI in serve.h: a library that was built from other headers is not used."""
 
 SWITCH: Final = "PORTHOLE_NATIVE"
 """Environment variable; "0" leaves the library alone."""
 
-FOR_PYTHON: Final = 1
-STOPPED: Final = 2
-WOKEN: Final = 3
 
-COLD: Final = -(1 << 63)
-"""PH_COLD: what ph_fuse_serve says of a request that it leaves to Python."""
+class Outcome(enum.IntEnum):
+    """enum ph_outcome: why ph_serve returned."""
+
+    PYTHON = 1
+    STOPPED = 2
+    WOKEN = 3
+
+
+PYTHON: Final = -(1 << 63)
+"""PH_PYTHON: ph_fuse_serve leaves the request to Python."""
 
 FILE: Final = 1
 DIRECTORY: Final = 2
@@ -102,12 +108,12 @@ class Rules(ctypes.Structure):
         ("opendir_flags", _u32),
         ("read_only", _u32),
         ("writeback", _u32),
-        ("cold", _u32),
+        ("to_python", _u32),
     )
 
 
-class FsSetup(ctypes.Structure):
-    """struct ph_fs_setup."""
+class MountSetup(ctypes.Structure):
+    """struct ph_mount_setup."""
 
     _fields_ = (
         ("rules", Rules),
@@ -163,27 +169,27 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_ring_free": (None, (_ptr,)),
     "ph_worker_new": (_ptr, ()),
     "ph_worker_delete": (None, (_ptr,)),
-    "ph_mount_new": (_ptr, ()),
-    "ph_mount_set": (_bool, (_ptr, _u64, _ptr)),
-    "ph_mount_free": (None, (_ptr,)),
+    "ph_mounts_new": (_ptr, ()),
+    "ph_mounts_put": (_bool, (_ptr, _u64, _ptr)),
+    "ph_mounts_free": (None, (_ptr,)),
     "ph_serve": (_i32, (_ptr, _ptr, _ptr)),
     "ph_fuse_serve": (ctypes.c_int64, (_ptr, _ptr, ctypes.POINTER(Chain))),
-    "ph_fs_new": (_ptr, (ctypes.POINTER(FsSetup),)),
-    "ph_fs_release": (None, (_ptr,)),
-    "ph_fs_node_count": (_u64, (_ptr,)),
-    "ph_fs_node_limit": (_u64, (_ptr,)),
-    "ph_fs_handle_count": (_u64, (_ptr,)),
+    "ph_mount_new": (_ptr, (ctypes.POINTER(MountSetup),)),
+    "ph_mount_release": (None, (_ptr,)),
+    "ph_mount_node_count": (_u64, (_ptr,)),
+    "ph_mount_node_limit": (_u64, (_ptr,)),
+    "ph_mount_open_file_count": (_u64, (_ptr,)),
     "ph_see_node": (_bool, (_ptr, _u64, ctypes.POINTER(Seen))),
     "ph_see_held": (_bool, (_ptr, _i32, ctypes.POINTER(Seen))),
-    "ph_see_handle": (_bool, (_ptr, _u64, _u32, ctypes.POINTER(Seen))),
+    "ph_see_open_file": (_bool, (_ptr, _u64, _u32, ctypes.POINTER(Seen))),
     "ph_node_unpin": (None, (_ptr, _ptr)),
     "ph_node_forget": (None, (_ptr, _u64, _u64)),
-    "ph_handle_add": (_u64, (_ptr, _ptr, _i32, _u32)),
-    "ph_handle_unpin": (None, (_ptr, _ptr)),
-    "ph_handle_remove": (_bool, (_ptr, _u64, _u32)),
-    "ph_handle_lock": (None, (_ptr,)),
-    "ph_handle_unlock": (None, (_ptr,)),
-    "ph_handle_mark_locked": (None, (_ptr,)),
+    "ph_open_file_add": (_u64, (_ptr, _ptr, _i32, _u32)),
+    "ph_open_file_unpin": (None, (_ptr, _ptr)),
+    "ph_open_file_remove": (_bool, (_ptr, _u64, _u32)),
+    "ph_directory_hold": (None, (_ptr,)),
+    "ph_directory_let_go": (None, (_ptr,)),
+    "ph_open_file_mark_posix_locked": (None, (_ptr,)),
 }
 
 

@@ -109,7 +109,7 @@ def serve_natively(
     """
     with contextlib.closing(KeptChains(queue, queued)) as kept:
         while not queue.stopped:
-            if queue.first_request_is_due or queue.lend(loop, *kept.fds) == fastpath.FOR_PYTHON:
+            if queue.first_request_is_due or queue.lend(loop, *kept.fds) == fastpath.Outcome.PYTHON:
                 chain = queue.pop()
                 if chain is not None:
                     _answer(queue, kept, chain, handle(chain))

@@ -90,7 +90,7 @@ class NativeQueue(Queue):
             wake_fd: A further descriptor to come back for when it is readable.
 
         Returns:
-            What `serve` returned: fastpath.FOR_PYTHON, STOPPED or WOKEN.
+            What `serve` returned: fastpath.Outcome.PYTHON, STOPPED or WOKEN.
         """
         for name, mine in _HANDED_OVER:
             setattr(self._state, name, getattr(self, mine))

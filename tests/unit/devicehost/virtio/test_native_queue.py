@@ -55,13 +55,13 @@ def notified_after(rig: Rig, length: int, waiting: int = 16) -> list[int]:
         library.ph_ring_look(pointer)
         assert library.ph_ring_take(pointer, ctypes.byref(chain)) & 0xFF
         library.ph_ring_push(pointer, ctypes.c_uint32(length))
-        return fastpath.FOR_PYTHON
+        return fastpath.Outcome.PYTHON
 
     try:
         return [
             served
             for served in range(1, ring.size + 1)
-            if queue.lend(serve_one) == fastpath.FOR_PYTHON and rig.calls()
+            if queue.lend(serve_one) == fastpath.Outcome.PYTHON and rig.calls()
         ]
     finally:
         queue.close()

@@ -215,7 +215,7 @@ class Mount:
             opendir_flags=cache.directory_flags,
             read_only=self.rules.read_only,
             writeback=self.writeback,
-            cold=self.rules.to_python,
+            to_python=self.rules.to_python,
         )
         return NativeMount(
             library,

@@ -35,14 +35,14 @@ class NativeMounts:
             OSError: ENOMEM.
         """
         self._library = library
-        self._pointer = library.ph_mount_new()
+        self._pointer = library.ph_mounts_new()
         if self._pointer is None:
             raise refusal(errno.ENOMEM)
 
     def __del__(self) -> None:
         """Free it; the threads that serve reference this."""
         if self._pointer is not None:
-            self._library.ph_mount_free(self._pointer)
+            self._library.ph_mounts_free(self._pointer)
 
     def put(self, slot: int, mount: NativeMount | None) -> None:
         """Have the loop serve this mount in a slot from now on; None leaves the slot to Python.
@@ -51,7 +51,7 @@ class NativeMounts:
             OSError: ENOMEM.
         """
         pointer = mount.pointer if mount else None
-        if not self._library.ph_mount_set(self._pointer, slot, pointer):
+        if not self._library.ph_mounts_put(self._pointer, slot, pointer):
             raise refusal(errno.ENOMEM)
 
     @contextlib.contextmanager

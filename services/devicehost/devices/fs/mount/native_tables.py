@@ -64,7 +64,7 @@ class NativeMount:
         """
         self.library: Final = library
         self.root_id: Final = root_id
-        setup = fastpath.FsSetup(
+        setup = fastpath.MountSetup(
             rules=rules,
             root_id=root_id,
             nodes=limits.nodes,
@@ -74,14 +74,14 @@ class NativeMount:
             descriptor_limit=first_unusable(),
             may_switch=may_switch,
         )
-        self.pointer = library.ph_fs_new(ctypes.byref(setup))
+        self.pointer = library.ph_mount_new(ctypes.byref(setup))
         if self.pointer is None:
             raise refusal(errno.EIO)
 
     def __del__(self) -> None:
         """Release it; the native loop may use it for a while."""
         if self.pointer is not None:
-            self.library.ph_fs_release(self.pointer)
+            self.library.ph_mount_release(self.pointer)
             self.pointer = None
 
 
@@ -124,10 +124,10 @@ class _PositionMutex:
         self._opened = opened
 
     def __enter__(self) -> None:
-        self._library.ph_handle_lock(self._opened.pin)
+        self._library.ph_directory_hold(self._opened.pin)
 
     def __exit__(self, *_: object) -> None:
-        self._library.ph_handle_unlock(self._opened.pin)
+        self._library.ph_directory_let_go(self._opened.pin)
 
 
 class NativeNodeTable:
@@ -140,10 +140,10 @@ class NativeNodeTable:
     def __init__(self, mount: NativeMount) -> None:
         self._mount = mount
         self._library = mount.library
-        self.limit: Final[int] = self._library.ph_fs_node_limit(mount.pointer)
+        self.limit: Final[int] = self._library.ph_mount_node_limit(mount.pointer)
 
     def __len__(self) -> int:
-        count: int = self._library.ph_fs_node_count(self._mount.pointer)
+        count: int = self._library.ph_mount_node_count(self._mount.pointer)
         return count
 
     @property
@@ -194,7 +194,7 @@ class NativeOpenFileTable:
         self._library = mount.library
 
     def __len__(self) -> int:
-        count: int = self._library.ph_fs_handle_count(self._mount.pointer)
+        count: int = self._library.ph_mount_open_file_count(self._mount.pointer)
         return count
 
     def require_room(self) -> None:
@@ -205,7 +205,7 @@ class NativeOpenFileTable:
     def add(self, opened: OpenFile) -> int:
         """As OpenFileTable's; takes the file's descriptor over."""
         node = opened.node.descriptor
-        handle: int = self._library.ph_handle_add(
+        handle: int = self._library.ph_open_file_add(
             self._mount.pointer,
             cast("_Pin", node).pin,
             opened.descriptor.detach(),
@@ -218,11 +218,11 @@ class NativeOpenFileTable:
     def get(self, handle: int, kind: type[OpenFileT]) -> OpenFileT:
         """As OpenFileTable's."""
         seen = fastpath.Seen()
-        if not self._library.ph_see_handle(
+        if not self._library.ph_see_open_file(
             self._mount.pointer, handle, _KINDS[kind], ctypes.byref(seen)
         ):
             raise refusal(ctypes.get_errno())
-        pin = _Pin(self._mount, self._library.ph_handle_unpin, seen.pin, seen.fd)
+        pin = _Pin(self._mount, self._library.ph_open_file_unpin, seen.pin, seen.fd)
         node = Node(seen.id, _Kept(pin, seen.node_fd), seen.kind)
         if issubclass(kind, OpenDirectory):
             return kind(node, pin, _PositionMutex(self._library, pin))
@@ -230,9 +230,9 @@ class NativeOpenFileTable:
 
     def mark_locked(self, opened: OpenFile) -> None:
         """As OpenFileTable's: the native loop leaves them to Python from now on."""
-        self._library.ph_handle_mark_locked(cast("_Pin", opened.descriptor).pin)
+        self._library.ph_open_file_mark_posix_locked(cast("_Pin", opened.descriptor).pin)
 
     def remove(self, handle: int, kind: type[OpenFile]) -> None:
         """As OpenFileTable's."""
-        if not self._library.ph_handle_remove(self._mount.pointer, handle, _KINDS[kind]):
+        if not self._library.ph_open_file_remove(self._mount.pointer, handle, _KINDS[kind]):
             raise refusal(errno.EBADF)

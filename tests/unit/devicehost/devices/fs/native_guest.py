@@ -46,7 +46,7 @@ class NativeGuest(FuseGuest):
             written: int = self.library.ph_fuse_serve(
                 self.worker, mount.pointer, ctypes.byref(chain)
             )
-            if written != fastpath.COLD:
+            if written != fastpath.PYTHON:
                 self.served += 1
                 return written
         return super().serve(readable, writable)
