@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from services.cli.records import ShareRequest, VmRecord
+from services.cli.requests import ShareRequest
+from services.cli.views import VmView
 from services.handshake.errors import InvalidArgumentError, NotFoundError
 from services.rpc.address import parse_address
 
@@ -87,7 +88,7 @@ def read_wslconfig(file: Path) -> str:
         ) from None
 
 
-async def resolve(client: OwnerClient, given: str) -> VmRecord:
+async def resolve(client: OwnerClient, given: str) -> VmView:
     """Find the VM whose id is, or alone begins with, what the user gave.
 
     Raises:

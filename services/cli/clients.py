@@ -1,4 +1,4 @@
-"""The services as the command sees them: calls in, records out.
+"""The services as the command sees them: calls in, views out.
 
 The only module here that knows protobuf and stubs. Must not know options, tables or exit codes.
 """
@@ -15,21 +15,20 @@ from porthole.handshake.v1 import device_pb2
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
-from services.cli.records import (
+from services.cli.requests import ShareRequest, VmRequest
+from services.cli.views import (
     CopyResult,
     Counters,
-    DeviceRecord,
+    DeviceView,
     FileDigest,
     HttpResult,
     PingResult,
     PoolUse,
-    ShareRecord,
-    ShareRequest,
-    VersionRecord,
-    VmRecord,
-    VmRequest,
-    WarningRecord,
-    WatchRecord,
+    ShareView,
+    VersionView,
+    VmView,
+    WarningView,
+    WatchView,
 )
 from services.rpc.channel import OPTIONS, connect, ready
 from services.rpc.status import error_from_rpc
@@ -54,7 +53,7 @@ class OwnerClient:
     def __init__(self, stub: vm_owner_pb2_grpc.VmOwnerAsyncStub) -> None:
         self._stub = stub
 
-    async def create_vm(self, request: VmRequest) -> VmRecord:
+    async def create_vm(self, request: VmRequest) -> VmView:
         """Boot a VM; its id is in the answer."""
         message = vm_owner_pb2.CreateVmRequest(
             kind=vm_owner_pb2.VmKind.Value(f"VM_KIND_{request.kind.upper()}"),
@@ -74,16 +73,16 @@ class OwnerClient:
         answer = await self._stub.CreateVm(message, timeout=BOOT_DEADLINE_S)
         return _vm(answer.vm)
 
-    async def get_vm(self, vm_id: str) -> VmRecord:
+    async def get_vm(self, vm_id: str) -> VmView:
         """Tell all about one VM."""
         return _vm((await self._stub.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm)
 
-    async def list_vms(self) -> list[VmRecord]:
+    async def list_vms(self) -> list[VmView]:
         """Tell of every VM, terminated ones included."""
         answer = await self._stub.ListVms(vm_owner_pb2.ListVmsRequest())
         return [_vm(vm) for vm in answer.vms]
 
-    async def watch_vm(self, vm_id: str) -> AsyncIterator[WatchRecord]:
+    async def watch_vm(self, vm_id: str) -> AsyncIterator[WatchView]:
         """Stream what happens to a VM, its present state first; ends when the owner ends it."""
         async for event in self._stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm_id)):
             yield _watched(event)
@@ -93,7 +92,7 @@ class OwnerClient:
         request = vm_owner_pb2.TerminateVmRequest(vm_id=vm_id)
         await self._stub.TerminateVm(request, timeout=BOOT_DEADLINE_S)
 
-    async def add_share(self, vm_id: str, share: ShareRequest) -> tuple[ShareRecord, bool]:
+    async def add_share(self, vm_id: str, share: ShareRequest) -> tuple[ShareView, bool]:
         """Share a directory; the flag says whether an equal share existed already."""
         request = vm_owner_pb2.AddShareRequest(vm_id=vm_id, share=_share_spec(share))
         answer = await self._stub.AddShare(request, timeout=BOOT_DEADLINE_S)
@@ -110,7 +109,7 @@ class OwnerClient:
         answer = await self._stub.ConfigureNetworking(request, timeout=BOOT_DEADLINE_S)
         return answer.gateway_address
 
-    async def version(self) -> VersionRecord:
+    async def version(self) -> VersionView:
         """Tell the owner's version and its manifest of component versions."""
         answer = await self._stub.GetVersion(vm_owner_pb2.GetVersionRequest())
         manifest = {
@@ -119,7 +118,7 @@ class OwnerClient:
             "bundled_kernel": answer.bundled_kernel,
         }
         version = answer.version
-        return VersionRecord(
+        return VersionView(
             version.service, version.software_version, tuple(version.api_versions), manifest
         )
 
@@ -210,7 +209,7 @@ async def workload(machine_address: str, wait_s: float) -> AsyncIterator[Workloa
         await peer.close()
 
 
-async def device_host_version(address: str, wait_s: float) -> VersionRecord:
+async def device_host_version(address: str, wait_s: float) -> VersionView:
     """Ask a device host for its version; raises as `owner` does."""
     peer = await connect(address, device_host_pb2_grpc.DeviceHostStub, DEVICE_HOST, wait_s=wait_s)
     try:
@@ -218,7 +217,7 @@ async def device_host_version(address: str, wait_s: float) -> VersionRecord:
     finally:
         await peer.close()
     version, fast_path = answer.version, answer.native_fast_path or "unknown: it does not say"
-    return VersionRecord(
+    return VersionView(
         version.service,
         version.software_version,
         tuple(version.api_versions),
@@ -253,8 +252,8 @@ def _share_spec(share: ShareRequest) -> vm_owner_pb2.ShareSpec:
     )
 
 
-def _vm(vm: vm_owner_pb2.Vm) -> VmRecord:
-    return VmRecord(
+def _vm(vm: vm_owner_pb2.Vm) -> VmView:
+    return VmView(
         vm_id=vm.vm_id,
         kind=_word(vm_owner_pb2.VmKind.Name(vm.kind), "VM_KIND_").upper(),
         state=_word(vm_owner_pb2.VmState.Name(vm.state), "VM_STATE_"),
@@ -272,12 +271,12 @@ def _vm(vm: vm_owner_pb2.Vm) -> VmRecord:
         traceparent=vm.traceparent,
         shares=tuple(_share(share) for share in vm.shares),
         devices=tuple(_device(device) for device in vm.devices),
-        warnings=tuple(WarningRecord(warning.id, warning.text) for warning in vm.warnings),
+        warnings=tuple(WarningView(warning.id, warning.text) for warning in vm.warnings),
     )
 
 
-def _share(share: vm_owner_pb2.Share) -> ShareRecord:
-    return ShareRecord(
+def _share(share: vm_owner_pb2.Share) -> ShareView:
+    return ShareView(
         share_id=share.share_id,
         instance_id=share.instance_id,
         host_path=share.host_path,
@@ -288,9 +287,9 @@ def _share(share: vm_owner_pb2.Share) -> ShareRecord:
     )
 
 
-def _device(device: vm_owner_pb2.Device) -> DeviceRecord:
+def _device(device: vm_owner_pb2.Device) -> DeviceView:
     counters = device.counters
-    return DeviceRecord(
+    return DeviceView(
         instance_id=device.instance_id,
         device_class=_word(device_pb2.DeviceClass.Name(device.device_class), "DEVICE_CLASS_"),
         tag=device.tag,
@@ -314,13 +313,13 @@ def _device(device: vm_owner_pb2.Device) -> DeviceRecord:
     )
 
 
-def _watched(event: vm_owner_pb2.WatchVmResponse) -> WatchRecord:
+def _watched(event: vm_owner_pb2.WatchVmResponse) -> WatchView:
     match event.WhichOneof("event"):
         case "state":
             state = _word(vm_owner_pb2.VmState.Name(event.state), "VM_STATE_")
-            return WatchRecord("state", {"state": state})
+            return WatchView("state", {"state": state})
         case "warning":
-            return WatchRecord("warning", {"id": event.warning.id, "text": event.warning.text})
+            return WatchView("warning", {"id": event.warning.id, "text": event.warning.text})
         case "device":
             facts: dict[str, str | int] = {
                 "instance_id": event.device.instance_id,
@@ -328,13 +327,13 @@ def _watched(event: vm_owner_pb2.WatchVmResponse) -> WatchRecord:
                 "state": _word(device_pb2.DeviceState.Name(event.device.state), "DEVICE_STATE_"),
                 "detail": event.device.detail,
             }
-            return WatchRecord("device", facts)
+            return WatchView("device", facts)
         case "pool_latched":
             pool = event.pool_latched
-            return WatchRecord("pool_latched", {"base": pool.base, "size_bytes": pool.size_bytes})
+            return WatchView("pool_latched", {"base": pool.base, "size_bytes": pool.size_bytes})
         case "exhausted":
             what = event.exhausted.exhaustion
-            return WatchRecord(
+            return WatchView(
                 "exhausted",
                 {
                     "instance_id": event.exhausted.instance_id,
@@ -346,7 +345,7 @@ def _watched(event: vm_owner_pb2.WatchVmResponse) -> WatchRecord:
                 },
             )
         case _:  # a newer owner
-            return WatchRecord("unknown")
+            return WatchView("unknown")
 
 
 def _word(name: str, prefix: str) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from services.cli.clients import OwnerClient
-    from services.cli.records import VersionRecord
+    from services.cli.views import VersionView
 
 CONNECT_S: Final = 0.2
 """What connecting to a service that is up may take; with --wait 0 a command tries once."""
@@ -53,7 +53,7 @@ class CliContext:
         """Reach the VM owner that the user means."""
         return owner(self.owner_address, self.wait_s)
 
-    async def device_host_version(self) -> VersionRecord:
+    async def device_host_version(self) -> VersionView:
         """Ask the device host of the run directory for its version."""
         address = f"unix:{self.settings.run_dir.absolute()}/devicehost.sock"
         return await device_host_version(address, self.wait_s)

@@ -1,7 +1,7 @@
-"""The root of `porthole`: global flags, the groups, and how errors become exit codes.
+"""The root of `porthole`: global flags, and how errors become exit codes.
 
-A command's module is imported when it is called, so that none pays for the libraries of another.
-Must not know what a command does.
+The commands are the modules in commands/. A command's module is imported when it is called, so that
+no command pays for the libraries of another.
 """
 
 from __future__ import annotations
@@ -10,44 +10,33 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final
+from pkgutil import iter_modules
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
+from services.cli import commands
 from services.cli.console import fail
 from services.cli.exit_codes import INTERRUPTED, OK, USAGE, exit_code_for
 from services.cli.flags import DEFAULT_WAIT_S, RootFlags
 from services.handshake.errors import PortholeError
-
-_MODULES: Final = {
-    "demo": "demo_command",
-    "device": "device_commands",
-    "handshake": "handshake_commands",
-    "health": "service_commands",
-    "session": "session_commands",
-    "share": "share_commands",
-    "up": "service_commands",
-    "version": "service_commands",
-    "vm": "vm_commands",
-}
-"""Each command or group of the root, and the module whose `register` adds it."""
 
 
 class PortholeGroup(TyperGroup):
     """The root group: one clear line on stderr and an exit code instead of a traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Tell the names of all commands."""
-        return list(_MODULES)
+        """List the names of all commands and groups: of the modules in commands/, sorted."""
+        return sorted(module.name for module in iter_modules(commands.__path__))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import a command; None when there is none of that name."""
-        if cmd_name not in _MODULES:
+        """Import the module of a command or group; None when there is none of that name."""
+        if cmd_name not in self.list_commands(ctx):
             return None
         part = typer.Typer(rich_markup_mode=None)
-        import_module(f"services.cli.{_MODULES[cmd_name]}").register(part)
+        import_module(f"{commands.__name__}.{cmd_name}").register(part)
         return get_group(part).get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> object:

@@ -1,4 +1,4 @@
-"""Records as tables and lines for people. Must not know where records come from."""
+"""Tables and lines for people, made of views."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.cli.console import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from services.cli.records import DeviceRecord, ShareRecord, VmRecord, WatchRecord
+    from services.cli.views import DeviceView, ShareView, VmView, WatchView
     from services.handshake.trace_checker import VmVerdict
 
 _STATE_STYLE = {
@@ -42,7 +42,7 @@ def format_pool(base: int, size_bytes: int) -> str:
     return f"0x{base:x} + {format_bytes(size_bytes)}" if size_bytes else "none"
 
 
-def vm_table(vms: Iterable[VmRecord]) -> Table:
+def vm_table(vms: Iterable[VmView]) -> Table:
     """One row per VM."""
     table = _table("VM", "kind", "state", "kernel", "RAM", "pool", "shares", "devices", "warnings")
     for vm in vms:
@@ -61,7 +61,7 @@ def vm_table(vms: Iterable[VmRecord]) -> Table:
     return table
 
 
-def vm_facts(vm: VmRecord) -> Table:
+def vm_facts(vm: VmView) -> Table:
     """All scalar facts of one VM, one per row."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -85,7 +85,7 @@ def vm_facts(vm: VmRecord) -> Table:
     return table
 
 
-def share_table(shares: Iterable[ShareRecord]) -> Table:
+def share_table(shares: Iterable[ShareView]) -> Table:
     """One row per share."""
     table = _table("share", "tag", "directory", "options", "elevated", "aggregate")
     for share in shares:
@@ -94,7 +94,7 @@ def share_table(shares: Iterable[ShareRecord]) -> Table:
     return table
 
 
-def device_table(devices: Iterable[DeviceRecord]) -> Table:
+def device_table(devices: Iterable[DeviceView]) -> Table:
     """One row per device, with what went through its aperture."""
     table = _table("device", "class", "tag", "state")
     for heading in ("requests", "in", "out", "refused", "windows"):
@@ -125,10 +125,10 @@ def verdict_table(verdicts: Iterable[VmVerdict]) -> Table:
     return table
 
 
-def watch_line(record: WatchRecord) -> str:
+def watch_line(view: WatchView) -> str:
     """One thing that happened, as one line."""
-    facts = record.facts
-    match record.event:
+    facts = view.facts
+    match view.event:
         case "state":
             return f"state    {facts['state']}"
         case "warning":
@@ -141,7 +141,7 @@ def watch_line(record: WatchRecord) -> str:
         case "exhausted":
             return f"limit    {facts['tag']} {facts['detail']} ({facts['instance_id']})"
         case _:
-            return f"{record.event}  (this porthole does not know it; a newer one may)"
+            return f"{view.event}  (this porthole does not know it; a newer one may)"
 
 
 def _table(*headings: str) -> Table:

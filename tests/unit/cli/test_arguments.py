@@ -7,8 +7,7 @@ import typer
 
 from services.cli.arguments import parse_share, parse_size, read_wslconfig
 from services.cli.exit_codes import REFUSED, UNREACHABLE, exit_code_for
-from services.cli.records import ShareRequest
-from services.cli.share_commands import checksum_line
+from services.cli.requests import ShareRequest
 from services.handshake import errors
 
 
@@ -73,19 +72,6 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 )
 def test_every_kind_of_error_has_an_exit_code(error: type[errors.PortholeError], code: int) -> None:
     assert exit_code_for(error("REASON", "text")) == code
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        (b"a b", b"00  a b\n"),
-        (b"a\nb", b"\\00  a\\nb\n"),
-        (b"a\\b", b"\\00  a\\\\b\n"),
-        (b"\xff", b"00  \xff\n"),
-    ],
-)
-def test_a_checksum_line_is_what_sha256sum_writes(name: bytes, line: bytes) -> None:
-    assert checksum_line(name, "00") == line
 
 
 def test_a_wslconfig_that_is_no_text_is_refused_by_file_and_byte(tmp_path: Path) -> None:

@@ -9,20 +9,20 @@ from rich.console import Console
 
 from services.cli import tables
 from services.cli.console import out, printable
-from services.cli.records import (
+from services.cli.views import (
     Counters,
-    DeviceRecord,
-    ShareRecord,
-    VmRecord,
-    WarningRecord,
-    WatchRecord,
+    DeviceView,
+    ShareView,
+    VmView,
+    WarningView,
+    WatchView,
     as_json,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-DEVICE = DeviceRecord(
+DEVICE = DeviceView(
     instance_id="d1",
     device_class="virtio-fs",
     tag="data",
@@ -32,7 +32,7 @@ DEVICE = DeviceRecord(
     elevated=False,
     counters=Counters(requests=7, bytes_in=1024, bytes_out=3 << 20, translations_refused=1),
 )
-VM = VmRecord(
+VM = VmView(
     vm_id="v1",
     kind="WSL2",
     state="running",
@@ -46,9 +46,9 @@ VM = VmRecord(
     guest_init_address="unix:/run/g.sock",
     machine_address="unix:/run/m.sock",
     traceparent="00-0-0-01",
-    shares=(ShareRecord("s1", "d1", "/srv/[bold]data", "data", "ro", elevated=False),),
+    shares=(ShareView("s1", "d1", "/srv/[bold]data", "data", "ro", elevated=False),),
     devices=(DEVICE,),
-    warnings=(WarningRecord("Id", "text"),),
+    warnings=(WarningView("Id", "text"),),
 )
 
 
@@ -88,7 +88,7 @@ def test_what_a_guest_reports_cannot_drive_the_terminal() -> None:
 
 
 def test_facts_of_a_vm_without_a_pool_say_none() -> None:
-    bare = VmRecord(
+    bare = VmView(
         **{
             **{name: getattr(VM, name) for name in VM.__slots__},
             "pool_base": 0,
@@ -102,22 +102,22 @@ def test_facts_of_a_vm_without_a_pool_say_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "line"),
+    ("view", "line"),
     [
-        (WatchRecord("state", {"state": "running"}), "state    running"),
-        (WatchRecord("warning", {"id": "I", "text": "t"}), "warning  I: t"),
+        (WatchView("state", {"state": "running"}), "state    running"),
+        (WatchView("warning", {"id": "I", "text": "t"}), "warning  I: t"),
         (
-            WatchRecord("pool_latched", {"base": 4096, "size_bytes": 8192}),
+            WatchView("pool_latched", {"base": 4096, "size_bytes": 8192}),
             "pool     0x1000 + 8 KiB",
         ),
         (
-            WatchRecord(
+            WatchView(
                 "device", {"instance_id": "d", "tag": "t", "state": "needs-reset", "detail": "why"}
             ),
             "device   t needs-reset: why (d)",
         ),
         (
-            WatchRecord(
+            WatchView(
                 "exhausted",
                 {
                     "instance_id": "d",
@@ -132,8 +132,8 @@ def test_facts_of_a_vm_without_a_pool_say_none() -> None:
         ),
     ],
 )
-def test_each_watched_thing_is_one_line(record: WatchRecord, line: str) -> None:
-    assert tables.watch_line(record) == line
+def test_each_watched_thing_is_one_line(view: WatchView, line: str) -> None:
+    assert tables.watch_line(view) == line
 
 
 @pytest.mark.parametrize(

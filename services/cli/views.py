@@ -1,6 +1,7 @@
-"""What the command shows of VMs, shares and devices, as values; their JSON form is the fields here.
+"""What the command shows of VMs, shares, devices and guests, as values: views.
 
-clients.py fills them from answers; tables.py and `--json` print them. Must not know protobuf.
+Their JSON form is their fields. clients.py fills them from answers; tables.py and `--json` print
+them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceRecord:
+class DeviceView:
     """One virtio device as the VM owner and its device host tell it."""
 
     instance_id: str
@@ -41,7 +42,7 @@ class DeviceRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ShareRecord:
+class ShareView:
     """One shared directory."""
 
     share_id: str
@@ -54,7 +55,7 @@ class ShareRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class WarningRecord:
+class WarningView:
     """Something that a user of a VM should know."""
 
     id: str
@@ -62,7 +63,7 @@ class WarningRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class VmRecord:
+class VmView:
     """One VM. Without a latched pool its numbers are 0 and `token` is empty."""
 
     vm_id: str
@@ -78,13 +79,13 @@ class VmRecord:
     guest_init_address: str
     machine_address: str
     traceparent: str
-    shares: tuple[ShareRecord, ...] = ()
-    devices: tuple[DeviceRecord, ...] = ()
-    warnings: tuple[WarningRecord, ...] = ()
+    shares: tuple[ShareView, ...] = ()
+    devices: tuple[DeviceView, ...] = ()
+    warnings: tuple[WarningView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class WatchRecord:
+class WatchView:
     """One thing that happened to a VM.
 
     Attributes:
@@ -96,38 +97,13 @@ class WatchRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionRecord:
+class VersionView:
     """What one service says of itself; `manifest` has further facts by name."""
 
     service: str
     software_version: str
     api_versions: tuple[str, ...]
     manifest: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ShareRequest:
-    """A directory that a user asks to share."""
-
-    host_path: str
-    tag: str = ""
-    options: str = ""
-    elevated: bool = False
-    aggregate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class VmRequest:
-    """A VM that a user asks for. `machine_address` empty: the owner starts the guest itself."""
-
-    kind: str
-    ram_bytes: int = 0
-    wslconfig: str = ""
-    wslconfig_name: str = ""
-    kernel_release: str = ""
-    publishes_pool: bool | None = None
-    machine_address: str = ""
-    shares: tuple[ShareRequest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +151,9 @@ class PoolUse:
     bytes_bounced: int
 
 
-Record = (
-    DeviceRecord | ShareRecord | WarningRecord | VmRecord | WatchRecord | VersionRecord | Counters
-)
+View = DeviceView | ShareView | WarningView | VmView | WatchView | VersionView | Counters
 
 
-def as_json(record: Record) -> dict[str, object]:
-    """Give the JSON form of a record: its fields by name, nested records likewise."""
-    return dataclasses.asdict(record)
+def as_json(view: View) -> dict[str, object]:
+    """Give the JSON form of a view: its fields by name, nested views likewise."""
+    return dataclasses.asdict(view)

@@ -22,7 +22,7 @@ app = typer.Typer(help="Check handshakes by their traces.", no_args_is_help=True
 
 
 def register(root: typer.Typer) -> None:
-    """Add the commands of this module to the root."""
+    """Add the group to the root."""
     root.add_typer(app, name="handshake")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from services.cli.records import FileDigest
+from services.cli.views import FileDigest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

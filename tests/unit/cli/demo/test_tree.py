@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.cli.demo_tree import (
+from services.cli.demo.tree import (
     copy_differences,
     copy_files,
     differences,
@@ -13,7 +13,7 @@ from services.cli.demo_tree import (
     read_tree,
     tree_portion,
 )
-from services.cli.records import FileDigest
+from services.cli.views import FileDigest
 
 if TYPE_CHECKING:
     from pathlib import Path

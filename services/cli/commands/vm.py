@@ -19,13 +19,14 @@ from services.cli.arguments import (
     resolve,
 )
 from services.cli.console import out, print_json, printable, say
-from services.cli.records import VmRecord, VmRequest, as_json
+from services.cli.requests import VmRequest
+from services.cli.views import VmView, as_json
 
 app = typer.Typer(help="Create, show and end VMs.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
-    """Add the commands of this module to the root."""
+    """Add the group to the root."""
     root.add_typer(app, name="vm")
 
 
@@ -71,7 +72,7 @@ def create(
     json: JsonFlag = False,
 ) -> None:
     """Boot a VM."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
     request = VmRequest(
         kind=kind,
         ram_bytes=parse_size(ram) if ram else 0,
@@ -83,11 +84,11 @@ def create(
         shares=tuple(parse_share(text) for text in share or ()),
     )
 
-    async def run() -> VmRecord:
-        async with settings.owner() as client:
+    async def run() -> VmView:
+        async with cli.owner() as client:
             return await client.create_vm(request)
 
-    with settings.telemetry():
+    with cli.telemetry():
         vm = asyncio.run(run())
     if json:
         print_json(as_json(vm))
@@ -102,10 +103,10 @@ def create(
 @app.command("list")
 def list_(ctx: typer.Context, json: JsonFlag = False) -> None:
     """List the VMs, terminated ones included."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
 
-    async def run() -> list[VmRecord]:
-        async with settings.owner() as client:
+    async def run() -> list[VmView]:
+        async with cli.owner() as client:
             return await client.list_vms()
 
     vms = asyncio.run(run())
@@ -120,55 +121,55 @@ def list_(ctx: typer.Context, json: JsonFlag = False) -> None:
 @app.command()
 def show(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
     """Show all about one VM."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
 
-    async def run() -> VmRecord:
-        async with settings.owner() as client:
+    async def run() -> VmView:
+        async with cli.owner() as client:
             return await client.get_vm((await resolve(client, vm)).vm_id)
 
-    record = asyncio.run(run())
+    view = asyncio.run(run())
     if json:
-        print_json(as_json(record))
+        print_json(as_json(view))
         return
     console = out()
-    console.print(tables.vm_facts(record))
-    if record.shares:
+    console.print(tables.vm_facts(view))
+    if view.shares:
         console.print()
-        console.print(tables.share_table(record.shares))
-    if record.devices:
+        console.print(tables.share_table(view.shares))
+    if view.devices:
         console.print()
-        console.print(tables.device_table(record.devices))
+        console.print(tables.device_table(view.devices))
 
 
 @app.command()
 def terminate(ctx: typer.Context, vm: VmArgument) -> None:
     """Shut a VM down; it stays visible."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
 
     async def run() -> str:
-        async with settings.owner() as client:
+        async with cli.owner() as client:
             vm_id = (await resolve(client, vm)).vm_id
             await client.terminate_vm(vm_id)
             return vm_id
 
-    with settings.telemetry():
+    with cli.telemetry():
         say(f"terminated {asyncio.run(run())}")
 
 
 @app.command()
 def watch(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
     """Follow states, warnings and devices until the VM ends."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
 
     async def run() -> None:
-        async with settings.owner() as client:
+        async with cli.owner() as client:
             vm_id = (await resolve(client, vm)).vm_id
-            async for record in client.watch_vm(vm_id):
+            async for view in client.watch_vm(vm_id):
                 if json:
-                    print_json({"event": record.event, **record.facts})
+                    print_json({"event": view.event, **view.facts})
                 else:
-                    out().print(printable(tables.watch_line(record)), markup=False)
-                if record.event == "state" and record.facts["state"] == "terminated":
+                    out().print(printable(tables.watch_line(view)), markup=False)
+                if view.event == "state" and view.facts["state"] == "terminated":
                     return
 
     asyncio.run(run())

@@ -15,7 +15,7 @@ from services.cli.tables import format_bytes, format_pool
 from services.cli.verdict import VALID
 
 if TYPE_CHECKING:
-    from services.cli.records import CopyResult, HttpResult, PingResult, VmRecord
+    from services.cli.views import CopyResult, HttpResult, PingResult, VmView
 
 SHOWN_LIMIT: Final = 20
 """Differences of one VM that are written out; all are counted."""
@@ -71,7 +71,7 @@ class VmReport:
     seconds_by_step: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
-    def take(self, vm: VmRecord) -> None:
+    def take(self, vm: VmView) -> None:
         """Take over what the VM owner tells of the VM."""
         self.vm_id, self.kernel = vm.vm_id, vm.kernel_release
         self.gpa_base, self.size_bytes, self.token = vm.pool_base, vm.pool_size_bytes, vm.token

@@ -1,7 +1,7 @@
 """The demonstration: three VMs work on a real directory tree, and everything is compared.
 
-Owns which VMs there are and what they have in common. What is shown of each is in demo_vm.py, the
-wording in demo_report.py.
+Owns which VMs there are and what they have in common. What is shown of each is in vm.py, the
+wording in report.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from services.cli import clients
-from services.cli.demo_report import DemoReport
-from services.cli.demo_tree import read_tree, tree_portion
-from services.cli.demo_vm import WAIT_S, Stage, VmPlan, VmShow
+from services.cli.demo.report import DemoReport
+from services.cli.demo.tree import read_tree, tree_portion
+from services.cli.demo.vm import WAIT_S, Stage, VmPlan, VmShow
 from services.cli.launcher import Services, service_ended
 
 if TYPE_CHECKING:

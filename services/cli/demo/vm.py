@@ -1,6 +1,6 @@
 """What the demonstration shows of one VM: boot, read, write, mount, fetch, shut down; all compared.
 
-The comparisons are in demo_tree.py. It reaches the VM as any client does, and reads with its own
+The comparisons are in tree.py. It reaches the VM as any client does, and reads with its own
 eyes only what the host has.
 """
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.cli import clients
-from services.cli.demo_namespace import http_server, quote
-from services.cli.demo_report import VmReport
-from services.cli.demo_tree import (
+from services.cli.demo.namespace import http_server, quote
+from services.cli.demo.report import VmReport
+from services.cli.demo.tree import (
     Tree,
     copy_differences,
     copy_files,
@@ -24,7 +24,7 @@ from services.cli.demo_tree import (
     read_tree,
     tree_portion,
 )
-from services.cli.records import ShareRequest, VmRequest
+from services.cli.requests import ShareRequest, VmRequest
 from services.handshake.errors import PortholeError
 from services.session import apply_guest_capabilities
 

@@ -17,11 +17,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from services.cli import context, demo_namespace
+from services.cli import context
 from services.cli.console import err, fail, out, printable, say
 from services.cli.context import make_context
-from services.cli.demo import DemoPlan, run
-from services.cli.demo_report import DemoReport, summary_table
+from services.cli.demo import namespace
+from services.cli.demo.demonstration import DemoPlan, run
+from services.cli.demo.report import DemoReport, summary_table
 from services.cli.exit_codes import NEGATIVE
 from services.cli.flags import RootFlags
 from services.cli.tables import format_bytes
@@ -40,9 +41,9 @@ NOT_THE_LIBRARY: Final = ("site-packages", "dist-packages")
 """Where third parties put their packages below the standard library's directory."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module to the root."""
-    app.command()(demo)
+def register(root: typer.Typer) -> None:
+    """Add the command to the root."""
+    root.command()(demo)
 
 
 def demo(
@@ -71,9 +72,9 @@ def demo(
     """
     context.of(ctx)
     began = time.monotonic()
-    missing = demo_namespace.lacks()
+    missing = namespace.lacks()
     with _claimed(out_dir.absolute()) as target:
-        demo_namespace.enter()
+        namespace.enter()
         plan = DemoPlan(
             tree=(tree or Path(sysconfig.get_path("stdlib"))).resolve(),
             exclude=() if tree else NOT_THE_LIBRARY,
@@ -123,9 +124,9 @@ def _claimed(target: Path) -> Iterator[Path]:
 
 
 def _run(plan: DemoPlan) -> DemoReport:
-    settings = make_context(RootFlags(trace_file=plan.trace_file, wait_s=0.0))
+    cli = make_context(RootFlags(trace_file=plan.trace_file, wait_s=0.0))
     console = err()
-    with settings.telemetry():
+    with cli.telemetry():
         if not console.is_terminal:
             return asyncio.run(run(plan, say))
         with _progress(console) as progress:

@@ -87,7 +87,7 @@ Capabilities = Annotated[
 
 
 def register(root: typer.Typer) -> None:
-    """Add the commands of this module to the root."""
+    """Add the group to the root."""
     root.add_typer(app, name="device")
 
 

@@ -13,13 +13,14 @@ from services.cli import context, tables
 from services.cli.arguments import JsonFlag, VmArgument, resolve
 from services.cli.clients import workload
 from services.cli.console import out, print_json, say
-from services.cli.records import ShareRecord, ShareRequest, as_json
+from services.cli.requests import ShareRequest
+from services.cli.views import ShareView, as_json
 
 app = typer.Typer(help="Share directories of the host with a VM.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
-    """Add the commands of this module to the root."""
+    """Add the group to the root."""
     root.add_typer(app, name="share")
 
 
@@ -43,17 +44,17 @@ def add(
     json: JsonFlag = False,
 ) -> None:
     """Share a directory; adding an equal share again returns the existing one."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
     items = [item for item in options.split(";") if item]
     if read_only and "ro" not in items:
         items.insert(0, "ro")
     request = ShareRequest(str(directory.absolute()), tag, ";".join(items), elevated, aggregate)
 
-    async def run() -> tuple[ShareRecord, bool]:
-        async with settings.owner() as client:
+    async def run() -> tuple[ShareView, bool]:
+        async with cli.owner() as client:
             return await client.add_share((await resolve(client, vm)).vm_id, request)
 
-    with settings.telemetry():
+    with cli.telemetry():
         share, existed = asyncio.run(run())
     if json:
         print_json({**as_json(share), "already_existed": existed})
@@ -70,28 +71,28 @@ def remove(
     share: Annotated[str, typer.Argument(help="Id or tag of the share.")],
 ) -> None:
     """Remove a share."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
 
     async def run() -> str:
-        async with settings.owner() as client:
-            record = await resolve(client, vm)
-            ids = {item.tag: item.share_id for item in record.shares if not item.aggregate}
+        async with cli.owner() as client:
+            view = await resolve(client, vm)
+            ids = {item.tag: item.share_id for item in view.shares if not item.aggregate}
             # An id that nobody knows goes to the owner as it is: the refusal is the owner's.
             share_id = ids.get(share, share)
-            await client.remove_share(record.vm_id, share_id)
+            await client.remove_share(view.vm_id, share_id)
             return share_id
 
-    with settings.telemetry():
+    with cli.telemetry():
         say(f"removed {asyncio.run(run())}")
 
 
 @app.command("list")
 def list_(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
     """List the shares of a VM."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
 
-    async def run() -> tuple[ShareRecord, ...]:
-        async with settings.owner() as client:
+    async def run() -> tuple[ShareView, ...]:
+        async with cli.owner() as client:
             return (await client.get_vm((await resolve(client, vm)).vm_id)).shares
 
     shares = asyncio.run(run())
@@ -111,12 +112,12 @@ def hash_(
     path: Annotated[str, typer.Argument(help="Directory in the share.")] = "",
 ) -> None:
     """Have the guest read every file of a share; prints what `sha256sum --check` reads."""
-    settings = context.of(ctx)
+    cli = context.of(ctx)
 
     async def run() -> None:
-        async with settings.owner() as client:
-            record = await resolve(client, vm)
-        async with workload(record.machine_address, settings.wait_s) as guest:
+        async with cli.owner() as client:
+            view = await resolve(client, vm)
+        async with workload(view.machine_address, cli.wait_s) as guest:
             async for name, digest in guest.hash_tree(tag, path):
                 sys.stdout.buffer.write(checksum_line(name, digest.sha256))
         sys.stdout.buffer.flush()

@@ -15,7 +15,7 @@ app = typer.Typer(help="Play the WSLC session.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
-    """Add the commands of this module to the root."""
+    """Add the group to the root."""
     root.add_typer(app, name="session")
 
 
@@ -30,17 +30,15 @@ def apply(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
 
     They come from its guest init. It may be repeated.
     """
-    settings = context.of(ctx)
+    cli = context.of(ctx)
 
     async def run() -> tuple[str, str, bool]:
-        async with settings.owner() as client:
+        async with cli.owner() as client:
             vm_id = (await resolve(client, vm)).vm_id
-        answer = await apply_guest_capabilities(
-            settings.owner_address, vm_id, wait_s=settings.wait_s
-        )
+        answer = await apply_guest_capabilities(cli.owner_address, vm_id, wait_s=cli.wait_s)
         return vm_id, answer.swiotlb_option, answer.already_applied
 
-    with settings.telemetry():
+    with cli.telemetry():
         vm_id, token, already_applied = asyncio.run(run())
     if json:
         print_json({"vm_id": vm_id, "token": token, "already_applied": already_applied})

@@ -4,9 +4,9 @@ import io
 
 from rich.console import Console
 
-from services.cli.demo_report import SHOWN_LIMIT, DemoReport, VmReport, summary_table
-from services.cli.records import CopyResult
+from services.cli.demo.report import SHOWN_LIMIT, DemoReport, VmReport, summary_table
 from services.cli.verdict import VALID
+from services.cli.views import CopyResult
 from tests.unit.cli.test_tables import VM
 
 

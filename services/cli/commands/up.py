@@ -1,0 +1,70 @@
+"""`porthole up`: runs the services of one run directory until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from services.cli import context
+from services.cli.console import out, say
+from services.cli.launcher import Services, service_ended
+
+if TYPE_CHECKING:
+    from services.cli.context import CliContext
+
+_USE: Final = """\
+porthole is up in {run_dir}; Ctrl-C ends it. In another terminal:
+
+  export PORTHOLE_RUN_DIR={run_dir}
+  porthole vm create                      # prints the VM's id
+  porthole share add VM DIRECTORY --ro
+  porthole vm show VM
+
+Programs reach the VM owner at {owner} (gRPC, with reflection).
+"""
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command to the root."""
+    root.command()(up)
+
+
+def up(ctx: typer.Context) -> None:
+    """Run the services on this machine until Ctrl-C.
+
+    SIGTERM does the same: both end them in order. The VM owner starts a guest per VM, and each
+    guest starts its guest init.
+    """
+    asyncio.run(_serve(context.of(ctx)))
+
+
+async def _serve(cli: CliContext) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        # A second signal must not interrupt the ending of the services.
+        if task is not None and not stopping:
+            stopping = True
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    run_dir, trace_file = cli.settings.run_dir.absolute(), cli.settings.trace_file
+    environment = {"PORTHOLE_TRACE_FILE": str(trace_file.absolute())} if trace_file else {}
+    try:
+        async with Services(run_dir, environment, _log) as services:
+            out().print(_USE.format(run_dir=run_dir, owner=services.owner_address), markup=False)
+            raise service_ended(await services.first_to_end())
+    except asyncio.CancelledError:
+        if not stopping:
+            raise
+        say("porthole up: all services have ended")
+
+
+def _log(service: str, line: str) -> None:
+    say(f"{service}: {line}")

@@ -1,0 +1,73 @@
+"""`porthole version`: which software this is, and which answers as the services."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import typer
+
+from services.cli import context
+from services.cli.arguments import JsonFlag
+from services.cli.console import out, print_json, printable, say
+from services.cli.views import VersionView, as_json
+from services.devicehost import fastpath
+from services.handshake.errors import PortholeError
+from services.rpc.version import API_VERSIONS, SOFTWARE_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command to the root."""
+    root.command()(version)
+
+
+def version(ctx: typer.Context, json: JsonFlag = False) -> None:
+    """Tell the versions of this command, of a VM owner and of the run directory's device host.
+
+    And whether the native fast path serves virtio-fs: `porthole device fs` has this command's.
+    """
+    cli = context.of(ctx)
+
+    async def owner_version() -> VersionView:
+        async with cli.owner() as client:
+            return await client.version()
+
+    async def run() -> dict[str, VersionView | PortholeError]:
+        owner, device_host = await asyncio.gather(
+            _or_error(owner_version()), _or_error(cli.device_host_version())
+        )
+        return {"VM owner": owner, "device host": device_host}
+
+    answers = asyncio.run(run())
+    if json:
+        own = {
+            "porthole": SOFTWARE_VERSION,
+            "api_versions": list(API_VERSIONS),
+            "native_fast_path": fastpath.status,
+        }
+        services = {
+            name.lower().replace(" ", "_"): as_json(answer)
+            for name, answer in answers.items()
+            if isinstance(answer, VersionView)
+        }
+        print_json({**own, "services": services})
+        return
+    own_line = f"porthole {SOFTWARE_VERSION}, API {', '.join(API_VERSIONS)}"
+    out().print(f"{own_line}, native fast path {fastpath.status}", markup=False)
+    for name, answer in answers.items():
+        if isinstance(answer, PortholeError):
+            say(f"{name}: {answer.message}")
+            continue
+        facts = (f"{fact.replace('_', ' ')} {value}" for fact, value in answer.manifest.items())
+        line = f"{name} {answer.software_version}: {', '.join(facts)}"
+        out().print(printable(line), markup=False)
+
+
+async def _or_error(asked: Awaitable[VersionView]) -> VersionView | PortholeError:
+    try:
+        return await asked
+    except PortholeError as error:
+        return error
