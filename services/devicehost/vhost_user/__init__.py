@@ -1,8 +1,9 @@
 """The vhost-user back-end of one device.
 
-`messages` knows the syntax of every request, `session` what was negotiated, `rings` and `backend`
-what a request does to a device; `sockets` makes the socket, and `listener` is the thin shell with
-the thread that reads from it.
+`messages` has the syntax of every request, and `session` what was negotiated. `backend` carries
+requests out: `ring` is what a front-end sets up, `ring_states` the table of what may happen to it,
+`worker` the thread that serves it. `sockets` makes the socket, and `listener` has the thread that
+reads from it.
 """
 
 from services.devicehost.vhost_user.backend import Backend, Observer

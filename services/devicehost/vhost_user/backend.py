@@ -13,7 +13,8 @@ import threading
 from typing import TYPE_CHECKING, Final, Protocol
 
 from services.devicehost.memory import Region, RegionTable
-from services.devicehost.vhost_user.rings import Ring, RingContext, check_event_fd
+from services.devicehost.vhost_user.ring import Ring, RingContext, check_event_fd
+from services.devicehost.vhost_user.ring_states import RingState
 from services.devicehost.vhost_user.session import (
     APERTURE_PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
@@ -156,8 +157,7 @@ class Backend:
         self._observer.disconnected()
 
     def _set_features(self, command: Command) -> None:
-        running = any(ring.running for ring in self._rings)
-        if running and command.body != self._features:
+        if self._any_is_served() and command.body != self._features:
             raise FailedPreconditionError(
                 "FEATURES_FIXED",
                 "features cannot change while rings are running; stop them with GET_VRING_BASE",
@@ -181,11 +181,11 @@ class Backend:
     def _change_table(self, change: Callable[[], None]) -> None:
         """Change the table with the rings paused, and attach to what it says then."""
         for ring in self._rings:
-            ring.stop()
+            ring.pause()
         try:
             change()
         except PortholeError:
-            self._run_what_can_run()
+            self._serve_what_can_be_served()
             raise
         self._unmap()
         if len(self._table):
@@ -199,7 +199,7 @@ class Backend:
                 raise
             self._observer.attached()
         self._close_descriptors_when_done()
-        self._run_what_can_run()
+        self._serve_what_can_be_served()
 
     def _close_descriptors_when_done(self) -> None:
         if not self._keeps_descriptors and all(ring.placed for ring in self._rings):
@@ -224,22 +224,21 @@ class Backend:
         self._observer.unregister_doorbell(ring.index)
         # A front-end stops all rings to pause its guest, and starts them again: the device must
         # still know what it knew. Only one that has failed has nothing to go on with.
-        if self._failed and not any(other.running for other in self._rings):
+        if self._failed and not self._any_is_served():
             self._settle()
         return VringState(ring.index, base)
 
     def _set_vring_addr(self, command: Command) -> None:
         self._ring(command).set_addr(command.body, self._table, self._memory)
         self._close_descriptors_when_done()
-        self._run_what_can_run()
+        self._serve_what_can_be_served()
 
     def _set_vring_kick(self, command: Command) -> None:
         ring = self._ring(command)
         check_event_fd(ring.index, _fd(command))
         self._observer.register_doorbell(ring.index)
-        ring.stop()
         ring.set_kick(_take_fd(command))
-        self._run_what_can_run()
+        self._serve_what_can_be_served()
 
     def _set_vring_call(self, command: Command) -> None:
         ring = self._ring(command)
@@ -253,10 +252,11 @@ class Backend:
 
     def _set_vring_enable(self, command: Command) -> None:
         ring = self._ring(command)
-        ring.enabled = bool(command.body.num)
-        if not ring.enabled:
-            ring.stop()
-        self._run_what_can_run()
+        if command.body.num:
+            ring.enable()
+        else:
+            ring.disable()
+        self._serve_what_can_be_served()
 
     def _set_backend_channel(self, command: Command) -> None:
         # Kept open to the end: closing it would look to a front-end like a crashed back-end.
@@ -297,18 +297,21 @@ class Backend:
         except Exception:
             _LOG.exception("%s: reset failed; serving on", self._device.device_class)
 
-    def _run_what_can_run(self) -> None:
-        """Start every ring that is started, enabled and not running.
+    def _serve_what_can_be_served(self) -> None:
+        """Have every ring served that is started, enabled and reachable.
 
-        A ring that is started but disabled is left alone: neither device type has side-effect-free
-        work for it. Without F_PROTOCOL_FEATURES every ring is enabled ("Ring states").
+        Without F_PROTOCOL_FEATURES every ring is enabled ("Ring states").
         """
         memory = self._memory
         if memory is None:
             return
         always_enabled = not self._features & F_PROTOCOL_FEATURES
         for ring in self._rings:
-            if ring.running or not ring.started or not (ring.enabled or always_enabled):
+            if not ring.reachable:
+                continue
+            if always_enabled and ring.state is RingState.STARTED_DISABLED:
+                ring.enable()
+            if ring.state is not RingState.STARTED_ENABLED:
                 continue
             if self._active != self._features:
                 self._forget_guest()
@@ -317,7 +320,7 @@ class Backend:
             with self._failing:
                 if self._failed:
                     return
-                ring.start(
+                ring.serve(
                     RingContext(
                         device=self._device,
                         memory=memory,
@@ -327,6 +330,9 @@ class Backend:
                         on_failure=self._fail,
                     )
                 )
+
+    def _any_is_served(self) -> bool:
+        return any(ring.state is RingState.SERVED for ring in self._rings)
 
     def _fail(self, error: PortholeError) -> None:
         """A worker reports that the device cannot go on; called on that worker's thread."""

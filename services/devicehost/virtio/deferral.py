@@ -45,7 +45,7 @@ RING_SHARE: Final = 4
 three descriptors (header, arguments, answer), and whatever ends the wait needs room as well."""
 
 GIVE_UP_DEADLINE_S: Final = 2.0
-"""How long a queue that stops waits for what it has given up; well below rings.STOP_DEADLINE_S."""
+"""How long a queue that stops waits for what it has given up; well below worker.STOP_DEADLINE_S."""
 
 
 class Deferred(ABC):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.vhost_user import Listener, ListeningSocket, listener, rings
+from services.devicehost.vhost_user import Listener, ListeningSocket, listener, worker
 from services.handshake.errors import PermissionDeniedError
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
@@ -257,7 +257,7 @@ def test_a_worker_that_is_stuck_is_left_behind_and_harms_nobody(
     without: int,
 ) -> None:
     """A ring outside the pool has pages of its own; touching them unmapped would kill us all."""
-    monkeypatch.setattr(rings, "STOP_DEADLINE_S", 0.05)
+    monkeypatch.setattr(worker, "STOP_DEADLINE_S", 0.05)
     mapped = mapped_bytes()
     with RawFrontEnd(service.path) as front, RingEvents() as events:
         front.negotiate(without_virtio=without)

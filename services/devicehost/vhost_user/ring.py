@@ -1,13 +1,14 @@
-"""One ring's setup as a front-end makes it, and the worker that serves it once it runs.
+"""One ring as a front-end sets it up: size, base, addresses and descriptors.
 
-A ring is *stopped* until it has size, addresses, memory and a kick; then it is *started*, and it
-runs while it is enabled too (vhost-user.rst, "Ring states"). Must not know messages or other rings.
+Owns the ring's pinned pages, its descriptors and its state; each event of `ring_states` is a method
+here. A worker ends as soon as its ring is not SERVED any more. One thread, which executes the
+front-end's commands, calls everything but what says otherwise. Must not know messages or other
+rings.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -16,14 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
+from services.devicehost.vhost_user.ring_states import RingEvent, RingState, ring_life
+from services.devicehost.vhost_user.worker import Worker
 from services.devicehost.virtio.native_queue import NativeQueue
 from services.devicehost.virtio.queue import Queue
-from services.handshake.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-    PortholeError,
-    ResourceExhaustedError,
-)
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.wire.virtio_ring import (
     AVAIL_ALIGN,
     DESC_ALIGN,
@@ -42,19 +40,15 @@ if TYPE_CHECKING:
 
     from services.devicehost.memory import GuestMemory, PinnedRing, QueueCounters, RegionTable
     from services.devicehost.virtio.device import VirtioDevice
+    from services.handshake.errors import PortholeError
     from services.wire.vhost_user import VringAddr
-
-_LOG = logging.getLogger(__name__)
-
-STOP_DEADLINE_S: Final = 10.0
-"""How long a worker may take to end after its queue was stopped."""
 
 _EVENTFD: Final = "anon_inode:[eventfd]"
 
 
 @dataclass(frozen=True, slots=True)
 class RingContext:
-    """What a ring needs from its device to run.
+    """What a ring needs from its device to be served.
 
     Attributes:
         device: Serves the queue.
@@ -78,35 +72,32 @@ class Ring:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.enabled = False
+        self._life = ring_life(index)
         self._size = 0
         self._base = 0
         self._addr: VringAddr | None = None
         self._addr_is_current = False
         self._parts: tuple[PinnedRing, PinnedRing, PinnedRing] | None = None
-        self._kicked = False
         self._kick_fd: int | None = None
         self._call_fd: int | None = None
         self._err_fd: int | None = None
         self._err_lock = threading.Lock()
-        self._queue: Queue | None = None
-        self._memory: GuestMemory | None = None
-        self._worker: threading.Thread | None = None
+        self._worker: Worker | None = None
 
     @property
-    def running(self) -> bool:
-        """Whether a worker serves the ring."""
-        return self._worker is not None
+    def state(self) -> RingState:
+        """Where the ring is in its life."""
+        return self._life.state
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the ring's parts are pinned."""
+        return self._parts is not None
 
     @property
     def placed(self) -> bool:
         """Whether the ring is reachable where the front-end has put it since it last stopped."""
-        return self._parts is not None and self._addr_is_current
-
-    @property
-    def started(self) -> bool:
-        """Whether the front-end has given all that the ring needs, and a kick."""
-        return self._parts is not None and self._kicked
+        return self.reachable and self._addr_is_current
 
     def set_size(self, size: int) -> None:
         """SET_VRING_NUM.
@@ -124,7 +115,7 @@ class Ring:
                 bound=MAX_QUEUE_SIZE,
             )
         if size != self._size:
-            self._check_stopped()
+            self._configure()
             self.unpin()
             self._addr = None
             self._size = size
@@ -140,7 +131,7 @@ class Ring:
             raise InvalidArgumentError(
                 "RING_BASE", f"ring {self.index}: base {base} is not a 16-bit index", base=base
             )
-        self._check_stopped()
+        self._configure()
         self._base = base
 
     def set_addr(self, addr: VringAddr, table: RegionTable, memory: GuestMemory | None) -> None:
@@ -158,7 +149,7 @@ class Ring:
         if self._addr is not None and addr[2:5] == self._addr[2:5]:
             self._addr_is_current = True
             return
-        self._check_stopped()
+        self._configure()
         self.unpin()
         self._addr = addr
         self._addr_is_current = True
@@ -192,22 +183,22 @@ class Ring:
         self._parts = (desc, avail, used)
 
     def unpin(self) -> None:
-        """Give up the ring's pages; the ring must not be running."""
+        """Give up the ring's pages; the ring must not be served."""
         for part in self._parts or ():
             part.close()
         self._parts = None
 
     def set_kick(self, fd: int | None) -> None:
         """SET_VRING_KICK: start the ring; None asks for polling. Takes the descriptor."""
+        self._fire(RingEvent.START)
         _close(self._kick_fd)
         self._kick_fd = fd
-        self._kicked = True
 
     def set_call(self, fd: int | None) -> None:
         """SET_VRING_CALL: how the driver is notified; None: it polls. Takes the descriptor."""
         old, self._call_fd = self._call_fd, fd
-        if self._queue is not None:
-            self._queue.replace_call(fd)
+        if self._worker is not None:
+            self._worker.replace_call(fd)
         _close(old)
 
     def set_err(self, fd: int | None) -> None:
@@ -216,87 +207,50 @@ class Ring:
             _close(self._err_fd)
             self._err_fd = fd
 
-    def start(self, context: RingContext) -> None:
-        """Serve the ring on a thread of its own from now on.
+    def enable(self) -> None:
+        """Enable the ring: it may be served once it is started."""
+        self._fire(RingEvent.ENABLE)
+
+    def disable(self) -> None:
+        """Disable the ring: nobody serves it from now on."""
+        self._fire(RingEvent.DISABLE)
+
+    def serve(self, context: RingContext) -> None:
+        """Have a worker serve the ring from now on.
 
         Raises:
-            FailedPreconditionError: RING_NOT_STARTED, RING_RUNNING.
-            ResourceExhaustedError: RING_THREAD: the process may have no further thread.
+            FailedPreconditionError: ILLEGAL_EVENT: the ring is not started and enabled, or is
+                served already; or RING_NOT_STARTED: it is not reachable.
+            ResourceExhaustedError: RING_THREAD or RING_MEMORY: there is no thread, or no memory,
+                for a worker.
         """
-        self._check_stopped()
         if self._parts is None:
             raise FailedPreconditionError(
                 "RING_NOT_STARTED", f"ring {self.index} has no addresses yet"
             )
-        desc, avail, used = self._parts
-        queue = self._kind_of_queue(context)(
-            index=self.index,
-            size=self._size,
-            desc=desc.view,
-            avail=avail.view,
-            used=used.view,
-            memory=context.memory,
-            kick_fd=self._kick_fd,
-            call_fd=self._call_fd,
-            event_idx=bool(context.features & F_EVENT_IDX),
-            indirect=bool(context.features & F_INDIRECT_DESC),
-            base=self._base,
-            counters=context.counters,
-            on_first_request=context.on_first_request,
-        )
-        worker = threading.Thread(
-            target=_serve,
-            args=(self.index, queue, context),
-            name=f"{context.device.device_class}-q{self.index}",
-            daemon=True,
-        )
-        context.memory.retain()
+        self._fire(RingEvent.SERVE)
         try:
-            worker.start()
-        except RuntimeError as error:
-            context.memory.release()
-            queue.close()
-            raise ResourceExhaustedError(
-                "RING_THREAD",
-                f"ring {self.index} gets no thread: {error}; raise the limit on processes "
-                "(RLIMIT_NPROC, or the container's pids limit)",
-                queue=self.index,
-            ) from error
-        self._queue, self._memory, self._worker = queue, context.memory, worker
+            queue = self._make_queue(context, *self._parts)
+            self._worker = Worker(queue, context.device, context.memory, context.on_failure)
+        except BaseException:
+            self._fire(RingEvent.PAUSE)
+            raise
 
     def ask_to_stop(self) -> None:
-        """Make the worker return without waiting for it; from any thread."""
-        queue = self._queue
-        if queue is not None:
-            queue.stop()
+        """Make the worker, if there is one, end soon, without waiting for it; from any thread."""
+        worker = self._worker
+        if worker is not None:
+            worker.ask_to_stop()
 
-    def stop(self) -> None:
-        """Stop the worker, if there is one, and wait for it; the ring can be started again.
-
-        A worker that is stuck, for instance in a system call on a dead network drive, is left
-        behind after STOP_DEADLINE_S. It keeps guest memory mapped for itself until it ends, and the
-        ring as well.
-        """
-        if self._queue is None or self._memory is None or self._worker is None:
-            return
-        self._queue.stop()
-        self._worker.join(STOP_DEADLINE_S)
-        if self._worker.is_alive():
-            _LOG.error(
-                "%s does not end within %g s of being told to; leaving it behind",
-                *(self._worker.name, STOP_DEADLINE_S),
-            )
-            if self._parts is not None:
-                desc, avail, used = map(self._memory.keep, self._parts)
-                self._parts = (desc, avail, used)
-        self._base = self._queue.next_avail
-        self._queue.close()
-        self._queue = self._memory = self._worker = None
+    def pause(self) -> None:
+        """End the worker, if there is one; the ring can be served again at once."""
+        if self.state is RingState.SERVED:
+            self._fire(RingEvent.PAUSE)
 
     def halt(self) -> int:
-        """GET_VRING_BASE: stop the ring until the next kick descriptor; tell where it stopped."""
-        self.stop()
-        self._kicked = self._addr_is_current = False
+        """GET_VRING_BASE: stop the ring until the next SET_VRING_KICK; return where it stopped."""
+        self._fire(RingEvent.STOP)
+        self._addr_is_current = False
         _close(self._kick_fd)
         _close(self._call_fd)
         self._kick_fd = self._call_fd = None
@@ -309,7 +263,7 @@ class Ring:
                 os.eventfd_write(self._err_fd, 1)
 
     def close(self) -> None:
-        """Stop, and release everything; the ring is of no use afterwards."""
+        """Stop the ring and release everything; it is of no use afterwards."""
         self.halt()
         self.unpin()
         self.set_err(None)
@@ -329,6 +283,25 @@ class Ring:
             )
         return memory.pin(gpa, length)
 
+    def _make_queue(
+        self, context: RingContext, desc: PinnedRing, avail: PinnedRing, used: PinnedRing
+    ) -> Queue:
+        return self._kind_of_queue(context)(
+            index=self.index,
+            size=self._size,
+            desc=desc.view,
+            avail=avail.view,
+            used=used.view,
+            memory=context.memory,
+            kick_fd=self._kick_fd,
+            call_fd=self._call_fd,
+            event_idx=bool(context.features & F_EVENT_IDX),
+            indirect=bool(context.features & F_INDIRECT_DESC),
+            base=self._base,
+            counters=context.counters,
+            on_first_request=context.on_first_request,
+        )
+
     def _kind_of_queue(self, context: RingContext) -> Callable[..., Queue]:
         """A queue that the native loop can serve, if it finds all that it needs."""
         spans = context.memory.spans()
@@ -337,31 +310,32 @@ class Ring:
             return Queue
         return partial(NativeQueue, native, spans, is_pool=context.memory.is_pool)
 
-    def _check_stopped(self) -> None:
-        if self.running:
+    def _configure(self) -> None:
+        """Refuse to change what a worker relies on.
+
+        Raises:
+            FailedPreconditionError: RING_RUNNING.
+        """
+        try:
+            self._fire(RingEvent.CONFIGURE)
+        except FailedPreconditionError as error:
             raise FailedPreconditionError(
                 "RING_RUNNING",
                 f"ring {self.index} is running; stop it with GET_VRING_BASE first",
                 queue=self.index,
-            )
+            ) from error
 
-
-def _serve(index: int, queue: Queue, context: RingContext) -> None:
-    """Run one worker: whatever goes wrong in it ends this device's service, not the process."""
-    try:
-        context.device.serve(index, queue)
-        queue.notify()
-    except PortholeError as error:
-        context.on_failure(error)
-    except Exception:
-        _LOG.exception("%s: queue %d failed", context.device.device_class, index)
-        context.on_failure(
-            FailedPreconditionError(
-                "DEVICE_FAILED", f"queue {index} failed by a fault of the device; see its log"
-            )
-        )
-    finally:
-        context.memory.release()
+    def _fire(self, event: RingEvent) -> None:
+        """Go where an event leads; the worker ends if that is out of SERVED."""
+        worker = self._worker
+        if self._life.fire(event) is RingState.SERVED or worker is None:
+            return
+        if not worker.stop() and self._parts is not None:
+            # The thread that is left behind may still touch the ring's own pages.
+            desc, avail, used = map(worker.memory.keep, self._parts)
+            self._parts = (desc, avail, used)
+        self._base = worker.next_avail
+        self._worker = None
 
 
 def check_event_fd(index: int, fd: int | None) -> None:

@@ -1,0 +1,124 @@
+"""The thread that serves one queue: started, asked to stop, joined, or left behind.
+
+Owns the thread, its queue and its reference to guest memory. A failure ends the service of one
+device, never the process. Must not know rings, their states or the front-end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Final
+
+from services.handshake.errors import (
+    FailedPreconditionError,
+    PortholeError,
+    ResourceExhaustedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.devicehost.memory import GuestMemory
+    from services.devicehost.virtio.device import VirtioDevice
+    from services.devicehost.virtio.queue import Queue
+
+_LOG = logging.getLogger(__name__)
+
+STOP_DEADLINE_S: Final = 10.0
+"""How long a worker may take to end after its queue was stopped."""
+
+
+class Worker:
+    """A thread that serves a queue, from construction to `stop`.
+
+    Attributes:
+        memory: Guest memory, which the thread keeps mapped until it ends.
+        next_avail: Available index to go on from; of use once `stop` has returned.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        on_failure: Callable[[PortholeError], None],
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            queue: The worker's from now on; it is closed by `stop`, and by a failure to start.
+            device: Serves the queue.
+            memory: Where ring and buffers are.
+            on_failure: Called by the thread when the guest broke a rule, or the device failed.
+
+        Raises:
+            ResourceExhaustedError: RING_THREAD: the process may have no further thread.
+        """
+        self.memory = memory
+        self.next_avail = queue.next_avail
+        self._queue = queue
+        self._device = device
+        self._on_failure = on_failure
+        self._thread = threading.Thread(
+            target=self._serve, name=f"{device.device_class}-q{queue.index}", daemon=True
+        )
+        memory.retain()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            memory.release()
+            queue.close()
+            raise ResourceExhaustedError(
+                "RING_THREAD",
+                f"ring {queue.index} gets no thread: {error}; raise the limit on processes "
+                "(RLIMIT_NPROC, or the container's pids limit)",
+                queue=queue.index,
+            ) from error
+
+    def ask_to_stop(self) -> None:
+        """Make the thread end soon, without waiting for it; from any thread."""
+        self._queue.stop()
+
+    def replace_call(self, fd: int | None) -> None:
+        """Notify the driver through another descriptor; see `Queue.replace_call`."""
+        self._queue.replace_call(fd)
+
+    def stop(self) -> bool:
+        """End the thread and release its queue. Call once.
+
+        A thread that is stuck, for instance in a system call on a dead network drive, is left
+        behind after STOP_DEADLINE_S. It keeps guest memory mapped for itself until it ends.
+
+        Returns:
+            Whether the thread has ended; if not, it may still touch its ring.
+        """
+        self._queue.stop()
+        self._thread.join(STOP_DEADLINE_S)
+        has_ended = not self._thread.is_alive()
+        if not has_ended:
+            _LOG.error(
+                "%s does not end within %g s of being stopped; leaving it behind",
+                *(self._thread.name, STOP_DEADLINE_S),
+            )
+        self.next_avail = self._queue.next_avail
+        self._queue.close()
+        return has_ended
+
+    def _serve(self) -> None:
+        device, queue = self._device, self._queue
+        try:
+            device.serve(queue.index, queue)
+            queue.notify()
+        except PortholeError as error:
+            self._on_failure(error)
+        except Exception:
+            _LOG.exception("%s: queue %d failed", device.device_class, queue.index)
+            self._on_failure(
+                FailedPreconditionError(
+                    "DEVICE_FAILED",
+                    f"queue {queue.index} failed by a fault of the device; see its log",
+                )
+            )
+        finally:
+            self.memory.release()
