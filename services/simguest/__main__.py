@@ -18,7 +18,7 @@ _TELEMETRY = ("trace_file", "metrics_file", "otlp_endpoint", "log_level")
 
 
 def _telemetry_flags(settings: GuestSettings) -> tuple[str, ...]:
-    """Write the flags that guest init shares with this process."""
+    """Return the flags for guest init of the settings that it shares with this process."""
     values = ((field, getattr(settings, field)) for field in _TELEMETRY)
     flags = [f"--{field.replace('_', '-')}={value}" for field, value in values if value is not None]
     return (*flags, "--trace-console") if settings.trace_console else tuple(flags)

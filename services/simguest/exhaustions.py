@@ -1,4 +1,4 @@
-"""What the guest's kernel has used up, on its way to whoever watches the machine.
+"""Reports of resources that the guest's kernel has used up, for those that watch the machine.
 
 Owns the hand-over from the drivers' threads to the event loop. Must not know gRPC or pools.
 """
@@ -18,52 +18,52 @@ if TYPE_CHECKING:
     from services.handshake.exhaustion import Exhaustion
 
 BACKLOG: Final = 64
-"""What a watcher may be behind; what comes beyond it is not told to that watcher."""
+"""The most reports that wait for one watcher; further ones are dropped for that watcher."""
 
 _log = logging.getLogger(__name__)
 
-_News = asyncio.Queue["tuple[str, Exhaustion] | None"]
+_Reports = asyncio.Queue["tuple[str, Exhaustion] | None"]
 
 
 class Exhaustions:
-    """Tells watchers what is used up, and by which device; made on the event loop or before it."""
+    """Counts episodes of exhaustion by device and resource, and reports them to watchers."""
 
     def __init__(self) -> None:
-        self._watchers: dict[_News, asyncio.AbstractEventLoop] = {}
+        self._watchers: dict[_Reports, asyncio.AbstractEventLoop] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Tell how often each device has begun an episode of each resource."""
+        """Return the number of episodes of each device and resource."""
         with self._lock:
             return dict(self._counts)
 
-    def tell(self, device_id: str, exhaustion: Exhaustion) -> None:
-        """Log it and tell the watchers; from any thread, without waiting."""
+    def report(self, device_id: str, exhaustion: Exhaustion) -> None:
+        """Log an exhaustion and report it to the watchers, without waiting; from any thread."""
         with self._lock:
             self._counts[device_id, exhaustion.resource] += 1
         _log.warning("kernel: device %s: %s", device_id, exhaustion)
         self._offer((device_id, exhaustion))
 
     def end(self) -> None:
-        """Nothing more will be used up: end what watches now."""
+        """End every `watch` that runs now."""
         self._offer(None)
 
     async def watch(self) -> AsyncGenerator[tuple[str, Exhaustion], None]:
-        """Give what is used up from now on, until `end`."""
-        news: _News = asyncio.Queue(BACKLOG)
-        self._watchers[news] = asyncio.get_running_loop()
+        """Yield the id of the device and the exhaustion of each report from now on, until `end`."""
+        reports: _Reports = asyncio.Queue(BACKLOG)
+        self._watchers[reports] = asyncio.get_running_loop()
         try:
-            while (item := await news.get()) is not None:
+            while (item := await reports.get()) is not None:
                 yield item
         finally:
-            del self._watchers[news]
+            del self._watchers[reports]
 
     def _offer(self, item: tuple[str, Exhaustion] | None) -> None:
-        for news, loop in list(self._watchers.items()):
-            loop.call_soon_threadsafe(_put, news, item)
+        for reports, loop in list(self._watchers.items()):
+            loop.call_soon_threadsafe(_put, reports, item)
 
 
-def _put(news: _News, item: tuple[str, Exhaustion] | None) -> None:
+def _put(reports: _Reports, item: tuple[str, Exhaustion] | None) -> None:
     with contextlib.suppress(asyncio.QueueFull):
-        news.put_nowait(item)
+        reports.put_nowait(item)

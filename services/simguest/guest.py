@@ -1,10 +1,10 @@
 """The guest as a machine: it boots, devices come and go, it powers off.
 
-Owns the order in which the guest's parts come up and go down, and its states. Must not know gRPC.
+Owns the order in which the guest's parts come up and go down. Must not know gRPC.
 
-Power-off: the drivers stop (mounts and network namespaces go with them), the queues, the vhost-user
-sockets, guest init, at last the RAM. A guest whose owner dies runs on until it is told otherwise,
-as a VM would whose manager crashed; `exit_with_parent` changes that.
+Power-off stops the drivers with their mounts and the network namespace, then the queues, the
+vhost-user sockets, guest init, and last the RAM. A guest runs on when its owner dies, like a VM
+whose manager has crashed; `exit_with_parent` changes that.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ KINDS: Final = {
     events.FS: DeviceKind(fs_driver.WANTED_FEATURES, virtio_fs.CONFIG.size, queues=2),
     events.NET: DeviceKind(net_driver.WANTED_FEATURES, virtio_net.CONFIG.size, queues=2),
 }
-"""Devices that this guest has drivers for."""
+"""The device classes that this guest has drivers for."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class GuestPlace:
-    """Where a guest lives.
+    """The surroundings of a guest, which are known before it boots.
 
     Attributes:
-        directory: For its files and its init's socket.
+        directory: Holds the guest's files and the socket of its init.
         rings_in_pool: Whether virtqueue rings are put into the pool, when there is one.
-        telemetry: Flags for guest init, which all services share.
+        telemetry: The flags for telemetry that guest init is started with.
     """
 
     directory: Path
@@ -72,14 +72,14 @@ class GuestPlace:
 
 @dataclass(frozen=True, slots=True)
 class BootOrder:
-    """What a VM owner decides for one VM.
+    """The VM owner's decisions for one VM.
 
     Attributes:
-        vm_id: Of the VM; for metrics.
         ram_bytes: Length of its RAM.
-        command_line: The kernel's.
-        kernel: Which kernel.
-        init_channel: Where its init reports to; empty: it does not push.
+        command_line: The kernel command line.
+        kernel: The kernel to boot.
+        init_channel: The address that guest init reports to; empty when it must not report.
+        vm_id: The VM's id, for metrics.
     """
 
     ram_bytes: int
@@ -94,11 +94,11 @@ class DeviceOrder:
     """A device to attach.
 
     Attributes:
-        instance_id: Its id.
+        instance_id: The device's id.
         device_class: events.FS or events.NET.
         tag: Mount tag or adapter name; one device per tag.
-        socket_path: Its vhost-user socket.
-        client_address: An adapter's own, "192.0.2.2/24"; empty for none.
+        socket_path: The device's vhost-user socket.
+        client_address: An adapter's own address, "192.0.2.2/24"; empty for none.
         gateway_address: An adapter's next hop; empty for none.
     """
 
@@ -119,11 +119,12 @@ class _Memory:
 
 
 class Guest:
-    """One guest; what changes it is done one at a time, in the order of the calls.
+    """One guest. Its changes are made one at a time, in the order of the calls.
 
     Attributes:
-        vm_id: Of its VM; empty before it has booted.
-        exhaustions: Tells when its kernel's pool is used up.
+        vm_id: The VM's id; empty before boot.
+        workload: The guest's drivers and their work.
+        exhaustions: Reports when the kernel's pool is used up.
     """
 
     def __init__(self, place: GuestPlace) -> None:
@@ -136,7 +137,7 @@ class Guest:
         self._init: GuestInitProcess | None = None
         self._devices: dict[str, tuple[DeviceOrder, VirtioDevice]] = {}
         self._order = asyncio.Lock()
-        # Of its own: a workload that hangs must not keep the guest from powering off.
+        # A thread for these changes alone: a workload that hangs must not stop the power-off.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guest")
 
     @property
@@ -148,11 +149,11 @@ class Guest:
         """Boot, once: reserve and publish the pool, then start guest init.
 
         Returns:
-            Where guest init serves, or will in a moment.
+            The address where guest init serves, or will in a moment.
 
         Raises:
             FailedPreconditionError: GUEST_STATE.
-            InvalidArgumentError: RAM_SIZE, or SOCKET_PATH_TOO_LONG for guest init's.
+            InvalidArgumentError: RAM_SIZE; or SOCKET_PATH_TOO_LONG, for guest init's address.
             OSError: The guest's directory cannot be written; the guest stays off.
         """
         async with self._order:
@@ -166,13 +167,13 @@ class Guest:
             return self._init_address()
 
     async def attach(self, order: DeviceOrder) -> None:
-        """Plug a device in; its driver has probed it when this returns.
+        """Attach a device; its driver has probed it when this returns.
 
         Raises:
-            FailedPreconditionError: GUEST_STATE, or a reason of `VirtioDevice` and the driver.
-            AlreadyExistsError: DEVICE_ATTACHED, for the same id or tag.
+            FailedPreconditionError: GUEST_STATE, or a reason of `VirtioDevice` or the driver.
+            AlreadyExistsError: DEVICE_ATTACHED, when the id or the tag is taken.
             InvalidArgumentError: DEVICE_CLASS_UNKNOWN.
-            PortholeError: As `VirtioDevice` and the driver; nothing of the device is left then.
+            PortholeError: An error of `VirtioDevice` or the driver; nothing is left behind then.
         """
         async with self._order:
             self._fire(GuestEvent.ATTACH)
@@ -196,7 +197,7 @@ class Guest:
             self._devices[order.instance_id] = (order, device)
 
     async def detach(self, instance_id: str) -> None:
-        """Unplug a device: its driver stops, then its queues, then its socket closes.
+        """Detach a device: stop its driver, then its queues, then close its socket.
 
         Raises:
             FailedPreconditionError: GUEST_STATE.
@@ -212,7 +213,7 @@ class Guest:
             await self._run(lambda: self._unplug(order.tag, device))
 
     async def power_off(self) -> None:
-        """Power off in the order of this module's docstring; harmless when it is off already."""
+        """Power off in the order of this module's docstring; does nothing the second time."""
         async with self._order:
             self._fire(GuestEvent.POWER_OFF)
             devices = [device for _, device in self._devices.values()]
@@ -228,7 +229,7 @@ class Guest:
             self.exhaustions.end()
 
     def pool_usage(self) -> tuple[SwiotlbPool, PoolUsage] | None:
-        """Tell the pool and how it is used; None when none is in use."""
+        """Return the pool and its usage; None without a pool, and when the guest is off."""
         memory = self._memory
         if memory is None or memory.pool is None or memory.bounce is None:
             return None
@@ -238,8 +239,8 @@ class Guest:
         """Go where `event` leads.
 
         Raises:
-            FailedPreconditionError: GUEST_STATE; nothing changed. A reason of its own, because the
-                owner has a state machine as well, for the same VM.
+            FailedPreconditionError: GUEST_STATE, and nothing changed. ILLEGAL_EVENT would read as
+                a refusal by the owner, which has a state machine for the same VM.
         """
         try:
             self._life.fire(event)
@@ -307,7 +308,7 @@ class Guest:
             device.close()
 
     def _stop_devices(self, devices: list[VirtioDevice]) -> None:
-        with contextlib.ExitStack() as steps:  # unwinds all, whatever fails
+        with contextlib.ExitStack() as steps:  # takes all steps, even when one fails
             for device in devices:
                 steps.callback(device.close)
             steps.callback(self.workload.close)
@@ -317,7 +318,7 @@ def _make_memory(order: BootOrder, rings_in_pool: bool, exhaustions: Exhaustions
     ram = GuestRam(order.ram_bytes)
     pool = reserve_pool(order.kernel, order.command_line, ram.regions[0])
     direct = DirectDma(ram, PageAllocator(ordinary_ranges(ram.regions, pool)))
-    bounce = BouncePool(ram, pool, on_exhausted=exhaustions.tell) if pool else None
+    bounce = BouncePool(ram, pool, on_exhausted=exhaustions.report) if pool else None
     buffers: Dma = bounce or direct
     rings = buffers if rings_in_pool else direct
     return _Memory(ram, pool, bounce, DeviceMemory(ram, buffers, rings))

@@ -1,6 +1,7 @@
-"""Guest init as the guest's process 1 would be: a child process that lives as long as the guest.
+"""Guest init, which in a VM is process 1: here a child process that lives as long as the guest.
 
-Owns how services.guest_init is started and ended. It is another program, met by its flags only.
+Owns starting and ending services.guest_init. Must not import it: it is another program, which takes
+flags.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 END_DEADLINE_S: Final = 5.0
-"""How long guest init may take to end after SIGTERM, before it is killed."""
+"""Time for guest init to end after SIGTERM, before it is killed."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class InitBoot:
-    """What guest init is started with.
+    """The inputs of guest init.
 
     Attributes:
-        publish_dir: Where the kernel published its pool.
+        publish_dir: Directory in which the kernel published its pool.
         cmdline_file: The guest's /proc/cmdline.
         kernel_release: `uname -r`.
-        listen: Where it serves GuestInit.
-        owner: Where it reports to; empty: it does not push.
-        telemetry: Further flags, which all services share.
+        listen: Address where it serves GuestInit.
+        owner: Address that it reports to; empty when it must not report.
+        telemetry: The flags for telemetry.
     """
 
     publish_dir: Path
@@ -43,7 +44,7 @@ class InitBoot:
     telemetry: tuple[str, ...]
 
     def flags(self) -> list[str]:
-        """Write the flags."""
+        """Return the flags that pass these inputs."""
         flags = [
             f"--publish-dir={self.publish_dir}",
             f"--cmdline-file={self.cmdline_file}",
@@ -55,7 +56,7 @@ class InitBoot:
 
 
 class GuestInitProcess:
-    """The running child."""
+    """Guest init, running."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -64,7 +65,7 @@ class GuestInitProcess:
 
     @classmethod
     async def start(cls, boot: InitBoot) -> GuestInitProcess:
-        """Start it; it ends with this process even when that is killed.
+        """Start guest init; it ends with this process, even when this one is killed.
 
         Raises:
             OSError: The program cannot be started.
@@ -72,14 +73,14 @@ class GuestInitProcess:
         python = [sys.executable, "-m"]
         tether = [*python, "services.simguest.tether", str(os.getpid())]
         program = [*tether, *python, "services.guest_init", *boot.flags()]
-        # Its ready line is for people who start it themselves; ours is the one that counts here.
+        # Its ready line would mix with the guest's own on standard output.
         process = await asyncio.create_subprocess_exec(
             *program, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
         )
         return cls(process)
 
     async def end(self) -> None:
-        """Terminate it, and kill it if it does not end in time."""
+        """Terminate guest init, and kill it if it does not end in time."""
         self._ending = True
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()

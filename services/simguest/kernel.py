@@ -1,8 +1,8 @@
 """The guest's kernel, as far as the handshake sees it: it reserves a pool and publishes it.
 
-Owns the kernel's reading of its command line, the choice of the pool's place and the files under
-/sys/bus/vmbus/drivers/hv_pci. The kernel chooses the place: nobody outside may expect a certain
-one. Must not know devices or who reads the files.
+Owns reading the command line, choosing the place of the pool, and the files under
+/sys/bus/vmbus/drivers/hv_pci. Only the kernel chooses the place; the owner must not expect a
+certain one. Must not know devices or the readers of the files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 POOL_PARAMETER: Final = "hv_pci_swiotlb"
 PUBLISH_DIR: Final = "sys/bus/vmbus/drivers/hv_pci"
-"""Where the kernel publishes its pool, below the root of the guest's file systems."""
+"""The directory in which the kernel publishes its pool, below the guest's root."""
 
 IMAGE_END: Final = 16 << 20
 """The kernel's own image and early data lie below this address."""
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Which kernel the guest boots.
+    """The kernel that a guest boots.
 
     Attributes:
         release: `uname -r`.
@@ -46,16 +46,16 @@ class Kernel:
 
 
 def parse_command_line(text: str) -> dict[str, str]:
-    """Read a kernel command line: the last of equal parameters wins, a flag's value is empty."""
+    """Parse a kernel command line; the last of equal parameters counts, a flag's value is empty."""
     items = (item.partition("=") for item in text.split())
     return {name: value for name, _, value in items}
 
 
 def wanted_pool_bytes(command_line: str) -> int:
-    """Tell how long a pool the command line asks for.
+    """Return the length of the pool that the command line asks for.
 
-    The value is read like the kernel's memparse(): decimal or 0x-hexadecimal, with an optional
-    K, M or G. What does not parse is a kernel warning and counts as not asked for.
+    The value is parsed like the kernel's memparse() does: decimal or 0x-hexadecimal, with an
+    optional K, M or G. A value that does not parse gives a kernel warning and no pool.
 
     Returns:
         The length in bytes, rounded up to 2 MiB; 0 for no pool.
@@ -76,11 +76,11 @@ def wanted_pool_bytes(command_line: str) -> int:
 def reserve_pool(kernel: Kernel, command_line: str, low_ram: RamRegion) -> SwiotlbPool | None:
     """Reserve the pool at core-initcall time: one contiguous, zeroed range below 4 GiB.
 
-    It is taken from the top of low memory, which the freshly booted guest has not touched.
+    It lies at the top of low memory, which the guest has not touched yet.
 
     Returns:
-        The pool, or None when none is asked for, the kernel is too old to know, or there is too
-        little memory (a kernel warning).
+        The pool; None when the command line asks for none, when the kernel does not know the
+        parameter, or when memory is short (with a kernel warning).
     """
     size = wanted_pool_bytes(command_line) if kernel.publishes_pool else 0
     if not size:
@@ -101,7 +101,7 @@ def reserve_pool(kernel: Kernel, command_line: str, low_ram: RamRegion) -> Swiot
 def ordinary_ranges(
     regions: tuple[RamRegion, ...], pool: SwiotlbPool | None
 ) -> list[tuple[int, int]]:
-    """Tell which [start, end) of RAM is left for pages: all but the image and the pool."""
+    """Return the ranges [start, end) of RAM that are left for pages, without image and pool."""
     low, *high = regions
     ranges = [(region.gpa, region.end) for region in high]
     if pool is None:
@@ -111,10 +111,10 @@ def ordinary_ranges(
 
 
 def publish_pool(pool: SwiotlbPool | None, root: Path) -> Path:
-    """Publish the pool as sysfs files below `root`; None publishes none and withdraws old ones.
+    """Publish the pool as sysfs files below `root`; None removes the files.
 
     Returns:
-        The directory of the files, which exists in any case.
+        The directory of the files, which always exists.
 
     Raises:
         OSError: The directory cannot be written.

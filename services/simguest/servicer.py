@@ -1,6 +1,6 @@
 """The guest's gRPC edge: Machine for its VM owner, Workload for tests and demonstrations.
 
-Owns the translation between protobuf and the guest, and nothing else. What blocks runs in threads.
+Owns the translation between protobuf and the guest only. Blocking calls run in threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from services.simguest.kernel import Kernel
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Generator
 
-    from services.simguest.workload.workload import FileDigest
+    from services.simguest.workload.hash import FileDigest
 
 T = TypeVar("T")
 
@@ -29,11 +29,11 @@ MACHINE: Final = "porthole.machine.v1.Machine"
 WORKLOAD: Final = "porthole.machine.v1.Workload"
 
 _DIGESTS_PER_BATCH: Final = 64
-"""Digests that are fetched from the worker thread at once."""
+"""Digests that are fetched from the worker thread at a time."""
 
 
 def servicers(guest: Guest) -> list[Servicer]:
-    """What the guest's process serves."""
+    """Return the services of the guest's process."""
     return [
         Servicer(machine_pb2_grpc.add_MachineServicer_to_server, MachineServicer(guest), MACHINE),
         Servicer(
@@ -102,7 +102,7 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
         return machine_pb2.PowerOffResponse()
 
     async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
-        """Run a change to its end even when the caller hangs up: half of one helps nobody."""
+        """Finish a change even when the caller hangs up, so that none is left half done."""
         task = asyncio.create_task(change)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -203,7 +203,7 @@ class WorkloadServicer(machine_pb2_grpc.WorkloadServicer):
 async def _from_thread(
     digests: Generator[FileDigest, None, None],
 ) -> AsyncIterator[list[FileDigest]]:
-    """Iterate a blocking generator without blocking the loop, in batches."""
+    """Iterate over a blocking generator in batches, without blocking the event loop."""
 
     def step() -> list[FileDigest]:
         return list(islice(digests, _DIGESTS_PER_BATCH))
@@ -214,6 +214,6 @@ async def _from_thread(
             running = asyncio.ensure_future(asyncio.to_thread(step))
             yield batch
     finally:
-        # The reader may have hung up while a step runs; a generator cannot be closed meanwhile.
+        # The reader may have hung up during a step; a generator cannot be closed while it runs.
         await asyncio.wait([running])
         await asyncio.to_thread(digests.close)

@@ -1,6 +1,6 @@
-"""What the user-space guest is told from outside: flags and environment.
+"""The settings of the user-space guest's process: flags and environment.
 
-What a VM owner decides for one VM (RAM, kernel, command line) comes with Boot instead.
+The VM owner's decisions for one VM (RAM, kernel, command line) come with Boot instead.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class GuestSettings(ServiceSettings):
 
     vm_dir: Path | None = Field(
         default=None,
-        description="where the guest keeps what its kernel publishes and its init's socket; "
-        "by default <run-dir>/guest",
+        description="directory of the files that the guest's kernel publishes and of its init's "
+        "socket; by default <run-dir>/guest",
     )
     rings: Literal["inside", "outside"] = Field(
         default="outside",
@@ -31,7 +31,7 @@ class GuestSettings(ServiceSettings):
     exit_with_parent: bool = Field(
         default=False,
         description="power off when the process that started the guest is gone; otherwise the "
-        "guest runs on until it is told",
+        "guest runs on until it gets PowerOff or SIGTERM",
     )
 
     @property

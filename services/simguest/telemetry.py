@@ -1,6 +1,7 @@
-"""The metrics of the guest's bounce pool: how it is used, and how often it was used up.
+"""The metrics of the guest's bounce pool: its usage, and how often it was used up.
 
-Observed when metrics are exported, so drivers pay nothing. Must not know pools beyond their usage.
+Values are read when metrics are exported, so they cost the drivers nothing. Must not know pools
+beyond their usage.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _GAUGES: Final = {
     "slots_total": "2 KiB slots of the bounce pool",
     "slots_used": "2 KiB slots of the bounce pool that are mapped",
-    "slots_used_high_water": "the most slots of the bounce pool that ever were mapped",
+    "slots_used_high_water": "the most slots of the bounce pool that were ever mapped",
 }
 
 

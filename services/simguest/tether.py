@@ -1,8 +1,8 @@
-"""Ties a process to its parent: it is told to end when the parent is gone, however that ended.
+"""Ties a process to its parent: it gets SIGTERM when the parent ends, even by SIGKILL.
 
-Owns the use of PR_SET_PDEATHSIG (prctl(2)). As a program, `python -m services.simguest.tether PID
-PROGRAM ARGUMENT…` becomes PROGRAM, tied to its parent PID. The signal comes when the *thread* that
-started the process ends, so start tied processes from a thread that lives as long as the process.
+Owns the use of PR_SET_PDEATHSIG (prctl(2)). `python -m services.simguest.tether PID PROGRAM
+ARGUMENT…` ties itself to its parent PID and becomes PROGRAM. The signal is sent when the *thread*
+that started the process ends, so that thread must live as long as its process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def tie_to_parent(parent_pid: int) -> None:
-    """Have this process sent SIGTERM when its parent ends; survives exec.
+    """Ask the kernel for SIGTERM when the parent of this process ends; exec keeps that.
 
     Args:
-        parent_pid: Who the parent is; when it is another one by now, it has ended already.
+        parent_pid: The expected parent; if it is another process by now, that one has ended.
 
     Raises:
         OSError: prctl failed.

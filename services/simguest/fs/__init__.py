@@ -1,4 +1,4 @@
-"""What the guest does with a virtio-fs device: its own FUSE client, or the host kernel's.
+"""Virtio-fs in the guest: a FUSE client of its own, and a bridge for the host kernel's client.
 
 Owns the client's session (driver), requests (operations, replies), whole files and directories
 (streams) and paths (paths); and a device as a real mount point (bridge, mount). Must not know

@@ -1,12 +1,12 @@
-"""The host kernel's FUSE client, bridged through a virtqueue: a share as a real mount point.
+"""A share as a real mount point: the host kernel's FUSE client, bridged to a virtio-fs device.
 
-Requests are read from /dev/fuse, travel unchanged to the device, and the answers are written back;
-INIT too, so the kernel and the device negotiate with each other. Owns the connection, the requests
-in flight and the order of mounting and unmounting. Must not know what most requests mean, only how
-long their answers may be, and that those for locks may wait.
+Requests are read from /dev/fuse and sent to the device unchanged; its replies are written back.
+INIT is no exception, so the kernel and the device negotiate with each other. Owns the connection,
+the requests in flight and the order of mounting and unmounting. Must not know what requests mean,
+except how long a reply may be and which requests wait for locks.
 
-The mount is gone when the process ends normally. When it is killed the kernel fails every access
-with ENOTCONN; `umount -l <mount point>` then clears the directory.
+The bridge unmounts when the process ends normally. When the process is killed, the kernel fails
+every access with ENOTCONN; `umount -l <mount point>` then frees the directory.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from services.simguest.virtio.interface import ProbedDevice
 
 READERS: Final = 2
-"""Threads that read requests; one may be copying while the other waits for room in the pool."""
+"""Threads that read requests; one can copy while the other waits for room in the pool."""
 
 REQUEST_BYTES: Final = (1 << 20) + 4096
 """The longest request: the kernel's largest WRITE (256 pages) and its headers."""
 
 SMALL_REPLY_BYTES: Final = 512
-"""Room for every answer whose length the request does not tell; STATX is the longest, 288 bytes."""
+"""Room for a reply when the request does not bound it; the longest is that of STATX, 288 bytes."""
 
 MOUNT_DEADLINE_S: Final = 10.0
 DRAIN_DEADLINE_S: Final = 5.0
 
 _URGENT: Final = NO_REPLY | ERROR_REPLY
-"""Opcodes for the high-priority queue (VIRTIO 1.2, section 5.11.6.1). INTERRUPT would be answered
-only when it should be sent again; the device remembers it, so there is no need for that."""
+"""Opcodes for the high-priority queue (VIRTIO 1.2, section 5.11.6.1). A device replies to INTERRUPT
+only to have it sent again; this one remembers the interrupt instead, so no reply is awaited."""
 
 _HEADER: Final = fuse.IN_HEADER.size
 _READ_SIZE_AT: Final = _HEADER + 16
@@ -55,8 +55,8 @@ _IOCTL_OUT_SIZE_AT: Final = _HEADER + 28
 _IOCTL_OUT_BYTES: Final = 16
 _PATH_MAX: Final = 4096
 _INTERRUPT_BIT: Final = 1
-"""What tells an INTERRUPT's own number from that of its request (Linux, fs/fuse/fuse_dev_i.h,
-FUSE_INT_REQ_BIT)."""
+"""Set in the unique number of an INTERRUPT, which is otherwise that of its request (Linux,
+fs/fuse/fuse_dev_i.h, FUSE_INT_REQ_BIT)."""
 _U32: Final = 4
 _SIZE_AT: Final[dict[int, tuple[int, int]]] = {
     Opcode.READ: (_READ_SIZE_AT, 0),
@@ -66,7 +66,7 @@ _SIZE_AT: Final[dict[int, tuple[int, int]]] = {
     Opcode.LISTXATTR: (_XATTR_SIZE_AT, 0),
     Opcode.IOCTL: (_IOCTL_OUT_SIZE_AT, _IOCTL_OUT_BYTES),
 }
-"""Opcodes that say how long the answer may be: where, and what comes on top."""
+"""Opcodes whose request bounds the reply: offset of that bound, and bytes to add to it."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,12 +78,12 @@ class FuseBridge:
         """Mount the share; it is usable when this returns.
 
         Args:
-            device: A virtio-fs device without a FUSE session; only the bridge uses it until closed.
+            device: A virtio-fs device without a FUSE session; nothing else uses it until `close`.
             mount_point: An existing directory.
 
         Raises:
-            FailedPreconditionError: FUSE_UNAVAILABLE, or FUSE_REFUSED when kernel and device do not
-                agree on a session.
+            FailedPreconditionError: FUSE_UNAVAILABLE; or FUSE_REFUSED, when kernel and device
+                agree on no session.
             UnavailableError: The device is gone.
         """
         self.tag, count = read_config(device)
@@ -113,20 +113,20 @@ class FuseBridge:
             raise FailedPreconditionError(
                 "FUSE_REFUSED",
                 f"share {self.tag} at {mount_point}: kernel and device have agreed on no session: "
-                + (self._refusal or f"no answer to INIT within {MOUNT_DEADLINE_S} s"),
+                + (self._refusal or f"no reply to INIT within {MOUNT_DEADLINE_S} s"),
                 tag=self.tag,
             )
 
     def close(self) -> None:
-        """Unmount, let requests in flight end, and end the device's session (DESTROY)."""
+        """Unmount, wait for the requests in flight, and end the device's session (DESTROY)."""
         with self._closing:
             if self._closed:
                 return
             self._closed = True
             atexit.unregister(self.close)
             system.unmount(self.mount_point)
-            # With the last user gone the kernel ends the connection and the readers see it. Where
-            # somebody still has a file open they are stopped: closing the connection aborts it.
+            # The kernel ends the connection with its last user, and the readers see that. While a
+            # program has a file open, they are stopped here; closing the descriptor then aborts it.
             os.eventfd_write(self._stop_fd, 1)
             for reader in self._readers:
                 reader.join()
@@ -141,27 +141,27 @@ class FuseBridge:
         if drained:
             os.close(self._fd)
             return
-        # The device may still answer: the descriptor's number must not come to mean anything else.
+        # The device may still reply, so the number of this descriptor must not name another file.
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(nowhere, self._fd, inheritable=False)
         os.close(nowhere)
 
     def _interrupt_waiting(self) -> None:
-        """End the requests that wait for locks: their programs have no share any more."""
+        """End the requests that wait for locks; their programs have lost the share."""
         with self._idle:
             waiting = set(self._waiting)
         for unique in waiting:
-            # The kernel must not see the EINTR: without a signal it would pass on ERESTARTSYS.
+            # The kernel must not see EINTR: without a signal it would pass on ERESTARTSYS.
             self._write([_error_reply(unique, errno.ENOTCONN)])
             length = _HEADER + fuse.INTERRUPT_IN.size
             header = InHeader(length, Opcode.INTERRUPT, unique | _INTERRUPT_BIT, 0, 0, 0, 0)
-            with contextlib.suppress(PortholeError):  # a device that is gone lets nobody wait
+            with contextlib.suppress(PortholeError):  # a device that is gone holds no request
                 self._hiprio.submit(
                     [fuse.IN_HEADER.pack(*header), fuse.INTERRUPT_IN.pack(unique)], []
                 )
 
     def _destroy(self) -> None:
-        # The kernel sends none for a connection like this one, and the device would keep its nodes.
+        # The kernel sends no DESTROY for such a connection, and the device would keep its nodes.
         header = InHeader(_HEADER, Opcode.DESTROY, 2, 0, 0, 0, 0)
         with contextlib.suppress(PortholeError):  # a device that is gone keeps nothing
             self._queues[0].transact(
@@ -186,7 +186,7 @@ class FuseBridge:
                     return
                 continue
             except OSError as error:
-                if error.errno in (errno.EINTR, errno.ENOENT):  # the request was given up meanwhile
+                if error.errno in (errno.EINTR, errno.ENOENT):  # the request was interrupted
                     continue
                 return  # ENODEV: unmounted; ECONNABORTED: ended from outside
             self._forward(buffer[:length])
@@ -212,17 +212,17 @@ class FuseBridge:
         except PortholeError as error:
             self._fail(header, error)
         else:
-            future.add_done_callback(lambda done: self._answer(header, done))
+            future.add_done_callback(lambda done: self._reply(header, done))
 
     def _pieces(self, length: int) -> list[int]:
-        """Divide a buffer into what can be mapped at once."""
+        """Divide a buffer into lengths that can be mapped."""
         most = self._device.max_mapping_bytes
         return [min(most, length - start) for start in range(0, length, most)]
 
     # From the device to the kernel.
 
-    def _answer(self, header: InHeader, done: Future[list[bytes]]) -> None:
-        """Write an answer back; runs on the completion thread of the queue."""
+    def _reply(self, header: InHeader, done: Future[list[bytes]]) -> None:
+        """Write a reply back; runs on the completion thread of the queue."""
         failure = done.exception()
         if failure is not None:
             self._fail(header, failure)
@@ -233,7 +233,7 @@ class FuseBridge:
         parts = done.result()
         if not self._write(parts):
             _LOG.warning(
-                "share %s: malformed answer to %s", self.tag, fuse.opcode_name(header.opcode)
+                "share %s: malformed reply to %s", self.tag, fuse.opcode_name(header.opcode)
             )
             self._write([_error_reply(header.unique, errno.EIO)])
         if header.opcode == Opcode.INIT:
@@ -250,7 +250,7 @@ class FuseBridge:
         self._settle(header)
 
     def _write(self, parts: list[bytes]) -> bool:
-        """Hand an answer to the kernel; False when the kernel says it is malformed."""
+        """Write a reply to the kernel; return False when the kernel finds it malformed."""
         try:
             os.writev(self._fd, [part for part in parts if part])
         except OSError as error:
@@ -266,14 +266,14 @@ class FuseBridge:
 
     def _note_init(self, parts: list[bytes]) -> None:
         if len(parts[0]) != fuse.OUT_HEADER.size:
-            self._refusal = f"an answer of {len(parts[0])} bytes"
+            self._refusal = f"a reply of {len(parts[0])} bytes"
         elif error := OutHeader._make(fuse.OUT_HEADER.unpack(parts[0])).error:
             self._refusal = os.strerror(-error)
         self._negotiated.set()
 
 
 def reply_bytes(opcode: int, request: memoryview) -> int:
-    """Most bytes that may follow the header of the answer; what the kernel has room for."""
+    """Return the most bytes that may follow the reply's header; the kernel has room for them."""
     if opcode == Opcode.READLINK:
         return _PATH_MAX
     if opcode not in _SIZE_AT:

@@ -1,8 +1,8 @@
 """The guest's virtio-fs driver: one FUSE session over the queues of one device.
 
 Owns the session (INIT, DESTROY), unique numbers, the choice of a queue, and the envelope of
-requests and replies. operations.py knows what requests mean, paths.py knows paths. Must not know
-rings or bounce pools.
+requests and replies. operations.py has the requests, paths.py the paths. Must not know rings or
+bounce pools.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ SESSION_FLAGS: Final = (
     | fuse.FUSE_SETXATTR_EXT
     | fuse.FUSE_INIT_EXT
 )
-"""What this driver offers in INIT."""
+"""Flags that this driver offers in INIT."""
 
 
 class Pending(Generic[T]):
-    """A request on its way."""
+    """A request in flight, and its reply once it has arrived."""
 
     __slots__ = ("_decode", "_future", "_opcode", "_unique")
 
@@ -66,10 +66,10 @@ class Pending(Generic[T]):
         self._unique = unique
 
     def result(self) -> T:
-        """Wait for the reply and tell what it means; may be called from any thread.
+        """Wait for the reply and return what it decodes to; may be called from any thread.
 
         Raises:
-            OSError: The errno that the device answered with; EIO when its answer is malformed.
+            OSError: The errno of the reply; EIO when the reply is malformed.
             PortholeError: The device is gone or its queue is closed.
         """
         head, *rest = self._future.result()
@@ -91,15 +91,15 @@ class Pending(Generic[T]):
 
 
 def malformed_reply(opcode: Opcode, what: str) -> OSError:
-    """The error for an answer that breaks the FUSE protocol."""
+    """Return the error for a reply that breaks the FUSE protocol."""
     return OSError(errno.EIO, f"the device's reply is malformed: {what}", opcode.name)
 
 
 def unpack(opcode: Opcode, layout: Struct, body: bytes) -> tuple[Any, ...]:
-    """Unpack a reply that has exactly this layout.
+    """Unpack a reply that must have exactly this layout.
 
     Raises:
-        OSError: EIO when it has another length.
+        OSError: EIO when the length differs.
     """
     if len(body) != layout.size:
         raise malformed_reply(opcode, f"{len(body)} bytes instead of {layout.size}")
@@ -107,30 +107,30 @@ def unpack(opcode: Opcode, layout: Struct, body: bytes) -> tuple[Any, ...]:
 
 
 def nothing(_: bytes) -> None:
-    """Decode a reply that has no contents."""
+    """Decode a reply without a body."""
 
 
 class FsDriver:
-    """A virtio-fs device as its driver sees it. Every method may be called from any thread.
+    """A FUSE session on a virtio-fs device. Every method may be called from any thread.
 
     Attributes:
         tag: The mount tag of the device.
-        device: The device below.
+        device: The probed device.
         max_read: Bytes that one READ may ask for; valid while the session runs.
         max_write: Bytes that one WRITE may carry; valid while the session runs.
-        flags: What INIT agreed on; valid while the session runs.
+        flags: The negotiated flags of INIT; valid while the session runs.
     """
 
     def __init__(self, device: ProbedDevice, *, uid: int = 0, gid: int = 0) -> None:
         """Bind to a probed device; `start` begins the session.
 
         Args:
-            device: Its queues run; nobody else uses them.
-            uid: User of the guest on whose behalf requests are made.
-            gid: Group of that user.
+            device: A virtio-fs device that nothing else uses.
+            uid: The guest's user that makes the requests.
+            gid: The group of that user.
 
         Raises:
-            InvalidArgumentError: FS_CONFIG when the configuration space is not one of virtio-fs.
+            InvalidArgumentError: FS_CONFIG, when the configuration space is not that of virtio-fs.
         """
         self.device = device
         self.tag, count = read_config(device)
@@ -143,10 +143,10 @@ class FsDriver:
         self.max_read = self.max_write = self.flags = 0
 
     def start(self) -> None:
-        """Negotiate a session (INIT). Does nothing when one runs.
+        """Negotiate a session (INIT). Does nothing while one runs.
 
         Raises:
-            FailedPreconditionError: FUSE_VERSION when the device speaks another protocol.
+            FailedPreconditionError: FUSE_VERSION, when the device speaks another protocol.
             OSError: The device refused.
             PortholeError: The device is gone.
         """
@@ -182,16 +182,16 @@ class FsDriver:
         """Put a request on a queue.
 
         Args:
-            opcode: What to do.
-            nodeid: To which node.
-            args: The fixed part behind the request's header, names included.
-            reply_bytes: Most bytes that may follow the reply's header.
-            decode: Tells what those bytes mean, and raises OSError when they are malformed.
-            payload: Data of a WRITE; it travels in a descriptor of its own.
+            opcode: The operation.
+            nodeid: The node that it is for.
+            args: The bytes behind the request's header, names included.
+            reply_bytes: The most bytes that may follow the reply's header.
+            decode: Decodes those bytes; raises OSError when they are malformed.
+            payload: The data of a WRITE; it gets a descriptor of its own.
 
         Raises:
-            FailedPreconditionError: FUSE_SESSION_DOWN when no session runs.
-            PortholeError: As DriverQueue.submit.
+            FailedPreconditionError: FUSE_SESSION_DOWN, when no session runs.
+            PortholeError: An error of `DriverQueue.submit`.
         """
         if not self._running:
             raise FailedPreconditionError(
@@ -206,7 +206,7 @@ class FsDriver:
         """Put a request that has no reply (FORGET, BATCH_FORGET, INTERRUPT) on the hiprio queue.
 
         Raises:
-            PortholeError: As DriverQueue.submit.
+            PortholeError: An error of `DriverQueue.submit`.
         """
         _, header = self._header(opcode, nodeid, len(args))
         self._hiprio.submit([header, args], [])
@@ -242,27 +242,27 @@ class FsDriver:
             SESSION_FLAGS >> 32,
         )
         body = self._request(Opcode.INIT, 0, request, fuse.INIT_OUT.size, bytes).result()
-        answer = InitOut._make(unpack(Opcode.INIT, fuse.INIT_OUT, body))
-        if answer.major != fuse.FUSE_KERNEL_VERSION or answer.minor < fuse.FUSE_MIN_MINOR_VERSION:
+        reply = InitOut._make(unpack(Opcode.INIT, fuse.INIT_OUT, body))
+        if reply.major != fuse.FUSE_KERNEL_VERSION or reply.minor < fuse.FUSE_MIN_MINOR_VERSION:
             raise FailedPreconditionError(
                 "FUSE_VERSION",
-                f"share {self.tag}: the device speaks FUSE {answer.major}.{answer.minor}, this "
+                f"share {self.tag}: the device speaks FUSE {reply.major}.{reply.minor}, this "
                 f"driver 7.{fuse.FUSE_MIN_MINOR_VERSION} to 7.{fuse.FUSE_KERNEL_MINOR_VERSION}; "
                 "update the older one",
                 tag=self.tag,
             )
-        return answer
+        return reply
 
-    def _adopt(self, answer: InitOut) -> None:
-        self.flags = (answer.flags | answer.flags2 << 32) & SESSION_FLAGS
-        pages = answer.max_pages if self.flags & fuse.FUSE_MAX_PAGES else DEFAULT_MAX_PAGES
+    def _adopt(self, reply: InitOut) -> None:
+        self.flags = (reply.flags | reply.flags2 << 32) & SESSION_FLAGS
+        pages = reply.max_pages if self.flags & fuse.FUSE_MAX_PAGES else DEFAULT_MAX_PAGES
         most = min(max(pages, 1) * PAGE_BYTES, self.device.max_mapping_bytes)
         self.max_read = most
-        self.max_write = min(max(answer.max_write, PAGE_BYTES), most)
+        self.max_write = min(max(reply.max_write, PAGE_BYTES), most)
 
 
 def read_config(device: ProbedDevice) -> tuple[str, int]:
-    """Read tag and number of request queues of a virtio-fs device (virtio 1.2, section 5.11.4).
+    """Read a virtio-fs device's tag and number of request queues (virtio 1.2, section 5.11.4).
 
     Raises:
         InvalidArgumentError: FS_CONFIG.

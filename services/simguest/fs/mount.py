@@ -1,4 +1,4 @@
-"""Mounting a FUSE connection: mount(2), umount2(2), and what their failures mean.
+"""Mounting a FUSE connection: mount(2), umount2(2), and errors that name the remedy.
 
 Owns the system calls and the mount options. Must not know virtqueues or the FUSE protocol.
 """
@@ -17,7 +17,7 @@ from services.handshake.errors import FailedPreconditionError
 
 FUSE_DEVICE: Final = "/dev/fuse"
 SUBTYPE: Final = "porthole"
-"""What mount tables show: `fuse.porthole`."""
+"""Subtype of the mounts; a mount table shows `fuse.porthole`."""
 MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
 
 # linux/mount.h and sys/mount.h.
@@ -44,10 +44,10 @@ def mount(tag: str, mount_point: Path) -> int:
         mount_point: An existing directory.
 
     Returns:
-        The connection, a non-blocking descriptor; the file system is dead once it is closed.
+        The connection, a non-blocking descriptor; closing it ends the file system.
 
     Raises:
-        FailedPreconditionError: FUSE_UNAVAILABLE, with what is missing and what helps.
+        FailedPreconditionError: FUSE_UNAVAILABLE; it names the cause and the remedy.
     """
     try:
         if not stat.S_ISDIR(mount_point.stat().st_mode):
@@ -75,18 +75,18 @@ def mount(tag: str, mount_point: Path) -> int:
 
 
 def unmount(mount_point: Path) -> None:
-    """Take the mount out of the directory tree, busy or not; does nothing when it is gone.
+    """Detach the mount from the directory tree, busy or not; does nothing when it is gone.
 
     Args:
         mount_point: A resolved path.
     """
-    # MNT_DETACH: programs that still have files open keep a dead file system, not the mount point.
+    # MNT_DETACH frees the mount point even while programs have files of the share open.
     if is_mounted(mount_point):
         _libc.umount2(os.fsencode(mount_point), _MNT_DETACH)
 
 
 def is_mounted(mount_point: Path) -> bool:
-    """Whether a share is the topmost mount here; asks the mount table, not the share."""
+    """Return whether a share is the topmost mount here; reads the mount table, not the share."""
     wanted = os.fsencode(mount_point)
     topmost = b""
     for line in MOUNT_TABLE.read_bytes().splitlines():

@@ -1,6 +1,6 @@
-"""FUSE operations as calls on nodes and handles: what each request means.
+"""FUSE operations as methods, on nodes and handles.
 
-Owns the arguments of every operation that the guest's driver makes; replies.py decodes the answers.
+Owns the arguments of every operation that the guest's driver makes; replies.py decodes the replies.
 Each node in a reply counts one lookup, which the caller gives back with `forget`. Must not know
 paths or queues.
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from services.simguest.memory.dma import Buffer
 
 DIRECTORY_BYTES: Final = 128 << 10
-"""How much of a directory one READDIRPLUS asks for."""
+"""Bytes of a directory that one READDIRPLUS asks for."""
 FORGETS_PER_REQUEST: Final = 1024
-"""Nodes that one BATCH_FORGET gives back, 16 KiB of them."""
+"""Nodes in one BATCH_FORGET, which then has 16 KiB."""
 
 _PATH_MAX: Final = 4096
 _MAX_XATTR_BYTES: Final = 65536
@@ -41,9 +41,10 @@ _U64: Final = (1 << 64) - 1
 class FsOperations:
     """The operations of one session. Every method may be called from any thread.
 
-    Those named `begin_…` return at once, so that many can be in flight. Every method, or the
-    `result` of what it returns, raises OSError with the device's errno (EIO for a malformed reply)
-    and PortholeError when the device is gone or no session runs.
+    Methods named `begin_…` return at once, so that many requests can be in flight; errors of the
+    reply are raised by the `result` of what they return. A reply raises OSError with the device's
+    errno, EIO when it is malformed. PortholeError means that the device is gone, or that no session
+    runs.
 
     Attributes:
         driver: The session.
@@ -59,13 +60,13 @@ class FsOperations:
         return self._entry(Opcode.LOOKUP, parent, _z(name))
 
     def forget(self, nodeid: int, lookups: int = 1) -> None:
-        """Give lookups of a node back; needs no answer and never fails."""
+        """Give back lookups of a node; there is no reply, and it never fails."""
         with contextlib.suppress(PortholeError):  # a device that is gone has forgotten everything
             args = fuse.FORGET_IN.pack(lookups)
             self.driver.submit_hiprio(Opcode.FORGET, nodeid, args)
 
     def forget_many(self, nodeids: Sequence[int]) -> None:
-        """Give back one lookup of each node; needs no answer and never fails."""
+        """Give back one lookup of each node; there is no reply, and it never fails."""
         for start in range(0, len(nodeids), FORGETS_PER_REQUEST):
             batch = nodeids[start : start + FORGETS_PER_REQUEST]
             args = fuse.BATCH_FORGET_IN.pack(len(batch)) + b"".join(
@@ -75,7 +76,7 @@ class FsOperations:
                 self.driver.submit_hiprio(Opcode.BATCH_FORGET, 0, args)
 
     def interrupt(self, unique: int) -> None:
-        """Ask the device to give a request up; needs no answer."""
+        """Ask the device to interrupt a request; there is no reply."""
         self.driver.submit_hiprio(Opcode.INTERRUPT, 0, fuse.INTERRUPT_IN.pack(unique))
 
     def mkdir(self, parent: int, name: bytes, mode: int) -> Node:
@@ -83,7 +84,7 @@ class FsOperations:
         return self._entry(Opcode.MKDIR, parent, fuse.MKDIR_IN.pack(mode, 0) + _z(name))
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int = 0) -> Node:
-        """Make a node of the type in `mode`; `rdev` is the kernel's encoding of a device number."""
+        """Make a node of the type in `mode`; `rdev` is a device number in the kernel's encoding."""
         return self._entry(Opcode.MKNOD, parent, fuse.MKNOD_IN.pack(mode, rdev, 0) + _z(name))
 
     def symlink(self, parent: int, name: bytes, target: bytes) -> Node:
@@ -95,7 +96,7 @@ class FsOperations:
         return self._entry(Opcode.LINK, parent, fuse.LINK_IN.pack(nodeid) + _z(name))
 
     def unlink(self, parent: int, name: bytes) -> None:
-        """Remove a name that is not a directory's."""
+        """Remove a name of anything but a directory."""
         self._plain(Opcode.UNLINK, parent, _z(name)).result()
 
     def rmdir(self, parent: int, name: bytes) -> None:
@@ -105,7 +106,7 @@ class FsOperations:
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
     ) -> None:
-        """Move a name; `flags` are RENAME_* of renameat2(2)."""
+        """Rename; `flags` are RENAME_* of renameat2(2)."""
         names = _z(name) + _z(new_name)
         if flags:
             args = fuse.RENAME2_IN.pack(new_parent, flags)
@@ -120,7 +121,7 @@ class FsOperations:
     # Attributes.
 
     def getattr(self, nodeid: int, fh: int | None = None) -> Attr:
-        """Read attributes, of an open handle when one is given."""
+        """Read attributes; those of an open handle, when one is given."""
         flags, handle = (0, 0) if fh is None else (fuse.FUSE_GETATTR_FH, fh)
         return self._attr(Opcode.GETATTR, nodeid, fuse.GETATTR_IN.pack(flags, handle)).result()
 
@@ -136,7 +137,7 @@ class FsOperations:
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
     ) -> Pending[Attr]:
-        """Change those attributes that are given; times in nanoseconds since the epoch."""
+        """Change the given attributes; times are in nanoseconds since the epoch."""
         given = {
             fuse.FATTR_FH: fh,
             fuse.FATTR_SIZE: size,
@@ -166,7 +167,7 @@ class FsOperations:
         return self._attr(Opcode.SETATTR, nodeid, fuse.SETATTR_IN.pack(*request))
 
     def statfs(self, nodeid: int = fuse.FUSE_ROOT_ID) -> StatfsOut:
-        """Read what the file system says of its space."""
+        """Read the file system's total and free space."""
         size = fuse.STATFS_OUT.size
         return self.driver.submit(Opcode.STATFS, nodeid, b"", size, replies.statfs).result()
 
@@ -199,25 +200,25 @@ class FsOperations:
     def begin_create(
         self, parent: int, name: bytes, mode: int, flags: int = os.O_WRONLY
     ) -> Pending[tuple[Node, int]]:
-        """Make a file when there is none and open it; the result is node and handle."""
+        """Open a file, making it when it is missing; the result is node and handle."""
         args = fuse.CREATE_IN.pack(flags | os.O_CREAT, mode, 0, 0) + _z(name)
         size = replies.ENTRY_BYTES + fuse.OPEN_OUT.size
         return self.driver.submit(Opcode.CREATE, parent, args, size, replies.created)
 
     def begin_read(self, nodeid: int, fh: int, offset: int, size: int) -> Pending[bytes]:
-        """Read up to `size` bytes, at most the session's `max_read`; less at the file's end."""
+        """Read `size` bytes, fewer at the file's end; `size` is at most `driver.max_read`."""
         args = fuse.READ_IN.pack(fh, offset, size, 0, 0, 0)
         return self.driver.submit(Opcode.READ, nodeid, args, size, bytes)
 
     def begin_write(self, nodeid: int, fh: int, offset: int, part: Buffer) -> Pending[int]:
-        """Write at most the session's `max_write`; the result is how many bytes were taken."""
+        """Write at most `driver.max_write` bytes; the result is the number written."""
         args = fuse.WRITE_IN.pack(fh, offset, len(part), 0, 0, 0)
         decode = partial(replies.written, len(part))
         size = fuse.WRITE_OUT.size
         return self.driver.submit(Opcode.WRITE, nodeid, args, size, decode, payload=part)
 
     def begin_flush(self, nodeid: int, fh: int) -> Pending[None]:
-        """Tell that a descriptor is closed; what writing failed with may be reported here."""
+        """Report that a descriptor is closed; an error of an earlier write may be raised here."""
         return self._plain(Opcode.FLUSH, nodeid, fuse.FLUSH_IN.pack(fh, 0))
 
     def fsync(self, nodeid: int, fh: int, *, data_only: bool = False) -> None:
@@ -226,13 +227,13 @@ class FsOperations:
         self._plain(Opcode.FSYNC, nodeid, fuse.FSYNC_IN.pack(fh, flags)).result()
 
     def release(self, nodeid: int, fh: int) -> None:
-        """Close a handle; as in a kernel nobody waits for it, and it never fails."""
+        """Close a handle, without waiting for the reply, as a kernel does; it never fails."""
         self._release(Opcode.RELEASE, nodeid, fh)
 
     # Directories.
 
     def opendir(self, nodeid: int) -> int:
-        """Open a directory; returns the handle."""
+        """Open a directory, and return the handle."""
         return self._handle(Opcode.OPENDIR, nodeid, os.O_RDONLY).result()
 
     def releasedir(self, nodeid: int, fh: int) -> None:
@@ -240,15 +241,15 @@ class FsOperations:
         self._release(Opcode.RELEASEDIR, nodeid, fh)
 
     def readdir(self, nodeid: int, fh: int, cookie: int = 0) -> list[tuple[bytes, Dirent]]:
-        """Read names from after `cookie`; empty at the end. Counts no lookups."""
+        """Read the names after `cookie`, none at the end; counts no lookups."""
         args = fuse.READ_IN.pack(fh, cookie, self._directory_bytes, 0, 0, 0)
         size = self._directory_bytes
         return self.driver.submit(Opcode.READDIR, nodeid, args, size, replies.names).result()
 
     def readdirplus(self, nodeid: int, fh: int, cookie: int = 0) -> list[DirectoryEntry]:
-        """Read names with their nodes from after `cookie`; empty at the end.
+        """Read the names after `cookie` with their nodes, none at the end.
 
-        Each entry with a node counts a lookup of it.
+        Each entry with a node counts one lookup of the node.
         """
         args = fuse.READ_IN.pack(fh, cookie, self._directory_bytes, 0, 0, 0)
         size = self._directory_bytes
@@ -279,11 +280,11 @@ class FsOperations:
             self._plain(opcode, nodeid, fuse.RELEASE_IN.pack(fh, 0, 0, 0))
 
     def _sized(self, opcode: Opcode, nodeid: int, args: bytes) -> bytes:
-        # The size is asked for first; it may have grown when the value is read (ERANGE).
+        # The size is read first; the value may have grown until it is read (ERANGE).
         while True:
             query = fuse.GETXATTR_IN.pack(0) + args
-            answer_bytes = fuse.GETXATTR_OUT.size
-            asked = self.driver.submit(opcode, nodeid, query, answer_bytes, replies.xattr_size)
+            room = fuse.GETXATTR_OUT.size
+            asked = self.driver.submit(opcode, nodeid, query, room, replies.xattr_size)
             size = min(asked.result(), _MAX_XATTR_BYTES)
             if size == 0:
                 return b""

@@ -1,8 +1,8 @@
-"""A share by path: what a program in the guest would do with it.
+"""The files of a share by path, as a program in the guest would use them.
 
-Owns the walk from the root through names and giving every node back afterwards. Paths are relative
-to the share's root; "." and empty components count for nothing, ".." is refused, and symbolic links
-are not followed. Must not know how a request travels.
+Owns the walk from the root through names, and giving back every node afterwards. Paths are relative
+to the share's root; "." and empty components are skipped, ".." is refused, and symbolic links are
+not followed. Must not know queues or the layout of requests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Path = str | bytes
 class ShareFiles:
     """The files of one share. Every method may be called from any thread.
 
-    Every method raises OSError with the device's errno and PortholeError when the device is gone.
+    Every method raises OSError with the device's errno, and PortholeError when the device is gone.
     """
 
     def __init__(self, operations: FsOperations) -> None:
@@ -37,7 +37,7 @@ class ShareFiles:
 
     @contextmanager
     def walk(self, path: Path) -> Iterator[Node]:
-        """Find a path; its node is valid inside the `with` block."""
+        """Find the node of a path; it is valid inside the `with` block."""
         components = split(path)
         if not components:
             yield Node(FUSE_ROOT_ID, self.operations.getattr(FUSE_ROOT_ID))
@@ -51,7 +51,7 @@ class ShareFiles:
 
     @contextmanager
     def parent(self, path: Path) -> Iterator[tuple[int, bytes]]:
-        """Find the directory that a path's last component is in; valid inside the `with` block."""
+        """Find the directory of a path's last component; it is valid inside the `with` block."""
         *above, name = split(path) or _refuse_root(path)
         nodeid = FUSE_ROOT_ID
         taken = []
@@ -81,7 +81,7 @@ class ShareFiles:
             return b"".join(streams.read_file(self.operations, node))
 
     def write_file(self, path: Path, data: Buffer | Iterable[Buffer], mode: int = 0o644) -> int:
-        """Make or replace a file's contents; returns the bytes written."""
+        """Make a file, or replace its contents; return the number of bytes written."""
         chunks = [data] if isinstance(data, bytes | bytearray | memoryview) else data
         with self.parent(path) as (parent, name):
             node, fh = self.operations.begin_create(
@@ -121,7 +121,7 @@ class ShareFiles:
             self.operations.forget(self.operations.mkdir(parent, name, mode).nodeid)
 
     def make_directories(self, path: Path, mode: int = 0o755) -> None:
-        """Make a directory and those above it, as far as they are missing."""
+        """Make a directory and its parents, those that are missing."""
         components = split(path)
         for depth in range(1, len(components) + 1):
             try:
@@ -130,7 +130,7 @@ class ShareFiles:
                 continue
 
     def unlink(self, path: Path) -> None:
-        """Remove a name that is not a directory's."""
+        """Remove a name of anything but a directory."""
         with self.parent(path) as (parent, name):
             self.operations.unlink(parent, name)
 
@@ -140,7 +140,7 @@ class ShareFiles:
             self.operations.rmdir(parent, name)
 
     def rename(self, path: Path, new_path: Path, flags: int = 0) -> None:
-        """Move a name; `flags` are RENAME_* of renameat2(2)."""
+        """Rename; `flags` are RENAME_* of renameat2(2)."""
         with self.parent(path) as (parent, name), self.parent(new_path) as (new_parent, new_name):
             self.operations.rename(parent, name, new_parent, new_name, flags)
 
@@ -164,7 +164,7 @@ def split(path: Path) -> list[bytes]:
     """Split a path into components.
 
     Raises:
-        OSError: EINVAL for "..", which a walk from the root has no use for.
+        OSError: EINVAL, when a component is "..".
     """
     components = [part for part in os.fsencode(path).split(b"/") if part not in (b"", b".")]
     if b".." in components:

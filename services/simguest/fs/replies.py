@@ -1,7 +1,7 @@
-"""What a FUSE device answers: reading the replies to the driver's requests.
+"""Decoders for the replies to the driver's requests.
 
-Owns the checks on what a device says: lengths, counts and names. A malformed reply is OSError EIO.
-Must not know how requests are made or travel.
+Owns the checks of a reply: lengths, counts and names. A malformed one raises OSError EIO. Must not
+know how requests are made or sent.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ATTR_BYTES: Final = fuse.ATTR_OUT.size + fuse.ATTR.size
 
 
 class Node(NamedTuple):
-    """A node that the device knows and what it says of it."""
+    """A node of the device, and its attributes."""
 
     nodeid: int
     attr: Attr
 
 
 class DirectoryEntry(NamedTuple):
-    """One name in a directory; `node` is None where no lookup was counted, as for "." and ".."."""
+    """One name in a directory; `node` is None when no lookup was counted, as for "." and ".."."""
 
     name: bytes
     cookie: int
@@ -37,7 +37,7 @@ class DirectoryEntry(NamedTuple):
 
 
 def entry(body: bytes) -> Node:
-    """Read an entry; a negative one (no such name, may be cached) is FileNotFoundError."""
+    """Read an entry; a negative one (no such name, may be cached) raises FileNotFoundError."""
     if len(body) != ENTRY_BYTES:
         raise malformed_reply(Opcode.LOOKUP, f"{len(body)} bytes instead of {ENTRY_BYTES}")
     node = _node(body, 0)
@@ -67,7 +67,7 @@ def statfs(body: bytes) -> StatfsOut:
 
 
 def xattr_size(body: bytes) -> int:
-    """Read the reply to GETXATTR or LISTXATTR without room: the size that is needed."""
+    """Read the reply to a GETXATTR or LISTXATTR that asks for the size."""
     return int(unpack(Opcode.GETXATTR, fuse.GETXATTR_OUT, body)[0])
 
 

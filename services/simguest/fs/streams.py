@@ -1,4 +1,4 @@
-"""Whole files and whole directories: many requests in flight for one thing.
+"""Whole files and whole directories, with several requests in flight for each.
 
 Owns read-ahead, write-behind and the walk through a directory's cookies. Must not know paths or
 the layout of requests.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from services.simguest.memory.dma import Buffer
 
 IN_FLIGHT: Final = 4
-"""READs or WRITEs of one file that are on their way at a time."""
+"""The most READs or WRITEs of one file in flight."""
 
 
 def read_all(
@@ -34,7 +34,7 @@ def read_all(
         operations: The session.
         nodeid: The file.
         fh: Its handle.
-        size_hint: Its size in bytes, as far as known; a file that has grown is read to its new end.
+        size_hint: Its size in bytes as last seen; a file that has grown is read to its new end.
         start: Offset to begin at.
 
     Raises:
@@ -57,18 +57,19 @@ def read_all(
 
 
 def read_size(operations: FsOperations, rest: int) -> int:
-    """Tell how much to ask for when `rest` bytes of a file are left.
+    """Return the size of the READ for the last `rest` bytes of a file.
 
-    One byte more, in whole pages: a shorter answer shows the end without another request.
+    It is at least one byte more, in whole pages, so that a short reply shows the end of the file
+    without another request.
     """
     return min(operations.driver.max_read, -(-(rest + 1) // PAGE_BYTES) * PAGE_BYTES)
 
 
 class Writer:
-    """Writes a file from its start, several requests in flight.
+    """Writes a file from its start, with several requests in flight.
 
     Attributes:
-        size_bytes: Bytes handed over so far.
+        size_bytes: Number of bytes added so far.
     """
 
     def __init__(self, operations: FsOperations, nodeid: int, fh: int) -> None:
@@ -78,10 +79,10 @@ class Writer:
         self._pending: deque[tuple[Pending[int], int, memoryview]] = deque()
 
     def add(self, chunk: Buffer) -> None:
-        """Begin to write the next bytes, any number of them.
+        """Begin to write the next bytes.
 
         Raises:
-            OSError: The device's errno, for these or earlier bytes.
+            OSError: The device's errno, for these bytes or earlier ones.
             PortholeError: The device is gone.
         """
         view = memoryview(chunk)
@@ -95,22 +96,28 @@ class Writer:
                 self._settle()
 
     def finish(self) -> None:
-        """Wait until everything is written; raises as `add`."""
+        """Wait until everything is written.
+
+        Raises:
+            OSError: The device's errno.
+            PortholeError: The device is gone.
+        """
         while self._pending:
             self._settle()
 
     def _settle(self) -> None:
         request, offset, part = self._pending.popleft()
         done = request.result()
-        while done < len(part):  # as a kernel does: the rest again, until it is all or an error
+        while done < len(part):  # as a kernel does: write the rest, until none is left or an error
             rest = part[done:]
             done += self._operations.begin_write(*self._file, offset + done, rest).result()
 
 
 def scan(operations: FsOperations, nodeid: int) -> Iterator[tuple[bytes, Node]]:
-    """Read a whole directory without "." and ".."; each node counts a lookup.
+    """Read a whole directory without "." and "..".
 
-    The lookups are the caller's to forget. A name that disappears meanwhile is left out.
+    Each node counts one lookup, which the caller must forget. A name that disappears meanwhile is
+    left out.
 
     Args:
         operations: The session.
@@ -138,7 +145,7 @@ def _entries(operations: FsOperations, nodeid: int, fh: int, cookie: int) -> lis
     else:
         plain = operations.readdir(nodeid, fh, cookie)
         found = [DirectoryEntry(name, dirent.off, None) for name, dirent in plain]
-    # Without READDIRPLUS, and where the device had no room for a node, the name is looked up.
+    # Names that came without a node are looked up: all of READDIR, some of READDIRPLUS.
     return [
         entry._replace(node=_find(operations, nodeid, entry.name))
         if entry.node is None and entry.name not in (b".", b"..")
@@ -155,7 +162,7 @@ def _find(operations: FsOperations, nodeid: int, name: bytes) -> Node | None:
 
 
 def read_file(operations: FsOperations, node: Node) -> Iterator[bytes]:
-    """Open a file, read it to its end and close it; errors as `read_all`."""
+    """Open a file, read it to its end and close it; `read_all` says what is raised."""
     fh = operations.begin_open(node.nodeid).result()
     try:
         yield from read_all(operations, node.nodeid, fh, node.attr.size)

@@ -1,8 +1,8 @@
-"""The bounce pool: the only memory that devices behind it can reach, handed out slot by slot.
+"""The bounce pool: the only memory that a device behind it can reach, handed out slot by slot.
 
 Owns the slots of one pool with the geometry of Linux' swiotlb (kernel/dma/swiotlb.c,
-include/linux/swiotlb.h): 2 KiB slots, segments of 128 slots that no mapping crosses, several areas
-with a lock each. Must not know rings, devices or how the pool came to be.
+include/linux/swiotlb.h): 2 KiB slots, segments of 128 slots that no mapping crosses, and areas with
+a lock each. Must not know rings, devices or how the kernel chose the pool.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _PAGE_STARTS: Final[int] = sum(1 << slot for slot in range(0, SEGMENT_SLOTS, _PA
 
 @dataclass(frozen=True, slots=True)
 class PoolUsage:
-    """How a pool is used, at one moment.
+    """The use of a pool at one moment.
 
     Attributes:
         slots_total: Slots of the pool.
         slots_used: Slots that are mapped.
-        slots_used_high_water: The most that ever were.
-        bytes_bounced: Bytes copied in and out so far.
+        slots_used_high_water: The most slots that were ever mapped at once.
+        bytes_bounced: Bytes copied in and out since boot.
     """
 
     slots_total: int
@@ -60,21 +60,21 @@ class PoolUsage:
 
 
 def slots_of(length: int) -> int:
-    """Slots that a mapping of `length` bytes takes."""
+    """Return the number of slots that a mapping of `length` bytes takes."""
     return -(-length // SLOT_BYTES)
 
 
 def find_run(free: int, slots: int) -> int:
     """Find a run of free slots in one segment.
 
-    A run of a page or more starts on a page, as the kernel's does.
+    A run of a page or more starts on a page, as in the kernel.
 
     Args:
         free: One bit per slot of the segment, set where the slot is free.
         slots: Length of the run, 1 to 128.
 
     Returns:
-        Index of the first slot of the lowest run; -1 when there is none.
+        The index of the first slot of the lowest run; -1 when there is none.
     """
     starts = free
     known = 1
@@ -99,10 +99,12 @@ class _Area:
         self._lock = threading.Lock()
 
     def take(self, wanted: Sequence[int], found: list[int]) -> None:
-        """Take runs of `wanted` slots, from where `found` ends until one does not fit.
+        """Take runs of free slots, until one does not fit.
 
-        What is taken is added to `found`: the first slot of each run, counted from the start of
-        the pool.
+        Args:
+            wanted: Slots of each run. The first `len(found)` runs have been taken before.
+            found: The first slot of each run taken, counted from the start of the pool; this
+                appends to it.
         """
         with self._lock:
             for slots in wanted[len(found) :]:
@@ -112,7 +114,7 @@ class _Area:
                 found.append(slot)
 
     def give(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Give runs back: first slot and number of slots of each."""
+        """Free runs, each given by its first slot and its number of slots."""
         with self._lock:
             for slot, slots in runs:
                 segment, first = divmod(slot - self.first_segment * SEGMENT_SLOTS, SEGMENT_SLOTS)
@@ -133,7 +135,7 @@ class BouncePool:
     """Maps buffers into the slots of one pool and copies between them and their drivers.
 
     Attributes:
-        bound: Of its slots.
+        bound: Notes when the slots are used up.
     """
 
     max_mapping_bytes = MAX_MAPPING_BYTES
@@ -150,9 +152,9 @@ class BouncePool:
         Args:
             ram: The memory that the pool is part of.
             pool: Its range; the base is page-aligned.
-            areas: How many locks to spread the segments over; fewer when there are fewer segments.
-            on_exhausted: Told once per episode, on the thread that needs slots, which device of
-                `for_device` has to wait for some.
+            areas: Number of areas, each with a lock; at most one per segment is made.
+            on_exhausted: Called once per episode of exhaustion, on the thread that has to wait
+                for slots, with the id that its device gave to `for_device`.
         """
         self.pool = pool
         self._memory = ram.view(pool.base, pool.size_bytes)
@@ -170,11 +172,11 @@ class BouncePool:
         self.bound = Bound(Resource.BOUNCE_POOL, self._slots_total, lambda: self._used, _look_later)
 
     def for_device(self, device_id: str) -> DevicePool:
-        """Give the pool as one device uses it."""
+        """Return the pool as one device uses it."""
         return DevicePool(self, device_id)
 
     def usage(self) -> PoolUsage:
-        """Tell how the pool is used now."""
+        """Return how the pool is used now."""
         with self._counters:
             return PoolUsage(self._slots_total, self._used, self._high_water, self._bytes_bounced)
 
@@ -182,9 +184,9 @@ class BouncePool:
         """Map buffers of these lengths: all of them, or none when this raises.
 
         Args:
-            lengths: As of `Dma.map`.
-            deadline_s: As of `Dma.map`.
-            device_id: Of the device that the buffers are for.
+            lengths: In bytes, each from 1 to 256 KiB.
+            deadline_s: How long to wait for slots, in seconds.
+            device_id: The device that the buffers are for; it is named when slots are short.
 
         Raises:
             InvalidArgumentError: BUFFER_EMPTY or MAPPING_TOO_LONG.
@@ -194,7 +196,7 @@ class BouncePool:
         if (mappings := self._take_all(lengths)) is not None:
             return mappings
         self.bound.hit(partial(self._on_exhausted, device_id))
-        self._wake()  # what was taken in part and given back may do for somebody else
+        self._wake()  # the slots that were taken and given back may suffice for another thread
         return self._wait_for_room(lengths, deadline_s)
 
     def sync_for_device(self, mappings: Iterable[Mapping], buffers: Iterable[Buffer]) -> None:
@@ -204,18 +206,18 @@ class BouncePool:
             self._bytes_bounced += copied
 
     def sync_for_cpu(self, mappings: Iterable[Mapping], written: int) -> list[bytes]:
-        """Copy what the device wrote out of its slots."""
+        """Copy the bytes that the device wrote out of their slots."""
         with self._counters:
             self._bytes_bounced += written
         return copy_out(mappings, written)
 
     def unmap(self, mappings: Iterable[Mapping]) -> None:
-        """Give the slots back and wake who waits for some."""
+        """Free the slots and wake the threads that wait for some."""
         given = [
             ((mapping.gpa - self.pool.base) // SLOT_BYTES, slots_of(mapping.length))
             for mapping in mappings
         ]
-        with self._counters:  # before others can take them: else they would be counted twice
+        with self._counters:  # first: once freed, another thread may take and count them again
             self._used -= sum(slots for _, slots in given)
         self._give(given)
         self._wake()
@@ -229,7 +231,7 @@ class BouncePool:
             self._areas[area].give(its_runs)
 
     def _wake(self) -> None:
-        # A waiter counts itself before it looks for slots: it finds these, or it is seen here.
+        # A waiter counts itself before it looks for slots: it finds these, or is counted here.
         if self._waiting:
             with self._room:
                 self._room.notify_all()
@@ -251,11 +253,11 @@ class BouncePool:
         return mappings
 
     def _find_all(self, wanted: Sequence[int]) -> list[int]:
-        """Take runs from the thread's own area and then the others; as many as there are."""
+        """Take as many of the wanted runs as fit, from the thread's own area first."""
         found: list[int] = []
         home, count = self._home_area(), len(self._areas)
         before = -1
-        # Another round when one helped: room for the next run may be in an area passed before.
+        # Go round again after progress: an area that was passed may have room for the next run.
         while before < len(found) < len(wanted):
             before = len(found)
             for i in range(count):
@@ -265,7 +267,7 @@ class BouncePool:
         return found
 
     def _home_area(self) -> int:
-        """The area that this thread tries first; threads spread over the areas in turn."""
+        """Return the area that this thread tries first; new threads get the areas in turn."""
         home: int | None = getattr(self._home, "area", None)
         if home is None:
             with self._counters:
@@ -303,7 +305,7 @@ class BouncePool:
 
 
 class DevicePool:
-    """The pool as one device uses it: it is named when the pool is exhausted."""
+    """The pool as one device uses it; the device is named when the pool is exhausted."""
 
     max_mapping_bytes = MAX_MAPPING_BYTES
 
@@ -315,7 +317,7 @@ class DevicePool:
         self.unmap = pool.unmap
 
     def map(self, lengths: Sequence[int], deadline_s: float) -> list[Mapping]:
-        """As `BouncePool.map`."""
+        """Map buffers of this device; `BouncePool.map` is the contract."""
         return self._pool.map(lengths, deadline_s, self._device_id)
 
 

@@ -1,4 +1,4 @@
-"""The guest's DMA interface: what a driver's buffer must go through before a device may see it.
+"""The guest's DMA API: every buffer is mapped here before a device may see it.
 
 Owns the interface and its direct kind, for a guest without a pool; bounce.py has the other kind.
 Must not know rings or drivers.
@@ -39,18 +39,17 @@ class Mapping:
 
 
 class Dma(Protocol):
-    """Maps buffers for devices, as the kernel's DMA API does. Thread-safe."""
+    """Maps buffers for devices, like the kernel's DMA API. Thread-safe."""
 
     @property
     def max_mapping_bytes(self) -> int:
-        """The longest mapping that is possible."""
+        """Length of the longest possible mapping, in bytes."""
         ...
 
     def map(self, lengths: Sequence[int], deadline_s: float) -> list[Mapping]:
         """Map buffers of these lengths: all of them, or none when this raises.
 
-        All at once, because submitters that each hold a part while they wait for the rest would
-        wait for each other.
+        Two threads that each held a part while they wait for the rest would deadlock.
 
         Args:
             lengths: In bytes, each from 1 to `max_mapping_bytes`.
@@ -58,29 +57,29 @@ class Dma(Protocol):
 
         Raises:
             InvalidArgumentError: BUFFER_EMPTY or MAPPING_TOO_LONG.
-            ResourceExhaustedError: There is no room; names used and total.
+            ResourceExhaustedError: No room came free in time; it names used and total.
         """
         ...
 
     def sync_for_device(self, mappings: Iterable[Mapping], buffers: Iterable[Buffer]) -> None:
-        """Copy a driver's buffers in, each into the mapping of its length; as many as there are."""
+        """Copy buffers into the first of the mappings, each of exactly its buffer's length."""
         ...
 
     def sync_for_cpu(self, mappings: Iterable[Mapping], written: int) -> list[bytes]:
-        """Copy out the `written` bytes with which the device filled the mappings, in order.
+        """Copy out the first `written` bytes of the mappings, which the device fills in order.
 
         Returns:
-            One bytes object per mapping; short or empty from where the device stopped.
+            One bytes object per mapping; short or empty behind the last byte that was written.
         """
         ...
 
     def unmap(self, mappings: Iterable[Mapping]) -> None:
-        """End mappings; the caller drops them."""
+        """End mappings; the caller must not use them afterwards."""
         ...
 
 
 def copy_in(mappings: Iterable[Mapping], buffers: Iterable[Buffer]) -> int:
-    """Copy buffers into mappings; returns how many bytes."""
+    """Copy buffers into mappings, and return the number of bytes."""
     copied = 0
     for mapping, data in zip(mappings, buffers, strict=False):
         mapping.view[:] = data
@@ -89,9 +88,9 @@ def copy_in(mappings: Iterable[Mapping], buffers: Iterable[Buffer]) -> int:
 
 
 def copy_out(mappings: Iterable[Mapping], written: int) -> list[bytes]:
-    """Copy `written` bytes out of mappings, in order.
+    """Copy the first `written` bytes out of mappings, in order.
 
-    A copy, because the device can still write there while a driver reads.
+    The driver gets a copy, because the device can still write to the mappings.
     """
     parts = []
     for mapping in mappings:
@@ -124,7 +123,7 @@ def check_lengths(lengths: Sequence[int], limit: int) -> None:
 
 
 class DirectDma:
-    """Buffers in ordinary pages, where the device finds them: a guest without a pool."""
+    """Maps buffers in ordinary pages of a guest that has no pool."""
 
     max_mapping_bytes = _MAX_DESCRIPTOR_BYTES
 
@@ -133,7 +132,7 @@ class DirectDma:
         self._pages = pages
 
     def map(self, lengths: Sequence[int], deadline_s: float) -> list[Mapping]:
-        """Allocate pages for each buffer; there is nothing to wait for, so this never does."""
+        """Allocate pages for each buffer, without ever waiting for some."""
         del deadline_s
         check_lengths(lengths, self.max_mapping_bytes)
         mappings: list[Mapping] = []
@@ -151,7 +150,7 @@ class DirectDma:
         copy_in(mappings, buffers)
 
     def sync_for_cpu(self, mappings: Iterable[Mapping], written: int) -> list[bytes]:
-        """Copy what the device wrote out of the pages."""
+        """Copy the bytes that the device wrote out of their pages."""
         return copy_out(mappings, written)
 
     def unmap(self, mappings: Iterable[Mapping]) -> None:

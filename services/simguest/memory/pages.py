@@ -1,6 +1,6 @@
 """The guest's page allocator: ordinary RAM, outside any bounce pool.
 
-Owns which pages are free. Must not know what they are used for.
+Owns the free ranges. Must not know what pages are used for.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def pages_bytes(length: int) -> int:
 
 
 class PageAllocator:
-    """First fit over sorted free ranges, which merge when they touch; thread-safe.
+    """A first-fit allocator over sorted free ranges, which merge when they touch; thread-safe.
 
-    First fit keeps a guest's buffers together at low addresses, so that a device that maps windows
-    on demand finds the same ones again.
+    First fit keeps the buffers at low addresses and reuses them, so a device that maps windows on
+    demand needs few windows.
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -38,7 +38,7 @@ class PageAllocator:
         self.used_bytes = 0
 
     def allocate(self, length: int) -> int:
-        """Take contiguous pages for `length` bytes and tell the address of the first.
+        """Take contiguous pages for `length` bytes and return the address of the first.
 
         Raises:
             ResourceExhaustedError: GUEST_MEMORY_EXHAUSTED, naming used and total.
@@ -62,7 +62,7 @@ class PageAllocator:
         )
 
     def free(self, gpa: int, length: int) -> None:
-        """Give back what `allocate` gave for the same length."""
+        """Free the pages that `allocate` returned for the same length."""
         end = gpa + pages_bytes(length)
         with self._lock:
             i = bisect.bisect_left(self._starts, gpa)

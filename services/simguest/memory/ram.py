@@ -1,6 +1,6 @@
 """The guest's RAM: one sealed memfd, laid out as a PC's physical address space.
 
-Owns the memory and its regions. Must not know who uses which part of it.
+Owns the memory and its regions. Must not know what any part of it is used for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from services.handshake.errors import InvalidArgumentError
 from services.handshake.pool import PAGE_BYTES
 
 LOW_RAM_LIMIT: Final = 3 << 30
-"""RAM below this address is one region at 0; above it lies the hole for devices."""
+"""RAM below this address is one region at 0; the hole for devices begins here."""
 
 HIGH_RAM_BASE: Final = 4 << 30
-"""Where RAM goes on behind the hole."""
+"""The rest of RAM begins here, behind the hole."""
 
 MIN_RAM_BYTES: Final = 32 << 20
 MAX_RAM_BYTES: Final = 1 << 40
@@ -33,7 +33,8 @@ class RamRegion:
         gpa: Guest-physical address of its first byte.
         size_bytes: Length.
         offset: Where it starts in the memfd, in bytes.
-        user_addr: Where it starts in this process; vhost-user ring addresses count from here.
+        user_addr: Address of its first byte in this process; vhost-user calls it the user address
+            and gives ring addresses in it.
     """
 
     gpa: int
@@ -43,12 +44,12 @@ class RamRegion:
 
     @property
     def end(self) -> int:
-        """First address behind the region."""
+        """The first address behind the region."""
         return self.gpa + self.size_bytes
 
 
 class GuestRam:
-    """Zeroed, sparse memory that can be handed to other processes and never changes its length."""
+    """Zeroed, sparse memory of a fixed length, whose descriptor other processes can map."""
 
     def __init__(self, ram_bytes: int) -> None:
         """Make the memory.
@@ -69,7 +70,7 @@ class GuestRam:
         self.size_bytes = ram_bytes
         self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, ram_bytes)
-        # A device host maps this file; a shrinking one would kill it with SIGBUS.
+        # A device host maps this file; if the file shrank, SIGBUS would kill the device host.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         mapping = mmap.mmap(self.fd, ram_bytes)
         user_addr = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
@@ -77,10 +78,10 @@ class GuestRam:
         self.regions = tuple(_regions(ram_bytes, user_addr))
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """Give the `length` bytes at `gpa`, writable and without a copy.
+        """Return the `length` bytes at `gpa`, writable and without a copy.
 
         Raises:
-            InvalidArgumentError: GPA_OUTSIDE_RAM when they are not all inside one region.
+            InvalidArgumentError: GPA_OUTSIDE_RAM when the bytes are not all inside one region.
         """
         for region in self.regions:
             if region.gpa <= gpa and 0 <= length <= region.end - gpa:
@@ -94,7 +95,7 @@ class GuestRam:
         )
 
     def user_addr(self, gpa: int) -> int:
-        """Tell the address in this process of a guest-physical address.
+        """Return the address in this process of a guest-physical address.
 
         Raises:
             InvalidArgumentError: GPA_OUTSIDE_RAM.
@@ -104,7 +105,7 @@ class GuestRam:
         return region.user_addr + gpa - region.gpa
 
     def close(self) -> None:
-        """Drop the memory; it is unmapped when the last view of it is gone."""
+        """Close the memory; it is unmapped once its last view is gone."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -26,10 +26,10 @@ WANTED_FEATURES: Final = (
 
 DEFAULT_MTU: Final = 1500
 MERGEABLE_BUFFER_BYTES: Final = 2048
-"""One slot of a bounce pool: a frame of the usual size fits, longer ones take several."""
+"""One slot of a bounce pool; it holds a frame of the usual size, longer ones take several."""
 RECEIVE_BUFFERS: Final = 128
 RECEIVE_BACKLOG: Final = 1024
-"""Frames that wait for `receive`; the oldest is dropped for the next."""
+"""The most frames that wait for `receive`; a further one replaces the oldest."""
 
 _VLAN_TAG_BYTES: Final = 4
 _HEADER: Final = virtio_net.HEADER.pack(*NetHeader())
@@ -39,10 +39,10 @@ class NetDriver:
     """One adapter. Every method may be called from any thread.
 
     Attributes:
-        mac: 6 bytes, as the device says.
-        mtu: Bytes of payload per frame, as the device says.
+        mac: The device's MAC address, 6 bytes.
+        mtu: Bytes of payload per frame.
         link_up: Whether the device had a link when it was probed.
-        malformed: Received buffers that made no frame.
+        malformed: Number of received buffers that made no frame.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class NetDriver:
         """Read the configuration and post receive buffers.
 
         Args:
-            device: Its queues run; nobody else uses them.
-            on_frame: Gets every frame that comes, in order, on the receive queue's completion
-                thread; it must not block on that queue. None: frames wait for `receive`.
+            device: A virtio-net device that nothing else uses.
+            on_frame: Takes every frame that arrives, in order, on the receive queue's completion
+                thread; it must not block on that queue. With None, frames wait for `receive`.
 
         Raises:
             InvalidArgumentError: NET_CONFIG when the configuration space is not one of virtio-net.
-            PortholeError: As DriverQueue.post_receive.
+            PortholeError: An error of `DriverQueue.post_receive`.
         """
         self.mac, self.mtu, self.link_up = _read_config(device)
         self.malformed = 0
@@ -83,7 +83,7 @@ class NetDriver:
 
         Raises:
             InvalidArgumentError: FRAME_LENGTH.
-            PortholeError: As DriverQueue.submit.
+            PortholeError: An error of `DriverQueue.submit`.
         """
         if not virtio_net.ETHERNET_HEADER_BYTES <= len(frame) <= virtio_net.MAX_FRAME_BYTES:
             raise InvalidArgumentError(
@@ -95,7 +95,7 @@ class NetDriver:
         self._transmit.submit([_HEADER, frame], [])
 
     def receive(self, timeout_s: float) -> bytes:
-        """Take the next frame; only without `on_frame`.
+        """Take the next frame; only for a driver without `on_frame`.
 
         Args:
             timeout_s: How long to wait, in seconds.
@@ -111,12 +111,12 @@ class NetDriver:
             ) from None
 
     def _take(self, data: bytes) -> None:
-        """Take one receive buffer; a frame is complete when `num_buffers` of them have come."""
+        """Take one receive buffer; a frame is complete when all its `num_buffers` have arrived."""
         if self._missing:
             self._parts.append(data)
             self._missing -= 1
         elif len(data) < HEADER_BYTES:
-            self.malformed += 1  # a buffer given back unused
+            self.malformed += 1  # the device returned the buffer unused
             return
         else:
             header = NetHeader._make(virtio_net.HEADER.unpack_from(data))
@@ -145,7 +145,7 @@ def _read_config(device: ProbedDevice) -> tuple[bytes, int, bool]:
         raise InvalidArgumentError(
             "NET_CONFIG",
             f"configuration space {raw.hex()} with features 0x{device.features:x} is not that of a "
-            "virtio-net device that tells its MAC address",
+            "virtio-net device that has a MAC address",
         )
     config = NetConfig._make(virtio_net.CONFIG.unpack_from(raw))
     mtu = config.mtu if device.features & virtio_net.F_MTU else DEFAULT_MTU

@@ -45,7 +45,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class NetworkNamespace:
-    """A network namespace of its own, kept by a descriptor.
+    """A new network namespace, which a descriptor keeps alive.
 
     Attributes:
         fd: The descriptor; `nsenter --net=/proc/<pid>/fd/<fd>` enters the namespace.
@@ -55,7 +55,7 @@ class NetworkNamespace:
         """Make the namespace, with the loopback interface up.
 
         Raises:
-            FailedPreconditionError: NETNS_UNAVAILABLE, naming the right that is missing.
+            FailedPreconditionError: NETNS_UNAVAILABLE; it names the missing right.
         """
         self.fd = _in_new_thread(_unshare)
         try:
@@ -71,13 +71,13 @@ class NetworkNamespace:
         self.close()
 
     def run(self, function: Callable[[], T]) -> T:
-        """Run a function inside the namespace, in a thread made for it, and wait for it.
+        """Run a function inside the namespace, in a new thread, and wait for it.
 
-        Sockets that it opens stay in this namespace, whoever uses them afterwards.
+        Sockets that the function opens stay in this namespace, whichever thread uses them.
 
         Raises:
             FailedPreconditionError: NETNS_UNAVAILABLE.
-            Exception: Whatever the function raises.
+            Exception: Any exception of the function.
         """
 
         def inside() -> T:
@@ -99,7 +99,7 @@ class NetworkNamespace:
 
         Raises:
             InvalidArgumentError: INTERFACE_NAME.
-            FailedPreconditionError: NETNS_UNAVAILABLE, naming the right that is missing.
+            FailedPreconditionError: NETNS_UNAVAILABLE; it names the missing right.
         """
         return self.run(lambda: _open_tap(name))
 
@@ -117,7 +117,7 @@ class NetworkNamespace:
 
         Raises:
             InvalidArgumentError: INTERFACE_ADDRESS.
-            FailedPreconditionError: INTERFACE_REFUSED when the kernel does not take it.
+            FailedPreconditionError: INTERFACE_REFUSED, when the kernel refuses the configuration.
         """
         interface, next_hop = _parse_addresses(address, gateway)
         try:
@@ -125,13 +125,13 @@ class NetworkNamespace:
         except (NetlinkError, OSError) as error:
             raise FailedPreconditionError(
                 "INTERFACE_REFUSED",
-                f"interface {name}: the kernel does not take address {address or 'none'}, gateway "
+                f"interface {name}: the kernel refuses address {address or 'none'}, gateway "
                 f"{gateway or 'none'}, MTU {mtu}: {error}",
                 interface=name,
             ) from error
 
     def close(self) -> None:
-        """Let go of the namespace; it ends with the last process, socket and TAP in it."""
+        """Close the descriptor; the namespace ends with its last process, socket and TAP."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -142,7 +142,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def _in_new_thread(function: Callable[[], T]) -> T:
-    # A thread that has changed its namespace is of no use afterwards, so each call gets its own.
+    # A thread that has changed its namespace must not be used again, so each call gets a new one.
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -227,8 +227,8 @@ def _add_address(netlink: IPRoute, index: int, interface: _Interface) -> None:
         return
     with IPRoute() as events:
         events.bind(groups=rtnl.RTMGRP_IPV6_ROUTE)
-        # Duplicate detection would keep an IPv6 address unusable for a second. Without it the
-        # kernel still makes the address its own later (addrconf_dad_work), and tells.
+        # Duplicate address detection takes a second. Without it the kernel still makes the address
+        # usable later (addrconf_dad_work), and sends a message then.
         netlink.addr("add", index=index, address=address, prefixlen=length, flags=_IFA_F_NODAD)
         while not any(_is_own(route, address) for route in events.get()):
             pass

@@ -1,8 +1,8 @@
-"""An adapter joined to the guest's network namespace: frames between virtio-net and a TAP there.
+"""A virtio-net adapter joined to a TAP interface in the guest's network namespace.
 
-Owns the TAP's descriptor and the thread that sends what the namespace's stack wants sent. Frames
-that come are written to the TAP on the receive queue's completion thread. Must not know what
-addresses mean, nor virtqueues.
+Owns the TAP's descriptor and the thread that moves frames from the TAP to the adapter. Frames that
+arrive are written to the TAP on the receive queue's completion thread. Must not know what addresses
+mean, nor virtqueues.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class TapAdapter:
     """One interface of the guest. `close` may be called from any thread, and more than once.
 
     Attributes:
-        name: Of the interface inside the namespace.
-        driver: The adapter below.
+        name: Name of the interface inside the namespace.
+        driver: The adapter.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class TapAdapter:
         address: str = "",
         gateway: str = "",
     ) -> None:
-        """Make the interface, up and configured, and let frames pass.
+        """Make the interface, configure it, bring it up and move frames.
 
         Args:
-            device: A probed virtio-net device; nobody else uses it.
-            namespace: The guest's; it must outlive the adapter.
+            device: A probed virtio-net device that nothing else uses.
+            namespace: The guest's namespace; it must outlive the adapter.
             name: 1 to 15 bytes.
             address: "192.0.2.2/24", IPv4 or IPv6; empty for none.
             gateway: Next hop of the default route; empty for none.
@@ -72,7 +72,7 @@ class TapAdapter:
         self._sender.start()
 
     def close(self) -> None:
-        """Take the interface away; the device stays and its frames are dropped."""
+        """Remove the interface; the device stays, and its frames are dropped."""
         with self._closing:
             if self._fd < 0:
                 return
@@ -90,12 +90,12 @@ class TapAdapter:
         with self._writing:
             if self._fd < 0:
                 return
-            # Down or full: the stack loses a frame, as on any wire.
+            # The interface is down, or its queue is full; the frame is lost, as on any wire.
             with contextlib.suppress(OSError):
                 os.write(self._fd, frame)
 
     def _send(self) -> None:
-        """Send what the namespace's stack wants sent until closed or the device is gone."""
+        """Send the frames of the namespace's stack until `close`, or until the device is gone."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.register(self._stop_fd, select.POLLIN)
@@ -109,5 +109,5 @@ class TapAdapter:
             except BlockingIOError:
                 continue
             except (OSError, PortholeError) as error:
-                _LOG.warning("interface %s sends no more: %s", self.name, error)
+                _LOG.warning("interface %s stops sending: %s", self.name, error)
                 return

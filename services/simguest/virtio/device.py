@@ -33,7 +33,7 @@ QUEUE_SIZE: Final = 256
 """Entries of every ring."""
 
 MAX_QUEUES: Final = 64
-"""More queues than this no device has; what says so is broken."""
+"""The most queues of a device; one that reports more is broken."""
 
 _TRANSPORT_FEATURES: Final = F_VERSION_1 | F_ACCESS_PLATFORM | F_INDIRECT_DESC | F_EVENT_IDX
 _PROTOCOL_FEATURES: Final = wire.PROTOCOL_F_MQ | wire.PROTOCOL_F_REPLY_ACK | wire.PROTOCOL_F_CONFIG
@@ -42,12 +42,12 @@ _RING_DEADLINE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """What a device of this guest needs of its memory.
+    """The guest's memory as its devices need it.
 
     Attributes:
-        ram: All of it; handed to the device host, which maps what it may.
+        ram: All of it; the device host gets its descriptor and maps the parts that it may reach.
         buffers: Maps the drivers' buffers.
-        rings: Maps the rings: the pool, or ordinary RAM.
+        rings: Maps the rings, in the pool or in ordinary RAM.
     """
 
     ram: GuestRam
@@ -57,12 +57,12 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceKind:
-    """What a driver knows of its device before it has asked.
+    """A driver's expectations of its device.
 
     Attributes:
         features: Device-type feature bits that the driver understands.
-        config_bytes: Length of the configuration space that it reads.
-        queues: Queues that every such device has.
+        config_bytes: Length of the configuration space that the driver reads.
+        queues: The fewest queues that such a device has.
     """
 
     features: int
@@ -71,24 +71,24 @@ class DeviceKind:
 
 
 class VirtioDevice:
-    """One device, probed: once constructed, its features are agreed on and its queues run."""
+    """A probed device: once it is constructed, its features are negotiated and its queues run."""
 
     def __init__(
         self, name: str, socket_path: Path, kind: DeviceKind, memory: DeviceMemory
     ) -> None:
-        """Probe the device; after a failure nothing of it is left.
+        """Probe the device; a failure leaves nothing behind.
 
         Args:
             name: For messages, for instance "virtio-fs 'data'".
-            socket_path: Its vhost-user socket.
-            kind: What its driver expects.
-            memory: The guest's.
+            socket_path: The device's vhost-user socket.
+            kind: What the driver expects.
+            memory: The guest's memory.
 
         Raises:
             UnavailableError: DEVICE_UNREACHABLE or DEVICE_GONE.
             FailedPreconditionError: DEVICE_LEGACY, DEVICE_QUEUES, DEVICE_REFUSED, DEVICE_ANSWER.
             DeadlineExceededError: DEVICE_TIMEOUT.
-            ResourceExhaustedError: There is no room for the rings.
+            ResourceExhaustedError: The rings found no room.
         """
         self.name = name
         self.features = 0
@@ -113,19 +113,19 @@ class VirtioDevice:
 
     @property
     def max_mapping_bytes(self) -> int:
-        """The longest buffer that can be mapped: 256 KiB behind a pool."""
+        """Length of the longest buffer that can be mapped, in bytes; 256 KiB behind a pool."""
         return self._memory.buffers.max_mapping_bytes
 
     def config(self) -> bytes:
         """Read the device's configuration space.
 
         Raises:
-            PortholeError: As `FrontEnd.ask`.
+            PortholeError: An error of `FrontEnd.ask`.
         """
         return self._front_end.ask_config(self._kind.config_bytes)
 
     def close(self) -> None:
-        """Stop the queues, disconnect and release all memory; drivers have stopped before."""
+        """Stop the queues, disconnect and release all memory; stop the drivers first."""
         with contextlib.suppress(PortholeError):  # a device that is gone runs no ring
             for queue in self._queues:
                 self._front_end.ask_vring_base(queue.index)
@@ -138,9 +138,9 @@ class VirtioDevice:
         self._queues, self._rings = [], []
 
     def _negotiate(self) -> int:
-        """Agree on features; returns the number of queues."""
+        """Negotiate features, and return the number of queues."""
         front_end, kind = self._front_end, self._kind
-        front_end.tell(wire.Request.SET_OWNER)
+        front_end.send(wire.Request.SET_OWNER)
         offered = front_end.ask_u64(wire.Request.GET_FEATURES)
         if not offered & F_VERSION_1:
             raise FailedPreconditionError(
@@ -155,15 +155,15 @@ class VirtioDevice:
         if offered & wire.F_PROTOCOL_FEATURES:
             acked |= wire.F_PROTOCOL_FEATURES
             queues = self._negotiate_protocol()
-        # With ACCESS_PLATFORM set here, ring addresses would be I/O virtual ones, for an IOMMU that
-        # this guest lacks. As in QEMU the bit stays between driver and front-end.
-        front_end.tell(wire.Request.SET_FEATURES, wire.U64.pack(acked & ~F_ACCESS_PLATFORM))
+        # ACCESS_PLATFORM would make ring addresses I/O virtual ones, for an IOMMU that this guest
+        # lacks. As in QEMU, the bit stays between driver and front-end.
+        front_end.send(wire.Request.SET_FEATURES, wire.U64.pack(acked & ~F_ACCESS_PLATFORM))
         return queues
 
     def _negotiate_protocol(self) -> int:
         front_end = self._front_end
         protocol = front_end.ask_u64(wire.Request.GET_PROTOCOL_FEATURES) & _PROTOCOL_FEATURES
-        front_end.tell(wire.Request.SET_PROTOCOL_FEATURES, wire.U64.pack(protocol))
+        front_end.send(wire.Request.SET_PROTOCOL_FEATURES, wire.U64.pack(protocol))
         front_end.reply_ack = bool(protocol & wire.PROTOCOL_F_REPLY_ACK)
         if not protocol & wire.PROTOCOL_F_MQ:
             return self._kind.queues
@@ -171,7 +171,7 @@ class VirtioDevice:
         if not self._kind.queues <= queues <= MAX_QUEUES:
             raise FailedPreconditionError(
                 "DEVICE_QUEUES",
-                f"{self.name} says it has {queues} queues; its driver needs {self._kind.queues} "
+                f"{self.name} reports {queues} queues; its driver needs {self._kind.queues} "
                 f"to {MAX_QUEUES}",
                 queues=queues,
             )
@@ -184,10 +184,10 @@ class VirtioDevice:
             for region in ram.regions
         ]
         fds = [ram.fd] * len(table)
-        self._front_end.tell(wire.Request.SET_MEM_TABLE, wire.pack_mem_table(table), fds)
+        self._front_end.send(wire.Request.SET_MEM_TABLE, wire.pack_mem_table(table), fds)
 
     def _start_queue(self, index: int) -> None:
-        memory, tell = self._memory, self._front_end.tell
+        memory, send = self._memory, self._front_end.send
         [mapping] = memory.rings.map([ring_bytes(QUEUE_SIZE)], _RING_DEADLINE_S)
         self._rings.append(mapping)
         event_idx = bool(self.features & F_EVENT_IDX)
@@ -199,11 +199,11 @@ class VirtioDevice:
         address = wire.VringAddr(
             index, 0, user(ring.desc_gpa), user(ring.used_gpa), user(ring.avail_gpa), 0
         )
-        tell(wire.Request.SET_VRING_NUM, wire.VringState(index, QUEUE_SIZE).pack())
-        tell(wire.Request.SET_VRING_BASE, wire.VringState(index, 0).pack())
-        tell(wire.Request.SET_VRING_ADDR, address.pack())
-        tell(wire.Request.SET_VRING_CALL, wire.U64.pack(index), [queue.call_fd])
-        tell(wire.Request.SET_VRING_ERR, wire.U64.pack(index), [queue.err_fd])
-        tell(wire.Request.SET_VRING_KICK, wire.U64.pack(index), [queue.kick_fd])
+        send(wire.Request.SET_VRING_NUM, wire.VringState(index, QUEUE_SIZE).pack())
+        send(wire.Request.SET_VRING_BASE, wire.VringState(index, 0).pack())
+        send(wire.Request.SET_VRING_ADDR, address.pack())
+        send(wire.Request.SET_VRING_CALL, wire.U64.pack(index), [queue.call_fd])
+        send(wire.Request.SET_VRING_ERR, wire.U64.pack(index), [queue.err_fd])
+        send(wire.Request.SET_VRING_KICK, wire.U64.pack(index), [queue.kick_fd])
         queue.start(self._front_end.fileno())
-        tell(wire.Request.SET_VRING_ENABLE, wire.VringState(index, 1).pack())
+        send(wire.Request.SET_VRING_ENABLE, wire.VringState(index, 1).pack())

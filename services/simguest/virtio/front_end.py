@@ -46,7 +46,7 @@ class FrontEnd:
     """A connected device. Thread-safe: one message at a time.
 
     Attributes:
-        reply_ack: Whether REPLY_ACK is negotiated: `tell` then waits until the device has done it.
+        reply_ack: Whether REPLY_ACK is negotiated; `send` then waits for the device to acknowledge.
     """
 
     def __init__(self, path: Path, device: str, deadline_s: float = ANSWER_DEADLINE_S) -> None:
@@ -55,11 +55,11 @@ class FrontEnd:
         Args:
             path: The device's vhost-user socket.
             device: Name of the device, for messages.
-            deadline_s: How long an answer may take, in seconds.
+            deadline_s: How long each answer may take, in seconds.
 
         Raises:
             InvalidArgumentError: SOCKET_PATH_TOO_LONG.
-            UnavailableError: DEVICE_UNREACHABLE, when nobody listens.
+            UnavailableError: DEVICE_UNREACHABLE, when no process listens.
         """
         if len(os.fsencode(path)) > UNIX_PATH_LIMIT_BYTES:
             raise InvalidArgumentError(
@@ -85,7 +85,7 @@ class FrontEnd:
             ) from None
 
     def fileno(self) -> int:
-        """The socket; it hangs up when the device is gone. -1 after `close`."""
+        """Return the socket, which hangs up when the device is gone; -1 after `close`."""
         return self._socket.fileno()
 
     def ask(self, request: Request, payload: bytes = b"") -> bytes:
@@ -94,22 +94,22 @@ class FrontEnd:
         Raises:
             UnavailableError: DEVICE_GONE.
             DeadlineExceededError: DEVICE_TIMEOUT.
-            FailedPreconditionError: DEVICE_ANSWER, for an answer that does not fit.
+            FailedPreconditionError: DEVICE_ANSWER, when the answer breaks the protocol.
         """
         with self._lock:
-            self._send(message(request, payload), ())
+            self._write(message(request, payload), ())
             return self._answer(request)
 
-    def tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a message that has no answer of its own; with REPLY_ACK wait until it is done.
+    def send(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send a message that has no answer of its own; with REPLY_ACK, wait until it is done.
 
         Raises:
             FailedPreconditionError: DEVICE_REFUSED when the device could not do it.
-            PortholeError: As `ask`.
+            PortholeError: An error of `ask`.
         """
         with self._lock:
             flags = FLAG_NEED_REPLY if self.reply_ack else 0
-            self._send(message(request, payload, flags), fds)
+            self._write(message(request, payload, flags), fds)
             if not self.reply_ack:
                 return
             answer = self._answer(request)
@@ -123,11 +123,11 @@ class FrontEnd:
             )
 
     def ask_u64(self, request: Request) -> int:
-        """Send a message whose answer is a 64-bit number."""
+        """Send a message, and return its answer, a 64-bit number."""
         return self._u64(request, self.ask(request))
 
     def ask_vring_base(self, index: int) -> int:
-        """Stop a ring and tell its next available index."""
+        """Stop a ring, and return its next available index."""
         request = Request.GET_VRING_BASE
         answer = self.ask(request, VRING_STATE.pack(index, 0))
         if len(answer) != VRING_STATE.size:
@@ -148,7 +148,7 @@ class FrontEnd:
         """Disconnect."""
         self._socket.close()
 
-    def _send(self, data: bytes, fds: Sequence[int]) -> None:
+    def _write(self, data: bytes, fds: Sequence[int]) -> None:
         try:
             sent = socket.send_fds(self._socket, [data], list(fds)) if fds else 0
             self._socket.sendall(data[sent:])

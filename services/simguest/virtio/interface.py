@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from services.simguest.memory.dma import Buffer
 
 REQUEST_DEADLINE_S: Final = 30.0
-"""How long a submitter waits for a free descriptor and for pool slots, unless it says otherwise."""
+"""Default time for which a submitter waits for free descriptors and pool slots."""
 
 
 class DriverQueue(Protocol):
@@ -28,7 +28,7 @@ class DriverQueue(Protocol):
 
     @property
     def size(self) -> int:
-        """Entries of the ring: as many requests can be in flight."""
+        """Entries of the ring, and thereby the most requests in flight."""
         ...
 
     def submit(
@@ -38,27 +38,27 @@ class DriverQueue(Protocol):
         *,
         deadline_s: float = REQUEST_DEADLINE_S,
     ) -> Future[list[bytes]]:
-        """Make one request available to the device and kick it when it asks for that.
+        """Make one request available to the device, and kick the device if it asked for kicks.
 
         The `out` buffers are copied before this returns and may then be reused. Blocks while the
         ring or the pool is full.
 
         Args:
-            out: Device-readable buffers, one descriptor each, in order. None may be empty or longer
-                than 256 KiB behind a pool: split longer ones.
-            in_sizes: Device-writable buffers by size, in bytes; the same bounds.
-            deadline_s: How long to wait for a descriptor and for slots, in seconds.
+            out: Device-readable buffers, one descriptor each, in order. Each has 1 to
+                `max_mapping_bytes` of its device.
+            in_sizes: Sizes of the device-writable buffers, in bytes; the same bounds.
+            deadline_s: How long to wait for descriptors and slots, in seconds.
 
         Returns:
-            A future of the device's answer: one bytes object per entry of `in_sizes`, cut to what
-            the device wrote (which may leave the last ones short or empty). Callbacks added to the
-            future run on the queue's completion thread and must not block on this queue. The
-            future cannot be cancelled. It fails with UnavailableError (DEVICE_GONE) when the device
-            disappears, and with FailedPreconditionError: DEVICE_NEEDS_RESET when it reports errors,
+            A future of the answer: one bytes object per entry of `in_sizes`; the last ones are
+            short or empty when the device wrote less. Its callbacks run on the queue's completion
+            thread and must not block on this queue. It cannot be cancelled. It fails with
+            UnavailableError (DEVICE_GONE) when the device disappears, and with
+            FailedPreconditionError: DEVICE_NEEDS_RESET when the device reports an error,
             DEVICE_BROKEN when it breaks the ring's rules, QUEUE_CLOSED when the queue is closed.
 
         Raises:
-            InvalidArgumentError: MAPPING_TOO_LONG, BUFFER_EMPTY or CHAIN_LENGTH; for good.
+            InvalidArgumentError: MAPPING_TOO_LONG, BUFFER_EMPTY or CHAIN_LENGTH.
             ResourceExhaustedError: POOL_EXHAUSTED, naming pool, used and total, or RING_FULL.
             UnavailableError: DEVICE_GONE.
             FailedPreconditionError: DEVICE_NEEDS_RESET, DEVICE_BROKEN or QUEUE_CLOSED.
@@ -73,34 +73,35 @@ class DriverQueue(Protocol):
         deadline_s: float = REQUEST_DEADLINE_S,
         timeout_s: float | None = None,
     ) -> list[bytes]:
-        """Submit and wait for the answer.
+        """Submit a request and wait for its answer.
 
         Args:
             out: As in `submit`.
             in_sizes: As in `submit`.
             deadline_s: As in `submit`.
-            timeout_s: How long to wait for the answer, in seconds; None: until the device is gone.
+            timeout_s: How long to wait for the answer, in seconds; None waits for ever.
 
         Raises:
-            DeadlineExceededError: REQUEST_TIMEOUT; the request is still the device's.
-            PortholeError: As `submit` and its future.
+            DeadlineExceededError: REQUEST_TIMEOUT; the device keeps the request.
+            PortholeError: An error of `submit` or of its future.
         """
         ...
 
     def post_receive(self, buffers: int, size_bytes: int, on_data: Callable[[bytes], None]) -> None:
         """Give the device long-lived receive buffers; at most once per queue.
 
-        Each completed buffer is copied out, posted again, and its bytes given to `on_data`, in the
-        order of completion, on the queue's completion thread, which the callback must not block.
+        The bytes of each completed buffer are copied, the buffer is posted again, and `on_data` is
+        called with the bytes, in the order of completion. It runs on the queue's completion thread
+        and must not block on this queue.
 
         Args:
             buffers: How many, 1 to `size`.
-            size_bytes: Length of each, 1 to 256 KiB.
-            on_data: Called with the bytes that the device wrote; when it raises, the queue fails
+            size_bytes: Length of each, 1 to `max_mapping_bytes` of its device.
+            on_data: Takes the bytes that the device wrote; when it raises, the queue fails
                 (DRIVER_FAILED).
 
         Raises:
-            PortholeError: As `submit`.
+            PortholeError: An error of `submit`.
         """
         ...
 
@@ -110,7 +111,7 @@ class ProbedDevice(Protocol):
 
     @property
     def features(self) -> int:
-        """Feature bits that both sides agreed on."""
+        """The negotiated feature bits."""
         ...
 
     @property
@@ -120,7 +121,7 @@ class ProbedDevice(Protocol):
 
     @property
     def max_mapping_bytes(self) -> int:
-        """The longest buffer that can be mapped: 256 KiB behind a pool."""
+        """Length of the longest buffer that can be mapped, in bytes; 256 KiB behind a pool."""
         ...
 
     def config(self) -> bytes:

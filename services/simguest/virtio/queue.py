@@ -1,10 +1,11 @@
 """A virtqueue for many threads: they submit requests, the queue's own thread completes them.
 
 Owns the requests in flight on one ring, their mappings and the eventfds. The device is not trusted:
-a broken rule fails the queue, not the guest. Must not know vhost-user or what the requests mean.
+when it breaks a rule, the queue fails and the guest goes on. Must not know vhost-user or what the
+requests mean.
 
-Submitters share a lock; the completion thread takes it only when somebody waits for room, and no
-system call is made under it: with one interpreter lock, a thread that holds both stops all others.
+Submitters share a lock. The completion thread takes it only when a submitter waits for room, and no
+system call is made under it: that would let another thread run only to wait for the lock.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _eventfd() -> int:
 
 
 class _Doorbell:
-    """The kick eventfd: it is closed when nobody holds it, so no late kick hits another file."""
+    """The kick eventfd, closed with its last reference, so that a late kick hits no other file."""
 
     __slots__ = ("fd",)
 
@@ -63,14 +64,14 @@ class _Doorbell:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One request in flight; its mappings belong to the device until it is used or withdrawn.
+    """One request in flight; the device owns its mappings until it is used or withdrawn.
 
     Attributes:
         chain: The buffers, device-readable ones first.
-        readable: How many of them the device may only read.
+        readable: Number of buffers that the device may only read.
         table: The indirect table, if there is one.
-        future: Where the answer goes; None for a receive buffer, which is posted again.
-        descriptors: Entries of the ring's table that it takes.
+        future: Gets the answer; None for a receive buffer, which is posted again.
+        descriptors: Entries of the ring's table that the request takes.
         writable: The buffers that the device may write.
         room: Bytes that the device may write.
     """
@@ -152,7 +153,7 @@ class SplitQueue:
         else:
             *chain, table = self._dma.map([*lengths, count * DESC_BYTES], deadline_s)
         future: Future[list[bytes]] = Future()
-        future.set_running_or_notify_cancel()  # what the device has cannot be cancelled
+        future.set_running_or_notify_cancel()  # the device cannot give a request back
         request = _Request(chain, len(out), table, future)
         try:
             if table is None:
@@ -210,7 +211,7 @@ class SplitQueue:
 
     @property
     def kick_fd(self) -> int:
-        """The eventfd by which the device is notified; -1 after `release`."""
+        """The eventfd that kicks the device; -1 after `release`."""
         return -1 if self._doorbell is None else self._doorbell.fd
 
     def start(self, socket_fd: int) -> None:
@@ -220,9 +221,10 @@ class SplitQueue:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the completion thread and fail what is in flight; not from a callback of the queue.
+        """End the completion thread and fail all requests in flight.
 
-        The buffers stay mapped, for the device may still write to them; `release` unmaps them.
+        Not from a callback of the queue. The buffers stay mapped until `release`, because the
+        device may still write to them.
         """
         if self._thread is not None:
             os.eventfd_write(self._stop_fd, 1)
@@ -233,7 +235,7 @@ class SplitQueue:
     def release(self) -> None:
         """Unmap every buffer and close the eventfds, once, after `stop`.
 
-        Only when the device no longer runs the ring. The ring's own memory stays the caller's.
+        The device must have stopped the ring. The caller still owns the ring's memory.
         """
         with self._lock:
             withdrawn, self._withdrawn = self._withdrawn, []
@@ -257,7 +259,7 @@ class SplitQueue:
             doorbell.ring()
 
     def _wait_for_descriptors(self, needed: int, end: float) -> None:
-        self._waiting += 1  # before looking: either descriptors are seen here, or this is seen
+        self._waiting += 1  # first: the completion thread sees this, or its descriptors are seen
         try:
             while len(self._free) < needed and self._error is None:
                 left = end - time.monotonic()
@@ -274,7 +276,7 @@ class SplitQueue:
             self._waiting -= 1
 
     def _publish(self, request: _Request) -> _Doorbell | None:
-        """Make a request available, under the lock; returns what to ring after it, if anything."""
+        """Make a request available, under the lock; return the doorbell to ring after that."""
         entries, table = request.descriptors, request.table
         if table is not None:
             packed = DESC.pack(table.gpa, table.length, DESC_F_INDIRECT, 0)
@@ -304,7 +306,7 @@ class SplitQueue:
 
     def _complete_until_stopped(self, socket_fd: int) -> None:
         with select.epoll() as poll:
-            # Edge-triggered: a call is news once and need not be read away.
+            # Edge-triggered: each call is reported once, and its count need not be read.
             poll.register(self.call_fd, select.EPOLLIN | select.EPOLLET)
             poll.register(self.err_fd, select.EPOLLIN)
             poll.register(self._stop_fd, select.EPOLLIN)
@@ -336,7 +338,7 @@ class SplitQueue:
         return None
 
     def _complete_used(self) -> None:
-        """Complete all that the device has used."""
+        """Complete all requests that the device has used."""
         while (used := self.ring.pop_used()) is not None:
             head, written = used
             request = self._requests[head]
@@ -367,7 +369,7 @@ class SplitQueue:
             doorbell.ring()
 
     def _fail(self, error: PortholeError) -> None:
-        """Fail the requests in flight and all later ones; of several errors the first one stays."""
+        """Fail the requests in flight and all later ones; the first of several errors stays."""
         with self._lock:
             if self._error is None:
                 self._error = error

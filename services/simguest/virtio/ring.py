@@ -1,10 +1,10 @@
-"""The driver's side of a split ring in guest memory, without threads and descriptors to wait on.
+"""The driver's side of a split ring in guest memory, without any threads or waiting.
 
 Owns the layout of one ring and the driver's indices (VIRTIO 1.2 section 2.7, EVENT_IDX of 2.7.7 and
-2.7.10). Not thread-safe: queue.py locks. What the device wrote is checked here, never trusted.
+2.7.10). Not thread-safe: queue.py locks. Everything that the device wrote is checked here.
 
-The order of plain stores and loads that the ring needs is x86's; where section 2.7.13 asks for a
-full barrier there is one.
+The ring relies on the order of plain stores and loads on x86; where section 2.7.13 asks for a full
+barrier there is one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _AVAIL_RING = wire.AVAIL_RING // 2
 
 
 class BrokenRingError(Exception):
-    """The device broke a rule of the ring; the message says which one."""
+    """The device broke a rule of the ring; the message names the rule."""
 
 
 def ring_bytes(size: int) -> int:
-    """Length of the memory that a ring of `size` entries takes."""
+    """Return the length in bytes of a ring of `size` entries."""
     return _used_offset(size) + wire.used_bytes(size)
 
 
@@ -38,12 +38,12 @@ def _used_offset(size: int) -> int:
 
 
 def chain_descriptors(buffers: Sequence[Mapping], readable: int, nexts: Sequence[int]) -> bytes:
-    """Write a chain of descriptors.
+    """Pack the descriptors of a chain.
 
     Args:
-        buffers: What the descriptors point at.
-        readable: How many of them, from the first, the device may only read.
-        nexts: Where each next descriptor stands; one fewer than `buffers`.
+        buffers: The memory of each descriptor.
+        readable: Number of buffers that the device may only read; they come first.
+        nexts: Index of the second descriptor and of each later one; one fewer than `buffers`.
     """
     last = len(buffers) - 1
     return b"".join(
@@ -68,11 +68,11 @@ class DriverRing:
     """
 
     def __init__(self, size: int, memory: Mapping, *, event_idx: bool) -> None:
-        """Lay an empty ring out.
+        """Lay out an empty ring.
 
         Args:
             size: Entries; a power of two.
-            memory: `ring_bytes(size)` bytes, aligned to 16; cleared here.
+            memory: `ring_bytes(size)` bytes, aligned to 16; they are cleared.
             event_idx: Whether EVENT_IDX is negotiated.
         """
         avail, used = wire.desc_table_bytes(size), _used_offset(size)
@@ -92,7 +92,7 @@ class DriverRing:
         self._barrier_lock = threading.Lock()
 
     def write_descriptors(self, indices: Sequence[int], descriptors: bytes) -> None:
-        """Put packed descriptors into these entries of the table, which must not be in use."""
+        """Write packed descriptors into free entries of the table."""
         for i, index in enumerate(indices):
             start = index * wire.DESC_BYTES
             packed = descriptors[i * wire.DESC_BYTES : (i + 1) * wire.DESC_BYTES]
@@ -105,7 +105,7 @@ class DriverRing:
         self._avail[_IDX] = self._avail_idx
 
     def should_kick(self) -> bool:
-        """Whether the device asked to hear of what was published since this was last asked."""
+        """Return whether the device wants a kick for the chains published since the last call."""
         self._barrier()
         old, self._kicked_idx = self._kicked_idx, self._avail_idx
         if self._event_idx:
@@ -114,7 +114,7 @@ class DriverRing:
         return not self._used[wire.USED_FLAGS] & wire.USED_F_NO_NOTIFY
 
     def pop_used(self) -> tuple[int, int] | None:
-        """Take the next used element: head and written bytes; None when there is none.
+        """Take the next used element, its head and written bytes; None when there is none.
 
         Raises:
             BrokenRingError: The device's index jumped, or the head is not an entry of the table.
@@ -132,13 +132,13 @@ class DriverRing:
         return head, written
 
     def arm(self) -> bool:
-        """Ask to be called for the next used element; False when there is one already."""
+        """Ask for a call at the next used element; False when one is there already."""
         if self._event_idx:
             self._avail[wire.used_event_offset(self.size) // 2] = self._last_used
         self._barrier()
         return self._used[_IDX] == self._last_used
 
     def _barrier(self) -> None:
-        # Taking a free lock is a locked instruction, which no load or store passes.
+        # Taking a free lock is a locked instruction; no load or store is moved across it.
         with self._barrier_lock:
             pass

@@ -1,7 +1,7 @@
-"""Copying a tree between shares through the guest's driver: what `cp -a` would do, without owners.
+"""Copying a tree between shares through the guest's driver, like `cp -a` but without owners.
 
-Owns the order of the copy: directories and special files first, contents by a crew, hard links, at
-last modes and times of directories, deepest first. Must not know gRPC.
+Owns the order of the copy: directories and special files first, then contents by a crew, then hard
+links, then modes and times of directories, deepest first. Must not know gRPC.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NSEC: Final = 1_000_000_000
 
 
 class CopyResult(NamedTuple):
-    """What was copied; further names of a hard-linked file count as files without bytes."""
+    """Counts of a copy; further names of a hard-linked file count as files without bytes."""
 
     directories: int
     files: int
@@ -41,21 +41,21 @@ class CopyResult(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where something goes to: directory and name."""
+    """The target of a copy: a directory and a name in it."""
 
     parent: int
     name: bytes
 
 
 class _CopyBatch(Batch):
-    """Small files that are being collected, and where they go to."""
+    """A batch of small files, each with its target."""
 
     def __init__(self) -> None:
         super().__init__()
         self.places: list[_Place] = []
 
     def add_copy(self, file: File, place: _Place) -> bool:
-        """Add a file; tells whether the batch is complete."""
+        """Add a file, and return whether the batch is complete."""
         self.places.append(place)
         return self.add(file)
 
@@ -67,17 +67,17 @@ def copy_tree(
     target_path: str,
     exclude: Collection[bytes],
 ) -> CopyResult:
-    """Copy everything under one directory into another, which is made when it is missing.
+    """Copy everything under one directory into another, which is made if it is missing.
 
     Args:
         source: Share to read.
         source_path: Directory in it.
-        target: Share to write; directories are merged, other names replaced.
+        target: Share to write; directories are merged, all other names replaced.
         target_path: Directory in it, not inside the source.
-        exclude: Names in the source directory itself that are left out.
+        exclude: Names directly in the source directory that are not copied.
 
     Raises:
-        OSError: The device's errno, with the path; what was copied so far stays.
+        OSError: The device's errno, with the path; a partial copy stays.
         PortholeError: A device is gone.
     """
     target.make_directories(target_path)
@@ -95,10 +95,10 @@ def copy_tree(
 
 
 class _Copying:
-    """One copy. Jobs give back the lookups of the nodes that they were given, whatever happens.
+    """The jobs of one copy. Each gives back the lookups of its nodes, even when it fails.
 
-    What is needed again at the end, directories and files with further names, stays known until
-    `forget`.
+    Targets that are needed again at the end, directories and files with further names, are kept
+    until `forget`.
     """
 
     def __init__(self, source: FsOperations, target: FsOperations, crew: Crew[CopyResult]) -> None:
@@ -117,18 +117,18 @@ class _Copying:
             link = partial(self._target.link, self._first_target[ino], *place)
             with naming(path):
                 self._target.forget(self._make(place, link).nodeid)
-        # A directory was always made before those in it.
+        # Each directory was added before those in it.
         for nodeid, attr in reversed(self._directories):
             self._begin_attributes(nodeid, attr).result()
 
     def forget(self) -> None:
-        """Give back what was kept."""
+        """Give back the lookups of the targets that were kept."""
         self._target.forget_many(self._kept)
 
     # Jobs of the crew.
 
     def scan(self, directory: File, target: int, exclude: Collection[bytes]) -> None:
-        """Copy what is in a directory that has been made, adding jobs for most of it."""
+        """Copy the contents of a directory whose target exists, mostly by adding jobs."""
         path, node = directory
         self._directories.append((target, node.attr))
         batch = _CopyBatch()
@@ -165,7 +165,7 @@ class _Copying:
         self._crew.yield_result(CopyResult(directories, files, symbolic_links, 0))
 
     def directory(self, file: File, place: _Place) -> None:
-        """Make a directory and copy what is in it."""
+        """Make a directory and copy its contents."""
         try:
             if not self._crew.abandoned:
                 with naming(file.path):
@@ -192,7 +192,7 @@ class _Copying:
             self._source.forget(file.node.nodeid)
 
     def small(self, batch: _CopyBatch) -> None:
-        """Copy files of which each fits into one READ: every step for all of them together."""
+        """Copy files that each fit into one READ; each step is taken for all of them together."""
         files = batch.files
         try:
             if not self._crew.abandoned:
@@ -231,7 +231,7 @@ class _Copying:
         return attr.nlink > 1 and self._first.setdefault(attr.ino, file.path) != file.path
 
     def _make_directory(self, place: _Place) -> int:
-        # Writable for now; its own mode is set when everything is in it.
+        # Writable for now; its own mode is set once its contents are copied.
         try:
             node = self._target.mkdir(*place, stat.S_IRWXU)
         except FileExistsError:

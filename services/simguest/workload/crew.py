@@ -1,6 +1,6 @@
-"""Threads that work through jobs which make further jobs and results, until none is left.
+"""Threads that work through jobs, which add further jobs and results, until none is left.
 
-Owns the threads, the count of open jobs, and the end: finished, failed or given up. Must not know
+Owns the threads, the count of open jobs, and the end: finished, failed or abandoned. Must not know
 what the jobs do.
 """
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WORKERS: Final = 4
-"""Threads of a crew; each has many requests in flight, so few are enough."""
+"""Threads of a crew; few are enough, because each has many requests in flight."""
 
 
 class Crew(Generic[T]):
-    """A crew for one piece of work; use it as a context manager.
+    """The threads for one piece of work; use it as a context manager.
 
     Attributes:
         abandoned: Set when a job has failed or the results are no longer wanted. Jobs still run
-            then, and only clean up.
+            then, but only clean up.
     """
 
     def __init__(self, name: str) -> None:
         self.abandoned = False
-        # The newest job first: a tree is then worked through in depth, and few of its nodes wait.
+        # The newest job first: the tree is walked depth-first, so that few of its nodes wait.
         self._jobs: LifoQueue[Callable[[], None] | None] = LifoQueue()
         self._results: SimpleQueue[T | BaseException | _Done] = SimpleQueue()
         self._open = 0
@@ -54,20 +54,20 @@ class Crew(Generic[T]):
             thread.join()
 
     def add(self, job: Callable[[], None]) -> None:
-        """Add a job; jobs may add jobs. What a job raises ends the work."""
+        """Add a job; jobs may add jobs. A job that raises ends the work."""
         with self._idle:
             self._open += 1
         self._jobs.put(job)
 
     def yield_result(self, result: T) -> None:
-        """Hand a result over; from any job."""
+        """Pass a result to `results`; called by jobs."""
         self._results.put(result)
 
     def results(self) -> Iterator[T]:
-        """Wait for results until every job is done; at least one must have been added.
+        """Yield results until every job is done; at least one job must have been added.
 
         Raises:
-            BaseException: What the first job that failed raised.
+            BaseException: The exception of the first job that failed.
         """
         while not isinstance(result := self._results.get(), _Done):
             if isinstance(result, BaseException):
@@ -89,4 +89,4 @@ class Crew(Generic[T]):
 
 
 class _Done:
-    """Every job is done."""
+    """Marks the end of the results: every job is done."""

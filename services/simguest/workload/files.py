@@ -1,7 +1,7 @@
-"""Regular files as trees are made of: a file with its path, and reading many small ones at once.
+"""The regular files of a tree, and reading many small ones at once.
 
 Owns batching: the requests of one batch are in flight together, so that a tree of small files does
-not wait for one answer after the other. Must not know what is done with the contents.
+not wait for one reply after the other. Must not know what is done with the contents.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ T = TypeVar("T")
 
 BATCH_FILES: Final = 32
 BATCH_BYTES: Final = 1 << 20
-"""A batch of small files is complete once it has so many files or bytes."""
+"""A batch of small files is complete at BATCH_FILES files or BATCH_BYTES bytes."""
 
 
 class File(NamedTuple):
-    """A regular file that was found: one lookup of its node is its owner's to forget."""
+    """A regular file that was found; its holder must forget one lookup of the node."""
 
     path: bytes
     node: Node
 
 
 class Batch:
-    """Small files that are being collected."""
+    """Small files, collected until they are enough to be read together."""
 
     def __init__(self) -> None:
         self.files: list[File] = []
         self._size_bytes = 0
 
     def add(self, file: File) -> bool:
-        """Add a file; tells whether the batch is complete."""
+        """Add a file, and return whether the batch is complete."""
         self.files.append(file)
         self._size_bytes += file.node.attr.size
         return len(self.files) == BATCH_FILES or self._size_bytes >= BATCH_BYTES
 
 
 def is_small(operations: FsOperations, node: Node) -> bool:
-    """Whether one READ shows all of a file, and its end."""
+    """Return whether one READ gets all of a file, and its end."""
     return node.attr.size < operations.driver.max_read
 
 
 @contextmanager
 def naming(path: bytes) -> Iterator[None]:
-    """Give errors of the device the path that they are about."""
+    """Add the path to errors of the device."""
     try:
         yield
     except OSError as error:
@@ -64,7 +64,7 @@ def naming(path: bytes) -> Iterator[None]:
 def read_small(
     operations: FsOperations, files: Sequence[File]
 ) -> Iterator[tuple[File, list[bytes]]]:
-    """Read small files: all are opened together, then all are read together.
+    """Read small files; all are opened together, then all are read together.
 
     Yields:
         Each file with its contents, in the order given.
@@ -94,11 +94,12 @@ def read_small(
 def settle(
     requests: Iterable[tuple[bytes, Pending[T]]], taken: Callable[[int, T], object]
 ) -> list[T]:
-    """Wait for many requests that take something, arranging for each to be given back.
+    """Wait for many requests whose results must be given back, such as handles.
 
     Args:
-        requests: Each with the path that it is about.
-        taken: Called with place and value of every result, before any failure is raised.
+        requests: The path and the request of each.
+        taken: Called with index and value of every result, before any failure is raised; it
+            arranges for the result to be given back.
 
     Raises:
         OSError: The first failure, with its path.

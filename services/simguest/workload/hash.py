@@ -1,6 +1,6 @@
 """Hashing every regular file of a share through the guest's driver.
 
-Owns how the work is divided into jobs: directories, batches of small files, large files. Must not
+Owns the division of the work into jobs: directories, batches of small files, large files. Must not
 know gRPC.
 """
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class FileDigest(NamedTuple):
-    """One regular file.
+    """The digest of one regular file.
 
     Attributes:
-        path: Relative to the directory asked for, raw bytes.
-        size_bytes: Bytes that were read.
-        sha256: Their digest, 32 bytes.
+        path: Relative to the directory that is hashed, raw bytes.
+        size_bytes: Number of bytes that were read.
+        sha256: Digest of these bytes, 32 bytes.
     """
 
     path: bytes
@@ -39,12 +39,12 @@ class FileDigest(NamedTuple):
 def hash_tree(
     files: ShareFiles, path: str, exclude: Collection[bytes]
 ) -> Generator[FileDigest, None, None]:
-    """Hash all regular files under a directory, in no order; symbolic links are not followed.
+    """Hash all regular files under a directory, in no particular order; no link is followed.
 
     Args:
         files: The share.
         path: Directory in it.
-        exclude: Names in that directory itself that are left out.
+        exclude: Names directly in that directory that are not hashed.
 
     Raises:
         OSError: The device's errno, with the path.
@@ -57,7 +57,7 @@ def hash_tree(
 
 
 class _Hashing:
-    """The jobs. Each gives back the lookups of the nodes that it was given, whatever happens."""
+    """The jobs. Each gives back the lookups of its nodes, even when it fails."""
 
     def __init__(self, operations: FsOperations, crew: Crew[FileDigest]) -> None:
         self._operations = operations
@@ -86,7 +86,7 @@ class _Hashing:
             self._operations.forget_many(unwanted)
 
     def directory(self, file: File) -> None:
-        """Scan a directory below the first one."""
+        """Scan a directory below the top one."""
         try:
             if not self._crew.abandoned:
                 self.scan(file.node.nodeid, file.path + b"/", ())

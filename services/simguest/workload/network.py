@@ -38,7 +38,7 @@ _RECEIVE_BYTES: Final = 2048
 
 
 class HttpResult(NamedTuple):
-    """What a GET gave; redirects are not followed."""
+    """The response to a GET; redirects are not followed."""
 
     status: int
     size_bytes: int
@@ -46,7 +46,7 @@ class HttpResult(NamedTuple):
 
 
 class PingResult(NamedTuple):
-    """Echo requests and answers; the median is 0.0 when nothing came back."""
+    """Numbers of echo requests and replies; the median is 0.0 without a reply."""
 
     sent: int
     received: int
@@ -58,7 +58,8 @@ def http_get(url: str, timeout_s: float) -> HttpResult:
 
     Args:
         url: "http://host[:port]/path".
-        timeout_s: For connecting, and between any two pieces of the answer; 0: 10 s.
+        timeout_s: For connecting, and between two pieces of the response, in seconds; 0 means
+            10 s.
 
     Raises:
         InvalidArgumentError: HTTP_URL.
@@ -87,16 +88,16 @@ def http_get(url: str, timeout_s: float) -> HttpResult:
 
 
 def ping(address: str, count: int, timeout_s: float) -> PingResult:
-    """Send ICMP echo requests, each after the answer to the one before or its timeout.
+    """Send ICMP echo requests, each after the reply to the one before, or its timeout.
 
     Args:
-        address: IPv4 or IPv6.
-        count: 1 to 1000; 0: 1.
-        timeout_s: How long to wait for each answer; 0: 10 s.
+        address: An IPv4 or IPv6 address.
+        count: 1 to 1000; 0 means 1.
+        timeout_s: How long to wait for each reply, in seconds; 0 means 10 s.
 
     Raises:
         InvalidArgumentError: PING_ADDRESS or PING_COUNT.
-        UnavailableError: PING_FAILED, for instance when there is no route or no CAP_NET_RAW.
+        UnavailableError: PING_FAILED, for instance without a route or without CAP_NET_RAW.
     """
     try:
         target = ipaddress.ip_address(address)
@@ -125,7 +126,7 @@ def ping(address: str, count: int, timeout_s: float) -> PingResult:
 
 
 class _Echo(NamedTuple):
-    """How echo travels in one version of IP: numbers, and where the message is in what comes."""
+    """ICMP echo in one version of IP: message types, socket, and the message in a packet."""
 
     request: int
     reply: int
@@ -168,7 +169,7 @@ def _round_trip(raw: socket.socket, echo: _Echo, sequence: int, timeout_s: float
 
 
 def _checksum(message: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
+    """Return the Internet checksum (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{len(message) // 2}H", message))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

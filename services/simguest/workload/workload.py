@@ -1,8 +1,8 @@
-"""What a test or a demonstration asks the guest to do, through its virtio drivers.
+"""The work that a test or a demonstration gives to the guest, done through its virtio drivers.
 
-Owns which drivers there are, by tag, and who uses a share's device: the guest's own driver or a
-mount point, never both. Every method blocks and may be called from any thread; every refusal is a
-PortholeError. Must not know gRPC, vhost-user or the ring.
+Owns the drivers, by tag, and the rule that either the guest's own driver or a mount point uses a
+share's device, never both. Every method blocks and may be called from any thread; every refusal is
+a PortholeError. Must not know gRPC, vhost-user or rings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from services.handshake.errors import (
     AlreadyExistsError,
@@ -32,19 +32,15 @@ from services.simguest.net.tap import TapAdapter
 from services.simguest.workload import network
 from services.simguest.workload.copy import CopyResult, copy_tree
 from services.simguest.workload.hash import FileDigest, hash_tree
-from services.simguest.workload.network import HttpResult, PingResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import TypeVar
 
     from services.simguest.virtio.interface import ProbedDevice
+    from services.simguest.workload.network import HttpResult, PingResult
 
     T = TypeVar("T")
-
-__all__ = ["CopyResult", "FileDigest", "HttpResult", "PingResult", "Workload"]
-
-_NO_RIGHTS: Final = "NETNS_UNAVAILABLE"
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,7 +55,7 @@ class _Share:
 
 
 class Workload:
-    """The guest's drivers and what they can be asked to do."""
+    """The guest's drivers, and the work that they can do."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,13 +70,12 @@ class Workload:
         """Take over a virtio-fs device; its FUSE session runs when this returns.
 
         Args:
-            tag: What the other methods call it.
-            device: Probed with `fs.driver.WANTED_FEATURES`; stays the caller's to close, after
-                `detach`.
+            tag: The name of the share in the other methods.
+            device: Probed with `fs.driver.WANTED_FEATURES`; the caller closes it, after `detach`.
 
         Raises:
             AlreadyExistsError: TAG_TAKEN.
-            PortholeError: As FsDriver; SHARE_IO when the device refuses the session.
+            PortholeError: An error of `FsDriver`; SHARE_IO, when the device refuses the session.
         """
         with self._lock:
             self._check_free(tag)
@@ -94,19 +89,18 @@ class Workload:
     ) -> None:
         """Take over a virtio-net device and make it an interface of the guest's network namespace.
 
-        Where the process may not make one, the adapter works through `adapter` only, and whatever
-        needs the namespace is refused.
+        If the process may not make a namespace, `adapter` still returns the adapter, and
+        `in_network`, `http_get` and `ping` are refused.
 
         Args:
             tag: Name of the interface, 1 to 15 bytes.
-            device: Probed with `net.driver.WANTED_FEATURES`; stays the caller's to close, after
-                `detach`.
+            device: Probed with `net.driver.WANTED_FEATURES`; the caller closes it, after `detach`.
             client_address: "192.0.2.2/24"; empty for none.
             gateway_address: Next hop of the default route; empty for none.
 
         Raises:
             AlreadyExistsError: TAG_TAKEN.
-            PortholeError: As TapAdapter.
+            PortholeError: An error of `TapAdapter`.
         """
         with self._lock:
             self._check_free(tag)
@@ -119,7 +113,7 @@ class Workload:
                 )
 
     def detach(self, tag: str) -> None:
-        """Let go of a device: unmount it or take its interface away.
+        """Let go of a device: unmount it, or remove its interface.
 
         Raises:
             NotFoundError: TAG_UNKNOWN.
@@ -135,7 +129,7 @@ class Workload:
 
     def close(self) -> None:
         """Let go of every device and of the network namespace."""
-        with contextlib.ExitStack() as steps:  # unwinds all, whatever fails
+        with contextlib.ExitStack() as steps:  # takes all steps, even when one fails
             if self._namespace is not None:
                 steps.callback(self._namespace.close)
             for tag in [*self._shares, *self._adapters]:
@@ -144,7 +138,7 @@ class Workload:
     # Shares.
 
     def files(self, tag: str) -> ShareFiles:
-        """Give the driver of a share, by path.
+        """Return the files of a share, by path.
 
         Raises:
             NotFoundError: TAG_UNKNOWN.
@@ -163,7 +157,7 @@ class Workload:
         return share.files
 
     def mount(self, tag: str, mount_point: str | Path) -> None:
-        """Make a share a real mount point of the host; the guest's own driver pauses.
+        """Mount a share in the host's file system; the guest's own driver pauses.
 
         Args:
             tag: The share.
@@ -173,7 +167,7 @@ class Workload:
             NotFoundError: TAG_UNKNOWN.
             InvalidArgumentError: MOUNT_POINT.
             FailedPreconditionError: SHARE_MOUNTED, FUSE_UNAVAILABLE or FUSE_REFUSED; the guest's
-                own driver goes on then.
+                own driver then goes on.
         """
         place = Path(mount_point)
         if not place.is_absolute():
@@ -197,7 +191,7 @@ class Workload:
         Raises:
             NotFoundError: TAG_UNKNOWN.
             FailedPreconditionError: SHARE_NOT_MOUNTED.
-            PortholeError: The device is gone; the share is unmounted all the same.
+            PortholeError: The device is gone; the share is unmounted nevertheless.
         """
         share = self._share(tag)
         with share.lock:
@@ -213,16 +207,16 @@ class Workload:
     def hash_tree(
         self, tag: str, path: str = "", exclude: Iterable[str] = ()
     ) -> Generator[FileDigest, None, None]:
-        """Hash every regular file under a directory of a share, in no order.
+        """Hash every regular file under a directory of a share, in no particular order.
 
         Args:
             tag: The share.
             path: Directory in it; empty for its root.
-            exclude: Names in that directory itself that are left out.
+            exclude: Names directly in that directory that are not hashed.
 
         Raises:
             NotFoundError: TAG_UNKNOWN or SHARE_PATH.
-            FailedPreconditionError: SHARE_MOUNTED, or SHARE_IO with errno and path.
+            FailedPreconditionError: SHARE_MOUNTED; or SHARE_IO, with errno and path.
             PortholeError: The device is gone.
         """
         files = self.files(tag)
@@ -243,12 +237,12 @@ class Workload:
             source_tag: Share to read.
             source_path: Directory in it; empty for its root.
             target_tag: Share to write.
-            target_path: Directory in it, made when missing; not inside the source.
-            exclude: Names in the source directory itself that are left out.
+            target_path: Directory in it, not inside the source; made if it is missing.
+            exclude: Names directly in the source directory that are not copied.
 
         Raises:
             InvalidArgumentError: COPY_INTO_ITSELF.
-            PortholeError: As `hash_tree`; what was copied so far stays.
+            PortholeError: An error of `hash_tree`; a partial copy stays.
         """
         source, target = self.files(source_tag), self.files(target_tag)
         with _refusing(f"{source_tag} to {target_tag}"):
@@ -266,7 +260,7 @@ class Workload:
     # The network.
 
     def adapter(self, tag: str) -> TapAdapter | NetDriver:
-        """Give an adapter: a TapAdapter in the guest's namespace, or a bare driver without one.
+        """Return an adapter: a TapAdapter in the guest's namespace, or a NetDriver without one.
 
         Raises:
             NotFoundError: TAG_UNKNOWN.
@@ -277,12 +271,12 @@ class Workload:
             raise _unknown(tag, "adapter", self._adapters) from None
 
     def in_network(self, function: Callable[[], T]) -> T:
-        """Run a function inside the guest's network namespace, in a thread of its own.
+        """Run a function inside the guest's network namespace, in a new thread.
 
         Raises:
-            FailedPreconditionError: NETNS_UNAVAILABLE, naming the right that is missing, or
-                NO_ADAPTER before the first adapter was attached.
-            Exception: Whatever the function raises.
+            FailedPreconditionError: NETNS_UNAVAILABLE, which names the missing right; or
+                NO_ADAPTER, before the first adapter is attached.
+            Exception: Any exception of the function.
         """
         namespace = self._namespace
         if namespace is None:
@@ -327,12 +321,12 @@ def _stop_share(tag: str, share: _Share) -> None:
                 share.bridge = None
             share.driver.stop()
         except (OSError, PortholeError) as error:
-            _LOG.info("share %s ends without a farewell: %s", tag, error)
+            _LOG.info("share %s ends without DESTROY: %s", tag, error)
 
 
 @contextmanager
 def _refusing(tag: str) -> Iterator[None]:
-    """Turn what a device answered into a refusal that names share and path."""
+    """Turn an OSError of a device into a refusal that names share and path."""
     try:
         yield
     except FileNotFoundError as error:

@@ -31,10 +31,10 @@ async def test_every_watcher_is_told_from_any_thread_until_the_end() -> None:
 
     watchers = [asyncio.create_task(watch()) for _ in range(2)]
     await asyncio.sleep(0)  # both have begun
-    await asyncio.to_thread(exhaustions.tell, "d1", FULL)
+    await asyncio.to_thread(exhaustions.report, "d1", FULL)
     exhaustions.end()
     assert await asyncio.wait_for(asyncio.gather(*watchers), 10) == [[("d1", FULL)]] * 2
-    exhaustions.tell("d2", FULL)  # to nobody
+    exhaustions.report("d2", FULL)  # to nobody
     assert exhaustions.counts() == {("d1", "bounce_pool"): 1, ("d2", "bounce_pool"): 1}
 
 
@@ -44,7 +44,7 @@ async def test_a_watcher_that_does_not_read_takes_bounded_memory() -> None:
     first = asyncio.ensure_future(anext(watching))
     await asyncio.sleep(0)
     for number in range(3 * BACKLOG):
-        exhaustions.tell(str(number), FULL)
+        exhaustions.report(str(number), FULL)
     assert await first == ("0", FULL)
     rest = [await asyncio.wait_for(anext(watching), 10) for _ in range(BACKLOG - 1)]
     assert rest[-1] == (str(BACKLOG - 1), FULL)
@@ -62,7 +62,7 @@ async def test_metrics_tell_pool_and_devices(
     await guest.boot(
         BootOrder(128 << 20, "swiotlb=force hv_pci_swiotlb=8M", Kernel("6.18.26.3", True), "", "v1")
     )
-    guest.exhaustions.tell("d1", FULL)
+    guest.exhaustions.report("d1", FULL)
     data = reader.get_metrics_data()
     assert data is not None
     points: dict[str, Any] = {
