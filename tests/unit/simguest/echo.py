@@ -1,4 +1,4 @@
-"""A device for tests, behind the device host's own vhost-user back-end: it answers in reverse."""
+"""A device that returns requests reversed, behind the device host's vhost-user back-end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = b"echo-config!"
 
 
 class EchoDevice:
-    """Queue 0 answers each request with its bytes reversed; queue 1 fills buffers when told to."""
+    """Queue 0 answers each request with its bytes reversed; queue 1 fills receive buffers."""
 
     device_class = "virtio-fs"
     goes_native = False
@@ -63,7 +63,7 @@ class EchoDevice:
         return min(chain.writable_bytes, chain.readable_bytes)
 
     def _fill(self, chain: Chain) -> int:
-        """Write a short frame, numbered by the head, into a receive buffer."""
+        """Write a short frame with the number of its head into a receive buffer."""
         self.may_answer.wait(30)
         frame = b"frame %d" % chain.head
         chain.writable[0][: len(frame)] = frame
@@ -71,7 +71,7 @@ class EchoDevice:
 
 
 class Watch:
-    """Keeps what the back-end tells."""
+    """Keeps the reports of the back-end."""
 
     def __init__(self) -> None:
         self.failures: list[PortholeError] = []
@@ -94,7 +94,7 @@ class Watch:
 
 
 class DeviceRig:
-    """A device and its socket; an aperture when there is a pool, windows when there is none."""
+    """A device and its socket, with an aperture on the pool, or windows without one."""
 
     def __init__(self, path: Path, pool: SwiotlbPool | None, device: VirtioDevice) -> None:
         self.watch = Watch()

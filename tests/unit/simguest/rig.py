@@ -68,7 +68,7 @@ class Rig:
         return self.host.get_device(VM_ID, tag).counters
 
     def remove_from_host(self, tag: str) -> None:
-        """The device dies under its driver."""
+        """End the device while its driver runs."""
         self.host.remove_device(VM_ID, tag)
 
     def close(self) -> None:

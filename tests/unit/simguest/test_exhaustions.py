@@ -1,4 +1,4 @@
-"""What the guest's kernel has used up, on its way to watchers and metrics."""
+"""Reports of exhaustion: to watchers, from any thread, and as metrics."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 FULL = Exhaustion("bounce_pool", 1000, 1024)
 
 
-async def test_every_watcher_is_told_from_any_thread_until_the_end() -> None:
+async def test_every_watcher_gets_reports_from_any_thread_until_the_end() -> None:
     exhaustions = Exhaustions()
 
     async def watch() -> list[tuple[str, Exhaustion]]:
-        return [told async for told in exhaustions.watch()]
+        return [report async for report in exhaustions.watch()]
 
     watchers = [asyncio.create_task(watch()) for _ in range(2)]
     await asyncio.sleep(0)  # both have begun
     await asyncio.to_thread(exhaustions.report, "d1", FULL)
     exhaustions.end()
     assert await asyncio.wait_for(asyncio.gather(*watchers), 10) == [[("d1", FULL)]] * 2
-    exhaustions.report("d2", FULL)  # to nobody
+    exhaustions.report("d2", FULL)  # after the end of every watch
     assert exhaustions.counts() == {("d1", "bounce_pool"): 1, ("d2", "bounce_pool"): 1}
 
 
@@ -51,7 +51,7 @@ async def test_a_watcher_that_does_not_read_takes_bounded_memory() -> None:
     await watching.aclose()
 
 
-async def test_metrics_tell_pool_and_devices(
+async def test_metrics_show_pool_and_devices(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = InMemoryMetricReader()

@@ -56,7 +56,7 @@ def test_the_size_is_rounded_up_to_2_mib(command_line: str, wanted: int) -> None
 
 
 @pytest.mark.parametrize("value", ["", "many", "-1", "64MB", "0x", "1.5M", "٣"])
-def test_what_does_not_parse_is_a_kernel_warning(
+def test_a_value_that_does_not_parse_is_a_kernel_warning(
     value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Shares as mount points: the host kernel's FUSE client through the virtqueue."""
+"""Shares as mount points: the host kernel's FUSE client through virtqueues."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_mount_survives_the_death_of_its_device(
     for call in (
         lambda: (mount_point / "another").stat(),
         lambda: (mount_point / "new").write_bytes(b"x"),
-        lambda: os.close(opened),  # it flushes, which nobody hears any more
+        lambda: os.close(opened),  # its FLUSH finds no device any more
     ):
         with pytest.raises(OSError) as raised:
             call()
@@ -170,7 +170,7 @@ def test_unmounting_while_a_program_has_a_file_open(
 
 
 @needs_fuse
-def test_somebody_else_unmounts(rig: Rig, shared: Path, mount_point: Path) -> None:
+def test_another_program_unmounts(rig: Rig, shared: Path, mount_point: Path) -> None:
     rig.share("data", shared)
     rig.workload.mount("data", mount_point)
     run("umount", mount_point)
@@ -180,7 +180,7 @@ def test_somebody_else_unmounts(rig: Rig, shared: Path, mount_point: Path) -> No
 
 
 def readers() -> list[str]:
-    """The threads of this process that read a kernel's requests."""
+    """Return the bridge's reader threads of this process."""
     return [each.name for each in threading.enumerate() if each.name.startswith("fuse-")]
 
 
@@ -241,11 +241,11 @@ def request(opcode: int, body: bytes) -> memoryview:
         (4095, b"", SMALL_REPLY_BYTES),
     ],
 )
-def test_answers_have_room(opcode: int, body: bytes, expected: int) -> None:
+def test_replies_have_room(opcode: int, body: bytes, expected: int) -> None:
     assert reply_bytes(opcode, request(opcode, body)) == expected
 
 
-def test_the_longest_fixed_answers_fit() -> None:
+def test_the_longest_fixed_replies_fit() -> None:
     entry = fuse.ENTRY_OUT.size + fuse.ATTR.size
     longest = max(entry + fuse.OPEN_OUT.size, fuse.STATX_OUT.size + fuse.STATX.size)
     assert longest <= SMALL_REPLY_BYTES

@@ -39,7 +39,7 @@ def remove(rig: Rig, name: str) -> None:
 
 @pytest.fixture
 def place(rig: Rig, run_dir: Path) -> Iterator[Path]:
-    """Where the aggregate is mounted; it has no share."""
+    """The mount point of an aggregate device without shares."""
     made = run_dir / "mount point"
     made.mkdir()
     device = rig.create(TAG, AggregateBackend(), "queues=4")

@@ -1,4 +1,4 @@
-"""What the kernel's FUSE client keeps of a share, seen by what reaches the device."""
+"""What the kernel's FUSE client caches of a share, seen by the requests that it sends."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Share:
         return self.rig.operations["data"]
 
     def read(self, name: str) -> int:
-        """Read a file; returns how many bytes the device was asked for."""
+        """Read a file, and return how many bytes the device was asked for."""
         before = self.operations.read_bytes
         assert (self.guest / name).read_bytes() == (self.host / name).read_bytes()
         return self.operations.read_bytes - before
@@ -80,7 +80,7 @@ def test_none_keeps_nothing(share: Share) -> None:
 
 def test_none_can_be_mapped_into_memory(share: Share) -> None:
     share.mount("cache=none")
-    # Not here: a page fault keeps the interpreter's lock, and the device of this test needs it.
+    # In a process of its own: a page fault keeps the interpreter lock, which the device needs.
     subprocess.run(
         [sys.executable, "-c", _MAP, share.guest / "file"], check=True, timeout=DEADLINE_S
     )
@@ -95,7 +95,7 @@ def test_auto_keeps_data_until_they_change(share: Share) -> None:
         file.seek(0)
         assert file.read() == CONTENT
         assert share.operations.count(Opcode.READ) == before
-    assert share.read("file") >= len(CONTENT), "asked for again when it is opened again"
+    assert share.read("file") >= len(CONTENT), "opening the file again must read it again"
 
 
 def test_always_keeps_everything(share: Share) -> None:
@@ -105,7 +105,7 @@ def test_always_keeps_everything(share: Share) -> None:
     assert share.read("file") >= len(CONTENT)
     assert share.read("file") == 0
     listed = names(share.guest / "directory")
-    # The first listing has changed the time of access, for which the C library asks once more.
+    # The first listing has changed the access time, so the C library asks for it once more.
     assert names(share.guest / "directory") == listed
     (share.guest / "file").stat()
     before = share.operations.awaited()
@@ -123,7 +123,7 @@ def test_writes_that_are_kept_back_arrive(share: Share, cache: str) -> None:
     # Write-only, and not at a page's edge: the kernel reads the rest of the page first.
     fd = os.open(share.guest / "file", os.O_WRONLY)
     os.pwrite(fd, b"in the middle", 5000)
-    assert share.operations.count(Opcode.WRITE) == 0, "it is kept back"
+    assert share.operations.count(Opcode.WRITE) == 0, "the write must be kept back"
     os.fsync(fd)
     assert share.operations.count(Opcode.WRITE) == 1
     expected = CONTENT[:5000] + b"in the middle" + CONTENT[5013:]

@@ -26,7 +26,7 @@ TRY = LOCK_EX | LOCK_NB
 
 @pytest.fixture
 def file(shared: Path) -> Path:
-    """As the host sees it."""
+    """The file on the host."""
     path = shared / "file"
     path.write_bytes(bytes(100))
     return path
@@ -34,7 +34,7 @@ def file(shared: Path) -> Path:
 
 @pytest.fixture
 def mounted(rig: Rig, file: Path, run_dir: Path) -> Iterator[Path]:
-    """The same file, as the guest sees it."""
+    """The same file on the guest's mount point."""
     place = run_dir / "mount point"
     place.mkdir()
     rig.share("data", file.parent)
@@ -46,7 +46,7 @@ def mounted(rig: Rig, file: Path, run_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def mounted_again(rig: Rig, file: Path, run_dir: Path) -> Iterator[Path]:
-    """The same file by another device."""
+    """The same file on the mount point of another device."""
     place = run_dir / "other mount point"
     place.mkdir()
     rig.share("other", file.parent)
@@ -70,7 +70,7 @@ def test_processes_of_one_guest(mounted: Path, file: Path, call: str) -> None:
         assert holder.lock(call, TRY) == "EAGAIN"
         waiter.kill()
         waiter.end()
-        assert holder.lock(call, LOCK_EX) == "done", "a process that ends lets go of its locks"
+        assert holder.lock(call, LOCK_EX) == "done", "a process that ends must release its locks"
 
 
 @CALLS
@@ -87,7 +87,7 @@ def test_guest_host_and_another_device(
                 other.send(call, LOCK_EX, "0")
                 until_waiting(file, count)
             assert holder.lock(call, LOCK_UN) == "done"
-            for other in others:  # the one that has waited longer gets it first
+            for other in others:  # the first to wait gets it first
                 assert other.answer() == "done"
                 assert other.lock(call, LOCK_UN) == "done"
             assert waiting_locks(file) == 0
@@ -113,7 +113,7 @@ def test_a_killed_waiter_ends(mounted: Path, file: Path, call: str) -> None:
         assert waiter.end() == -signal.SIGKILL
         assert waiting_locks(file) == 0
         assert holder.lock(call, LOCK_UN) == "done"
-        assert next_one.lock(call, TRY) == "done", "nothing is left of it"
+        assert next_one.lock(call, TRY) == "done", "a killed waiter must leave nothing behind"
 
 
 @CALLS

@@ -184,7 +184,7 @@ def test_handles_and_special_files(rig: Rig, shared: Path) -> None:
     operations.rename(FUSE_ROOT_ID, b"file", FUSE_ROOT_ID, b"pipe", flags=2)  # RENAME_EXCHANGE
     assert (shared / "pipe").read_bytes() == b"\0\0\0abc"
     operations.forget_many([pipe.nodeid, node.nodeid])
-    operations.interrupt(424242)  # of nothing: harmless
+    operations.interrupt(424242)  # no such request: nothing happens
     assert operations.getattr(FUSE_ROOT_ID).nlink >= 2
 
 
@@ -225,11 +225,11 @@ def test_a_device_that_dies_fails_requests_at_once(rig: Rig, shared: Path) -> No
     with pytest.raises(PortholeError) as raised:
         files.list()
     assert isinstance(raised.value, UnavailableError)
-    files.operations.forget(FUSE_ROOT_ID)  # nothing to be told any more, and no error
+    files.operations.forget(FUSE_ROOT_ID)  # no device is left to forget it; that is no error
 
 
 class _Scripted:
-    """A device whose configuration is whatever the test says."""
+    """A device whose configuration the test chooses."""
 
     features = 0
     max_mapping_bytes = 1 << 20

@@ -141,16 +141,18 @@ def test_exhaustion_names_pool_used_and_total(ram: GuestRam) -> None:
         "used": "129",
         "total": "256",
     }
-    assert pool.usage().slots_used == 129  # what was taken in part is given back
+    assert (
+        pool.usage().slots_used == 129
+    )  # the slots taken for a part of the request are free again
     pool.unmap(held)
 
 
-def test_exhaustion_is_told_once_with_the_device_that_was_first(ram: GuestRam) -> None:
-    told: list[tuple[str, Exhaustion]] = []
+def test_exhaustion_is_reported_once_with_the_first_device(ram: GuestRam) -> None:
+    reports: list[tuple[str, Exhaustion]] = []
     pool = BouncePool(
         ram,
         SwiotlbPool(Gpa(BASE), 2 * SEGMENT),
-        on_exhausted=lambda device, what: told.append((device, what)),
+        on_exhausted=lambda device, what: reports.append((device, what)),
     )
     first, second = pool.for_device("first"), pool.for_device("second")
     for turn in range(2):
@@ -158,13 +160,13 @@ def test_exhaustion_is_told_once_with_the_device_that_was_first(ram: GuestRam) -
         for device in (first, second, first):
             with pytest.raises(ResourceExhaustedError):
                 device.map([MAX_MAPPING_BYTES], 0)
-        assert told == [("first", Exhaustion("bounce_pool", 129, 256))] * (turn + 1)
+        assert reports == [("first", Exhaustion("bounce_pool", 129, 256))] * (turn + 1)
         first.unmap(held)
         for _ in range(2):
             pool.bound.look()
 
 
-def test_what_can_never_fit_does_not_wait(ram: GuestRam) -> None:
+def test_a_request_larger_than_the_pool_does_not_wait(ram: GuestRam) -> None:
     pool = make_pool(ram, 1)
     start = time.monotonic()
     with pytest.raises(ResourceExhaustedError, match="129 slots are needed at once"):

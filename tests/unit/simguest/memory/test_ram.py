@@ -51,7 +51,7 @@ def test_ram_of_an_impossible_size_is_refused(ram_bytes: int) -> None:
     assert caught.value.reason == "RAM_SIZE"
 
 
-def test_a_view_outlives_the_ram_that_it_is_of() -> None:
+def test_a_view_outlives_its_ram() -> None:
     ram = GuestRam(32 << 20)
     view = ram.view(0x1000, 4)
     ram.close()

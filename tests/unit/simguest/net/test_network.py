@@ -44,7 +44,7 @@ pytestmark = pytest.mark.tap
 
 @pytest.fixture
 def host_network() -> Iterator[NetworkNamespace]:
-    """Where the device's TAP is."""
+    """The namespace of the device's TAP."""
     with NetworkNamespace() as made:
         yield made
 
@@ -83,8 +83,8 @@ def test_ping_and_the_adapters_own_address(networked: Rig) -> None:
     assert isinstance(adapter, TapAdapter)
     assert adapter.driver.mac.hex(":") == GUEST_MAC
     assert adapter.driver.link_up
-    # Five there, five back, and the address resolution; an answer may be here before the device
-    # has given its question's buffer back.
+    # Five requests, five replies, and address resolution. A reply may arrive before the device
+    # has returned the buffer of its request.
     assert eventually(lambda: networked.counters("eth0").requests >= 12)
     assert networked.counters("eth0").translations_refused == 0
 
@@ -115,7 +115,7 @@ def test_http_through_the_adapter(
     assert networked.counters("eth0").bytes_out > len(contents)
 
 
-def test_what_cannot_be_reached(networked: Rig) -> None:
+def test_unreachable_addresses_are_reported(networked: Rig) -> None:
     assert networked.workload.ping(NOBODY, 1, 0.2) == (1, 0, 0.0)
     with pytest.raises(UnavailableError) as refused:
         networked.workload.http_get(f"http://{HOST}:81/", 5.0)
@@ -181,7 +181,7 @@ def test_jumbo_frames_span_receive_buffers(run_dir: Path, host_network: NetworkN
         rig.close()
 
 
-def test_detaching_takes_the_interface_away(networked: Rig) -> None:
+def test_detaching_removes_the_interface(networked: Rig) -> None:
     networked.workload.detach("eth0")
     assert networked.workload.in_network(_link_names) == {"lo"}
     with pytest.raises(NotFoundError):
@@ -225,7 +225,7 @@ def test_without_the_right_the_adapter_works_by_its_python_api(
         rig.remove_from_host("eth0")
         with contextlib.suppress(DeadlineExceededError):
             while driver.receive(0.1):
-                pass  # what the host's stack had sent by itself
+                pass  # a frame that the host's stack sent unasked
         with pytest.raises(DeadlineExceededError) as none:
             driver.receive(0.1)
         assert none.value.reason == "NO_FRAME"
@@ -234,9 +234,9 @@ def test_without_the_right_the_adapter_works_by_its_python_api(
 
 
 def _ask(driver: NetDriver) -> bytes:
-    """Ask for the host's hardware address as a stack does, again when no answer comes.
+    """Ask for the host's hardware address as a stack does, again after a time without a reply.
 
-    The kernel sends nothing through a TAP for up to a second after somebody has opened it.
+    The kernel may send nothing through a TAP in the first second after it is opened.
     """
     for _ in range(20):
         driver.send_frame(_arp(driver.mac))
@@ -245,11 +245,11 @@ def _ask(driver: NetDriver) -> bytes:
                 frame = driver.receive(0.5)
                 if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\x02":
                     return frame
-    pytest.fail("the host has answered none of 20 questions")
+    pytest.fail("the host has replied to none of 20 requests")
 
 
 def _arp(mac: bytes) -> bytes:
-    """Who has HOST? (RFC 826)."""
+    """Return an ARP request for HOST's address (RFC 826)."""
     addresses = bytes([192, 0, 2, 2]), bytes([192, 0, 2, 1])
     body = bytes.fromhex("0001080006040001") + mac + addresses[0] + bytes(6) + addresses[1]
     return b"\xff" * 6 + mac + b"\x08\x06" + body
@@ -261,7 +261,7 @@ def test_a_guest_without_adapter_has_no_network(rig: Rig) -> None:
     assert raised.value.reason == "NO_ADAPTER"
 
 
-def test_addresses_and_names_that_cannot_be() -> None:
+def test_impossible_addresses_and_names_are_refused() -> None:
     with NetworkNamespace() as namespace:
         with pytest.raises(InvalidArgumentError) as name:
             namespace.add_tap("much too long a name")
@@ -292,7 +292,7 @@ def test_addresses_and_names_that_cannot_be() -> None:
         (lambda: network.http_get("http://192.0.2.1/a b", 1.0), "HTTP_URL"),
     ],
 )
-def test_questions_that_make_no_sense(call: object, reason: str) -> None:
+def test_impossible_pings_and_urls_are_refused(call: object, reason: str) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         call()  # type: ignore[operator]
     assert raised.value.reason == reason

@@ -88,7 +88,7 @@ def make_rig(run_dir: Path) -> Iterator[Callable[..., Rig]]:
 
 
 def join(queue: SplitQueue) -> None:
-    """Wait until a queue that has failed has told everybody."""
+    """Wait until a failed queue has failed all its requests."""
     assert queue._thread is not None
     queue._thread.join(10)
 
@@ -155,7 +155,7 @@ def test_many_threads_keep_many_requests_in_flight(make_rig: Callable[..., Rig])
 
 
 @pytest.mark.parametrize(("pool_mib", "rings"), SHAPES)
-def test_a_device_that_goes_away_fails_what_is_in_flight_at_once(
+def test_a_device_that_disappears_fails_requests_in_flight_at_once(
     make_rig: Callable[..., Rig], pool_mib: int, rings: str
 ) -> None:
     rig = make_rig(pool_mib, rings)
@@ -179,7 +179,7 @@ def test_a_device_that_goes_away_fails_what_is_in_flight_at_once(
     assert rig.bounce is None or rig.slots_used == 0
 
 
-def test_closing_the_device_fails_what_is_in_flight(make_rig: Callable[..., Rig]) -> None:
+def test_closing_the_device_fails_requests_in_flight(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig()
     queue = rig.device.queues[0]
     rig.host.device.may_answer.clear()
@@ -198,7 +198,7 @@ def test_closing_the_device_fails_what_is_in_flight(make_rig: Callable[..., Rig]
         queue.submit([b"x"], [1])
 
 
-def test_a_full_ring_waits_and_then_says_so(make_rig: Callable[..., Rig]) -> None:
+def test_a_full_ring_waits_and_then_is_reported(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig()
     queue = rig.device.queues[0]
     rig.host.device.may_answer.clear()
@@ -212,7 +212,7 @@ def test_a_full_ring_waits_and_then_says_so(make_rig: Callable[..., Rig]) -> Non
     assert rig.slots_used == 0
 
 
-def test_a_full_pool_waits_and_then_names_itself(make_rig: Callable[..., Rig]) -> None:
+def test_a_full_pool_waits_and_then_is_reported_by_name(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(pool_mib=2)
     queue = rig.device.queues[0]
     rig.host.device.may_answer.clear()
@@ -226,7 +226,7 @@ def test_a_full_pool_waits_and_then_names_itself(make_rig: Callable[..., Rig]) -
     assert rig.slots_used == 0
 
 
-def test_what_cannot_be_mapped_is_refused_before_it_takes_anything(
+def test_buffers_that_cannot_be_mapped_are_refused_and_take_nothing(
     make_rig: Callable[..., Rig],
 ) -> None:
     rig = make_rig()
@@ -296,7 +296,7 @@ def test_a_device_that_reports_an_error_fails_its_queues(make_rig: Callable[...,
     requests, receive = rig.device.queues
     rig.host.device.may_answer.clear()
     held = requests.submit([b"x"], [1])
-    # A guest that hands in an address outside its aperture: this device must not reach it.
+    # The guest makes an address outside the aperture available; the device must not reach it.
     outside = rig.memory.rings.map([4096], 0)
     table = receive.ring
     table.write_descriptors([0], DESC.pack(outside[0].gpa, 4096, DESC_F_WRITE, 0))
@@ -315,7 +315,9 @@ def test_a_device_that_reports_an_error_fails_its_queues(make_rig: Callable[...,
     rig.memory.rings.unmap(outside)
 
 
-def test_nobody_behind_the_socket_is_said_so(run_dir: Path, make_rig: Callable[..., Rig]) -> None:
+def test_a_socket_without_a_listener_is_reported(
+    run_dir: Path, make_rig: Callable[..., Rig]
+) -> None:
     rig = make_rig()
     before = rig.pages.used_bytes
     with pytest.raises(UnavailableError) as caught:

@@ -162,7 +162,7 @@ def test_event_idx_kicks_only_when_asked(stack: ExitStack) -> None:
     avail_event = bench.used[wire.avail_event_offset(SIZE) :].cast("H")
     avail_event[0] = 1
     bench.queue.submit([b"x"], [])
-    assert not bench.kicked()  # the device wants to hear of entry 1, this was entry 0
+    assert not bench.kicked()  # the device asked for a kick at entry 1, this is entry 0
     bench.queue.submit([b"x"], [])
     assert bench.kicked()
     bench.queue.submit([b"x"], [])
@@ -207,7 +207,7 @@ def test_a_device_that_breaks_the_ring_fails_its_queue_and_nothing_else(
     assert "queue 3 of bench" in error.message
     with pytest.raises(FailedPreconditionError):
         bench.queue.submit([b"y"], [])
-    assert bench.pages.used_bytes > 4096  # may still be written to, until the device is closed
+    assert bench.pages.used_bytes > 4096  # until it is closed, the device may write to them
 
 
 def test_a_request_that_is_used_twice_breaks_the_ring(stack: ExitStack) -> None:

@@ -94,7 +94,7 @@ def test_sizes_are_those_that_were_read(rig: Rig, tree: Path) -> None:
     assert sizes[b"empty"] == 0
 
 
-def test_hashing_what_is_not_there(rig: Rig, tree: Path) -> None:
+def test_hashing_a_missing_path(rig: Rig, tree: Path) -> None:
     rig.share("data", tree)
     with pytest.raises(NotFoundError) as missing:
         list(rig.workload.hash_tree("data", "nowhere"))
@@ -108,7 +108,7 @@ def test_hashing_what_is_not_there(rig: Rig, tree: Path) -> None:
 
 
 def crew_members() -> list[str]:
-    """The threads of this process that hash."""
+    """Return the hashing threads of this process."""
     return [each.name for each in threading.enumerate() if each.name.startswith("hash-")]
 
 
@@ -152,7 +152,7 @@ def test_a_copy_is_equal_in_all_that_it_promises(any_rig: Rig, tree: Path, tmp_p
 
 
 def facts(root: Path) -> dict[str, tuple[int, int, str]]:
-    """Type and mode, time of change and target of everything under a directory."""
+    """Return type and mode, mtime, and link target of everything under a directory."""
     found = {}
     for path in [root, *root.rglob("*")]:
         status = path.lstat()
