@@ -15,22 +15,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
+from services.devicehost.devices import DEVICE_TYPES, FsBackend, make_device
 from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
-from services.devicehost.host.registry import make_device
-from services.devicehost.host.specs import FsBackend, NetBackend
 from services.devicehost.host.states import DeviceState
 from services.devicehost.memory import OwnRisk, RegionTable, WindowQuota
 from services.devicehost.vhost_user import ListeningSocket
-from services.handshake import events
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.options import build_options, parse_fs_options, parse_net_options
+from services.handshake.options import build_options
 from services.handshake.pool import format_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from services.handshake.options import FsOptions, NetOptions
+    from services.devicehost.devices import DeviceOptions, NetBackend
     from services.handshake.pool import SwiotlbPool
 
 VM_ID: Final = str(uuid.UUID(int=0))
@@ -152,7 +150,7 @@ def _start(
         Identity(
             vm_id=VM_ID,
             instance_id=sock.path.stem,
-            device_class=events.NET if isinstance(spec.backend, NetBackend) else events.FS,
+            device_class=DEVICE_TYPES[type(spec.backend)].device_class,
             tag=options.name,
             options=spec.options,
             pool=options.swiotlb,
@@ -173,11 +171,11 @@ def _start(
     return entry
 
 
-def _parse(spec: StandaloneDevice) -> FsOptions | NetOptions:
+def _parse(spec: StandaloneDevice) -> DeviceOptions:
     token = format_token(spec.pool) if spec.pool else None
     text = build_options(spec.name, spec.options, token, VM_ID)
-    parse = parse_net_options if isinstance(spec.backend, NetBackend) else parse_fs_options
-    return parse(text)
+    options: DeviceOptions = DEVICE_TYPES[type(spec.backend)].parse_options(text)
+    return options
 
 
 def _tell_confinement(spec: StandaloneDevice) -> None:

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs.device import FsDevice
+from services.devicehost.devices import FsBackend, FsDevice
 from services.devicehost.memory import (
     ApertureMemory,
     DeviceCounters,
@@ -102,7 +102,7 @@ class Conversation:
         kind = reader.number(1) % len(_MEMORIES)
         counters = DeviceCounters()
         options = FsOptions(name="share", vm_id=VM_ID, queues=2)
-        self._device = FsDevice(options, shared_dir, counters)
+        self._device = FsDevice(options, FsBackend(str(shared_dir)), counters)
         self._backend = Backend(
             self._device,
             lambda table: _MEMORIES[kind](table, counters),

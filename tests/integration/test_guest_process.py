@@ -15,7 +15,7 @@ import pytest
 from porthole.handshake.v1 import device_pb2
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
-from services.devicehost.devices.fs import FsDevice
+from services.devicehost.devices import FsBackend, FsDevice
 from services.handshake.errors import FailedPreconditionError, NotFoundError
 from services.handshake.options import parse_fs_options
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -102,7 +102,7 @@ async def test_a_tree_is_read_through_the_pool_and_nothing_stays(run_dir: Path, 
     for name, data in content.items():
         (shared / os.fsdecode(name)).write_bytes(data)
     options = parse_fs_options("data;vm_id=5f0c2d5e-0000-4000-8000-000000000001")
-    rig = DeviceRig(run_dir / "fs.sock", POOL, FsDevice(options, shared))
+    rig = DeviceRig(run_dir / "fs.sock", POOL, FsDevice(options, FsBackend(str(shared))))
     async with running(run_dir, f"--rings={rings}") as process:
         owner, user = await machine(run_dir), await workload(run_dir)
         await owner.stub.Boot(BOOT)
@@ -139,7 +139,9 @@ async def test_a_tree_is_read_through_the_pool_and_nothing_stays(run_dir: Path, 
 async def test_sigterm_powers_the_guest_off(run_dir: Path) -> None:
     (run_dir / "shared").mkdir()
     options = parse_fs_options("data;vm_id=5f0c2d5e-0000-4000-8000-000000000001")
-    rig = DeviceRig(run_dir / "fs.sock", POOL, FsDevice(options, run_dir / "shared"))
+    rig = DeviceRig(
+        run_dir / "fs.sock", POOL, FsDevice(options, FsBackend(str(run_dir / "shared")))
+    )
     async with running(run_dir) as process:
         owner = await machine(run_dir)
         answer = await owner.stub.Boot(BOOT)

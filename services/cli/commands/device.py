@@ -130,7 +130,7 @@ def fs(
     shared_dir = shared_dir or given.source
     if shared_dir is None:
         raise _wrong("give the directory to share: --shared-dir=DIRECTORY")
-    from services.devicehost.host.specs import FsBackend
+    from services.devicehost.devices import FsBackend
     from services.devicehost.standalone import StandaloneDevice
 
     items = [options, "ro" if readonly else "", f"queues={queues}", *given.share]
@@ -172,7 +172,7 @@ def net(
         return
     if tap is None:
         raise _wrong("give the TAP interface: --tap=NAME")
-    from services.devicehost.host.specs import NetBackend
+    from services.devicehost.devices import NetBackend
     from services.devicehost.standalone import StandaloneDevice
 
     spec = StandaloneDevice(

@@ -1,1 +1,92 @@
-"""The devices: one folder per virtio device type, each with the same files in the same order."""
+"""The devices: one folder per virtio device type, each with the same files for the same roles.
+
+- `device.py`: the VirtioDevice: its features, its configuration space, its queues and how each is
+  served.
+- `protocol.py`: what the buffers of a driver mean, and what is put into them. Knows no ring and no
+  thread.
+- `backend.py`: what of the host a device serves: what may be asked for, how it is opened, and what
+  is wrong when it cannot be.
+
+A device that needs more has packages beside these files, as `fs` has. Every VirtioDevice is made of
+options, a back end and counters; the one table from back ends to devices is here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from services.devicehost.devices.fs.backend import AggregateBackend, FsBackend
+from services.devicehost.devices.fs.device import FsDevice
+from services.devicehost.devices.net.backend import NetBackend
+from services.devicehost.devices.net.device import NetDevice
+from services.handshake.events import FS, NET
+from services.handshake.options import (
+    FsOptions,
+    NetOptions,
+    parse_fs_options,
+    parse_net_options,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.devicehost.memory import DeviceCounters
+    from services.devicehost.virtio.device import VirtioDevice
+
+__all__ = [
+    "DEVICE_TYPES",
+    "AggregateBackend",
+    "DeviceBackend",
+    "DeviceOptions",
+    "DeviceType",
+    "FsBackend",
+    "FsDevice",
+    "NetBackend",
+    "NetDevice",
+    "make_device",
+]
+
+DeviceBackend = FsBackend | AggregateBackend | NetBackend
+DeviceOptions = FsOptions | NetOptions
+
+OptionsT = TypeVar("OptionsT", FsOptions, NetOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceType(Generic[OptionsT]):
+    """One row of the table.
+
+    Attributes:
+        device_class: events.FS or events.NET.
+        parse_options: Parses the options string of such a device.
+        make: Makes the device; raises PortholeError when its back end cannot be opened.
+    """
+
+    device_class: str
+    parse_options: Callable[[str], OptionsT]
+    make: Callable[[OptionsT, Any, DeviceCounters], VirtioDevice]
+
+
+DEVICE_TYPES: Final[dict[type[DeviceBackend], DeviceType[Any]]] = {
+    FsBackend: DeviceType(FS, parse_fs_options, FsDevice),
+    AggregateBackend: DeviceType(FS, parse_fs_options, FsDevice),
+    NetBackend: DeviceType(NET, parse_net_options, NetDevice),
+}
+"""The type of device that serves a back end."""
+
+
+def make_device(
+    options: DeviceOptions, backend: DeviceBackend, counters: DeviceCounters
+) -> VirtioDevice:
+    """Make the device that serves a back end.
+
+    Args:
+        options: What the device is to be, parsed as DEVICE_TYPES has it.
+        backend: What it serves.
+        counters: Of the device.
+
+    Raises:
+        PortholeError: The back end cannot be opened.
+    """
+    return DEVICE_TYPES[type(backend)].make(options, backend, counters)

@@ -4,15 +4,10 @@
 them. No gRPC, protobuf or OpenTelemetry here: the servicer brings those.
 """
 
+from services.devicehost.devices import AggregateBackend, FsBackend, NetBackend
 from services.devicehost.host.device import DeviceInfo, HostedDevice
-from services.devicehost.host.registry import DeviceHost, make_device
-from services.devicehost.host.specs import (
-    AggregateBackend,
-    ChildSpec,
-    DeviceSpec,
-    FsBackend,
-    NetBackend,
-)
+from services.devicehost.host.registry import DeviceHost
+from services.devicehost.host.specs import ChildSpec, DeviceSpec
 from services.devicehost.host.states import DeviceState
 
 __all__ = [
@@ -25,5 +20,4 @@ __all__ = [
     "FsBackend",
     "HostedDevice",
     "NetBackend",
-    "make_device",
 ]

@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs import FsDevice
+from services.devicehost.devices import FsDevice
 from services.devicehost.host.states import DeviceEvent, DeviceState, hosted_device_life
 from services.devicehost.memory import (
     ApertureMemory,

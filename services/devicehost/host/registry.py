@@ -13,41 +13,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs import FsDevice
-from services.devicehost.devices.net import NetDevice
+from services.devicehost.devices import DEVICE_TYPES, make_device
 from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
 from services.devicehost.host.specs import (
-    AggregateBackend,
     ChildSpec,
-    DeviceBackend,
     DeviceSpec,
-    FsBackend,
-    NetBackend,
-    Options,
     canonical,
     parse_child,
     parse_device,
 )
 from services.devicehost.host.states import DeviceState
 from services.devicehost.memory import WindowQuota
-from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
-)
-from services.handshake.options import (
-    FsOptions,
-    NetOptions,
 )
 from services.handshake.pool import SwiotlbPool, format_token, parse_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from services.devicehost.devices import DeviceBackend, DeviceOptions
     from services.devicehost.memory import DeviceCounters
     from services.devicehost.virtio.device import VirtioDevice
+    from services.handshake import events
     from services.handshake.exhaustion import Exhaustion
 
 REMEMBERED_DEVICES: Final = 256
@@ -63,21 +53,6 @@ class _Vm:
     devices: dict[str, HostedDevice] = field(default_factory=dict)
 
 
-def make_device(options: Options, backend: DeviceBackend, counters: DeviceCounters) -> VirtioDevice:
-    """Make the virtio device that serves a back end.
-
-    Raises:
-        PortholeError: The back end cannot be opened.
-    """
-    if isinstance(backend, FsBackend) and isinstance(options, FsOptions):
-        return FsDevice(options, Path(backend.shared_dir), counters)
-    if isinstance(backend, AggregateBackend) and isinstance(options, FsOptions):
-        return FsDevice(options, None, counters)
-    if isinstance(backend, NetBackend) and isinstance(options, NetOptions):
-        return NetDevice(options, backend.tap, counters)
-    raise TypeError(f"{type(options).__name__} do not fit {type(backend).__name__}")
-
-
 class DeviceHost:
     """The registry of devices; every method may be called from any thread, and may block."""
 
@@ -85,7 +60,7 @@ class DeviceHost:
         self,
         run_dir: Path,
         on_change: Callable[[DeviceInfo, str], None],
-        make: Callable[[Options, DeviceBackend, DeviceCounters], VirtioDevice] = make_device,
+        make: Callable[[DeviceOptions, DeviceBackend, DeviceCounters], VirtioDevice] = make_device,
         on_exhausted: Callable[[DeviceInfo, Exhaustion], None] = lambda *_: None,
     ) -> None:
         """Make an empty host.
@@ -139,18 +114,12 @@ class DeviceHost:
                 cannot be opened now.
             AlreadyExistsError: DEVICE_EXISTS.
         """
-        options = parse_device(spec)
-        backend = spec.backend
-        if backend is None:
-            raise InvalidArgumentError(
-                "BACKEND_MISSING",
-                f"device {spec.instance_id!r} has no back end; set fs, aggregate or net",
-            )
+        options, backend = parse_device(spec)
         entry = HostedDevice(
             Identity(
                 vm_id=options.vm_id,
                 instance_id=spec.instance_id,
-                device_class=events.FS if isinstance(options, FsOptions) else events.NET,
+                device_class=DEVICE_TYPES[type(backend)].device_class,
                 tag=spec.tag,
                 options=spec.options,
                 pool=options.swiotlb,

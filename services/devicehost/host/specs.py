@@ -8,40 +8,17 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices import DEVICE_TYPES
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.options import (
-    FsOptions,
-    NetOptions,
-    parse_fs_options,
-    parse_net_options,
-)
+from services.handshake.options import parse_fs_options
+
+if TYPE_CHECKING:
+    from services.devicehost.devices import DeviceBackend, DeviceOptions
+    from services.handshake.options import FsOptions
 
 _INSTANCE_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class FsBackend:
-    """A directory of the host, shared by virtio-fs."""
-
-    shared_dir: str
-
-
-@dataclass(frozen=True, slots=True)
-class AggregateBackend:
-    """Directories of the host that are shared by one virtio-fs device, added and removed later."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetBackend:
-    """A TAP interface of the host, served by virtio-net."""
-
-    tap: str
-
-
-Options = FsOptions | NetOptions
-DeviceBackend = FsBackend | AggregateBackend | NetBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +55,12 @@ class ChildSpec:
     shared_dir: str
 
 
-def parse_device(spec: DeviceSpec) -> Options:
-    """Check what CreateDevice asks for, and parse its options.
+def parse_device(spec: DeviceSpec) -> tuple[DeviceOptions, DeviceBackend]:
+    """Check what CreateDevice asks for; returns its options, parsed, and its back end.
 
     Raises:
-        InvalidArgumentError: INSTANCE_ID_SYNTAX, VM_ID_SYNTAX, VM_ID_MISMATCH, TAG_MISMATCH, or as
-            parse_fs_options.
+        InvalidArgumentError: INSTANCE_ID_SYNTAX, BACKEND_MISSING, VM_ID_SYNTAX, VM_ID_MISMATCH,
+            TAG_MISMATCH, or a reason of parse_fs_options or parse_net_options.
     """
     if not _INSTANCE_ID.fullmatch(spec.instance_id):
         raise InvalidArgumentError(
@@ -91,10 +68,15 @@ def parse_device(spec: DeviceSpec) -> Options:
             f"instance id {spec.instance_id!r} must be 1 to 64 letters, digits, '-' and '_'",
             instance_id=spec.instance_id,
         )
-    net = isinstance(spec.backend, NetBackend)
-    options = parse_net_options(spec.options) if net else parse_fs_options(spec.options)
+    backend = spec.backend
+    if backend is None:
+        raise InvalidArgumentError(
+            "BACKEND_MISSING",
+            f"device {spec.instance_id!r} has no back end; set fs, aggregate or net",
+        )
+    options: DeviceOptions = DEVICE_TYPES[type(backend)].parse_options(spec.options)
     _require_same(f"device {spec.instance_id}", canonical(spec.vm_id), spec.tag, options)
-    return options
+    return options, backend
 
 
 def parse_child(child: ChildSpec, vm_id: str) -> FsOptions:
@@ -108,7 +90,7 @@ def parse_child(child: ChildSpec, vm_id: str) -> FsOptions:
     return options
 
 
-def _require_same(what: str, vm_id: str, name: str, options: Options) -> None:
+def _require_same(what: str, vm_id: str, name: str, options: DeviceOptions) -> None:
     """Refuse options that were written for something else."""
     for reason, given, in_options in (
         ("VM_ID_MISMATCH", vm_id, options.vm_id),

@@ -1,12 +1,13 @@
-"""Opening the directory of a share, and saying what is wrong with it.
+"""What a virtio-fs device may serve, and opening the directory of a share.
 
-Must not know devices.
+Owns what is wrong with a directory that cannot be shared. Must not know devices.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
@@ -23,6 +24,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.handshake.options import FsOptions
+
+
+@dataclass(frozen=True, slots=True)
+class FsBackend:
+    """A directory of the host, shared by virtio-fs.
+
+    Attributes:
+        shared_dir: Absolute path of the directory.
+    """
+
+    shared_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateBackend:
+    """Directories of the host that are shared by one virtio-fs device, added and removed later."""
 
 
 def open_shared(shared_dir: Path, options: FsOptions) -> Descriptor:

@@ -6,11 +6,12 @@ a thread of its own. Must not know FUSE: requests go to the session as they come
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.devices.fs.aggregate.shares import Aggregate
-from services.devicehost.devices.fs.backend import open_shared
+from services.devicehost.devices.fs.backend import AggregateBackend, FsBackend, open_shared
 from services.devicehost.devices.fs.host_files import credentials, syscalls
 from services.devicehost.devices.fs.host_files.descriptors import raise_descriptor_limit
 from services.devicehost.devices.fs.protocol import FuseSession
@@ -25,8 +26,6 @@ from services.handshake.options import FsOptions
 from services.wire.virtio_fs import CONFIG, TAG_BYTES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from services.devicehost.virtio.queue import Queue
 
 
@@ -38,14 +37,17 @@ class FsDevice:
     goes_native: Final = True
 
     def __init__(
-        self, options: FsOptions, shared_dir: Path | None, counters: DeviceCounters | None = None
+        self,
+        options: FsOptions,
+        backend: FsBackend | AggregateBackend,
+        counters: DeviceCounters | None = None,
     ) -> None:
         """Open the directory that is shared, and raise the process's limit on open files.
 
         Args:
             options: What the device was asked to be; its name is the tag.
-            shared_dir: The directory; None makes an aggregate, without any share.
-            counters: Of the device; what is bounded is told there.
+            backend: What is shared; an aggregate begins without any share.
+            counters: Of the device; what is bounded is reported there.
 
         Raises:
             InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; AGGREGATE_OPTION.
@@ -67,12 +69,12 @@ class FsDevice:
         self._bounds: Final = counters.bounds
         self._limits: Final = raise_descriptor_limit()
         self._children: Aggregate | None = None
-        if shared_dir is None:
+        if isinstance(backend, AggregateBackend):
             _require_no_share(options)
             self._children = Aggregate(options, self._limits, fastpath.library, self._bounds)
             served: Share | Aggregate = self._children
         else:
-            served = self._share(options, shared_dir)
+            served = self._share(options, Path(backend.shared_dir))
         self._session: FuseSession | None = FuseSession(served)
 
     def add_child(self, name: str, options: FsOptions, shared_dir: Path) -> None:
@@ -81,7 +83,7 @@ class FsDevice:
         Args:
             name: Its name in the root.
             options: What it was asked to be.
-            shared_dir: As of the constructor.
+            shared_dir: The directory.
 
         Raises:
             FailedPreconditionError: NO_AGGREGATE.

@@ -1,8 +1,8 @@
 """A virtio-net device with one pair of queues over a TAP interface (virtio 1.2, section 5.1).
 
 Owns the path of a frame, and the rule that a slow guest holds frames back in the TAP, where the
-kernel bounds them, instead of in memory of ours. Offloads are not offered yet. Must not know how
-the rings came into being, nor who gave the TAP its addresses.
+kernel bounds them, instead of in memory of ours. Must not know how the rings came into being, nor
+who gave the TAP its addresses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.net.tap import Tap
+from services.devicehost.devices.net.backend import Tap
+from services.devicehost.devices.net.protocol import frame_of, spread
 from services.devicehost.memory import bound
 from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.device import serve_requests
@@ -22,15 +23,10 @@ from services.devicehost.virtio.queue import QueueError
 from services.handshake.events import NET
 from services.handshake.exhaustion import Resource
 from services.wire import virtio_net
-from services.wire.virtio_net import (
-    ETHERNET_HEADER_BYTES,
-    HEADER_BYTES,
-    MAX_FRAME_BYTES,
-    NetConfig,
-    NetHeader,
-)
+from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig
 
 if TYPE_CHECKING:
+    from services.devicehost.devices.net.backend import NetBackend
     from services.devicehost.memory import DeviceCounters
     from services.devicehost.virtio.queue import Chain, Queue
     from services.handshake.options import NetOptions
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
 MAX_PARTS: Final = 64
 """Buffers of a frame that are handed to the kernel as they are; more are joined first."""
 
-_NO_OFFLOAD: Final = virtio_net.HEADER.pack(*NetHeader())
 _GONE: Final = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV})
 
 _LOG = logging.getLogger(__name__)
@@ -57,12 +52,12 @@ class NetDevice:
     num_queues = 2
     features = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
 
-    def __init__(self, options: NetOptions, tap: str, counters: DeviceCounters) -> None:
+    def __init__(self, options: NetOptions, backend: NetBackend, counters: DeviceCounters) -> None:
         """Open the TAP interface.
 
         Args:
             options: What the adapter was asked to be.
-            tap: Name of the interface, 1 to 15 bytes; made when it does not exist.
+            backend: The TAP interface.
             counters: Where dropped frames are counted, and what is bounded.
 
         Raises:
@@ -72,7 +67,7 @@ class NetDevice:
         self.mac = options.client_mac or derive_mac(options.vm_id, options.name)
         self._name = options.name
         self._counters = counters
-        self._tap = Tap(tap)
+        self._tap = Tap(backend.tap)
         self.mtu = self._tap.mtu
         self._link_up = True
         self._mergeable = False
@@ -145,25 +140,14 @@ class NetDevice:
                 return
             room += ready[count].writable_bytes
             count += 1
-        virtio_net.NUM_BUFFERS.pack_into(frame, virtio_net.NUM_BUFFERS_OFFSET, count)
-        used = []
-        for _ in range(count):
-            chain = ready.popleft()
-            written = _fill(chain, frame)
-            frame = frame[written:]
-            used.append((chain, written))
-        queue.push_together(used)
+        chains = [ready.popleft() for _ in range(count)]
+        queue.push_together(spread(frame, chains))
 
     def _transmit(self, chain: Chain) -> int:
         """Send one frame; what is not a frame is dropped and counted."""
-        length = chain.readable_bytes - HEADER_BYTES
-        if ETHERNET_HEADER_BYTES <= length <= MAX_FRAME_BYTES:
-            header, payload = _split(chain.readable)
-            # An offload was never negotiated; a guest that asks for one is not obeyed.
-            asks = header.flags & virtio_net.HDR_F_NEEDS_CSUM or header.gso_type
-            if not asks and self._write([_NO_OFFLOAD, *payload]):
-                return 0
-        self._counters.count_drop()
+        frame = frame_of(chain)
+        if frame is None or not self._write(frame):
+            self._counters.count_drop()
         return 0
 
     def _write(self, parts: list[bytes | memoryview]) -> bool:
@@ -196,28 +180,3 @@ def _take(queue: Queue, ready: deque[Chain]) -> bool:
             head=chain.head,
         )
     return True
-
-
-def _fill(chain: Chain, data: memoryview) -> int:
-    """Copy from the start of `data` until it or the chain ends; returns the bytes copied."""
-    at = 0
-    for part in chain.writable:
-        piece = data[at : at + len(part)]
-        part[: len(piece)] = piece
-        at += len(piece)
-        if at == len(data):
-            break
-    return at
-
-
-def _split(readable: list[memoryview]) -> tuple[NetHeader, list[memoryview]]:
-    """Take the header off the start, wherever the guest's buffers divide it."""
-    header = bytearray()
-    for index, part in enumerate(readable):
-        missing = HEADER_BYTES - len(header)
-        header += part[:missing]
-        if len(header) == HEADER_BYTES:
-            rest = part[missing:]
-            payload = [rest, *readable[index + 1 :]] if len(rest) else readable[index + 1 :]
-            return NetHeader._make(virtio_net.HEADER.unpack(header)), payload
-    raise ValueError(f"{len(header)} bytes are no virtio-net header of {HEADER_BYTES}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from services.devicehost.devices.fs import FsDevice
+from services.devicehost.devices import FsBackend, FsDevice
 from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
 from services.handshake.options import FsOptions
 from services.wire import fuse
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def device(shared: Path, name: str = "share", queues: int = 1) -> FsDevice:
-    return FsDevice(FsOptions(name=name, vm_id=VM_ID, queues=queues), shared)
+    return FsDevice(FsOptions(name=name, vm_id=VM_ID, queues=queues), FsBackend(str(shared)))
 
 
 class ScriptedQueue:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.devices.net import device as device_module
+from services.devicehost.devices.net.backend import NetBackend, Tap
 from services.devicehost.devices.net.device import NetDevice
-from services.devicehost.devices.net.tap import Tap
 from services.handshake.options import NetOptions
 from services.wire import virtio_net
 from services.wire.virtio_net import NetHeader
@@ -47,7 +47,7 @@ class Rig:
 
     def __init__(self, features: int = NetDevice.features) -> None:
         self.queues = QueueRig()
-        self.device = NetDevice(OPTIONS, "wire", self.queues.counters)
+        self.device = NetDevice(OPTIONS, NetBackend("wire"), self.queues.counters)
         tap = self.device._tap
         assert isinstance(tap, WireTap)
         self.wire = tap.wire

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.devices.net.backend import NetBackend
 from services.devicehost.devices.net.device import NetDevice, derive_mac
 from services.devicehost.memory import DeviceCounters
 from services.devicehost.virtio.deferral import MAX_QUEUED
@@ -39,7 +40,7 @@ def test_the_guest_is_told_mac_link_and_mtu(rig: Rig) -> None:
 def test_the_options_mac_wins() -> None:
     mac = bytes.fromhex("525400abcdef")
     options = NetOptions(name="eth0", vm_id=VM_ID, client_mac=mac)
-    device = NetDevice(options, "wire", DeviceCounters())
+    device = NetDevice(options, NetBackend("wire"), DeviceCounters())
     assert device.config()[:6] == mac
     device._tap.wire.close()  # type: ignore[attr-defined]
     device.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.devices.fs import FsDevice
+from services.devicehost.devices import FsBackend, FsDevice
 from services.devicehost.devices.fs.share import lx_metadata
 from services.handshake.errors import FailedPreconditionError
 from services.handshake.options import FsOptions
@@ -287,7 +287,7 @@ def test_a_file_system_without_attributes_is_refused(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = FsOptions(name="share", vm_id=VM_ID, metadata=True)
-    FsDevice(options, shared).close()
+    FsDevice(options, FsBackend(str(shared))).close()
 
     def refuse(*_: object) -> bytes:
         raise OSError(errno.EOPNOTSUPP, "no such attributes")
@@ -295,5 +295,5 @@ def test_a_file_system_without_attributes_is_refused(
     assert lx_metadata.can_keep(os.fsencode(shared))
     monkeypatch.setattr(os, "getxattr", refuse)
     with pytest.raises(FailedPreconditionError) as error:
-        FsDevice(options, shared)
+        FsDevice(options, FsBackend(str(shared)))
     assert error.value.reason == "METADATA_UNSUPPORTED"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.devices.net import tap as tap_module
-from services.devicehost.devices.net.tap import Tap
+from services.devicehost.devices.net import backend as backend_module
+from services.devicehost.devices.net.backend import Tap
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.simguest.net.namespace import NetworkNamespace
 from services.wire.virtio_net import HEADER_BYTES
@@ -52,7 +52,7 @@ def test_what_the_kernel_refuses_is_explained(
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(tap_module, "TUN_DEVICE", os.devnull)
+    monkeypatch.setattr(backend_module, "TUN_DEVICE", os.devnull)
     monkeypatch.setattr("fcntl.ioctl", refuse)
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(FailedPreconditionError) as raised:
@@ -63,7 +63,7 @@ def test_what_the_kernel_refuses_is_explained(
 
 
 def test_without_the_tun_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tap_module, "TUN_DEVICE", str(tmp_path / "tun"))
+    monkeypatch.setattr(backend_module, "TUN_DEVICE", str(tmp_path / "tun"))
     with pytest.raises(FailedPreconditionError) as raised:
         Tap("tap0")
     assert raised.value.reason == "TAP_UNAVAILABLE"

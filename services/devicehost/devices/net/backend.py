@@ -1,4 +1,4 @@
-"""A TAP interface as a virtio-net device uses it: whole frames, each behind a virtio-net header.
+"""What a virtio-net device serves: a TAP interface, for whole frames behind virtio-net headers.
 
 Owns /dev/net/tun, its ioctls (linux/if_tun.h) and what their failures mean. Addresses, routes and
 the up flag of the interface belong to whoever made it. Must not know virtqueues.
@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
@@ -40,6 +41,17 @@ _IFREQ_INT: Final = struct.Struct("16si20x")
 _INT: Final = struct.Struct("i")
 
 _NAME: Final = re.compile(rb"[^\s/:%\0]+")
+
+
+@dataclass(frozen=True, slots=True)
+class NetBackend:
+    """A TAP interface of the host, served by virtio-net.
+
+    Attributes:
+        tap: Name of the interface, 1 to 15 bytes; it is made when it does not exist.
+    """
+
+    tap: str
 
 
 class Tap:
