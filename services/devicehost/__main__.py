@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Final
 
-from porthole.devicehost.v1 import device_host_pb2_grpc
-
 from services.devicehost import telemetry
-from services.devicehost.servicer import SERVICE, DeviceHostServicer
+from services.devicehost.servicer import DeviceHostServicer, device_host_servicer
 from services.rpc import tracing
-from services.rpc.server import Servicer, serve
+from services.rpc.server import serve
 from services.rpc.settings import ServiceSettings, load
 
 NAME: Final = "devicehost"
@@ -33,13 +31,7 @@ async def run(settings: Settings) -> None:
     await serve(
         settings,
         name=NAME,
-        servicers=[
-            Servicer(
-                device_host_pb2_grpc.add_DeviceHostServicer_to_server,
-                servicer,
-                SERVICE,
-            )
-        ],
+        servicers=[device_host_servicer(servicer)],
         on_shutdown=servicer.close,
     )
 

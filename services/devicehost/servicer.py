@@ -30,6 +30,7 @@ from services.rpc.convert import (
     device_state_to_proto,
     exhaustion_to_proto,
 )
+from services.rpc.server import Servicer
 from services.rpc.version import service_version
 
 if TYPE_CHECKING:
@@ -237,6 +238,12 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
                 except asyncio.QueueFull:
                     watcher.too_slow = True
                     watcher.ended.set()
+
+
+def device_host_servicer(servicer: DeviceHostServicer) -> Servicer:
+    """Return what the process's server serves."""
+    add = device_host_pb2_grpc.add_DeviceHostServicer_to_server
+    return Servicer(add, servicer, SERVICE)
 
 
 async def _next(

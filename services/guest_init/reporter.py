@@ -10,19 +10,14 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
-
+from services.guest_init.clients import init_channel
 from services.handshake.errors import PortholeError
 from services.rpc import tracing
-from services.rpc.channel import connect
-from services.rpc.convert import capabilities_to_proto
 
 if TYPE_CHECKING:
     from services.guest_init.guest import Guest
 
 logger = logging.getLogger(__name__)
-
-INIT_CHANNEL: Final = "porthole.guest.v1.InitChannel"
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
@@ -60,22 +55,13 @@ async def report(guest: Guest, owner_address: str, *, wait_s: float) -> bool:
 
 
 async def _push(guest: Guest, owner_address: str, wait_s: float) -> bool:
-    peer = await connect(
-        owner_address, guest_init_pb2_grpc.InitChannelStub, INIT_CHANNEL, wait_s=wait_s
-    )
-    try:
+    async with init_channel(owner_address, wait_s) as owner:
         capabilities = guest.capabilities()
-        answer = await peer.stub.ReportGuestCapabilities(
-            guest_init_pb2.ReportGuestCapabilitiesRequest(
-                capabilities=capabilities_to_proto(capabilities)
-            )
-        )
-    finally:
-        await peer.close()
+        latched = await owner.report(capabilities)
     logger.info(
         "reported kernel %s, pool %s; latched: %s",
         capabilities.kernel_release,
         capabilities.pool or "none",
-        answer.pool_latched,
+        latched,
     )
-    return answer.pool_latched
+    return latched

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.clients import MachineClient
     from services.vm_owner.machines import BootSpec, PluggedDevice
+    from services.vm_owner.machines.external import MachineConnection
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class EmbeddedMachine:
         self,
         vm_dir: Path,
         environment: Mapping[str, str],
-        dial: Callable[[str], Awaitable[MachineClient]],
+        dial: Callable[[str], Awaitable[MachineConnection]],
         command: tuple[str, ...] = (sys.executable, "-m", "services.simguest"),
     ) -> None:
         self._vm_dir = vm_dir

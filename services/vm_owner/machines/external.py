@@ -6,7 +6,7 @@ Must not know its process. It is powered off with the VM, and not started again.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from services.handshake.errors import PortholeError, UnavailableError
 
@@ -14,10 +14,31 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.clients import MachineClient
     from services.vm_owner.machines import BootSpec, PluggedDevice
 
 logger = logging.getLogger(__name__)
+
+
+class MachineConnection(Protocol):
+    """A connected machine; every failure of a call is a PortholeError."""
+
+    async def boot(self, spec: BootSpec) -> str:
+        """Boot the guest; returns where its init serves GuestInit."""
+
+    async def attach_device(self, device: PluggedDevice) -> None:
+        """Plug a device in."""
+
+    async def detach_device(self, instance_id: str) -> None:
+        """Unplug a device."""
+
+    def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
+        """Stream what the guest's kernel has used up, and the device that needed more."""
+
+    async def power_off(self) -> None:
+        """Stop the guest."""
+
+    async def close(self) -> None:
+        """Disconnect."""
 
 
 class ExternalMachine:
@@ -28,10 +49,10 @@ class ExternalMachine:
         dial: Connects to it.
     """
 
-    def __init__(self, address: str, dial: Callable[[str], Awaitable[MachineClient]]) -> None:
+    def __init__(self, address: str, dial: Callable[[str], Awaitable[MachineConnection]]) -> None:
         self.address = address
         self._dial = dial
-        self._client: MachineClient | None = None
+        self._client: MachineConnection | None = None
 
     async def start(self, on_end: Callable[[str], None]) -> None:
         """Connect.
@@ -73,7 +94,7 @@ class ExternalMachine:
         if client is not None:
             await client.close()
 
-    def _connected(self) -> MachineClient:
+    def _connected(self) -> MachineConnection:
         if self._client is None:
             raise UnavailableError(
                 "MACHINE_GONE", f"machine {self.address} is not connected", address=self.address
