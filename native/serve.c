@@ -27,11 +27,6 @@ struct hold {
     struct share held[HELD];
 };
 
-uint32_t ph_abi(void)
-{
-    return PH_ABI;
-}
-
 struct ph_mounts *ph_mounts_new(void)
 {
     struct ph_mounts *mounts = calloc(1, sizeof(*mounts));

@@ -2,7 +2,7 @@
  * The loop of a virtio-fs queue: what Python calls, once, to have hot requests served without it.
  *
  * The caller's thread serves the queue here, without the interpreter's lock, until there is
- * something for Python to do. Layouts and names are those of fastpath.py.
+ * something for Python to do. Layouts and names are those of fastpath/declarations.py.
  */
 #ifndef PORTHOLE_SERVE_H
 #define PORTHOLE_SERVE_H
@@ -11,8 +11,6 @@
 #include "ring.h"
 #include "table.h"
 
-/* Changes with every layout and function of these headers. */
-#define PH_ABI 5
 /* Which share of a device a node belongs to: what its id says above this bit. */
 #define PH_SLOT_SHIFT 44
 
@@ -24,8 +22,6 @@ enum ph_outcome {
 
 /* Where the queues of one device find what their guest has mounted now, by the slot of a node. */
 struct ph_mounts;
-
-uint32_t ph_abi(void);
 
 struct ph_mounts *ph_mounts_new(void);
 void ph_mounts_free(struct ph_mounts *mounts);

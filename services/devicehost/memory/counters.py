@@ -6,32 +6,11 @@ ones share one. Must not know metrics or who reads them.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from dataclasses import dataclass, field
 
+from services.devicehost.fastpath import Counters
 from services.devicehost.memory.bounds import Bounds
-
-
-class NativeCounters(ctypes.Structure):
-    """What the native loop counts of one queue (struct ph_counters).
-
-    Attributes:
-        requests, bytes_in, bytes_out: As of QueueCounters.
-        highest_slot: Highest slot that a buffer was in, counted from 1.
-    """
-
-    requests: int
-    bytes_in: int
-    bytes_out: int
-    highest_slot: int
-
-    _fields_ = (
-        ("requests", ctypes.c_uint64),
-        ("bytes_in", ctypes.c_uint64),
-        ("bytes_out", ctypes.c_uint64),
-        ("highest_slot", ctypes.c_uint64),
-    )
 
 
 @dataclass(slots=True)
@@ -48,7 +27,7 @@ class QueueCounters:
     requests: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    native: NativeCounters = field(default_factory=NativeCounters)
+    native: Counters = field(default_factory=Counters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +102,7 @@ class DeviceCounters:
         """Tell all counters."""
         with self._lock:
             queues = list(self._queues.values())
-            counted: list[QueueCounters | NativeCounters] = [
+            counted: list[QueueCounters | Counters] = [
                 *queues,
                 *(queue.native for queue in queues),
             ]

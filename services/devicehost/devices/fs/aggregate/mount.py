@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.mount.mount import Mount, totals
-from services.devicehost.devices.fs.mount.nodes import SLOT_SHIFT
+from services.devicehost.fastpath import SLOT_SHIFT
 from services.wire.fuse import (
     ATTR_FLAGS,
     FUSE_ATTR_SUBMOUNT,

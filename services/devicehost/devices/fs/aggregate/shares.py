@@ -11,9 +11,9 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
-from services.devicehost.devices.fs.mount.nodes import SLOT_SHIFT
 from services.devicehost.devices.fs.operations.request import NAME_MAX
 from services.devicehost.devices.fs.share.cache import CachePolicy
+from services.devicehost.fastpath import SLOT_SHIFT
 from services.devicehost.memory.bounds import Bounds
 from services.devicehost.throttle import Throttle
 from services.handshake.errors import (

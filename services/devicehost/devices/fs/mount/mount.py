@@ -27,7 +27,7 @@ from services.devicehost.devices.fs.mount.native_tables import (
     NativeNodeTable,
     NativeOpenFileTable,
 )
-from services.devicehost.devices.fs.mount.nodes import SLOT_SHIFT, Node, NodeTable
+from services.devicehost.devices.fs.mount.nodes import Node, NodeTable
 from services.devicehost.devices.fs.mount.open_files import OpenFile, OpenFileTable
 from services.devicehost.devices.fs.share.rules import Rules
 from services.handshake.exhaustion import Resource
@@ -66,12 +66,12 @@ class Mount:
         Raises:
             OSError: The shared directory cannot be read any more.
         """
-        rules = Rules(share.options, slot << SLOT_SHIFT)
+        rules = Rules(share.options, slot << fastpath.SLOT_SHIFT)
         limits = share.limits
         self.rules: Final = rules
         self.writeback: Final = writeback
         self._is_child: Final = slot != 0
-        self.root_id: Final = slot << SLOT_SHIFT | FUSE_ROOT_ID
+        self.root_id: Final = slot << fastpath.SLOT_SHIFT | FUSE_ROOT_ID
         self.lock_owners: Final = OwnerTable(limits.handles)
         self.lock_waits: Final = LockWaits()
         self._attr: Final = rules.presentation.attr
@@ -117,7 +117,7 @@ class Mount:
         Raises:
             OSError: EXDEV when it is a node of another share.
         """
-        if self._is_child and (node_id ^ self.root_id) >> SLOT_SHIFT:
+        if self._is_child and (node_id ^ self.root_id) >> fastpath.SLOT_SHIFT:
             raise refusal(errno.EXDEV)
 
     def end(self, number: int = errno.ENOTCONN) -> None:

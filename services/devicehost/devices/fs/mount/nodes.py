@@ -32,11 +32,6 @@ from services.wire.fuse import FUSE_ROOT_ID
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 
-SLOT_SHIFT: Final = 44
-"""Ids say above this bit which of a device's shares a node belongs to: its slot, 0 where there is
-only one (PH_SLOT_SHIFT of serve.h). Below it there is room for a million new nodes a second for
-half a year."""
-
 _SWEEP_STEPS: Final = 16
 """Nodes that are looked at, at most, each time a descriptor is to be closed."""
 

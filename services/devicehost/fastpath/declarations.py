@@ -1,47 +1,39 @@
-"""The native fast path: its library, loaded if it was built, and the layouts that both sides know.
+"""What Python declares of the native library: its constants, structures and functions.
 
-Owns the C declarations (native/ring.h, table.h, serve.h). The library takes no Python objects and
-calls none; ctypes gives up the interpreter's lock for every call. Must not know what is done with
-it.
+Each is declared in C too (native/*.h). `comparison` refuses a library in which it is another one.
+Must not know how the library is found, or what is done with it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
-import logging
-import os
-from pathlib import Path
 from typing import Final
 
-_LOG = logging.getLogger(__name__)
-
-ABI: Final = 5
-"""PH_ABI in serve.h: a library that was built from other headers is not used."""
-
-SWITCH: Final = "PORTHOLE_NATIVE"
-"""Environment variable; "0" leaves the library alone."""
-
-
-class Outcome(enum.IntEnum):
-    """enum ph_outcome: why ph_serve returned."""
-
-    PYTHON = 1
-    STOPPED = 2
-    WOKEN = 3
-
+SLOT_SHIFT: Final = 44
+"""The bits of a node's id from this one on are the slot of the share that the node belongs to; the
+slot is 0 where a device has one share. Below it there is room for a million new nodes a second for
+half a year."""
 
 PYTHON: Final = -(1 << 63)
-"""PH_PYTHON: ph_fuse_serve leaves the request to Python."""
+"""ph_fuse_serve leaves the request to Python."""
 
 FILE: Final = 1
 DIRECTORY: Final = 2
 KEEP_ID: Final = 0xFFFF_FFFF
-
-_PATH: Final = Path(__file__).with_name("libfastpath.so")
+"""As `uid` or `gid` of Rules: the file's own is shown."""
 
 _u16, _u32, _u64 = ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
-_i32, _ptr, _bool = ctypes.c_int32, ctypes.c_void_p, ctypes.c_bool
+_i32, _i64, _ptr, _bool = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_bool
+_name = ctypes.c_char_p
+
+
+class Outcome(enum.IntEnum):
+    """Why ph_serve returned."""
+
+    PYTHON = 1
+    STOPPED = 2
+    WOKEN = 3
 
 
 class Span(ctypes.Structure):
@@ -71,6 +63,29 @@ class RingState(ctypes.Structure):
         ("unsignalled", _u32),
         ("unsignalled_bytes", _u64),
         ("spin_ns", _u64),
+    )
+
+
+class Counters(ctypes.Structure):
+    """struct ph_counters: what the native loop counts of one queue.
+
+    Attributes:
+        requests: Chains that were completed.
+        bytes_in: Bytes that the guest offered for reading.
+        bytes_out: Bytes that were written to the guest.
+        highest_slot: Highest slot that a buffer was in, counted from 1.
+    """
+
+    requests: int
+    bytes_in: int
+    bytes_out: int
+    highest_slot: int
+
+    _fields_ = (
+        ("requests", _u64),
+        ("bytes_in", _u64),
+        ("bytes_out", _u64),
+        ("highest_slot", _u64),
     )
 
 
@@ -142,7 +157,7 @@ class Seen(ctypes.Structure):
 class IoVec(ctypes.Structure):
     """struct iovec."""
 
-    _fields_ = (("base", _ptr), ("length", ctypes.c_size_t))
+    _fields_ = (("iov_base", _ptr), ("iov_len", _u64))
 
 
 class Chain(ctypes.Structure):
@@ -158,8 +173,63 @@ class Chain(ctypes.Structure):
     )
 
 
-_FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
-    "ph_abi": (_u32, ()),
+class Layout(ctypes.Structure):
+    """struct ph_layout: a field, or with an empty field name the whole structure."""
+
+    name: bytes | None
+    field: bytes
+    offset: int
+    size_bytes: int
+
+    _fields_ = (("name", _name), ("field", _name), ("offset", _u64), ("size_bytes", _u64))
+
+
+class Constant(ctypes.Structure):
+    """struct ph_constant."""
+
+    name: bytes | None
+    value: int
+
+    _fields_ = (("name", _name), ("value", _i64))
+
+
+class Function(ctypes.Structure):
+    """struct ph_function."""
+
+    name: bytes | None
+    signature: bytes
+
+    _fields_ = (("name", _name), ("signature", _name))
+
+
+STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
+    "ph_layout": Layout,
+    "ph_constant": Constant,
+    "ph_function": Function,
+    "ph_span": Span,
+    "ph_ring_state": RingState,
+    "ph_counters": Counters,
+    "ph_ring_setup": RingSetup,
+    "iovec": IoVec,
+    "ph_chain": Chain,
+    "ph_rules": Rules,
+    "ph_mount_setup": MountSetup,
+    "ph_seen": Seen,
+}
+"""By their names in C."""
+
+CONSTANTS: Final[dict[str, int]] = {
+    "PH_PYTHON": PYTHON,
+    "PH_OUTCOME_PYTHON": Outcome.PYTHON,
+    "PH_OUTCOME_STOPPED": Outcome.STOPPED,
+    "PH_OUTCOME_WOKEN": Outcome.WOKEN,
+    "PH_FILE": FILE,
+    "PH_DIRECTORY": DIRECTORY,
+    "PH_KEEP_ID": KEEP_ID,
+    "PH_SLOT_SHIFT": SLOT_SHIFT,
+}
+
+FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_ring_new": (_ptr, (ctypes.POINTER(RingSetup),)),
     "ph_ring_state": (ctypes.POINTER(RingState), (_ptr,)),
     "ph_ring_stop": (None, (_ptr,)),
@@ -173,7 +243,7 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_mounts_put": (_bool, (_ptr, _u64, _ptr)),
     "ph_mounts_free": (None, (_ptr,)),
     "ph_serve": (_i32, (_ptr, _ptr, _ptr)),
-    "ph_fuse_serve": (ctypes.c_int64, (_ptr, _ptr, ctypes.POINTER(Chain))),
+    "ph_fuse_serve": (_i64, (_ptr, _ptr, ctypes.POINTER(Chain))),
     "ph_mount_new": (_ptr, (ctypes.POINTER(MountSetup),)),
     "ph_mount_release": (None, (_ptr,)),
     "ph_mount_node_count": (_u64, (_ptr,)),
@@ -187,38 +257,15 @@ _FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_open_file_add": (_u64, (_ptr, _ptr, _i32, _u32)),
     "ph_open_file_unpin": (None, (_ptr, _ptr)),
     "ph_open_file_remove": (_bool, (_ptr, _u64, _u32)),
-    "ph_directory_hold": (None, (_ptr,)),
+    "ph_directory_hold": (_i64, (_ptr,)),
     "ph_directory_let_go": (None, (_ptr,)),
     "ph_open_file_mark_posix_locked": (None, (_ptr,)),
 }
+"""Result and arguments of each function that Python calls."""
 
-
-ACTIVE: Final = "active"
-"""What `status` is when the library serves."""
-
-
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    if os.environ.get(SWITCH) == "0":
-        return None, f"off: {SWITCH} is 0"
-    if not _PATH.exists():
-        return None, "absent: it was not built, for want of a C compiler (cc)"
-    try:
-        library = ctypes.CDLL(str(_PATH), use_errno=True)
-        for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-        if library.ph_abi() != ABI:
-            raise OSError("it is of another version; build it again: make setup")
-    except (OSError, AttributeError) as error:
-        _LOG.warning("the native fast path cannot be used: %s", error)
-        return None, f"unusable: {error}"
-    return library, ACTIVE
-
-
-_loaded: Final = _load()
-
-library: Final = _loaded[0]
-"""The library; None when it was not built, does not fit, or is switched off."""
-
-status: Final[str] = _loaded[1]
-"""ACTIVE, or why the library is not used; for people."""
+TABLES: Final[dict[str, type[ctypes.Structure]]] = {
+    "ph_layouts": Layout,
+    "ph_constants": Constant,
+    "ph_functions": Function,
+}
+"""Functions that return what the library declares; each table ends with a row without a name."""

@@ -1,0 +1,176 @@
+#include "layouts.h"
+
+#include <stddef.h>
+
+#include "fuse_request.h"
+#include "ring.h"
+#include "serve.h"
+#include "table.h"
+
+#define WHOLE(type) {.name = #type, .field = "", .size_bytes = sizeof(struct type)}
+#define FIELD(type, member)                                                                        \
+    {.name = #type,                                                                                \
+     .field = #member,                                                                             \
+     .offset = offsetof(struct type, member),                                                      \
+     .size_bytes = sizeof(((struct type *)0)->member)}
+#define CONSTANT(constant) {.name = #constant, .value = constant}
+
+static const struct ph_layout LAYOUTS[] = {
+    WHOLE(ph_layout),
+    FIELD(ph_layout, name),
+    FIELD(ph_layout, field),
+    FIELD(ph_layout, offset),
+    FIELD(ph_layout, size_bytes),
+
+    WHOLE(ph_constant),
+    FIELD(ph_constant, name),
+    FIELD(ph_constant, value),
+
+    WHOLE(ph_function),
+    FIELD(ph_function, name),
+    FIELD(ph_function, signature),
+
+    WHOLE(ph_span),
+    FIELD(ph_span, gpa),
+    FIELD(ph_span, size_bytes),
+    FIELD(ph_span, address),
+
+    WHOLE(ph_ring_state),
+    FIELD(ph_ring_state, next_avail),
+    FIELD(ph_ring_state, seen_avail),
+    FIELD(ph_ring_state, next_used),
+    FIELD(ph_ring_state, signalled_used),
+    FIELD(ph_ring_state, signal_due),
+    FIELD(ph_ring_state, unsignalled),
+    FIELD(ph_ring_state, unsignalled_bytes),
+    FIELD(ph_ring_state, spin_ns),
+
+    WHOLE(ph_counters),
+    FIELD(ph_counters, requests),
+    FIELD(ph_counters, bytes_in),
+    FIELD(ph_counters, bytes_out),
+    FIELD(ph_counters, highest_slot),
+
+    WHOLE(ph_ring_setup),
+    FIELD(ph_ring_setup, desc),
+    FIELD(ph_ring_setup, avail),
+    FIELD(ph_ring_setup, used),
+    FIELD(ph_ring_setup, spans),
+    FIELD(ph_ring_setup, counters),
+    FIELD(ph_ring_setup, span_count),
+    FIELD(ph_ring_setup, size),
+    FIELD(ph_ring_setup, kick_fd),
+    FIELD(ph_ring_setup, call_fd),
+    FIELD(ph_ring_setup, stop_fd),
+    FIELD(ph_ring_setup, event_idx),
+    FIELD(ph_ring_setup, indirect),
+    FIELD(ph_ring_setup, counts_slots),
+
+    WHOLE(iovec),
+    FIELD(iovec, iov_base),
+    FIELD(iovec, iov_len),
+
+    WHOLE(ph_chain),
+    FIELD(ph_chain, readable),
+    FIELD(ph_chain, writable),
+    FIELD(ph_chain, readable_count),
+    FIELD(ph_chain, writable_count),
+    FIELD(ph_chain, readable_bytes),
+    FIELD(ph_chain, writable_bytes),
+
+    WHOLE(ph_rules),
+    FIELD(ph_rules, ino_mask),
+    FIELD(ph_rules, uid),
+    FIELD(ph_rules, gid),
+    FIELD(ph_rules, keep_dir),
+    FIELD(ph_rules, keep_file),
+    FIELD(ph_rules, valid_s),
+    FIELD(ph_rules, open_flags),
+    FIELD(ph_rules, opendir_flags),
+    FIELD(ph_rules, read_only),
+    FIELD(ph_rules, writeback),
+    FIELD(ph_rules, to_python),
+
+    WHOLE(ph_mount_setup),
+    FIELD(ph_mount_setup, rules),
+    FIELD(ph_mount_setup, root_id),
+    FIELD(ph_mount_setup, nodes),
+    FIELD(ph_mount_setup, descriptors),
+    FIELD(ph_mount_setup, handles),
+    FIELD(ph_mount_setup, root_fd),
+    FIELD(ph_mount_setup, descriptor_limit),
+    FIELD(ph_mount_setup, may_switch),
+
+    WHOLE(ph_seen),
+    FIELD(ph_seen, id),
+    FIELD(ph_seen, pin),
+    FIELD(ph_seen, fd),
+    FIELD(ph_seen, node_fd),
+    FIELD(ph_seen, kind),
+
+    {.name = NULL},
+};
+
+static const struct ph_constant CONSTANTS[] = {
+    CONSTANT(PH_PYTHON),        CONSTANT(PH_OUTCOME_PYTHON), CONSTANT(PH_OUTCOME_STOPPED),
+    CONSTANT(PH_OUTCOME_WOKEN), CONSTANT(PH_FILE),           CONSTANT(PH_DIRECTORY),
+    CONSTANT(PH_KEEP_ID),       CONSTANT(PH_SLOT_SHIFT),     {.name = NULL},
+};
+
+/* Name, result, arguments. */
+#define FUNCTIONS(LIST)                                                                            \
+    LIST(ph_ring_new, struct ph_ring *, const struct ph_ring_setup *)                              \
+    LIST(ph_ring_state, struct ph_ring_state *, struct ph_ring *)                                  \
+    LIST(ph_ring_stop, void, struct ph_ring *)                                                     \
+    LIST(ph_ring_set_call, void, struct ph_ring *, int)                                            \
+    LIST(ph_ring_set_wake, void, struct ph_ring *, int)                                            \
+    LIST(ph_ring_close, void, struct ph_ring *)                                                    \
+    LIST(ph_ring_free, void, struct ph_ring *)                                                     \
+    LIST(ph_worker_new, struct ph_worker *, void)                                                  \
+    LIST(ph_worker_delete, void, struct ph_worker *)                                               \
+    LIST(ph_mounts_new, struct ph_mounts *, void)                                                  \
+    LIST(ph_mounts_put, bool, struct ph_mounts *, uint64_t, struct ph_mount *)                     \
+    LIST(ph_mounts_free, void, struct ph_mounts *)                                                 \
+    LIST(ph_serve, int, struct ph_ring *, struct ph_worker *, struct ph_mounts *)                  \
+    LIST(ph_fuse_serve, int64_t, struct ph_worker *, struct ph_mount *, const struct ph_chain *)   \
+    LIST(ph_mount_new, struct ph_mount *, const struct ph_mount_setup *)                           \
+    LIST(ph_mount_release, void, struct ph_mount *)                                                \
+    LIST(ph_mount_node_count, uint64_t, struct ph_mount *)                                         \
+    LIST(ph_mount_node_limit, uint64_t, const struct ph_mount *)                                   \
+    LIST(ph_mount_open_file_count, uint64_t, struct ph_mount *)                                    \
+    LIST(ph_see_node, bool, struct ph_mount *, uint64_t, struct ph_seen *)                         \
+    LIST(ph_see_held, bool, struct ph_mount *, int, struct ph_seen *)                              \
+    LIST(ph_see_open_file, bool, struct ph_mount *, uint64_t, uint32_t, struct ph_seen *)          \
+    LIST(ph_node_unpin, void, struct ph_mount *, struct ph_node *)                                 \
+    LIST(ph_node_forget, void, struct ph_mount *, uint64_t, uint64_t)                              \
+    LIST(ph_open_file_add, uint64_t, struct ph_mount *, struct ph_node *, int, enum ph_kind)       \
+    LIST(ph_open_file_unpin, void, struct ph_mount *, struct ph_open_file *)                       \
+    LIST(ph_open_file_remove, bool, struct ph_mount *, uint64_t, enum ph_kind)                     \
+    LIST(ph_open_file_mark_posix_locked, void, struct ph_open_file *)                              \
+    LIST(ph_directory_hold, int64_t, struct ph_open_file *)                                        \
+    LIST(ph_directory_let_go, void, struct ph_open_file *)
+
+#define IS_DECLARED_SO(function, result, ...)                                                      \
+    _Static_assert(                                                                                \
+        __builtin_types_compatible_p(__typeof__(function), __typeof__(result(__VA_ARGS__))),       \
+        #function " has another signature");
+#define ROW(function, result, ...) {.name = #function, .signature = #result "(" #__VA_ARGS__ ")"},
+
+FUNCTIONS(IS_DECLARED_SO)
+
+static const struct ph_function FUNCTION_TABLE[] = {FUNCTIONS(ROW){.name = NULL}};
+
+const struct ph_layout *ph_layouts(void)
+{
+    return LAYOUTS;
+}
+
+const struct ph_constant *ph_constants(void)
+{
+    return CONSTANTS;
+}
+
+const struct ph_function *ph_functions(void)
+{
+    return FUNCTION_TABLE;
+}
