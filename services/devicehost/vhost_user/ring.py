@@ -12,15 +12,13 @@ import contextlib
 import os
 import threading
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost import fastpath
 from services.devicehost.vhost_user.ring_states import RingEvent, RingState, ring_life
 from services.devicehost.vhost_user.worker import Worker
-from services.devicehost.virtio.native_queue import NativeQueue
-from services.devicehost.virtio.queue import Queue
+from services.devicehost.virtio.native_queue import make_queue
+from services.devicehost.virtio.queue_setup import QueueSetup, QueueState
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.wire.virtio_ring import (
     AVAIL_ALIGN,
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
 
     from services.devicehost.memory import GuestMemory, PinnedRing, QueueCounters, RegionTable
     from services.devicehost.virtio.device import VirtioDevice
+    from services.devicehost.virtio.queue import Queue
     from services.handshake.errors import PortholeError
     from services.wire.vhost_user import VringAddr
 
@@ -74,7 +73,7 @@ class Ring:
         self.index = index
         self._life = ring_life(index)
         self._size = 0
-        self._base = 0
+        self._queue_state = QueueState()
         self._addr: VringAddr | None = None
         self._addr_is_current = False
         self._parts: tuple[PinnedRing, PinnedRing, PinnedRing] | None = None
@@ -132,7 +131,7 @@ class Ring:
                 "RING_BASE", f"ring {self.index}: base {base} is not a 16-bit index", base=base
             )
         self._configure()
-        self._base = base
+        self._queue_state = QueueState(base)
 
     def set_addr(self, addr: VringAddr, table: RegionTable, memory: GuestMemory | None) -> None:
         """SET_VRING_ADDR: pin the ring's three parts, now or as soon as there is memory.
@@ -254,7 +253,7 @@ class Ring:
         _close(self._kick_fd)
         _close(self._call_fd)
         self._kick_fd = self._call_fd = None
-        return self._base
+        return self._queue_state.next_avail
 
     def report_broken(self) -> None:
         """Tell the front-end by the error descriptor, if it gave one; from any thread."""
@@ -286,7 +285,7 @@ class Ring:
     def _make_queue(
         self, context: RingContext, desc: PinnedRing, avail: PinnedRing, used: PinnedRing
     ) -> Queue:
-        return self._kind_of_queue(context)(
+        setup = QueueSetup(
             index=self.index,
             size=self._size,
             desc=desc.view,
@@ -297,18 +296,10 @@ class Ring:
             call_fd=self._call_fd,
             event_idx=bool(context.features & F_EVENT_IDX),
             indirect=bool(context.features & F_INDIRECT_DESC),
-            base=self._base,
             counters=context.counters,
             on_first_request=context.on_first_request,
         )
-
-    def _kind_of_queue(self, context: RingContext) -> Callable[..., Queue]:
-        """A queue that the native loop can serve, if it finds all that it needs."""
-        spans = context.memory.spans()
-        native = fastpath.library if context.device.goes_native else None
-        if native is None or spans is None or self._kick_fd is None:
-            return Queue
-        return partial(NativeQueue, native, spans, is_pool=context.memory.is_pool)
+        return make_queue(setup, self._queue_state, natively=context.device.goes_native)
 
     def _configure(self) -> None:
         """Refuse to change what a worker relies on.
@@ -334,7 +325,7 @@ class Ring:
             # The thread that is left behind may still touch the ring's own pages.
             desc, avail, used = map(worker.memory.keep, self._parts)
             self._parts = (desc, avail, used)
-        self._base = worker.next_avail
+        self._queue_state = worker.queue_state
         self._worker = None
 
 

@@ -34,7 +34,7 @@ class Worker:
 
     Attributes:
         memory: Guest memory, which the thread keeps mapped until it ends.
-        next_avail: Available index to go on from; of use once `stop` has returned.
+        queue_state: What the next queue of the ring starts from, once `stop` has returned.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Worker:
             ResourceExhaustedError: RING_THREAD: the process may have no further thread.
         """
         self.memory = memory
-        self.next_avail = queue.next_avail
+        self.queue_state = queue.state
         self._queue = queue
         self._device = device
         self._on_failure = on_failure
@@ -101,7 +101,7 @@ class Worker:
                 "%s does not end within %g s of being stopped; leaving it behind",
                 *(self._thread.name, STOP_DEADLINE_S),
             )
-        self.next_avail = self._queue.next_avail
+        self.queue_state = self._queue.state
         self._queue.close()
         return has_ended
 

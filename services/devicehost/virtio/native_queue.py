@@ -8,19 +8,41 @@ not know devices.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.virtio.queue import Queue
+from services.devicehost.virtio.queue_setup import QueueState
 from services.handshake.errors import ResourceExhaustedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from services.devicehost.memory import Span
+    from services.devicehost.virtio.queue_setup import QueueSetup
 
 _NO_FD: Final = -1
 _HANDED_OVER: Final = [(name, f"_{name}") for name, _ in fastpath.RingState._fields_]
+
+
+def make_queue(setup: QueueSetup, state: QueueState, *, natively: bool) -> Queue:
+    """Make the queue of a ring: one that the native loop can serve, if that is wanted and possible.
+
+    The loop needs the library, guest memory that is mapped for good, and a kick descriptor.
+
+    Args:
+        setup: The ring and its surroundings.
+        state: Where to go on.
+        natively: Whether the device can serve a NativeQueue.
+
+    Raises:
+        ResourceExhaustedError: As NativeQueue.
+    """
+    library = fastpath.library
+    spans = setup.memory.spans()
+    if not natively or library is None or spans is None or setup.kick_fd is None:
+        return Queue(setup, state)
+    return NativeQueue(setup, state, library, spans)
 
 
 class NativeQueue(Queue):
@@ -29,46 +51,46 @@ class NativeQueue(Queue):
     _ring = 0
 
     def __init__(
-        self, library: ctypes.CDLL, spans: Sequence[Span], *, is_pool: bool, **ring: Any
+        self, setup: QueueSetup, state: QueueState, library: ctypes.CDLL, spans: Sequence[Span]
     ) -> None:
         """Take over a ring.
 
         Args:
+            setup: The ring and its surroundings; it has a kick descriptor.
+            state: Where to go on.
             library: The native fast path.
-            spans: All memory that buffers may be in; mapped as long as the queue's memory is.
-            is_pool: Whether the one span is a bounce pool, whose highest slot in use is counted.
-            ring: What Queue takes; `kick_fd` is not None.
+            spans: Everything that buffers may be in; mapped as long as the queue's memory is.
 
         Raises:
             ResourceExhaustedError: RING_MEMORY.
         """
-        super().__init__(**ring)
+        super().__init__(setup, state)
         self._library: Final = library
         self._kept: Final = (fastpath.Span * len(spans))(
             *(fastpath.Span(span.gpa, span.size_bytes, span.address) for span in spans)
         )
-        setup = fastpath.RingSetup(
-            desc=_address(ring["desc"]),
-            avail=_address(ring["avail"]),
-            used=_address(ring["used"]),
+        native_setup = fastpath.RingSetup(
+            desc=_address(setup.desc),
+            avail=_address(setup.avail),
+            used=_address(setup.used),
             spans=ctypes.addressof(self._kept),
-            counters=ctypes.addressof(self._counters.native),
+            counters=ctypes.addressof(setup.counters.native),
             span_count=len(spans),
-            size=self.size,
-            kick_fd=ring["kick_fd"],
-            call_fd=_NO_FD if ring["call_fd"] is None else ring["call_fd"],
-            stop_fd=self._stop_fd,
-            event_idx=ring["event_idx"],
-            indirect=ring["indirect"],
-            counts_slots=is_pool,
+            size=setup.size,
+            kick_fd=_fd(setup.kick_fd),
+            call_fd=_fd(setup.call_fd),
+            stop_fd=self._wake_ups.stop_fd,
+            event_idx=setup.event_idx,
+            indirect=setup.indirect,
+            counts_slots=setup.memory.is_pool,
         )
-        self._ring = library.ph_ring_new(ctypes.byref(setup)) or 0
+        self._ring = library.ph_ring_new(ctypes.byref(native_setup)) or 0
         if not self._ring:
             super().close()
             raise ResourceExhaustedError(
                 "RING_MEMORY", f"ring {self.index} gets no memory for its native side"
             )
-        self._state = library.ph_ring_state(self._ring).contents
+        self._indices = library.ph_ring_state(self._ring).contents
         self._lent = False
 
     def __del__(self) -> None:
@@ -77,10 +99,9 @@ class NativeQueue(Queue):
             self._library.ph_ring_free(self._ring)
 
     @property
-    def next_avail(self) -> int:
-        """As Queue's, also while the loop has the ring."""
-        state: fastpath.RingState = self._state
-        return state.next_avail if self._lent else self._next_avail
+    def state(self) -> QueueState:
+        """See Queue; right as well while the loop has the ring."""
+        return QueueState(self._indices.next_avail if self._lent else self._next_avail)
 
     def lend(self, serve: Callable[[int], int], wake_fd: int = _NO_FD) -> int:
         """Let the native loop serve the ring on this thread.
@@ -93,12 +114,12 @@ class NativeQueue(Queue):
             What `serve` returned: fastpath.Outcome.PYTHON, STOPPED or WOKEN.
         """
         for name, mine in _HANDED_OVER:
-            setattr(self._state, name, getattr(self, mine))
+            setattr(self._indices, name, getattr(self, mine))
         self._library.ph_ring_set_wake(self._ring, wake_fd)
         self._lent = True
         outcome = serve(self._ring)
         for name, mine in _HANDED_OVER:
-            setattr(self, mine, getattr(self._state, name))
+            setattr(self, mine, getattr(self._indices, name))
         self._lent = False
         return outcome
 
@@ -109,7 +130,7 @@ class NativeQueue(Queue):
 
     def replace_call(self, call_fd: int | None) -> None:
         """As Queue's."""
-        self._library.ph_ring_set_call(self._ring, _NO_FD if call_fd is None else call_fd)
+        self._library.ph_ring_set_call(self._ring, _fd(call_fd))
         super().replace_call(call_fd)
 
     def close(self) -> None:
@@ -120,3 +141,7 @@ class NativeQueue(Queue):
 
 def _address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def _fd(fd: int | None) -> int:
+    return _NO_FD if fd is None else fd

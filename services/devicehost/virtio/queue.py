@@ -8,10 +8,7 @@ queue's lock is the fence. Must not know devices or vhost-user.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import select
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -19,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 from services.devicehost.memory import TranslationError
 from services.devicehost.throttle import Throttle
 from services.devicehost.virtio.chain import Chain, ChainReader, QueueError
+from services.devicehost.virtio.queue_setup import QueueState
+from services.devicehost.virtio.wake_ups import WakeUps, signal
 from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
 from services.wire.virtio_ring import (
     AVAIL_F_NO_INTERRUPT,
@@ -37,7 +36,7 @@ from services.wire.virtio_ring import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from services.devicehost.memory import GuestMemory, QueueCounters
+    from services.devicehost.virtio.queue_setup import QueueSetup
 
 __all__ = ["Chain", "Queue", "QueueError"]
 
@@ -60,8 +59,6 @@ notification takes to send: more of them cost more than a driver that is awake e
 POLL_INTERVAL_MS: Final = 1
 """How often a ring is looked at whose front-end gave no kick descriptor: it asked for polling."""
 
-_WAKE: Final = (1).to_bytes(8, "little")
-
 
 class Queue:
     """One started virtqueue.
@@ -72,49 +69,24 @@ class Queue:
         stopped: Set by `stop`; whoever serves the queue returns when it sees this.
     """
 
-    def __init__(
-        self,
-        *,
-        index: int,
-        size: int,
-        desc: memoryview,
-        avail: memoryview,
-        used: memoryview,
-        memory: GuestMemory,
-        kick_fd: int | None,
-        call_fd: int | None,
-        event_idx: bool,
-        indirect: bool,
-        base: int,
-        counters: QueueCounters,
-        on_first_request: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, setup: QueueSetup, state: QueueState) -> None:
         """Take over a ring.
 
         Args:
-            index: Of the queue in its device.
-            size: Entries of the ring, a power of two up to 32768.
-            desc: The descriptor table; desc_table_bytes(size).
-            avail: The available ring; avail_bytes(size).
-            used: The used ring; used_bytes(size).
-            memory: Where the buffers are.
-            kick_fd: Non-blocking eventfd of the driver's notifications; None: the ring is polled.
-                The caller goes on owning it and closes it after the queue.
-            call_fd: Non-blocking eventfd for notifying the driver; None: it polls. Owned likewise.
-            event_idx: Whether EVENT_IDX was negotiated.
-            indirect: Whether INDIRECT_DESC was negotiated.
-            base: Available index to go on from.
-            counters: Of this queue.
-            on_first_request: Called once, by the queue's thread, after the first push.
+            setup: The ring and its surroundings.
+            state: Where to go on.
         """
-        self.index = index
+        size = setup.size
+        self.index = setup.index
         self.size = size
         self.stopped = False
         self._closed = False
         self._mask = size - 1
-        self._reader = ChainReader(desc[: desc_table_bytes(size)], size, memory, indirect=indirect)
-        avail = avail[: avail_bytes(size)]
-        used = used[: used_bytes(size)]
+        self._reader = ChainReader(
+            setup.desc[: desc_table_bytes(size)], size, setup.memory, indirect=setup.indirect
+        )
+        avail = setup.avail[: avail_bytes(size)]
+        used = setup.used[: used_bytes(size)]
         self._avail_head = avail[:AVAIL_RING].cast("H")
         self._avail_ring = avail[AVAIL_RING : used_event_offset(size)].cast("H")
         self._used_event = avail[used_event_offset(size) :].cast("H")
@@ -122,8 +94,8 @@ class Queue:
         # An element is stored whole, as one 64-bit word: le32 id, le32 len.
         self._used_ring = used[USED_RING : avail_event_offset(size)].cast("Q")
         self._avail_event = used[avail_event_offset(size) :].cast("H")
-        self._event_idx = event_idx
-        self._next_avail = base & U16_MASK
+        self._event_idx = setup.event_idx
+        self._next_avail = state.next_avail & U16_MASK
         self._seen_avail = self._next_avail
         self._next_used = self._used_head[1]
         self._signalled_used = self._next_used
@@ -131,23 +103,21 @@ class Queue:
         self._unsignalled = 0
         self._unsignalled_bytes = 0
         self._spin_ns = SPIN_NS
-        self._kick_fd = kick_fd
-        self._call_fd = call_fd
+        self._call_fd = setup.call_fd
         self._lock = threading.Lock()
-        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_ups = WakeUps(setup.kick_fd)
         self._throttle = Throttle()
-        self._polls: dict[tuple[tuple[int, ...], bool], select.poll] = {}
-        self._counters = counters
-        self._on_first_request = on_first_request
+        self._counters = setup.counters
+        self._on_first_request = setup.on_first_request
 
     @property
-    def next_avail(self) -> int:
-        """Available index of the next chain to be taken: what GET_VRING_BASE tells."""
-        return self._next_avail
+    def state(self) -> QueueState:
+        """Where the queue is in its ring; of use to start another one when it has stopped."""
+        return QueueState(self._next_avail)
 
     @property
     def first_request_is_due(self) -> bool:
-        """Whether somebody waits to be told of the first request."""
+        """Whether the first request has not been reported yet."""
         return self._on_first_request is not None
 
     def pop(self) -> Chain | None:
@@ -199,7 +169,7 @@ class Queue:
         self._hand_back(chain, written_bytes)
         self._publish(1, written_bytes)
         if self._on_first_request is not None:
-            self._tell_of_first_request(self._on_first_request)
+            self._report_first_request(self._on_first_request)
 
     def push_together(self, used: Sequence[tuple[Chain, int]]) -> None:
         """Give chains back in one step: the driver sees all of them or none (section 5.1.6.3).
@@ -218,7 +188,7 @@ class Queue:
             self._hand_back(chain, written_bytes)
         self._publish(len(used), sum(written_bytes for _, written_bytes in used))
         if self._on_first_request is not None:
-            self._tell_of_first_request(self._on_first_request)
+            self._report_first_request(self._on_first_request)
 
     def put_back(self, chain: Chain) -> None:
         """Undo the latest `pop` whose chain was neither pushed nor put back: it is available again.
@@ -243,7 +213,7 @@ class Queue:
             else:
                 wanted = not self._avail_head[0] & AVAIL_F_NO_INTERRUPT
             if wanted and self._call_fd is not None:
-                _signal(self._call_fd)
+                signal(self._call_fd)
 
     def wait(self, *fds: int, buffers: bool = True, timeout_s: float | None = None) -> set[int]:
         """Notify, look around for some microseconds, then sleep until there is something to do.
@@ -268,12 +238,11 @@ class Queue:
             return set()
         if buffers and self._arm():
             return set()
-        poll = self._poll_on(fds, buffers)
-        polling = buffers and self._kick_fd is None
+        polling = buffers and self._wake_ups.kick_fd is None
         timeout_ms = POLL_INTERVAL_MS if polling else timeout_s and timeout_s * 1000
         ready: set[int] = set()
         while not ready and not self.stopped:
-            ready = {fd for fd, _ in poll.poll(timeout_ms)}
+            ready = self._wake_ups.sleep(fds, kick=buffers, timeout_ms=timeout_ms)
             if timeout_s is not None or (polling and self._look()):
                 break
         if buffers and not self.stopped:
@@ -285,7 +254,7 @@ class Queue:
         self.stopped = True
         with self._lock:
             if not self._closed:
-                _signal(self._stop_fd)
+                self._wake_ups.stop()
 
     def replace_call(self, call_fd: int | None) -> None:
         """Notify through another descriptor from now on; the old one is not used any more."""
@@ -293,7 +262,7 @@ class Queue:
             self._call_fd = call_fd
             # What was signalled through the old one may have been lost.
             if call_fd is not None:
-                _signal(call_fd)
+                signal(call_fd)
 
     def close(self) -> None:
         """Release what the queue took itself, after `stop`.
@@ -303,16 +272,7 @@ class Queue:
         """
         with self._lock:
             self._closed = True
-            os.close(self._stop_fd)
-
-    def _poll_on(self, fds: tuple[int, ...], buffers: bool) -> select.poll:
-        poll = self._polls.get((fds, buffers))
-        if poll is None:
-            poll = self._polls[fds, buffers] = select.poll()
-            kick = (self._kick_fd,) if buffers and self._kick_fd is not None else ()
-            for fd in (self._stop_fd, *kick, *fds):
-                poll.register(fd, select.POLLIN)
-        return poll
+            self._wake_ups.close()
 
     def _look(self) -> bool:
         """See whether the driver has made chains available."""
@@ -350,9 +310,9 @@ class Queue:
         self._next_used = (self._next_used + 1) & U16_MASK
         self._publish(1, 0)
 
-    def _tell_of_first_request(self, tell: Callable[[], None]) -> None:
+    def _report_first_request(self, report: Callable[[], None]) -> None:
         self._on_first_request = None
-        tell()
+        report()
 
     def _publish(self, count: int, written_bytes: int) -> None:
         self._used_head[1] = self._next_used
@@ -384,14 +344,6 @@ class Queue:
 
     def _disarm(self) -> None:
         """Take note of a kick, and ask for no more while the queue is awake."""
-        if self._kick_fd is not None:
-            # The front-end shares the descriptor's flags and could make a mere read(2) block.
-            with contextlib.suppress(BlockingIOError):
-                os.preadv(self._kick_fd, [bytearray(8)], -1, os.RWF_NOWAIT)
+        self._wake_ups.take_kick()
         if not self._event_idx:
             self._used_head[0] = USED_F_NO_NOTIFY
-
-
-def _signal(fd: int) -> None:
-    with contextlib.suppress(BlockingIOError):  # the counter is full: the signal is pending
-        os.write(fd, _WAKE)

@@ -8,6 +8,7 @@ import pytest
 
 from services.devicehost.memory import ApertureMemory, DeviceCounters, GuestMemory
 from services.devicehost.virtio.queue import Queue
+from services.devicehost.virtio.queue_setup import QueueSetup, QueueState
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.wire.virtio_ring import avail_bytes, desc_table_bytes, used_bytes
 from tests.support.guest_ring import GuestRam, GuestRing
@@ -35,17 +36,16 @@ class Rig:
     def ring(self, size: int = 8) -> GuestRing:
         return GuestRing(self.ram, POOL.base, size)
 
-    def queue(
+    def setup(
         self,
         ring: GuestRing,
         *,
         event_idx: bool = False,
         indirect: bool = True,
-        base: int = 0,
         memory: GuestMemory | None = None,
         polled: bool = False,
-    ) -> Queue:
-        queue = Queue(
+    ) -> QueueSetup:
+        return QueueSetup(
             index=0,
             size=ring.size,
             desc=self.memory.pin(ring.desc, desc_table_bytes(ring.size)).view,
@@ -56,9 +56,23 @@ class Rig:
             call_fd=self.call_fd,
             event_idx=event_idx,
             indirect=indirect,
-            base=base,
             counters=self.counters.queue(0),
         )
+
+    def queue(
+        self,
+        ring: GuestRing,
+        *,
+        event_idx: bool = False,
+        indirect: bool = True,
+        base: int = 0,
+        memory: GuestMemory | None = None,
+        polled: bool = False,
+    ) -> Queue:
+        setup = self.setup(
+            ring, event_idx=event_idx, indirect=indirect, memory=memory, polled=polled
+        )
+        queue = Queue(setup, QueueState(base))
         self._queues.append(queue)
         return queue
 

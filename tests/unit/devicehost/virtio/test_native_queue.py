@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from services.devicehost import fastpath
-from services.devicehost.virtio.native_queue import NativeQueue
-from services.wire.virtio_ring import avail_bytes, desc_table_bytes, used_bytes
+from services.devicehost.memory import WindowMemory, WindowQuota
+from services.devicehost.virtio.native_queue import NativeQueue, make_queue
+from services.devicehost.virtio.queue_setup import QueueState
 from tests.unit.devicehost.virtio.conftest import DATA
 
 if TYPE_CHECKING:
+    from services.devicehost.virtio.queue_setup import QueueSetup
     from tests.unit.devicehost.virtio.conftest import Rig
 
 LONG_BYTES: Final = 256 << 10
@@ -26,28 +28,11 @@ def notified_after(rig: Rig, length: int, waiting: int = 16) -> list[int]:
     """Serve requests of one writable buffer, and tell after which ones the driver was notified."""
     library = fastpath.library
     assert library is not None
-    spans = rig.memory.spans()
-    assert spans is not None
     ring = rig.ring(waiting)
     ring.chain(0, writable=[(DATA, length)])
     ring.offer(*[0] * ring.size)
-    queue = NativeQueue(
-        library,
-        spans,
-        is_pool=True,
-        index=0,
-        size=ring.size,
-        desc=rig.memory.pin(ring.desc, desc_table_bytes(ring.size)).view,
-        avail=rig.memory.pin(ring.avail, avail_bytes(ring.size)).view,
-        used=rig.memory.pin(ring.used, used_bytes(ring.size)).view,
-        memory=rig.memory,
-        kick_fd=rig.kick_fd,
-        call_fd=rig.call_fd,
-        event_idx=False,
-        indirect=True,
-        base=0,
-        counters=rig.counters.queue(0),
-    )
+    queue = make_queue(rig.setup(ring), QueueState(), natively=True)
+    assert isinstance(queue, NativeQueue)
     chain = fastpath.Chain()
 
     def serve_one(ring: int) -> int:
@@ -77,3 +62,19 @@ def test_a_driver_with_much_waiting_is_notified_in_batches(rig: Rig) -> None:
 
 def test_long_requests_are_notified_by_their_bytes(rig: Rig) -> None:
     assert notified_after(rig, LONG_BYTES) == [4, 8, 12, 16]
+
+
+def test_a_ring_is_served_natively_only_if_it_has_what_the_loop_needs(rig: Rig) -> None:
+    ring = rig.ring()
+    windows = WindowMemory(rig.table, WindowQuota(), rig.counters)
+
+    def is_native(setup: QueueSetup, *, natively: bool = True) -> bool:
+        queue = make_queue(setup, QueueState(), natively=natively)
+        queue.close()
+        return isinstance(queue, NativeQueue)
+
+    assert is_native(rig.setup(ring))
+    assert not is_native(rig.setup(ring), natively=False)
+    assert not is_native(rig.setup(ring, polled=True)), "the loop does not poll"
+    assert not is_native(rig.setup(ring, memory=windows)), "nothing stays mapped"
+    windows.release()

@@ -55,7 +55,7 @@ def test_the_ring_goes_round_past_16_bits(rig: Rig) -> None:
     for _ in range(20):
         ring.offer(0)
         assert serve_all(queue, 4) == 1
-    assert queue.next_avail == ring.used_idx == (base + 20) & 0xFFFF
+    assert queue.state.next_avail == ring.used_idx == (base + 20) & 0xFFFF
 
 
 def test_a_large_ring_is_served(rig: Rig) -> None:
@@ -226,7 +226,7 @@ def test_stop_wakes_a_sleeping_queue_and_it_gives_nothing_more(rig: Rig) -> None
     assert not worker.is_alive()
     ring.offer(0)
     assert queue.pop() is None
-    assert queue.next_avail == 0
+    assert queue.state.next_avail == 0
 
 
 def test_a_new_call_descriptor_is_used_and_what_may_be_lost_is_sent_again(rig: Rig) -> None:

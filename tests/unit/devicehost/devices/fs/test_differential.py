@@ -29,8 +29,8 @@ from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Li
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.share import Share
 from services.devicehost.virtio.device import serve_natively, serve_requests
-from services.devicehost.virtio.native_queue import NativeQueue
-from services.devicehost.virtio.queue import Queue
+from services.devicehost.virtio.native_queue import NativeQueue, make_queue
+from services.devicehost.virtio.queue_setup import QueueState
 from services.handshake.errors import PortholeError
 from services.handshake.options import FsOptions
 from services.wire import fuse
@@ -39,8 +39,6 @@ from services.wire.virtio_ring import (
     DESC_F_INDIRECT,
     DESC_F_NEXT,
     DESC_F_WRITE,
-    avail_bytes,
-    desc_table_bytes,
     used_bytes,
 )
 from services.wire.virtio_ring import Descriptor as RingDescriptor
@@ -338,27 +336,8 @@ def serve(
             for name, directory in CHILDREN.items():
                 served.add(name.decode(), share(directory))
         session = FuseSession(served)
-        arguments = {
-            "index": 0,
-            "size": RING_SIZE,
-            "desc": rig.memory.pin(ring.desc, desc_table_bytes(RING_SIZE)).view,
-            "avail": rig.memory.pin(ring.avail, avail_bytes(RING_SIZE)).view,
-            "used": rig.memory.pin(ring.used, used_bytes(RING_SIZE)).view,
-            "memory": rig.memory,
-            "kick_fd": rig.kick_fd,
-            "call_fd": rig.call_fd,
-            "event_idx": event_idx,
-            "indirect": True,
-            "base": 0,
-            "counters": rig.counters.queue(0),
-        }
-        spans = rig.memory.spans()
-        assert spans is not None
-        queue = (
-            NativeQueue(library, spans, is_pool=True, **arguments)
-            if library
-            else Queue(**arguments)  # type: ignore[arg-type]
-        )
+        setup = rig.setup(ring, event_idx=event_idx)
+        queue = make_queue(setup, QueueState(), natively=native)
 
         failures: list[PortholeError] = []
 
@@ -388,7 +367,7 @@ def serve(
             queue.stop()
             worker.join()
         result = place.outcome(f"{failures[0].reason}: {failures[0]}" if failures else "")
-        result["next_avail"] = queue.next_avail
+        result["state"] = queue.state
         result["counters"] = rig.counters.snapshot()
         queue.close()
         session.reset()

@@ -165,7 +165,7 @@ def test_unused_buffers_are_available_again_after_a_stop(rig: Rig) -> None:
     rig.await_used(ring, 1)
     rig.stop()
     assert rig.queue is not None
-    assert rig.queue.next_avail == 1
+    assert rig.queue.state.next_avail == 1
 
 
 @pytest.mark.parametrize("writable", [False, True])
