@@ -1,7 +1,7 @@
 """The virtio-fs device (virtio 1.2, section 5.11): queues and configuration space.
 
-Queue 0 is the high-priority queue, the request queues follow; all of them are served alike, each on
-a thread of its own. Must not know FUSE: requests go to the session as they come.
+Queue 0 is the high-priority queue, and the request queues follow; all of them are served alike,
+each on a thread of its own. Must not know FUSE.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FsDevice:
 
         Raises:
             InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; AGGREGATE_OPTION.
-            PortholeError: As open_shared.
+            PortholeError: The directory cannot be shared; see open_shared.
         """
         tag = options.name.encode()
         if len(tag) > TAG_BYTES:
@@ -87,7 +87,7 @@ class FsDevice:
 
         Raises:
             FailedPreconditionError: NO_AGGREGATE.
-            PortholeError: As Aggregate.add and open_shared.
+            PortholeError: The share is refused; see Aggregate.add and open_shared.
         """
         self._aggregate().add(name, self._share(options, shared_dir))
 
@@ -106,22 +106,22 @@ class FsDevice:
         return tuple(child.name for child in self._children.children()) if self._children else ()
 
     def config(self) -> bytes:
-        """Tell the configuration space."""
+        """Return the configuration space."""
         return self._config
 
     def activate(self, features: int) -> None:
-        """Nothing depends on the features: virtio-fs as such has none that are offered."""
+        """Take the accepted features; none are offered, so nothing depends on them."""
 
     def serve(self, index: int, queue: Queue) -> None:
-        """Serve one queue; the high-priority one needs no other treatment than a thread of its own.
+        """Serve one queue; the high-priority queue is served like the others.
 
         Raises:
-            QueueError: As the queue's.
+            QueueError: The guest broke a rule of the ring.
         """
         session = self._session
         if session is None:
             return
-        # Modes arrive with the guest's umask applied; ours must not be applied as well.
+        # Modes arrive with the guest's umask applied; this process's must not be applied as well.
         syscalls.use_private_umask(0)
         credentials.leave_groups()
 
@@ -137,7 +137,7 @@ class FsDevice:
             self._session.reset()
 
     def close(self) -> None:
-        """Let go of what is shared."""
+        """Let go of the shared directories."""
         self._session = self._children = None
 
     def _share(self, options: FsOptions, shared_dir: Path) -> Share:
@@ -156,7 +156,7 @@ class FsDevice:
 
 
 def _require_no_share(options: FsOptions) -> None:
-    """Refuse options of an aggregate that would count for each of its shares."""
+    """Refuse options of an aggregate that belong to its shares."""
     own = FsOptions(
         name=options.name,
         vm_id=options.vm_id,

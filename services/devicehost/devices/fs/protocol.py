@@ -1,8 +1,8 @@
-"""The FUSE protocol core of one device: request buffers in, reply in place.
+"""The FUSE protocol core of one device: it takes request buffers and writes replies in place.
 
 Owns the life of a mount (INIT, DESTROY, INIT again at any time, since a guest may reboot) and the
 order of checks: header, life, opcode, length, room for the reply, rights. Any number of threads may
-call `handle` at once. Must not know queues; does no I/O of its own besides what operations do.
+call `handle` at once. Must not know queues.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.deferral import Deferred
 
 POOL_MAX_PAGES: Final = MAX_MAPPING_BYTES // PAGE_BYTES
-"""Behind a pool: 256 KiB, the longest mapping that the pool's geometry allows."""
+"""Pages of one request behind a pool: 256 KiB, the longest mapping in the pool's geometry."""
 MAX_PAGES: Final = 256
-"""Otherwise: 1 MiB, what Linux uses at most by default."""
+"""Pages of one request otherwise: 1 MiB, the most that Linux uses by default."""
 _DEFAULT_MAX_PAGES: Final = 32
-"""What a guest without FUSE_MAX_PAGES uses, whatever it is told."""
+"""A guest without FUSE_MAX_PAGES uses this many, whatever INIT answers."""
 _MAX_BACKGROUND: Final = 64
 _CONGESTION_THRESHOLD: Final = 48
 _LACKING: Final = {
@@ -47,26 +47,27 @@ _LACKING: Final = {
     errno.EMFILE: (),
     errno.ENOLCK: (Resource.LOCK_OWNERS, Resource.LOCKS, Resource.LOCK_WAITS),
 }
-"""What may be full when a request is refused with this."""
+"""Resources that may be used up when a request is refused with this errno."""
 _INIT: Final = int(Opcode.INIT)
 _DESTROY: Final = int(Opcode.DESTROY)
-"""Plain numbers: to compare with those of an enumeration takes seven times as long."""
+"""Plain numbers: comparing with a member of an enumeration takes seven times as long."""
 _SILENT: Final = fuse.NO_REPLY | fuse.ERROR_REPLY
-"""Opcodes whose success is not told."""
+"""Opcodes that get no reply when they succeed."""
 
 
 class FuseSession:
-    """One guest's dialogue with a share, or with an aggregate of them.
+    """A guest's FUSE session with a share, or with an aggregate of them.
 
     Attributes:
-        native_mounts: What the native loop serves hot requests of; None: `handle` serves them all.
+        native_mounts: The mounts whose hot requests the native loop serves; None: `handle` serves
+            all requests.
     """
 
     def __init__(self, served: Share | Aggregate) -> None:
         """Wait for INIT.
 
         Args:
-            served: What is served.
+            served: The share or the shares.
         """
         self.native_mounts: Final = NativeMounts(served.library) if served.library else None
         self._served: Final = served
@@ -76,27 +77,27 @@ class FuseSession:
 
     @property
     def mount(self) -> Mount | AggregateMount | None:
-        """What the guest has; None before INIT and after DESTROY."""
+        """The guest's mount; None before INIT and after DESTROY."""
         return self._mount
 
     @property
     def bounds(self) -> Bounds:
-        """What of the device is bounded."""
+        """The bounded resources of the device."""
         return self._served.bounds
 
     def reset(self) -> None:
-        """Let go of everything that the guest had; INIT is expected next."""
+        """End the guest's mount; INIT is expected next."""
         self._begin(None)
 
     def handle(self, chain: Chain) -> int | Deferred:
         """Serve one request.
 
         Args:
-            chain: What the driver wrote and where the reply goes, both cut anywhere.
+            chain: The driver's request and the room for the reply, both cut anywhere.
 
         Returns:
-            Bytes written from the first writable one on; 0 when no reply is due or none fits. Or
-            what writes the reply later: the buffers must stay until then.
+            Bytes written, from the first writable byte on; 0 when no reply is due or none fits.
+            Or a Deferred that writes the reply later; the buffers must stay until then.
         """
         if chain.readable_bytes < fuse.IN_HEADER.size:
             return 0
@@ -129,7 +130,7 @@ class FuseSession:
         return _serve(OPERATIONS.get(opcode), where, request)
 
     def _begin(self, mount: Mount | AggregateMount | None) -> None:
-        """Go on with a new mount, or none, when the old one has ended."""
+        """End the present mount and go on with a new one, or with none."""
         with self._mutex:
             old, self._mount = self._mount, None
             if old is not None:
@@ -147,9 +148,9 @@ class FuseSession:
         return Mount(self._served, writeback=bool(agreed & fuse.FUSE_WRITEBACK_CACHE))
 
     def _bound(self, totals: dict[Resource, int]) -> None:
-        """Have what is bounded looked at; an equal bound is kept from mount to mount.
+        """Have the bounded resources watched.
 
-        So a guest that mounts anew begins no new episode by it.
+        An equal bound is kept from mount to mount, so mounting anew begins no new episode.
         """
         for resource, total in totals.items():
             if self._served.bounds.total(resource) != total:
@@ -157,14 +158,14 @@ class FuseSession:
                 self._served.bounds.add(bound(resource, total, used))
 
     def _note_exhausted(self, request: Request, error: OSError) -> None:
-        """Tell what is used up, if a request was refused for want of something."""
+        """Report the resource that is used up, if a request was refused for want of one."""
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         mount = self._mount
         if mount is None or cause.errno not in _LACKING:
             return
         full = [each for each in _LACKING[cause.errno] if mount.is_full(each, request.nodeid)]
         if not full and cause.errno != errno.ENOLCK:
-            full = [Resource.DESCRIPTORS]  # of tables with room, it is the host that has no more
+            full = [Resource.DESCRIPTORS]  # the tables have room, so the host has no more
         for resource in full:
             self._served.bounds.hit(resource)
 
@@ -175,7 +176,7 @@ class FuseSession:
         if request.space_bytes < fuse.INIT_OUT.size:
             raise refusal(errno.EIO)
         if offer.major > fuse.FUSE_KERNEL_VERSION:
-            # Linux then sends INIT again in our major version.
+            # Linux then sends INIT again, in our major version.
             self._begin(None)
             return request.reply(
                 _answer(flags=0, max_readahead=0, max_pages=0, minor=fuse.FUSE_KERNEL_MINOR_VERSION)
@@ -197,9 +198,9 @@ class FuseSession:
 
 
 def _used(whose: weakref.ref[FuseSession], resource: Resource) -> int:
-    """Tell how much of something is in use; nothing while the guest has not mounted.
+    """Return how much of a resource is in use; 0 while the guest has not mounted.
 
-    Asking keeps no session alive: its descriptors are closed when the last reference goes.
+    The session is referenced weakly: its descriptors are closed when the last reference goes.
     """
     session = whose()
     mount = session.mount if session is not None else None
@@ -218,7 +219,7 @@ def _serve(operation: Operation[WhereT] | None, where: WhereT, request: Request)
 
 
 def _offer(request: Request) -> InitIn:
-    """Read INIT's fixed part, whose second half came with FUSE_INIT_EXT."""
+    """Read INIT's fixed part; flags2 is there with FUSE_INIT_EXT only."""
     major, minor, max_readahead, flags = request.args
     flags2 = 0
     if flags & fuse.FUSE_INIT_EXT and len(request.body) >= 4:

@@ -1,7 +1,7 @@
 """What a virtio-net device serves: a TAP interface, for whole frames behind virtio-net headers.
 
-Owns /dev/net/tun, its ioctls (linux/if_tun.h) and what their failures mean. Addresses, routes and
-the up flag of the interface belong to whoever made it. Must not know virtqueues.
+Owns /dev/net/tun, its ioctls (linux/if_tun.h) and the meaning of their failures. Addresses, routes
+and the up flag of the interface belong to its maker. Must not know virtqueues.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ class Tap:
         fcntl.ioctl(self.fd, _TUNSETIFF, _IFREQ_FLAGS.pack(self.name.encode(), flags))
         fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, _INT.pack(HEADER_BYTES))
         fcntl.ioctl(self.fd, _TUNSETVNETLE, _INT.pack(1))
-        # No offload is negotiated with the guest, so the kernel shall segment and checksum itself.
+        # No offload is negotiated with the guest, so the kernel has to segment and checksum.
         fcntl.ioctl(self.fd, _TUNSETOFFLOAD, 0)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             request = _IFREQ_INT.pack(self.name.encode(), 0)
             self.mtu: int = _IFREQ_INT.unpack(fcntl.ioctl(any_socket, _SIOCGIFMTU, request))[1]
 
     def read(self, buffer: bytearray | memoryview) -> int:
-        """Take one frame with its header; what does not fit into `buffer` is cut off by the kernel.
+        """Take one frame with its header; the kernel cuts off a frame that is longer than `buffer`.
 
         Returns:
             Bytes written to `buffer`; 0 when no frame waits.
@@ -115,13 +115,14 @@ class Tap:
         """Send one frame with its header, gathered from `parts`.
 
         Raises:
-            OSError: The kernel did not take it: EIO when the interface is down, EINVAL when it is
-                no frame, EAGAIN or ENOBUFS without room, EBADFD when the interface is gone.
+            OSError: The kernel did not take it: EIO when the interface is down, EINVAL when the
+                parts are no frame, EAGAIN or ENOBUFS without room, EBADFD when the interface is
+                gone.
         """
         os.writev(self.fd, parts)
 
     def close(self) -> None:
-        """Let go of the interface; one that nobody made persistent disappears."""
+        """Let go of the interface; it disappears unless it was made persistent."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

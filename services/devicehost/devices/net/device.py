@@ -43,8 +43,8 @@ class NetDevice:
     """One adapter of a guest; a `VirtioDevice`.
 
     Attributes:
-        mac: 6 bytes; what the guest is told.
-        mtu: Bytes of payload per frame; what the guest is told.
+        mac: 6 bytes; in the configuration space.
+        mtu: Bytes of payload per frame; in the configuration space.
     """
 
     device_class = NET
@@ -62,7 +62,7 @@ class NetDevice:
 
         Raises:
             InvalidArgumentError: TAP_NAME.
-            FailedPreconditionError: As `Tap`.
+            FailedPreconditionError: The interface cannot be opened; see Tap.
         """
         self.mac = options.client_mac or derive_mac(options.vm_id, options.name)
         self._name = options.name
@@ -75,7 +75,7 @@ class NetDevice:
         counters.bounds.add(bound(Resource.QUEUED_REQUESTS, MAX_QUEUED, lambda: len(self._ready)))
 
     def config(self) -> bytes:
-        """Tell MAC address, link status and MTU."""
+        """Return MAC address, link status and MTU."""
         status = virtio_net.S_LINK_UP if self._link_up else 0
         return virtio_net.CONFIG.pack(*NetConfig(self.mac, status, 1, self.mtu))
 
@@ -154,7 +154,7 @@ class NetDevice:
         try:
             self._tap.write(parts if len(parts) <= MAX_PARTS else [b"".join(parts)])
         except OSError as error:
-            # Down, gone or full: like a cable that is not plugged in. Senders try again.
+            # Down, gone or full: like an unplugged cable, so senders retry.
             _LOG.debug("adapter %s: frame dropped: %s", self._name, os.strerror(error.errno or 0))
             return False
         return True

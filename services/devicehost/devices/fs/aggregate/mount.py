@@ -41,8 +41,8 @@ class AggregateMount:
     """What one guest has of all shares between INIT and DESTROY.
 
     Attributes:
-        read_only: The root refuses by other errors.
-        native: Nothing of the root is served by the native loop.
+        read_only: False: the root refuses changes by errors of its own.
+        native: None: the native loop serves nothing of the root.
         aggregate: The shares.
     """
 
@@ -69,10 +69,10 @@ class AggregateMount:
         aggregate.attach(self)
 
     def find(self, node_id: int) -> Mount | AggregateMount:
-        """Tell which mount a node is of; this one has the root, and what is of no share.
+        """Return the mount that a node belongs to; this one has the root.
 
         Raises:
-            OSError: ESTALE when it is of a share that has gone, or was not looked up.
+            OSError: ESTALE when the node's share was removed, or was not looked up.
         """
         slot = node_id >> SLOT_SHIFT
         if slot == 0:
@@ -83,29 +83,29 @@ class AggregateMount:
         return mount
 
     def totals(self) -> dict[Resource, int]:
-        """Tell how much each share has of what is bounded."""
+        """Return how much a share may use of each bounded resource."""
         limits = self.aggregate.limits
         return totals(limits, lock_owners=limits.handles)
 
     def used(self, resource: Resource) -> int:
-        """Tell how much of it is in use, of the share that uses most."""
+        """Return how much of a resource the share uses that uses most of it."""
         return max((mount.used(resource) for mount in self.mounts()), default=0)
 
     def is_full(self, resource: Resource, node_id: int) -> bool:
-        """Tell whether the share of a node has no more of it."""
+        """Return whether the share of a node has used a resource up."""
         mount = self._mounts.get(node_id >> SLOT_SHIFT)
         return mount is not None and mount.is_full(resource, node_id)
 
     def mounts(self) -> list[Mount]:
-        """Tell the mounts of the shares that were looked up."""
+        """Return the mounts of the shares that were looked up."""
         with self._mutex:
             return list(self._mounts.values())
 
     def enter(self, name: bytes) -> bytes:
-        """Look a share up; returns a fuse_entry_out. Directories of shares are never forgotten.
+        """Look a share up; returns a fuse_entry_out. A share's directory is never forgotten.
 
         Raises:
-            OSError: ENOENT; or what is wrong with the share's directory, which the log says too.
+            OSError: ENOENT; or the error of the share's directory, which is logged as well.
         """
         child = self.aggregate.find(os.fsdecode(name))
         if child is None:
@@ -125,7 +125,7 @@ class AggregateMount:
             raise
 
     def drop(self, child: Child) -> None:
-        """Let go of a share that has left."""
+        """Let go of a share that was removed."""
         with self._mutex:
             mount = self._mounts.pop(child.slot, None)
             if mount is not None and self._native_mounts is not None:
@@ -145,17 +145,17 @@ class AggregateMount:
             mount.end()
 
     def forget(self, node_id: int, count: int) -> None:
-        """Take lookups back; of a share that has gone there is nothing to take."""
+        """Take lookups back; without effect when the node's share was removed."""
         with contextlib.suppress(OSError):
             mount = self.find(node_id)
             if isinstance(mount, Mount):
                 mount.nodes.forget(node_id, count)
 
     def _mounted(self, child: Child) -> Mount:
-        """Mount a share, unless it is mounted. Others are served meanwhile, however long it takes.
+        """Mount a share, unless it is mounted. Other shares are served meanwhile.
 
         Raises:
-            OSError: ENOENT when it has left; as fstat(2).
+            OSError: ENOENT when the share was removed; an error of fstat(2).
         """
         mount = self._mounts.get(child.slot)
         if mount is not None:

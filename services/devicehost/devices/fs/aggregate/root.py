@@ -1,8 +1,8 @@
-"""The root of a device with several shares: a directory that has their names, and nothing else.
+"""Operations on the root of a device with several shares: a directory of their names alone.
 
-It can be read by everybody and changed by nobody: making, removing or renaming anything in it is
-EPERM, whoever asks. Nothing here but LOOKUP and SYNCFS touches a share's directory, so a share that
-is out of order does not keep the others from being listed.
+Every user can read it and none can change it: making, removing or renaming an entry is EPERM for
+root as well. Only LOOKUP and SYNCFS touch a share's directory, so a share that is out of order does
+not keep the others from being listed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _MODE: Final = stat.S_IFDIR | 0o555
 _BLOCK_BYTES: Final = 4096
 _NS: Final = 1_000_000_000
-_STATX_SHOWN: Final = 0x7FF & ~0x20  # STATX_BASIC_STATS but for atime, which nothing keeps
+_STATX_SHOWN: Final = 0x7FF & ~0x20  # STATX_BASIC_STATS without atime, which is not kept
 _DT_DIR: Final = 4
 _DOTS: Final = (b".", b"..")
 
@@ -61,12 +61,12 @@ def lookup(mount: AggregateMount, request: Request) -> int:
 
 
 def forget(mount: AggregateMount, request: Request) -> int:
-    """FORGET: of the root there is nothing to forget."""
+    """FORGET: without effect, since the root is never forgotten."""
     return 0
 
 
 def batch_forget(mount: AggregateMount, request: Request) -> int:
-    """BATCH_FORGET: take lookups of many nodes back, of whichever shares they are."""
+    """BATCH_FORGET: take lookups of many nodes back, in any share."""
     (count,) = request.args
     if len(request.body) != count * FORGET_ONE.size:
         raise refusal(errno.EINVAL)
@@ -76,13 +76,13 @@ def batch_forget(mount: AggregateMount, request: Request) -> int:
 
 
 def interrupt(mount: AggregateMount, request: Request) -> int:
-    """INTERRUPT: end a wait, of whichever share it is.
+    """INTERRUPT: end a wait, in any share.
 
     Raises:
         OSError: EAGAIN when none waits.
     """
     (unique,) = request.args
-    # Each is asked: one that does not know the request yet remembers that it was interrupted.
+    # Every share is asked: one that does not know the request yet remembers the INTERRUPT.
     ended = [each.lock_waits.interrupt(unique) for each in mount.mounts()]
     if not any(ended):
         raise refusal(errno.EAGAIN)
@@ -90,7 +90,7 @@ def interrupt(mount: AggregateMount, request: Request) -> int:
 
 
 def getattr_(mount: AggregateMount, request: Request) -> int:
-    """GETATTR: a directory that changed when a share last came or went."""
+    """GETATTR: a directory that changed when a share was last added or removed."""
     count, changed_ns = len(mount.aggregate.children()), mount.aggregate.changed_ns
     seconds, rest = divmod(changed_ns, _NS)
     attr = Attr(
@@ -115,7 +115,7 @@ def getattr_(mount: AggregateMount, request: Request) -> int:
 
 
 def statx(mount: AggregateMount, request: Request) -> int:
-    """STATX: the same."""
+    """STATX: the same as GETATTR."""
     count, changed_ns = len(mount.aggregate.children()), mount.aggregate.changed_ns
     seconds, rest = divmod(changed_ns, _NS)
     none = Statx(*[0] * len(Statx._fields))
@@ -136,7 +136,7 @@ def statx(mount: AggregateMount, request: Request) -> int:
 
 
 def access(mount: AggregateMount, request: Request) -> int:
-    """ACCESS: everybody may read and search, nobody may write."""
+    """ACCESS: every user may read and search, none may write."""
     (mask,) = request.args
     if mask & os.W_OK:
         raise refusal(errno.EACCES)
@@ -152,7 +152,7 @@ def syncfs(mount: AggregateMount, request: Request) -> int:
     """SYNCFS: write back every file system that holds a share, also when one of them fails.
 
     Raises:
-        OSError: Of the last that failed.
+        OSError: The error of the last one that failed.
     """
     failure: OSError | None = None
     for each in mount.mounts():
@@ -168,12 +168,12 @@ def syncfs(mount: AggregateMount, request: Request) -> int:
 
 
 def opendir(mount: AggregateMount, request: Request) -> int:
-    """OPENDIR: nothing is kept of an open root, so its handle is 0."""
+    """OPENDIR: an open root has no state, so its handle is 0."""
     return request.reply(OPEN_OUT.pack(0, 0))
 
 
-def nothing(mount: AggregateMount, request: Request) -> int:
-    """RELEASEDIR and FSYNCDIR: there is nothing to close or to write back."""
+def release_or_sync(mount: AggregateMount, request: Request) -> int:
+    """RELEASEDIR and FSYNCDIR: without effect, since an open root has no state."""
     return 0
 
 
@@ -183,17 +183,17 @@ def readdir(mount: AggregateMount, request: Request) -> int:
 
 
 def readdirplus(mount: AggregateMount, request: Request) -> int:
-    """READDIRPLUS: the same, with nothing looked up: a share may take long to answer."""
+    """READDIRPLUS: the same without lookups, since a share may take long to answer."""
     return _list(mount, request, NO_ENTRY)
 
 
 def getxattr(mount: AggregateMount, request: Request) -> int:
-    """GETXATTR: the root has none."""
+    """GETXATTR: the root has no extended attributes."""
     raise refusal(errno.ENODATA)
 
 
 def listxattr(mount: AggregateMount, request: Request) -> int:
-    """LISTXATTR: the root has none."""
+    """LISTXATTR: the root has no extended attributes."""
     (size,) = request.args
     return 0 if size else request.reply(GETXATTR_OUT.pack(0))
 
@@ -238,7 +238,7 @@ def _refused(number: int) -> _Run:
 
 
 def _as(row: Operation[Mount], run: _Run) -> Operation[AggregateMount]:
-    """Check a request as its like is checked elsewhere, and do something else."""
+    """Make a row for the root that checks a request like the row for a share."""
     return Operation(run, row.args, row.reply_bytes, row.modifies, row.streamed)
 
 
@@ -257,8 +257,8 @@ _OF_THE_ROOT: Final[dict[Opcode, _Run]] = {
     Opcode.OPENDIR: opendir,
     Opcode.READDIR: readdir,
     Opcode.READDIRPLUS: readdirplus,
-    Opcode.RELEASEDIR: nothing,
-    Opcode.FSYNCDIR: nothing,
+    Opcode.RELEASEDIR: release_or_sync,
+    Opcode.FSYNCDIR: release_or_sync,
     Opcode.GETXATTR: getxattr,
     Opcode.LISTXATTR: listxattr,
     Opcode.OPEN: _refused(errno.EISDIR),
@@ -272,5 +272,5 @@ ROOT_OPERATIONS: Final[dict[int, Operation[AggregateMount]]] = {
     **{opcode: _as(OPERATIONS[opcode], _of_root(run)) for opcode, run in _OF_THE_ROOT.items()},
     **{opcode: _as(OPERATIONS[opcode], run) for opcode, run in _OF_ANY_NODE.items()},
 }
-"""What is not named above is EPERM if it would change the root, and EBADF otherwise: it wants the
-handle of an open file, and the root has none."""
+"""An opcode that is not named above fails with EPERM if it would change the root. Otherwise it
+needs the handle of an open file and fails with EBADF."""

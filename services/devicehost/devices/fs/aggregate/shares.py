@@ -47,7 +47,7 @@ class Child:
         slot: Its number.
         share: What is shared.
         ino: Of its directory, as the guest sees it.
-        removed: Whether it has left.
+        removed: Whether it was removed.
     """
 
     def __init__(self, name: str, slot: int, share: Share) -> None:
@@ -60,10 +60,10 @@ class Child:
 
 
 class ShareHolder(Protocol):
-    """What a guest has of the shares, as far as removing one concerns it."""
+    """An object to which a guest's part of the shares belongs."""
 
     def drop(self, child: Child) -> None:
-        """Let go of a share that has left."""
+        """Let go of a share that was removed."""
 
 
 class Aggregate:
@@ -74,7 +74,7 @@ class Aggregate:
         limits: What a guest may hold of each share.
         library: The native fast path, if it serves what it can.
         bounds: Of the device.
-        changed_ns: When a share last came or went, since the epoch.
+        changed_ns: When a share was last added or removed, in nanoseconds since the epoch.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Aggregate:
             options: The device's.
             limits: What a guest may hold of each share.
             library: The native fast path, if it is to serve what it can.
-            bounds: Of the device; it is told there what of a share is used up.
+            bounds: Of the device; what a share uses up is reported there.
         """
         self.options: Final = options
         self.limits: Final = limits
@@ -103,7 +103,7 @@ class Aggregate:
         self._holder: weakref.ref[ShareHolder] | None = None
 
     def children(self) -> list[Child]:
-        """Tell all shares, by slot: in the order in which they came."""
+        """Return all shares in the order of their slots, which is the order of adding."""
         with self._mutex:
             return list(self._children.values())
 
@@ -115,7 +115,7 @@ class Aggregate:
         """Add a share; the guest finds it at once.
 
         Raises:
-            InvalidArgumentError: CHILD_NAME, or CHILD_OPTION for an option that is the device's.
+            InvalidArgumentError: CHILD_NAME, or CHILD_OPTION for an option of the whole device.
             AlreadyExistsError: CHILD_EXISTS.
             ResourceExhaustedError: CHILD_LIMIT.
         """
@@ -142,7 +142,7 @@ class Aggregate:
             self.changed_ns = time.time_ns()
 
     def remove(self, name: str) -> None:
-        """Remove a share: what the guest has of it is stale at once.
+        """Remove a share: the guest's nodes and open files of it are stale at once.
 
         Its descriptors are closed when the requests under way are done.
 
@@ -164,7 +164,7 @@ class Aggregate:
             holder.drop(child)
 
     def capabilities(self) -> int:
-        """Tell which FUSE_* may be agreed on at INIT: also what shares with `cache=none` need."""
+        """Return the FUSE_* that may be agreed on at INIT, with those that `cache=none` needs."""
         return CachePolicy(self.options).capabilities() | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_SUBMOUNTS
 
     def attach(self, holder: ShareHolder) -> None:
@@ -189,7 +189,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_options(options: FsOptions) -> None:
-    """Refuse what counts for a whole device."""
+    """Refuse options that count for a whole device."""
     for key, given in (
         ("queues", options.queues != 1),
         ("swiotlb", options.swiotlb is not None),

@@ -1,11 +1,10 @@
 """Acting as the guest's user: file system credentials of the calling thread.
 
-Files are created under the uid and gid of the guest's process where the device host may do so
-(root, in effect), and as the device host itself otherwise. Permissions are the guest kernel's
-business: it mounts virtio-fs with default_permissions and knows supplementary groups, which do not
-travel. So CAP_DAC_OVERRIDE is kept while creating.
-The calls are per thread in Linux; glibc spreads none of those made here over the process. Must not
-know FUSE.
+Files are created under the uid and gid of the guest's process where the device host may do so (as
+root, in effect), and as the device host itself otherwise. The guest kernel checks permissions: it
+mounts virtio-fs with default_permissions and knows supplementary groups, which do not travel. So
+CAP_DAC_OVERRIDE is kept while creating. The calls made here change the calling thread alone; glibc
+spreads none of them over the process. Must not know FUSE.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ _CAP_SETGID: Final = 1 << 6
 _CAP_SETUID: Final = 1 << 7
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _NOBODY: Final = (1 << 32) - 1
-"""Not an id: setfsuid and setfsgid change nothing and tell the present value."""
+"""Not an id: with it setfsuid and setfsgid change nothing and return the present value."""
 
 _SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
-"""By machine. setgroups(2) of glibc would change every thread."""
+"""By machine; glibc's setgroups would change every thread."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name in ("setfsuid", "setfsgid"):
@@ -66,7 +65,7 @@ class _Data(ctypes.Structure):
 
 
 def may_switch() -> bool:
-    """Tell whether this process may act as any user."""
+    """Return whether this process may act as any user."""
     wanted = _CAP_SETUID | _CAP_SETGID
     return bool(_capabilities()[0].effective & wanted == wanted)
 
@@ -74,11 +73,12 @@ def may_switch() -> bool:
 def leave_groups() -> None:
     """Take the calling thread's supplementary groups away, if it may act as any user.
 
-    They are the device host's; the guest's user, whom the thread acts as, is in none of them. On
-    a machine whose call's number is not known here the whole process leaves them.
+    They are the device host's, and the guest's user is in none of them. On a machine for which the
+    number of the call is not known here, the whole process leaves them.
 
     Raises:
-        OSError: As setgroups(2), but for EPERM: a user namespace may forbid it for good.
+        OSError: An error of setgroups(2) other than EPERM: a user namespace may forbid it for
+            good.
     """
     if not may_switch():
         return
@@ -91,7 +91,7 @@ def leave_groups() -> None:
 
 
 class Nothing:
-    """No change of credentials, in the form of one."""
+    """A context in which credentials stay as they are."""
 
     def __enter__(self) -> None:
         """Change nothing."""
@@ -104,7 +104,7 @@ NOTHING: Final = Nothing()
 
 
 def is_own(uid: int, gid: int) -> bool:
-    """Tell whether these are ours and we are root: acting as root would change nothing."""
+    """Return whether these are root's and ours, so that acting as them would change nothing."""
     return not (uid or gid or os.geteuid() or os.getegid())
 
 
@@ -114,7 +114,7 @@ class ActAs:
     __slots__ = ("_gid", "_kept", "_uid")
 
     def __init__(self, uid: int, gid: int, *, override: bool = True, member: bool = False) -> None:
-        """Remember whom to act as.
+        """Remember the user and group to act as.
 
         Args:
             uid: User id of the host.
@@ -131,11 +131,12 @@ class ActAs:
         """Switch.
 
         Raises:
-            OSError: EPERM when the kernel does not know such an id here; nothing has changed then.
+            OSError: EPERM when the id is not mapped in this user namespace; credentials are
+                then as before.
         """
         _libc.setfsgid(self._gid)
         _libc.setfsuid(self._uid)
-        # Neither call reports failure; asking does.
+        # The calls report no failure, so the values are read back.
         if _libc.setfsgid(_NOBODY) != self._gid or _libc.setfsuid(_NOBODY) != self._uid:
             self.__exit__(None, None, None)
             raise refusal(errno.EPERM)
@@ -148,15 +149,15 @@ class ActAs:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Switch back; the user first, which brings the capabilities back."""
+        """Switch back; the user first, since that brings the capabilities back."""
         _libc.setfsuid(os.geteuid())
         _libc.setfsgid(os.getegid())
 
 
 class KillSuidGid:
-    """While this is entered, writing clears set-user-id and set-group-id bits, as for anybody.
+    """While this is entered, writing clears set-user-id and set-group-id bits.
 
-    The kernel spares them for who has CAP_FSETID, so that is laid down.
+    The kernel spares the bits for a thread with CAP_FSETID, so the capability is laid down.
     """
 
     __slots__ = ()

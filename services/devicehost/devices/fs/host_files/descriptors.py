@@ -1,10 +1,10 @@
-"""Descriptors that live as long as somebody uses them, and how many a device may hold.
+"""Descriptors that live as long as they are referenced, and how many a device may hold.
 
 Requests of one device run on several threads. If RELEASE closed a number at once, a READ under way
-on another queue would go to whatever file got that number next. So a descriptor is closed when the
-last reference to it is dropped: tables let go of it, requests under way keep theirs. Hence whoever
-uses a number keeps its owner in a variable meanwhile; that of a temporary may be closed already.
-Must not know what the descriptors stand for.
+on another queue would go to the file that gets that number next. So a descriptor is closed when the
+last reference to it is dropped: tables let go of it, requests under way keep theirs. Code that uses
+a number keeps its Descriptor in a variable meanwhile; a temporary may be closed already. Must not
+know what the descriptors stand for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ WANTED_DESCRIPTORS: Final = 1 << 20
 """The most that Linux lets a process have by default (fs.nr_open)."""
 
 MAX_NODES: Final = 1 << 21
-"""Nodes that a guest may know, if the host's memory allows no better measure: some 100 bytes each
-in the native table, some 500 in Python's."""
+"""Nodes that a guest may know: each takes some 100 bytes in C, and some 500 in Python."""
 
 MAX_NODE_DESCRIPTORS: Final = 1 << 16
 """Descriptors that the nodes of one device may have, however many the process may have."""
@@ -32,15 +31,15 @@ _RESERVED: Final = 1024
 
 
 class Descriptor:
-    """Owns one file descriptor; closes it when the last reference goes."""
+    """Owns one file descriptor and closes it when the last reference goes."""
 
     __slots__ = ("_owned", "fd")
 
     def __init__(self, fd: int) -> None:
-        """Take a descriptor over, and close it at once if it is of those left to the rest.
+        """Take a descriptor over, and close it at once if it is one of those left to the rest.
 
-        The kernel gives the lowest free number, so a high one tells that all devices together have
-        used up theirs: several shares, or the guests of several VMs.
+        The kernel gives the lowest free number, so a high number means that all devices together
+        have used theirs up.
 
         Raises:
             OSError: EMFILE.
@@ -55,7 +54,7 @@ class Descriptor:
             os.close(self.fd)
 
     def detach(self) -> int:
-        """Hand the descriptor over to whoever takes the number."""
+        """Give the descriptor up without closing it; the caller owns the number."""
         self._owned = False
         return self.fd
 
@@ -65,17 +64,17 @@ class Descriptor:
 
     @property
     def path(self) -> bytes:
-        """A path that leads to exactly this file, whatever was renamed or replaced since."""
+        """A path that leads to exactly this file, also when it was renamed or replaced."""
         return b"/proc/self/fd/%d" % self.fd
 
 
 class Limits(NamedTuple):
-    """What one guest may hold of one device.
+    """How much one guest may hold of one share.
 
     Attributes:
-        nodes: Files and directories that it knows.
-        descriptors: Of those, how many have a descriptor open.
-        handles: Files and directories that it has opened.
+        nodes: Files and directories that the guest knows.
+        descriptors: How many of those have a descriptor open.
+        handles: Files and directories that the guest has opened.
     """
 
     nodes: int
@@ -88,7 +87,7 @@ def raise_descriptor_limit() -> Limits:
 
     A process without CAP_SYS_RESOURCE gets no further than its hard limit.
 
-    Half of it may become descriptors of one device's nodes and an eighth its handles, so that one
+    Half of it may become descriptors of one share's nodes and an eighth its open files, so that one
     guest cannot leave the devices of the others without any.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -107,17 +106,17 @@ def raise_descriptor_limit() -> Limits:
 
 
 def first_unusable() -> int:
-    """Tell the lowest number that no file system device may use; the rest of the process may."""
+    """Return the lowest number that is left to the rest of the process."""
     return _usable(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def open_descriptors() -> int:
-    """Tell how many descriptors this process has."""
+    """Return how many descriptors this process has."""
     listing = Path("/proc/self/fd")
-    # Linux tells it as the directory's size from 6.2 on.
+    # From Linux 6.2 on it is the directory's size.
     return listing.stat().st_size or sum(1 for _ in listing.iterdir())
 
 
 def _usable(limit: int) -> int:
-    """Tell how many of so many descriptors all file system devices may use together."""
+    """Return how many of `limit` descriptors all file system devices may use together."""
     return max(limit - _RESERVED, limit // 2)

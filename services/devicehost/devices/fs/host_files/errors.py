@@ -1,7 +1,7 @@
-"""Which errno a failure becomes on the wire.
+"""The errno that a failure becomes on the wire.
 
-Owns the refusals of the FUSE layer itself; what a system call refused keeps its own errno. Must not
-know requests.
+Owns the refusals of the FUSE layer itself; a failed system call keeps its own errno. Must not know
+requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def refusal(number: int) -> OSError:
 
 
 def errno_of(error: OSError | OverflowError) -> int:
-    """Tell the errno, 1 to 4095, that a guest is to see.
+    """Return the errno that the guest gets, 1 to 4095.
 
     A number that does not fit the C type of a system call (OverflowError) is EINVAL, as the kernel
     itself says of offsets beyond 2^63. An error without a number is EIO.

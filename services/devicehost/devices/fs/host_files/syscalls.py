@@ -1,7 +1,7 @@
-"""System calls that the Python standard library does not offer, and how they report failure.
+"""System calls that the Python standard library does not offer.
 
-Owns the C signatures. Must not know FUSE or the share: each function is one call, with OSError for
-every failure.
+Owns the C signatures. Each function is one call and raises OSError for every failure. Must not know
+FUSE or shares.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_SYS_OPENAT2: Final = 437  # the same on every architecture, as all numbers from 424 on
+_SYS_OPENAT2: Final = 437  # the same on every architecture, like all numbers from 424 on
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_BENEATH: Final = 0x08
@@ -118,7 +118,7 @@ def _checked(result: int) -> int:
 
 
 def open_beneath(dir_fd: int, name: bytes, flags: int, mode: int = 0) -> int:
-    """Open `name` under a directory; no link is ever followed and nothing above is reachable.
+    """Open `name` under a directory; it follows no link and reaches nothing above the directory.
 
     Args:
         dir_fd: The directory; may be an O_PATH descriptor.
@@ -127,7 +127,7 @@ def open_beneath(dir_fd: int, name: bytes, flags: int, mode: int = 0) -> int:
         mode: Mode of a new file, 0 to 0o7777; 0 unless O_CREAT or O_TMPFILE is given.
 
     Raises:
-        OSError: As openat2(2); ELOOP for a symlink without O_PATH, EXDEV for an escape.
+        OSError: An error of openat2(2); ELOOP for a symlink without O_PATH, EXDEV for an escape.
     """
     how = _OPEN_HOW.pack(flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, _CONFINED)
     return _checked(_libc.syscall(_SYS_OPENAT2, dir_fd, name, how, _OPEN_HOW.size))
@@ -137,7 +137,7 @@ def getdents(fd: int, size_bytes: int) -> bytes:
     """Read directory entries (struct linux_dirent64) from a directory's position on.
 
     Raises:
-        OSError: As getdents64(2); EINVAL when `size_bytes` does not hold one entry.
+        OSError: An error of getdents64(2); EINVAL when `size_bytes` does not hold one entry.
     """
     buffer = ctypes.create_string_buffer(size_bytes)
     length = _checked(_libc.getdents64(fd, buffer, size_bytes))
@@ -148,7 +148,7 @@ def rename(old_dir_fd: int, old: bytes, new_dir_fd: int, new: bytes, flags: int)
     """Rename one component to another; flags are RENAME_*.
 
     Raises:
-        OSError: As renameat2(2).
+        OSError: An error of renameat2(2).
     """
     _checked(_renameat2(old_dir_fd, old, new_dir_fd, new, flags))
 
@@ -157,7 +157,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Reserve, punch, zero, collapse or insert a range of a file; bytes below 2^63.
 
     Raises:
-        OSError: As fallocate(2).
+        OSError: An error of fallocate(2).
         OverflowError: A number does not fit.
     """
     if max(offset, length) >> 63:
@@ -166,10 +166,10 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def syncfs(fd: int) -> None:
-    """Write back the file system that holds `fd`, which must not be an O_PATH descriptor.
+    """Write back the file system that holds `fd`; the kernel refuses O_PATH descriptors.
 
     Raises:
-        OSError: As syncfs(2).
+        OSError: An error of syncfs(2).
     """
     _checked(_syncfs(fd))
 
@@ -178,16 +178,16 @@ def set_times(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> No
     """Set times given as (seconds, nanoseconds or UTIME_NOW or UTIME_OMIT); follows links.
 
     Raises:
-        OSError: As utimensat(2).
+        OSError: An error of utimensat(2).
     """
     _checked(_utimensat(_AT_FDCWD, path, (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime)), 0))
 
 
 def statx(fd: int, mask: int) -> Statx:
-    """Read the attributes of what an O_PATH or ordinary descriptor refers to.
+    """Read the attributes of the file of an O_PATH or ordinary descriptor.
 
     Raises:
-        OSError: As statx(2).
+        OSError: An error of statx(2).
     """
     buffer = ctypes.create_string_buffer(_STATX.size)
     _checked(_statx(fd, b"", _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW, mask, buffer))
@@ -195,10 +195,10 @@ def statx(fd: int, mask: int) -> Statx:
 
 
 def name_to_handle(fd: int) -> bytes:
-    """Make a handle (struct file_handle) of what an O_PATH or ordinary descriptor refers to.
+    """Make a handle (struct file_handle) of the file of an O_PATH or ordinary descriptor.
 
     Raises:
-        OSError: As name_to_handle_at(2); EOPNOTSUPP when the file system has no handles.
+        OSError: An error of name_to_handle_at(2); EOPNOTSUPP when the file system has no handles.
     """
     room = _FILE_HANDLE.pack(_MAX_HANDLE_BYTES, 0)
     buffer = ctypes.create_string_buffer(room, _FILE_HANDLE.size + _MAX_HANDLE_BYTES)
@@ -209,15 +209,15 @@ def name_to_handle(fd: int) -> bytes:
 
 
 def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
-    """Open what `name_to_handle` made a handle of; O_CLOEXEC is added.
+    """Open the file that `name_to_handle` made a handle of; O_CLOEXEC is added.
 
     Args:
         mount_fd: Ordinary descriptor of anything on the same file system.
-        handle: Of `name_to_handle`.
+        handle: What `name_to_handle` returned.
         flags: O_*.
 
     Raises:
-        OSError: As open_by_handle_at(2); ESTALE when the file is gone, EPERM without
+        OSError: An error of open_by_handle_at(2); ESTALE when the file is gone, EPERM without
             CAP_DAC_READ_SEARCH.
     """
     return _checked(_open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC))
@@ -227,17 +227,17 @@ def set_record_lock(fd: int, lock: RecordLock, *, wait: bool) -> None:
     """Set or clear a record lock that belongs to the open file description of `fd`.
 
     Raises:
-        OSError: As fcntl(2) of F_OFD_SETLK: EAGAIN when another lock is in the way.
-        InterruptedError: With `wait`: a signal came; nothing has changed.
+        OSError: An error of fcntl(2) of F_OFD_SETLK: EAGAIN when another lock is in the way.
+        InterruptedError: With `wait`: a signal came; no lock has changed.
     """
     _checked(_fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, _pack_lock(lock)))
 
 
 def find_record_lock(fd: int, lock: RecordLock) -> RecordLock:
-    """Tell what is in the way of a lock by `fd`'s description; `kind` F_UNLCK says nothing is.
+    """Return a lock that is in the way of one by `fd`'s description; `kind` is F_UNLCK without one.
 
     Raises:
-        OSError: As fcntl(2) of F_OFD_GETLK.
+        OSError: An error of fcntl(2) of F_OFD_GETLK.
     """
     packed = _pack_lock(lock)
     _checked(_fcntl(fd, fcntl.F_OFD_GETLK, packed))
@@ -249,8 +249,8 @@ def set_file_lock(fd: int, operation: int) -> None:
     """Set, convert or clear the flock(2) lock of an open file description.
 
     Raises:
-        OSError: As flock(2): EAGAIN with LOCK_NB when another lock is in the way.
-        InterruptedError: Without LOCK_NB: a signal came. What was to be converted is gone.
+        OSError: An error of flock(2): EAGAIN with LOCK_NB when another lock is in the way.
+        InterruptedError: Without LOCK_NB: a signal came. A lock that was to be converted is gone.
     """
     _checked(_flock(fd, operation))
 
@@ -261,7 +261,7 @@ def use_private_umask(mask: int) -> None:
     Where a container's seccomp profile forbids unshare(2), the umask is that of the whole process.
 
     Raises:
-        OSError: As unshare(2), but for EPERM.
+        OSError: An error of unshare(2) other than EPERM.
     """
     with contextlib.suppress(PermissionError):
         _checked(_unshare(_CLONE_FS))

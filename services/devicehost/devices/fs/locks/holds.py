@@ -1,7 +1,7 @@
 """One lock that a guest asks for, in the form that the host has for it.
 
-Owns what is the same for record locks and flock: set it at once, wait for it, undo it. Must not
-know requests, or how waiting is arranged.
+Owns what record locks and flock have in common: setting a lock at once, waiting for it, undoing it.
+Must not know requests, or how waiting is arranged.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ _OPERATIONS: Final = {
 
 
 class Hold(Protocol):
-    """A lock to be had."""
+    """A lock that a guest asks for."""
 
     def set(self, *, wait: bool) -> None:
         """Set or clear it.
 
         Raises:
-            OSError: EAGAIN without `wait` when another lock is in the way; as fcntl(2), flock(2).
+            OSError: EAGAIN without `wait` when another lock is in the way; an error of fcntl(2) or
+                flock(2).
             InterruptedError: With `wait`: the thread was woken up.
         """
 
     def begin_wait(self) -> None:
-        """Called before a thread waits in `set`."""
+        """Note that a thread is about to wait in `set`."""
 
     def end_wait(self) -> None:
-        """Called when that thread is done."""
+        """Note that the thread is done."""
 
     def undo(self) -> None:
-        """Clear it: it came when nobody waited any more."""
+        """Clear it: it came after the wait was settled."""
 
 
 class RecordHold:
@@ -55,19 +56,19 @@ class RecordHold:
         self._lock = lock
 
     def set(self, *, wait: bool) -> None:
-        """As `Hold.set`."""
+        """Set or clear it; see Hold.set."""
         syscalls.set_record_lock(self._owner.descriptor.fd, self._lock, wait=wait)
 
     def begin_wait(self) -> None:
-        """As `Hold.begin_wait`."""
+        """Have the owner kept while a thread waits."""
         self._table.begin_wait(self._owner)
 
     def end_wait(self) -> None:
-        """As `Hold.end_wait`."""
+        """Let the owner go when its locks do."""
         self._table.end_wait(self._owner)
 
     def undo(self) -> None:
-        """As `Hold.undo`."""
+        """Clear it; see Hold.undo."""
         unlock = self._lock._replace(kind=fcntl.F_UNLCK)
         syscalls.set_record_lock(self._owner.descriptor.fd, unlock, wait=False)
 
@@ -76,7 +77,7 @@ class FileHold:
     """A flock lock."""
 
     def __init__(self, opened: Descriptor, kind: int) -> None:
-        """Take what a guest asks for.
+        """Take the lock that a guest asks for.
 
         Args:
             opened: Descriptor of the open file that it belongs to.
@@ -91,7 +92,7 @@ class FileHold:
         self._operation = _OPERATIONS[kind]
 
     def set(self, *, wait: bool) -> None:
-        """As `Hold.set`."""
+        """Set or clear it; see Hold.set."""
         operation = self._operation if wait else self._operation | fcntl.LOCK_NB
         syscalls.set_file_lock(self._opened.fd, operation)
 
@@ -102,5 +103,5 @@ class FileHold:
         """Nothing to note."""
 
     def undo(self) -> None:
-        """As `Hold.undo`."""
+        """Clear it; see Hold.undo."""
         syscalls.set_file_lock(self._opened.fd, fcntl.LOCK_UN)

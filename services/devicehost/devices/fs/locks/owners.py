@@ -1,8 +1,8 @@
-"""Who holds record locks: an open file description per node and lock owner.
+"""The owners of record locks: an open file description per node and lock owner.
 
 The kernel keeps the locks themselves and drops them with the description. A description goes when
-its owner closes the file (FLUSH), or when the last handle goes by which the owner has set locks, so
-none outlives what the guest has open. Must not know requests or waiting.
+its owner closes the file (FLUSH), or when the last handle goes by which the owner has set locks. So
+no lock outlives the guest's open file. Must not know requests or waiting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX, RecordLock
 
 MAX_LOCKS: Final = 1 << 16
-"""Record locks that one guest may have: they take memory of the host's kernel."""
+"""Record locks that one guest may have of a share; they take memory of the host's kernel."""
 
 _EVERYTHING: Final = RecordLock(fcntl.F_UNLCK, 0, OFFSET_MAX)
 _READ_ONLY_IF: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
@@ -67,7 +67,7 @@ class OwnerTable:
 
     @property
     def locks(self) -> int:
-        """Record locks there may be; some may be gone."""
+        """How many record locks there are at most; some may be gone."""
         return self._locks
 
     def find(self, node_id: int, owner_id: int) -> Owner | None:
@@ -93,7 +93,7 @@ class OwnerTable:
             owners = self._by_node.setdefault(node_id, {})
             owner = owners.get(owner_id)
             if owner is None:
-                if made is None:  # it went meanwhile: the guest closes the file that it locks
+                if made is None:  # dropped meanwhile: the guest closes the file that it locks
                     made = Owner(_open_again(opened))
                 if self._count >= self.limit:
                     if not owners:
@@ -114,7 +114,7 @@ class OwnerTable:
             if owner is None:
                 return
             if owner.waits:
-                # Another thread of the process waits for a lock that is to stay when it comes.
+                # A lock that another thread of the process waits for is to stay when it comes.
                 _unlock(owner)
             else:
                 self._remove(node_id, owner_id)
@@ -147,16 +147,16 @@ class OwnerTable:
             owner.waits -= 1
 
     def pid_of(self, node_id: int, lock: RecordLock) -> int:
-        """Tell which of the guest's processes holds a lock; 0 when it is somebody outside."""
+        """Return the guest's process that holds a lock; 0 when it is not of this guest."""
         with self._mutex:
             owners = list(self._by_node.get(node_id, {}).values())
         return next((owner.pid for owner in owners if lock in _held(owner.descriptor)), 0)
 
     def _count_change(self) -> None:
-        """Count a change as one more lock; once there may be too many, count what there is.
+        """Count a change as one more lock; beyond the bound, count the locks that there are.
 
         Raises:
-            OSError: ENOLCK, also for a lock to be cleared: clearing its middle makes two of it.
+            OSError: ENOLCK, also for clearing a lock, since clearing its middle makes two of it.
         """
         self._locks += 1
         if self._locks > MAX_LOCKS:
@@ -174,15 +174,15 @@ class OwnerTable:
 
 
 def _unlock(owner: Owner) -> None:
-    """Drop an owner's locks now: a request under way may keep the description open."""
-    with contextlib.suppress(OSError):  # of a network drive; they go with the description then
+    """Drop an owner's locks at once: a request under way may keep the description open."""
+    with contextlib.suppress(OSError):  # of a network drive; the locks then go with the description
         syscalls.set_record_lock(owner.descriptor.fd, _EVERYTHING, wait=False)
 
 
 def _open_again(opened: Descriptor) -> Descriptor:
-    """Open a file once more, for writing if possible: only then it may be locked so.
+    """Open a file once more, for writing if possible: a write lock needs that.
 
-    The error of open(2) is not passed on: of a lock, EACCES would mean that another is in the way.
+    The error of open(2) is not passed on: EACCES would mean that another lock is in the way.
     """
     path = opened.path
     try:
@@ -197,7 +197,7 @@ def _open_again(opened: Descriptor) -> Descriptor:
 
 
 def _held(descriptor: Descriptor) -> list[RecordLock]:
-    """Tell the locks of a description; the kernel lists them with the descriptor (proc(5))."""
+    """Return the locks of a description; the kernel lists them with the descriptor (proc(5))."""
     held = []
     for line in Path(f"/proc/self/fdinfo/{descriptor.fd}").read_text().splitlines():
         # lock: 1: OFDLCK ADVISORY WRITE -1 fe:00:2146324 0 EOF

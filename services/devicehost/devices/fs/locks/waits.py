@@ -1,8 +1,8 @@
 """Waiting for locks: a thread per wait, bounded in number, which can be called off.
 
-A wait is settled once: by its thread, with what the system call said, or by whoever loses patience
-with a thread that does not wake up (a lock on a dead network drive). A lock that such a thread gets
-in the end is undone. Must not know queues or what kind of lock it is.
+A wait is settled once: by its thread, with the result of the system call, or after a deadline
+without the thread, which may hang in the kernel (a lock on a dead network drive). A lock that such
+a thread gets in the end is undone. Must not know queues, requests or kinds of locks.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.locks.holds import Hold
 
 MAX_WAITS: Final = 96
-"""Threads that wait for locks on behalf of one guest; more waits get ENOLCK. More than a device may
-have queued (deferral.MAX_QUEUED), since a thread that does not wake up outlives its request."""
+"""Threads that wait for locks of one mount; a further wait fails with ENOLCK. They are more than a
+device may have queued (deferral.MAX_QUEUED): a thread that hangs outlives its request."""
 
 REMEMBERED: Final = 128
-"""INTERRUPTs that are remembered in case that their request comes after them, by another queue."""
+"""INTERRUPTs that are remembered, since their request may come later by another queue."""
 
 INTERRUPT_DEADLINE_S: Final = 1.0
 """How long an INTERRUPT waits for the thread to wake up."""
@@ -67,8 +67,8 @@ class LockWait(Deferred):
     def call_off(self, number: int) -> None:
         """Make the thread settle this with an errno, unless it has the lock by then.
 
-        To be repeated until it is settled: a signal that comes when the thread has not got into
-        its system call yet is lost.
+        Repeat this until it is settled: a signal is lost that comes before the thread has entered
+        its system call.
         """
         with self._thread_mutex:
             self._called_off = self._called_off or number
@@ -76,7 +76,7 @@ class LockWait(Deferred):
                 wake(self._thread.ident)
 
     def end(self, number: int, deadline: float) -> None:
-        """Call this off until it is settled, and settle it when the deadline has come.
+        """Call this off until it is settled, and settle it at the deadline.
 
         Args:
             number: The errno.
@@ -92,15 +92,15 @@ class LockWait(Deferred):
             pause_s = min(2 * pause_s, _LONGEST_WAKE_INTERVAL_S)
 
     def write(self) -> int:
-        """As `Deferred.write`: an answer without data."""
+        """Write an answer without data; see Deferred.write."""
         return self._answer(self.result)
 
     def give_up(self) -> None:
-        """As `Deferred.give_up`."""
+        """Call this off with ENOLCK; see Deferred.give_up."""
         self.call_off(errno.ENOLCK)
 
     def expire(self, deadline: float) -> None:
-        """As `Deferred.expire`."""
+        """End this with ENOLCK; see Deferred.expire."""
         self.end(errno.ENOLCK, deadline)
 
     def _run(self) -> None:
@@ -145,8 +145,8 @@ class LockWaits:
             hold: The lock.
 
         Raises:
-            OSError: ENOLCK when too many are waited for; EINTR when the request was interrupted
-                before it came; EINVAL when another one of the same number waits.
+            OSError: ENOLCK when there are too many waits; EINTR when the request was interrupted
+                before it came; EINVAL when another request of the same number waits.
         """
         wait = LockWait(self, unique, answer, hold)
         with self._mutex:
@@ -169,9 +169,10 @@ class LockWaits:
         return wait
 
     def interrupt(self, unique: int) -> bool:
-        """End the wait of a request with EINTR; tells whether there was such a wait.
+        """End the wait of a request with EINTR; returns whether there was such a wait.
 
-        If not, it is remembered for a while: the request may be under way on another queue.
+        Otherwise the number is remembered for a while: the request may be under way on another
+        queue.
         """
         with self._mutex:
             wait = self._by_unique.get(unique)
@@ -184,7 +185,7 @@ class LockWaits:
         return True
 
     def end(self, number: int) -> None:
-        """End all waits with an errno, and begin none any more."""
+        """End all waits with an errno, and refuse every new one with it."""
         with self._mutex:
             self._ended = number
             waits = list(self._by_unique.values())

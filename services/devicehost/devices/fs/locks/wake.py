@@ -1,10 +1,9 @@
 """Waking a thread out of a system call that waits, here for a lock.
 
-Linux has no call that ends another thread's F_OFD_SETLKW; a signal does. Python's own handlers do
-not serve: they can be installed on the main thread only, and run there. So the handler is a
-function of the C library that does nothing that anybody would notice and may be called in a handler
-(signal-safety(7)). SIGURG is ignored by default, so it does no harm where the handler should be
-missing. Must not know locks.
+Linux has no call that ends another thread's F_OFD_SETLKW, but a signal ends it. A handler in Python
+will not do: it can be installed on the main thread only, and runs there. So the handler is a
+function of the C library that has no effect and may be called in a handler (signal-safety(7)).
+SIGURG is ignored by default, so without the handler it does no harm. Must not know locks.
 """
 
 from __future__ import annotations
@@ -29,5 +28,5 @@ def allow_waking() -> None:
 
 def wake(thread_ident: int) -> None:
     """Send WAKE_SIGNAL to a thread that has not ended."""
-    with contextlib.suppress(ProcessLookupError):  # it is just ending
+    with contextlib.suppress(ProcessLookupError):  # it is about to end
         signal.pthread_kill(thread_ident, WAKE_SIGNAL)

@@ -1,4 +1,4 @@
-"""What one guest has of one share between INIT and DESTROY: its nodes and its open files.
+"""A guest's mount of one share, between INIT and DESTROY: its nodes and its open files.
 
 mount > native_mounts > native_tables, directory > open_files > nodes > reopening. Nodes and open
 files are kept by Python (nodes, open_files) or by the native library (native_tables), with the same

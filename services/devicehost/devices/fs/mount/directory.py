@@ -1,7 +1,7 @@
 """Listing a directory: cookies that hold while entries come and go.
 
-A cookie is the host file system's own d_off, handed through unchanged: the host promises that
-continuing from it neither skips nor repeats entries that stay. Positions in a list would not.
+A cookie is the d_off of the host's file system, unchanged: the host promises that continuing from
+it neither skips nor repeats entries that stay. Positions in a list would do both.
 Must not know requests or nodes.
 """
 

@@ -1,4 +1,4 @@
-"""What one guest has of a share between INIT and DESTROY.
+"""A guest's mount of a share: all that it has of the share between INIT and DESTROY.
 
 Owns the nodes, open files and locks of that time, and the share's rules. DESTROY drops this object
 as a whole; requests under way keep it, and their descriptors, until they are done. Must not know
@@ -89,39 +89,39 @@ class Mount:
             self.open_files = NativeOpenFileTable(self.native, limits.handles)
 
     def totals(self) -> dict[Resource, int]:
-        """Tell how much there is of what is bounded."""
+        """Return how much there is of each bounded resource."""
         return totals(
             Limits(self.nodes.limit, 0, self.open_files.limit), lock_owners=self.lock_owners.limit
         )
 
     def is_full(self, resource: Resource, node_id: int) -> bool:
-        """Tell whether all of it is in use, as of an aggregate, which has it by shares."""
+        """Return whether a resource is used up; an aggregate looks at the share of the node."""
         return self.used(resource) >= self.totals()[resource]
 
     def used(self, resource: Resource) -> int:
-        """Tell how much of it is in use."""
+        """Return how much of a resource is in use."""
         return _USED[resource](self)
 
     @property
     def read_only(self) -> bool:
-        """Whether what changes anything is refused."""
+        """Whether every change is refused."""
         return self.rules.read_only
 
     def find(self, node_id: int) -> Mount:
-        """Tell which mount a node is of, as of an aggregate: there is only this one."""
+        """Return the mount that a node belongs to: this one; an aggregate has several."""
         return self
 
     def require_own(self, node_id: int) -> None:
-        """Refuse what would join two shares of a device.
+        """Refuse a node of another share of the device.
 
         Raises:
-            OSError: EXDEV when it is a node of another share.
+            OSError: EXDEV.
         """
         if self._is_child and (node_id ^ self.root_id) >> fastpath.SLOT_SHIFT:
             raise refusal(errno.EXDEV)
 
     def end(self, number: int = errno.ENOTCONN) -> None:
-        """Let go of what others may be waiting for, and end what is waited for with an errno."""
+        """Drop the guest's locks, and end its waits for locks with an errno."""
         self.lock_waits.end(number)
         self.lock_owners.clear()
 
@@ -129,15 +129,15 @@ class Mount:
         """Look a checked name up and count the lookup.
 
         Raises:
-            OSError: As openat2(2); ENFILE when the guest holds too many nodes.
+            OSError: An error of openat2(2); ENFILE when the guest holds too many nodes.
         """
         return self.adopt(Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH)))
 
     def look_up(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
-        """As `enter`, for a name that the guest probably knows: one system call then, not three.
+        """Look a checked name up that the guest probably knows: one system call then, not three.
 
         Raises:
-            OSError: As `enter`.
+            OSError: See `enter`.
         """
         if isinstance(self.nodes, NodeTable):
             status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
@@ -156,7 +156,7 @@ class Mount:
         return self.nodes.hold(descriptor, status), status
 
     def entry(self, node: Node, status: os.stat_result, longest_s: int = _ANY_S) -> bytes:
-        """Pack a fuse_entry_out; its name is good for `longest_s` seconds at most."""
+        """Pack a fuse_entry_out; the guest may keep its name for `longest_s` seconds at most."""
         valid_s = self._valid_s
         head = ENTRY_OUT.pack(node.id, 0, min(valid_s, longest_s), valid_s, 0, 0)
         return head + self._attr(status, self._overrides and self._overrides(node))
@@ -174,12 +174,12 @@ class Mount:
     def creating(self, user: User) -> credentials.ActAs | credentials.Nothing:
         """Act as the guest's user while something is created, if that is allowed.
 
-        Where the share keeps owners itself, files are the device host's own.
+        Where the share keeps owners itself, files belong to the device host.
         """
         return credentials.NOTHING if self.rules.metadata else self.acting(user)
 
     def acting(self, user: User) -> credentials.ActAs | credentials.Nothing:
-        """Act as the guest's user, who may do what the guest has checked, if that is allowed."""
+        """Act as the guest's user without a second check of permissions, if that is allowed."""
         if self._switches and not credentials.is_own(user.uid, user.gid):
             return credentials.ActAs(user.uid, user.gid, member=user.member)
         return credentials.NOTHING
@@ -191,7 +191,7 @@ class Mount:
         return credentials.NOTHING
 
     def writing(self, node: Node, kill: int) -> credentials.KillSuidGid | credentials.Nothing:
-        """Clear set-id bits by what is written to a file, if `kill` is not 0.
+        """Have writing to a file clear its set-id bits, if `kill` is not 0.
 
         Raises:
             OSError: They cannot be cleared.
@@ -238,7 +238,7 @@ _USED: Final[dict[Resource, Callable[[Mount], int]]] = {
 
 
 def totals(limits: Limits, *, lock_owners: int) -> dict[Resource, int]:
-    """Tell how much a mount with these limits has of what is bounded."""
+    """Return how much a mount with these limits has of each bounded resource."""
     return {
         Resource.NODES: limits.nodes,
         Resource.HANDLES: limits.handles,

@@ -1,4 +1,4 @@
-"""What a guest has mounted of one device, as the native loop of its queues finds it.
+"""The mounts of one device, as the native loop of its queues finds them.
 
 The loop serves hot requests without Python. This module owns the table in which the loop finds the
 mount of each slot, and what each queue's thread keeps in the library. Must not know requests.
@@ -40,7 +40,7 @@ class NativeMounts:
             raise refusal(errno.ENOMEM)
 
     def __del__(self) -> None:
-        """Free it; the threads that serve reference this."""
+        """Free the table; every thread that serves references this."""
         if self._pointer is not None:
             self._library.ph_mounts_free(self._pointer)
 

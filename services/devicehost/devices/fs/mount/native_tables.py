@@ -29,12 +29,12 @@ _KINDS: Final[dict[type[OpenFile], int]] = {
 
 
 class NativeMount:
-    """The library's side of one mount, as long as somebody references it.
+    """The library's side of one mount; it lives as long as it is referenced.
 
     Attributes:
         library: The native fast path.
         root_id: Of the shared directory's node.
-        pointer: What its functions want to be given.
+        pointer: The library's struct ph_mount, for its functions.
     """
 
     pointer: int | None = None
@@ -56,7 +56,7 @@ class NativeMount:
             root: O_PATH descriptor of the shared directory.
             rules: How files are shown.
             limits: Of the device.
-            root_id: As NodeTable's.
+            root_id: Of the shared directory's node; other nodes are numbered from there.
             may_switch: Whether files are made as the guest's user.
 
         Raises:
@@ -131,7 +131,7 @@ class _PositionMutex:
 
 
 class NativeNodeTable:
-    """As NodeTable.
+    """The library's nodes of one mount, with the methods of NodeTable.
 
     Attributes:
         limit: Most nodes besides the root.
@@ -148,22 +148,22 @@ class NativeNodeTable:
 
     @property
     def root(self) -> Node:
-        """As NodeTable's."""
+        """The shared directory; see NodeTable."""
         return self.get(self._mount.root_id)
 
     def get(self, node_id: int) -> Node:
-        """As NodeTable's."""
+        """Find a node; see NodeTable.get."""
         seen = fastpath.Seen()
         found = self._library.ph_see_node(self._mount.pointer, node_id, ctypes.byref(seen))
         return self._node(seen, found)
 
     def require_room(self) -> None:
-        """As NodeTable's."""
+        """Refuse when there is no room; see NodeTable.require_room."""
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
     def hold(self, descriptor: Descriptor, status: os.stat_result) -> Node:
-        """As NodeTable's; takes the descriptor over."""
+        """Count a lookup and take the descriptor over; see NodeTable.hold."""
         seen = fastpath.Seen()
         found = self._library.ph_see_held(
             self._mount.pointer, descriptor.detach(), ctypes.byref(seen)
@@ -171,7 +171,7 @@ class NativeNodeTable:
         return self._node(seen, found)
 
     def forget(self, node_id: int, count: int) -> None:
-        """As NodeTable's."""
+        """Take lookups back; see NodeTable.forget."""
         self._library.ph_node_forget(self._mount.pointer, node_id, count)
 
     def _node(self, seen: fastpath.Seen, found: bool) -> Node:
@@ -182,7 +182,7 @@ class NativeNodeTable:
 
 
 class NativeOpenFileTable:
-    """As OpenFileTable.
+    """The library's open files of one mount, with the methods of OpenFileTable.
 
     Attributes:
         limit: Most open files at one time.
@@ -198,12 +198,12 @@ class NativeOpenFileTable:
         return count
 
     def require_room(self) -> None:
-        """As OpenFileTable's."""
+        """Refuse when there is no room; see OpenFileTable.require_room."""
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
     def add(self, opened: OpenFile) -> int:
-        """As OpenFileTable's; takes the file's descriptor over."""
+        """Give an open file a handle and take its descriptor over; see OpenFileTable.add."""
         node = opened.node.descriptor
         handle: int = self._library.ph_open_file_add(
             self._mount.pointer,
@@ -216,7 +216,7 @@ class NativeOpenFileTable:
         return handle
 
     def get(self, handle: int, kind: type[OpenFileT]) -> OpenFileT:
-        """As OpenFileTable's."""
+        """Find an open file; see OpenFileTable.get."""
         seen = fastpath.Seen()
         if not self._library.ph_see_open_file(
             self._mount.pointer, handle, _KINDS[kind], ctypes.byref(seen)
@@ -229,10 +229,10 @@ class NativeOpenFileTable:
         return kind(node, pin)
 
     def mark_locked(self, opened: OpenFile) -> None:
-        """As OpenFileTable's: the native loop leaves them to Python from now on."""
+        """Have the native loop leave FLUSH and RELEASE of a file to Python from now on."""
         self._library.ph_open_file_mark_posix_locked(cast("_Pin", opened.descriptor).pin)
 
     def remove(self, handle: int, kind: type[OpenFile]) -> None:
-        """As OpenFileTable's."""
+        """Let go of an open file; see OpenFileTable.remove."""
         if not self._library.ph_open_file_remove(self._mount.pointer, handle, _KINDS[kind]):
             raise refusal(errno.EBADF)

@@ -1,8 +1,8 @@
-"""The nodes that a guest knows, each counted as often as it was looked up.
+"""The nodes that a guest knows, each with a count of its lookups.
 
-Owns node ids and lookup counts. A node stays what it is when its name is renamed, replaced or
-removed, since nothing is ever looked up by path again. Hard links are one node: device and inode
-number are the key. Ids are never reused.
+Owns node ids and lookup counts. A node is a file, not a name: it stays the same when its name is
+renamed, replaced or removed, since no path is looked up a second time. Hard links are one node:
+device and inode number are the key. Ids are never reused.
 
 A node has an O_PATH descriptor as long as it is in use. Beyond a number of descriptors those of
 nodes that were idle lately are closed, and opened again when they are needed (`reopening`); so a
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 
 _SWEEP_STEPS: Final = 16
-"""Nodes that are looked at, at most, each time a descriptor is to be closed."""
+"""How many nodes are looked at, at most, each time a descriptor is to be closed."""
 
 
 class Node(HostFile):
     """A file of the host that the guest knows, while it is in use.
 
     Attributes:
-        id: What the guest calls it.
+        id: The number by which the guest names it.
     """
 
     __slots__ = ("__weakref__", "id")
@@ -51,13 +51,13 @@ class Node(HostFile):
 
 
 class _Entry:
-    """What the table knows of one node.
+    """One node in the table.
 
     Attributes:
         key: Device and inode number.
         lookups: How often the guest looked it up and has not forgotten it.
         node: The node; None while it is idle.
-        last: The node as it was when it became idle; requests and open files may have it still.
+        last: The node as it was when it became idle; requests and open files may still have it.
         reopen_with: What its file is opened again with, while the node is idle.
         recently: Whether it was used since the table last looked for idle ones.
     """
@@ -112,7 +112,7 @@ class NodeTable:
         self._mutex = threading.RLock()
 
     def __len__(self) -> int:
-        """Tell how many nodes there are besides the root."""
+        """Return how many nodes there are besides the root."""
         return len(self._by_id) - 1
 
     def get(self, node_id: int) -> Node:
@@ -129,7 +129,7 @@ class NodeTable:
         return entry.node or self._wake(entry)
 
     def require_room(self) -> None:
-        """Refuse before something is created for which there would be no node.
+        """Refuse before a file is created for which there would be no node.
 
         Raises:
             OSError: ENFILE when the table is full.
@@ -141,7 +141,7 @@ class NodeTable:
         """Find or make the node of an O_PATH descriptor and count one lookup.
 
         Raises:
-            OSError: ENFILE when it would be new and the table is full.
+            OSError: ENFILE when the node would be new and the table is full.
         """
         key = (status.st_dev, status.st_ino)
         with self._mutex:
@@ -161,7 +161,8 @@ class NodeTable:
     def hold_known(self, status: os.stat_result) -> Node | None:
         """Count one lookup of a node by its status alone, if it has a descriptor.
 
-        That keeps its inode number from being used anew, so the number tells that it is the same.
+        An open descriptor keeps the inode number from being reused, so an equal number means the
+        same file.
         """
         with self._mutex:
             entry = self._by_key.get((status.st_dev, status.st_ino))
@@ -182,7 +183,7 @@ class NodeTable:
                 del self._by_id[node_id]
                 if self._by_key.get(entry.key) is entry:
                     del self._by_key[entry.key]
-                entry.node = None  # the sweep comes by later; it must not keep the descriptor
+                entry.node = None  # the sweep sees it later, but must not keep the descriptor
 
     def _wake(self, entry: _Entry) -> Node:
         """Give an idle node its descriptor back.
@@ -202,7 +203,7 @@ class NodeTable:
             return node
 
     def _recognize(self, entry: _Entry, found: Descriptor) -> _Entry | None:
-        """Tell whether what has an idle node's key is its file; the number may be used anew."""
+        """Return an idle node's entry if the file found is its file: its number may be reused."""
         if entry.last is None or entry.last() is None:
             if self._reopener.prepare(found, entry.key[0]) != entry.reopen_with:
                 del self._by_key[entry.key]
@@ -221,7 +222,7 @@ class NodeTable:
             self._sweep_one()
 
     def _sweep_one(self) -> None:
-        """Look at the node that came into use first: let it rest, or pass it over once more."""
+        """Look at the node that came into use first: make it idle, or pass it over once more."""
         entry = self._in_use.popleft()
         if entry.node is None:
             return  # forgotten meanwhile

@@ -1,7 +1,7 @@
 """Open files and directories of a guest, by the handle that it was given.
 
 Owns handle numbers and their bound. Handles are never reused.
-Must not know requests or what is done with a handle.
+Must not know requests.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class OpenFileTable:
         return len(self._by_handle)
 
     def require_room(self) -> None:
-        """Refuse before something is opened or created for which there would be no handle.
+        """Refuse before a file is opened or created for which there would be no handle.
 
         Raises:
             OSError: ENFILE when the table is full.
@@ -111,7 +111,7 @@ class OpenFileTable:
     def mark_locked(self, opened: OpenFile) -> None:
         """Note that a lock owner may have locks on a file: FLUSH and RELEASE must come by here.
 
-        In this table they always do.
+        All do in this table, so there is nothing to note.
         """
 
     def remove(self, handle: int, kind: type[OpenFile]) -> None:

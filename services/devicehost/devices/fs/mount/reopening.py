@@ -31,7 +31,7 @@ class Reopener:
     """
 
     def __init__(self, root: Descriptor, device: int) -> None:
-        """Try with the root.
+        """Try to open the root again.
 
         Args:
             root: O_PATH descriptor of a directory.
@@ -57,8 +57,8 @@ class Reopener:
             OSError: The file could not be opened again.
         """
         if device not in self._anchors:
-            # open_by_handle_at(2) wants an ordinary descriptor of something on the file system; but
-            # opening a FIFO, a device or a socket would do something.
+            # open_by_handle_at(2) needs an ordinary descriptor of any file of the file system, but
+            # opening a FIFO, a device or a socket would have an effect.
             kind = stat.S_IFMT(os.fstat(descriptor.fd).st_mode)
             if kind not in (stat.S_IFREG, stat.S_IFDIR):
                 raise refusal(errno.EOPNOTSUPP)

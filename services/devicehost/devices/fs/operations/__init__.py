@@ -1,5 +1,6 @@
-"""What each FUSE request does, one module per theme, and the table that names them all.
+"""The operations of FUSE requests, one module per theme, and the table that names them all.
 
-An operation takes the mount and the request, places its reply's data and returns their length; it
+table > names > files; directories, locks, metadata and xattrs beside them; request below all. An
+operation takes the mount and the request, places the reply's data and returns their length. It
 raises OSError for every failure.
 """

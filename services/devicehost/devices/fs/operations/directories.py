@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NO_ENTRY: Final = bytes(ENTRY_OUT.size + ATTR.size)
 """Node id 0 in READDIRPLUS: the name is listed, nothing was looked up."""
 _PADDING: Final = [bytes(-length % 8) for length in range(8)]
-"""What follows a name, by its length modulo 8: fuse_dirent itself needs none."""
+"""Padding after a name, by its length modulo 8; fuse_dirent itself needs none."""
 _DT_UNKNOWN: Final = 0
 _DT_REG: Final = 8
 _REPLY_BYTES: Final = 1 << 20
@@ -78,14 +78,14 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
     with opened.mutex:
         for ino, following, kind, name in entries(opened, cookie):
             if len(listed) + align8(fixed_bytes + len(name)) > room:
-                # Not even one: the guest would take silence for the end of the directory.
+                # Without one entry the guest would take the reply for the end of the directory.
                 if not listed:
                     raise refusal(errno.EINVAL)
                 break
             if kind == _DT_REG and mount.rules.metadata:
-                kind = _DT_UNKNOWN  # its mode may be another's
+                kind = _DT_UNKNOWN  # the mode that is kept may have another type
             if name == b".." and opened.node.id == mount.root_id:
-                # What lies above the share is not the guest's to know.
+                # The guest must not learn what is above the share.
                 ino = os.fstat(opened.node.fd).st_ino
             if plus:
                 dots = name in (b".", b"..")
@@ -95,7 +95,7 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
 
 
 def _looked_up(mount: Mount, directory: OpenDirectory, name: bytes) -> bytes:
-    """Look an entry up; one that cannot be (removed meanwhile, say) must not hide the others."""
+    """Look an entry up; an entry that fails, being removed meanwhile, must not hide the others."""
     try:
         return mount.entry(*mount.enter(directory, name))
     except OSError:

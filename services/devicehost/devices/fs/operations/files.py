@@ -1,7 +1,7 @@
 """Open regular files: their data, holes, write-back and end.
 
 READ and WRITE move data between the page cache and guest memory directly. Only regular files are
-ever opened: a FIFO could block the queue and a device would act on the host, and guests serve those
+opened: a FIFO could block the queue, a device would act on the host, and guests serve both
 themselves.
 """
 
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.operations.request import Request
 
 _USABLE: Final = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_LARGEFILE
-"""What a guest's open flags may ask of the host. O_APPEND comes with each WRITE instead: a program
-may set it later or give it up, and what a mapping wrote back has a place of its own. O_DIRECT is
-the guest's own cache's business (the host's alignment rules would break it); O_PATH, O_NONBLOCK,
-O_DIRECTORY and O_CREAT never pass."""
+"""Open flags of a guest that are passed to the host. O_APPEND comes with each WRITE instead: a
+program may set or clear it later, and data that a mapping wrote back have an offset of their own.
+O_DIRECT concerns the guest's cache alone, and the host's alignment rules would break it. O_PATH,
+O_NONBLOCK, O_DIRECTORY and O_CREAT never pass."""
 _COPY_BYTES: Final = 64 << 20
-"""Most that one COPY_FILE_RANGE copies, so that a queue stays responsive; callers loop."""
+"""The most that one COPY_FILE_RANGE copies, so that a queue stays responsive; callers loop."""
 
 
 def host_flags(mount: Mount, flags: int) -> int:
-    """Tell the flags of open(2) for what a guest asked."""
+    """Return the flags of open(2) for the flags of a guest."""
     usable = flags & _USABLE
     return writeback_flags(usable) if mount.writeback else usable
 
@@ -111,7 +111,7 @@ def write(mount: Mount, request: Request) -> int:
 
 
 def flush(mount: Mount, request: Request) -> int:
-    """FLUSH: report what closing would report; sent at each close of a descriptor in the guest.
+    """FLUSH: report the error that closing would; sent at each close of a descriptor in the guest.
 
     A process that closes a file loses its POSIX locks on it, whichever descriptor it closes.
     """
@@ -133,7 +133,7 @@ def fsync(mount: Mount, request: Request) -> int:
 def fallocate(mount: Mount, request: Request) -> int:
     """FALLOCATE: reserve or punch a range.
 
-    The request has no flag for clearing set-id bits; whoever is not root would clear them.
+    The request has no flag for clearing set-id bits; they are cleared unless its user is root.
     """
     number, offset, length, mode = request.args
     opened = mount.open_files.get(number, OpenFile)

@@ -1,6 +1,6 @@
 """Locks: GETLK, SETLK, SETLKW, and INTERRUPT, which ends a wait for one.
 
-What FLUSH and RELEASE do to locks is in `files`.
+FLUSH and RELEASE, which drop locks, are in `files`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def getlk(mount: Mount, request: Request) -> int:
-    """GETLK: what is in the way of a lock; of several, one."""
+    """GETLK: report a lock that is in the way."""
     wanted = LkIn(*request.args)
     opened = mount.open_files.get(wanted.fh, OpenFile)
     lock = _record(wanted)
@@ -40,7 +40,7 @@ def getlk(mount: Mount, request: Request) -> int:
 
 
 def setlk(mount: Mount, request: Request) -> int:
-    """SETLK: set or clear a lock, or say at once that another is in the way."""
+    """SETLK: set or clear a lock, or fail at once when another is in the way."""
     hold = _hold(mount, request)
     if hold is not None:
         hold.set(wait=False)
@@ -60,7 +60,7 @@ def setlkw(mount: Mount, request: Request) -> int | Deferred:
 
 
 def interrupt(mount: Mount, request: Request) -> int:
-    """INTERRUPT: end a wait; a request that does not wait for a lock is not interruptible.
+    """INTERRUPT: end a wait for a lock; no other request can be interrupted.
 
     Raises:
         OSError: EAGAIN when none waits (libfuse and the kernel's documentation call it "not found";
@@ -73,7 +73,7 @@ def interrupt(mount: Mount, request: Request) -> int:
 
 
 def _hold(mount: Mount, request: Request) -> Hold | None:
-    """Tell which lock is asked for; None when one is to be cleared whose owner has none."""
+    """Return the lock that is asked for; None for clearing one of an owner that has none."""
     wanted = LkIn(*request.args)
     opened = mount.open_files.get(wanted.fh, OpenFile)
     if wanted.lk_flags & FUSE_LK_FLOCK:

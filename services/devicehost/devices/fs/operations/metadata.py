@@ -37,7 +37,7 @@ _ACCESS_MODES = os.R_OK | os.W_OK | os.X_OK
 
 
 def getattr_(mount: Mount, request: Request) -> int:
-    """GETATTR: the node's attributes; a handle adds nothing to what the node's descriptor tells."""
+    """GETATTR: the node's attributes; a handle, if given, is not used."""
     node = mount.nodes.get(request.nodeid)
     return request.reply(mount.attr(node, os.fstat(node.fd)))
 
@@ -45,8 +45,8 @@ def getattr_(mount: Mount, request: Request) -> int:
 def setattr_(mount: Mount, request: Request) -> int:
     """SETATTR: owner, size, mode and times, in this order.
 
-    Changing the owner or the size may clear set-id bits, which the mode then sets as it was given;
-    changing the size sets the times, which may be given as well.
+    Changing the owner or the size may clear set-id bits, so the mode is set after them; changing
+    the size changes the times, so they are set last.
     """
     wanted = SetattrIn(*request.args)
     node = mount.nodes.get(request.nodeid)
@@ -83,7 +83,7 @@ def statx(mount: Mount, request: Request) -> int:
 
 
 def access(mount: Mount, request: Request) -> int:
-    """ACCESS: may this user read, write or execute; asked only by guests that do not check."""
+    """ACCESS: check a user's rights; sent only by guests that do not check them themselves."""
     (mask,) = request.args
     node = mount.nodes.get(request.nodeid)
     if mask & ~_ACCESS_MODES:
@@ -130,7 +130,7 @@ def syncfs(mount: Mount, request: Request) -> int:
 
 
 def _set_owner(mount: Mount, node: Node, wanted: SetattrIn) -> None:
-    """Change the owner; one that an option fixes can only be set to what it is."""
+    """Change the owner; an owner that an option fixes can be set to itself only."""
     shown = mount.rules.presentation
     uid = wanted.uid if wanted.valid & FATTR_UID else _KEEP_ID
     gid = wanted.gid if wanted.valid & FATTR_GID else _KEEP_ID
@@ -145,7 +145,7 @@ def _set_owner(mount: Mount, node: Node, wanted: SetattrIn) -> None:
 
 
 def _host_id(value: int, fixed: int | None) -> int:
-    """Tell what to give chown(2): -1 keeps the present one, as does an owner fixed by an option."""
+    """Return the id for chown(2): -1, which keeps the present one, if an option fixes it."""
     return -1 if value == _KEEP_ID or fixed is not None else value
 
 
@@ -166,6 +166,6 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> t
         return 0, syscalls.UTIME_OMIT
     if valid & now:
         return 0, syscalls.UTIME_NOW
-    if nanoseconds >= 1_000_000_000:  # also the special values, which are not the guest's to use
+    if nanoseconds >= 1_000_000_000:  # also UTIME_NOW and UTIME_OMIT, which are not for guests
         raise refusal(errno.EINVAL)
     return seconds - (1 << 64) if seconds >> 63 else seconds, nanoseconds

@@ -1,7 +1,7 @@
 """Names: finding, making, renaming and removing directory entries, and FORGET.
 
-Everything happens relative to the parent's descriptor, with one checked component as the name, so
-that no symlink is ever followed and nothing outside the share is reachable.
+Every call is relative to the parent's descriptor and has one checked component as its name, so no
+symlink is followed and nothing outside the share is reachable.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def batch_forget(mount: Mount, request: Request) -> int:
 
 
 def create(mount: Mount, request: Request) -> int:
-    """CREATE: make and open a regular file, or open it when it is there already."""
+    """CREATE: make and open a regular file, or open one that exists."""
     flags, mode, _, open_flags = request.args
     parent = mount.nodes.get(request.nodeid)
     name = request.name()
@@ -86,7 +86,7 @@ def create(mount: Mount, request: Request) -> int:
         try:
             opened = open_regular(mount, node, flags, open_flags)
         except OSError:
-            mount.nodes.forget(node.id, 1)  # the guest does not learn of it, so it never will
+            mount.nodes.forget(node.id, 1)  # the guest does not learn of the lookup
             raise
         return _created(mount, request, node, status, opened)
     descriptor = Descriptor(made)
@@ -150,7 +150,7 @@ def mknod(mount: Mount, request: Request) -> int:
 
 
 def symlink(mount: Mount, request: Request) -> int:
-    """SYMLINK: make a link; its target is the guest's text and never resolved here."""
+    """SYMLINK: make a link; its target is the guest's text and is not resolved here."""
     parent = mount.nodes.get(request.nodeid)
     name, target = request.strings(2)
     mount.nodes.require_room()
@@ -193,7 +193,7 @@ def rmdir(mount: Mount, request: Request) -> int:
 
 
 def rename(mount: Mount, request: Request) -> int:
-    """RENAME: give another name, replacing what had it."""
+    """RENAME: give another name, replacing the entry that has it."""
     (new_parent,) = request.args
     return _rename(mount, request, new_parent, 0)
 
@@ -207,7 +207,7 @@ def rename2(mount: Mount, request: Request) -> int:
 
 
 def readlink(mount: Mount, request: Request) -> int:
-    """READLINK: hand a symlink's text to the guest, which resolves it in its own name space."""
+    """READLINK: return a symlink's text; the guest resolves it in its own name space."""
     node = mount.nodes.get(request.nodeid)
     if node.kind != stat.S_IFLNK:
         raise refusal(errno.EINVAL)
@@ -224,14 +224,14 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
     if mount.rules.exact_names:
         require_exact_entry(source, old)
         require_no_other_spelling(target, new)
-    # A whiteout is made anew, for the user; to rename needs no more than the guest has checked.
+    # A whiteout is a new file of the user; renaming needs no more than the guest has checked.
     with mount.creating(request.user) if flags & _RENAME_WHITEOUT else credentials.NOTHING:
         syscalls.rename(source.fd, old, target.fd, new, flags)
     return 0
 
 
 def _host_mode(mount: Mount, mode: int, *, directory: bool = False) -> int:
-    """Tell with which permissions to make what a guest wants to have these."""
+    """Return the permissions to make a file with that a guest wants to have `mode`."""
     kept = mount.rules.metadata
     return kept.host_mode(mode, directory=directory) if kept else mode & _PERMISSIONS
 
@@ -239,7 +239,7 @@ def _host_mode(mount: Mount, mode: int, *, directory: bool = False) -> int:
 def _keep(
     mount: Mount, request: Request, parent: Node, made: Descriptor, mode: int, rdev: int = 0
 ) -> None:
-    """Keep owner and mode of a new file where the share has a place for them."""
+    """Keep owner and mode of a new file, if the share keeps them itself."""
     kept = mount.rules.metadata
     if kept:
         kept.keep_new(parent, made.path, request.user, mode, rdev)
@@ -247,7 +247,7 @@ def _keep(
 
 @contextlib.contextmanager
 def _undone_by(undo: Callable[[], None]) -> Iterator[None]:
-    """Undo what was made when the rest of it fails."""
+    """Undo the making of a file when the rest of the request fails."""
     try:
         yield
     except OSError:

@@ -1,8 +1,8 @@
 """One FUSE request: bytes in guest memory, taken apart and answered in place.
 
-A driver may cut a request into descriptors wherever it likes. Whatever is interpreted is copied out
-of guest memory first, exactly once, so that a guest that changes it meanwhile gains nothing; only
-the data of READ and WRITE stays where it is. Must not know what requests mean.
+A driver may cut a request into descriptors at any byte. Bytes are copied out of guest memory
+exactly once before they are interpreted, so a guest that changes them meanwhile gains nothing. Only
+the data of READ and WRITE stay in guest memory. Must not know what requests mean.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     Segments = list[memoryview]
 
 MAX_BODY_BYTES: Final = (1 << 20) + 4096
-"""Most that is ever copied out of guest memory for one request: a BATCH_FORGET of 1 MiB."""
+"""The most that is copied out of guest memory for one request: a BATCH_FORGET of 1 MiB."""
 NAME_MAX: Final = 255
 """Longest name of an entry, in bytes."""
 _IOV_MAX: Final = 1024
 _COPIED_BYTES: Final = 512
-"""So much of a request is copied at once: all but the payload of WRITE, SETXATTR or BATCH_FORGET.
-Those bytes of a payload are copied in vain, which costs less than to find out first."""
+"""How much of a request is copied at once: all but the payload of WRITE, SETXATTR or BATCH_FORGET.
+Copying some bytes of a payload in vain costs less than finding out first."""
 
 
 class Request:
     """A request whose header has been read.
 
     Attributes:
-        opcode, unique, nodeid, uid, gid, pid: As in fuse_in_header; nothing of it is checked.
+        opcode, unique, nodeid, uid, gid, pid: Fields of fuse_in_header, unchecked.
         args: The fixed part that follows the header, unpacked by `load`.
-        body: What follows the fixed part, copied by `load`; not of streamed requests.
+        body: The bytes after the fixed part, copied by `load`; not of streamed requests.
         payload: The same of streamed requests, still in guest memory.
         space_bytes: How many bytes of data the reply may have.
     """
@@ -68,7 +68,7 @@ class Request:
         """Read the header.
 
         Args:
-            chain: What the driver wrote, at least 40 bytes, and where the reply goes.
+            chain: The driver's request, at least 40 bytes, and the room for the reply.
         """
         self._chain = chain
         if chain.readable_bytes <= _COPIED_BYTES:
@@ -95,12 +95,12 @@ class Request:
 
         Args:
             layout: The fixed part; None when there is none.
-            streamed: Leave what follows the fixed part in guest memory, as `payload`; the fixed
-                part lies in the first 512 bytes then.
+            streamed: Leave the bytes after the fixed part in guest memory, as `payload`; the fixed
+                part then lies in the first 512 bytes.
 
         Raises:
-            OSError: EINVAL when the header's length is not what the driver handed over, or the
-                request is shorter than its fixed part; E2BIG when too much would be copied.
+            OSError: EINVAL when the header's length is not that of the chain, or the request is
+                shorter than its fixed part; E2BIG when too much would be copied.
         """
         length = self._length
         start = IN_HEADER.size + layout.size if layout else IN_HEADER.size
@@ -123,7 +123,7 @@ class Request:
 
     @property
     def names_groups(self) -> bool:
-        """Whether it says that its user is in the directory's group, which is not `gid`."""
+        """Whether its user is in the directory's group by a supplementary group."""
         position = self._length - self._extension_bytes
         while position + EXT_HEADER.size <= self._length:
             size, kind = EXT_HEADER.unpack_from(self._data, position)
@@ -134,7 +134,7 @@ class Request:
 
     @property
     def user(self) -> User:
-        """The user that it acts for."""
+        """The user that the request acts for."""
         return User(self.uid, self.gid, self.names_groups)
 
     def strings(self, count: int) -> list[bytes]:
@@ -152,7 +152,7 @@ class Request:
         """Take the rest of the request as exactly one name of a directory entry.
 
         Raises:
-            OSError: As `entry_name`, and EINVAL as `strings`.
+            OSError: An error of `entry_name`; EINVAL when there is not exactly one string.
         """
         body = self.body
         last = len(body) - 1
@@ -161,7 +161,7 @@ class Request:
         return entry_name(body[:last])
 
     def space_of(self, size: int) -> Segments:
-        """Tell where the first `size` bytes of the reply's data go.
+        """Return the buffers for the first `size` bytes of the reply's data.
 
         Raises:
             OSError: EIO when there is less room than that: a short read would look like the end of
@@ -173,7 +173,7 @@ class Request:
         return _limit(space if size == self.space_bytes else _first(space, size))
 
     def payload_of(self, size: int) -> Segments:
-        """Tell where the `size` bytes of payload are.
+        """Return the buffers with the `size` bytes of payload.
 
         Raises:
             OSError: EINVAL when the payload is longer or shorter, or cut into too many pieces.
@@ -183,7 +183,7 @@ class Request:
         return _limit(self.payload)
 
     def reply(self, data: bytes) -> int:
-        """Take the reply's data, which `finish` places, and tell its length.
+        """Take the reply's data for `finish`; returns their length.
 
         Raises:
             OSError: EIO when the driver left too little room.
@@ -197,8 +197,8 @@ class Request:
         """Place the reply: its header, and the data that `reply` took.
 
         Args:
-            error: 0 or a positive errno; then there are no data.
-            length: Bytes of data, of `reply` or in their place already; 0 with an error.
+            error: 0 or a positive errno; with an errno there are no data.
+            length: Bytes of data, taken by `reply` or in their place already; 0 with an error.
 
         Returns:
             Bytes written from the start of the writable buffers; 0 when not even the header fits.
@@ -227,7 +227,7 @@ def entry_name(name: bytes) -> bytes:
 
 
 def _first(segments: Segments, count: int) -> Segments:
-    """Tell where the first `count` bytes are, or all when there are fewer."""
+    """Return the buffers with the first `count` bytes, or all when there are fewer."""
     result = []
     for segment in segments:
         if count <= 0:
@@ -238,7 +238,7 @@ def _first(segments: Segments, count: int) -> Segments:
 
 
 def _skip(segments: Segments, count: int) -> Segments:
-    """Tell what follows the first `count` bytes."""
+    """Return the buffers after the first `count` bytes."""
     for index, segment in enumerate(segments):
         if count < len(segment):
             rest = segments[index:]
@@ -250,7 +250,7 @@ def _skip(segments: Segments, count: int) -> Segments:
 
 
 def _place(segments: Segments, data: bytes) -> None:
-    """Write data, for which there must be room, from the first byte on."""
+    """Write data from the first byte on; there must be room."""
     position, left = 0, len(data)
     for segment in segments:
         room = len(segment)

@@ -1,7 +1,7 @@
-"""The table of operations: opcode, what runs, and what must hold before it does.
+"""The table of operations: each opcode with its function, and the checks that come before it.
 
-INIT and DESTROY are the session's; opcodes that are not here are answered ENOSYS, which makes the
-guest kernel do without them for good.
+INIT and DESTROY belong to the session. An opcode that is not here is answered ENOSYS; the guest
+kernel then does without it for good.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 class Place(Protocol):
-    """What an operation works on: a mount, or the root of several."""
+    """The object that an operation works on: a mount, or the root of several."""
 
     @property
     def read_only(self) -> bool:
-        """Whether what changes anything is refused."""
+        """Whether every change is refused."""
 
 
 WhereT = TypeVar("WhereT", bound=Place)
@@ -45,13 +45,13 @@ class Operation(Generic[WhereT]):
     """One row.
 
     Attributes:
-        run: Serves the request; returns the length of the data that it placed, or what will
-            answer the request later.
+        run: Serves the request; returns the length of the data that it placed, or a Deferred
+            that answers the request later.
         args: The fixed part of the request; None when there is none.
-        reply_bytes: Room that the reply's data need at least; checked first, so that nothing is
-            done that the guest would not learn of.
-        modifies: Refused with EROFS on a read-only share.
-        streamed: What follows `args` stays in guest memory.
+        reply_bytes: The least room for the reply's data; checked first, so that the guest learns
+            of everything that is done.
+        modifies: Whether it is refused with EROFS on a read-only share.
+        streamed: Whether the bytes after `args` stay in guest memory.
     """
 
     run: Callable[[WhereT, Request], int | Deferred]

@@ -1,4 +1,4 @@
-"""Extended attributes, as the host file system keeps them, and one that it does not."""
+"""Extended attributes: those of the host's file system, and the one that `case=dir` adds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def setxattr(mount: Mount, request: Request) -> int:
-    """SETXATTR: set a value, as long as it says."""
+    """SETXATTR: set a value, whose length must be the one that the request names."""
     size, flags = request.args
     node = mount.nodes.get(request.nodeid)
     name, end, value = request.body.partition(b"\0")
@@ -39,7 +39,7 @@ def setxattr(mount: Mount, request: Request) -> int:
 
 
 def getxattr(mount: Mount, request: Request) -> int:
-    """GETXATTR: a value, or its length when the guest has no room."""
+    """GETXATTR: return a value, or its length when the guest gives no room."""
     (size,) = request.args
     node = mount.nodes.get(request.nodeid)
     name = _visible_name(request)
@@ -49,7 +49,7 @@ def getxattr(mount: Mount, request: Request) -> int:
 
 
 def listxattr(mount: Mount, request: Request) -> int:
-    """LISTXATTR: the names, or their length when the guest has no room."""
+    """LISTXATTR: return the names, or their length when the guest gives no room."""
     (size,) = request.args
     node = mount.nodes.get(request.nodeid)
     names = map(os.fsencode, os.listxattr(node.path))

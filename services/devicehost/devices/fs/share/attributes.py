@@ -50,7 +50,7 @@ class Presentation:
 
         Args:
             options: Of the share.
-            ino_mask: What tells the share's inodes from those of others on the same device.
+            ino_mask: Bits that differ from those of other shares on the same device.
         """
         self.ino_mask: Final = ino_mask
         self.uid: Final = options.uid

@@ -74,7 +74,7 @@ class CachePolicy:
         self._writeback: Final = options.writeback and not self._direct
 
     def capabilities(self) -> int:
-        """Tell which FUSE_* may be agreed on at INIT."""
+        """Return the FUSE_* that may be agreed on at INIT."""
         if self._direct:
             # A lookup that holds for no time is made in vain. Shared mappings would otherwise be
             # refused where nothing is cached (ENODEV).
@@ -83,8 +83,8 @@ class CachePolicy:
 
 
 def writeback_flags(flags: int) -> int:
-    """Tell how the host must open a file whose writes the guest keeps back.
+    """Return the flags to open a file with whose writes the guest keeps back.
 
-    The guest reads what surrounds a write, so the file must be readable.
+    The guest reads the bytes around a write, so the file must be readable.
     """
     return flags ^ os.O_WRONLY ^ os.O_RDWR if flags & os.O_ACCMODE == os.O_WRONLY else flags

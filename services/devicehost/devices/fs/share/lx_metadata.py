@@ -1,10 +1,10 @@
 """Owner, mode and device number as a guest has set them: the option `metadata`.
 
-They are kept in extended attributes of the host's file, which is left to the device host's own
-user; names and layouts are those that WSL gives to files of Windows. A device node, FIFO or socket
-is kept as an empty regular file. Linux has such attributes for regular files and directories only:
-the owner of a symlink, and all of a special file that the host has made, is the real one. Must not
-know requests.
+They are kept in extended attributes of the host's file, which belongs to the device host's own
+user. Their names and layouts are those that WSL gives to files of Windows. A device node, FIFO or
+socket is kept as an empty regular file. Linux has such attributes for regular files and directories
+only: a symlink shows its real owner, and a special file of the host shows all that it really has.
+Must not know requests.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _GID: Final = b"user.$LXGID"
 _MODE: Final = b"user.$LXMOD"
 _DEVICE: Final = b"user.$LXDEV"
 HIDDEN: Final = frozenset({_UID, _GID, _MODE, _DEVICE})
-"""What no guest sees or sets by its name, of whichever share: a mode with a set-user-id bit, say,
-would count wherever the same files are shared with `metadata`."""
+"""Attributes that no guest of any share sees or sets by name: a mode with a set-user-id bit would
+count in each share of the same files that has `metadata`."""
 
 _VALUE: Final = Struct("<I")
 _NUMBERS: Final = Struct("<II")
 """Major and minor number of a device."""
 _MAJORS: Final = 1 << 12
 _MINORS: Final = 1 << 20
-"""How many there are of each: what FUSE has room for (include/linux/kdev_t.h, new_encode_dev)."""
+"""How many there are of each: as many as FUSE encodes (include/linux/kdev_t.h, new_encode_dev)."""
 
 _DEVICES: Final = (stat.S_IFCHR, stat.S_IFBLK)
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
@@ -47,49 +47,49 @@ _TYPES: Final = {
     ),
     stat.S_IFDIR: frozenset({stat.S_IFDIR}),
 }
-"""Which types a mode may have, by the type of the host's file."""
+"""The types that a mode may have, by the type of the host's file."""
 
 
 class LxMetadata:
-    """What one share keeps."""
+    """The owners, modes and device numbers that one share keeps."""
 
     def __init__(self, presentation: Presentation) -> None:
-        """Take what is shown of files for which nothing is kept.
+        """Begin.
 
         Args:
-            presentation: Of the share.
+            presentation: How the share shows files for which nothing is kept.
         """
         self._presentation: Final = presentation
 
     @staticmethod
     def keeps(file: HostFile) -> bool:
-        """Whether something can be kept for a file."""
+        """Return whether something can be kept for a file."""
         return file.kind in _TYPES
 
     @staticmethod
     def host_mode(mode: int, *, directory: bool = False) -> int:
-        """Tell the mode of the host's file: the device host itself can always use it."""
+        """Return the mode for the host's file, which the device host itself can always use."""
         return mode & 0o777 | (0o700 if directory else 0o600)
 
     def overrides(self, file: HostFile) -> Overrides:
-        """Tell what is kept for a regular file or directory."""
+        """Return what is kept for a regular file or directory."""
         path = file.path
         mode, rdev = _read_value(path, _MODE), None
         if mode is not None:
             kind = stat.S_IFMT(mode)
-            if kind not in _TYPES[file.kind]:  # written by somebody else
+            if kind not in _TYPES[file.kind]:  # another program has written it
                 mode = file.kind | stat.S_IMODE(mode)
             elif kind in _DEVICES:
                 rdev = _read_device(path)
         return Overrides(_read_value(path, _UID), _read_value(path, _GID), mode, rdev)
 
     def shown(self, file: HostFile) -> Attr:
-        """Tell what the guest sees of a regular file or directory."""
+        """Return the attributes of a regular file or directory as the guest sees them."""
         packed = self._presentation.attr(os.fstat(file.fd), self.overrides(file))
         return Attr._make(ATTR.unpack(packed))
 
     def keep_new(self, parent: HostFile, path: bytes, creator: User, mode: int, rdev: int) -> None:
-        """Keep what a new file is to have; its group is as inode_init_owner() of Linux has it.
+        """Keep owner, mode and device number of a new file; its group follows inode_init_owner().
 
         Args:
             parent: The directory that it was made in.
@@ -99,7 +99,7 @@ class LxMetadata:
             rdev: Device number, as fuse_mknod_in has it.
 
         Raises:
-            OSError: As setxattr(2); something may have been kept already.
+            OSError: An error of setxattr(2); a part may have been kept already.
         """
         directory = self.shown(parent)
         gid = creator.gid
@@ -116,10 +116,10 @@ class LxMetadata:
         os.setxattr(path, _MODE, _VALUE.pack(mode))
 
     def keep_owner(self, file: HostFile, uid: int | None, gid: int | None) -> None:
-        """Keep another owner, group, or both; set-id bits of what is no directory fall.
+        """Keep another owner, group, or both; set-id bits fall, except those of directories.
 
         Raises:
-            OSError: As setxattr(2).
+            OSError: An error of setxattr(2).
         """
         if uid is not None:
             os.setxattr(file.path, _UID, _VALUE.pack(uid))
@@ -131,7 +131,7 @@ class LxMetadata:
         """Keep other permissions; the type stays.
 
         Raises:
-            OSError: As setxattr(2).
+            OSError: An error of setxattr(2).
         """
         mode = stat.S_IFMT(self.shown(file).mode) | stat.S_IMODE(permissions)
         os.setxattr(file.path, _MODE, _VALUE.pack(mode))
@@ -140,7 +140,7 @@ class LxMetadata:
         """Clear set-id bits, as chown(2) and write(2) of a plain user do.
 
         Raises:
-            OSError: As setxattr(2).
+            OSError: An error of setxattr(2).
         """
         if file.kind != stat.S_IFREG:
             return
@@ -151,7 +151,7 @@ class LxMetadata:
             os.setxattr(file.path, _MODE, _VALUE.pack(mode & ~falls))
 
     def permits(self, file: HostFile, uid: int, gid: int, wanted: int) -> bool:
-        """Tell whether a user may do what access(2) is asked for, a mask of R_OK, W_OK, X_OK."""
+        """Return whether access(2) grants a user a mask of R_OK, W_OK, X_OK."""
         shown = self.shown(file)
         if uid == 0:
             return not wanted & os.X_OK or stat.S_ISDIR(shown.mode) or bool(shown.mode & 0o111)
@@ -160,7 +160,7 @@ class LxMetadata:
 
 
 def can_keep(path: bytes) -> bool:
-    """Whether a file system has user extended attributes, asked of a directory in it."""
+    """Return whether the file system of a directory has user extended attributes."""
     try:
         os.getxattr(path, _MODE)
     except OSError as error:
@@ -180,7 +180,7 @@ def _read_device(path: bytes) -> int:
 
 
 def _read(path: bytes, name: bytes, size: int) -> bytes | None:
-    """Read an attribute; None when there is none, or none that we would have written."""
+    """Return an attribute; None when there is none, or one of another length than ours."""
     with contextlib.suppress(OSError):
         value = os.getxattr(path, name)
         if len(value) == size:

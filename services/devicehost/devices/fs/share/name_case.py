@@ -1,7 +1,7 @@
 """Upper and lower case in names, where a directory of the host takes them for the same.
 
-Owns both of what the option `case=` does: `force` lets a guest find an entry under exactly its own
-bytes, and `dir` shows and sets a directory's flag (FS_CASEFOLD_FL) by the attribute that WSL has
+Owns the effect of the option `case=`: with `force` a guest finds an entry under exactly its own
+bytes; with `dir` it sees and sets a directory's flag (FS_CASEFOLD_FL) by the attribute that WSL has
 for it. Must not know requests.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CASE_XATTR: Final = b"system.wsl_case_sensitive"
 """A directory's flag as WSL shows it: "1" where case counts, "0" where it does not."""
 
-# include/uapi/linux/fs.h; the calls are declared for a long, but read and write an int.
+# include/uapi/linux/fs.h; the ioctls are declared for a long, but read and write an int.
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_SETFLAGS: Final = 0x4008_6602
 _FS_CASEFOLD_FL: Final = 0x4000_0000
@@ -31,15 +31,16 @@ _NO_FLAGS: Final = (errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def require_exact(parent: HostFile, name: bytes, found: os.stat_result) -> None:
-    """Refuse what was found by another spelling than its own.
+    """Refuse an entry that was found by another spelling than its own.
 
-    Most directories do not find an entry by a second spelling, which is asked first. Where one
-    does, or where folding is more than a matter of case (outside of ASCII), its names are read.
+    Most directories do not find an entry by a second spelling, so that is tried first. The names of
+    the directory are read if it does, or if the name is not ASCII, where folding is more than a
+    matter of case.
 
     Args:
         parent: The directory.
-        name: By which it was found.
-        found: The status of what was found.
+        name: The name that the entry was found by.
+        found: The entry's status.
 
     Raises:
         OSError: ENOENT.
@@ -53,7 +54,7 @@ def require_exact(parent: HostFile, name: bytes, found: os.stat_result) -> None:
 
 
 def require_exact_entry(parent: HostFile, name: bytes) -> None:
-    """As `require_exact`, of an entry that is yet to be found.
+    """Look an entry up, and refuse one that has another spelling.
 
     Raises:
         OSError: ENOENT.
@@ -64,8 +65,8 @@ def require_exact_entry(parent: HostFile, name: bytes) -> None:
 def require_no_other_spelling(parent: HostFile, name: bytes) -> None:
     """Refuse a new name that would replace an entry of another spelling.
 
-    That entry may be the very one that is renamed: Linux takes the two names for one, and would say
-    that it is done without doing anything (vfs_rename). By a third name the guest gets there.
+    That entry may be the one that is renamed: Linux takes the two names for one, and would report
+    success without renaming it (vfs_rename). The guest can rename it by a third name.
 
     Raises:
         OSError: EEXIST.
@@ -81,7 +82,7 @@ def require_no_other_spelling(parent: HostFile, name: bytes) -> None:
 
 
 def case_sensitive(directory: HostFile) -> bytes:
-    """Tell a directory's flag as the value of CASE_XATTR."""
+    """Return a directory's flag as the value of CASE_XATTR."""
     opened = Descriptor(os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY))
     return b"0" if _flags(opened) & _FS_CASEFOLD_FL else b"1"
 
@@ -120,7 +121,7 @@ def _flags(directory: Descriptor) -> int:
 
 
 def _leads_to(parent: HostFile, name: bytes, found: os.stat_result) -> bool:
-    """Tell whether a name leads to this file."""
+    """Return whether a name leads to this file."""
     try:
         status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
     except OSError:
@@ -129,7 +130,7 @@ def _leads_to(parent: HostFile, name: bytes, found: os.stat_result) -> bool:
 
 
 def _lists(parent: HostFile, name: bytes) -> bool:
-    """Tell whether a directory has an entry of exactly this name."""
+    """Return whether a directory has an entry of exactly this name."""
     opened = Descriptor(os.open(parent.path, os.O_RDONLY | os.O_DIRECTORY))
     with os.scandir(opened.fd) as entries:
         return any(os.fsencode(entry.name) == name for entry in entries)

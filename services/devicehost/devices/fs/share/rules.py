@@ -1,7 +1,7 @@
-"""The rules of one share: what its options mean, whoever the guest is.
+"""The rules of one share: the meaning of its options.
 
-A mount reaches everything that differs from share to share through this one object. Must not know
-requests, or what a guest has looked up or opened.
+Everything that differs from share to share is in this one object. Must not know requests, or what a
+guest has looked up or opened.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Rules:
-    """What holds for one share.
+    """The rules of one share.
 
     Attributes:
-        read_only: Nothing may be changed.
+        read_only: Whether every change is refused.
         presentation: How owners and modes are shown.
         cache: What a guest may keep, and for how long.
-        metadata: Where owners and modes that the guest sets are kept; None: with the host's file.
-        links: What the guest sees of absolute symlinks; None: what the host has.
+        metadata: Keeps the owners and modes that the guest sets; None: the host's file has them.
+        links: Shows absolute symlinks; None: the guest sees the host's targets.
         exact_names: Whether an entry is found under its own spelling alone.
         case_flags: Whether a directory's case-folding flag is shown, and may be set.
         to_python: Whether Python decides on names and attributes, since they need more than the
@@ -36,7 +36,7 @@ class Rules:
     """
 
     def __init__(self, options: FsOptions, ino_mask: int = 0) -> None:
-        """Take the options; `ino_mask` as of Presentation."""
+        """Take the options of the share; see Presentation for `ino_mask`."""
         self.read_only: Final = options.ro
         self.presentation: Final = Presentation(options, ino_mask)
         self.cache: Final = CachePolicy(options)
@@ -47,12 +47,12 @@ class Rules:
         self.to_python: Final = bool(self.metadata or self.links or self.exact_names)
 
     def overrides(self, file: HostFile) -> Overrides | None:
-        """Tell what is shown of a file instead of its status; of use if `to_python`."""
+        """Return what is shown of a file instead of its status; None unless `to_python`."""
         if file.kind == stat.S_IFLNK and self.links is not None:
             return self.links.overrides(file)
         kept = self.kept(file)
         return kept.overrides(file) if kept else None
 
     def kept(self, file: HostFile) -> LxMetadata | None:
-        """Tell where owner and mode of a file are kept; None: with the host's file."""
+        """Return what keeps owner and mode of a file; None: the host's file has them."""
         return self.metadata if self.metadata and self.metadata.keeps(file) else None

@@ -1,10 +1,10 @@
 """Absolute symlinks: where the host's root is in the guest (the option `symlinkroot=`).
 
 A guest has the share, and often others beside it, mounted somewhere below such a root. An absolute
-target of the host is shown below it, and a target that the guest has below it is stored without it.
-A target elsewhere in the guest's own tree is stored with one slash more in front, which the host
-takes for the same path (path_resolution(7)), so that it comes back as it was. Must not know
-requests or nodes.
+target of the host is shown below the root. A target of the guest that is below the root is stored
+without the root. Another absolute target of the guest is stored with one slash more in front, which
+the host takes for the same path (path_resolution(7)), so that the guest reads it back unchanged.
+Must not know requests or nodes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.host_files.file import HostFile
 
 _LONGEST_TARGET: Final = 4095
-"""PATH_MAX without its NUL: what readlink(2) can tell of a guest's file system."""
+"""PATH_MAX without its NUL: the longest target that readlink(2) returns in the guest."""
 
 
 class SymlinkRoot:
-    """Where one share's guest sees the host's root."""
+    """The place in the guest where it sees the host's root."""
 
     def __init__(self, root: str) -> None:
         """Take the root.
@@ -35,10 +35,10 @@ class SymlinkRoot:
         self._root: Final = os.fsencode(root).rstrip(b"/")
 
     def shown(self, stored: bytes) -> bytes:
-        """Tell what the guest sees of a target.
+        """Return a stored target as the guest sees it.
 
         Raises:
-            OSError: ENAMETOOLONG when it is too long with the root before it.
+            OSError: ENAMETOOLONG when it is too long with the root in front.
         """
         if stored.startswith(b"//"):
             return stored[1:]
@@ -48,7 +48,7 @@ class SymlinkRoot:
         return target
 
     def stored(self, target: bytes) -> bytes:
-        """Tell how a target of the guest is stored."""
+        """Return a target of the guest as it is stored."""
         if not target.startswith(b"/"):
             return target
         below = target[len(self._root) :]
@@ -57,7 +57,7 @@ class SymlinkRoot:
         return b"/" + target
 
     def overrides(self, file: HostFile) -> Overrides | None:
-        """Tell a symlink's size as the guest sees it: the length of its target."""
+        """Return a symlink's size as the guest sees it: the length of its target."""
         try:
             return Overrides(size=len(self.shown(os.readlink(b"", dir_fd=file.fd))))
         except OSError:
