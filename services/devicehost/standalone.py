@@ -12,24 +12,24 @@ import os
 import signal
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.devices import DEVICE_TYPES, FsBackend, make_device
 from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
 from services.devicehost.host.states import DeviceState
-from services.devicehost.memory import OwnRisk, RegionTable, WindowQuota
+from services.devicehost.memory import OwnRisk, RegionTable
 from services.devicehost.vhost_user import ListeningSocket
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.options import build_options
-from services.handshake.pool import format_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from services.devicehost.devices import DeviceOptions, NetBackend
-    from services.handshake.pool import SwiotlbPool
+    from services.devicehost.memory import Access
 
 VM_ID: Final = str(uuid.UUID(int=0))
 """Stands for the one VM of this process, whose id nobody tells."""
@@ -46,9 +46,8 @@ class StandaloneDevice:
     Attributes:
         backend: The directory or the TAP interface.
         name: The mount tag, or the adapter's name.
+        access: How the device reaches guest memory.
         options: Further options, "key=value;flag", as a share or an adapter takes them.
-        pool: The aperture; None: as `confined` says.
-        confined: Without a pool, whether on-demand windows are used; False maps all of memory.
         persistent: Whether to wait for a further front-end when one has gone.
         tells_config: Whether a front-end can ask for the configuration space. Most keep their own,
             and QEMU 7.2 before 7.2.3 crashes when a device offers it that need not.
@@ -56,9 +55,8 @@ class StandaloneDevice:
 
     backend: FsBackend | NetBackend
     name: str
+    access: Access
     options: str = ""
-    pool: SwiotlbPool | None = None
-    confined: bool = False
     persistent: bool = False
     tells_config: bool = False
 
@@ -129,7 +127,7 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
     try:
         if isinstance(spec.backend, FsBackend):
             _LOG.info("the native fast path is %s", fastpath.status)
-        _tell_confinement(spec)
+        _LOG.log(spec.access.log_level, "guest memory, once attached: %s", spec.access)
         ready()
         _LOG.info("ending: %s", ending.wait())
     finally:
@@ -153,17 +151,16 @@ def _start(
             device_class=DEVICE_TYPES[type(spec.backend)].device_class,
             tag=options.name,
             options=spec.options,
-            pool=options.swiotlb,
             socket_path=sock.path,
         ),
+        spec.access,
         is_known=lambda: True,
         emit=lambda _: None,
         on_change=changed,
         on_exhausted=lambda *_: None,
     )
     entry.start(
-        lambda counters: make_device(options, spec.backend, counters),
-        WindowQuota() if spec.confined else None,
+        partial(make_device, options, spec.backend),
         table=RegionTable(OwnRisk()),
         sock=sock,
         tells_config=spec.tells_config,
@@ -172,19 +169,6 @@ def _start(
 
 
 def _parse(spec: StandaloneDevice) -> DeviceOptions:
-    token = format_token(spec.pool) if spec.pool else None
-    text = build_options(spec.name, spec.options, token, VM_ID)
+    text = build_options(spec.name, spec.options, None, VM_ID)
     options: DeviceOptions = DEVICE_TYPES[type(spec.backend)].parse_options(text)
     return options
-
-
-def _tell_confinement(spec: StandaloneDevice) -> None:
-    if spec.pool is not None:
-        _LOG.info("the device is confined to %s of guest memory", spec.pool)
-    elif spec.confined:
-        _LOG.info("guest memory is mapped in windows, on demand")
-    else:
-        _LOG.warning(
-            "the device is not confined: all of guest memory is mapped; give --swiotlb for a guest "
-            "with a bounce pool, or --memory windows"
-        )

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices import FsBackend, FsDevice
 from services.devicehost.memory import (
-    ApertureMemory,
+    Aperture,
     DeviceCounters,
     OwnRisk,
     RegionTable,
-    WholeMemory,
-    WindowMemory,
+    Whole,
     WindowQuota,
+    Windows,
 )
 from services.devicehost.vhost_user import Backend
 from services.devicehost.vhost_user.messages import SHAPES, Command, ProtocolError
@@ -39,7 +39,7 @@ from tests.support.guest_ring import USER_BASE, GuestRam
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.devicehost.memory import GuestMemory
+    from services.devicehost.memory import Access
     from tests.fuzz.reader import Reader
 
 MIB: Final = 1 << 20
@@ -99,17 +99,18 @@ class Conversation:
         self._ram = GuestRam(RAM_BYTES)
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._watcher = _Watcher()
-        kind = reader.number(1) % len(_MEMORIES)
+        access = _ACCESSES[reader.number(1) % len(_ACCESSES)]()
         counters = DeviceCounters()
         options = FsOptions(name="share", vm_id=VM_ID, queues=2)
-        self._device = FsDevice(options, FsBackend(str(shared_dir)), counters)
+        self._device = FsDevice(
+            options, FsBackend(str(shared_dir)), access.max_request_bytes, counters
+        )
         self._backend = Backend(
             self._device,
-            lambda table: _MEMORIES[kind](table, counters),
+            access,
             counters,
             self._watcher,
-            keeps_descriptors=kind != 0,
-            table=RegionTable(OwnRisk()) if kind == 2 else None,
+            table=RegionTable(OwnRisk()) if access == Whole() else None,
         )
 
     def run(self) -> None:
@@ -234,18 +235,6 @@ def _of(palette: tuple[int, ...], choice: int) -> int:
     return palette[choice % len(palette)]
 
 
-def _aperture(table: RegionTable, counters: DeviceCounters) -> GuestMemory:
-    return ApertureMemory(table, POOL, counters)
-
-
-def _windows(table: RegionTable, counters: DeviceCounters) -> GuestMemory:
-    return WindowMemory(table, WindowQuota(limit=8, deadline_s=0.01), counters)
-
-
-def _whole(table: RegionTable, counters: DeviceCounters) -> GuestMemory:
-    return WholeMemory(table, counters)
-
-
 def _memfd(size_bytes: int, flags: int) -> int:
     fd = os.memfd_create("odd", os.MFD_CLOEXEC | flags)
     os.truncate(fd, size_bytes)
@@ -266,7 +255,11 @@ def _read_only_memfd() -> int:
         os.close(fd)
 
 
-_MEMORIES: Final = (_aperture, _windows, _whole)
+_ACCESSES: Final[tuple[Callable[[], Access], ...]] = (
+    lambda: Aperture(POOL),
+    lambda: Windows(WindowQuota(limit=8, deadline_s=0.01)),
+    Whole,
+)
 _DESCRIPTORS: Final[tuple[Callable[[], int], ...]] = (
     lambda: _memfd(0, os.MFD_ALLOW_SEALING),
     lambda: _memfd(4096, os.MFD_ALLOW_SEALING),

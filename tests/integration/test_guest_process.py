@@ -16,6 +16,7 @@ from porthole.handshake.v1 import device_pb2
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
 from services.devicehost.devices import FsBackend, FsDevice
+from services.devicehost.memory import Aperture
 from services.handshake.errors import FailedPreconditionError, NotFoundError
 from services.handshake.options import parse_fs_options
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -102,7 +103,9 @@ async def test_a_tree_is_read_through_the_pool_and_nothing_stays(run_dir: Path, 
     for name, data in content.items():
         (shared / os.fsdecode(name)).write_bytes(data)
     options = parse_fs_options("data;vm_id=5f0c2d5e-0000-4000-8000-000000000001")
-    rig = DeviceRig(run_dir / "fs.sock", POOL, FsDevice(options, FsBackend(str(shared))))
+    backend = FsBackend(str(shared))
+    device = FsDevice(options, backend, Aperture.max_request_bytes)
+    rig = DeviceRig(run_dir / "fs.sock", POOL, device)
     async with running(run_dir, f"--rings={rings}") as process:
         owner, user = await machine(run_dir), await workload(run_dir)
         await owner.stub.Boot(BOOT)
@@ -139,9 +142,9 @@ async def test_a_tree_is_read_through_the_pool_and_nothing_stays(run_dir: Path, 
 async def test_sigterm_powers_the_guest_off(run_dir: Path) -> None:
     (run_dir / "shared").mkdir()
     options = parse_fs_options("data;vm_id=5f0c2d5e-0000-4000-8000-000000000001")
-    rig = DeviceRig(
-        run_dir / "fs.sock", POOL, FsDevice(options, FsBackend(str(run_dir / "shared")))
-    )
+    backend = FsBackend(str(run_dir / "shared"))
+    device = FsDevice(options, backend, Aperture.max_request_bytes)
+    rig = DeviceRig(run_dir / "fs.sock", POOL, device)
     async with running(run_dir) as process:
         owner = await machine(run_dir)
         answer = await owner.stub.Boot(BOOT)

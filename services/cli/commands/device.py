@@ -26,8 +26,8 @@ from services.handshake.options import CACHE_MODES, MAX_QUEUES
 from services.handshake.pool import parse_token
 
 if TYPE_CHECKING:
+    from services.devicehost.memory import Access
     from services.devicehost.standalone import StandaloneDevice
-    from services.handshake.pool import SwiotlbPool
 
 app = typer.Typer(
     help="Run one device alone, in place of virtiofsd or passt.", no_args_is_help=True
@@ -139,9 +139,8 @@ def fs(
     spec = StandaloneDevice(
         FsBackend(str(shared_dir.absolute())),
         DEFAULT_TAG if tag is None else tag,
+        _access(swiotlb, memory),
         ";".join(item for item in items if item),
-        _pool(swiotlb),
-        confined=memory is Memory.WINDOWS,
         persistent=persistent,
         tells_config=tag is not None,
     )
@@ -178,9 +177,8 @@ def net(
     spec = StandaloneDevice(
         NetBackend(tap),
         tap,
+        _access(swiotlb, memory),
         f"client_mac={mac}" if mac else "",
-        _pool(swiotlb),
-        confined=memory is Memory.WINDOWS,
         persistent=persistent,
         tells_config=mac is not None,
     )
@@ -223,11 +221,13 @@ def _given(options: list[str]) -> VirtiofsdOptions:
         raise _wrong(f"{error.message} [{error.reason}]") from None
 
 
-def _pool(swiotlb: str | None) -> SwiotlbPool | None:
+def _access(swiotlb: str | None, memory: Memory) -> Access:
+    from services.devicehost.memory import Aperture, Whole, WindowQuota, Windows
+
     if swiotlb is None:
-        return None
+        return Whole() if memory is Memory.WHOLE else Windows(WindowQuota())
     try:
-        return parse_token(f"swiotlb={swiotlb}")
+        return Aperture(parse_token(f"swiotlb={swiotlb}"))
     except InvalidArgumentError as error:
         raise _wrong(f"--swiotlb: {error.message}") from None
 

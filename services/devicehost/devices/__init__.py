@@ -8,7 +8,8 @@
   is wrong when it cannot be.
 
 A device that needs more has packages beside these files, as `fs` has. Every VirtioDevice is made of
-options, a back end and counters; the one table from back ends to devices is here.
+options, a back end, the longest request and counters; the one table from back ends to devices is
+here.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from services.handshake.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.devicehost.memory import DeviceCounters
+    from services.devicehost.memory import Access, DeviceCounters
     from services.devicehost.virtio.device import VirtioDevice
 
 __all__ = [
@@ -65,28 +66,36 @@ class DeviceType(Generic[OptionsT]):
 
     device_class: str
     parse_options: Callable[[str], OptionsT]
-    make: Callable[[OptionsT, Any, DeviceCounters], VirtioDevice]
+    make: Callable[[OptionsT, Any, int, DeviceCounters], VirtioDevice]
+
+
+def _make_net(
+    options: NetOptions, backend: NetBackend, _max_request_bytes: int, counters: DeviceCounters
+) -> NetDevice:
+    """Make an adapter, whose frames are shorter than any bound on a request."""
+    return NetDevice(options, backend, counters)
 
 
 DEVICE_TYPES: Final[dict[type[DeviceBackend], DeviceType[Any]]] = {
     FsBackend: DeviceType(FS, parse_fs_options, FsDevice),
     AggregateBackend: DeviceType(FS, parse_fs_options, FsDevice),
-    NetBackend: DeviceType(NET, parse_net_options, NetDevice),
+    NetBackend: DeviceType(NET, parse_net_options, _make_net),
 }
 """The type of device that serves a back end."""
 
 
 def make_device(
-    options: DeviceOptions, backend: DeviceBackend, counters: DeviceCounters
+    options: DeviceOptions, backend: DeviceBackend, access: Access, counters: DeviceCounters
 ) -> VirtioDevice:
     """Make the device that serves a back end.
 
     Args:
         options: What the device is to be, parsed as DEVICE_TYPES has it.
         backend: What it serves.
+        access: How it is to reach guest memory.
         counters: Of the device.
 
     Raises:
         PortholeError: The back end cannot be opened.
     """
-    return DEVICE_TYPES[type(backend)].make(options, backend, counters)
+    return DEVICE_TYPES[type(backend)].make(options, backend, access.max_request_bytes, counters)

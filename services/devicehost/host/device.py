@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices import FsDevice
 from services.devicehost.host.states import DeviceEvent, DeviceState, hosted_device_life
-from services.devicehost.memory import (
-    ApertureMemory,
-    DeviceCounters,
-    RegionTable,
-    WholeMemory,
-    WindowMemory,
-)
+from services.devicehost.memory import DeviceCounters
 from services.devicehost.throttle import Throttle
 from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.handshake import events
@@ -33,12 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from services.devicehost.memory import (
-        CounterValues,
-        GuestMemory,
-        Usage,
-        WindowQuota,
-    )
+    from services.devicehost.memory import Access, CounterValues, RegionTable, Usage
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake.exhaustion import Exhaustion
     from services.handshake.options import FsOptions
@@ -63,7 +52,7 @@ class DeviceInfo:
         device_class: events.FS or events.NET.
         tag: Name that the guest sees.
         options: The options string, verbatim.
-        pool: Its aperture; None for on-demand windows.
+        pool: Its aperture; None without one.
         state: Where it is in its life.
         socket_path: Of its vhost-user socket.
         counters: What it has counted.
@@ -93,7 +82,6 @@ class Identity:
     device_class: str
     tag: str
     options: str
-    pool: SwiotlbPool | None
     socket_path: Path
 
 
@@ -102,12 +90,14 @@ class HostedDevice:
 
     Attributes:
         identity: What it is.
+        access: How it reaches guest memory.
         counters: What it counts.
     """
 
     def __init__(
         self,
         identity: Identity,
+        access: Access,
         *,
         is_known: Callable[[], bool],
         emit: Callable[[events.Event], None],
@@ -118,12 +108,14 @@ class HostedDevice:
 
         Args:
             identity: What the device is to be.
+            access: How it is to reach guest memory.
             is_known: Tells whether the device is in the registry.
             emit: Takes the events of the handshake, on any thread.
             on_change: Takes each new state and why it came, on any thread.
             on_exhausted: Takes what is used up, once per episode, on any thread; must not wait.
         """
         self.identity = identity
+        self.access = access
         self.counters = DeviceCounters()
         self._is_known = is_known
         self._emit = emit
@@ -135,7 +127,6 @@ class HostedDevice:
         self._life = threading.Lock()
         self._doorbells: set[int] = set()
         self._told: set[str] = set()
-        self._confined = True
         self._throttle = Throttle()
         self._device: VirtioDevice | None = None
         self._listener: Listener | None = None
@@ -154,7 +145,7 @@ class HostedDevice:
             me.device_class,
             me.tag,
             me.options,
-            me.pool,
+            self.access.pool,
             self.state,
             me.socket_path,
             self.counters.snapshot(),
@@ -164,8 +155,7 @@ class HostedDevice:
 
     def start(
         self,
-        make: Callable[[DeviceCounters], VirtioDevice],
-        quota: WindowQuota | None,
+        make: Callable[[Access, DeviceCounters], VirtioDevice],
         *,
         table: RegionTable | None = None,
         sock: ListeningSocket | None = None,
@@ -175,8 +165,6 @@ class HostedDevice:
 
         Args:
             make: Makes the virtio device.
-            quota: Of the VM, for a device without a token; None: such a device is not confined, and
-                maps all of guest memory.
             table: Empty, with a guard of its own; None for one that takes sealed memory only.
             sock: Where to listen, the device's from now on; None: at the identity's socket path.
             tells_config: Whether a front-end can ask for the configuration space.
@@ -184,31 +172,14 @@ class HostedDevice:
         Raises:
             PortholeError: It cannot be made; nothing is left behind.
         """
-        pool = self.identity.pool
-        self._confined = pool is not None or quota is not None
-
-        def reach(table: RegionTable) -> GuestMemory:
-            if pool is not None:
-                return ApertureMemory(table, pool, self.counters)
-            if quota is not None:
-                return WindowMemory(table, quota, self.counters)
-            return WholeMemory(table, self.counters)
-
         with self._life:
             if self.state is DeviceState.SHUTTING_DOWN:
                 raise FailedPreconditionError(
                     "HOST_SHUTTING_DOWN", "the device host is shutting down and takes no device"
                 )
-            device = make(self.counters)
-            keeps = pool is None
+            device = make(self.access, self.counters)
             backend = Backend(
-                device,
-                reach,
-                self.counters,
-                self,
-                keeps_descriptors=keeps,
-                tells_config=tells_config,
-                table=table,
+                device, self.access, self.counters, self, tells_config=tells_config, table=table
             )
             try:
                 listening = sock or ListeningSocket.at(self.identity.socket_path)
@@ -245,13 +216,10 @@ class HostedDevice:
 
     def attached(self) -> None:
         """As `Observer.attached`."""
-        me = self.identity
-        how = me.pool or ("windows" if self._confined else "mapping all of it")
-        self._fire(DeviceEvent.ATTACH, f"guest memory is attached by {how}")
-        if me.pool is not None:
-            self._emit_once(events.aperture_created(*self._names(), me.pool))
-        elif self._confined:
-            self._emit_once(events.windows_enabled(*self._names()))
+        self._fire(DeviceEvent.ATTACH, f"guest memory is attached: {self.access}")
+        event = self.access.attached_event(*self._names())
+        if event is not None:
+            self._emit_once(event)
 
     def register_doorbell(self, queue: int) -> None:
         """As `Observer.register_doorbell`.

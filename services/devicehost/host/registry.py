@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ from services.devicehost.host.specs import (
     parse_device,
 )
 from services.devicehost.host.states import DeviceState
-from services.devicehost.memory import WindowQuota
+from services.devicehost.memory import WindowQuota, confined
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from services.devicehost.devices import DeviceBackend, DeviceOptions
-    from services.devicehost.memory import DeviceCounters
+    from services.devicehost.memory import Access, DeviceCounters
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake import events
     from services.handshake.exhaustion import Exhaustion
@@ -60,7 +61,9 @@ class DeviceHost:
         self,
         run_dir: Path,
         on_change: Callable[[DeviceInfo, str], None],
-        make: Callable[[DeviceOptions, DeviceBackend, DeviceCounters], VirtioDevice] = make_device,
+        make: Callable[
+            [DeviceOptions, DeviceBackend, Access, DeviceCounters], VirtioDevice
+        ] = make_device,
         on_exhausted: Callable[[DeviceInfo, Exhaustion], None] = lambda *_: None,
     ) -> None:
         """Make an empty host.
@@ -115,24 +118,17 @@ class DeviceHost:
             AlreadyExistsError: DEVICE_EXISTS.
         """
         options, backend = parse_device(spec)
-        entry = HostedDevice(
-            Identity(
-                vm_id=options.vm_id,
-                instance_id=spec.instance_id,
-                device_class=DEVICE_TYPES[type(backend)].device_class,
-                tag=spec.tag,
-                options=spec.options,
-                pool=options.swiotlb,
-                socket_path=self._socket_dir / f"{spec.instance_id}.sock",
-            ),
-            is_known=lambda: self._knows(options.vm_id, spec.instance_id),
-            emit=emit,
-            on_change=self._on_change,
-            on_exhausted=self._on_exhausted,
+        identity = Identity(
+            vm_id=options.vm_id,
+            instance_id=spec.instance_id,
+            device_class=DEVICE_TYPES[type(backend)].device_class,
+            tag=spec.tag,
+            options=spec.options,
+            socket_path=self._socket_dir / f"{spec.instance_id}.sock",
         )
-        vm = self._register(entry)
+        entry = self._register(identity, options.swiotlb, emit)
         try:
-            entry.start(lambda counters: self._make(options, backend, counters), vm.quota)
+            entry.start(partial(self._make, options, backend))
         except BaseException:
             self._forget(entry)
             raise
@@ -237,8 +233,10 @@ class DeviceHost:
             leaving = _mark_shutting_down(self._vms.values())
         self._tear_down(leaving)
 
-    def _register(self, entry: HostedDevice) -> _Vm:
-        me = entry.identity
+    def _register(
+        self, me: Identity, pool: SwiotlbPool | None, emit: Callable[[events.Event], None]
+    ) -> HostedDevice:
+        """Make the entry of a device, unless its VM must not have it."""
         with self._lock:
             if self._closing:
                 raise FailedPreconditionError(
@@ -252,8 +250,8 @@ class DeviceHost:
                     instance_id=me.instance_id,
                 )
             vm = self._vms.get(me.vm_id) or _Vm()
-            if vm.pool is not None and vm.pool != me.pool:
-                have = format_token(me.pool) if me.pool else "no token"
+            if vm.pool is not None and vm.pool != pool:
+                have = format_token(pool) if pool else "no token"
                 raise FailedPreconditionError(
                     "SWIOTLB_TOKEN_MISMATCH",
                     f"device {me.instance_id} has {have}, but VM {me.vm_id} has latched "
@@ -261,9 +259,17 @@ class DeviceHost:
                     vm_id=me.vm_id,
                     instance_id=me.instance_id,
                 )
+            entry = HostedDevice(
+                me,
+                confined(pool, vm.quota),
+                is_known=lambda: self._knows(me.vm_id, me.instance_id),
+                emit=emit,
+                on_change=self._on_change,
+                on_exhausted=self._on_exhausted,
+            )
             self._vms[me.vm_id] = vm
             vm.devices[me.instance_id] = entry
-            return vm
+            return entry
 
     def _tear_down(self, leaving: Iterable[HostedDevice]) -> None:
         for entry in leaving:

@@ -1,11 +1,12 @@
 """Guest memory: how a device reaches the bytes of its guest, and only those.
 
-One interface, GuestMemory, with three kinds behind it: ApertureMemory maps exactly the pool, once;
-WindowMemory maps guest buffers on demand, under a quota; WholeMemory maps everything, once, for a
-device that is not to be confined. All pin rings at queue setup. Must not know queues, devices or
-vhost-user.
+`access` has the choice between three ways and all that follows from it; `guest` the one interface,
+GuestMemory, with three kinds behind it. ApertureMemory maps exactly the pool, once; WindowMemory
+maps guest buffers on demand, under a quota; WholeMemory maps everything, once, for a device that is
+not to be confined. All pin rings at queue setup. Must not know queues, devices or vhost-user.
 """
 
+from services.devicehost.memory.access import Access, Aperture, Whole, Windows, confined
 from services.devicehost.memory.aperture import ApertureMemory
 from services.devicehost.memory.bounds import Usage, bound
 from services.devicehost.memory.counters import CounterValues, DeviceCounters, QueueCounters
@@ -22,6 +23,8 @@ from services.devicehost.memory.whole import WholeMemory
 from services.devicehost.memory.windows import WindowMemory, WindowQuota
 
 __all__ = [
+    "Access",
+    "Aperture",
     "ApertureMemory",
     "CounterValues",
     "DeviceCounters",
@@ -35,8 +38,11 @@ __all__ = [
     "Span",
     "TranslationError",
     "Usage",
+    "Whole",
     "WholeMemory",
     "WindowMemory",
     "WindowQuota",
+    "Windows",
     "bound",
+    "confined",
 ]

@@ -1,8 +1,7 @@
 """What a front-end's commands do to one device: guest memory, rings and their workers.
 
-One thread executes commands; workers only report failure. When the device keeps to an aperture, the
-descriptors of guest memory are closed at the moment when all of its rings have their addresses:
-then every page that it may ever touch is mapped. Must not know bytes, sockets, gRPC or who watches.
+One thread executes commands; workers only report failure. Must not know bytes, sockets, gRPC or who
+watches.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ from services.devicehost.memory import Region, RegionTable
 from services.devicehost.vhost_user.ring import Ring, RingContext, check_event_fd
 from services.devicehost.vhost_user.ring_states import RingState
 from services.devicehost.vhost_user.session import (
-    APERTURE_PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
-    WINDOW_PROTOCOL_FEATURES,
     Offer,
+    protocol_features,
 )
 from services.handshake.errors import FailedPreconditionError, PortholeError
 from services.wire.vhost_user import (
     F_PROTOCOL_FEATURES,
-    PROTOCOL_F_CONFIG,
     MemRegion,
     Request,
     VringState,
@@ -33,7 +30,7 @@ from services.wire.vhost_user import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.devicehost.memory import DeviceCounters, GuestMemory
+    from services.devicehost.memory import Access, DeviceCounters, GuestMemory
     from services.devicehost.vhost_user.messages import Command
     from services.devicehost.virtio.device import VirtioDevice
 
@@ -79,11 +76,10 @@ class Backend:
     def __init__(
         self,
         device: VirtioDevice,
-        reach: Callable[[RegionTable], GuestMemory],
+        access: Access,
         counters: DeviceCounters,
         observer: Observer,
         *,
-        keeps_descriptors: bool,
         tells_config: bool = True,
         table: RegionTable | None = None,
     ) -> None:
@@ -91,19 +87,16 @@ class Backend:
 
         Args:
             device: Serves the queues.
-            reach: Makes the device's guest memory from a table of regions.
+            access: How the device reaches guest memory.
             counters: Of the device.
             observer: Is told what happens.
-            keeps_descriptors: Whether guest memory is mapped on demand, so that the descriptors of
-                its regions stay open; False closes them once all rings have their addresses.
             tells_config: Whether a front-end can ask for the configuration space.
             table: Empty; None for one that takes sealed memory only.
         """
         self._device = device
-        self._reach = reach
+        self._access = access
         self._counters = counters
         self._observer = observer
-        self._keeps_descriptors = keeps_descriptors
         self._tells_config = tells_config
         self._table = RegionTable() if table is None else table
         self._memory: GuestMemory | None = None
@@ -117,14 +110,11 @@ class Backend:
     @property
     def offer(self) -> Offer:
         """What the device offers to a front-end now."""
-        protocol_features = (
-            WINDOW_PROTOCOL_FEATURES if self._keeps_descriptors else APERTURE_PROTOCOL_FEATURES
-        )
-        if not self._tells_config:
-            protocol_features &= ~PROTOCOL_F_CONFIG
         return Offer(
             features=TRANSPORT_FEATURES | self._device.features,
-            protocol_features=protocol_features,
+            protocol_features=protocol_features(
+                keeps_descriptors=self._access.keeps_descriptors, tells_config=self._tells_config
+            ),
             num_queues=self._device.num_queues,
             config=self._device.config(),
         )
@@ -190,7 +180,7 @@ class Backend:
         self._unmap()
         if len(self._table):
             try:
-                self._memory = self._reach(self._table)
+                self._memory = self._access.attach(self._table, self._counters)
                 for ring in self._rings:
                     ring.pin(self._table, self._memory)
             except PortholeError:
@@ -198,12 +188,12 @@ class Backend:
                 self._table.close()
                 raise
             self._observer.attached()
-        self._close_descriptors_when_done()
+        self._trim_when_placed()
         self._serve_what_can_be_served()
 
-    def _close_descriptors_when_done(self) -> None:
-        if not self._keeps_descriptors and all(ring.placed for ring in self._rings):
-            self._table.close_fds()
+    def _trim_when_placed(self) -> None:
+        if all(ring.placed for ring in self._rings):
+            self._access.trim(self._table)
 
     def _unmap(self) -> None:
         for ring in self._rings:
@@ -230,7 +220,7 @@ class Backend:
 
     def _set_vring_addr(self, command: Command) -> None:
         self._ring(command).set_addr(command.body, self._table, self._memory)
-        self._close_descriptors_when_done()
+        self._trim_when_placed()
         self._serve_what_can_be_served()
 
     def _set_vring_kick(self, command: Command) -> None:

@@ -49,20 +49,10 @@ TRANSPORT_FEATURES: Final = (
 )
 """Offered for every device, beside the device type's own features."""
 
-APERTURE_PROTOCOL_FEATURES: Final = (
-    PROTOCOL_F_MQ
-    | PROTOCOL_F_REPLY_ACK
-    | PROTOCOL_F_BACKEND_REQ
-    | PROTOCOL_F_CONFIG
-    | PROTOCOL_F_RESET_DEVICE
+PROTOCOL_FEATURES: Final = (
+    PROTOCOL_F_MQ | PROTOCOL_F_REPLY_ACK | PROTOCOL_F_BACKEND_REQ | PROTOCOL_F_RESET_DEVICE
 )
-"""Offered by a device with an aperture.
-
-Without memory slots a front-end sends the whole table, with descriptors, each time it starts the
-device: that is what lets the device close them in between."""
-
-WINDOW_PROTOCOL_FEATURES: Final = APERTURE_PROTOCOL_FEATURES | PROTOCOL_F_CONFIGURE_MEM_SLOTS
-"""Offered by a device that keeps the descriptors."""
+"""Offered for every device."""
 
 _OK: Final = 0
 _ERROR: Final = 1
@@ -83,6 +73,23 @@ class Offer:
     protocol_features: int
     num_queues: int
     config: bytes
+
+
+def protocol_features(*, keeps_descriptors: bool, tells_config: bool) -> int:
+    """Return the vhost-user features that a device offers, as a mask.
+
+    Args:
+        keeps_descriptors: Whether the device keeps the descriptors of guest memory. One that closes
+            them offers no memory slots: without these a front-end sends the whole table, with
+            descriptors, each time that it starts the device.
+        tells_config: Whether a front-end can ask for the configuration space.
+    """
+    features = PROTOCOL_FEATURES
+    if keeps_descriptors:
+        features |= PROTOCOL_F_CONFIGURE_MEM_SLOTS
+    if tells_config:
+        features |= PROTOCOL_F_CONFIG
+    return features
 
 
 class Session:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from services.devicehost.memory import ApertureMemory, DeviceCounters, WindowMemory, WindowQuota
+from services.devicehost.memory import DeviceCounters, WindowQuota, confined
 from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.devicehost.virtio.device import serve_requests
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from services.devicehost.memory import GuestMemory, RegionTable
     from services.devicehost.virtio.device import VirtioDevice
     from services.devicehost.virtio.queue import Chain, Queue
     from services.handshake.errors import PortholeError
@@ -100,14 +99,7 @@ class DeviceRig:
         self.watch = Watch()
         self.counters = DeviceCounters()
         self._device = device
-        quota = WindowQuota()
-
-        def reach(table: RegionTable) -> GuestMemory:
-            if pool is None:
-                return WindowMemory(table, quota, self.counters)
-            return ApertureMemory(table, pool, self.counters)
-
-        backend = Backend(device, reach, self.counters, self.watch, keeps_descriptors=pool is None)
+        backend = Backend(device, confined(pool, WindowQuota()), self.counters, self.watch)
         self.listener = Listener(ListeningSocket.at(path), backend)
 
     def close(self) -> None:

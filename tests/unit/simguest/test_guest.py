@@ -10,6 +10,7 @@ import pytest
 from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
 
 from services.devicehost.devices import FsBackend, FsDevice
+from services.devicehost.memory import Aperture
 from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
@@ -150,7 +151,9 @@ async def test_a_share_comes_and_goes_and_leaves_no_slot(guest: Guest, run_dir: 
     shared.mkdir()
     (shared / "file").write_bytes(b"content")
     options = parse_fs_options("data;vm_id=5f0c2d5e-0000-4000-8000-000000000001")
-    rig = DeviceRig(run_dir / "fs.sock", POOL, FsDevice(options, FsBackend(str(shared))))
+    backend = FsBackend(str(shared))
+    device = FsDevice(options, backend, Aperture.max_request_bytes)
+    rig = DeviceRig(run_dir / "fs.sock", POOL, device)
     await guest.boot(order())
     await guest.attach(share(run_dir / "fs.sock"))
     for again in (share(run_dir / "fs.sock", tag="other"), share(run_dir / "fs.sock", "dev-2")):

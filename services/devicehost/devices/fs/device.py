@@ -40,6 +40,7 @@ class FsDevice:
         self,
         options: FsOptions,
         backend: FsBackend | AggregateBackend,
+        max_request_bytes: int,
         counters: DeviceCounters | None = None,
     ) -> None:
         """Open the directory that is shared, and raise the process's limit on open files.
@@ -47,6 +48,7 @@ class FsDevice:
         Args:
             options: What the device was asked to be; its name is the tag.
             backend: What is shared; an aggregate begins without any share.
+            max_request_bytes: Longest data of one request that the guest is able to map.
             counters: Of the device; what is bounded is reported there.
 
         Raises:
@@ -75,7 +77,7 @@ class FsDevice:
             served: Share | Aggregate = self._children
         else:
             served = self._share(options, Path(backend.shared_dir))
-        self._session: FuseSession | None = FuseSession(served)
+        self._session: FuseSession | None = FuseSession(served, max_request_bytes)
 
     def add_child(self, name: str, options: FsOptions, shared_dir: Path) -> None:
         """Add a share to an aggregate, while the guest uses the others.

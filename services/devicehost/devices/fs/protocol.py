@@ -23,7 +23,7 @@ from services.devicehost.devices.fs.operations.request import Request
 from services.devicehost.devices.fs.operations.table import OPERATIONS
 from services.devicehost.memory import bound
 from services.handshake.exhaustion import Resource
-from services.handshake.pool import MAX_MAPPING_BYTES, PAGE_BYTES
+from services.handshake.pool import PAGE_BYTES
 from services.wire import fuse
 from services.wire.fuse import InitIn, InitOut, Opcode
 
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.chain import Chain
     from services.devicehost.virtio.deferral import Deferred
 
-POOL_MAX_PAGES: Final = MAX_MAPPING_BYTES // PAGE_BYTES
-"""Pages of one request behind a pool: 256 KiB, the longest mapping in the pool's geometry."""
-MAX_PAGES: Final = 256
-"""Pages of one request otherwise: 1 MiB, the most that Linux uses by default."""
 _DEFAULT_MAX_PAGES: Final = 32
 """A guest without FUSE_MAX_PAGES uses this many, whatever INIT answers."""
 _MAX_BACKGROUND: Final = 64
@@ -63,15 +59,16 @@ class FuseSession:
             all requests.
     """
 
-    def __init__(self, served: Share | Aggregate) -> None:
+    def __init__(self, served: Share | Aggregate, max_request_bytes: int) -> None:
         """Wait for INIT.
 
         Args:
             served: The share or the shares.
+            max_request_bytes: Longest data of one request that the guest is able to map.
         """
         self.native_mounts: Final = NativeMounts(served.library) if served.library else None
         self._served: Final = served
-        self._max_pages: Final = POOL_MAX_PAGES if served.options.swiotlb else MAX_PAGES
+        self._max_pages: Final = max_request_bytes // PAGE_BYTES
         self._mutex: Final = threading.Lock()
         self._mount: Mount | AggregateMount | None = None
 

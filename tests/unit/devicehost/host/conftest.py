@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from services.devicehost.memory import DeviceCounters
+    from services.devicehost.memory import Access, DeviceCounters
     from services.devicehost.virtio.queue import Queue
     from services.handshake.events import Event
 
@@ -83,7 +83,9 @@ class Rig:
             self.changes.append(f"{info.instance_id} {info.state}")
             self._changed.notify_all()
 
-    def _make(self, options: object, backend: object, counters: DeviceCounters) -> NullDevice:
+    def _make(
+        self, options: object, backend: object, access: Access, counters: DeviceCounters
+    ) -> NullDevice:
         device = NullDevice()
         self.devices.append(device)
         return device

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.memory import ApertureMemory, DeviceCounters, WindowMemory, WindowQuota
+from services.devicehost.memory import Aperture, DeviceCounters, WindowQuota, Windows
 from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.devicehost.virtio.device import serve_requests
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -17,7 +17,7 @@ from tests.support.guest_ring import GuestRam
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from services.devicehost.memory import GuestMemory, RegionTable
+    from services.devicehost.memory import Access
     from services.devicehost.virtio.queue import Chain, Queue
     from services.handshake.errors import PortholeError
 
@@ -113,22 +113,14 @@ class Watcher:
 class Service:
     """An echo device behind its socket, and a guest of 32 MiB."""
 
-    def __init__(self, path: Path, *, aperture: bool) -> None:
+    def __init__(self, path: Path, access: Access) -> None:
         self.path = path
+        self.access = access
         self.device = EchoDevice()
         self.watcher = Watcher()
         self.counters = DeviceCounters()
-        self.quota = WindowQuota()
         self.ram = GuestRam(32 * MIB)
-
-        def reach(table: RegionTable) -> GuestMemory:
-            if aperture:
-                return ApertureMemory(table, POOL, self.counters)
-            return WindowMemory(table, self.quota, self.counters)
-
-        self.backend = Backend(
-            self.device, reach, self.counters, self.watcher, keeps_descriptors=not aperture
-        )
+        self.backend = Backend(self.device, access, self.counters, self.watcher)
         self.listener = Listener(ListeningSocket.at(path), self.backend)
 
     def close(self) -> None:
@@ -139,7 +131,7 @@ class Service:
 @pytest.fixture
 def service(run_dir: Path) -> Iterator[Service]:
     """A device with an aperture."""
-    service = Service(run_dir / "echo.sock", aperture=True)
+    service = Service(run_dir / "echo.sock", Aperture(POOL))
     yield service
     service.close()
 
@@ -147,7 +139,7 @@ def service(run_dir: Path) -> Iterator[Service]:
 @pytest.fixture
 def window_service(run_dir: Path) -> Iterator[Service]:
     """A device with on-demand windows."""
-    service = Service(run_dir / "windows.sock", aperture=False)
+    service = Service(run_dir / "windows.sock", Windows(WindowQuota()))
     yield service
     service.close()
 

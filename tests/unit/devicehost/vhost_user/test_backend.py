@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.memory import Windows
 from services.devicehost.vhost_user import Listener, ListeningSocket, listener, worker
 from services.handshake.errors import PermissionDeniedError
 from services.wire import vhost_user as wire
@@ -82,7 +83,8 @@ def test_a_request_goes_through_windows(window_service: Service) -> None:
         assert echo(ring, events, data=0) == b"HELLO"
         assert service.counters.snapshot().windows_mapped == 2
     service.watcher.wait_for("disconnected")
-    assert service.quota.used == 0
+    assert isinstance(service.access, Windows)
+    assert service.access.quota.used == 0
 
 
 def test_only_the_pool_and_the_rings_outside_it_are_mapped_and_no_descriptor_stays(

@@ -6,19 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.devicehost.memory import Aperture
 from services.devicehost.vhost_user.messages import SHAPES, Command, ProtocolError
 from services.devicehost.vhost_user.session import (
-    APERTURE_PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
-    WINDOW_PROTOCOL_FEATURES,
     Offer,
     Session,
+    protocol_features,
 )
 from services.handshake.errors import FailedPreconditionError
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Header, Request
 
-OFFER = Offer(TRANSPORT_FEATURES | 1, WINDOW_PROTOCOL_FEATURES, 3, b"0123456789")
+ALL_FEATURES = protocol_features(keeps_descriptors=True, tells_config=True)
+OFFER = Offer(TRANSPORT_FEATURES | 1, ALL_FEATURES, 3, b"0123456789")
 NEED_REPLY = wire.VERSION | wire.FLAG_NEED_REPLY
 SIZES = {
     Request.SET_FEATURES: 8,
@@ -73,7 +74,8 @@ def test_what_is_offered() -> None:
 
 
 def test_a_device_with_an_aperture_offers_no_memory_slots() -> None:
-    session = negotiated(Offer(TRANSPORT_FEATURES, APERTURE_PROTOCOL_FEATURES, 1, b""))
+    features = protocol_features(keeps_descriptors=Aperture.keeps_descriptors, tells_config=True)
+    session = negotiated(Offer(TRANSPORT_FEATURES, features, 1, b""))
     with pytest.raises(ProtocolError):
         send(session, Request.GET_MAX_MEM_SLOTS)
 

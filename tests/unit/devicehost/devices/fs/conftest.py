@@ -12,6 +12,7 @@ from services.devicehost import fastpath
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.share import Share
+from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.handshake.options import FsOptions
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest
 from tests.unit.devicehost.devices.fs.native_guest import NativeGuest
@@ -28,7 +29,12 @@ _AMPLE = Limits(nodes=1000, descriptors=1000, handles=100)
 
 class MakeGuest(Protocol):
     def __call__(
-        self, *, limits: Limits = ..., mounted: bool = ..., **options: object
+        self,
+        *,
+        limits: Limits = ...,
+        max_request_bytes: int = ...,
+        mounted: bool = ...,
+        **options: object,
     ) -> FuseGuest:
         """Make a guest of a share with these options."""
 
@@ -60,10 +66,16 @@ def library(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
 
 @pytest.fixture
 def make_guest(shared: Path, library: ctypes.CDLL | None) -> MakeGuest:
-    def make(*, limits: Limits = _AMPLE, mounted: bool = True, **options: object) -> FuseGuest:
+    def make(
+        *,
+        limits: Limits = _AMPLE,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        mounted: bool = True,
+        **options: object,
+    ) -> FuseGuest:
         root = Descriptor(os.open(shared, os.O_PATH | os.O_DIRECTORY))
         parsed = FsOptions(name="share", vm_id=VM_ID, **options)  # type: ignore[arg-type]
-        session = FuseSession(Share(root, parsed, limits, library))
+        session = FuseSession(Share(root, parsed, limits, library), max_request_bytes)
         guest = NativeGuest(session) if library else FuseGuest(session)
         if mounted:
             guest.init()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from services.devicehost.devices import FsBackend, FsDevice
+from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
 from services.handshake.options import FsOptions
 from services.wire import fuse
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def device(shared: Path, name: str = "share", queues: int = 1) -> FsDevice:
-    return FsDevice(FsOptions(name=name, vm_id=VM_ID, queues=queues), FsBackend(str(shared)))
+    return FsDevice(
+        FsOptions(name=name, vm_id=VM_ID, queues=queues), FsBackend(str(shared)), MAX_REQUEST_BYTES
+    )
 
 
 class ScriptedQueue:

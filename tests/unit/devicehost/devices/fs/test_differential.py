@@ -28,6 +28,7 @@ from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.share import Share
+from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.devicehost.virtio.device import serve_natively, serve_requests
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState
@@ -335,7 +336,7 @@ def serve(
             served = Aggregate(FsOptions(name="shares", vm_id=VM_ID), LIMITS, library)
             for name, directory in CHILDREN.items():
                 served.add(name.decode(), share(directory))
-        session = FuseSession(served)
+        session = FuseSession(served, MAX_REQUEST_BYTES)
         setup = rig.setup(ring, event_idx=event_idx)
         queue = make_queue(setup, QueueState(), natively=native)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.handshake.pool import Gpa, SwiotlbPool
+from services.devicehost.memory import Access, Aperture, Whole
 from services.wire import fuse
 from services.wire.fuse import Opcode
 from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
@@ -15,8 +15,6 @@ from tests.unit.devicehost.devices.fs.fuse_guest import OFFERED, FuseError, Fuse
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-POOL = SwiotlbPool(Gpa(0x1000_0000), 64 << 20)
 
 
 def number_of(error: pytest.ExceptionInfo[FuseError]) -> str:
@@ -29,16 +27,17 @@ def test_without_a_pool_requests_are_up_to_1_mib(make_guest: MakeGuest) -> None:
 
 
 def test_behind_a_pool_no_request_exceeds_256_kib(make_guest: MakeGuest) -> None:
-    out = make_guest(mounted=False, swiotlb=POOL).init()
+    out = make_guest(mounted=False, max_request_bytes=Aperture.max_request_bytes).init()
     assert (out.max_write, out.max_pages) == (256 << 10, 64)
     assert out.flags & fuse.FUSE_MAX_PAGES
 
 
-@pytest.mark.parametrize("pool", [None, POOL])
+@pytest.mark.parametrize("access", [Whole, Aperture])
 def test_a_guest_without_max_pages_is_told_what_it_can(
-    make_guest: MakeGuest, pool: SwiotlbPool | None
+    make_guest: MakeGuest, access: type[Access]
 ) -> None:
-    out = make_guest(mounted=False, swiotlb=pool).init(flags=OFFERED & ~fuse.FUSE_MAX_PAGES)
+    guest = make_guest(mounted=False, max_request_bytes=access.max_request_bytes)
+    out = guest.init(flags=OFFERED & ~fuse.FUSE_MAX_PAGES)
     assert out.max_write == 32 * 4096
     assert not out.flags & fuse.FUSE_MAX_PAGES
 

@@ -17,6 +17,7 @@ from services.devicehost.devices.fs.aggregate.shares import MAX_CHILDREN, Aggreg
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.share import Share
+from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.handshake.errors import PortholeError
 from services.handshake.exhaustion import Resource
 from services.handshake.options import FsOptions
@@ -64,7 +65,7 @@ class Rig:
 @pytest.fixture
 def rig(tmp_path: Path, library: ctypes.CDLL | None) -> Rig:
     aggregate = Aggregate(FsOptions(name="shares", vm_id=VM_ID, queues=4), LIMITS, library)
-    rig = Rig(aggregate, FuseSession(aggregate), library, tmp_path)
+    rig = Rig(aggregate, FuseSession(aggregate, MAX_REQUEST_BYTES), library, tmp_path)
     rig.guest().init()
     return rig
 
@@ -464,7 +465,7 @@ def test_a_device_that_is_dropped_lets_go_of_all_shares_at_once(
     tmp_path: Path, library: ctypes.CDLL | None
 ) -> None:
     aggregate = Aggregate(FsOptions(name="shares", vm_id=VM_ID), LIMITS, library)
-    rig = Rig(aggregate, FuseSession(aggregate), library, tmp_path)
+    rig = Rig(aggregate, FuseSession(aggregate, MAX_REQUEST_BYTES), library, tmp_path)
     guest = rig.guest()
     guest.init()
     (rig.add("one") / "file").touch()

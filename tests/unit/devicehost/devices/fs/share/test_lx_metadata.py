@@ -12,6 +12,7 @@ import pytest
 
 from services.devicehost.devices import FsBackend, FsDevice
 from services.devicehost.devices.fs.share import lx_metadata
+from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.handshake.errors import FailedPreconditionError
 from services.handshake.options import FsOptions
 from services.wire import fuse
@@ -287,7 +288,7 @@ def test_a_file_system_without_attributes_is_refused(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = FsOptions(name="share", vm_id=VM_ID, metadata=True)
-    FsDevice(options, FsBackend(str(shared))).close()
+    FsDevice(options, FsBackend(str(shared)), MAX_REQUEST_BYTES).close()
 
     def refuse(*_: object) -> bytes:
         raise OSError(errno.EOPNOTSUPP, "no such attributes")
@@ -295,5 +296,5 @@ def test_a_file_system_without_attributes_is_refused(
     assert lx_metadata.can_keep(os.fsencode(shared))
     monkeypatch.setattr(os, "getxattr", refuse)
     with pytest.raises(FailedPreconditionError) as error:
-        FsDevice(options, FsBackend(str(shared)))
+        FsDevice(options, FsBackend(str(shared)), MAX_REQUEST_BYTES)
     assert error.value.reason == "METADATA_UNSUPPORTED"

@@ -19,6 +19,7 @@ from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Li
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.name_case import CASE_XATTR
 from services.devicehost.devices.fs.share.share import Share
+from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.handshake.options import FsOptions
 from services.wire import fuse
 from services.wire.fuse import Opcode
@@ -106,7 +107,7 @@ def mounted(shared: Path, case: str, library: ctypes.CDLL | None) -> FuseGuest:
     root = Descriptor(os.open(shared, os.O_PATH | os.O_DIRECTORY))
     options = FsOptions(name="share", vm_id=VM_ID, case=case)
     limits = Limits(nodes=100, descriptors=100, handles=100)
-    guest = FuseGuest(FuseSession(Share(root, options, limits, library)))
+    guest = FuseGuest(FuseSession(Share(root, options, limits, library), MAX_REQUEST_BYTES))
     guest.init()
     return guest
 

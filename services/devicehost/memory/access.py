@@ -1,0 +1,163 @@
+"""How one device reaches guest memory: an aperture, windows on demand, or all of it.
+
+Owns everything that follows from that choice. Nothing else asks which of the three a device has: it
+asks for the fact that it needs. Must not know who chose, queues, devices or vhost-user.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, final
+
+from services.devicehost.memory.aperture import ApertureMemory
+from services.devicehost.memory.whole import WholeMemory
+from services.devicehost.memory.windows import WindowMemory, WindowQuota
+from services.handshake import events
+from services.handshake.pool import MAX_MAPPING_BYTES, SwiotlbPool
+
+if TYPE_CHECKING:
+    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.memory.guest import GuestMemory
+    from services.devicehost.memory.regions import RegionTable
+
+MAX_REQUEST_BYTES: Final = 1 << 20
+"""Longest data of a request when no pool bounds it: what Linux uses at most by default (kernel:
+fs/fuse/inode.c, fuse_max_pages_limit = 256)."""
+
+
+class Access(ABC):
+    """The way to guest memory of one device; one of Aperture, Windows and Whole.
+
+    Attributes:
+        pool: The pool that the device is confined to; None without one.
+        keeps_descriptors: Whether the descriptors of guest memory stay open while the device is
+            attached. Only then can regions be added and removed one at a time; otherwise a
+            front-end must send the whole table again, with its descriptors.
+        max_request_bytes: Longest data of one request that the guest is able to map, whatever the
+            device class.
+        log_level: Severity of this choice, of the logging module.
+    """
+
+    __slots__ = ()
+
+    pool: SwiotlbPool | None = None
+    keeps_descriptors: ClassVar[bool]
+    max_request_bytes: ClassVar[int]
+    log_level: ClassVar[int] = logging.INFO
+
+    @abstractmethod
+    def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
+        """Make the guest memory of a device.
+
+        Args:
+            table: The regions that the front-end shares.
+            counters: Of the device.
+
+        Raises:
+            InvalidArgumentError: A region cannot be mapped; see Mapping.
+            FailedPreconditionError: The regions do not hold what is to be mapped.
+        """
+
+    def trim(self, table: RegionTable) -> None:
+        """Close what the device needs no more, now that all of its rings are placed."""
+        if not self.keeps_descriptors:
+            table.close_fds()
+
+    @abstractmethod
+    def attached_event(
+        self, vm_id: str, instance_id: str, device_class: str, tag: str
+    ) -> events.Event | None:
+        """Return the handshake event that follows on attaching; None when none does."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Describe for the log what of guest memory is mapped."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Aperture(Access):
+    """A mapping of exactly the pool, made once.
+
+    When all rings are placed, every page that the device may ever touch is mapped. Its descriptors
+    of guest memory are closed then, so it cannot map any other.
+    """
+
+    pool: SwiotlbPool
+
+    keeps_descriptors = False
+    max_request_bytes = MAX_MAPPING_BYTES
+
+    def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
+        """Map the pool; see ApertureMemory."""
+        return ApertureMemory(table, self.pool, counters)
+
+    def attached_event(
+        self, vm_id: str, instance_id: str, device_class: str, tag: str
+    ) -> events.Event:
+        """Return ApertureCreated."""
+        return events.aperture_created(vm_id, instance_id, device_class, tag, self.pool)
+
+    def __str__(self) -> str:
+        return f"only {self.pool} is mapped"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Windows(Access):
+    """Guest buffers, mapped on demand.
+
+    Attributes:
+        quota: Windows that the devices of the VM share.
+    """
+
+    quota: WindowQuota
+
+    keeps_descriptors = True
+    max_request_bytes = MAX_REQUEST_BYTES
+
+    def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
+        """Map nothing yet; see WindowMemory."""
+        return WindowMemory(table, self.quota, counters)
+
+    def attached_event(
+        self, vm_id: str, instance_id: str, device_class: str, tag: str
+    ) -> events.Event:
+        """Return WindowsEnabled."""
+        return events.windows_enabled(vm_id, instance_id, device_class, tag)
+
+    def __str__(self) -> str:
+        return f"up to {self.quota.device_limit} windows of it are mapped at a time, on demand"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Whole(Access):
+    """All of guest memory, mapped once: the device is not confined.
+
+    No handshake knows such a device: it belongs to a process of its own, without a VM owner.
+    """
+
+    keeps_descriptors = True
+    max_request_bytes = MAX_REQUEST_BYTES
+    log_level = logging.WARNING
+
+    def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
+        """Map every region; see WholeMemory."""
+        return WholeMemory(table, counters)
+
+    def attached_event(self, vm_id: str, instance_id: str, device_class: str, tag: str) -> None:
+        """Return None."""
+
+    def __str__(self) -> str:
+        return (
+            "all of it is mapped, so the device is not confined; the guest's bounce pool or "
+            "windows would confine it"
+        )
+
+
+def confined(pool: SwiotlbPool | None, quota: WindowQuota) -> Aperture | Windows:
+    """Return the access of a device that is confined: to its VM's pool, or by windows without."""
+    return Aperture(pool) if pool is not None else Windows(quota)
