@@ -1,5 +1,5 @@
-"""Floor 2: inside the guest. Reads what the kernel published, reports it, and serves it.
+"""Floor 2: guest init, inside the guest. It reads what the kernel publishes, reports and serves it.
 
-A WSL2 guest's init pushes to its owner when it starts; a WSLC guest's init is asked by the session.
-Knows neither pools' rules nor tokens: the owner checks what is reported here.
+The init of a WSL2 guest reports to its owner when it starts; that of a WSLC guest answers the
+session. The owner checks what is reported here.
 """

@@ -1,6 +1,6 @@
-"""The process: settings, the service, and the push of a WSL2 guest.
+"""`python -m services.guest_init`: the service, and the report of a WSL2 guest.
 
-Owns how the parts of guest init are put together, and nothing else.
+Owns the process's settings, and how the parts of guest init are put together.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GuestInitSettings(ServiceSettings):
         default=None, description="what to report for `uname -r`; by default the running kernel's"
     )
     owner: str | None = Field(
-        default=None, description="address of the VM's init channel: push to it at start (WSL2)"
+        default=None, description="address of the VM's init channel: report to it at start (WSL2)"
     )
     owner_wait_s: float = Field(
         default=30.0, gt=0, le=3600, description="seconds that one attempt waits for the owner"
@@ -47,22 +47,24 @@ class GuestInitSettings(ServiceSettings):
 
 
 async def run(settings: GuestInitSettings) -> None:
-    """Serve until SIGTERM; push first thing when there is an owner to push to."""
+    """Serve until SIGTERM. Report at the start if the settings name an owner."""
     guest = guest_from(
         [SysfsReader(settings.publish_dir)], settings.cmdline_file, settings.kernel_release
     )
-    # It runs from the first wait of `serve` on, when telemetry is set up.
-    push = asyncio.create_task(_push(guest, settings))
+    # The task runs from the first wait of `serve` on, when telemetry is set up.
+    reporting = asyncio.create_task(_report(guest, settings))
 
-    async def stop_pushing() -> None:
-        push.cancel()
+    async def stop_reporting() -> None:
+        reporting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await push
+            await reporting
 
-    await serve(settings, name=settings.name, servicers=[servicer(guest)], on_shutdown=stop_pushing)
+    await serve(
+        settings, name=settings.name, servicers=[servicer(guest)], on_shutdown=stop_reporting
+    )
 
 
-async def _push(guest: Guest, settings: GuestInitSettings) -> None:
+async def _report(guest: Guest, settings: GuestInitSettings) -> None:
     if settings.owner is not None:
         await report(guest, settings.owner, wait_s=settings.owner_wait_s)
 

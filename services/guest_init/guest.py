@@ -1,4 +1,4 @@
-"""What guest init knows of its guest: capabilities, and the trace to continue.
+"""The guest that this init runs in: its capabilities, and the trace to continue.
 
 Owns reading the guest. Must not know gRPC: the servicer and the reporter send what is read here.
 """
@@ -25,9 +25,9 @@ class Guest:
     """The guest that this init runs in.
 
     Attributes:
-        readers: Where to look for a pool, in order.
-        kernel_release: `uname -r`, or what stands for it in a user-space guest.
-        traceparent: W3C context of the VM, from the kernel command line; empty when that has none.
+        readers: Readers of the pool, in the order in which they are asked.
+        kernel_release: `uname -r`; in a user-space guest, the release that it plays.
+        traceparent: W3C context of the VM from the kernel command line; empty when it has none.
     """
 
     readers: Sequence[PoolReader]
@@ -46,12 +46,13 @@ class Guest:
 def guest_from(
     readers: Sequence[PoolReader], cmdline_file: Path, kernel_release: str | None
 ) -> Guest:
-    """Tell which guest this is.
+    """Return the guest that this process runs in.
 
     Args:
-        readers: Where to look for a pool, in order.
-        cmdline_file: The kernel command line, usually /proc/cmdline; an unreadable one is empty.
-        kernel_release: None for that of the running kernel.
+        readers: Readers of the pool, in the order in which they are asked.
+        cmdline_file: The kernel command line, usually /proc/cmdline; it counts as empty when it
+            cannot be read.
+        kernel_release: The release to report; None: that of the running kernel.
     """
     words = _words(cmdline_file)
     return Guest(

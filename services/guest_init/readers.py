@@ -1,8 +1,8 @@
-"""Where a guest kernel publishes its bounce pool, and how those places are read.
+"""Readers of the bounce pool that a guest kernel publishes.
 
-Owns the reader interface and the reader of sysfs. A pool in the device tree or in the kernel log is
-another reader. A reader never raises and never tells half a pool: what cannot be read whole is not
-published. Must not judge the numbers: the VM owner does.
+Owns the reader interface and the reader of sysfs. A pool in the device tree or in the kernel log
+would be another reader. A reader never raises and never returns half a pool: a pool that cannot be
+read whole counts as not published. The VM owner judges the numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SYSFS_DIR: Final = "/sys/bus/vmbus/drivers/hv_pci"
-"""Where WSL's kernel publishes (drivers/pci/controller/pci-hyperv.c, driver attributes)."""
+"""Directory in which WSL's kernel publishes (drivers/pci/controller/pci-hyperv.c)."""
 
 BASE_FILE: Final = "swiotlb_base"
 SIZE_FILE: Final = "swiotlb_size"
@@ -29,8 +29,8 @@ SIZE_FILE: Final = "swiotlb_size"
 _READ_LIMIT_BYTES: Final = 4096  # a sysfs attribute is at most one page
 _U64: Final = (1 << 64) - 1
 
-# strtoull (C11 7.22.1.4) with base 0, of a whole text with white space around it. A minus is
-# refused: strtoull would take "-1" for 2**64 - 1, which is no address.
+# The syntax of strtoull (C11 7.22.1.4) with base 0, with white space around it. A minus is refused:
+# strtoull reads "-1" as 2**64 - 1, which is no address.
 _NUMBER: Final = re.compile(
     r"[ \t\n\v\f\r]*\+?(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<oct>0[0-7]*)|(?P<dec>[1-9][0-9]*))"
     r"[ \t\n\v\f\r]*",
@@ -42,7 +42,7 @@ class PoolReader(Protocol):
     """One place where a kernel may publish its pool."""
 
     def read(self) -> SwiotlbPool | None:
-        """Read the pool as it is published now; None when none is. Never raises."""
+        """Read the pool as it is published now; None when there is none. Never raises."""
         ...
 
 
@@ -57,7 +57,7 @@ class SysfsReader:
         self.publish_dir = publish_dir
 
     def read(self) -> SwiotlbPool | None:
-        """Read both files; None unless both hold a number that is not 0."""
+        """Read both files; returns None unless both hold a number other than 0."""
         base = _read_number(self.publish_dir / BASE_FILE)
         size_bytes = _read_number(self.publish_dir / SIZE_FILE)
         if not base or not size_bytes:
@@ -66,7 +66,7 @@ class SysfsReader:
 
 
 def first_published(readers: Sequence[PoolReader]) -> SwiotlbPool | None:
-    """Ask readers in order; the first pool that one of them finds, or None."""
+    """Return the first pool that one of the readers finds, or None."""
     for reader in readers:
         pool = reader.read()
         if pool is not None:
@@ -75,13 +75,13 @@ def first_published(readers: Sequence[PoolReader]) -> SwiotlbPool | None:
 
 
 def parse_number(text: str) -> int | None:
-    """Parse a number as C's strtoull with base 0 does.
+    """Parse a number in the syntax of C's strtoull with base 0.
 
     Args:
         text: "0x…" for hexadecimal, "0…" for octal, else decimal; white space around it is allowed.
 
     Returns:
-        0 to 2**64 - 1; None for anything else: a minus, other text, overflow.
+        0 to 2**64 - 1; None for a minus, for other text and for overflow.
     """
     match = _NUMBER.fullmatch(text)
     if match is None:
@@ -92,7 +92,7 @@ def parse_number(text: str) -> int | None:
         if match[name] is not None
     )
     significant = digits.lstrip("0") or "0"
-    if len(significant) > len(f"{_U64:o}"):  # no text that long fits, in whichever base
+    if len(significant) > len(f"{_U64:o}"):  # a longer text overflows in every base
         return None
     value = int(significant, base)
     return value if value <= _U64 else None
@@ -104,9 +104,11 @@ def _read_number(path: Path) -> int | None:
             raw = file.read(_READ_LIMIT_BYTES + 1)
     except OSError as error:
         if error.errno != errno.ENOENT:
-            logger.warning("cannot read %s: %s; taken for not published", path, error.strerror)
+            logger.warning("cannot read %s: %s; it counts as not published", path, error.strerror)
         return None
     number = parse_number(raw.decode("ascii", "replace")) if len(raw) <= _READ_LIMIT_BYTES else None
     if number is None:
-        logger.warning("%s holds %r, no 64-bit number; taken for not published", path, raw[:80])
+        logger.warning(
+            "%s holds %r, not a 64-bit number; it counts as not published", path, raw[:80]
+        )
     return number

@@ -1,7 +1,6 @@
-"""The push of a WSL2 guest: one ReportGuestCapabilities when its init starts.
+"""The report of a WSL2 guest: one ReportGuestCapabilities when its init starts.
 
-Owns how long it is tried and what a refusal means here: nothing, but a line in the log. A guest
-runs without a pool when its owner wants none of it.
+Owns the retries. A refusal is logged and has no other consequence: the guest runs without a pool.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ LONGEST_PAUSE_S: Final = 5.0
 
 
 async def report(guest: Guest, owner_address: str, *, wait_s: float) -> bool:
-    """Push what the kernel published to the VM owner.
+    """Report what the kernel published to the VM owner.
 
-    A failure that a retry may mend is retried with growing pauses, for as long as it lasts: an
-    owner that restarts still wants to know. Any other refusal is final.
+    A retryable failure is retried with growing pauses until it succeeds, because the owner may
+    restart. Any other refusal is final.
 
     Args:
-        guest: What to report.
+        guest: The guest whose capabilities are reported.
         owner_address: The VM's init channel.
-        wait_s: How long one attempt waits for the owner to come up.
+        wait_s: Longest that one attempt waits for the owner to come up.
 
     Returns:
-        Whether the owner has latched the pool; False also when it refused.
+        Whether the owner has latched the pool; also False when it refused the report.
     """
     pause_s = FIRST_PAUSE_S
     while True:
         try:
             with tracing.operation("ReportGuestCapabilities", vm_traceparent=guest.traceparent):
-                return await _push(guest, owner_address, wait_s)
+                return await _report_once(guest, owner_address, wait_s)
         except PortholeError as error:
             if not error.retryable:
                 logger.warning(
@@ -49,12 +48,12 @@ async def report(guest: Guest, owner_address: str, *, wait_s: float) -> bool:
                     error.message,
                 )
                 return False
-            logger.info("the owner was not told: %s; again in %g s", error.message, pause_s)
+            logger.info("the owner was not reached: %s; retrying in %g s", error.message, pause_s)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
 
-async def _push(guest: Guest, owner_address: str, wait_s: float) -> bool:
+async def _report_once(guest: Guest, owner_address: str, wait_s: float) -> bool:
     async with init_channel(owner_address, wait_s) as owner:
         capabilities = guest.capabilities()
         latched = await owner.report(capabilities)

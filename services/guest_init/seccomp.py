@@ -1,7 +1,4 @@
-"""Whether this kernel has seccomp user notification.
-
-Owns the probe. Must not know who asks.
-"""
+"""The probe for seccomp user notification in this kernel."""
 
 from __future__ import annotations
 
@@ -22,14 +19,14 @@ _NR_SECCOMP: Final = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 
 
 def user_notification_available(actions_file: Path = _ACTIONS_FILE) -> bool:
-    """Ask the kernel whether a seccomp filter may hand a system call to a supervisor.
+    """Return whether a seccomp filter may hand a system call to a supervisor.
 
     Args:
         actions_file: The kernel's list of seccomp actions (Linux 4.14 and later).
 
     Returns:
-        True when the kernel lists SECCOMP_RET_USER_NOTIF (5.0 and later). Where the list cannot be
-        read, whether seccomp(SECCOMP_GET_NOTIF_SIZES) succeeds.
+        Whether the kernel lists SECCOMP_RET_USER_NOTIF (5.0 and later). If the list cannot be read,
+        whether seccomp(SECCOMP_GET_NOTIF_SIZES) succeeds.
     """
     try:
         return _USER_NOTIFICATION in actions_file.read_text("ascii").split()

@@ -1,6 +1,6 @@
-"""GuestInit over gRPC: what a WSLC session pulls from.
+"""GuestInit over gRPC, which a WSLC session calls.
 
-Owns the edge between protobuf and services.guest_init.guest. Must not know how anything is read.
+Owns the edge between protobuf and services.guest_init.guest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GUEST_INIT: Final = "porthole.guest.v1.GuestInit"
 
 
 class GuestInitServicer(guest_init_pb2_grpc.GuestInitServicer):
-    """Answers for one guest."""
+    """Serves porthole.guest.v1.GuestInit for one guest."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
@@ -39,7 +39,7 @@ class GuestInitServicer(guest_init_pb2_grpc.GuestInitServicer):
     async def GetGuestCapabilities(  # noqa: N802
         self, request: guest_init_pb2.GetGuestCapabilitiesRequest, context: Context
     ) -> guest_init_pb2.GetGuestCapabilitiesResponse:
-        """Read what the kernel publishes now."""
+        """Return what the kernel publishes now."""
         with tracing.operation("GetGuestCapabilities", vm_traceparent=self._guest.traceparent):
             return guest_init_pb2.GetGuestCapabilitiesResponse(
                 capabilities=capabilities_to_proto(self._guest.capabilities())

@@ -1,6 +1,5 @@
 """Floor 0: what the handshake means, as pure values and rules.
 
 Owns capabilities, pool checks, the token, device options, state machines, event names, errors and
-the trace checker. It does no I/O, reads no clock, logs nothing, and knows neither gRPC nor
-protobuf.
+the trace checker. It must not know I/O, clocks, logging, gRPC or protobuf.
 """

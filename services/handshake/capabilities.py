@@ -1,6 +1,6 @@
-"""What a guest kernel published, as values; and how its release string is read.
+"""What a guest kernel published, as values, and the reader of its release string.
 
-Must not know the wire: services.rpc converts, and keeps the fields that this version does not know.
+services.rpc converts these values to and from protobuf.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class KernelVersion:
 
 
 def parse_kernel_release(release: str) -> KernelVersion:
-    """Read the version triple off a `uname -r` string.
+    """Parse the version triple that a `uname -r` string begins with.
 
     Raises:
         InvalidArgumentError: KERNEL_RELEASE_SYNTAX, naming the string.

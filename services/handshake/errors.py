@@ -1,18 +1,18 @@
-"""The exception tree of Porthole; every refusal anywhere is one of these.
+"""The exception tree of Porthole. Every refusal is one of these errors.
 
     PortholeError
     ├── InvalidArgumentError     the value can never be accepted
     ├── NotFoundError            the thing named does not exist
-    ├── AlreadyExistsError       the thing named exists and is not the same
+    ├── AlreadyExistsError       the thing named exists already
     ├── FailedPreconditionError  the value is fine, the state is not
     ├── PermissionDeniedError    the caller may not do this to this thing
     ├── ResourceExhaustedError   a quota or a pool is used up
-    ├── DeadlineExceededError    a peer or a resource did not come in time
+    ├── DeadlineExceededError    a peer did not answer, or a resource did not come free, in time
     └── UnavailableError         a peer cannot be reached
 
-Each carries a message for people (value, bound, remedy), a machine-readable reason, and whether the
-same call may succeed when it is made again. Must not know how it travels: services.rpc maps
-the kinds to gRPC status codes.
+Each error carries a message for people (value, bound, remedy) and a machine-readable reason, and
+says whether the same call may succeed when it is made again. services.rpc maps the kinds to gRPC
+status codes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ResourceExhaustedError(PortholeError):
 
 
 class DeadlineExceededError(PortholeError):
-    """A peer or a resource did not come in time; a retry may help."""
+    """A peer did not answer, or a resource did not come free, in time; a retry may help."""
 
     kind = "DEADLINE_EXCEEDED"
     retryable = True

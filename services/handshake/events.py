@@ -1,9 +1,9 @@
-"""The vocabulary of Porthole's traces: every event that the handshake leaves, and its attributes.
+"""The vocabulary of Porthole's traces: every event of the handshake, and its attributes.
 
 An event is a value here; services.rpc.tracing puts it on the current span. The trace checker reads
 the same vocabulary back. Must not know OpenTelemetry, clocks or spans.
 
-Order of one VM's events, in the words of docs/handshake.md: VmCreated, GuestBooted,
+The order of one VM's events (docs/handshake.md): VmCreated, GuestBooted,
 GuestKernelInfo (WSL2) or WSLCReadGuestCapabilities and WSLCApplyGuestCapabilities (WSLC),
 PoolLatched or PoolRefused, then per device AddGuestDevice, ApertureCreated or WindowsEnabled,
 FirstRequestCompleted, RemoveGuestDevice; VmTerminated.
@@ -64,14 +64,14 @@ _I64_MAX: Final = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened: a name of this module and its attributes."""
+    """One event: a name of this module and its attributes."""
 
     name: str
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
 def _numbers(base: int, size_bytes: int) -> dict[str, Attribute]:
-    # OpenTelemetry integers are signed. A guest that announces more is refused in any case.
+    # OpenTelemetry integers are signed. A pool at a higher address is refused in any case.
     return {POOL_BASE: min(base, _I64_MAX), POOL_SIZE_BYTES: min(size_bytes, _I64_MAX)}
 
 
@@ -80,7 +80,7 @@ def _pool(pool: SwiotlbPool | None) -> dict[str, Attribute]:
 
 
 def vm_created(vm_id: str, kind: str, ram_bytes: int, requested_bytes: int) -> Event:
-    """A VM exists; `requested_bytes` is what its kernel command line asks for, 0 for no pool."""
+    """A VM exists. Its kernel command line asks for `requested_bytes`; 0: for no pool."""
     return Event(
         VM_CREATED,
         {
@@ -93,14 +93,14 @@ def vm_created(vm_id: str, kind: str, ram_bytes: int, requested_bytes: int) -> E
 
 
 def guest_booted(vm_id: str) -> Event:
-    """The machine has started the guest; it has reported nothing yet."""
+    """The machine has started the guest, which has not reported yet."""
     return Event(GUEST_BOOTED, {VM_ID: vm_id})
 
 
 def guest_kernel_info(
     vm_id: str, capabilities: GuestCapabilities, version: KernelVersion | None
 ) -> Event:
-    """What a WSL2 guest pushed. `version` is None when the release does not parse."""
+    """A WSL2 guest has reported. `version` is None when the release does not parse."""
     attributes = {
         VM_ID: vm_id,
         **_pool(capabilities.pool),
@@ -114,22 +114,22 @@ def guest_kernel_info(
 
 
 def wslc_read(vm_id: str, capabilities: GuestCapabilities) -> Event:
-    """What a WSLC session pulled from guest init."""
+    """A WSLC session has read capabilities from guest init."""
     return Event(WSLC_READ, {VM_ID: vm_id, **_pool(capabilities.pool)})
 
 
 def wslc_apply(vm_id: str, base: int, size_bytes: int) -> Event:
-    """What ApplyGuestCapabilities was called with, valid or not; zeros for no pool."""
+    """ApplyGuestCapabilities was called with this pool, valid or not; zeros for no pool."""
     return Event(WSLC_APPLY, {VM_ID: vm_id, **_numbers(base, size_bytes)})
 
 
 def pool_latched(vm_id: str, pool: SwiotlbPool, token: str) -> Event:
-    """The VM owner has latched a pool; from now on every device gets the token."""
+    """The VM owner has latched a pool; every device that is added later gets the token."""
     return Event(POOL_LATCHED, {VM_ID: vm_id, **_pool(pool), TOKEN: token})
 
 
 def pool_refused(vm_id: str, base: int, size_bytes: int, reason: str, detail: str) -> Event:
-    """The VM owner has refused what a guest announced; nothing changed."""
+    """The VM owner has refused the pool that a guest announced; nothing changed."""
     attributes = {VM_ID: vm_id, **_numbers(base, size_bytes), REASON: reason, DETAIL: detail}
     return Event(POOL_REFUSED, attributes)
 
@@ -140,7 +140,7 @@ def kernel_unsupported(vm_id: str, text: str) -> Event:
 
 
 def device_added(vm_id: str, device_id: str, device_class: str, tag: str, options: str) -> Event:
-    """The VM owner is about to create a device; `options` is the whole string."""
+    """The VM owner is about to create a device with these options, the whole string."""
     return Event(
         DEVICE_ADDED,
         {**_device(vm_id, device_id, device_class, tag), DEVICE_OPTIONS: options},
@@ -155,12 +155,12 @@ def aperture_created(
 
 
 def windows_enabled(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:
-    """A device without a token works by on-demand windows."""
+    """A device without a token maps windows of guest memory on demand."""
     return Event(WINDOWS_ENABLED, {**_device(vm_id, device_id, device_class, tag), **_pool(None)})
 
 
 def first_request(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:
-    """A device has completed the first request of its guest."""
+    """A device has completed its guest's first request."""
     return Event(FIRST_REQUEST, _device(vm_id, device_id, device_class, tag))
 
 
@@ -170,7 +170,7 @@ def device_removed(vm_id: str, device_id: str, device_class: str, tag: str) -> E
 
 
 def vm_terminated(vm_id: str) -> Event:
-    """The VM is gone, in the documented order."""
+    """The VM was taken down in the documented order."""
     return Event(VM_TERMINATED, {VM_ID: vm_id})
 
 

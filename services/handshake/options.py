@@ -1,7 +1,6 @@
 """Device options: the string that the VM owner writes and the device host parses.
 
-The form is `name;key=value;flag;…;vm_id=<uuid>`; the token, when there is one, is one of the items.
-Must not know devices: it only says what was asked for.
+The form is `name;key=value;flag;…;vm_id=<uuid>`. The token is one of the items, if there is one.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MAX_QUEUES: Final = 8
-"""Request queues that a virtio-fs device may have at most."""
+"""Most request queues of a virtio-fs device."""
 
 CASE_MODES: Final = ("off", "dir", "force")
 """Values of `case=`, as in WSL's drvfs."""
@@ -33,7 +32,7 @@ _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FsOptions:
-    """What a virtio-fs device was asked to be. None: not given."""
+    """The options of a virtio-fs device. None: not given."""
 
     name: str
     vm_id: str
@@ -54,7 +53,7 @@ class FsOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetOptions:
-    """What a virtio-net device was asked to be. None: not given."""
+    """The options of a virtio-net device. None: not given."""
 
     name: str
     vm_id: str
@@ -111,7 +110,7 @@ def parse_net_options(text: str) -> NetOptions:
     """Parse the options of a virtio-net device.
 
     Raises:
-        InvalidArgumentError: As `parse_fs_options`.
+        InvalidArgumentError: See `parse_fs_options`.
     """
     name, values = _parse(text, _NET_KEYS)
     return NetOptions(name=name, **values)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """The bounce pool that a guest announces, its checks, and the token made from it.
 
-A guest is never trusted: SwiotlbPool only says what was announced, `check_pool` says whether it may
-be latched. Must not know where the numbers came from.
+A guest is never trusted: a SwiotlbPool is what was announced, and `check_pool` decides whether it
+may be latched.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Gpa = NewType("Gpa", int)
 """A guest-physical address, in bytes, 0 to 2**64 - 1."""
 
 PAGE_BYTES: Final = 4096
-"""Page size of every guest and host that is supported."""
+"""Page size of every supported guest and host."""
 
 SLOT_BYTES: Final = 2048
 """Size of one bounce slot (kernel: include/linux/swiotlb.h, IO_TLB_SHIFT = 11)."""
 
 SEGMENT_SLOTS: Final = 128
-"""Slots that one mapping may span at most (kernel: include/linux/swiotlb.h, IO_TLB_SEGSIZE)."""
+"""Most slots that one mapping spans (kernel: include/linux/swiotlb.h, IO_TLB_SEGSIZE)."""
 
 MAX_MAPPING_BYTES: Final = SLOT_BYTES * SEGMENT_SLOTS
-"""The longest buffer that a guest behind a pool can map: 256 KiB."""
+"""The longest buffer that a guest with a pool can map: 256 KiB."""
 
 POOL_ALIGN_BYTES: Final = 2 << 20
 """A WSL kernel rounds the size of its pool up to a multiple of this."""
@@ -46,7 +46,7 @@ class SwiotlbPool:
 
     @property
     def end(self) -> int:
-        """First address behind the pool."""
+        """First address past the pool."""
         return self.base + self.size_bytes
 
     def __str__(self) -> str:
@@ -54,17 +54,17 @@ class SwiotlbPool:
 
 
 def pool_from_announcement(base: int, size_bytes: int) -> SwiotlbPool | None:
-    """Tell the pool that the numbers of an ApplyGuestCapabilities call mean.
+    """Return the pool that base and size of an announcement stand for.
 
     Args:
         base: Guest-physical address, or 0.
         size_bytes: Length in bytes, or 0.
 
     Returns:
-        The pool, or None when both numbers are 0, which means "not published".
+        The pool; None when both numbers are 0, which stands for "not published".
 
     Raises:
-        InvalidArgumentError: Half a pool (SWIOTLB_HALF_POOL), or a number past 64 bits.
+        InvalidArgumentError: SWIOTLB_HALF_POOL when one number is 0; SWIOTLB_NOT_U64.
     """
     for name, value in (("base", base), ("size", size_bytes)):
         if not 0 <= value <= _U64:
@@ -137,12 +137,12 @@ def check_pool(pool: SwiotlbPool, low_ram_bytes: int) -> None:
 
 
 def format_token(pool: SwiotlbPool) -> str:
-    """Format the device option that tells a device of its aperture."""
+    """Format the device option that gives a device its aperture."""
     return f"swiotlb=0x{pool.base:x},{pool.size_bytes}"
 
 
 def parse_token(token: str) -> SwiotlbPool:
-    """Parse a token as `format_token` writes it, and nothing else.
+    """Parse a token. Only the form that `format_token` writes is accepted.
 
     Args:
         token: For instance "swiotlb=0x3c000000,67108864".

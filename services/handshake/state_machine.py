@@ -1,6 +1,6 @@
 """A state machine whose table is data: an illegal event raises and changes nothing.
 
-Owns firing. Must not know what any state or event means; each table says so where it stands.
+Owns firing. The tables are where their states are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ Trigger = TypeVar("Trigger", bound=StrEnum)
 
 
 class StateMachine(Generic[State, Trigger]):
-    """A state and the table that says which event leads where."""
+    """A state, and the table of the events that lead out of it.
+
+    Args:
+        subject: What has the state, for error messages, for instance "VM 7".
+        initial: The first state.
+        transitions: The next state by state and event; what is absent is illegal.
+    """
 
     def __init__(
         self,
@@ -31,10 +37,10 @@ class StateMachine(Generic[State, Trigger]):
         self.state = initial
 
     def fire(self, event: Trigger) -> State:
-        """Go where `event` leads, and return the new state.
+        """Change the state as the table says, and return the new state.
 
         Raises:
-            FailedPreconditionError: ILLEGAL_EVENT; the state is what it was.
+            FailedPreconditionError: ILLEGAL_EVENT; the state has not changed.
         """
         target = self._transitions.get((self.state, event))
         if target is None:

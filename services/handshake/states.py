@@ -1,8 +1,8 @@
 """The states of VMs and of their devices, as data (docs/handshake.md section 10).
 
-Owns which states a VM and a device go through, in which order a device is added, removed and
-undone, and what may be asked of a VM in which state. Must not know how a step is done:
-services.vm_owner and services.devicehost do the steps, and fire the events when they are done.
+Owns the states of a VM and of a device, the order in which a device is added, removed and undone,
+and the operations that a VM allows in each state. services.vm_owner and services.devicehost do the
+steps, and fire an event when its step is done.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class VmState(StrEnum):
-    """Where a VM is in its life, as its owner sees it."""
+    """The state of a VM, as its owner sees it."""
 
     CREATED = "CREATED"
     BOOTED = "BOOTED"
@@ -31,7 +31,7 @@ class VmState(StrEnum):
 
 
 class VmEvent(StrEnum):
-    """What moves a VM from state to state."""
+    """An event that changes the state of a VM."""
 
     BOOT = "boot"
     READ_CAPABILITIES = "read capabilities"
@@ -42,7 +42,7 @@ class VmEvent(StrEnum):
 VM_TRANSITIONS: Final[Mapping[tuple[VmState, VmEvent], VmState]] = {
     (VmState.CREATED, VmEvent.BOOT): VmState.BOOTED,
     (VmState.BOOTED, VmEvent.READ_CAPABILITIES): VmState.RUNNING,
-    # Capabilities without a pool may be followed by ones with a pool.
+    # A guest that reported no pool may report one later.
     (VmState.RUNNING, VmEvent.READ_CAPABILITIES): VmState.RUNNING,
     (VmState.CREATED, VmEvent.SHUT_DOWN): VmState.SHUTTING_DOWN,
     (VmState.BOOTED, VmEvent.SHUT_DOWN): VmState.SHUTTING_DOWN,
@@ -52,7 +52,7 @@ VM_TRANSITIONS: Final[Mapping[tuple[VmState, VmEvent], VmState]] = {
 
 
 class DeviceLife(StrEnum):
-    """How far the VM owner is with adding or removing one device."""
+    """How far the VM owner has come with adding or removing one device."""
 
     ABSENT = "ABSENT"
     IDENTIFIED = "IDENTIFIED"
@@ -118,24 +118,24 @@ REMOVE_ORDER: Final = (
 """The steps of removing a device from a VM that goes on running."""
 
 SHUTDOWN_ORDER: Final = (DeviceStep.MARK_SHUTTING_DOWN, DeviceStep.TEAR_DOWN, DeviceStep.FORGET)
-"""The steps for the devices of a VM that ends: each is done for all devices before the next.
-Nothing is detached, because the machine itself goes next."""
+"""The steps for the devices of a VM that shuts down. Each step is done for all devices before
+the next step. Nothing is detached, because the machine is stopped next."""
 
 UNDO: Final[Mapping[DeviceLife, tuple[DeviceStep, ...]]] = {
     DeviceLife.ABSENT: (),
     DeviceLife.IDENTIFIED: (),
-    # The device host may have created the device, and only its answer was lost.
+    # The device host may have created the device though its answer was lost.
     DeviceLife.REGISTERED: SHUTDOWN_ORDER,
     DeviceLife.CREATED: SHUTDOWN_ORDER,
-    # The same holds for the machine that was to attach it.
+    # The machine may have attached it, likewise.
     DeviceLife.STORED: REMOVE_ORDER,
     DeviceLife.ATTACHED: REMOVE_ORDER,
 }
-"""What is undone when adding a device fails: by how far it had come."""
+"""The steps that undo a failed addition, by how far it had come."""
 
 BEST_EFFORT: Final = frozenset({DeviceStep.TEAR_DOWN, DeviceStep.DETACH})
 """Steps whose failure is reported but does not stop a removal: a peer that is gone has nothing left
-to remove, and must not keep the other side."""
+to remove, and the rest must be removed all the same."""
 
 
 def vm_life(vm_id: str) -> StateMachine[VmState, VmEvent]:
@@ -149,7 +149,7 @@ def guest_device_life(subject: str) -> StateMachine[DeviceLife, DeviceStep]:
 
 
 class Operation(StrEnum):
-    """What may be asked of a VM."""
+    """An operation on a VM, by the name of its RPC."""
 
     ADD_SHARE = "AddShare"
     ADD_DEVICE = "AddGuestDevice"
@@ -162,7 +162,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an operation is refused in a state: reason for programs, explanation for people."""
+    """Why a state does not allow an operation: a reason for programs, an explanation for people."""
 
     reason: str
     why: str
@@ -197,14 +197,14 @@ REFUSALS: Final[Mapping[Operation, Mapping[VmState, Refusal]]] = {
     Operation.APPLY_CAPABILITIES: {VmState.CREATED: _NOT_BOOTED, **_REMOVING},
     Operation.TERMINATE: {},
 }
-"""In which states an operation is refused; in all others it is allowed."""
+"""The states in which an operation is refused, and why. All other states allow it."""
 
 
 def require(operation: Operation, vm_id: str, state: VmState) -> None:
-    """Refuse what the state of a VM does not allow.
+    """Refuse an operation that the state of a VM does not allow.
 
     Raises:
-        FailedPreconditionError: With the reason of REFUSALS; names the VM and its state.
+        FailedPreconditionError: The reason is that of REFUSALS; the message names VM and state.
     """
     refusal = REFUSALS[operation].get(state)
     if refusal is not None:

@@ -1,6 +1,7 @@
-"""Whether the handshake of every VM in a trace is valid, and which rule is broken if not.
+"""The trace checker: judges whether the handshake of every VM in a trace is valid.
 
-Owns the verdict. The rules are in services.handshake.trace_rules, reading a file in trace_otlp.
+Owns the verdict, which names the broken rules. The rules are in services.handshake.trace_rules, the
+reader of trace files in trace_otlp.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["IDLE_TAGS", "RULES", "TraceEvent", "Violation", "VmVerdict", "verify"]
 
 IDLE_TAGS: Final = frozenset({"loopback0"})
-"""Adapters that nobody need use: loopback0 carries only what mirrors the host's loopback."""
+"""Tags of adapters that may stay unused: loopback0 carries only traffic to the host's loopback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,14 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class VmVerdict:
-    """What the trace says of one VM.
+    """The verdict on one VM.
 
     Attributes:
         vm_id: The VM.
-        kind: WSL2 or WSLC; empty when the trace does not tell.
+        kind: WSL2 or WSLC; empty when the trace does not say.
         token: The latched token; empty when no pool was latched.
-        devices: How many devices were seen.
-        violations: What is wrong; none when the handshake is valid.
+        devices: Number of devices in the trace.
+        violations: Breaches of rules; none when the handshake is valid.
     """
 
     vm_id: str
@@ -65,16 +66,16 @@ def verify(
     """Judge the handshake of every VM.
 
     Args:
-        recorded: Events in any order, also of other kinds, which are ignored.
-        may_be_idle: Tags of devices that need not have completed a request. Whoever adds one
-            vouches that nothing was asked of that device.
+        recorded: Events in any order. Events outside the vocabulary are ignored.
+        may_be_idle: Tags of devices that need not have completed a request. The caller must know
+            that the guest sent such a device no request.
 
     Returns:
-        One verdict per VM, in the order in which the VMs appear; never empty. VMs whose creation
-        failed before their guest booted are left out, unless there are no others.
+        One verdict per VM, in the order of their first events; never empty. A VM whose creation
+        failed before its guest booted is left out, unless there are no others.
 
     Raises:
-        InvalidArgumentError: TRACE_WITHOUT_VM: there is no VM to judge, which is no success.
+        InvalidArgumentError: TRACE_WITHOUT_VM when there is no VM to judge.
     """
     traces = group_by_vm(recorded, may_be_idle)
     if not traces:

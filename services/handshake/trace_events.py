@@ -1,7 +1,7 @@
-"""What the trace checker looks at: events as they were recorded, grouped by VM and by device.
+"""Recorded events, grouped by VM and by device: the input of the trace checker.
 
-Owns the order of events and what the attributes of each must be. Must not know rules, files or
-OpenTelemetry: services.handshake.trace_rules and trace_otlp do.
+Owns the order of events, and the names and types of their attributes. Must not know rules or files:
+services.handshake.trace_rules and trace_otlp do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WSL2: Final = "WSL2"
 WSLC: Final = "WSLC"
 
 Numbers = tuple[int, int]
-"""Base and size of a pool as an event tells them; (0, 0) for none."""
+"""Base and size of a pool in an event; (0, 0) for none."""
 
 NO_POOL: Final[Numbers] = (0, 0)
 
@@ -53,20 +53,20 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.DEVICE_REMOVED: _DEVICE,
     events.VM_TERMINATED: {},
 }
-"""Every event of the handshake, and the attributes that it must have beside the VM's id."""
+"""Every event of the handshake, and the attributes that it must have in addition to the VM's id."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceEvent:
-    """One event as it was recorded.
+    """One recorded event.
 
     Attributes:
         name: Name of the event, one of services.handshake.events.
         attributes: Its attributes.
-        trace_id: Trace that it was found in.
-        span_id: Span that it was found on.
-        time_unix_nano: When it happened, in nanoseconds since 1970.
-        where: Where it was found, for people, for instance "trace.jsonl line 12".
+        trace_id: The trace that has it.
+        span_id: The span that has it.
+        time_unix_nano: Its time in nanoseconds since 1970.
+        where: Its place, for people, for instance "trace.jsonl line 12".
     """
 
     name: str
@@ -78,21 +78,21 @@ class TraceEvent:
 
     @property
     def vm_id(self) -> str:
-        """VM that it is about; empty when it does not say."""
+        """Id of its VM; empty when it has none."""
         return self.text(events.VM_ID)
 
     @property
     def numbers(self) -> Numbers:
-        """Base and size that it tells; 0 for what it does not tell."""
+        """Its base and size; 0 for an attribute that it does not have."""
         return self.number(events.POOL_BASE), self.number(events.POOL_SIZE_BYTES)
 
     def text(self, key: str) -> str:
-        """A text attribute; empty when it has none of that name and type."""
+        """Return a text attribute; empty when it has none of that name and type."""
         value = self.attributes.get(key)
         return value if isinstance(value, str) else ""
 
     def number(self, key: str) -> int:
-        """An integer attribute; 0 when it has none of that name and type."""
+        """Return an integer attribute; 0 when it has none of that name and type."""
         value = self.attributes.get(key)
         return value if type(value) is int else 0
 
@@ -110,7 +110,7 @@ class DeviceTrace:
 
     @property
     def tag(self) -> str:
-        """What the guest calls it."""
+        """Its mount tag or adapter name."""
         return self.events[0].text(events.DEVICE_TAG)
 
     @property
@@ -120,7 +120,7 @@ class DeviceTrace:
 
     @property
     def add_failed(self) -> bool:
-        """Whether adding it failed and was undone: it was removed on the span that added it."""
+        """Whether its addition failed and was undone, which happens on the span that added it."""
         added, removed = self.first(events.DEVICE_ADDED), self.first(events.DEVICE_REMOVED)
         return added is not None and removed is not None and added.span_id == removed.span_id
 
@@ -141,7 +141,7 @@ class VmTrace:
     may_be_idle: frozenset[str] = field(default_factory=frozenset)
 
     def all(self, *names: str) -> list[TraceEvent]:
-        """Every event of one of these names."""
+        """Return every event of one of these names."""
         return [event for event in self.events if event.name in names]
 
     def first(self, *names: str) -> TraceEvent | None:
@@ -149,24 +149,24 @@ class VmTrace:
         return next(iter(self.all(*names)), None)
 
     def position(self, event: TraceEvent) -> int:
-        """Place of an event of this VM in the order of time."""
+        """Return the position of an event of this VM in the order of time."""
         return next(index for index, other in enumerate(self.events) if other is event)
 
     @cached_property
     def never_booted(self) -> bool:
-        """Whether its creation failed before there was a guest that could shake hands."""
+        """Whether its creation failed before its guest booted."""
         names = {event.name for event in self.events}
         return names == {events.VM_CREATED, events.VM_TERMINATED}
 
     @cached_property
     def kind(self) -> str:
-        """WSL2 or WSLC; empty when the VM's beginning is not in the trace."""
+        """WSL2 or WSLC; empty when the trace lacks the VM's creation."""
         created = self.first(events.VM_CREATED)
         return created.text(events.VM_KIND) if created else ""
 
     @cached_property
     def requested_bytes(self) -> int:
-        """What the kernel command line asked for; 0 for no pool."""
+        """Size of the pool that the kernel command line asked for; 0 for no pool."""
         created = self.first(events.VM_CREATED)
         return created.number(events.REQUESTED_BYTES) if created else 0
 
@@ -177,12 +177,12 @@ class VmTrace:
 
     @cached_property
     def announcements(self) -> list[TraceEvent]:
-        """What the owner was told: the pushes of a WSL2 guest, the applications of a session."""
+        """The announcements to the owner: reports of a WSL2 guest, applications of a session."""
         return self.all(events.GUEST_KERNEL_INFO, events.WSLC_APPLY)
 
     @cached_property
     def devices(self) -> list[DeviceTrace]:
-        """Its devices, in the order in which they first appear."""
+        """Its devices, in the order of their first events."""
         found: dict[str, list[TraceEvent]] = {}
         for event in self.events:
             if events.DEVICE_ID in VOCABULARY[event.name]:
@@ -190,7 +190,7 @@ class VmTrace:
         return [DeviceTrace(device_id, listed) for device_id, listed in found.items()]
 
     def token_due(self, device: DeviceTrace) -> str | None:
-        """The token that a device must have; None when no pool was latched before it was added."""
+        """Return the token that a device must have; None: it was added before the pool latched."""
         added = device.first(events.DEVICE_ADDED)
         if added is None or self.latched is None:
             return None
@@ -199,7 +199,7 @@ class VmTrace:
 
 
 def group_by_vm(recorded: Iterable[TraceEvent], may_be_idle: frozenset[str]) -> list[VmTrace]:
-    """Sort the events of the vocabulary by time and group them by VM, in order of appearance."""
+    """Sort the events of the vocabulary by time, and group them by VM in order of first event."""
     known = [event for event in recorded if event.name in VOCABULARY]
     found: dict[str, list[TraceEvent]] = {}
     for event in sorted(known, key=lambda event: event.time_unix_nano):

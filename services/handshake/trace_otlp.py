@@ -1,7 +1,7 @@
-"""OTLP JSON lines, as services write their trace files, read into the events of the trace checker.
+"""The reader of trace files: from OTLP JSON lines to the events of the trace checker.
 
-Owns the syntax (opentelemetry-proto, docs/specification.md, "JSON Protobuf Encoding") and where an
-error is. Takes text: who has a file reads it. Must not know what an event means.
+Owns the syntax (opentelemetry-proto, docs/specification.md, "JSON Protobuf Encoding") and the place
+of an error. It takes text; its caller reads the file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def parse_otlp_lines(text: str, name: str) -> list[TraceEvent]:
         name: Name of the file, for errors and for TraceEvent.where.
 
     Raises:
-        InvalidArgumentError: TRACE_SYNTAX, naming file and line: not JSON, not OTLP, or a last line
-            that was cut off.
+        InvalidArgumentError: TRACE_SYNTAX when a line is not JSON or not OTLP, or the last line has
+            no end; the message names file and line.
     """
     found: list[TraceEvent] = []
     *lines, rest = text.split("\n")
@@ -77,7 +77,7 @@ def _hex(value: str, length: int) -> str:
 
 
 def _attributes(pairs: Any) -> Iterator[tuple[str, Attribute]]:
-    # Arrays and floats are no part of the vocabulary.
+    # The vocabulary has neither arrays nor floats.
     for pair in pairs:
         match pair["value"]:
             case {"stringValue": str(text)}:

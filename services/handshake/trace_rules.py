@@ -1,8 +1,8 @@
-"""The rules that the trace of one VM must keep, one function each, and their stable names.
+"""The rules of a valid handshake, one function each, and their stable names.
 
-Owns what makes a handshake valid (docs/handshake.md section 9). A rule yields one sentence per
-breach. Rules are independent: a missing event breaks the rule that demands it, and no rule about
-its order.
+Owns what makes the trace of one VM valid (docs/handshake.md section 9). A rule yields one sentence
+per breach. Rules are independent: a missing event breaks only the rule that demands it, not the
+rules about its order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CAPABILITIES: Final = (events.GUEST_KERNEL_INFO, events.WSLC_APPLY)
 _ATTACHED: Final = (events.APERTURE_CREATED, events.WINDOWS_ENABLED)
 
-# One row per step: what happens, and one of what must have happened before.
+# One row per step: the events of the step, and the events of which one must come before.
 _VM_ORDER: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "ORDER_CREATED": (
         tuple(name for name in VOCABULARY if name != events.VM_CREATED),
@@ -174,7 +174,7 @@ def _pool_mismatch(vm: VmTrace) -> Iterator[str]:
 
 
 def _read_and_applied_differ(vm: VmTrace) -> Iterator[str]:
-    # What was applied and refused is the owner's defence at work, and no hop of the handshake.
+    # A refused application changed nothing, so it need not equal what was read.
     refused = {event.numbers for event in vm.all(events.POOL_REFUSED)}
     read: TraceEvent | None = None
     for event in vm.all(events.WSLC_READ, events.WSLC_APPLY):
@@ -210,7 +210,7 @@ def _token_malformed(vm: VmTrace) -> Iterator[str]:
 
 
 def _added(vm: VmTrace) -> Iterator[tuple[DeviceTrace, list[str], list[str]]]:
-    """Every added device, the items of its options, and the tokens among them."""
+    """Yield every added device, the items of its options, and the tokens among them."""
     for device in vm.devices:
         added = device.first(events.DEVICE_ADDED)
         if added is not None:
@@ -276,12 +276,11 @@ def _windows_unexpected(vm: VmTrace) -> Iterator[str]:
 
 
 def _first_request_missing(vm: VmTrace) -> Iterator[str]:
-    """A device that attached completes a request.
+    """Yield the attached devices that never completed a request.
 
-    A virtio-fs driver sends INIT while the device is being attached, so there is no excuse,
-    least of all that adding it failed then. A network adapter speaks when its guest has something
-    to say: it is excused when it was removed, or its VM ended, before that. Further excuses are the
-    caller's, by tag.
+    A virtio-fs driver sends INIT while the device is being attached, so a virtio-fs device always
+    has a request. A network adapter sends when its guest does, so one that was removed, or whose VM
+    ended, before that is no breach. The caller excepts others by tag.
     """
     ended = vm.first(events.VM_TERMINATED) is not None
     for device in vm.devices:

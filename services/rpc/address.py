@@ -1,6 +1,6 @@
-"""Where a service listens or is reached, as text: "unix:/path" or "host:port".
+"""Addresses of services as text: "unix:/path" or "host:port".
 
-Owns the syntax and the limits of addresses. Must not know sockets' life: services.rpc.server does.
+Owns their syntax and limits. services.rpc.server owns the sockets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A TCP port; port 0 lets the kernel choose when a server listens on it."""
+    """A TCP port; a server that listens on port 0 gets a port that the kernel chooses."""
 
     host: str
     port: int
@@ -46,7 +46,7 @@ Address = UnixAddress | TcpAddress
 
 
 def parse_address(text: str) -> Address:
-    """Read an address.
+    """Parse an address.
 
     Args:
         text: "unix:/absolute/path" with a path of at most 107 bytes, or "host:port" with a port

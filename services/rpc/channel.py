@@ -1,7 +1,7 @@
-"""Channels to peers: waiting for them, checking versions, deadlines, trace context, errors.
+"""Channels to peers: waiting for a peer, its version, deadlines, trace context, errors.
 
-Owns every outgoing call. Must not know what is called. No call leaves without a deadline, except a
-stream, which lasts as long as its reader; a peer that dies or hangs ends it by keep-alive.
+Owns every outgoing call. Each has a deadline, except a stream, which lasts as long as its reader;
+keep-alive ends the stream of a peer that dies or hangs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OPTIONS: Final = (
-    # A proxy in the environment is for the internet, not for our peers.
+    # A proxy that the environment names is for the internet, not for our peers.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -44,9 +44,9 @@ class Peer(Generic[T]):
     """A connected peer whose version fits.
 
     Attributes:
-        address: Where it was reached.
-        stub: The generated stub; its failures are PortholeErrors.
-        version: What it announced.
+        address: Its address.
+        stub: The generated stub; a failed call raises a PortholeError.
+        version: The version that it announced.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ async def connect(
         address: "unix:/path" or "host:port".
         stub_factory: The generated stub class.
         service: Full name of the service, for instance "porthole.vmowner.v1.VmOwner".
-        wait_s: How long to wait for a peer that is not up yet; it is tried with growing pauses of
-            50 ms to 2 s.
-        default_deadline_s: Deadline of unary calls that give no `timeout` themselves.
+        wait_s: Longest wait for a peer that is not up yet; pauses between attempts grow from 50 ms
+            to 2 s.
+        default_deadline_s: Deadline of a unary call that gives no `timeout`.
 
     Raises:
         InvalidArgumentError: The address is wrong.
@@ -125,7 +125,7 @@ async def ready(channel: grpc.aio.Channel, service: str, address: str, wait_s: f
 
 
 async def _version(stub: Any, service: str, address: str) -> ServiceVersion:
-    # Every service has a GetVersion of its own package; their shape is the same.
+    # Every service has a GetVersion in its own package, and all have the same shape.
     method = descriptor_pool.Default().FindServiceByName(service).methods_by_name["GetVersion"]
     request = message_factory.GetMessageClass(method.input_type)()
     try:

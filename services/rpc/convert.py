@@ -1,7 +1,7 @@
-"""protobuf <-> the values of services.handshake.
+"""The conversion between protobuf and the values of services.handshake.
 
-Owns the translation in both directions, and nothing else. What this version does not know stays in
-the protobuf message: who forwards capabilities forwards the message, not the value.
+Fields that this version does not know stay in the protobuf message only: code that forwards
+capabilities forwards the message, not the value.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def pool_to_proto(pool: SwiotlbPool) -> guest_capabilities_pb2.SwiotlbPool:
 def capabilities_to_proto(
     capabilities: GuestCapabilities,
 ) -> guest_capabilities_pb2.GuestCapabilities:
-    """Write a guest's capabilities; what is not known is left absent."""
+    """Write a guest's capabilities; a field is absent when its value is not known."""
     return guest_capabilities_pb2.GuestCapabilities(
         swiotlb_pool=pool_to_proto(capabilities.pool) if capabilities.pool else None,
         kernel_release=capabilities.kernel_release,
@@ -71,7 +71,7 @@ def device_state_to_proto(state: str) -> device_pb2.DeviceState.ValueType:
 
 
 def device_state_from_proto(value: int) -> str:
-    """Read a device state: its name in lower case; "unspecified" for what is not known."""
+    """Read a device state: its name in lower case; "unspecified" for an unknown value."""
     if value not in device_pb2.DeviceState.values():
         return "unspecified"
     name = device_pb2.DeviceState.Name(device_pb2.DeviceState.ValueType(value))
@@ -79,12 +79,12 @@ def device_state_from_proto(value: int) -> str:
 
 
 def exhaustion_to_proto(exhaustion: Exhaustion) -> device_pb2.Exhaustion:
-    """Write what is used up."""
+    """Write an exhaustion."""
     return device_pb2.Exhaustion(
         resource=exhaustion.resource, used=exhaustion.used, total=exhaustion.total
     )
 
 
 def exhaustion_from_proto(message: device_pb2.Exhaustion) -> Exhaustion:
-    """Read what is used up."""
+    """Read an exhaustion."""
     return Exhaustion(message.resource, message.used, message.total)

@@ -1,8 +1,8 @@
-"""What every incoming call gets: a span, errors as gRPC statuses, and an end when the server stops.
+"""The interceptor of incoming calls: a span, gRPC statuses of errors, and an end at shutdown.
 
-Owns the edge between servicers, which raise PortholeError, and gRPC. Must not know any one service.
-Handlers of every shape run inside one coroutine per call, so that the span's context is entered and
-left in the same task even when a stream is cancelled.
+Owns the edge between servicers, which raise PortholeError, and gRPC. A handler of any shape runs
+inside one coroutine per call, so that the span's context is entered and left in the same task even
+when a stream is cancelled.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Health checks, reflection and GetVersion come before and beside the handshake, and often.
+# Health checks, reflection and GetVersion are frequent, and no part of the handshake.
 _TRACED_PREFIX: Final = "porthole."
 _UNTRACED_METHOD: Final = "GetVersion"
 
 INTERNAL_TEXT: Final = "internal error; the log of this service has the details"
-"""What a caller learns of an exception that nobody foresaw."""
+"""The message that a caller gets for an unforeseen exception."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -45,7 +45,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._ending = False
 
     async def end_calls(self, grace_s: float) -> None:
-        """Let running calls end for `grace_s` seconds; then fail them with UNAVAILABLE."""
+        """Wait `grace_s` seconds for running calls to end, then fail them with UNAVAILABLE."""
         if self._calls:
             await asyncio.wait(self._calls, timeout=grace_s)
         self._ending = True
@@ -59,7 +59,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap one handler; None, for a method that does not exist, stays None."""
+        """Wrap one handler; returns None for a method that does not exist."""
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return None

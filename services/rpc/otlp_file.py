@@ -1,8 +1,8 @@
 """Spans and metrics as lines of OTLP JSON, appended to a file.
 
 Owns the JSON form (opentelemetry-proto, docs/specification.md, "JSON Protobuf Encoding": ids in
-hexadecimal, enums as numbers) and that a line is whole: one write per line with O_APPEND, so that
-several processes may share a file. Must not know what is traced.
+hexadecimal, enums as numbers). Each line is one write with O_APPEND, so that several processes can
+share a file and no line is torn.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId"})
 
 
 class LineFile:
-    """A file to which whole lines are appended.
+    """A file to which whole lines are appended. Its directory is made if it does not exist.
 
     Raises:
-        OSError: The file cannot be opened; its directory is made if it does not exist.
+        OSError: The file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class LineFile:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def write(self, request: Message) -> bool:
-        """Append one export request; False, and an error in the log, when it could not be."""
+        """Append one export request; on failure returns False and logs an error."""
         line = json.dumps(_to_otlp_json(request), separators=(",", ":")).encode() + b"\n"
         try:
             written = os.write(self._fd, line)

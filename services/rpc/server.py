@@ -1,11 +1,10 @@
 """The life of a gRPC server: addresses, health, reflection, start, and shutdown in order.
 
-Owns everything between a process's main coroutine and its servicers. Must not know what a servicer
-does.
+Owns everything between a process's main coroutine and its servicers.
 
-Order of shutdown on SIGTERM or SIGINT: health says NOT_SERVING; the service's own `on_shutdown`
-runs, while calls are still answered; the server refuses new calls and gives running ones
-`GRACE_S`; sockets are removed; telemetry is flushed. A second signal ends the process at once.
+The order of shutdown on SIGTERM or SIGINT: health reports NOT_SERVING; the service's `on_shutdown`
+runs while calls are still answered; the server refuses new calls and gives running calls `GRACE_S`
+to end; sockets are removed; telemetry is flushed. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GRACE_S: Final = 2.0
-"""How long running calls may take to end after the server has begun to stop."""
+"""Longest that running calls take to end after the server has begun to stop."""
 
 SHUTDOWN_DEADLINE_S: Final = 30.0
-"""How long a service's own `on_shutdown` may take before the server stops without it."""
+"""Longest that a service's `on_shutdown` takes; then the server stops without it."""
 
-# Within this time the failures of calls that were cut off have left.
+# Time for the failures of cancelled calls to reach their callers.
 _ABORT_S: Final = 1.0
 _SOCKET_MODE: Final = 0o600
 _RUN_DIR_MODE: Final = 0o700
 _OPTIONS: Final = (
-    # Two services on one TCP port would each get some of the calls.
+    # With SO_REUSEPORT, two services could listen on one TCP port and each get some of the calls.
     ("grpc.so_reuseport", 0),
-    # A client's keep-alive on a quiet stream (channel.py) is no abuse.
+    # Clients keep quiet streams alive (channel.py); the server must not take that for abuse.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
@@ -72,7 +71,7 @@ class ServerHandle:
     """A running server.
 
     Attributes:
-        addresses: Where it listens, as text; an asked-for port 0 is the port that it got.
+        addresses: The addresses that it listens on, as text; port 0 is replaced by the port it got.
     """
 
     def __init__(
@@ -84,9 +83,9 @@ class ServerHandle:
         self.addresses = tuple(str(address) for address in addresses)
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
-        """Refuse new calls, let running ones end for `grace_s` seconds, remove the sockets.
+        """Refuse new calls, wait `grace_s` seconds for running ones, and remove the sockets.
 
-        A call that is still running then fails with UNAVAILABLE, SERVICE_STOPPING.
+        A call that still runs after that fails with UNAVAILABLE, SERVICE_STOPPING.
         """
         refusing = asyncio.create_task(self._server.stop(grace_s + _ABORT_S))
         await self._calls.end_calls(grace_s)
@@ -97,10 +96,10 @@ class ServerHandle:
 
 
 async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) -> ServerHandle:
-    """Serve exactly these servicers; with spans and mapped errors, without health and reflection.
+    """Serve exactly these servicers: with spans and mapped errors, without health and reflection.
 
-    Unix sockets get mode 0600; their directories are made if need be. A socket that a dead process
-    left behind is replaced.
+    Unix sockets get mode 0600; their directories are made if they do not exist. The socket that a
+    dead process left behind is replaced.
 
     Args:
         addresses: "unix:/path" or "host:port".
@@ -108,8 +107,8 @@ async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) 
 
     Raises:
         InvalidArgumentError: ADDRESS_SYNTAX or SOCKET_PATH_TOO_LONG.
-        FailedPreconditionError: ADDRESS_IN_USE when somebody listens there, or the path is no
-            socket; ADDRESS_UNUSABLE when the machine does not let us listen there.
+        FailedPreconditionError: ADDRESS_IN_USE when another process listens there, or the path is
+            not a socket; ADDRESS_UNUSABLE when the kernel refuses.
     """
     calls = CallInterceptor()
     server = grpc.aio.server(interceptors=[calls], options=_OPTIONS)
@@ -136,13 +135,13 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then shut down in the order of this module's docstring.
 
-    Sets telemetry up unless its caller has, and shuts it down in any case.
+    It sets telemetry up unless its caller has done so, and always shuts it down.
 
     Args:
-        settings: Where to listen and where to export telemetry to.
+        settings: The addresses to listen on, and where telemetry is exported.
         name: Name of the service in the ready line and in its traces.
         servicers: What to serve, beside health and reflection.
-        on_shutdown: Releases what the service owns; calls are still answered meanwhile.
+        on_shutdown: Releases what the service owns. Calls are answered while it runs.
         ready_line: Whether to print `porthole <name> ready on <addresses>` to stdout.
 
     Raises:
@@ -181,7 +180,7 @@ async def serve(
 
 
 async def _run_bounded(on_shutdown: Callable[[], Awaitable[None]]) -> None:
-    # Whatever goes wrong in there, the server must still stop and telemetry must still be flushed.
+    # Whatever fails there, the server must stop and telemetry must be flushed.
     try:
         async with asyncio.timeout(SHUTDOWN_DEADLINE_S):
             await on_shutdown()
@@ -220,7 +219,7 @@ def _bind(server: grpc.aio.Server, address: Address) -> Address:
 
 
 def _prepare_path(path: Path) -> None:
-    # gRPC itself would unlink the socket of a service that is alive.
+    # gRPC would unlink the socket even of a live service.
     path.parent.mkdir(mode=_RUN_DIR_MODE, parents=True, exist_ok=True)
     try:
         mode = path.lstat().st_mode
@@ -236,7 +235,7 @@ def _prepare_path(path: Path) -> None:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             return
-        except BlockingIOError:  # its backlog is full: somebody listens
+        except BlockingIOError:  # its backlog is full, so a process listens
             pass
     raise _in_use(path, "a service listens there; stop it, or choose another run directory")
 

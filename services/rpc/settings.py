@@ -1,7 +1,7 @@
-"""Settings that every service has, from the environment and from flags.
+"""The settings that all services have, from the environment and from flags.
 
-Owns how settings are read and how a wrong one is reported. Must not know what a service does with
-them. A service subclasses ServiceSettings and calls `load` once, in its __main__.
+Owns how settings are read and how a wrong one is reported. A service subclasses ServiceSettings and
+calls `load` once, in its __main__.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def _default_run_dir() -> Path:
 
 
 class ServiceSettings(BaseSettings):
-    """What every service is told: PORTHOLE_<FIELD> in the environment, --<field> as a flag.
+    """The settings of every service: PORTHOLE_<FIELD> in the environment, --<field> as a flag.
 
-    A flag wins over the environment. A subclass sets `name`.
+    A flag overrides the environment. A subclass sets `name`.
     """
 
     model_config = SettingsConfigDict(
@@ -53,7 +53,7 @@ class ServiceSettings(BaseSettings):
     )
 
     name: ClassVar[str] = "porthole"
-    """Name of the service: of its default socket, in its traces and in its ready line."""
+    """Name of the service in its default socket, its traces and its ready line."""
 
     run_dir: Path = Field(
         default_factory=_default_run_dir, description="directory of sockets and per-VM files"
@@ -95,7 +95,7 @@ class ServiceSettings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
-        # OpenTelemetry's own variables hold URLs; both forms name the same place.
+        # OpenTelemetry's own variables hold URLs, so both forms are accepted.
         if value is not None:
             checked_address(value.removeprefix("http://").removesuffix("/"))
         return value
@@ -108,7 +108,7 @@ class ServiceSettings(BaseSettings):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where the service listens: `listen`, or the default socket in the run directory."""
+        """The addresses to listen on: `listen`, or the default socket in the run directory."""
         return self.listen or (f"unix:{self.run_dir.absolute()}/{self.name}.sock",)
 
 
@@ -116,7 +116,7 @@ def checked_address(address: str) -> str:
     """Check an address in a pydantic validator.
 
     Raises:
-        ValueError: It is wrong.
+        ValueError: ADDRESS_SYNTAX or SOCKET_PATH_TOO_LONG, as text.
     """
     try:
         return str(parse_address(address))
@@ -128,11 +128,11 @@ S = TypeVar("S", bound=ServiceSettings)
 
 
 def load(settings_cls: type[S], argv: list[str] | None = None) -> S:
-    """Read settings from the environment and from flags; once, in a __main__.
+    """Read settings from the environment and from flags. A __main__ calls it once.
 
     Args:
         settings_cls: The service's settings.
-        argv: Flags without the program's name; None: those of this process.
+        argv: Flags without the program's name; None: the flags of this process.
 
     Raises:
         SystemExit: 2 after one line on stderr per wrong flag or value; 0 after --help.

@@ -1,6 +1,6 @@
-"""Errors across gRPC: PortholeError <-> status, message and google.rpc.ErrorInfo.
+"""Errors across gRPC: a PortholeError as status, message and google.rpc.ErrorInfo, and back.
 
-Owns the mapping in both directions. Must not know who raised an error or who will read it.
+Owns the mapping in both directions.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 """Trailing metadata that carries google.rpc.Status (grpc.io, "Richer error model")."""
 
 MESSAGE_LIMIT_BYTES: Final = 1024
-"""A message is cut here: trailing metadata over 8 KiB would lose the whole error (gRPC's limit)."""
+"""Messages are cut to this length; gRPC drops an error with over 8 KiB of trailing metadata."""
 
 METADATA_LIMIT: Final = 8
-"""Pairs of ErrorInfo.metadata that are sent at most."""
+"""Most pairs of ErrorInfo.metadata that are sent."""
 
 METADATA_LIMIT_BYTES: Final = 160
-"""One value of ErrorInfo.metadata is cut here."""
+"""Values of ErrorInfo.metadata are cut to this length."""
 
 _KINDS: Final[Mapping[str, type[PortholeError]]] = {
     kind.kind: kind
@@ -60,7 +60,7 @@ _KINDS: Final[Mapping[str, type[PortholeError]]] = {
     )
 }
 
-# What a status means that no service of ours wrote: gRPC itself did, on one of the two sides.
+# The meaning of a status that gRPC itself set, on one of the two sides, and no service of ours.
 _FOREIGN: Final[Mapping[grpc.StatusCode, tuple[type[PortholeError], str]]] = {
     grpc.StatusCode.UNAVAILABLE: (UnavailableError, "PEER_UNAVAILABLE"),
     grpc.StatusCode.CANCELLED: (UnavailableError, "PEER_CANCELLED"),
@@ -71,15 +71,15 @@ _FOREIGN: Final[Mapping[grpc.StatusCode, tuple[type[PortholeError], str]]] = {
 
 
 def code_of(error: PortholeError) -> grpc.StatusCode:
-    """Tell the status code of an error's kind."""
+    """Return the status code of an error's kind."""
     return grpc.StatusCode[error.kind]
 
 
 def status_of(error: PortholeError) -> status_pb2.Status:
     """Write an error as google.rpc.Status with one ErrorInfo.
 
-    The message and the metadata are cut to what fits into gRPC's trailing metadata, and made valid
-    UTF-8: they may quote what a guest sent.
+    The message and the metadata are cut to fit gRPC's trailing metadata. They are made valid UTF-8,
+    because they may quote a guest.
     """
     info = error_details_pb2.ErrorInfo(
         reason=error.reason,
@@ -99,12 +99,12 @@ def status_of(error: PortholeError) -> status_pb2.Status:
 def error_from_rpc(call_error: grpc.aio.AioRpcError, peer: str = "") -> PortholeError:
     """Turn the failure of a call into the error that the peer raised.
 
-    A status that a peer's gRPC library made by itself becomes an error whose reason starts with
-    PEER_ or METHOD_. What nobody foresaw becomes a plain PortholeError, PEER_FAILED.
+    A status that gRPC itself set becomes an error whose reason starts with PEER_ or METHOD_. Any
+    other status becomes a plain PortholeError, PEER_FAILED.
 
     Args:
         call_error: The failure.
-        peer: Who was called; the messages of these last two do not say it by themselves.
+        peer: Name of the peer; it is put before the messages of errors that no service raised.
     """
     message = call_error.details() or call_error.code().name
     info = _error_info(call_error)

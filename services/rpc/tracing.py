@@ -1,8 +1,8 @@
 """Traces and metrics of one process: set-up, exporters, and the operations that others use.
 
-Owns the only contact with OpenTelemetry. All spans of a VM live in one trace: the context that
-CreateVm ran in is kept with the VM as a W3C traceparent, and `operation` continues it wherever the
-caller came from. Must not know what an event means: services.handshake.events does.
+Owns the contact with OpenTelemetry. All spans of a VM are in one trace: the VM keeps the context of
+its CreateVm as a W3C traceparent, and `operation` continues that context, whatever trace its caller
+has.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ TRACEPARENT: Final = "traceparent"
 """Name of the header and of the gRPC metadata that carry a context (W3C Trace Context)."""
 
 METRICS_INTERVAL_S: Final = 10.0
-"""How often metrics are exported; the last time at shutdown."""
+"""Seconds between two exports of metrics; the last export is at shutdown."""
 
 EXPORT_DEADLINE_S: Final = 5
-"""How long one export to an OTLP endpoint may take, also the last one at shutdown."""
+"""Longest that one export to an OTLP endpoint takes, also at shutdown."""
 
 SCOPE: Final = "porthole"
 """Name of the instrumentation scope of every span and metric."""
@@ -71,12 +71,12 @@ _active: _Telemetry | None = None
 def setup(service_name: str, settings: ServiceSettings) -> None:
     """Begin to log to stderr, to trace and to measure.
 
-    A second call before `shutdown` does nothing. Spans reach a file and the console the moment they
-    end; an OTLP endpoint gets them in batches.
+    A second call before `shutdown` does nothing. A span is written to a file and the console as
+    soon as it ends; an OTLP endpoint gets spans in batches.
 
     Args:
         service_name: The resource attribute `service.name`.
-        settings: Where to export to.
+        settings: Where spans and metrics are exported.
 
     Raises:
         OSError: trace_file or metrics_file cannot be opened.
@@ -94,7 +94,7 @@ def setup(service_name: str, settings: ServiceSettings) -> None:
 
 
 def shutdown() -> None:
-    """Export what is left and stop; a second call does nothing."""
+    """Export the rest and stop; a second call does nothing."""
     global _active
     if _active is None:
         return
@@ -104,21 +104,21 @@ def shutdown() -> None:
 
 
 def tracer() -> Tracer:
-    """The tracer of this process; one that records nothing before `setup`."""
+    """Return the tracer of this process; before `setup`, one that records nothing."""
     if _active is None:
         return trace.NoOpTracer()
     return _active.tracer_provider.get_tracer(SCOPE, SOFTWARE_VERSION)
 
 
 def meter() -> metrics.Meter:
-    """The meter of this process; one that records nothing before `setup`."""
+    """Return the meter of this process; before `setup`, one that records nothing."""
     if _active is None:
         return metrics.NoOpMeter(SCOPE)
     return _active.meter_provider.get_meter(SCOPE, SOFTWARE_VERSION)
 
 
 def emit(event: Event) -> None:
-    """Add an event to the current span; to a span of its own where there is none."""
+    """Add an event to the current span, or to a span of its own when there is none."""
     span = trace.get_current_span()
     if span.is_recording():
         span.add_event(event.name, dict(event.attributes))
@@ -128,12 +128,12 @@ def emit(event: Event) -> None:
 
 
 def emit_under(traceparent: str, span_name: str, event: Event) -> None:
-    """Leave an event on a short span of its own below `traceparent`; from any thread.
+    """Add an event to a span of its own below `traceparent`. May be called on any thread.
 
     Args:
         traceparent: W3C traceparent, usually the VM's; empty: the span begins a trace.
         span_name: Name of the span.
-        event: What happened.
+        event: The event.
     """
     with tracer().start_as_current_span(span_name, context=_context(traceparent)) as span:
         span.add_event(event.name, dict(event.attributes))
@@ -147,8 +147,8 @@ def operation(name: str, *, vm_traceparent: str | None = None) -> Iterator[Span]
 
     Args:
         name: Name of the span, for instance "AddShare".
-        vm_traceparent: Context of the VM, which becomes the parent; the caller's own span is linked
-            when it belongs to another trace. None or empty: the parent is the caller's span.
+        vm_traceparent: Context of the VM. It becomes the parent, and the caller's span is linked
+            when it is in another trace. None or empty: the caller's span is the parent.
     """
     caller = trace.get_current_span().get_span_context()
     context = _context(vm_traceparent) if vm_traceparent else None
@@ -186,7 +186,7 @@ def server_span(service: str, method: str, carrier: Mapping[str, str]) -> Iterat
 
 
 def mark_failed(span: Span, error: BaseException) -> None:
-    """Say on a span that it failed, and for which reason."""
+    """Mark a span as failed, with the reason."""
     if isinstance(error, PortholeError):
         span.set_attribute("porthole.reason", error.reason)
         span.set_status(Status(StatusCode.ERROR, error.message))
@@ -195,19 +195,19 @@ def mark_failed(span: Span, error: BaseException) -> None:
 
 
 def current_traceparent() -> str:
-    """W3C traceparent of the current span; empty when there is none."""
+    """Return the W3C traceparent of the current span; empty when there is none."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     return carrier.get(TRACEPARENT, "")
 
 
 def _context(traceparent: str | None) -> Context:
-    # An explicit empty context: without one, OpenTelemetry would fall back to the current span.
+    # The context is given, though empty: without it, OpenTelemetry takes the current span.
     return _PROPAGATOR.extract({TRACEPARENT: traceparent or ""}, context=Context())
 
 
 def _tracer_provider(resource: Resource, settings: ServiceSettings) -> TracerProvider:
-    # A caller's "not sampled" must not make a hole in a trace that is checked.
+    # All spans are sampled, even if the caller's is not: a checked trace must have no hole.
     provider = TracerProvider(resource=resource, sampler=ALWAYS_ON, shutdown_on_exit=False)
     if settings.trace_file is not None:
         exporter = FileSpanExporter(LineFile(settings.trace_file))

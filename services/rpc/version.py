@@ -1,6 +1,6 @@
-"""Which software this is and which API versions it speaks.
+"""The version of this software, and the API versions that it speaks.
 
-Owns the version handshake that precedes the first use of a peer. Must not know any one service.
+Owns the version check that precedes the first use of a peer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ API_VERSIONS: Final = ("v1",)
 
 
 def service_version(full_name: str) -> ServiceVersion:
-    """Tell what a service answers to GetVersion.
+    """Return the answer of a service to GetVersion.
 
     Args:
         full_name: For instance "porthole.vmowner.v1.VmOwner".
@@ -34,8 +34,8 @@ def check_version(service: str, theirs: ServiceVersion) -> None:
     """Refuse a peer that speaks none of our API versions.
 
     Args:
-        service: Full name of the service that we want.
-        theirs: What the peer announced.
+        service: Full name of the service that is wanted.
+        theirs: The version that the peer announced.
 
     Raises:
         FailedPreconditionError: API_VERSION_MISMATCH, naming the versions of both sides.

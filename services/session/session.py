@@ -1,8 +1,7 @@
 """A WSLC session: pulls a guest's capabilities and forwards them to the VM owner.
 
-Owns the pull and the forward. What the guest sent is forwarded as the very protobuf message, so
-that fields which this version does not know arrive at an owner that does. Must not judge
-capabilities: the owner does.
+Owns both calls. It forwards the very protobuf message that the guest sent, so that fields which
+this version does not know still reach the owner. The owner judges the capabilities.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
 GUEST_INIT: Final = "porthole.guest.v1.GuestInit"
 
 APPLY_DEADLINE_S: Final = 60.0
-"""How long ApplyGuestCapabilities may take: the owner adds the VM's first shares meanwhile."""
+"""Longest that ApplyGuestCapabilities takes: the owner adds the VM's first shares in it."""
 
 
 class Session:
-    """What a session does to its VMs. Every method raises the PortholeError that a peer answered.
+    """A session with one VM owner. A method raises the PortholeError that a peer answered.
 
     Attributes:
-        owner: Stub of the VM owner, for everything that needs no session: shares, devices, network.
+        owner: Stub of the VM owner, for calls that need no session: shares, devices, networking.
     """
 
     def __init__(self, owner: vm_owner_pb2_grpc.VmOwnerAsyncStub, wait_s: float = 30.0) -> None:
@@ -46,17 +45,17 @@ class Session:
         self._wait_s = wait_s
 
     async def read_guest_capabilities(self, vm_id: str) -> Capabilities:
-        """Pull from guest init what the guest's kernel published (WSLC_GET_GUEST_CAPABILITIES).
+        """Pull the guest's capabilities from guest init (WSLC_GET_GUEST_CAPABILITIES).
 
         Args:
             vm_id: A VM that has booted.
 
         Returns:
-            What the guest sent, unknown fields included.
+            The message that the guest sent, with its unknown fields.
 
         Raises:
             NotFoundError: There is no such VM.
-            FailedPreconditionError: GUEST_INIT_ABSENT: the VM has not booted, or has ended.
+            FailedPreconditionError: GUEST_INIT_ABSENT when the VM has not booted, or has ended.
             UnavailableError: Its guest init cannot be reached.
         """
         return await self._read(await self._vm(vm_id))
@@ -64,9 +63,9 @@ class Session:
     async def apply_guest_capabilities(
         self, vm_id: str
     ) -> vm_owner_pb2.ApplyGuestCapabilitiesResponse:
-        """Pull what the guest's kernel published and forward it to the VM owner.
+        """Pull the guest's capabilities and forward them to the VM owner.
 
-        May be repeated: the owner says `already_applied` then.
+        It may be repeated; the owner then answers `already_applied`.
 
         Raises:
             NotFoundError: There is no such VM.
@@ -109,7 +108,7 @@ class Session:
 
 
 def _as_announced(message: Capabilities) -> GuestCapabilities:
-    """The very numbers of the guest for the trace, valid or not: the owner is the judge."""
+    """Return the numbers of the guest for the trace, valid or not."""
     pool = message.swiotlb_pool
     announced = pool.base or pool.size_bytes
     return GuestCapabilities(
@@ -124,7 +123,7 @@ async def open_session(owner_address: str, *, wait_s: float = 30.0) -> AsyncIter
 
     Args:
         owner_address: "unix:/path" or "host:port".
-        wait_s: How long to wait for the owner, and for a guest's init, to come up.
+        wait_s: Longest wait for the owner, and for a guest's init, to come up.
 
     Raises:
         UnavailableError: The owner did not come up.
@@ -140,15 +139,15 @@ async def open_session(owner_address: str, *, wait_s: float = 30.0) -> AsyncIter
 async def apply_guest_capabilities(
     owner_address: str, vm_id: str, *, wait_s: float = 30.0
 ) -> vm_owner_pb2.ApplyGuestCapabilitiesResponse:
-    """Do all that a session owes one VM: pull from its guest init, forward to its owner.
+    """Pull the capabilities of one VM from its guest init and forward them to its owner.
 
     Args:
         owner_address: "unix:/path" or "host:port".
         vm_id: A VM that has booted.
-        wait_s: As in `open_session`.
+        wait_s: See `open_session`.
 
     Raises:
-        PortholeError: As Session.apply_guest_capabilities does.
+        PortholeError: See Session.apply_guest_capabilities.
     """
     async with open_session(owner_address, wait_s=wait_s) as session:
         return await session.apply_guest_capabilities(vm_id)

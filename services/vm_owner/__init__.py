@@ -1,6 +1,5 @@
-"""The VM owner: creates VMs, latches what their guests publish, and tells every device of it.
+"""Floor 2: the VM owner. It creates VMs, latches the pool of each, and gives it to every device.
 
 Owns configuration, sizing, the kernel command line, VMs, their devices, shares and networking, and
-the machines that run guests. Protobuf stays in servicer.py and clients.py. Must not know guest
-memory or virtqueues: those are between the guest and the device host.
+the machines that run guests. Guest memory and virtqueues are between the guest and the device host.
 """

@@ -1,6 +1,6 @@
 """`python -m services.vm_owner`: creates VMs and serves porthole.vmowner.v1.VmOwner.
 
-Owns how the parts are put together. On SIGTERM all VMs are terminated, each in order.
+Owns how the parts are put together. On SIGTERM all VMs are shut down, each in order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TELEMETRY = ("trace_file", "metrics_file", "otlp_endpoint", "trace_console", "l
 
 
 def _environment(settings: OwnerSettings) -> dict[str, str]:
-    """Return what a guest's process shares with this one, as its environment."""
+    """Return the telemetry settings that a guest's process inherits, as its environment."""
     values = ((field, getattr(settings, field)) for field in _TELEMETRY)
     return {f"PORTHOLE_{field.upper()}": str(v) for field, v in values if v is not None}
 

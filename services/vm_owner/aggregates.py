@@ -1,8 +1,7 @@
 """The aggregate devices of one VM: one for the ordinary user's shares, one for the elevated user's.
 
-Owns when such a device is made, how a share gets into it and out again, and what becomes of the
-others when its device host has lost it. It is not locked here: the VM's lock is held around every
-call. Must not know which shares are the same.
+Owns when such a device is made, how a share is added to it and removed, and how it is made again
+with its shares after its device host has lost it. The caller of every method holds the VM's lock.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TAGS: Final = {False: "porthole-shares", True: "porthole-shares-elevated"}
-"""Mount tags, by whether the elevated user's device host serves it."""
+"""Mount tags, by whether the elevated user's device host serves the device."""
 
 QUEUES: Final = 4
-"""Request queues: its shares are used at the same time."""
+"""Request queues of an aggregate device, whose shares are used at the same time."""
 
 
 class AggregateShares:
-    """Shares that are directories of one device.
+    """The shares of one VM that are directories of its aggregate devices.
 
     Args:
         record: The record of the VM.
         devices: Its devices.
         device_hosts: Both device hosts.
-        shares: All shares of the VM, by id; only those of aggregate devices are changed here.
+        shares: All shares of the VM, by id. Only the shares of aggregate devices are changed here.
     """
 
     def __init__(
@@ -59,12 +58,12 @@ class AggregateShares:
         self._shares = shares
 
     async def add(self, share_id: str, spec: ShareSpec, key: ShareKey) -> Share:
-        """Put a share into the device, which is made if it is the first; the guest finds it.
+        """Add a share to its device, which is made for the first share; the guest then sees it.
 
-        After any failure nothing of the share is left; the device stays.
+        After a failure nothing of the share is left; the device stays.
 
         Raises:
-            PortholeError: As GuestDevices.add, or what the device host answered.
+            PortholeError: See GuestDevices.add; or the answer of the device host.
         """
         check_length(share_id, spec.options)
         device = await self._device(elevated=spec.elevated)
@@ -73,12 +72,12 @@ class AggregateShares:
         return share
 
     async def remove(self, share: Share) -> None:
-        """Take a share out of its device. The guest has lost it when this returns.
+        """Remove a share from its device; the guest no longer has it when this returns.
 
         Raises:
-            PortholeError: The device host cannot be reached, or refuses; the share is still there.
+            PortholeError: The device host cannot be reached, or refuses; the share stays.
         """
-        # Not dialled for this: a device host that was never reached has nothing of ours.
+        # No connection is made for this: a device host that was never reached has no share of ours.
         device_host = self._device_hosts.connected(elevated=share.spec.elevated)
         if device_host is not None:
             try:
@@ -86,7 +85,7 @@ class AggregateShares:
                     self._record.vm_id, share.device.instance_id, share.share_id
                 )
             except NotFoundError:
-                logger.debug("share %s was gone already", share.share_id)
+                logger.debug("share %s was removed already", share.share_id)
         del self._shares[share.share_id]
         self._publish(share, "removed")
 
@@ -102,7 +101,9 @@ class AggregateShares:
         )
         try:
             await device_host.add_child(child)
-            self._record.require(Operation.ADD_SHARE)  # it may have begun to shut down meanwhile
+            self._record.require(
+                Operation.ADD_SHARE
+            )  # the VM may have begun to shut down meanwhile
         except BaseException:
             try:
                 await device_host.remove_child(vm_id, child.instance_id, child.name)
@@ -113,7 +114,7 @@ class AggregateShares:
         self._publish(share, "added")
 
     async def _device(self, *, elevated: bool) -> GuestDevice:
-        """Return the device that takes the user's shares; makes it if there is none."""
+        """Return the aggregate device of a user; make it if there is none."""
         for device in self._devices.all():
             if device.spec.backend is None and device.spec.elevated == elevated:
                 if await self._devices.status(device):
@@ -130,7 +131,7 @@ class AggregateShares:
         )
 
     async def _renew(self, device: GuestDevice) -> GuestDevice:
-        """Make a device again that its device host has lost, with its shares as far as they go."""
+        """Make a device that its device host lost again; a share that fails becomes a warning."""
         lost = [share for share in self._shares.values() if share.device is device]
         for share in lost:
             del self._shares[share.share_id]

@@ -1,7 +1,6 @@
-"""Clients of the owner's peers: device host and machine, over gRPC.
+"""Clients of the owner's peers, device host and machine, over gRPC.
 
-Owns the translation between protobuf and the values that the rest of the owner uses. Must not know
-when a peer is called.
+Owns the translation between protobuf and the values that the rest of the owner uses.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ if TYPE_CHECKING:
     from services.handshake.exhaustion import Exhaustion
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
-    from services.vm_owner.machines import BootSpec, PluggedDevice
+    from services.vm_owner.machines import AttachedDevice, BootSpec
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
 MACHINE: Final = "porthole.machine.v1.Machine"
 
 LIST_DEADLINE_S: Final = 3.0
-"""Deadline of DeviceHost.ListDevices: a device host that hangs must not take GetVm with it, whose
-caller waits for 10 s as a rule; two of them are asked, one after the other."""
+"""Deadline of DeviceHost.ListDevices. GetVm asks two device hosts, one after the other, and its
+caller waits for 10 s by default, so both may hang and GetVm still answers."""
 
 BOOT_DEADLINE_S: Final = 30.0
-"""Deadline of Machine.Boot: the guest starts its init meanwhile."""
+"""Deadline of Machine.Boot, in which the guest starts its init."""
 
 
 class DeviceHostClient:
-    """A device host behind a channel."""
+    """A connected device host."""
 
     def __init__(self, peer: Peer[device_host_pb2_grpc.DeviceHostAsyncStub]) -> None:
         self._peer = peer
 
     async def set_swiotlb(self, vm_id: str, token: str) -> None:
-        """Tell which pool a VM has latched."""
+        """Announce the pool that a VM has latched."""
         request = device_host_pb2.SetSwiotlbRequest(vm_id=vm_id, swiotlb_option=token)
         await self._peer.stub.SetSwiotlb(request)
 
@@ -91,7 +90,7 @@ class DeviceHostClient:
         await self._peer.stub.RemoveChild(request)
 
     async def forget_vm(self, vm_id: str) -> None:
-        """Tear down what is left of a VM's devices, and forget its pool."""
+        """Tear down all remaining devices of a VM, and forget its pool."""
         await self._peer.stub.ForgetVm(device_host_pb2.ForgetVmRequest(vm_id=vm_id))
 
     async def list_devices(self, vm_id: str) -> list[DeviceStatus]:
@@ -101,7 +100,7 @@ class DeviceHostClient:
         return [_status(device) for device in answer.devices]
 
     async def watch(self) -> AsyncIterator[DeviceStatus]:
-        """Stream what happens to the devices of all VMs."""
+        """Stream the changes of the devices of all VMs."""
         stream = self._peer.stub.WatchDevices(device_host_pb2.WatchDevicesRequest())
         async for answer in stream:
             status = _status(answer.device, answer.detail)
@@ -115,13 +114,13 @@ class DeviceHostClient:
 
 
 class MachineClient:
-    """A machine behind a channel."""
+    """A connected machine."""
 
     def __init__(self, peer: Peer[machine_pb2_grpc.MachineAsyncStub]) -> None:
         self._peer = peer
 
     async def boot(self, spec: BootSpec) -> str:
-        """Boot the guest; returns where its init serves GuestInit."""
+        """Boot the guest; returns the address at which its init serves GuestInit."""
         request = machine_pb2.BootRequest(
             vm_id=spec.vm_id,
             ram_bytes=spec.ram_bytes,
@@ -133,8 +132,8 @@ class MachineClient:
         answer = await self._peer.stub.Boot(request, timeout=BOOT_DEADLINE_S)
         return answer.guest_init_address
 
-    async def attach_device(self, device: PluggedDevice) -> None:
-        """Plug a device in."""
+    async def attach_device(self, device: AttachedDevice) -> None:
+        """Attach a device."""
         request = machine_pb2.AttachDeviceRequest(
             instance_id=device.instance_id,
             device_class=device_class_to_proto(device.device_class),
@@ -146,11 +145,11 @@ class MachineClient:
         await self._peer.stub.AttachDevice(request)
 
     async def detach_device(self, instance_id: str) -> None:
-        """Unplug a device."""
+        """Detach a device."""
         await self._peer.stub.DetachDevice(machine_pb2.DetachDeviceRequest(instance_id=instance_id))
 
     async def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream what the guest's kernel has used up, and the device that needed more."""
+        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
         async for answer in self._peer.stub.WatchMachine(machine_pb2.WatchMachineRequest()):
             yield answer.instance_id, exhaustion_from_proto(answer.exhaustion)
 

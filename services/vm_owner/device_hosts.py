@@ -1,7 +1,7 @@
-"""The device hosts of this owner: the ordinary user's and the elevated user's, each connected late.
+"""The device hosts of this owner: the ordinary user's and the elevated user's.
 
-Owns the two connections and the stream of device events of each. Must not know VMs: who uses a
-device host for a VM announces that VM's pool to it first.
+Owns the two connections, which are made at the first use, and the stream of device events of each.
+Must not know VMs: code that uses a device host for a VM announces that VM's pool first.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WATCH_RETRY_S: Final = 1.0
-"""Pause before the event stream of a device host that ended is opened again."""
+"""Pause before an event stream that ended is opened again."""
 
 UNSPECIFIED: Final = "unspecified"
-"""State of a device whose device host cannot tell."""
+"""State of a device whose device host does not report one."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewDevice:
-    """What a device host needs in order to create a device.
+    """A device that a device host is to create.
 
     Attributes:
         device_class: events.FS or events.NET.
         options: The whole options string.
-        backend: A directory (FS) or the name of a TAP interface (NET); None: shares (FS) are added
-            to it later, see NewChild.
+        backend: A directory (FS) or the name of a TAP interface (NET). None: an aggregate (FS);
+            shares are added to it with NewChild.
     """
 
     vm_id: str
@@ -50,13 +50,13 @@ class NewDevice:
 
 @dataclass(frozen=True, slots=True)
 class NewChild:
-    """A share that is added to an aggregate device.
+    """A share that an aggregate device is to get.
 
     Attributes:
-        instance_id: Of the device.
-        name: Of the share's directory in the device's root.
-        options: Its whole options string.
-        shared_dir: The directory.
+        instance_id: Id of the device.
+        name: Name of the share's directory in the root of the device.
+        options: The whole options string of the share.
+        shared_dir: The directory on the host.
     """
 
     vm_id: str
@@ -68,12 +68,12 @@ class NewChild:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """What a device host says of a device.
+    """The status of a device, as its device host reports it.
 
     Attributes:
         state: Name of the state, lower case.
         counters: Values by the names of porthole.handshake.v1.DeviceCounters.
-        exhaustion: What it has just used up; the state has not changed then.
+        exhaustion: What it has just used up; its state has not changed then.
         children: Names of the shares of an aggregate.
     """
 
@@ -91,7 +91,7 @@ class DeviceHost(Protocol):
     """A connected device host; every failure of a call is a PortholeError."""
 
     async def set_swiotlb(self, vm_id: str, token: str) -> None:
-        """Tell which pool a VM has latched."""
+        """Announce the pool that a VM has latched."""
 
     async def create_device(self, device: NewDevice) -> str:
         """Create a device; returns the path of its vhost-user socket."""
@@ -106,27 +106,26 @@ class DeviceHost(Protocol):
         """Remove a share from an aggregate device."""
 
     async def forget_vm(self, vm_id: str) -> None:
-        """Tear down what is left of a VM's devices, and forget its pool."""
+        """Tear down all remaining devices of a VM, and forget its pool."""
 
     async def list_devices(self, vm_id: str) -> list[DeviceStatus]:
         """List the devices of a VM."""
 
     def watch(self) -> AsyncIterator[DeviceStatus]:
-        """Stream what happens to the devices of all VMs."""
+        """Stream the changes of the devices of all VMs."""
 
     async def close(self) -> None:
         """Disconnect."""
 
 
 class DeviceHosts:
-    """Both device hosts, each dialled at its first use.
+    """Both device hosts, each connected at its first use.
 
     Args:
-        dial: Connects to the ordinary (False) or the elevated (True) device host; None where there
-            is no elevated one.
-        on_status: Called with whatever a device host says of a device.
-        on_lost: Called when the event stream of a device host ends; with whether it is the
-        elevated.
+        dial: Connects to the ordinary (False) or the elevated (True) device host. There may be no
+            elevated one.
+        on_status: Called with each status of a device that its device host reports.
+        on_lost: Called when the event stream of a device host ends; True: of the elevated one.
     """
 
     def __init__(
@@ -143,7 +142,7 @@ class DeviceHosts:
         self._watches: list[asyncio.Task[None]] = []
 
     async def get(self, *, elevated: bool) -> DeviceHost:
-        """Return a connected device host; connects at the first use.
+        """Return a connected device host; connect at the first use.
 
         Raises:
             UnavailableError: PEER_UNAVAILABLE.
@@ -155,13 +154,13 @@ class DeviceHosts:
                 "this owner has no device host of the elevated user; start the owner with "
                 "--elevated-devicehost <address>, or add the device without elevated",
             )
-        # One attempt at a time: two connections would watch everything twice.
+        # One attempt at a time: with two connections, every change would be watched twice.
         async with self._dialling[elevated]:
             if elevated not in self._hosts:
                 host = await self._dial[elevated]()
                 self._hosts[elevated] = host
-                # In a context of its own: it outlives the operation that happened to dial first,
-                # and belongs to no VM's trace.
+                # The task gets a context of its own: it outlives the operation that connected, and
+                # belongs to no VM's trace.
                 watch = asyncio.create_task(
                     self._watch(host, elevated), context=contextvars.Context()
                 )
@@ -169,22 +168,25 @@ class DeviceHosts:
             return self._hosts[elevated]
 
     def connected(self, *, elevated: bool) -> DeviceHost | None:
-        """Return a device host if it has been used before."""
+        """Return a device host if it is connected."""
         return self._hosts.get(elevated)
 
     async def announce(self, vm_id: str, token: str) -> None:
-        """Tell the connected device hosts of a latched pool; one that connects later is told then.
+        """Announce a latched pool to the connected device hosts.
 
-        A device host that cannot be reached now is told before its next device, too.
+        GuestDevices announces it again before every device, which covers a device host that
+        connects later or cannot be reached now.
         """
         for host in tuple(self._hosts.values()):
             try:
                 await host.set_swiotlb(vm_id, token)
             except PortholeError as failure:
-                logger.warning("VM %s: a device host was not told its pool: %s", vm_id, failure)
+                logger.warning(
+                    "VM %s: its pool was not announced to a device host: %s", vm_id, failure
+                )
 
     async def forget(self, vm_id: str) -> None:
-        """Tell the connected device hosts that a VM has ended."""
+        """Have the connected device hosts forget a VM that has ended."""
         for host in tuple(self._hosts.values()):
             try:
                 await host.forget_vm(vm_id)
@@ -192,9 +194,9 @@ class DeviceHosts:
                 logger.warning("VM %s: a device host still remembers it: %s", vm_id, failure)
 
     async def statuses(self, vm_id: str) -> dict[str, DeviceStatus]:
-        """Tell what the connected device hosts say of a VM's devices, by instance id.
+        """Return the status of each device of a VM, by instance id.
 
-        The devices of a device host that cannot be reached are missing.
+        The devices of a device host that is not connected, or does not answer, are missing.
         """
         found: dict[str, DeviceStatus] = {}
         for host in tuple(self._hosts.values()):

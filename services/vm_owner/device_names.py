@@ -1,6 +1,6 @@
-"""The names that a guest sees of a device: mount tags, adapter names, and TAP interface names.
+"""The names of devices: mount tags, adapter names, and TAP interface names.
 
-Owns their syntax and bounds. Must not know whether a name is taken.
+Owns their syntax and bounds. guest_devices.py checks whether a name is taken.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ FS_TAG_LIMIT_BYTES: Final = 36
 INTERFACE_LIMIT_BYTES: Final = 15
 """Longest name of a network interface (Linux include/uapi/linux/if.h, IFNAMSIZ - 1)."""
 
-# '/' would leave the directory of a mount point; ';' and '=' separate options.
+# A '/' would lead out of the directory of mount points; ';' and '=' separate options.
 _FS_TAG: Final = re.compile(r"[^\x00-\x20\x7f/;=]+")
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 
 
 def check_name(device_class: str, name: str) -> None:
-    """Refuse a name that the guest cannot take.
+    """Refuse a name that no guest accepts.
 
     Args:
         device_class: events.FS or events.NET.
@@ -39,7 +39,7 @@ def check_name(device_class: str, name: str) -> None:
 
 
 def check_interface(name: str) -> None:
-    """Refuse what cannot be the name of a network interface.
+    """Refuse a name that no network interface can have.
 
     Raises:
         InvalidArgumentError: DEVICE_NAME, naming the value and the bound.

@@ -1,7 +1,7 @@
-"""A bounded stream of what happens to one VM, for any number of watchers.
+"""A bounded stream of events, for any number of watchers.
 
-Owns the queues. Must not know what the items mean. A watcher that does not read loses its stream
-with an error instead of slowing down the VM or growing without bound.
+Owns the queues. A watcher that does not read loses its stream with an error, so that it neither
+slows down the VM nor fills memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 QUEUE_LIMIT: Final = 256
-"""Items that may wait for one watcher; the snapshot that it begins with does not count."""
+"""Most items that wait for one watcher, not counting the snapshot that it begins with."""
 
 
 class Subscription(Generic[T]):
-    """One watcher's view: what it began with, then everything published since, in order.
+    """The items of one watcher: its snapshot, then everything published since, in order.
 
-    An async iterator. It ends when the stream is closed and all items have been read. Close it when
-    it is no longer read (`with`).
+    It is an async iterator, which ends when the stream is closed and all items have been read.
+    Close it (`with`) when it is no longer read.
     """
 
     def __init__(self, stream: EventStream[T], first: Iterable[T], limit: int) -> None:
@@ -36,7 +36,7 @@ class Subscription(Generic[T]):
         self._overflowed = False
 
     def offer(self, item: T) -> None:
-        """Append an item; past the limit, the watcher is cut off instead."""
+        """Append an item, or cut the watcher off at the limit."""
         if len(self._items) >= self._limit:
             self._overflowed = True
             self.close()
@@ -45,11 +45,11 @@ class Subscription(Generic[T]):
         self._news.set()
 
     def wake(self) -> None:
-        """Let the watcher see that the stream was closed."""
+        """Wake the watcher, because the stream was closed."""
         self._news.set()
 
     def close(self) -> None:
-        """Receive nothing any more; a second call does nothing."""
+        """Stop receiving items; a second call does nothing."""
         self._stream.drop(self)
 
     def __enter__(self) -> Self:
@@ -78,7 +78,7 @@ class Subscription(Generic[T]):
 
 
 class EventStream(Generic[T]):
-    """Publishes items to all present watchers."""
+    """Publishes items to all watchers."""
 
     def __init__(self, limit: int = QUEUE_LIMIT) -> None:
         self._limit = limit
@@ -86,12 +86,12 @@ class EventStream(Generic[T]):
         self.closed = False
 
     def publish(self, item: T) -> None:
-        """Hand an item to every watcher; never waits."""
+        """Append an item for every watcher; never waits."""
         for subscription in tuple(self._subscriptions):
             subscription.offer(item)
 
     def subscribe(self, first: Iterable[T] = ()) -> Subscription[T]:
-        """Watch from now on, beginning with the items of `first`."""
+        """Add a watcher, whose snapshot is `first`."""
         subscription = Subscription(self, first, self._limit)
         self._subscriptions.add(subscription)
         return subscription
@@ -101,7 +101,7 @@ class EventStream(Generic[T]):
         self._subscriptions.discard(subscription)
 
     def close(self) -> None:
-        """End the stream for every watcher, once it has read what waits for it."""
+        """End the stream; each watcher may still read the items that wait for it."""
         self.closed = True
         for subscription in self._subscriptions:
             subscription.wake()

@@ -1,7 +1,7 @@
 """The devices of one VM: added, removed and shut down step by step, in the order of states.py.
 
-Owns the entries (id, tag, options, socket) and what is undone on failure. Must not know shares or
-networks. It is not locked here: the VM's lock is held around every call that changes something.
+Owns the entries (id, tag, options, socket) and the undoing of a failed addition. Must not know
+shares or networking. The caller of every method that changes something holds the VM's lock.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from services.handshake.states import (
 )
 from services.vm_owner.device_hosts import NewDevice
 from services.vm_owner.device_names import check_name
-from services.vm_owner.machines import PluggedDevice
+from services.vm_owner.machines import AttachedDevice
 from services.vm_owner.record import DeviceEvent
 
 if TYPE_CHECKING:
@@ -46,21 +46,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPTIONS_LIMIT: Final = 4096
-"""Characters of options that a device may be asked for with; the owner keeps them."""
+"""Most characters of options in a request; the owner keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """What was asked for.
+    """A device that was asked for.
 
     Attributes:
         device_class: events.FS or events.NET.
         extra_options: "key=value;flag" without name, token and vm_id.
-        backend: A directory (FS) or the name of a TAP interface (NET); None: an aggregate (FS),
+        backend: A directory (FS) or the name of a TAP interface (NET). None: an aggregate (FS),
             whose shares come and go.
         elevated: Whether the elevated user's device host serves it.
-        client_address: Of a network adapter, with prefix length; empty for none.
-        gateway_address: Of a network adapter; empty for none.
+        client_address: The guest's address on a network adapter, with prefix length; empty: none.
+        gateway_address: The gateway of a network adapter; empty: none.
     """
 
     device_class: str
@@ -77,8 +77,9 @@ class GuestDevice:
     """The entry of one device.
 
     Attributes:
-        options: The whole options string; empty until it is registered.
-        socket_path: Its vhost-user socket; empty until the device host listens on it.
+        options: The whole options string; empty before REGISTER.
+        socket_path: Its vhost-user socket; empty before STORE.
+        created_socket: The socket that the device host answered; empty before CREATE.
     """
 
     spec: DeviceSpec
@@ -95,9 +96,9 @@ class GuestDevices:
     """The devices of one VM.
 
     Args:
-        record: Its record: token, trace, watchers, and whether it may still be given devices.
+        record: Its record: token, trace, watchers, and the state, which may not allow devices.
         device_hosts: Both device hosts.
-        machine: Where devices are plugged in.
+        machine: The machine that devices are attached to.
     """
 
     def __init__(self, record: VmRecord, device_hosts: DeviceHosts, machine: Machine) -> None:
@@ -118,7 +119,7 @@ class GuestDevices:
         }
 
     def all(self) -> Sequence[GuestDevice]:
-        """The devices whose entry has a socket, in the order in which they were added."""
+        """Return the devices that have a socket, in the order in which they were added."""
         return [device for device in self._entries.values() if device.socket_path]
 
     def find(self, instance_id: str) -> GuestDevice | None:
@@ -126,11 +127,13 @@ class GuestDevices:
         return self._entries.get(instance_id)
 
     def has_tag(self, tag: str) -> bool:
-        """Tell whether a tag is taken."""
+        """Return whether a tag is taken."""
         return any(device.spec.tag == tag for device in self._entries.values())
 
     async def status(self, device: GuestDevice) -> DeviceStatus | None:
-        """Tell what its device host says of a device; one that restarted knows nothing of it.
+        """Return the status that its device host reports of a device; None: it does not have it.
+
+        A device host that has restarted has none of its devices.
 
         Raises:
             UnavailableError: The device host cannot be reached.
@@ -142,13 +145,13 @@ class GuestDevices:
     async def add(self, spec: DeviceSpec) -> GuestDevice:
         """Add a device; the guest has it when this returns.
 
-        After any failure nothing of the device is left, here or at the peers.
+        After a failure nothing of the device is left, here or at the peers.
 
         Raises:
-            InvalidArgumentError: Tag or options.
+            InvalidArgumentError: The tag or the options are wrong.
             AlreadyExistsError: TAG_EXISTS.
-            FailedPreconditionError: The VM is shutting down, also when it began meanwhile.
-            PortholeError: What a peer answered.
+            FailedPreconditionError: The VM is shutting down, or began to while this ran.
+            PortholeError: A peer refused, or cannot be reached.
         """
         device = GuestDevice(spec)
         try:
@@ -164,7 +167,7 @@ class GuestDevices:
         return device
 
     async def remove(self, instance_id: str) -> None:
-        """Remove a device; it is forgotten whatever its peers answer.
+        """Remove a device. It is forgotten even if a peer refuses or cannot be reached.
 
         Raises:
             NotFoundError: DEVICE_NOT_FOUND.
@@ -180,7 +183,7 @@ class GuestDevices:
         await self._run(REMOVE_ORDER, [device])
 
     async def shut_down(self) -> None:
-        """Mark all devices, then tear down each, then forget them; the VM takes no new ones."""
+        """Mark all devices, then tear down each, then forget them. The VM accepts no new ones."""
         await self._run(SHUTDOWN_ORDER, list(self._entries.values()))
         await self._device_hosts.forget(self._record.vm_id)
 
@@ -218,11 +221,11 @@ class GuestDevices:
 
     async def _create(self, device: GuestDevice) -> None:
         record, spec = self._record, device.spec
-        # Before anything that can fail: what is undone after a failure leaves its event, too.
+        # Emitted before any call that can fail: the undoing of a failure emits an event, too.
         record.emit(events.device_added(*self._named(device), device.options))
         device_host = await self._device_hosts.get(elevated=spec.elevated)
         if record.token is not None:
-            # Told before every device: this connection may be new, or its device host restarted.
+            # Announced before every device: the device host may be new, or have restarted.
             await device_host.set_swiotlb(record.vm_id, record.token)
         device.created_socket = await device_host.create_device(
             NewDevice(
@@ -241,7 +244,7 @@ class GuestDevices:
     async def _attach(self, device: GuestDevice) -> None:
         spec = device.spec
         await self._machine.attach_device(
-            PluggedDevice(
+            AttachedDevice(
                 instance_id=device.instance_id,
                 device_class=spec.device_class,
                 tag=spec.tag,
@@ -255,14 +258,14 @@ class GuestDevices:
         self._publish(device, "shutting_down", "it is being removed")
 
     async def _tear_down(self, device: GuestDevice) -> None:
-        # Not dialled for this: a device host that was never reached has nothing of ours.
+        # No connection is made for this: a device host that was never reached has no device.
         device_host = self._device_hosts.connected(elevated=device.spec.elevated)
         if device_host is None:
             return
         try:
             await device_host.remove_device(self._record.vm_id, device.instance_id)
         except NotFoundError:
-            logger.debug("device %s was gone already", device.instance_id)
+            logger.debug("device %s was removed already", device.instance_id)
 
     async def _forget(self, device: GuestDevice) -> None:
         del self._entries[device.instance_id]
@@ -286,7 +289,7 @@ class GuestDevices:
 
 
 def check_length(name: str, options: str) -> None:
-    """Refuse options that take too much of the owner's memory.
+    """Refuse options that would take too much of the owner's memory.
 
     Raises:
         InvalidArgumentError: OPTIONS_TOO_LONG.

@@ -1,6 +1,6 @@
 """The manifest of component versions, read from manifest.toml next to this file.
 
-Owns what a kernel's version says about its pool. Must not know VMs.
+Owns what a kernel's version implies for its pool. Must not know VMs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from services.handshake.errors import InvalidArgumentError
 
 
 class Manifest(BaseModel):
-    """Which versions the handshake needs (handshake.md section 8)."""
+    """The versions that the handshake needs (handshake.md section 8)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ class Manifest(BaseModel):
         return value
 
     def publishes_pool(self, kernel_release: str) -> bool:
-        """Tell whether a kernel of this release publishes the pool that it reserves.
+        """Return whether a kernel of this release publishes the pool that it reserves.
 
         Raises:
             InvalidArgumentError: KERNEL_RELEASE_SYNTAX, naming the string.
@@ -44,7 +44,7 @@ class Manifest(BaseModel):
         return parse_kernel_release(kernel_release) >= first
 
     def explain_missing_pool(self, kernel_release: str) -> str:
-        """Say in half a sentence why a kernel that was asked for a pool came back without one.
+        """Explain, in half a sentence, why a kernel that was asked for a pool published none.
 
         Args:
             kernel_release: `uname -r` of the guest; empty when it did not report one.
@@ -67,6 +67,6 @@ class Manifest(BaseModel):
 
 @functools.cache
 def load_manifest() -> Manifest:
-    """Read the manifest; its file is part of the package."""
+    """Read the manifest that is part of this package."""
     text = resources.files(__package__).joinpath("manifest.toml").read_text(encoding="utf-8")
     return Manifest.model_validate(tomllib.loads(text))

@@ -1,10 +1,10 @@
 """The network engine of one VM: the adapters eth0 and loopback0, each on a TAP of its own.
 
-Owns which adapters there are, their addresses, and the order of making and removing them. Must not
-know how a TAP or a device is made. In every mode but VirtioProxy there is nothing for it to do.
+Owns the adapters, their addresses, and the order in which they are made and removed. Only the mode
+VirtioProxy has adapters.
 
-Both adapters get a subnet of four addresses: one for the host's end, one for the guest. eth0 has
-the host's end as its gateway; loopback0 leads to the host's end only and therefore has none.
+Each adapter gets a subnet of four addresses, with one for the host and one for the guest. The
+host's address is the gateway of eth0. loopback0 reaches the host only, so it has no gateway.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ SUBNET_PREFIX: Final = 30
 
 
 class Taps(Protocol):
-    """What makes TAP interfaces; blocking, run in a thread. The module `taps` is one."""
+    """A maker of TAP interfaces, as the module `taps` is. Its calls block: run them in a thread."""
 
     def create_tap(self, name: str, host_address: ipaddress.IPv4Interface) -> None:
-        """Create a TAP with an address; leaves nothing behind on failure."""
+        """Create a TAP with an address; a failure leaves nothing behind."""
 
     def delete_tap(self, name: str) -> None:
         """Remove a TAP."""
@@ -66,12 +66,12 @@ class SubnetPool:
         self._taken: set[ipaddress.IPv4Network] = set()
 
     def take(self, in_use: Iterable[ipaddress.IPv4Network]) -> ipaddress.IPv4Network:
-        """Take a free subnet that overlaps nothing of `in_use`.
+        """Take a free subnet that overlaps none of `in_use`.
 
         Raises:
             ResourceExhaustedError: SUBNETS_EXHAUSTED, naming the pool, used and total.
         """
-        # A route that covers the whole pool does not say that any one address is taken.
+        # A route that covers the whole pool does not mean that its addresses are taken.
         narrow = [used for used in in_use if used.prefixlen > self._network.prefixlen]
         for subnet in self._network.subnets(new_prefix=SUBNET_PREFIX):
             if subnet not in self._taken and not any(subnet.overlaps(used) for used in narrow):
@@ -81,7 +81,7 @@ class SubnetPool:
         raise ResourceExhaustedError(
             "SUBNETS_EXHAUSTED",
             f"no free subnet is left in {self._network}: {len(self._taken)} of {total} are used by "
-            "VMs of this owner, the rest by this machine; terminate VMs, or start the owner with a "
+            "VMs of this owner, the rest by this host; terminate VMs, or start the owner with a "
             "larger --subnet-pool",
             used=len(self._taken),
             total=total,
@@ -110,19 +110,19 @@ class _Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What ConfigureNetworking made."""
+    """The adapters that ConfigureNetworking made."""
 
     adapters: tuple[GuestDevice, ...]
     gateway_address: str
 
 
 class NetworkEngine:
-    """The networking of one VM. The VM's lock is held around every call.
+    """The networking of one VM. The caller of every method holds the VM's lock.
 
     Args:
-        record: Its record.
-        devices: Where adapters are added.
-        subnets: Shared by all VMs of this owner.
+        record: The record of the VM.
+        devices: The devices of the VM, which adapters are added to.
+        subnets: The subnets that all VMs of this owner share.
         tap_maker: Makes TAP interfaces.
     """
 
@@ -136,13 +136,13 @@ class NetworkEngine:
         self._adapters: list[_Adapter] = []
 
     async def configure(self) -> Network:
-        """Add both adapters; after a failure neither is left, and it may be tried again.
+        """Add both adapters. After a failure neither is left, and it may be repeated.
 
         Raises:
             AlreadyExistsError: NETWORKING_CONFIGURED.
             FailedPreconditionError: NETWORKING_MODE, or TAP_UNAVAILABLE.
             ResourceExhaustedError: SUBNETS_EXHAUSTED.
-            PortholeError: What a peer answered.
+            PortholeError: A peer refused, or cannot be reached.
         """
         self._require_mode()
         if self._adapters:
@@ -161,7 +161,7 @@ class NetworkEngine:
         return Network(devices, str(self._adapters[0].host_address.ip))
 
     async def shut_down(self) -> None:
-        """Remove the adapters and their TAPs, the last one first; what fails is logged."""
+        """Remove the adapters and their TAPs, the last one first; failures are logged."""
         while self._adapters:
             adapter = self._adapters.pop()
             if adapter.device and self._devices.find(adapter.device.instance_id):
@@ -212,10 +212,10 @@ class NetworkEngine:
             )
 
     def _tap_name(self, adapter: str) -> str:
-        # At most 15 bytes; a VM id is random, so its beginning tells VMs apart.
+        # At most 15 bytes. VM ids are random, so their first 8 digits differ.
         return f"ph{self._record.vm_id[:8]}-{adapter[0]}0"
 
     def _mac(self, adapter: _Adapter) -> str:
-        # Locally administered (bit 1 of the first byte), unique within this owner's subnets.
+        # Locally administered (bit 1 of the first byte) and unique in this owner's subnets.
         last = adapter.client_address.ip.packed
         return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, *last))

@@ -1,10 +1,10 @@
 """The VMs of this owner: created, found, changed one operation at a time, and ended.
 
-Owns the registry, which operation runs when, and in which trace. Must not know protobuf or sockets;
-what it needs of them it is given.
+Owns the registry, the serialisation of operations, and their traces. Must not know protobuf:
+`Surroundings` has what speaks it.
 
-What changes a VM runs to its end even when the caller goes away, so that no device is left half
-added; only CreateVm is abandoned with its caller, and then takes down what it had begun.
+An operation that changes a VM runs to its end even when its caller goes away, so that no device is
+left half added. Only CreateVm is abandoned with its caller; it then takes down what it had begun.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_FIXED_SHARES: Final = 64
-"""Shares that a VM may have from the beginning."""
+"""Most shares that a VM has from the beginning."""
 
 TERMINATED_KEPT: Final = 64
-"""Terminated VMs that stay visible; the oldest is forgotten first."""
+"""Most terminated VMs that stay visible; the oldest is forgotten first."""
 
 MachineFor = Callable[["Path", "MachineSpec"], "Machine"]
 OpenInitChannel = Callable[["Path", Callable[["Report"], Awaitable[bool]]], Awaitable[InitChannel]]
@@ -62,12 +62,12 @@ OpenInitChannel = Callable[["Path", Callable[["Report"], Awaitable[bool]]], Awai
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """Which machine runs a guest.
+    """The machine that is to run a guest.
 
     Attributes:
-        address: Of an external machine; empty: embedded.
-        kernel_release: `uname -r`; empty: the bundled kernel's.
-        publishes_pool: Overrides whether the kernel publishes its pool; None: by its version.
+        address: Address of an external machine; empty: an embedded machine.
+        kernel_release: `uname -r`; empty: that of the bundled kernel.
+        publishes_pool: Whether the kernel publishes its pool; None: its version decides.
     """
 
     address: str = ""
@@ -77,13 +77,13 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class VmSpec:
-    """What CreateVm was asked for.
+    """A VM that CreateVm was asked for.
 
     Attributes:
-        ram_bytes: Memory of the guest; 0: what the configuration says, or 2 GiB.
+        ram_bytes: Memory of the guest; 0: the configured size, or 2 GiB.
         wslconfig: Text of a .wslconfig file.
         wslconfig_name: Its name, for warnings; empty: ".wslconfig".
-        shares: Shares that it has from the beginning.
+        shares: Shares that the VM has from the beginning.
     """
 
     kind: VmKind
@@ -96,13 +96,13 @@ class VmSpec:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the VMs of this owner are given.
+    """What all VMs of this owner use.
 
     Attributes:
         run_dir: Directory of sockets and per-VM files.
-        capabilities_deadline_s: How long a WSL2 guest may take from boot to its report.
-        machine_for: Makes the machine of a VM, given its directory and the spec.
-        open_init_channel: Opens the init channel in a VM's directory, for one callback.
+        capabilities_deadline_s: Longest that a WSL2 guest takes from boot to its report.
+        machine_for: Makes the machine of a VM from the VM's directory and the spec.
+        open_init_channel: Opens the init channel in a VM's directory; reports go to the callback.
     """
 
     run_dir: Path
@@ -117,7 +117,7 @@ class VmOwner:
     """All VMs, by id.
 
     Args:
-        surroundings: What VMs are given.
+        surroundings: What all VMs use.
         connect_device_hosts: Makes the connections to both device hosts. Its arguments are called
             with each status of a device, and when a device host is lost.
     """
@@ -149,25 +149,25 @@ class VmOwner:
         return vm
 
     def all(self) -> list[Vm]:
-        """All VMs, in the order in which they were created."""
+        """Return all VMs, in the order in which they were created."""
         return list(self._vms.values())
 
     async def statuses(self, vm: Vm) -> dict[str, DeviceStatus]:
-        """Tell what the device hosts say of a VM's devices; empty where they cannot be reached."""
+        """Return the status of each device of a VM by instance id; unreachable ones are missing."""
         if not vm.devices.all():
             return {}
         return await self._device_hosts.statuses(vm.vm_id)
 
     async def create(self, spec: VmSpec) -> Vm:
-        """Create a VM and boot it; after a failure, or when the caller goes away, nothing is left.
+        """Create a VM and boot it. After a failure, or when the caller goes away, nothing is left.
 
         Raises:
             InvalidArgumentError: RAM_BYTES, WSLCONFIG_TOO_LARGE, KERNEL_RELEASE_SYNTAX,
                 TOO_MANY_SHARES.
             AlreadyExistsError: TAG_EXISTS, for two of the shares.
             FailedPreconditionError: VIRTIO_OFF, for any share.
-            PortholeError: As share_key.
-            UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, or the machine does not come up.
+            PortholeError: See share_key.
+            UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, or the machine does not start.
             DeadlineExceededError: GUEST_INIT_SILENT.
         """
         with tracing.operation("CreateVm"):
@@ -183,10 +183,13 @@ class VmOwner:
             return vm
 
     async def read_capabilities(self, vm_id: str, report: Report) -> tuple[bool, str]:
-        """Take what a guest reported; whether it was applied before, and the token ("": no pool).
+        """Apply what a guest reported.
+
+        Returns:
+            Whether it had been applied before, and the token; empty without a pool.
 
         Raises:
-            PortholeError: As VmRecord.read_capabilities.
+            PortholeError: See VmRecord.read_capabilities.
         """
         vm = self.find(vm_id)
 
@@ -222,7 +225,7 @@ class VmOwner:
         return await self._change(vm, Operation.CONFIGURE_NETWORKING, vm.configure_networking)
 
     async def terminate(self, vm_id: str) -> None:
-        """Shut a VM down in order; one that has ended is left as it is.
+        """Shut a VM down in order; for a VM that has ended this does nothing.
 
         Raises:
             NotFoundError: VM_NOT_FOUND.
@@ -328,7 +331,7 @@ class VmOwner:
         return await self._finish(run())
 
     async def _shut_down(self, vm: Vm, name: str) -> None:
-        # Before the lock: an operation that holds it sees this after its present step, and
+        # Before the lock is taken: the operation that holds it sees this after its present step and
         # gives up.
         vm.begin_shutdown()
         with tracing.operation(name, vm_traceparent=vm.record.facts.traceparent):

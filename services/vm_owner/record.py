@@ -1,7 +1,7 @@
-"""One VM as its owner remembers it: state, latch, capabilities, warnings, and what watchers see.
+"""The record of one VM: its state, pool, token, capabilities and warnings, and its watchers.
 
 Owns the rules of reading capabilities and latching a pool (handshake.md section 4). Must not know
-machines, device hosts, protobuf, or how it is locked: vm.py puts those around it.
+machines, device hosts or protobuf: vm.py has those.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class VmKind(StrEnum):
-    """Which of the two kinds of VM owner this VM mirrors."""
+    """The kind of a VM: WSL2, whose guest reports itself, or WSLC, whose session does."""
 
     WSL2 = "WSL2"
     WSLC = "WSLC"
@@ -45,11 +45,11 @@ class VmKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceEvent:
-    """What watchers are told about a device.
+    """A change of a device.
 
     Attributes:
-        state: As the device host names it, lower case; "unspecified" when it cannot be asked.
-        detail: What happened, for people.
+        state: The device host's name of the state, lower case; "unspecified" when unknown.
+        detail: The cause, for people.
     """
 
     instance_id: str
@@ -60,7 +60,7 @@ class DeviceEvent:
 
 @dataclass(frozen=True, slots=True)
 class DeviceExhausted:
-    """Watchers are told that a device has used something up."""
+    """A device has used up a bounded resource."""
 
     instance_id: str
     tag: str
@@ -69,21 +69,21 @@ class DeviceExhausted:
 
 @dataclass(frozen=True, slots=True)
 class PoolLatched:
-    """Watchers are told that a pool was latched."""
+    """A pool was latched."""
 
     pool: SwiotlbPool
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a guest reported, before anything of it was checked.
+    """A guest's report, unchecked.
 
     Attributes:
         base: Announced base of the pool; 0 when not published.
         size_bytes: Announced size of the pool; 0 when not published.
         kernel_release: `uname -r`; empty when not reported.
-        seccomp_user_notification: Whether available; None when not reported.
-        received: The message as it came, with the fields that this version does not know.
+        seccomp_user_notification: Whether it is available; None when not reported.
+        received: The message as received, with the fields that this version does not know.
     """
 
     base: int = 0
@@ -95,13 +95,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """What is decided when a VM is created, and never changes.
+    """The facts of a VM that are fixed when it is created.
 
     Attributes:
-        low_ram_bytes: How much of it lies below 4 GiB, from address 0 on.
-        requested_bytes: The pool that the kernel command line asks for; 0 for none.
-        virtio: Whether virtio devices may be used at all.
-        traceparent: W3C context under which everything of this VM is traced; empty for none.
+        low_ram_bytes: RAM below 4 GiB, which begins at address 0.
+        requested_bytes: Size of the pool that the kernel command line asks for; 0: none.
+        virtio: Whether virtio devices are allowed.
+        traceparent: W3C context that is the parent of all spans of this VM; empty: none.
     """
 
     vm_id: str
@@ -116,17 +116,23 @@ class VmFacts:
 
 
 WatchEvent = VmState | VmWarning | PoolLatched | DeviceEvent | DeviceExhausted
-"""What a watcher sees."""
+"""An item of a watcher's stream."""
 
 
 class VmRecord:
     """The record of one VM.
 
     Args:
-        facts: What was decided at its creation.
+        facts: The facts that are fixed at its creation.
         manifest: Explains a missing pool.
-        emit: Leaves an event in the trace.
+        emit: Adds an event to the trace.
         configured: Warnings about its configuration.
+
+    Attributes:
+        warnings: All warnings so far.
+        report: The last report that was not refused, or the last of all while no pool is latched.
+        pool: The latched pool; None: none.
+        token: The device option of the latched pool; None: none.
     """
 
     def __init__(
@@ -153,22 +159,22 @@ class VmRecord:
 
     @property
     def state(self) -> VmState:
-        """Where the VM is in its life."""
+        """The state of the VM."""
         return self._life.state
 
     def require(self, operation: Operation) -> None:
-        """Refuse what the present state does not allow.
+        """Refuse an operation that the present state does not allow.
 
         Raises:
-            FailedPreconditionError: With the reason of states.REFUSALS.
+            FailedPreconditionError: The reason is that of states.REFUSALS.
         """
         require(operation, self.vm_id, self.state)
 
     def fire(self, event: VmEvent) -> None:
-        """Change the state and tell the watchers.
+        """Change the state and publish it.
 
         Raises:
-            FailedPreconditionError: ILLEGAL_EVENT; nothing changed.
+            FailedPreconditionError: ILLEGAL_EVENT; nothing has changed.
         """
         before = self.state
         if self._life.fire(event) is not before:
@@ -177,34 +183,34 @@ class VmRecord:
             self._stream.close()
 
     def warn(self, warning: VmWarning) -> None:
-        """Keep a warning and tell the watchers."""
+        """Keep a warning and publish it."""
         self.warnings.append(warning)
         self._stream.publish(warning)
 
     def publish(self, event: DeviceEvent | DeviceExhausted) -> None:
-        """Tell the watchers of a device."""
+        """Publish an event of a device to the watchers."""
         self._stream.publish(event)
 
     def watch(self, devices: Iterable[DeviceEvent] = ()) -> Subscription[WatchEvent]:
-        """Watch the VM: its present state, warnings, pool and `devices`, then what happens next."""
+        """Watch the VM: its present state, warnings, pool and `devices`, then all that follows."""
         first: list[WatchEvent] = [self.state, *self.warnings]
         if self.pool is not None:
             first.append(PoolLatched(self.pool))
         return self._stream.subscribe([*first, *devices])
 
     def read_capabilities(self, report: Report) -> bool:
-        """Take what the guest reported; latch its pool if it has a valid one.
+        """Apply a guest's report: latch its pool if it is valid.
 
-        The VM is RUNNING afterwards, also when the pool was refused: it runs without one then.
-        Different values than the latched ones change nothing at all.
+        The VM is RUNNING afterwards, also when the pool was refused; it then runs without one. A
+        report that differs from the latched pool changes nothing.
 
         Returns:
-            Whether exactly this pool had been latched before.
+            Whether this very pool had been latched before.
 
         Raises:
             InvalidArgumentError: The pool was refused; the reason is one of
-            services.handshake.pool. FailedPreconditionError: SWIOTLB_ALREADY_LATCHED, or the state
-            does not allow it.
+                services.handshake.pool.
+            FailedPreconditionError: SWIOTLB_ALREADY_LATCHED, or the state does not allow it.
         """
         self.require(Operation.APPLY_CAPABILITIES)
         try:
@@ -248,7 +254,7 @@ class VmRecord:
             return None
 
     def _latch(self, pool: SwiotlbPool) -> None:
-        # Formatted once: every device host and every device gets this very string object.
+        # Formatted once: all device hosts and devices get this very string.
         self.pool, self.token = pool, format_token(pool)
         self.emit(events.pool_latched(self.vm_id, pool, self.token))
         self._stream.publish(PoolLatched(pool))
@@ -261,7 +267,7 @@ class VmRecord:
                 self.emit(events.kernel_unsupported(self.vm_id, warning.text))
 
     def _warn_once(self, warning: VmWarning) -> bool:
-        # A guest that repeats itself must not fill the owner's memory with warnings.
+        # A guest that repeats a report must not fill the owner's memory with warnings.
         if any(known.id == warning.id for known in self.warnings):
             return False
         self.warn(warning)
@@ -297,7 +303,7 @@ class VmRecord:
 
 
 def _as_announced(report: Report) -> GuestCapabilities:
-    """Return the report as a value for the trace, with the very numbers, valid or not."""
+    """Return the report as a value for the trace, with its very numbers, valid or not."""
     announced = report.base or report.size_bytes
     return GuestCapabilities(
         pool=SwiotlbPool(Gpa(report.base), report.size_bytes) if announced else None,

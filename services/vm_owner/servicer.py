@@ -1,7 +1,7 @@
 """The gRPC edge of the VM owner: VmOwner for its users, InitChannel for one guest.
 
-Owns the translation between protobuf and the owner's values, and checks of syntax: enum values and
-the size of what is sent. Must not decide anything else.
+Owns the translation between protobuf and the owner's values, and the checks of syntax: enum values,
+and the sizes of what callers send.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
 INIT_CHANNEL: Final = "porthole.guest.v1.InitChannel"
 
 CAPABILITIES_LIMIT_BYTES: Final = 64 << 10
-"""Largest capabilities that are taken: the owner keeps them, and a guest is not trusted."""
+"""Largest capabilities that are accepted: the owner keeps them, and a guest is not trusted."""
 
 RELEASE_LIMIT: Final = 255
-"""Longest kernel release that is taken; Linux has 64 (include/uapi/linux/utsname.h)."""
+"""Longest kernel release that is accepted; Linux has at most 64 characters (utsname.h)."""
 
 _KINDS: Final[Mapping[int, VmKind]] = {
     vm_owner_pb2.VM_KIND_WSL2: VmKind.WSL2,
@@ -184,7 +184,7 @@ class InitChannelServicer(guest_init_pb2_grpc.InitChannelServicer):
     """Serves porthole.guest.v1.InitChannel to the guest of one VM.
 
     Args:
-        on_report: Takes a report; returns whether a pool is latched afterwards.
+        on_report: Called with a report; returns whether a pool is latched afterwards.
     """
 
     def __init__(self, on_report: Callable[[Report], Awaitable[bool]]) -> None:
@@ -203,24 +203,24 @@ class InitChannelServicer(guest_init_pb2_grpc.InitChannelServicer):
 
 
 class InitChannelServer:
-    """An init channel that listens, in the directory of its VM."""
+    """The server of one VM's init channel, in the VM's directory."""
 
     def __init__(self, server: ServerHandle) -> None:
         self._server = server
         self.address = server.addresses[0]
 
     async def close(self) -> None:
-        """Stop listening; a report that runs is cut off."""
+        """Stop listening, and cancel a report that is being answered."""
         await self._server.stop(0)
 
 
 async def open_init_channel(
     directory: Path, on_report: Callable[[Report], Awaitable[bool]]
 ) -> InitChannelServer:
-    """Listen on `<directory>/init.sock`; nothing but InitChannel is served there.
+    """Serve InitChannel, and nothing else, on `<directory>/init.sock`.
 
     Raises:
-        FailedPreconditionError: The socket cannot be used.
+        FailedPreconditionError: ADDRESS_IN_USE or ADDRESS_UNUSABLE.
     """
     servicer = InitChannelServicer(on_report)
     add = guest_init_pb2_grpc.add_InitChannelServicer_to_server
@@ -229,7 +229,7 @@ async def open_init_channel(
 
 
 def vm_owner_servicer(owner: VmOwner, manifest: Manifest) -> Servicer:
-    """Return what the owner's own server serves."""
+    """Return what the owner's server serves."""
     add = vm_owner_pb2_grpc.add_VmOwnerServicer_to_server
     return Servicer(add, VmOwnerServicer(owner, manifest), VM_OWNER)
 
@@ -262,7 +262,7 @@ def _machine_spec(request: vm_owner_pb2.CreateVmRequest) -> MachineSpec:
 
 
 def _check_release(release: str) -> None:
-    # It becomes a flag of the guest's init, and part of warnings.
+    # The release becomes a flag of guest init, and a part of warnings.
     if len(release) > RELEASE_LIMIT or not release.isprintable():
         raise InvalidArgumentError(
             "KERNEL_RELEASE_SYNTAX",
@@ -274,11 +274,12 @@ def _check_release(release: str) -> None:
 
 
 def report_from_proto(message: GuestCapabilities) -> Report:
-    """Read what this version knows of a guest's capabilities, and keep the rest as it came.
+    """Read a guest's capabilities, and keep the message for the fields that are unknown here.
+
+    The pool is not judged.
 
     Raises:
-        InvalidArgumentError: CAPABILITIES_TOO_LARGE or KERNEL_RELEASE_SYNTAX. The pool is not
-            judged here.
+        InvalidArgumentError: CAPABILITIES_TOO_LARGE or KERNEL_RELEASE_SYNTAX.
     """
     size_bytes = message.ByteSize()
     if size_bytes > CAPABILITIES_LIMIT_BYTES:
@@ -326,7 +327,7 @@ def _vm(vm: Vm, statuses: Mapping[str, DeviceStatus]) -> vm_owner_pb2.Vm:
         state=_state(record.state),
         ram_bytes=facts.ram_bytes,
         kernel_command_line=facts.kernel_command_line,
-        # Parsed from what came in, so that fields which this version does not know stay in it.
+        # Parsed from the message as received, so that it keeps the fields that are unknown here.
         capabilities=None if received is None else GuestCapabilities.FromString(received),
         latched_pool=pool_to_proto(record.pool) if record.pool else None,
         swiotlb_option=record.token or "",

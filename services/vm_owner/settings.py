@@ -1,6 +1,6 @@
-"""Settings of the VM owner.
+"""The settings of the VM owner.
 
-Owns their defaults and bounds. What concerns one VM is in CreateVm instead.
+Owns their defaults and bounds. The settings of one VM are in CreateVm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LONGEST_VM_SOCKET = "vm/00000000-0000-0000-0000-000000000000/guest-init.sock"
 
 
 class OwnerSettings(ServiceSettings):
-    """What the VM owner is told, beside what every service is."""
+    """The settings of the VM owner, in addition to those of every service."""
 
     name: ClassVar[str] = "owner"
 
@@ -32,14 +32,14 @@ class OwnerSettings(ServiceSettings):
         default=None, description="address of the elevated user's device host; by default none"
     )
     peer_wait_s: Annotated[float, Field(gt=0, le=600)] = Field(
-        default=10.0, description="how long to wait for a device host or machine that is not up yet"
+        default=10.0, description="longest wait for a device host or machine that is not up yet"
     )
     capabilities_deadline_s: Annotated[float, Field(gt=0, le=3600)] = Field(
-        default=20.0, description="how long a WSL2 guest may take from boot to its report"
+        default=20.0, description="longest that a WSL2 guest takes from boot to its report"
     )
     subnet_pool: IPv4Network = Field(
         default=IPv4Network("10.231.0.0/16"),
-        description="network of which adapters get subnets of four addresses",
+        description="network from which adapters get subnets of four addresses",
     )
 
     @field_validator("devicehost", "elevated_devicehost")
@@ -63,7 +63,7 @@ class OwnerSettings(ServiceSettings):
 
     @property
     def devicehost_address(self) -> str:
-        """Where the ordinary user's device host is reached."""
+        """Address of the ordinary user's device host."""
         return self.devicehost or f"unix:{self.run_dir.absolute()}/devicehost.sock"
 
 

@@ -1,7 +1,7 @@
-"""Directories that are shared: what was asked for, what is the same share, what may be shared.
+"""Shares: the directories of the host that a VM gets.
 
-Owns the checks of a host path and the identity of a share (handshake.md section 6). Must not know
-how a share becomes a device.
+Owns the checks of a host path, and the identity of a share (handshake.md section 6). vm.py and
+aggregates.py make a share a device, or a part of one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from services.vm_owner.guest_devices import GuestDevice
 
 _ANY_VM: Final = "00000000-0000-0000-0000-000000000000"
-"""Stands in for the VM where only the other options matter."""
+"""A placeholder for the VM's id in options that are compared without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShareSpec:
-    """A directory that somebody wants to share.
+    """A share that was asked for.
 
     Attributes:
         host_path: Absolute path of a directory.
-        tag: Mount tag; empty: made from the share's id.
+        tag: Mount tag; empty: one is made from the share's id.
         options: "key=value;flag" without name and token.
         elevated: Whether the elevated user's device host serves it.
-        aggregate: Whether it is put into the VM's aggregate device.
+        aggregate: Whether it becomes a directory of the VM's aggregate device.
     """
 
     host_path: str
@@ -48,7 +48,7 @@ class ShareSpec:
 
 @dataclass(frozen=True, slots=True)
 class ShareKey:
-    """What makes two shares the same: equal canonical path, parsed options, and user."""
+    """The identity of a share: canonical path, parsed options, and user."""
 
     canonical_path: str
     options: FsOptions
@@ -60,7 +60,7 @@ class Share:
     """A share of a VM.
 
     Attributes:
-        device: What serves it; of an aggregate share, others as well.
+        device: The device that serves it; an aggregate device serves others as well.
     """
 
     share_id: str
@@ -70,7 +70,7 @@ class Share:
 
 
 def share_key(spec: ShareSpec) -> ShareKey:
-    """Check a share and tell its identity. It looks at the file system: run it in a thread.
+    """Check a share and return its identity. It reads the file system: run it in a thread.
 
     Raises:
         InvalidArgumentError: DEVICE_NAME, AGGREGATE_TAG, SHARE_PATH_SYNTAX, or a reason of
@@ -94,7 +94,7 @@ def share_key(spec: ShareSpec) -> ShareKey:
 
 
 def canonical_directory(host_path: str) -> str:
-    """Return the path of a directory without symbolic links.
+    """Resolve the symbolic links in the path of a directory. It blocks: run it in a thread.
 
     Raises:
         InvalidArgumentError: SHARE_PATH_SYNTAX when it is relative or has a NUL.
@@ -110,7 +110,7 @@ def canonical_directory(host_path: str) -> str:
         )
     try:
         canonical = os.path.realpath(host_path, strict=True)
-        is_directory = os.path.isdir(canonical)  # noqa: PTH112 - as realpath, of strings
+        is_directory = os.path.isdir(canonical)  # noqa: PTH112 - a string, like that of realpath
     except PermissionError:
         raise PermissionDeniedError(
             "SHARE_PATH_DENIED",

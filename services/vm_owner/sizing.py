@@ -1,6 +1,6 @@
-"""How much memory a VM gets, and how large a pool it asks its kernel for (handshake.md section 5).
+"""The sizes of a VM: its memory, and the pool that it asks its kernel for (handshake.md section 5).
 
-Owns the defaults and their bounds. Must not know configuration syntax; it runs after all overrides.
+Owns the defaults and their bounds. Must not know configuration syntax: wslconfig.py parses that.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from services.vm_owner.machines import LOW_RAM_LIMIT
 from services.vm_owner.warnings import VmWarning, memory_unusable, pool_too_large
 
 DEFAULT_POOL_BYTES: Final = 64 << 20
-"""The pool of a VM that has room for one."""
+"""Default size of a pool."""
 
 DEFAULT_POOL_MIN_RAM_BYTES: Final = (1 << 30) + DEFAULT_POOL_BYTES
-"""The least RAM with which a VM asks for a pool by default."""
+"""Least RAM of a VM that asks for a pool by default."""
 
 DEFAULT_RAM_BYTES: Final = 2 << 30
-"""Memory of a VM for which nobody asked for another size."""
+"""Default memory of a VM."""
 
 MIN_RAM_BYTES: Final = 64 << 20
 MAX_RAM_BYTES: Final = 1 << 40
@@ -28,11 +28,11 @@ RAM_STEP_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A size that was decided on.
+    """A decided size.
 
     Attributes:
-        bytes: The size; 0 for none.
-        warning: Why it is not what was configured; None when it is.
+        bytes: The size; 0: none.
+        warning: Why the configured size does not apply; None: it does.
     """
 
     bytes: int
@@ -43,7 +43,7 @@ def choose_ram(asked_bytes: int, configured_bytes: int | None) -> Size:
     """Decide on the memory of one VM.
 
     Args:
-        asked_bytes: What CreateVm says; 0 when it does not.
+        asked_bytes: The size in CreateVm; 0: none.
         configured_bytes: `wsl2.memory`; None when not configured. It is rounded down to a MiB.
 
     Raises:

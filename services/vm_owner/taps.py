@@ -1,6 +1,6 @@
 """TAP interfaces of the host: made, addressed and removed through rtnetlink (pyroute2).
 
-Owns the contact with the kernel, in blocking calls: run them in a thread. Must not know VMs.
+Owns the contact with the kernel. Calls block: run them in a thread. Must not know VMs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def create_tap(name: str, host_address: ipaddress.IPv4Interface) -> None:
-    """Create a TAP interface with an address, and set it up; leave nothing behind on failure.
+    """Create a TAP interface with an address, and set it up. A failure leaves nothing behind.
 
     Args:
         name: At most 15 bytes.
@@ -31,7 +31,7 @@ def create_tap(name: str, host_address: ipaddress.IPv4Interface) -> None:
     """
     try:
         with IPRoute() as routes:
-            # The kernel would hand out an existing TAP as if it were new (TUNSETIFF).
+            # The kernel would return an existing TAP as if it were new (TUNSETIFF).
             if routes.link_lookup(ifname=name):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             routes.link("add", ifname=name, kind="tuntap", mode="tap")
@@ -52,7 +52,7 @@ def create_tap(name: str, host_address: ipaddress.IPv4Interface) -> None:
 
 
 def delete_tap(name: str) -> None:
-    """Remove a TAP interface; one that is gone already is no error.
+    """Remove a TAP interface; one that does not exist is no error.
 
     Raises:
         FailedPreconditionError: TAP_UNAVAILABLE.
@@ -68,10 +68,10 @@ def delete_tap(name: str) -> None:
 
 
 def host_networks() -> Iterable[ipaddress.IPv4Network]:
-    """List the IPv4 networks that this machine is on or has routes to, without the default route.
+    """List the IPv4 networks that this host is on or has routes to, without the default route.
 
     Raises:
-        FailedPreconditionError: TAP_UNAVAILABLE when the kernel does not tell.
+        FailedPreconditionError: TAP_UNAVAILABLE when the kernel does not answer.
     """
     found: set[ipaddress.IPv4Network] = set()
     try:

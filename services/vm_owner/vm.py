@@ -48,11 +48,11 @@ logger = logging.getLogger(__name__)
 
 
 class InitChannel(Protocol):
-    """Where the guest init of one VM reports to."""
+    """The channel that the guest init of one VM reports to."""
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """Address that it listens on."""
 
     async def close(self) -> None:
         """Stop listening."""
@@ -65,9 +65,9 @@ class BringUpPlan:
     Attributes:
         kernel_release: `uname -r` of its kernel.
         publishes_pool: Whether its kernel publishes the pool that it reserves.
-        capabilities_deadline_s: How long a WSL2 guest may take from boot to its report.
+        capabilities_deadline_s: Longest that a WSL2 guest takes from boot to its report.
         shares: Shares that it has from the beginning.
-        open_init_channel: Opens where a WSL2 guest's init reports to.
+        open_init_channel: Opens the channel that a WSL2 guest's init reports to.
     """
 
     kernel_release: str
@@ -82,15 +82,15 @@ class Vm:
 
     Args:
         record: Its record.
-        machine: What runs its guest.
+        machine: The machine that runs its guest.
         device_hosts: Both device hosts.
         subnets: Subnets for its adapters.
-        directory: Its files; removed when it ends.
+        directory: Directory of its files; removed when it ends.
         plan: How it is brought up.
 
     Attributes:
-        lock: Held by whoever changes this VM.
-        shares: By share id.
+        lock: Held by every operation that changes this VM.
+        shares: Its shares by id.
         guest_init_address: Where its init serves GuestInit; empty before boot and after the end.
     """
 
@@ -125,15 +125,15 @@ class Vm:
         return self.record.vm_id
 
     async def bring_up(self, on_guest_end: Callable[[], None]) -> None:
-        """Boot the guest; of a WSL2 VM, wait for its report and add its shares. Takes the lock.
+        """Boot the guest. For a WSL2 VM, wait for its report and add its shares. Takes the lock.
 
         After a failure the caller shuts the VM down.
 
         Args:
-            on_guest_end: Called when the guest ends by itself; the VM refuses new devices already.
+            on_guest_end: Called when the guest ends by itself; the VM already refuses new devices.
 
         Raises:
-            UnavailableError: The machine does not come up, or the VM ended meanwhile.
+            UnavailableError: The machine does not start, or VM_ENDED_EARLY.
             DeadlineExceededError: GUEST_INIT_SILENT.
         """
         async with self.lock:
@@ -145,9 +145,9 @@ class Vm:
             self._require_not_ended()
 
     async def read_capabilities(self, report: Report) -> bool:
-        """Take what the guest reported; see VmRecord.read_capabilities. The lock is held.
+        """Apply what the guest reported; see VmRecord.read_capabilities. The lock is held.
 
-        The pending shares of a WSLC VM are added as soon as it runs, with or without a pool.
+        The pending shares of a WSLC VM are added once it is RUNNING, with or without a pool.
         """
         unlatched = self.record.token is None
         try:
@@ -159,12 +159,15 @@ class Vm:
                 await self._add_pending_shares()
 
     async def add_share(self, spec: ShareSpec) -> tuple[Share, bool]:
-        """Add a share, or return the equal one, and whether it existed. The lock is held.
+        """Add a share. The lock is held.
 
-        An equal one whose device went away with its device host is replaced.
+        An equal share whose device was lost with its device host is replaced.
+
+        Returns:
+            The new share, or an equal one; and whether it existed.
 
         Raises:
-            PortholeError: As share_key and GuestDevices.add.
+            PortholeError: See share_key and GuestDevices.add.
         """
         self.record.require(Operation.ADD_SHARE)
         self._require_virtio(Operation.ADD_SHARE)
@@ -211,14 +214,14 @@ class Vm:
         """Add a device. The lock is held.
 
         Raises:
-            PortholeError: As GuestDevices.add.
+            PortholeError: See GuestDevices.add.
         """
         self.record.require(Operation.ADD_DEVICE)
         self._require_virtio(Operation.ADD_DEVICE)
         return await self.devices.add(spec)
 
     async def remove_device(self, instance_id: str) -> None:
-        """Remove a device, and what it shares. The lock is held.
+        """Remove a device and its shares. The lock is held.
 
         Raises:
             NotFoundError: DEVICE_NOT_FOUND.
@@ -230,25 +233,25 @@ class Vm:
         """Add the adapters. The lock is held.
 
         Raises:
-            PortholeError: As NetworkEngine.configure.
+            PortholeError: See NetworkEngine.configure.
         """
         self.record.require(Operation.CONFIGURE_NETWORKING)
         return await self._network.configure()
 
     def begin_shutdown(self) -> None:
-        """Refuse new devices from now on, also for an operation that holds the lock."""
+        """Refuse new devices from now on, even to an operation that holds the lock."""
         if self.record.state not in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
             self.record.fire(VmEvent.SHUT_DOWN)
 
     async def shut_down(self) -> None:
-        """Take the VM down in order: network, devices, machine. The lock is held.
+        """Take the VM down in order: networking, devices, machine. The lock is held.
 
-        Each part is taken down whatever became of the one before; a second call does nothing.
+        Each part is taken down even if the one before it failed. A second call does nothing.
         """
         if self.record.state is VmState.TERMINATED:
             return
         self.begin_shutdown()
-        # Left in the reverse order, and to the end even when one of them raises.
+        # The stack unwinds in reverse order, and to the end even when a callback raises.
         async with AsyncExitStack() as parts:
             parts.callback(self._mark_terminated)
             parts.push_async_callback(asyncio.to_thread, shutil.rmtree, self._directory, True)
@@ -271,7 +274,7 @@ class Vm:
         self._require_not_ended()
         await self.machine.start(ended)
         self._require_not_ended()
-        # In a context of its own: it outlives the operation, and belongs to no VM's trace.
+        # The task has a context of its own: it outlives the operation and belongs to no VM's trace.
         self._machine_watch = asyncio.create_task(
             self._watch_machine(), context=contextvars.Context()
         )
@@ -308,7 +311,7 @@ class Vm:
             ) from None
 
     async def _watch_machine(self) -> None:
-        """Tell the VM's watchers what its guest's kernel has used up, as far as it tells."""
+        """Publish the exhaustions of the guest's kernel, if the machine reports them."""
         while True:
             try:
                 async for instance_id, exhaustion in self.machine.watch():
@@ -316,7 +319,7 @@ class Vm:
                     tag = device.spec.tag if device else ""
                     self.record.publish(DeviceExhausted(instance_id, tag, exhaustion))
             except PortholeError as failure:
-                logger.debug("VM %s: its machine tells nothing: %s", self.vm_id, failure)
+                logger.debug("VM %s: its machine reports no exhaustions: %s", self.vm_id, failure)
                 if failure.reason == "METHOD_UNIMPLEMENTED":
                     return
             await asyncio.sleep(WATCH_RETRY_S)
@@ -336,7 +339,7 @@ class Vm:
             )
 
     async def _add_pending_shares(self) -> None:
-        # One bad directory must not keep the others from the guest.
+        # One bad directory must not prevent the other shares.
         pending, self._pending_shares = self._pending_shares, ()
         for spec in pending:
             try:

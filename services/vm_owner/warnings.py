@@ -1,6 +1,6 @@
-"""What the owner of a VM is warned of: ids for programs, texts for people.
+"""The warnings of a VM: ids for programs, texts for people.
 
-Owns the wording. Must not know when a warning is due; vm.py and wslconfig.py do.
+Owns the wording. record.py, wslconfig.py and sizing.py decide when a warning is due.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ConfigWarning(VmWarning):
     """A warning about one line of a .wslconfig file.
 
     Attributes:
-        key: "section.key" as it is documented; the raw line when it could not be taken apart.
-        value: What the file says; empty when it says nothing and a default is affected.
+        key: "section.key" as documented; the raw line when it cannot be parsed.
+        value: The value in the file; empty when the file has none and a default is affected.
         file: Name of the file.
         line: Line number, counted from 1; 0 when a default is affected.
     """
@@ -52,7 +52,7 @@ class ConfigWarning(VmWarning):
 
 
 def config_warning(id_: str, key: str, value: str, file: str, line: int, why: str) -> ConfigWarning:
-    """Word a warning about a .wslconfig file."""
+    """Return a warning about a .wslconfig file."""
     place = f"{file}:{line}" if line else file
     said = f"{key}={value}" if value else key
     return ConfigWarning(id_, f"{place}: {said}: {why}", key, value, file, line)
@@ -69,7 +69,7 @@ def kernel_unsupported(kernel_release: str, manifest: Manifest) -> VmWarning:
 
 
 def pool_refused(refusal: PortholeError) -> VmWarning:
-    """A guest announced a pool that cannot be one."""
+    """The pool that a guest announced was refused."""
     return VmWarning(
         POOL_REFUSED,
         f"The DMA bounce pool that the guest announced was refused ({refusal.reason}): "
@@ -78,7 +78,7 @@ def pool_refused(refusal: PortholeError) -> VmWarning:
 
 
 def pool_too_large(asked_bytes: int, limit_bytes: int, used_bytes: int) -> VmWarning:
-    """An explicit pool size that cannot fit into the VM."""
+    """The configured size of the pool does not fit into the VM."""
     instead = f"the default of {used_bytes} bytes applies" if used_bytes else "no pool is asked for"
     return VmWarning(
         POOL_TOO_LARGE,
@@ -88,7 +88,7 @@ def pool_too_large(asked_bytes: int, limit_bytes: int, used_bytes: int) -> VmWar
 
 
 def memory_unusable(asked_bytes: int, least_bytes: int, most_bytes: int, used: int) -> VmWarning:
-    """A configured memory size that no VM can have."""
+    """The configured memory size is out of bounds."""
     return VmWarning(
         MEMORY_UNUSABLE,
         f"wsl2.memory={asked_bytes}: a VM has {least_bytes} to {most_bytes} bytes of memory; the "
@@ -97,12 +97,12 @@ def memory_unusable(asked_bytes: int, least_bytes: int, most_bytes: int, used: i
 
 
 def kernel_release_unreadable(refusal: PortholeError) -> VmWarning:
-    """A guest reported a kernel release that has no version in it."""
+    """The kernel release that a guest reported has no version in it."""
     return VmWarning(KERNEL_RELEASE_UNREADABLE, refusal.message)
 
 
 def share_failed(host_path: str, failure: PortholeError) -> VmWarning:
-    """One of the shares that a VM was to have from the beginning could not be added."""
+    """A share that the VM should have from the beginning could not be added."""
     return VmWarning(
         SHARE_FAILED,
         f"share of {host_path} was not added ({failure.reason}): {failure.message}; the VM and its "

@@ -1,10 +1,10 @@
 """The `.wslconfig` parser: text in, typed configuration and warnings out (handshake.md section 5).
 
-Owns the syntax, the keys, their defaults, and what virtio=false takes away. Nothing in a file stops
-a VM: what cannot be used is a warning, and the default applies. Must not know VMs or files: the
-caller has the text.
+Owns the syntax, the keys, their defaults, and the effect of virtio=false. No text prevents a VM: a
+value that cannot be used is a warning, and the default applies. Must not know VMs or files: the
+caller passes the text.
 
-The default networking mode is VirtioProxy, because its adapters are the ones that this owner adds.
+The default networking mode is VirtioProxy, whose adapters are the only ones that this owner adds.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MAX_TEXT_BYTES: Final = 64 << 10
-"""Longest .wslconfig that is read."""
+"""Longest .wslconfig that is accepted."""
 
 MAX_WARNINGS: Final = 100
-"""Most warnings that one file can cause; the rest of a file like that is noise."""
+"""Most warnings of one file; further ones would be noise."""
 
 
 class NetworkingMode(StrEnum):
-    """`[wsl2] networkingMode`: the modes that this owner tells apart."""
+    """`[wsl2] networkingMode`: the modes that this owner distinguishes."""
 
     NONE = "none"
     NAT = "nat"
@@ -39,15 +39,15 @@ class NetworkingMode(StrEnum):
 
 
 class WslConfig(BaseModel):
-    """What a .wslconfig says, with defaults filled in.
+    """The configuration of a .wslconfig, with defaults filled in.
 
     Attributes:
-        virtio: Whether virtio devices may be used at all.
+        virtio: Whether virtio devices are allowed.
         virtiofs: Whether drives are shared by virtio-fs.
         virtio9p: Whether drives are shared by virtio-9p.
         networking_mode: How the guest reaches the network.
-        memory_bytes: RAM of the VM; None when the file does not say.
-        swiotlb_bytes: Explicit size of the pool; None when the file does not say.
+        memory_bytes: RAM of the VM; None: not configured.
+        swiotlb_bytes: Explicit size of the pool; None: not configured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +67,7 @@ class WslConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ParsedConfig:
-    """The configuration that applies, after all overrides, and what to warn of."""
+    """The configuration that applies after all overrides, and the warnings."""
 
     config: WslConfig
     warnings: tuple[ConfigWarning, ...] = ()
@@ -83,7 +83,7 @@ class _Key:
 
 @dataclass(slots=True)
 class _Reading:
-    """What has been read so far; `given` keeps value and line of every usable key."""
+    """The state of reading one file; `given` has value and line of every usable key."""
 
     file: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ def parse_size(text: str) -> int:
         text: For instance "64M", "4096K", "1GB" or "67108864".
 
     Raises:
-        ValueError: It is not a size, or past 64 bits.
+        ValueError: It is not a size, or does not fit into 64 bits.
     """
     match = re.fullmatch(r"(\d{1,20})\s*(?:([KMGT])B?|B)?", text.strip(), re.ASCII | re.IGNORECASE)
     if match is None:
@@ -116,12 +116,12 @@ def parse_size(text: str) -> int:
 def parse_wslconfig(text: str, file: str = ".wslconfig") -> ParsedConfig:
     """Read a .wslconfig file.
 
-    Sections and keys are case-insensitive; `#` and `;` begin a comment at the beginning of a line
-    or after white space; a value may stand in double quotes. A repeated key counts the last time.
+    Sections and keys are case-insensitive. `#` and `;` begin a comment at the beginning of a line
+    or after white space. A value may be in double quotes. The last of repeated keys counts.
 
     Args:
         text: Content of the file; empty for all defaults.
-        file: Its name, for warnings; the first 255 characters count.
+        file: Its name, for warnings, which is cut to 255 characters.
 
     Raises:
         InvalidArgumentError: WSLCONFIG_TOO_LARGE past MAX_TEXT_BYTES.
@@ -156,7 +156,7 @@ def parse_wslconfig(text: str, file: str = ".wslconfig") -> ParsedConfig:
 
 
 def _without_comment(raw: str) -> str:
-    # A quoted value may contain the signs that begin a comment.
+    # A quoted value may contain the characters that begin a comment.
     match = re.match(r'\s*([^"#;]*"[^"]*")', raw)
     if match:
         return match[1].strip()
@@ -190,7 +190,7 @@ def _read_key(reading: _Reading, section: str, line: str, number: int) -> None:
 
 
 def _without_virtio(config: WslConfig, reading: _Reading) -> ParsedConfig:
-    """Take away what needs virtio where virtio is off, with a warning for each."""
+    """Switch off what needs virtio when virtio is off, with a warning for each."""
     if config.virtio:
         return ParsedConfig(config, tuple(reading.warnings))
     explicit_mode = "wsl2.networkingMode" in reading.given
@@ -275,4 +275,4 @@ _OTHERS: Final = frozenset(
     }.items()
     for key in keys.split()
 )
-"""Keys that WSL documents and that mean nothing to this owner: no reason to warn."""
+"""Keys that WSL documents and this owner ignores, without a warning."""

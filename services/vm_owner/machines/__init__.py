@@ -1,7 +1,7 @@
-"""Machines: what runs a guest and takes its devices, behind one small interface.
+"""Machines: a machine runs one guest and attaches its devices.
 
 Owns the interface; each kind of machine is one module beside this one. A machine must not know
-pools, device hosts or shares: it boots a command line and plugs vhost-user sockets in.
+device hosts or shares: it boots a command line and attaches vhost-user sockets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class BootSpec:
     """How to boot a guest.
 
     Attributes:
-        init_channel_address: Where guest init reports to; empty: it does not push.
+        init_channel_address: The channel that guest init reports to; empty: it does not report.
         publishes_pool: Whether its kernel publishes the pool that it reserves.
     """
 
@@ -36,12 +36,12 @@ class BootSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class PluggedDevice:
-    """A device that a machine plugs in.
+class AttachedDevice:
+    """A device that a machine attaches.
 
     Attributes:
-        client_address: Of a network adapter, with prefix length; empty for none.
-        gateway_address: Of a network adapter; empty for none.
+        client_address: The guest's address on a network adapter, with prefix length; empty: none.
+        gateway_address: The gateway of a network adapter; empty: none.
     """
 
     instance_id: str
@@ -53,11 +53,11 @@ class PluggedDevice:
 
 
 class Machine(Protocol):
-    """Something that runs one guest; every failure of a call is a PortholeError."""
+    """A machine that runs one guest. A call that fails raises a PortholeError."""
 
     @property
     def address(self) -> str:
-        """Where it serves porthole.machine.v1.Machine."""
+        """Address at which it serves porthole.machine.v1.Machine."""
 
     async def start(self, on_end: Callable[[str], None]) -> None:
         """Get ready to boot.
@@ -67,16 +67,16 @@ class Machine(Protocol):
         """
 
     async def boot(self, spec: BootSpec) -> str:
-        """Boot the guest; returns where its init serves GuestInit."""
+        """Boot the guest; returns the address at which its init serves GuestInit."""
 
-    async def attach_device(self, device: PluggedDevice) -> None:
-        """Plug a device in; the guest has probed it when this returns."""
+    async def attach_device(self, device: AttachedDevice) -> None:
+        """Attach a device; the guest has probed it when this returns."""
 
     async def detach_device(self, instance_id: str) -> None:
-        """Unplug a device."""
+        """Detach a device."""
 
     def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream what the guest's kernel has used up, and the device that needed more."""
+        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
 
     async def stop(self) -> None:
-        """Power the guest off and release the machine; never raises for a guest that is gone."""
+        """Power the guest off and release the machine. A guest that has ended is no error."""

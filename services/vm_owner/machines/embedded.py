@@ -1,7 +1,7 @@
 """The embedded machine: the user-space guest, a child process of the owner.
 
-Owns the process: its start, its log, noticing its end, and its collection. It never imports the
-guest, only runs it; what is inside is reached like any machine.
+Owns the process: its start, its log, and its end, expected or not. It runs the guest and must not
+import it; the guest is reached like an external machine.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.machines import BootSpec, PluggedDevice
+    from services.vm_owner.machines import AttachedDevice, BootSpec
     from services.vm_owner.machines.external import MachineConnection
 
 logger = logging.getLogger(__name__)
 
 START_DEADLINE_S: Final = 30.0
-"""How long the process may take until it serves; one that ends earlier is noticed at once."""
+"""Longest that the process takes until it serves; an earlier end is noticed at once."""
 
 STOP_DEADLINE_S: Final = 5.0
-"""How long the process may take to end after it was asked to; then it is killed."""
+"""Longest that the process takes to end after SIGTERM; then it is killed."""
 
 LOG_TAIL_BYTES: Final = 400
-"""How much of the guest's log an error quotes."""
+"""Bytes of the end of the guest's log that an error quotes."""
 
 
 class EmbeddedMachine:
@@ -41,7 +41,7 @@ class EmbeddedMachine:
 
     Args:
         vm_dir: Directory of the VM: socket, published files, log.
-        environment: PORTHOLE_ variables for the process, over those of this one.
+        environment: PORTHOLE_ variables for the process; they override those of this process.
         dial: Connects to a machine.
         command: How to run the guest, without its flags.
     """
@@ -63,15 +63,15 @@ class EmbeddedMachine:
 
     @property
     def address(self) -> str:
-        """Where it serves porthole.machine.v1.Machine."""
+        """Address at which it serves porthole.machine.v1.Machine."""
         return self._external.address
 
     async def start(self, on_end: Callable[[str], None]) -> None:
         """Run the process and connect to it.
 
         Raises:
-            UnavailableError: GUEST_ENDED when the process ends first, with its last words;
-                PEER_UNAVAILABLE when it does not serve.
+            UnavailableError: GUEST_ENDED, with the end of its log, when the process ends first;
+                PEER_UNAVAILABLE when it does not serve in time.
         """
         self._vm_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -79,13 +79,13 @@ class EmbeddedMachine:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 *("--listen", self.address, "--vm-dir", str(self._vm_dir)),
-                # A guest has nobody to turn to once its owner is gone, however that ended.
+                # A guest is of no use without its owner, even if the owner was killed.
                 "--exit-with-parent",
                 env={**os.environ, **self._environment},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C in a terminal is for the owner, which ends its guests in order.
+                # Ctrl-C in a terminal goes to the owner only, which ends its guests in order.
                 process_group=0,
             )
         finally:
@@ -94,26 +94,26 @@ class EmbeddedMachine:
         self._monitor = asyncio.create_task(self._wait_for_end(self._process, on_end))
 
     async def boot(self, spec: BootSpec) -> str:
-        """Boot the guest; returns where its init serves GuestInit."""
+        """Boot the guest; returns the address at which its init serves GuestInit."""
         self._require_alive()
         return await self._external.boot(spec)
 
-    async def attach_device(self, device: PluggedDevice) -> None:
-        """Plug a device in."""
+    async def attach_device(self, device: AttachedDevice) -> None:
+        """Attach a device."""
         self._require_alive()
         await self._external.attach_device(device)
 
     async def detach_device(self, instance_id: str) -> None:
-        """Unplug a device."""
+        """Detach a device."""
         self._require_alive()
         await self._external.detach_device(instance_id)
 
     def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream what the guest's kernel has used up, and the device that needed more."""
+        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
         return self._external.watch()
 
     async def stop(self) -> None:
-        """Power the guest off and collect its process, in the end by force."""
+        """Power the guest off and wait for its process, which is killed if need be."""
         self._stopping = True
         process = self._process
         if process is None:

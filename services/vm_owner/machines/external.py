@@ -1,6 +1,6 @@
-"""The external machine: somebody else started it, for instance a container; the owner dials it.
+"""The external machine: its process was started elsewhere, for instance by compose.
 
-Must not know its process. It is powered off with the VM, and not started again.
+Owns the connection. The machine is powered off with its VM, and never started.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.machines import BootSpec, PluggedDevice
+    from services.vm_owner.machines import AttachedDevice, BootSpec
 
 logger = logging.getLogger(__name__)
 
 
 class MachineConnection(Protocol):
-    """A connected machine; every failure of a call is a PortholeError."""
+    """A connected machine. A call that fails raises a PortholeError."""
 
     async def boot(self, spec: BootSpec) -> str:
-        """Boot the guest; returns where its init serves GuestInit."""
+        """Boot the guest; returns the address at which its init serves GuestInit."""
 
-    async def attach_device(self, device: PluggedDevice) -> None:
-        """Plug a device in."""
+    async def attach_device(self, device: AttachedDevice) -> None:
+        """Attach a device."""
 
     async def detach_device(self, instance_id: str) -> None:
-        """Unplug a device."""
+        """Detach a device."""
 
     def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream what the guest's kernel has used up, and the device that needed more."""
+        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
 
     async def power_off(self) -> None:
         """Stop the guest."""
@@ -42,7 +42,7 @@ class MachineConnection(Protocol):
 
 
 class ExternalMachine:
-    """A machine behind an address.
+    """A machine at an address.
 
     Args:
         address: "unix:/path" or "host:port".
@@ -63,19 +63,19 @@ class ExternalMachine:
         self._client = await self._dial(self.address)
 
     async def boot(self, spec: BootSpec) -> str:
-        """Boot the guest; returns where its init serves GuestInit."""
+        """Boot the guest; returns the address at which its init serves GuestInit."""
         return await self._connected().boot(spec)
 
-    async def attach_device(self, device: PluggedDevice) -> None:
-        """Plug a device in."""
+    async def attach_device(self, device: AttachedDevice) -> None:
+        """Attach a device."""
         await self._connected().attach_device(device)
 
     async def detach_device(self, instance_id: str) -> None:
-        """Unplug a device."""
+        """Detach a device."""
         await self._connected().detach_device(instance_id)
 
     def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream what the guest's kernel has used up, and the device that needed more."""
+        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
         return self._connected().watch()
 
     async def stop(self) -> None:
@@ -89,7 +89,7 @@ class ExternalMachine:
         await self.disconnect()
 
     async def disconnect(self) -> None:
-        """Disconnect, and leave the guest as it is."""
+        """Disconnect without powering the guest off."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()
