@@ -368,6 +368,7 @@ void ph_ring_notify(struct ph_ring *ring)
 {
     struct ph_ring_state *state = &ring->state;
     bool wanted;
+    int call_fd = -1;
 
     state->unsignalled = 0;
     state->unsignalled_bytes = 0;
@@ -383,14 +384,17 @@ void ph_ring_notify(struct ph_ring *ring)
         } else {
             wanted = !(load16(&ring->avail[0]) & VRING_AVAIL_F_NO_INTERRUPT);
         }
-        if (wanted && ring->setup.call_fd >= 0) {
-            uint64_t one = 1;
-            ssize_t sent = write(ring->setup.call_fd, &one, sizeof(one));
-
-            (void)sent; /* a full counter is a pending signal */
-        }
+        if (wanted)
+            call_fd = ring->setup.call_fd;
     }
     pthread_mutex_unlock(&ring->call_mutex);
+    /* The front-end could make the write block, so the mutex is not held. */
+    if (call_fd >= 0) {
+        uint64_t one = 1;
+        ssize_t sent = write(call_fd, &one, sizeof(one));
+
+        (void)sent; /* a full counter is a pending signal */
+    }
 }
 
 static uint64_t now_ns(void)

@@ -12,7 +12,8 @@ import threading
 from typing import TYPE_CHECKING, Final, Protocol
 
 from services.devicehost.memory import Region, RegionTable
-from services.devicehost.vhost_user.ring import Ring, RingContext, check_event_fd
+from services.devicehost.vhost_user.event_fds import check_event_fd
+from services.devicehost.vhost_user.ring import Ring, RingContext
 from services.devicehost.vhost_user.ring_states import RingState
 from services.devicehost.vhost_user.session import (
     TRANSPORT_FEATURES,
@@ -328,11 +329,13 @@ class Backend:
         """A worker reports that the device cannot go on; called on that worker's thread."""
         with self._failing:
             first, self._failed = not self._failed, True
-            for ring in self._rings:
-                ring.ask_to_stop()
-                ring.report_broken()
+            rings = self._rings
+        for ring in rings:
+            ring.ask_to_stop()
         if first:
             self._observer.failed(error)
+        for ring in rings:
+            ring.report_broken()
 
     def _ring(self, command: Command) -> Ring:
         index: int = command.body.queue

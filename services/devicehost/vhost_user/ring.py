@@ -8,13 +8,11 @@ rings.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from services.devicehost.vhost_user.event_fds import Notification
 from services.devicehost.vhost_user.ring_states import RingEvent, RingState, ring_life
 from services.devicehost.vhost_user.worker import Worker
 from services.devicehost.virtio.native_queue import make_queue
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.queue import Queue
     from services.handshake.errors import PortholeError
     from services.wire.vhost_user import VringAddr
-
-_EVENTFD: Final = "anon_inode:[eventfd]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +74,8 @@ class Ring:
         self._addr_is_current = False
         self._parts: tuple[PinnedRing, PinnedRing, PinnedRing] | None = None
         self._kick_fd: int | None = None
-        self._call_fd: int | None = None
-        self._err_fd: int | None = None
-        self._err_lock = threading.Lock()
+        self._call = Notification()
+        self._err = Notification()
         self._worker: Worker | None = None
 
     @property
@@ -195,16 +190,13 @@ class Ring:
 
     def set_call(self, fd: int | None) -> None:
         """SET_VRING_CALL: how the driver is notified; None: it polls. Takes the descriptor."""
-        old, self._call_fd = self._call_fd, fd
+        self._call.replace(fd)
         if self._worker is not None:
-            self._worker.replace_call(fd)
-        _close(old)
+            self._worker.replace_call(self._call.fd)
 
     def set_err(self, fd: int | None) -> None:
         """SET_VRING_ERR: how the front-end learns that the ring is broken. Takes the descriptor."""
-        with self._err_lock:
-            _close(self._err_fd)
-            self._err_fd = fd
+        self._err.replace(fd)
 
     def enable(self) -> None:
         """Enable the ring: it may be served once it is started."""
@@ -230,7 +222,9 @@ class Ring:
         self._fire(RingEvent.SERVE)
         try:
             queue = self._make_queue(context, *self._parts)
-            self._worker = Worker(queue, context.device, context.memory, context.on_failure)
+            self._worker = Worker(
+                queue, context.device, context.memory, self._call, context.on_failure
+            )
         except BaseException:
             self._fire(RingEvent.PAUSE)
             raise
@@ -251,21 +245,21 @@ class Ring:
         self._fire(RingEvent.STOP)
         self._addr_is_current = False
         _close(self._kick_fd)
-        _close(self._call_fd)
-        self._kick_fd = self._call_fd = None
+        self._kick_fd = None
+        self._call.release()
+        self._call = Notification()
         return self._queue_state.next_avail
 
     def report_broken(self) -> None:
-        """Tell the front-end by the error descriptor, if it gave one; from any thread."""
-        with self._err_lock, contextlib.suppress(BlockingIOError):
-            if self._err_fd is not None:
-                os.eventfd_write(self._err_fd, 1)
+        """Notify the front-end by the error descriptor, if it gave one; from any thread."""
+        self._err.notify()
 
     def close(self) -> None:
         """Stop the ring and release everything; it is of no use afterwards."""
         self.halt()
         self.unpin()
-        self.set_err(None)
+        self._call.release()
+        self._err.release()
 
     def _pin_part(
         self, table: RegionTable, memory: GuestMemory, user_addr: int, length: int, align: int
@@ -293,7 +287,7 @@ class Ring:
             used=used.view,
             memory=context.memory,
             kick_fd=self._kick_fd,
-            call_fd=self._call_fd,
+            call_fd=self._call.fd,
             event_idx=bool(context.features & F_EVENT_IDX),
             indirect=bool(context.features & F_INDIRECT_DESC),
             counters=context.counters,
@@ -327,24 +321,6 @@ class Ring:
             self._parts = (desc, avail, used)
         self._queue_state = worker.queue_state
         self._worker = None
-
-
-def check_event_fd(index: int, fd: int | None) -> None:
-    """Refuse what could block a worker or keep it busy: only an eventfd is taken.
-
-    Raises:
-        InvalidArgumentError: RING_EVENT_FD.
-    """
-    if fd is None:
-        return
-    kind = str(Path(f"/proc/self/fd/{fd}").readlink())
-    if kind != _EVENTFD:
-        raise InvalidArgumentError(
-            "RING_EVENT_FD",
-            f"ring {index}: the descriptor is {kind!r}, not an eventfd",
-            queue=index,
-        )
-    os.set_blocking(fd, False)
 
 
 def _close(fd: int | None) -> None:

@@ -1,7 +1,7 @@
 """The thread that serves one queue: started, asked to stop, joined, or left behind.
 
-Owns the thread, its queue and its reference to guest memory. A failure ends the service of one
-device, never the process. Must not know rings, their states or the front-end.
+Owns the thread, its queue, and what it holds of guest memory and descriptors. A failure ends the
+service of one device, never the process. Must not know rings, their states or the front-end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from services.devicehost.memory import GuestMemory
+    from services.devicehost.vhost_user.event_fds import Notification
     from services.devicehost.virtio.device import VirtioDevice
     from services.devicehost.virtio.queue import Queue
 
@@ -42,6 +43,7 @@ class Worker:
         queue: Queue,
         device: VirtioDevice,
         memory: GuestMemory,
+        call: Notification,
         on_failure: Callable[[PortholeError], None],
     ) -> None:
         """Start the thread.
@@ -49,7 +51,8 @@ class Worker:
         Args:
             queue: The worker's from now on; it is closed by `stop`, and by a failure to start.
             device: Serves the queue.
-            memory: Where ring and buffers are.
+            memory: Where ring and buffers are; retained until the thread ends.
+            call: By which the queue notifies its driver; held until the thread ends.
             on_failure: Called by the thread when the guest broke a rule, or the device failed.
 
         Raises:
@@ -59,14 +62,17 @@ class Worker:
         self.queue_state = queue.state
         self._queue = queue
         self._device = device
+        self._call = call
         self._on_failure = on_failure
         self._thread = threading.Thread(
             target=self._serve, name=f"{device.device_class}-q{queue.index}", daemon=True
         )
         memory.retain()
+        call.hold()
         try:
             self._thread.start()
         except RuntimeError as error:
+            call.release()
             memory.release()
             queue.close()
             raise ResourceExhaustedError(
@@ -88,7 +94,8 @@ class Worker:
         """End the thread and release its queue. Call once.
 
         A thread that is stuck, for instance in a system call on a dead network drive, is left
-        behind after STOP_DEADLINE_S. It keeps guest memory mapped for itself until it ends.
+        behind after STOP_DEADLINE_S. It keeps guest memory mapped, and its call descriptor open,
+        until it ends.
 
         Returns:
             Whether the thread has ended; if not, it may still touch its ring.
@@ -121,4 +128,5 @@ class Worker:
                 )
             )
         finally:
+            self._call.release()
             self.memory.release()

@@ -138,8 +138,9 @@ class QueuedRequests:
         """So many have been answered: queues that wait for room look again."""
         with self._lock:
             self._count -= count
-            for kept in self._held:
-                kept.wake()
+            held = tuple(self._held)
+        for kept in held:
+            kept.wake()
 
     def hold(self, kept: KeptChains) -> bool:
         """There is no room; tell whether the queue is to wait for some, until `let_go`."""
@@ -207,9 +208,10 @@ class KeptChains:
         self._queued.give(len(due))
 
     def wake(self) -> None:
-        """Make the queue look for room again; from any thread, while it waits for some."""
-        if self._fd is not None:
-            os.eventfd_write(self._fd, 1)
+        """Make the queue look for room again, if it waits for some; from any thread."""
+        with self._lock:  # the descriptor is not closed meanwhile
+            if self._fd is not None:
+                os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
         """Give every answer up, push them all, and let go of the eventfd."""
@@ -226,7 +228,8 @@ class KeptChains:
         while self._kept:
             poll.poll()
             self.push_settled()
-        self._fd = None
+        with self._lock:
+            self._fd = None
         os.close(fd)
 
     def _lacks_room(self) -> bool:

@@ -212,8 +212,9 @@ class Queue:
                 self._signal_due = False
             else:
                 wanted = not self._avail_head[0] & AVAIL_F_NO_INTERRUPT
-            if wanted and self._call_fd is not None:
-                signal(self._call_fd)
+            call_fd = self._call_fd if wanted else None
+        if call_fd is not None:  # the write may block, so no lock is held
+            signal(call_fd)
 
     def wait(self, *fds: int, buffers: bool = True, timeout_s: float | None = None) -> set[int]:
         """Notify, look around for some microseconds, then sleep until there is something to do.
@@ -260,9 +261,8 @@ class Queue:
         """Notify through another descriptor from now on; the old one is not used any more."""
         with self._lock:
             self._call_fd = call_fd
-            # What was signalled through the old one may have been lost.
-            if call_fd is not None:
-                signal(call_fd)
+        if call_fd is not None:  # what was signalled through the old one may have been lost
+            signal(call_fd)
 
     def close(self) -> None:
         """Release what the queue took itself, after `stop`.

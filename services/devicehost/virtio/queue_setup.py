@@ -28,7 +28,8 @@ class QueueSetup:
         kick_fd: Non-blocking eventfd of the driver's notifications; None: the ring is polled. The
             caller keeps it, and closes it after the queue.
         call_fd: Non-blocking eventfd for notifying the driver; None: it polls. The caller keeps it
-            likewise, and may exchange it by `Queue.replace_call`.
+            likewise, and may exchange it by `Queue.replace_call`: the number must stay open until
+            the queue's thread has returned, for the thread writes to it without a lock.
         event_idx: Whether EVENT_IDX was negotiated.
         indirect: Whether INDIRECT_DESC was negotiated.
         counters: Of this queue.

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import select
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ from services.wire.virtio_ring import avail_bytes, desc_table_bytes, used_bytes
 from tests.support.guest_ring import GuestRam, GuestRing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 POOL = SwiotlbPool(Gpa(4 << 20), 4 << 20)
 DATA = POOL.base + (1 << 20)
@@ -92,6 +94,25 @@ class Rig:
         os.close(self.kick_fd)
         os.close(self.call_fd)
         self.ram.close()
+
+
+@contextmanager
+def full_and_blocking(fd: int) -> Iterator[None]:
+    """Let the next write to an eventfd wait until this is over, as a front-end can."""
+    os.eventfd_write(fd, (1 << 64) - 2)
+    os.set_blocking(fd, True)
+    try:
+        yield
+    finally:
+        os.eventfd_read(fd)
+
+
+def eventually(question: Callable[[], bool]) -> bool:
+    """Ask again until the answer is yes: what the other thread does has no event to wait for."""
+    deadline = time.monotonic() + 10
+    while not (answer := question()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return answer
 
 
 @pytest.fixture

@@ -314,3 +314,16 @@ def test_a_queue_that_waits_for_room_stops_when_told(
             assert server.arrived.acquire(timeout=10)
     assert sorted(ring.completions()) == [(0, 1), (8, 1)]
     assert device.used() == 0
+
+
+def test_queues_that_wait_for_room_are_woken_without_a_lock(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued = Device(rig, 0).queued
+    kept = KeptChains(rig.queue(rig.ring()), queued)
+    locked: list[bool] = []
+    monkeypatch.setattr(kept, "wake", lambda: locked.append(queued._lock.locked()))
+    queued.take()
+    assert queued.hold(kept)
+    queued.give(1)
+    assert locked == [False]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -11,7 +14,7 @@ from services.devicehost import fastpath
 from services.devicehost.memory import WindowMemory, WindowQuota
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState
-from tests.unit.devicehost.virtio.conftest import DATA
+from tests.unit.devicehost.virtio.conftest import DATA, full_and_blocking
 
 if TYPE_CHECKING:
     from services.devicehost.virtio.queue_setup import QueueSetup
@@ -78,3 +81,37 @@ def test_a_ring_is_served_natively_only_if_it_has_what_the_loop_needs(rig: Rig) 
     assert not is_native(rig.setup(ring, polled=True)), "the loop does not poll"
     assert not is_native(rig.setup(ring, memory=windows)), "nothing stays mapped"
     windows.release()
+
+
+def test_a_call_descriptor_that_blocks_holds_up_no_other_thread(rig: Rig) -> None:
+    library = fastpath.library
+    assert library is not None
+    ring = rig.ring()
+    queue = make_queue(rig.setup(ring), QueueState(), natively=True)
+    assert isinstance(queue, NativeQueue)
+    begun = threading.Event()
+    other = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def notify(ring: int) -> int:
+        begun.set()
+        library.ph_ring_notify(ctypes.c_void_p(ring))
+        return fastpath.Outcome.PYTHON
+
+    def control() -> None:
+        queue.replace_call(other)
+        queue.stop()
+        queue.close()
+
+    blocked = threading.Thread(target=queue.lend, args=(notify,))
+    controller = threading.Thread(target=control)
+    with full_and_blocking(rig.call_fd):
+        blocked.start()
+        assert begun.wait(5)
+        time.sleep(0.02)  # nothing signals that a thread is in a system call
+        controller.start()
+        controller.join(5)
+        went_on = not controller.is_alive()
+    blocked.join(10)
+    controller.join(10)
+    os.close(other)
+    assert went_on

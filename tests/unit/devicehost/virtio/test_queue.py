@@ -12,7 +12,7 @@ from services.devicehost.virtio.device import serve_requests
 from services.devicehost.virtio.queue import BATCH_BYTES, BATCH_REQUESTS, Queue, QueueError
 from services.handshake.exhaustion import Exhaustion
 from services.wire.virtio_ring import AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY
-from tests.unit.devicehost.virtio.conftest import DATA
+from tests.unit.devicehost.virtio.conftest import DATA, eventually, full_and_blocking
 
 if TYPE_CHECKING:
     from services.devicehost.virtio.chain import Chain
@@ -325,3 +325,33 @@ def test_serve_requests_serves_a_driver_that_kicks(rig: Rig) -> None:
     worker.join(10)
     assert not worker.is_alive()
     assert rig.counters.snapshot().requests == 200
+
+
+def test_a_call_descriptor_that_blocks_holds_up_no_other_thread(rig: Rig) -> None:
+    """A front-end shares the descriptor's flags and its counter."""
+    ring = rig.ring()
+    ring.chain(0, readable=[(DATA, 4)])
+    ring.offer(0)
+    queue = rig.queue(ring)
+    other = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def serve() -> None:
+        serve_all(queue)
+        queue.notify()
+
+    def control() -> None:
+        queue.replace_call(other)
+        queue.stop()
+
+    blocked, controller = threading.Thread(target=serve), threading.Thread(target=control)
+    with full_and_blocking(rig.call_fd):
+        blocked.start()
+        assert eventually(lambda: ring.used_idx == 1)
+        time.sleep(0.02)  # nothing signals that a thread is in a system call
+        controller.start()
+        controller.join(5)
+        went_on = not controller.is_alive()
+    blocked.join(10)
+    controller.join(10)
+    os.close(other)
+    assert went_on

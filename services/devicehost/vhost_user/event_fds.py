@@ -1,0 +1,104 @@
+"""The eventfds that a front-end hands over: which descriptors are taken, and who may write to one.
+
+A front-end shares the flags of an eventfd and its counter, so it can make a write block. Nobody
+therefore holds a lock while writing to one. Must not know rings or queues.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Final
+
+from services.devicehost.virtio.wake_ups import signal
+from services.handshake.errors import InvalidArgumentError
+
+_EVENTFD: Final = "anon_inode:[eventfd]"
+
+
+def check_event_fd(index: int, fd: int | None) -> None:
+    """Refuse what could block a worker or keep it busy: only an eventfd is taken.
+
+    Args:
+        index: Of the ring that it is for.
+        fd: The descriptor; None: nothing to check.
+
+    Raises:
+        InvalidArgumentError: RING_EVENT_FD.
+    """
+    if fd is None:
+        return
+    kind = str(Path(f"/proc/self/fd/{fd}").readlink())
+    if kind != _EVENTFD:
+        raise InvalidArgumentError(
+            "RING_EVENT_FD",
+            f"ring {index}: the descriptor is {kind!r}, not an eventfd",
+            queue=index,
+        )
+    os.set_blocking(fd, False)
+
+
+class Notification:
+    """The eventfd by which a front-end is notified of one thing; it may give another one.
+
+    Every eventfd is put under the number of the first, and the number stays open until its last
+    holder has released it. So a holder writes to it without a lock: meanwhile the number cannot
+    come to mean another file.
+    """
+
+    def __init__(self) -> None:
+        """Begin without an eventfd, and with the caller as the only holder."""
+        self._number: int | None = None
+        self._is_wanted = False
+        self._holders = 1
+        self._lock = threading.Lock()
+
+    @property
+    def fd(self) -> int | None:
+        """The number, for holders; None while the front-end wants no notification."""
+        return self._number if self._is_wanted else None
+
+    def replace(self, fd: int | None) -> None:
+        """Notify by another eventfd from now on; None: not at all.
+
+        Args:
+            fd: Belongs to this object from now on.
+        """
+        if fd is not None:
+            if self._number is None:
+                self._number = fd
+            else:
+                os.dup2(fd, self._number, inheritable=False)
+                os.close(fd)
+        self._is_wanted = fd is not None
+
+    def hold(self) -> bool:
+        """Keep the number open until the matching `release`; from any thread.
+
+        Returns:
+            Whether it is; False: the last holder has released it.
+        """
+        with self._lock:
+            if self._holders:
+                self._holders += 1
+            return self._holders > 0
+
+    def release(self) -> None:
+        """Stop holding the number; the last holder closes it. From any thread."""
+        with self._lock:
+            self._holders -= 1
+            is_last = not self._holders
+        if is_last and self._number is not None:
+            os.close(self._number)
+
+    def notify(self) -> None:
+        """Notify the front-end, if it wants that; from any thread."""
+        if not self.hold():
+            return
+        try:
+            fd = self.fd
+            if fd is not None:
+                signal(fd)
+        finally:
+            self.release()
