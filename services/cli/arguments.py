@@ -1,7 +1,4 @@
-"""What people type for sizes, shares, addresses and VMs, and how it is read.
-
-Must not know what a command does with it.
-"""
+"""The arguments that several commands have: sizes, shares, addresses and VMs, and their parsers."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ def parse_size(text: str) -> int:
     """Read a size in bytes: "2G", "512M", "64MiB", "1073741824".
 
     Raises:
-        typer.BadParameter: It is none, or past the 64 bits that an owner can be told.
+        typer.BadParameter: It is not a size, or does not fit into 64 bits.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -42,10 +39,10 @@ def parse_size(text: str) -> int:
 
 
 def _check_vm(text: str) -> str:
-    """Check that something of a VM's id was given.
+    """Check that the id of a VM, or its beginning, is not empty.
 
     Raises:
-        typer.BadParameter: Nothing was.
+        typer.BadParameter: It is empty.
     """
     if not text:
         raise typer.BadParameter(
@@ -62,10 +59,10 @@ VmArgument = Annotated[
 
 
 def check_address(text: str) -> str:
-    """Check an address that the user gave.
+    """Check an address.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: It is not an address.
     """
     try:
         return str(parse_address(text))
@@ -74,10 +71,10 @@ def check_address(text: str) -> str:
 
 
 def read_wslconfig(file: Path) -> str:
-    """Read a .wslconfig file; what is wrong inside is for the owner to say.
+    """Read a .wslconfig file; the owner parses it.
 
     Raises:
-        typer.BadParameter: It is not text.
+        typer.BadParameter: It is not UTF-8.
         OSError: It cannot be read.
     """
     try:
@@ -89,7 +86,7 @@ def read_wslconfig(file: Path) -> str:
 
 
 async def resolve(client: OwnerClient, given: str) -> VmView:
-    """Find the VM whose id is, or alone begins with, what the user gave.
+    """Find the VM with this id, or the only one whose id begins with it.
 
     Raises:
         NotFoundError: VM_NOT_FOUND.
@@ -113,9 +110,12 @@ async def resolve(client: OwnerClient, given: str) -> VmView:
 
 
 def parse_share(text: str) -> ShareRequest:
-    """Read DIRECTORY[,tag=NAME|aggregate][,OPTION…] as `vm create --share` takes it.
+    """Parse DIRECTORY[,tag=NAME|aggregate][,OPTION…], the value of `vm create --share`.
 
-    A directory whose name has a comma is shared with `porthole share add`.
+    A directory whose name has a comma needs `porthole share add`.
+
+    Raises:
+        typer.BadParameter: It has no directory, or two tags.
     """
     directory, *items = text.split(",")
     tags = [item.removeprefix("tag=") for item in items if item.startswith("tag=")]

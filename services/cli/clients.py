@@ -1,6 +1,6 @@
-"""The services as the command sees them: calls in, views out.
+"""The clients of the services, over gRPC: requests in, views out.
 
-The only module here that knows protobuf and stubs. Must not know options, tables or exit codes.
+Owns the translation between protobuf and the values of cli. Must not know tables.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
 MACHINE: Final = "porthole.machine.v1.Machine"
 
 BOOT_DEADLINE_S: Final = 60.0
-"""Longest that a guest may take until its capabilities are in."""
+"""Longest that CreateVm and other calls that change a VM take."""
 
 WORKLOAD_DEADLINE_S: Final = 300.0
-"""Longest that one piece of work in a guest may take."""
+"""Longest that one call of Workload takes."""
 
 
 class OwnerClient:
-    """Calls of VmOwner. Every method raises PortholeError as the owner refused it."""
+    """A connected VM owner. A method raises the PortholeError that the owner answered."""
 
     def __init__(self, stub: vm_owner_pb2_grpc.VmOwnerAsyncStub) -> None:
         self._stub = stub
 
     async def create_vm(self, request: VmRequest) -> VmView:
-        """Boot a VM; its id is in the answer."""
+        """Create and boot a VM."""
         message = vm_owner_pb2.CreateVmRequest(
             kind=vm_owner_pb2.VmKind.Value(f"VM_KIND_{request.kind.upper()}"),
             ram_bytes=request.ram_bytes,
@@ -74,16 +74,16 @@ class OwnerClient:
         return _vm(answer.vm)
 
     async def get_vm(self, vm_id: str) -> VmView:
-        """Tell all about one VM."""
+        """Return one VM."""
         return _vm((await self._stub.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm)
 
     async def list_vms(self) -> list[VmView]:
-        """Tell of every VM, terminated ones included."""
+        """Return all VMs, including terminated ones."""
         answer = await self._stub.ListVms(vm_owner_pb2.ListVmsRequest())
         return [_vm(vm) for vm in answer.vms]
 
     async def watch_vm(self, vm_id: str) -> AsyncIterator[WatchView]:
-        """Stream what happens to a VM, its present state first; ends when the owner ends it."""
+        """Stream the events of a VM, its present state first, until the owner ends the stream."""
         async for event in self._stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm_id)):
             yield _watched(event)
 
@@ -93,7 +93,7 @@ class OwnerClient:
         await self._stub.TerminateVm(request, timeout=BOOT_DEADLINE_S)
 
     async def add_share(self, vm_id: str, share: ShareRequest) -> tuple[ShareView, bool]:
-        """Share a directory; the flag says whether an equal share existed already."""
+        """Share a directory; returns the share, and whether an equal one existed already."""
         request = vm_owner_pb2.AddShareRequest(vm_id=vm_id, share=_share_spec(share))
         answer = await self._stub.AddShare(request, timeout=BOOT_DEADLINE_S)
         return _share(answer.share), answer.already_existed
@@ -104,13 +104,13 @@ class OwnerClient:
         await self._stub.RemoveShare(request, timeout=BOOT_DEADLINE_S)
 
     async def configure_networking(self, vm_id: str) -> str:
-        """Add the VM's adapters; the host's address on eth0's network, empty without one."""
+        """Add the VM's adapters; returns the host's address on eth0's network, empty: none."""
         request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm_id)
         answer = await self._stub.ConfigureNetworking(request, timeout=BOOT_DEADLINE_S)
         return answer.gateway_address
 
     async def version(self) -> VersionView:
-        """Tell the owner's version and its manifest of component versions."""
+        """Return the owner's version and its manifest of component versions."""
         answer = await self._stub.GetVersion(vm_owner_pb2.GetVersionRequest())
         manifest = {
             "first_kernel_with_pool": answer.first_kernel_with_pool,
@@ -124,7 +124,7 @@ class OwnerClient:
 
 
 class WorkloadClient:
-    """Work that a guest does through its drivers. Every method raises PortholeError."""
+    """A connected guest, which works through its drivers. A method raises PortholeError."""
 
     def __init__(self, stub: machine_pb2_grpc.WorkloadAsyncStub) -> None:
         self._stub = stub
@@ -151,7 +151,7 @@ class WorkloadClient:
         )
 
     async def mount(self, tag: str, mount_point: str) -> None:
-        """Make a share a mount point of this host."""
+        """Mount a share on this host, through the guest."""
         await self._stub.Mount(machine_pb2.MountRequest(tag=tag, mount_point=mount_point))
 
     async def unmount(self, tag: str) -> None:
@@ -171,13 +171,13 @@ class WorkloadClient:
         return PingResult(answer.sent, answer.received, answer.round_trip_median_s)
 
     async def pool_use(self) -> PoolUse:
-        """Tell how the guest's bounce pool was used."""
+        """Return how much the guest's bounce pool was used."""
         answer = await self._stub.Stats(machine_pb2.StatsRequest())
         return PoolUse(answer.slots_total, answer.slots_used_high_water, answer.bytes_bounced)
 
 
 class _GuestStub:
-    """Both services at a machine's address: Machine announces the version, Workload works."""
+    """The stubs of both services of a machine: Machine for the version, Workload for work."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.GetVersion = machine_pb2_grpc.MachineStub(channel).GetVersion
@@ -186,7 +186,7 @@ class _GuestStub:
 
 @asynccontextmanager
 async def owner(address: str, wait_s: float) -> AsyncIterator[OwnerClient]:
-    """Reach the VM owner.
+    """Connect to the VM owner.
 
     Raises:
         UnavailableError: PEER_UNAVAILABLE after `wait_s` seconds.
@@ -201,7 +201,7 @@ async def owner(address: str, wait_s: float) -> AsyncIterator[OwnerClient]:
 
 @asynccontextmanager
 async def workload(machine_address: str, wait_s: float) -> AsyncIterator[WorkloadClient]:
-    """Reach the guest behind a machine's address; raises as `owner` does."""
+    """Connect to the guest of a machine; raises what `owner` raises."""
     peer = await connect(machine_address, _GuestStub, MACHINE, wait_s=wait_s)
     try:
         yield WorkloadClient(peer.stub.workload)
@@ -210,7 +210,7 @@ async def workload(machine_address: str, wait_s: float) -> AsyncIterator[Workloa
 
 
 async def device_host_version(address: str, wait_s: float) -> VersionView:
-    """Ask a device host for its version; raises as `owner` does."""
+    """Return the version of a device host; raises what `owner` raises."""
     peer = await connect(address, device_host_pb2_grpc.DeviceHostStub, DEVICE_HOST, wait_s=wait_s)
     try:
         answer = await peer.stub.GetVersion(device_host_pb2.GetVersionRequest())
@@ -226,11 +226,11 @@ async def device_host_version(address: str, wait_s: float) -> VersionView:
 
 
 async def health(address: str, wait_s: float, timeout_s: float) -> str:
-    """Ask a service's health: "SERVING" or "NOT_SERVING".
+    """Return the health of a service: "SERVING" or "NOT_SERVING".
 
     Raises:
         UnavailableError: PEER_UNAVAILABLE after `wait_s` seconds.
-        PortholeError: It does not answer within `timeout_s`, or has no health service.
+        PortholeError: It does not answer within `timeout_s` seconds, or has no health service.
     """
     async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
         await ready(channel, "a service", address, wait_s)

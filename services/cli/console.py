@@ -1,7 +1,7 @@
-"""Where output goes: results to stdout, everything else to stderr.
+"""The output of commands: results to stdout, everything else to stderr.
 
-Colour follows the terminal and NO_COLOR, as rich reads them. A pipe has no width, so tables are
-given room enough there not to be cut. Must not know what is printed.
+Colour follows the terminal and NO_COLOR, as rich interprets them. A pipe has no width, so tables
+get a width there with which no cell is cut.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PIPE_WIDTH: Final = 240
-"""Columns of a table that goes to a pipe, unless COLUMNS says otherwise."""
+"""Columns of a table in a pipe, unless COLUMNS is set."""
 
 
 def printable(text: str) -> str:
-    """Escape what is not printable: guests choose names, and a terminal obeys what it is sent."""
+    """Escape unprintable characters: guests choose names, and terminals obey escape sequences."""
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
         for char in text
@@ -27,12 +27,12 @@ def printable(text: str) -> str:
 
 
 def _console(*, stderr: bool) -> Console:
-    # Imported when something is printed: a device of its own prints nothing, and starts sooner.
+    # Imported when something is printed: `porthole device` prints nothing, and so starts faster.
     from rich.console import Console
 
     class BreakingConsole(Console):
         def on_broken_pipe(self) -> None:
-            """Leave it to the root group, as of every other write; rich would exit with 1."""
+            """Raise, for the root group in main.py to handle; rich would exit with 1."""
             raise BrokenPipeError
 
     stream = sys.stderr if stderr else sys.stdout
@@ -41,29 +41,29 @@ def _console(*, stderr: bool) -> Console:
 
 
 def out() -> Console:
-    """Give the console for results; made anew so that it follows a redirected stdout."""
+    """Return the console for results. It is made anew, so that it follows a redirected stdout."""
     return _console(stderr=False)
 
 
 def err() -> Console:
-    """Give the console for everything that is not a result."""
+    """Return the console for everything else."""
     return _console(stderr=True)
 
 
 def say(text: str) -> None:
-    """Print one line for people on stderr."""
+    """Print one line on stderr, for people."""
     err().print(printable(text), markup=False, soft_wrap=True)
 
 
 def fail(text: str) -> None:
-    """Print the one line that says why a command ends with an error."""
+    """Print the line with the error that ends a command."""
     console = err()
     console.print("error:", style="bold red", end=" ")
     console.print(printable(text), markup=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document on stdout, on one line when it goes to a program."""
+    """Print one JSON document on stdout; on one line unless stdout is a terminal."""
     indent = 2 if sys.stdout.isatty() else None
     sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
     sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""What the flags before a command's name, and PORTHOLE_ variables, mean to a client of services.
+"""The context of a command that calls services: settings from root flags and PORTHOLE_ variables.
 
-Owns the reading of these and the start of telemetry in this process. Must not know single commands.
+Owns how these are combined, and telemetry in this process. Must not know single commands.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from services.cli.views import VersionView
 
 CONNECT_S: Final = 0.2
-"""What connecting to a service that is up may take; with --wait 0 a command tries once."""
+"""Seconds that connecting to a running service takes at most; --wait 0 waits so long."""
 
 
 class CliSettings(ServiceSettings):
-    """The settings of this process as a client: run directory and telemetry."""
+    """The settings of this process: run directory and telemetry."""
 
     name: ClassVar[str] = "cli"
 
@@ -43,24 +43,24 @@ class CliSettings(ServiceSettings):
 
 @dataclass(frozen=True, slots=True)
 class CliContext:
-    """What a command knows of its surroundings."""
+    """The settings of a command, and the services that it reaches."""
 
     settings: CliSettings
     owner_address: str
     wait_s: float
 
     def owner(self) -> AbstractAsyncContextManager[OwnerClient]:
-        """Reach the VM owner that the user means."""
+        """Connect to the VM owner."""
         return owner(self.owner_address, self.wait_s)
 
     async def device_host_version(self) -> VersionView:
-        """Ask the device host of the run directory for its version."""
+        """Return the version of the run directory's device host."""
         address = f"unix:{self.settings.run_dir.absolute()}/devicehost.sock"
         return await device_host_version(address, self.wait_s)
 
     @contextmanager
     def telemetry(self) -> Iterator[None]:
-        """Trace what the body does, where the user said so."""
+        """Set telemetry up for the body, and shut it down after it."""
         tracing.setup("porthole-cli", self.settings)
         try:
             yield
@@ -72,8 +72,8 @@ def make_context(flags: RootFlags) -> CliContext:
     """Combine flags, environment and defaults.
 
     Raises:
-        typer.BadParameter: An address that is none.
-        typer.Exit: Another wrong setting, which was told on stderr.
+        typer.BadParameter: The owner's address is wrong.
+        typer.Exit: Another setting is wrong; stderr has it.
     """
     given: dict[str, Any] = {"run_dir": flags.run_dir, "trace_file": flags.trace_file}
     try:
@@ -89,10 +89,11 @@ def make_context(flags: RootFlags) -> CliContext:
 
 
 def of(ctx: typer.Context) -> CliContext:
-    """Make the context of a command.
+    """Return the context of a command.
 
     Raises:
-        As `make_context`.
+        typer.BadParameter: See `make_context`.
+        typer.Exit: See `make_context`.
     """
     flags = ctx.find_object(RootFlags)
     if flags is None:

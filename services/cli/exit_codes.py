@@ -1,4 +1,4 @@
-"""What the exit codes of `porthole` mean, and which error gives which; README has the same table.
+"""The exit codes of `porthole`, and the code of each error; README has the same table.
 
 Must not know commands: they return or raise, and the root group in main.py turns that into a code.
 """
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from services.handshake.errors import PortholeError
 
 OK: Final = 0
-"""Done; what was checked is right."""
+"""Done; what was checked is valid."""
 
 NEGATIVE: Final = 1
-"""The command did its work, and the answer is no: an invalid handshake, a failed comparison."""
+"""The command ran, and the answer is no: an invalid handshake, a failed comparison."""
 
 USAGE: Final = 2
 """The command line is wrong, or an input cannot be read."""
@@ -26,11 +26,11 @@ UNREACHABLE: Final = 4
 """A service cannot be reached, could not be started, or did not answer in time."""
 
 INTERRUPTED: Final = 130
-"""Ended by Ctrl-C, as shells have it: 128 + SIGINT."""
+"""Ended by Ctrl-C: 128 + SIGINT, as in shells."""
 
 _UNREACHABLE_KINDS: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 
 
 def exit_code_for(error: PortholeError) -> int:
-    """Tell the exit code of an error that ended a command."""
+    """Return the exit code of an error that ended a command."""
     return UNREACHABLE if error.kind in _UNREACHABLE_KINDS else REFUSED

@@ -1,7 +1,4 @@
-"""The flags before a command's name, as they were typed.
-
-Must not know what they mean: a command that needs them asks context.py.
-"""
+"""The flags before a command's name, as typed. context.py gives them their meaning."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 DEFAULT_WAIT_S: Final = 3.0
-"""How long a command waits for a service that is not up yet."""
+"""Longest wait for a service that is not up yet, by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class RootFlags:
-    """What the root group hands to a command as `ctx.obj`; None: not given."""
+    """The root flags, which a command gets as `ctx.obj`. None: not given."""
 
     run_dir: Path | None = None
     owner: str | None = None

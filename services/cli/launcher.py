@@ -1,7 +1,7 @@
-"""Starts the services as processes, waits until they are ready, and ends them in order.
+"""The launcher: starts the services as processes, waits until they are ready, ends them in order.
 
-Owns the child processes of `porthole up` and `porthole demo`. Guests are none of its business: the
-VM owner starts them, and they start guest init. It must not import a service, only run it.
+Owns the child processes of `porthole up` and `porthole demo`. The VM owner starts the guests, and a
+guest starts its guest init. The launcher must not import a service, only run it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from typing import Self
 
 START_DEADLINE_S: Final = 30.0
-"""Longest that a service may take until it is ready."""
+"""Longest that a service takes until it is ready."""
 
 STOP_DEADLINE_S: Final = 40.0
-"""Longest that a service may take to end after SIGTERM; longer than it gives itself."""
+"""Longest that a service takes to end after SIGTERM; longer than its own deadline."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
-"""Longest line that a service may print."""
+"""Longest line of output of a service."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceProgram:
-    """One service that is run as a process."""
+    """A service that runs as a process."""
 
     name: str
     module: str
@@ -45,11 +45,11 @@ DEVICE_HOST: Final = ServiceProgram("device host", "services.devicehost", "devic
 VM_OWNER: Final = ServiceProgram("VM owner", "services.vm_owner", "owner.sock")
 
 START_ORDER: Final = (DEVICE_HOST, VM_OWNER)
-"""The owner needs the device host until its last VM is gone, so they end the other way round."""
+"""The order of starting. Stopping is reversed: the owner needs the device host for its last VM."""
 
 
 class Running:
-    """One service process, ready, with its output being read."""
+    """A running service process, whose output is read."""
 
     def __init__(self, program: ServiceProgram, process: asyncio.subprocess.Process) -> None:
         self.program = program
@@ -62,7 +62,7 @@ class Running:
         """Wait for the ready line.
 
         Raises:
-            UnavailableError: SERVICE_START_FAILED when the process ends or is silent for too long.
+            UnavailableError: SERVICE_START_FAILED when the process ends, or is not ready in time.
         """
         self._reader = asyncio.create_task(self._read(log))
         ready = asyncio.create_task(self._ready.wait())
@@ -86,7 +86,7 @@ class Running:
         )
 
     async def stop(self) -> int:
-        """End the process with SIGTERM, in the end with SIGKILL; its exit status."""
+        """End the process with SIGTERM, or SIGKILL if need be; returns its exit status."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)
@@ -96,7 +96,7 @@ class Running:
                 self.process.kill()
         status = await self.process.wait()
         if self._reader is not None:
-            # A guest that outlives its owner would hold the pipe open for ever.
+            # A guest that outlives its owner would keep the pipe open.
             await asyncio.wait((self._reader,), timeout=1.0)
             self._reader.cancel()
         return status
@@ -114,7 +114,7 @@ class Running:
 
 
 def service_ended(service: Running) -> UnavailableError:
-    """Word the error of a service that ended by itself, with its last words."""
+    """Return the error of a service that ended by itself, with its last line."""
     return UnavailableError(
         "SERVICE_ENDED",
         f"the {service.program.name} ended with status {service.process.returncode}: "
@@ -124,11 +124,11 @@ def service_ended(service: Running) -> UnavailableError:
 
 
 class Services:
-    """The services of one run directory. Use as an async context manager.
+    """The services of one run directory; an async context manager.
 
     Args:
-        run_dir: Directory of their sockets; made when it is missing, readable by its owner only.
-        environment: PORTHOLE_ variables for them, over those of this process.
+        run_dir: Directory of their sockets; made with mode 0700 if it does not exist.
+        environment: PORTHOLE_ variables for them; they override those of this process.
         log: Called with the name of a service and each line that it prints.
     """
 
@@ -146,12 +146,12 @@ class Services:
 
     @property
     def owner_address(self) -> str:
-        """Where the VM owner is reached."""
+        """Address of the VM owner."""
         return f"unix:{self.run_dir / VM_OWNER.socket}"
 
     @property
     def device_host_address(self) -> str:
-        """Where the device host is reached."""
+        """Address of the device host."""
         return f"unix:{self.run_dir / DEVICE_HOST.socket}"
 
     async def __aenter__(self) -> Self:
@@ -159,7 +159,7 @@ class Services:
 
         Raises:
             FailedPreconditionError: RUN_DIR_IN_USE.
-            UnavailableError: SERVICE_START_FAILED; what had been started is ended.
+            UnavailableError: SERVICE_START_FAILED; the services that had started are ended.
         """
         self._claim()
         try:
@@ -175,7 +175,7 @@ class Services:
         await self.stop()
 
     async def stop(self) -> dict[str, int]:
-        """End the services, last started first; exit status by name."""
+        """End the services, last started first; returns the exit status of each by name."""
         statuses = {}
         while self.running:
             service = self.running.pop()
@@ -219,7 +219,7 @@ class Services:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=LINE_LIMIT_BYTES,
-            # Ctrl-C must reach this process only, which then ends the others in order.
+            # Ctrl-C must reach this process only, which ends the others in order.
             start_new_session=True,
         )
         service = Running(program, process)

@@ -47,7 +47,7 @@ class PortholeGroup(TyperGroup):
             fail(f"{error.message} [{error.reason}]")
             raise typer.Exit(exit_code_for(error)) from None
         except BrokenPipeError:
-            # A reader that has seen enough, `porthole share hash … | head -1`, is not an error.
+            # The reader has closed the pipe, as in `porthole share hash … | head -1`: no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(OK) from None
         except OSError as error:
@@ -109,7 +109,7 @@ def main() -> None:
 def device_fs() -> None:
     """Run `porthole device fs`; the console script `porthole-fs`.
 
-    Who starts virtiofsd, as libvirt does, can be told another path, but no command.
+    libvirt and others can be configured with another path for virtiofsd, but not with a command.
     """
     app(["device", "fs", *sys.argv[1:]])
 

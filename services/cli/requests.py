@@ -1,4 +1,4 @@
-"""What a user asks of the VM owner, as values. arguments.py reads them, clients.py sends them."""
+"""The requests of a user to the VM owner, as values. clients.py sends them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ShareRequest:
-    """A directory that a user asks to share."""
+    """A request for a share."""
 
     host_path: str
     tag: str = ""
@@ -18,7 +18,7 @@ class ShareRequest:
 
 @dataclass(frozen=True, slots=True)
 class VmRequest:
-    """A VM that a user asks for. `machine_address` empty: the owner starts the guest itself."""
+    """A request for a VM. `machine_address` empty: the owner starts the guest."""
 
     kind: str
     ram_bytes: int = 0

@@ -1,7 +1,4 @@
-"""What systemd is told of a process that it started with Type=notify: sd_notify(3), its protocol.
-
-Must not know what is told.
-"""
+"""The protocol of sd_notify(3): reports the state of a process to systemd (Type=notify)."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def notify(state: str) -> None:
-    """Send a state, for instance "READY=1", to NOTIFY_SOCKET; nothing to do without one."""
+    """Send a state, for instance "READY=1", to NOTIFY_SOCKET, if it is set."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -22,4 +19,4 @@ def notify(state: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(state.encode(), name)
     except OSError as error:
-        _LOG.warning("NOTIFY_SOCKET=%s cannot be told %s: %s", address, state, error.strerror)
+        _LOG.warning("cannot send %s to NOTIFY_SOCKET=%s: %s", state, address, error.strerror)

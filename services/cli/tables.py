@@ -43,7 +43,7 @@ def format_pool(base: int, size_bytes: int) -> str:
 
 
 def vm_table(vms: Iterable[VmView]) -> Table:
-    """One row per VM."""
+    """Return a table with one row per VM."""
     table = _table("VM", "kind", "state", "kernel", "RAM", "pool", "shares", "devices", "warnings")
     for vm in vms:
         _row(
@@ -62,7 +62,7 @@ def vm_table(vms: Iterable[VmView]) -> Table:
 
 
 def vm_facts(vm: VmView) -> Table:
-    """All scalar facts of one VM, one per row."""
+    """Return a table of all scalar facts of one VM, one per row."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -86,7 +86,7 @@ def vm_facts(vm: VmView) -> Table:
 
 
 def share_table(shares: Iterable[ShareView]) -> Table:
-    """One row per share."""
+    """Return a table with one row per share."""
     table = _table("share", "tag", "directory", "options", "elevated", "aggregate")
     for share in shares:
         flags = ("yes" if each else "no" for each in (share.elevated, share.aggregate))
@@ -95,7 +95,7 @@ def share_table(shares: Iterable[ShareView]) -> Table:
 
 
 def device_table(devices: Iterable[DeviceView]) -> Table:
-    """One row per device, with what went through its aperture."""
+    """Return a table with one row per device, with its counters."""
     table = _table("device", "class", "tag", "state")
     for heading in ("requests", "in", "out", "refused", "windows"):
         table.add_column(heading, justify="right", overflow="fold")
@@ -117,7 +117,7 @@ def device_table(devices: Iterable[DeviceView]) -> Table:
 
 
 def verdict_table(verdicts: Iterable[VmVerdict]) -> Table:
-    """One row per VM: its handshake is valid, or the rules that are broken."""
+    """Return a table with one row per VM: its handshake is valid, or the broken rules."""
     table = _table("VM", "kind", "token", "devices", "handshake")
     for vm in verdicts:
         rules = ", ".join(dict.fromkeys(violation.rule for violation in vm.violations))
@@ -126,7 +126,7 @@ def verdict_table(verdicts: Iterable[VmVerdict]) -> Table:
 
 
 def watch_line(view: WatchView) -> str:
-    """One thing that happened, as one line."""
+    """Return one event as one line."""
     facts = view.facts
     match view.event:
         case "state":
@@ -152,5 +152,5 @@ def _table(*headings: str) -> Table:
 
 
 def _row(table: Table, *cells: str) -> None:
-    """Add a row of plain texts: what a guest named must not be read as markup."""
+    """Add a row of plain texts: names that guests chose must not be interpreted as markup."""
     table.add_row(*(Text(printable(cell), _STATE_STYLE.get(cell, "")) for cell in cells))

@@ -1,4 +1,4 @@
-"""Reads a trace file and has the trace checker judge it. Must not know how a verdict is shown."""
+"""The verdict on a trace file: reads the file and calls the trace checker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.handshake.trace_checker import IDLE_TAGS, VmVerdict, verify
 from services.handshake.trace_otlp import parse_otlp_lines
 
 VALID: Final = "valid"
-"""What a valid handshake is called wherever it is written; else it is the broken rule."""
+"""The word for a valid handshake in outputs, which otherwise have the broken rule."""
 
 
 def judge(file: Path, idle: frozenset[str] = frozenset()) -> list[VmVerdict]:
@@ -18,11 +18,11 @@ def judge(file: Path, idle: frozenset[str] = frozenset()) -> list[VmVerdict]:
 
     Args:
         file: The file.
-        idle: Tags of devices of which nothing was asked, beside those that may always be idle.
+        idle: Tags of devices that got no request, in addition to those that may always be idle.
 
     Raises:
         OSError: The file cannot be read.
-        InvalidArgumentError: TRACE_SYNTAX, also for text that is not UTF-8; TRACE_WITHOUT_VM.
+        InvalidArgumentError: TRACE_SYNTAX, also when it is not UTF-8; TRACE_WITHOUT_VM.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -34,5 +34,5 @@ def judge(file: Path, idle: frozenset[str] = frozenset()) -> list[VmVerdict]:
 
 
 def broken_rules(verdicts: list[VmVerdict]) -> list[str]:
-    """Name the rules that are broken, each once, in the order in which they were found."""
+    """Return the names of the broken rules, each once, in the order of the verdicts."""
     return list(dict.fromkeys(item.rule for vm in verdicts for item in vm.violations))

@@ -29,7 +29,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One virtio device as the VM owner and its device host tell it."""
+    """One virtio device."""
 
     instance_id: str
     device_class: str
@@ -56,7 +56,7 @@ class ShareView:
 
 @dataclass(frozen=True, slots=True)
 class WarningView:
-    """Something that a user of a VM should know."""
+    """One warning about a VM."""
 
     id: str
     text: str
@@ -86,7 +86,7 @@ class VmView:
 
 @dataclass(frozen=True, slots=True)
 class WatchView:
-    """One thing that happened to a VM.
+    """One event of a VM.
 
     Attributes:
         event: state, warning, device, pool_latched or exhausted.
@@ -98,7 +98,7 @@ class WatchView:
 
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    """What one service says of itself; `manifest` has further facts by name."""
+    """The version of one service; `manifest` has further facts by name."""
 
     service: str
     software_version: str
@@ -108,7 +108,7 @@ class VersionView:
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """What a guest read of one file."""
+    """The size and digest of one file."""
 
     size_bytes: int
     sha256: str
@@ -116,7 +116,7 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """What a guest copied."""
+    """The amount that a guest copied."""
 
     directories: int
     files: int
@@ -126,7 +126,7 @@ class CopyResult:
 
 @dataclass(frozen=True, slots=True)
 class HttpResult:
-    """What a guest fetched."""
+    """The HTTP response that a guest got."""
 
     status: int
     size_bytes: int
@@ -135,7 +135,7 @@ class HttpResult:
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """How a guest's echo requests fared; the median is in seconds, 0 when none came back."""
+    """The result of a guest's echo requests; the median is 0 when no reply came."""
 
     sent: int
     received: int
@@ -144,7 +144,7 @@ class PingResult:
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:
-    """How a guest's bounce pool was used; zeros without a pool."""
+    """The use of a guest's bounce pool; zeros without a pool."""
 
     slots_total: int
     slots_used_high_water: int
@@ -155,5 +155,5 @@ View = DeviceView | ShareView | WarningView | VmView | WatchView | VersionView |
 
 
 def as_json(view: View) -> dict[str, object]:
-    """Give the JSON form of a view: its fields by name, nested views likewise."""
+    """Return the JSON form of a view: its fields by name, also of nested views."""
     return dataclasses.asdict(view)

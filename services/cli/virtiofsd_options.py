@@ -1,7 +1,7 @@
-"""`-o source=…,cache=…`: how libvirt, and whoever started the C virtiofsd, gives it its options.
+"""The options of `-o source=…,cache=…`, which libvirt and users of the C virtiofsd give.
 
-Owns which of them have a meaning here. One that asks for something that this device does not do is
-refused by name, never ignored. Must not know flags or devices.
+Owns which of these options are supported. An option that this device cannot honour is refused by
+name, never ignored.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _ITEM: Final = re.compile(r"(?:[^,]|,,)+")
-"""libvirt writes a comma within a value twice (virQEMUBuildBufferEscapeComma)."""
+"""libvirt doubles a comma in a value (virQEMUBuildBufferEscapeComma)."""
 
 _AS_IT_IS: Final = ("xattr", "flock", "posix_lock", "no_writeback", "sandbox=none")
-"""What this device does anyway."""
+"""Options that ask for what this device always does."""
 
 _NEVER: Final = {
     "no_xattr": "extended attributes are always served",
@@ -33,11 +33,11 @@ _NEVER: Final = {
 
 @dataclass(frozen=True, slots=True)
 class VirtiofsdOptions:
-    """What the options mean here.
+    """The parsed options.
 
     Attributes:
         source: The directory to share; None: not given.
-        share: Options of the share, as `--options` has them.
+        share: Options of the share, in the form of `--options`.
     """
 
     source: Path | None
@@ -45,7 +45,7 @@ class VirtiofsdOptions:
 
 
 def parse(texts: Iterable[str]) -> VirtiofsdOptions:
-    """Read the values of all `-o`.
+    """Parse the values of all `-o`.
 
     Raises:
         InvalidArgumentError: OPTION_UNKNOWN, OPTION_SYNTAX.

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 DEFAULT_OUT: Final = Path("build/demo")
 
 PORTION_FILES: Final = 1000
-"""Every file is read; about so many are also written and mounted, to take under a minute."""
+"""About how many files are also written and mounted, so that it all takes under a minute."""
 
 NOT_THE_LIBRARY: Final = ("site-packages", "dist-packages")
-"""Where third parties put their packages below the standard library's directory."""
+"""Directories of third parties' packages below that of the standard library."""
 
 
 def register(root: typer.Typer) -> None:
@@ -63,12 +63,12 @@ def demo(
         ),
     ] = PORTION_FILES,
     out_dir: Annotated[
-        Path, typer.Option("--out", help="Directory for what is left; it is emptied first.")
+        Path, typer.Option("--out", help="Directory for the results; it is emptied first.")
     ] = DEFAULT_OUT,
 ) -> None:
-    """Show it all on a real directory tree, compared.
+    """Run three VMs on a real directory tree, and compare everything.
 
-    It leaves report.json and trace.jsonl in --out.
+    It writes report.json and trace.jsonl into --out.
     """
     context.of(ctx)
     began = time.monotonic()
@@ -96,10 +96,10 @@ def demo(
 
 @contextmanager
 def _claimed(target: Path) -> Iterator[Path]:
-    """Empty a directory and keep other demonstrations out of it.
+    """Empty a directory and lock it against other demonstrations.
 
     Raises:
-        typer.BadParameter: It has something in it that no demonstration has left.
+        typer.BadParameter: It is not empty, and not from a demonstration.
         FailedPreconditionError: DEMO_RUNNING.
     """
     marker = target / ".porthole-demo"
@@ -137,7 +137,7 @@ def _run(plan: DemoPlan) -> DemoReport:
 
 
 def _verdict(trace_file: Path, report: DemoReport) -> str:
-    """Give "valid" or the first broken rule; a trace that lacks a VM counts as broken."""
+    """Return "valid" or the first broken rule; TRACE_MISSING when the trace lacks a VM."""
     try:
         verdicts = judge(trace_file)
     except (OSError, InvalidArgumentError) as error:

@@ -1,7 +1,7 @@
 """`porthole device fs` and `net`: one device alone, for QEMU, libvirt or Cloud Hypervisor.
 
-Owns the names of the flags, which are virtiofsd's where they mean the same. The device host is
-imported when a device is about to run. Must not know how a device works.
+Owns the names of the flags, which are those of virtiofsd if it has the same. The device host is
+imported only when a device is about to run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 DEFAULT_TAG: Final = "porthole"
-"""Mount tag of a device whose front-end, as QEMU does, tells the guest another one."""
+"""Mount tag of a device whose front-end, for instance QEMU, has its own tag for the guest."""
 
 
 class Memory(StrEnum):
@@ -66,7 +66,9 @@ SocketGroup = Annotated[
 Swiotlb = Annotated[
     str | None,
     typer.Option(
-        "--swiotlb", metavar="0xBASE,SIZE", help="Keep to the guest's bounce pool, as it tells it."
+        "--swiotlb",
+        metavar="0xBASE,SIZE",
+        help="Access only the guest's bounce pool, at the address that its kernel publishes.",
     ),
 ]
 MemoryKind = Annotated[
@@ -77,12 +79,18 @@ MemoryKind = Annotated[
     ),
 ]
 Persistent = Annotated[
-    bool, typer.Option("--persistent", help="Wait for a further front-end when one has gone.")
+    bool,
+    typer.Option("--persistent", help="Wait for the next front-end when one has disconnected."),
 ]
-Level = Annotated[LogLevel, typer.Option("--log-level", help="What is logged to stderr.")]
+Level = Annotated[
+    LogLevel, typer.Option("--log-level", help="Least severity that is logged to stderr.")
+]
 Capabilities = Annotated[
     bool,
-    typer.Option("--print-capabilities", help="Print what vhost-user.json wants, and exit."),
+    typer.Option(
+        "--print-capabilities",
+        help="Print the capabilities that vhost-user.json specifies, and exit.",
+    ),
 ]
 
 
@@ -204,7 +212,7 @@ def _serve(
         sock = standalone.open_socket(socket_path, fd, _group_id(socket_group))
 
         def ready() -> None:
-            # A launcher may have closed its end: that is no reason to end the device.
+            # A launcher may have closed its end of the pipe; the device goes on.
             with contextlib.suppress(OSError):
                 os.write(1, f"porthole device {name} ready on unix:{sock.path}\n".encode())
             notify("READY=1")

@@ -1,4 +1,4 @@
-"""`porthole handshake …`: is the handshake of every VM in a trace valid?"""
+"""`porthole handshake …`: checks the handshake of every VM in a trace."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def verify(
     file: Annotated[Path, typer.Argument(help="Lines of OTLP JSON, as --trace-file writes them.")],
     idle: Annotated[
         list[str] | None,
-        typer.Option(help="Tag of a device of which nothing was asked; may be repeated."),
+        typer.Option(help="Tag of a device that got no request; may be repeated."),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Say per VM whether the handshake is valid, and name the broken rule if not.
+    """Judge the handshake of each VM, and name the broken rules.
 
     Exit codes: 0 valid, 1 a rule is broken, 2 the file cannot be read or is no trace.
     """

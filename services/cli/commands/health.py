@@ -1,4 +1,4 @@
-"""`porthole health`: whether one service serves."""
+"""`porthole health`: the health of one service."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ def group() -> None:
 
 @app.command()
 def apply(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
-    """Pull a guest's capabilities and apply them.
+    """Pull a guest's capabilities from its guest init and apply them.
 
-    They come from its guest init. It may be repeated.
+    It may be repeated.
     """
     cli = context.of(ctx)
 

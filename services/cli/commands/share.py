@@ -28,7 +28,7 @@ def register(root: typer.Typer) -> None:
 def add(
     ctx: typer.Context,
     vm: VmArgument,
-    directory: Annotated[Path, typer.Argument(help="Directory of the device host's machine.")],
+    directory: Annotated[Path, typer.Argument(help="Directory on the device host's side.")],
     tag: Annotated[str, typer.Option(help="Mount tag; by default made from the id.")] = "",
     options: Annotated[
         str, typer.Option(help="Further options: 'key=value;flag', for instance 'uid=1000'.")
@@ -37,9 +37,7 @@ def add(
     elevated: Annotated[bool, typer.Option("--elevated", help="Serve it elevated.")] = False,
     aggregate: Annotated[
         bool,
-        typer.Option(
-            "--aggregate", help="Put it into the VM's aggregate device, as a directory of that."
-        ),
+        typer.Option("--aggregate", help="Make it a directory of the VM's aggregate device."),
     ] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -77,7 +75,7 @@ def remove(
         async with cli.owner() as client:
             view = await resolve(client, vm)
             ids = {item.tag: item.share_id for item in view.shares if not item.aggregate}
-            # An id that nobody knows goes to the owner as it is: the refusal is the owner's.
+            # An unknown id is sent to the owner, which refuses it.
             share_id = ids.get(share, share)
             await client.remove_share(view.vm_id, share_id)
             return share_id
@@ -111,7 +109,7 @@ def hash_(
     tag: Annotated[str, typer.Argument(help="Tag of the share.")],
     path: Annotated[str, typer.Argument(help="Directory in the share.")] = "",
 ) -> None:
-    """Have the guest read every file of a share; prints what `sha256sum --check` reads."""
+    """Have the guest read every file of a share; print lines for `sha256sum --check`."""
     cli = context.of(ctx)
 
     async def run() -> None:
@@ -126,7 +124,7 @@ def hash_(
 
 
 def checksum_line(name: bytes, sha256: str) -> bytes:
-    """Write one line as sha256sum does: a name that would break the line is escaped."""
+    """Return a line in the form of sha256sum, which escapes names that would break the line."""
     escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
     mark = b"\\" if escaped != name else b""
     return mark + sha256.encode() + b"  " + escaped + b"\n"

@@ -35,8 +35,8 @@ def register(root: typer.Typer) -> None:
 def up(ctx: typer.Context) -> None:
     """Run the services on this machine until Ctrl-C.
 
-    SIGTERM does the same: both end them in order. The VM owner starts a guest per VM, and each
-    guest starts its guest init.
+    Ctrl-C and SIGTERM end them in order. The VM owner starts a guest per VM, and each guest starts
+    its guest init.
     """
     asyncio.run(_serve(context.of(ctx)))
 

@@ -1,4 +1,4 @@
-"""`porthole version`: which software this is, and which answers as the services."""
+"""`porthole version`: the versions of this command and of the running services."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def register(root: typer.Typer) -> None:
 
 
 def version(ctx: typer.Context, json: JsonFlag = False) -> None:
-    """Tell the versions of this command, of a VM owner and of the run directory's device host.
+    """Show the versions of this command, the VM owner and the device host.
 
-    And whether the native fast path serves virtio-fs: `porthole device fs` has this command's.
+    It also shows whether the native fast path serves virtio-fs. `porthole device fs` has the one of
+    this command.
     """
     cli = context.of(ctx)
 

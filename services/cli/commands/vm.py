@@ -31,7 +31,7 @@ def register(root: typer.Typer) -> None:
 
 
 class Kind(StrEnum):
-    """How the capabilities of a VM travel."""
+    """The kind of a VM, which decides how its capabilities are reported."""
 
     WSL2 = "wsl2"
     WSLC = "wslc"
@@ -44,7 +44,7 @@ def create(
         Kind, typer.Option(help="wsl2: the guest pushes; wslc: a session applies.")
     ] = Kind.WSL2,
     ram: Annotated[
-        str, typer.Option(help="Memory, 2G or 512M; by default as .wslconfig says, or 2G.")
+        str, typer.Option(help="Memory, 2G or 512M; by default that of .wslconfig, or 2G.")
     ] = "",
     kernel: Annotated[
         str, typer.Option(help="`uname -r` of the guest; by default the bundled kernel's.")
@@ -53,7 +53,7 @@ def create(
         bool | None,
         typer.Option(
             "--publishes-pool/--no-publishes-pool",
-            help="Whether the kernel publishes its pool; by default as its version does.",
+            help="Whether the kernel publishes its pool; by default its version decides.",
         ),
     ] = None,
     wslconfig: Annotated[
@@ -61,9 +61,7 @@ def create(
     ] = None,
     machine: Annotated[
         str,
-        typer.Option(
-            help="Address of a machine that is running already; by default the owner starts one."
-        ),
+        typer.Option(help="Address of a running machine; by default the owner starts one."),
     ] = "",
     share: Annotated[
         list[str] | None,
@@ -102,7 +100,7 @@ def create(
 
 @app.command("list")
 def list_(ctx: typer.Context, json: JsonFlag = False) -> None:
-    """List the VMs, terminated ones included."""
+    """List the VMs, including terminated ones."""
     cli = context.of(ctx)
 
     async def run() -> list[VmView]:
@@ -120,7 +118,7 @@ def list_(ctx: typer.Context, json: JsonFlag = False) -> None:
 
 @app.command()
 def show(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
-    """Show all about one VM."""
+    """Show everything about one VM."""
     cli = context.of(ctx)
 
     async def run() -> VmView:

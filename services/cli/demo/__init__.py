@@ -1,4 +1,4 @@
-"""`porthole demo`: what it shows, and how the result is compared with the host.
+"""The demonstration of `porthole demo`: three VMs work on a directory tree of the host.
 
-Owns the demonstration itself. Its flags, its progress and its exit code are in commands/demo.py.
+Owns what is run and what is compared. commands/demo.py has its flags, progress and exit code.
 """

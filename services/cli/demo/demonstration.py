@@ -1,7 +1,6 @@
 """The demonstration: three VMs work on a real directory tree, and everything is compared.
 
-Owns which VMs there are and what they have in common. What is shown of each is in vm.py, the
-wording in report.py.
+Owns the list of VMs and what they share. vm.py has what is shown of each VM, report.py the wording.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ PLANS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """What to show, and where.
+    """The inputs of one demonstration.
 
     Attributes:
         tree: Directory that is shared read-only.
-        exclude: Entries of that directory itself that are left out, by name.
-        out: Directory for everything that the demonstration leaves.
+        exclude: Names of entries of that directory that are left out.
+        out: Directory for all results.
         portion_files: About how many files are also written, and read through a mount point.
-        trace_file: Where every process appends its spans.
+        trace_file: File to which every process appends its spans.
         mount: Whether a real mount point can be shown.
         network: Whether the adapters can be shown.
     """
@@ -57,11 +56,11 @@ class DemoPlan:
 
 
 async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
-    """Run the demonstration; `say` is called with what happens next, in words.
+    """Run the demonstration; `say` is called with a sentence before each step.
 
     Raises:
-        PortholeError: The services could not be started, or one of them ended. What else goes
-            wrong with one VM is in the report, and the other VMs are shown all the same.
+        PortholeError: The services did not start, or one of them ended. Any other failure of one VM
+            is in the report, and the other VMs are still shown.
     """
     say(f"reading {plan.tree} on the host")
     host = await asyncio.to_thread(read_tree, plan.tree, plan.exclude)
@@ -75,7 +74,7 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
     environment = {
         "PORTHOLE_TRACE_FILE": str(plan.trace_file),
         "PORTHOLE_METRICS_FILE": str(plan.out / "metrics.jsonl"),
-        # The tree may be the library that the services themselves run on.
+        # The services may run on the very library that is the tree.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     with _run_dir(plan.out) as run_dir, (plan.out / "services.log").open("a", buffering=1) as log:
@@ -103,10 +102,10 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
 
 
 async def _run_all(shows: list[VmShow], services: Services) -> None:
-    """Run shows side by side: one guest waits for its device while another one works.
+    """Run all shows at the same time, so that one guest works while another waits for its device.
 
     Raises:
-        UnavailableError: SERVICE_ENDED; what would follow would mean nothing.
+        UnavailableError: SERVICE_ENDED; the rest of the demonstration would prove nothing.
     """
     ending = asyncio.create_task(services.first_to_end())
     running = [asyncio.create_task(show.run()) for show in shows]

@@ -1,7 +1,6 @@
-"""What keeps the demonstration to itself: namespaces of its own, and an HTTP server inside them.
+"""The namespaces of the demonstration, which isolate it from the host, and an HTTP server in them.
 
-Owns the contact with the kernel for it. Must not know VMs. Without root nothing here can be done,
-and `lacks` says so in the words of a user.
+Owns the contact with the kernel. All of it needs root; `lacks` returns what cannot be done without.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ _NEEDS: Final = {
 
 
 def has_capabilities(*numbers: int) -> bool:
-    """Tell whether this process has capabilities in effect; a root without them is no root."""
+    """Return whether these capabilities are effective; root may lack them."""
     status = Path("/proc/self/status").read_text()
     (effective,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
     return all(int(effective, 16) >> number & 1 for number in numbers)
 
 
 def lacks() -> dict[str, str]:
-    """Tell what this machine cannot show, "mount" or "network", and why; empty: nothing."""
+    """Return what cannot be shown here, "mount" or "network", and why; empty: all can."""
     missing = {}
     for name, need in _NEEDS.items():
         if not has_capabilities(*need.capabilities):
@@ -67,22 +66,22 @@ def lacks() -> dict[str, str]:
 def enter() -> None:
     """Move this process into network and mount namespaces of its own, with only loopback up.
 
-    Its children follow. The host's interfaces, routes and mount table are never touched, and the
-    kernel takes everything away when the last process has ended. It must come before any thread.
-    A process that may not do it stays where it is: it cannot touch the host's either.
+    Child processes inherit them. The host's interfaces, routes and mount table never change, and
+    the kernel removes the namespaces when the last process has ended. Call it before any thread is
+    started. Without the capabilities it does nothing: the process cannot change the host's either.
 
     Raises:
         OSError: The kernel refused.
     """
     if not has_capabilities(_CAP_SYS_ADMIN, _CAP_NET_ADMIN):
         return
-    # Here, because it costs every other command a quarter of a second.
+    # Imported here, because the import takes a quarter of a second.
     from pyroute2 import IPRoute
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) != 0:
         raise _failed("unshare")
-    # Without this, a mount would propagate back to the host where systemd shares the root.
+    # systemd makes the root shared, so that without this a mount would propagate to the host.
     if libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0:
         raise _failed("mount")
     with IPRoute() as routes:
@@ -91,15 +90,15 @@ def enter() -> None:
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base's
-        """Say nothing: the demonstration reports what the guest fetched."""
+        """Log nothing: the demonstration reports what the guest fetched."""
 
 
 @contextlib.contextmanager
 def http_server(address: str, directory: Path) -> Iterator[str]:
-    """Serve a directory on an address of this namespace; the URL of its root, with a final slash.
+    """Serve a directory on an address of this namespace; yields its URL, with a final slash.
 
     Raises:
-        OSError: The address is not there.
+        OSError: No interface has the address.
     """
     handler = functools.partial(_QuietHandler, directory=str(directory))
     with ThreadingHTTPServer((address, 0), handler) as server:
@@ -113,7 +112,7 @@ def http_server(address: str, directory: Path) -> Iterator[str]:
 
 
 def quote(path: bytes) -> str:
-    """Write a file's path as a part of a URL."""
+    """Quote the path of a file for a URL."""
     return urllib.parse.quote(path)
 
 

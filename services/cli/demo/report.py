@@ -1,7 +1,4 @@
-"""What the demonstration found: per VM, as JSON for programs and as a table for people.
-
-Must not know how it was found out.
-"""
+"""The report of the demonstration: per VM, as JSON for programs and as a table for people."""
 
 from __future__ import annotations
 
@@ -18,28 +15,28 @@ if TYPE_CHECKING:
     from services.cli.views import CopyResult, HttpResult, PingResult, VmView
 
 SHOWN_LIMIT: Final = 20
-"""Differences of one VM that are written out; all are counted."""
+"""Most differences of one comparison that are listed; all are counted."""
 
 
 @dataclass(slots=True)
 class VmReport:
-    """What was found of one VM. The first fields, up to `refused`, are what programs rely on.
+    """The report on one VM. Programs rely on the first fields, up to `refused`.
 
     Attributes:
         kind: "WSL2" or "WSLC".
         kernel: `uname -r` of the guest.
         gpa_base: First guest-physical address of the latched pool; 0 without one.
         size_bytes: Its size; 0 without one.
-        token: What every device was given; empty without a pool.
-        devices: Virtio devices that the VM had.
+        token: The token that every device got; empty without a pool.
+        devices: Number of its virtio devices.
         bytes_in: Bytes that its devices read from guest memory.
         bytes_out: Bytes that its devices wrote to guest memory.
-        files: Files that the guest read and that were compared with the host.
+        files: Number of files that the guest read and that were compared with the host.
         mismatches: Comparisons that failed: contents, modes, links, fetched files.
-        refused: Addresses that its devices refused.
+        refused: Number of addresses that its devices refused.
         name: Name of the VM in this demonstration.
-        degraded: Whether it works without a pool, by on-demand windows.
-        failures: What went wrong, in words.
+        degraded: Whether it works without a pool, with windows on demand.
+        failures: Every failure, as a sentence.
     """
 
     kind: str
@@ -72,7 +69,7 @@ class VmReport:
     failures: list[str] = field(default_factory=list)
 
     def take(self, vm: VmView) -> None:
-        """Take over what the VM owner tells of the VM."""
+        """Copy the facts that the VM owner reports of the VM."""
         self.vm_id, self.kernel = vm.vm_id, vm.kernel_release
         self.gpa_base, self.size_bytes, self.token = vm.pool_base, vm.pool_size_bytes, vm.token
         self.degraded = not vm.token
@@ -88,7 +85,7 @@ class VmReport:
         self.windows_waited = sum(item.windows_waited for item in counters)
 
     def compare(self, what: str, differences: list[str]) -> None:
-        """Count what a comparison found and keep the first of it in words."""
+        """Count the differences that a comparison found, and list the first of them."""
         self.mismatches += len(differences)
         self.failures += [f"{what}: {line}" for line in differences[:SHOWN_LIMIT]]
 
@@ -100,7 +97,7 @@ class VmReport:
 
 @dataclass(slots=True)
 class DemoReport:
-    """What was found of all VMs. `handshake` is "valid" or the rule that was broken."""
+    """The report on all VMs. `handshake` is "valid" or the broken rule."""
 
     vms: list[VmReport] = field(default_factory=list)
     handshake: str = "not checked"
@@ -118,12 +115,12 @@ class DemoReport:
         return bool(self.vms) and self.handshake == VALID and all(vm.passed for vm in self.vms)
 
     def as_json(self) -> dict[str, object]:
-        """Give the JSON form: the fields by name."""
+        """Return the JSON form: the fields by name."""
         return dataclasses.asdict(self)
 
 
 def summary_table(report: DemoReport) -> Table:
-    """One column per VM: what was latched, what went through, and what was compared."""
+    """Return a table with one column per VM: its pool, its counters, its comparisons."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     for vm in report.vms:

@@ -1,6 +1,6 @@
-"""Directory trees as the host sees them: digests, and what differs between two of them.
+"""Directory trees as the host sees them: their digests, and the differences between two trees.
 
-The ground truth of the demonstration. Must not know guests, devices or shares.
+The host's trees are what the demonstration compares everything with.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One directory tree as it was read; paths are raw bytes, relative to its root.
+    """One directory tree at the time of reading. Paths are raw bytes, relative to its root.
 
     Attributes:
         root: Directory that was read.
-        exclude: Entries of the root itself that were left out, by name.
-        files: Digest of every regular file that could be read.
-        modes: Permission bits of every file and directory that was read.
+        exclude: Names of entries of the root that were left out.
+        files: Digest of every readable regular file.
+        modes: Permission bits of every file and directory.
         links: Target of every symbolic link.
         unreadable: Files and directories that this process may not read.
     """
@@ -49,9 +49,9 @@ class Tree:
 
 
 def tree_portion(tree: Tree, files: int) -> Tree:
-    """Give a part of a tree that has about a number of files: whole entries of its root, by name.
+    """Return a part of a tree with about this number of files, made of whole entries of its root.
 
-    An entry that does not fit any more is left out, and is in `exclude` of the result.
+    Entries are taken by name while they fit. The others are in `exclude` of the result.
     """
     sizes = Counter(_entry(path) for path in tree.files)
     taken, left_out = 0, set()
@@ -86,7 +86,7 @@ def digest_file(path: bytes) -> FileDigest:
 
 
 def read_tree(root: Path, exclude: Iterable[str] = ()) -> Tree:
-    """Read a whole tree without following links. Sockets, pipes and devices are left out."""
+    """Read a whole tree without following links. Sockets, pipes and devices are not read."""
     tree = Tree(root, tuple(exclude))
     top = os.fsencode(root)
     for path, entry in _walk(top, b"", {os.fsencode(name) for name in tree.exclude}, tree):
@@ -104,10 +104,10 @@ def read_tree(root: Path, exclude: Iterable[str] = ()) -> Tree:
 
 
 def copy_files(tree: Tree, source: Path, target: Path) -> None:
-    """Copy what a tree lists from one directory to a new one, with modes, times and links.
+    """Copy the entries of a tree from one directory to a new one, with modes, times and links.
 
     Raises:
-        OSError: Something cannot be read or written.
+        OSError: An entry cannot be read or written.
     """
     left_out = {*map(os.fsencode, tree.exclude), *tree.unreadable}
 
@@ -119,9 +119,9 @@ def copy_files(tree: Tree, source: Path, target: Path) -> None:
 
 
 def differences(host: Tree, guest: Mapping[bytes, FileDigest]) -> list[str]:
-    """Tell what a guest read otherwise than the host, one line per file.
+    """Return the files that a guest read differently from the host, one line each.
 
-    A file that somebody changed on the host since `host` was read is compared anew.
+    A file that has changed on the host since `host` was read is compared anew.
     """
     found = []
     for path in sorted(host.files.keys() | guest.keys()):
@@ -132,7 +132,7 @@ def differences(host: Tree, guest: Mapping[bytes, FileDigest]) -> list[str]:
 
 
 def copy_differences(source: Tree, copy: Tree) -> list[str]:
-    """Tell how a copy differs from its source: contents, modes and links, one line each."""
+    """Return the differences of a copy from its source: contents, modes, links; one line each."""
     found = [
         f"{os.fsdecode(path)}: source {_said(source.files.get(path))}, "
         f"copy {_said(copy.files.get(path))}"

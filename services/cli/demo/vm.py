@@ -1,7 +1,6 @@
-"""What the demonstration shows of one VM: boot, read, write, mount, fetch, shut down; all compared.
+"""The show of one VM: boot, read, write, mount, fetch, shut down, with a comparison after each.
 
-The comparisons are in tree.py. It reaches the VM as any client does, and reads with its own
-eyes only what the host has.
+Owns the steps. It works on the VM through the services, and reads directly only the host's files.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ if TYPE_CHECKING:
 SOURCE: Final = "source"
 TARGET: Final = "target"
 BY_MOUNT: Final = "by-mount"
-"""Directory of the target share that is written through its mount point."""
+"""Name of the directory of the target share that is written through a mount point."""
 
 BY_MOUNT_FILES: Final = 200
-"""About how many files that are: the kernel's client asks some twenty requests for each."""
+"""About how many files are written there; the kernel sends some twenty requests for each."""
 
 WAIT_S: Final = 30.0
 HTTP_DEADLINE_S: Final = 30.0
 HTTP_FILE_LIMIT_BYTES: Final = 4 << 20
-"""The file that is fetched over HTTP is the largest of the tree up to this size."""
+"""Largest file that is fetched over HTTP; the tree's largest up to this size is taken."""
 
 PINGS: Final = 3
 PING_DEADLINE_S: Final = 5.0
@@ -56,7 +55,7 @@ class VmPlan:
     """One VM of the demonstration.
 
     Attributes:
-        kernel_release: `uname -r`; empty: the bundled kernel's.
+        kernel_release: `uname -r`; empty: that of the bundled kernel.
         pooled: Whether its kernel publishes a pool.
     """
 
@@ -68,16 +67,16 @@ class VmPlan:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What all VMs of one demonstration share.
+    """The inputs that all VMs of one demonstration share.
 
     Attributes:
-        host: The tree as the host sees it; every VM gets it as a read-only share and reads it all.
+        host: The tree on the host; every VM has it as a read-only share and reads all of it.
         portion: The part of it that is also written, and read through a mount point.
         owner: The VM owner.
-        owner_address: Where sessions reach it.
+        owner_address: The address of the VM owner, for sessions.
         mount: Whether a real mount point can be shown.
         network: Whether the adapters can be shown.
-        say: Called with what happens next, in words.
+        say: Called with a sentence before each step.
     """
 
     host: Tree
@@ -93,9 +92,9 @@ class VmShow:
     """The show of one VM.
 
     Args:
-        stage: What it has in common with the others.
-        plan: Which VM.
-        out: Directory for what it writes; must not exist.
+        stage: The inputs that all VMs share.
+        plan: The VM.
+        out: Directory for its files; must not exist.
     """
 
     def __init__(self, stage: Stage, plan: VmPlan, out: Path) -> None:
@@ -104,7 +103,7 @@ class VmShow:
         self.report = VmReport(kind=plan.kind, name=plan.name)
 
     async def run(self) -> None:
-        """Show everything. A refusal ends this VM's show and is part of its report."""
+        """Run all steps. An error ends this VM's show and is in its report."""
         began = time.monotonic()
         self._target.mkdir(parents=True)
         with self._recorded():
