@@ -42,8 +42,8 @@ class GetVersionResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     NATIVE_FAST_PATH_FIELD_NUMBER: _builtins.int
     native_fast_path: _builtins.str
-    """Whether the native fast path serves virtio-fs: "active", or why it does
-    not. Empty: a device host that is older than this field.
+    """"active" when the native fast path serves virtio-fs, otherwise the reason
+    why it does not. Empty: the device host is older than this field.
     """
     @_builtins.property
     def version(self) -> _guest_capabilities_pb2.ServiceVersion: ...
@@ -105,7 +105,7 @@ class FsBackend(_message.Message):
 
     SHARED_DIR_FIELD_NUMBER: _builtins.int
     shared_dir: _builtins.str
-    """Directory of the host that is shared."""
+    """Directory on the host."""
     def __init__(
         self,
         *,
@@ -121,8 +121,8 @@ Global___FsBackend: _TypeAlias = FsBackend  # noqa: Y015
 
 @_typing.final
 class AggregateBackend(_message.Message):
-    """AggregateBackend is a device whose root has one directory per share, which
-    AddChild and RemoveChild add and remove.
+    """AggregateBackend is a device whose root has one directory per share. AddChild
+    and RemoveChild add and remove shares.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -172,7 +172,7 @@ class CreateDeviceRequest(_message.Message):
     vm_id: _builtins.str
     instance_id: _builtins.str
     tag: _builtins.str
-    """Name that the guest sees: the mount tag or the adapter name."""
+    """The mount tag or the adapter name."""
     options: _builtins.str
     """"name;key=value;flag;…;vm_id=<uuid>", as the VM owner wrote it."""
     @_builtins.property
@@ -208,7 +208,7 @@ class CreateDeviceResponse(_message.Message):
 
     SOCKET_PATH_FIELD_NUMBER: _builtins.int
     socket_path: _builtins.str
-    """Path of the vhost-user socket; connectable when this returns."""
+    """Path of the vhost-user socket; the device listens on it when this returns."""
     def __init__(
         self,
         *,
@@ -270,15 +270,15 @@ class AddChildRequest(_message.Message):
     SHARED_DIR_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     instance_id: _builtins.str
-    """Of the aggregate device."""
+    """Id of the aggregate device."""
     name: _builtins.str
     """Name of the share's directory in the device's root."""
     options: _builtins.str
-    """"name;key=value;flag;…;vm_id=<uuid>" as of a device, but without those that
-    count for the whole device: swiotlb, queues and writeback.
+    """"name;key=value;flag;…;vm_id=<uuid>", the options of a device without those
+    that concern the whole device: swiotlb, queues and writeback.
     """
     shared_dir: _builtins.str
-    """Directory of the host that is shared."""
+    """Directory on the host."""
     def __init__(
         self,
         *,
@@ -387,14 +387,14 @@ Global___ForgetVmResponse: _TypeAlias = ForgetVmResponse  # noqa: Y015
 
 @_typing.final
 class ApertureInfo(_message.Message):
-    """ApertureInfo is how one device reaches guest memory."""
+    """ApertureInfo is the range of guest memory that one device reaches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BASE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     base: _builtins.int
-    """[base, base + size_bytes) of guest-physical memory; 0 without a token."""
+    """Guest-physical [base, base + size_bytes); 0 for a device without a token."""
     size_bytes: _builtins.int
     def __init__(
         self,
@@ -572,12 +572,12 @@ class WatchDevicesResponse(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     EXHAUSTION_FIELD_NUMBER: _builtins.int
     detail: _builtins.str
-    """Why the state changed, for instance the address that was refused."""
+    """Cause of the change, for instance the address that was refused."""
     @_builtins.property
     def device(self) -> Global___Device: ...
     @_builtins.property
     def exhaustion(self) -> _device_pb2.Exhaustion:
-        """What of the device is used up; the state has not changed then."""
+        """The resource that the device has used up; its state has not changed then."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class DeviceHostStub:
-    """DeviceHost owns vhost-user devices: one Unix socket each, one aperture each.
-    It is the control plane only; no guest byte travels here.
+    """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
+    It is the control plane only: no guest data passes through it.
     """
 
     def __init__(self, channel):
@@ -89,8 +89,8 @@ class DeviceHostStub:
 
 
 class DeviceHostServicer:
-    """DeviceHost owns vhost-user devices: one Unix socket each, one aperture each.
-    It is the control plane only; no guest byte travels here.
+    """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
+    It is the control plane only: no guest data passes through it.
     """
 
     def GetVersion(self, request, context):
@@ -101,8 +101,8 @@ class DeviceHostServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetSwiotlb(self, request, context):
-        """SetSwiotlb tells which pool a VM has latched. Devices of that VM whose
-        token says otherwise are refused from then on.
+        """SetSwiotlb announces the pool that a VM has latched. From then on a device
+        of that VM with another token is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,37 +116,37 @@ class DeviceHostServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveDevice(self, request, context):
-        """RemoveDevice tears one device down; its socket is gone when this returns.
+        """RemoveDevice tears one device down; its socket is removed when this returns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddChild(self, request, context):
-        """AddChild adds a share to an aggregate device, while its guest uses it.
+        """AddChild adds a share to an aggregate device, which its guest may be using.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveChild(self, request, context):
-        """RemoveChild removes a share from an aggregate device. What the guest still
-        has open of it is stale; the other shares go on.
+        """RemoveChild removes a share from an aggregate device. Files of the share
+        that the guest still has open become stale; other shares are not affected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForgetVm(self, request, context):
-        """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
-        VM that is not known is forgotten already.
+        """ForgetVm tears down all remaining devices of a VM, and forgets its pool. It
+        does nothing for an unknown VM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDevice(self, request, context):
-        """GetDevice tells state and counters of one device.
+        """GetDevice returns the state and the counters of one device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,7 +160,7 @@ class DeviceHostServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchDevices(self, request, context):
-        """WatchDevices streams what happens to devices from now on.
+        """WatchDevices streams changes of devices from now on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,8 +228,8 @@ def add_DeviceHostServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeviceHost:
-    """DeviceHost owns vhost-user devices: one Unix socket each, one aperture each.
-    It is the control plane only; no guest byte travels here.
+    """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
+    It is the control plane only: no guest data passes through it.
     """
 
     @staticmethod

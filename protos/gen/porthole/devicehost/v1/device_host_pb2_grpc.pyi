@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeviceHostStub:
-    """DeviceHost owns vhost-user devices: one Unix socket each, one aperture each.
-    It is the control plane only; no guest byte travels here.
+    """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
+    It is the control plane only: no guest data passes through it.
     """
 
     @_typing.overload
@@ -38,67 +38,67 @@ class DeviceHostStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.GetVersionRequest, _device_host_pb2.GetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     SetSwiotlb: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.SetSwiotlbRequest, _device_host_pb2.SetSwiotlbResponse]
-    """SetSwiotlb tells which pool a VM has latched. Devices of that VM whose
-    token says otherwise are refused from then on.
+    """SetSwiotlb announces the pool that a VM has latched. From then on a device
+    of that VM with another token is refused.
     """
     CreateDevice: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.CreateDeviceRequest, _device_host_pb2.CreateDeviceResponse]
     """CreateDevice starts one device and listens on its vhost-user socket."""
     RemoveDevice: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.RemoveDeviceRequest, _device_host_pb2.RemoveDeviceResponse]
-    """RemoveDevice tears one device down; its socket is gone when this returns."""
+    """RemoveDevice tears one device down; its socket is removed when this returns."""
     AddChild: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.AddChildRequest, _device_host_pb2.AddChildResponse]
-    """AddChild adds a share to an aggregate device, while its guest uses it."""
+    """AddChild adds a share to an aggregate device, which its guest may be using."""
     RemoveChild: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.RemoveChildRequest, _device_host_pb2.RemoveChildResponse]
-    """RemoveChild removes a share from an aggregate device. What the guest still
-    has open of it is stale; the other shares go on.
+    """RemoveChild removes a share from an aggregate device. Files of the share
+    that the guest still has open become stale; other shares are not affected.
     """
     ForgetVm: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]
-    """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
-    VM that is not known is forgotten already.
+    """ForgetVm tears down all remaining devices of a VM, and forgets its pool. It
+    does nothing for an unknown VM.
     """
     GetDevice: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.GetDeviceRequest, _device_host_pb2.GetDeviceResponse]
-    """GetDevice tells state and counters of one device."""
+    """GetDevice returns the state and the counters of one device."""
     ListDevices: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ListDevicesRequest, _device_host_pb2.ListDevicesResponse]
     """ListDevices lists devices, optionally of one VM."""
     WatchDevices: _grpc.UnaryStreamMultiCallable[_device_host_pb2.WatchDevicesRequest, _device_host_pb2.WatchDevicesResponse]
-    """WatchDevices streams what happens to devices from now on."""
+    """WatchDevices streams changes of devices from now on."""
 
 @_typing.type_check_only
 class DeviceHostAsyncStub(DeviceHostStub):
-    """DeviceHost owns vhost-user devices: one Unix socket each, one aperture each.
-    It is the control plane only; no guest byte travels here.
+    """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
+    It is the control plane only: no guest data passes through it.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVersion: _aio.UnaryUnaryMultiCallable[_device_host_pb2.GetVersionRequest, _device_host_pb2.GetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     SetSwiotlb: _aio.UnaryUnaryMultiCallable[_device_host_pb2.SetSwiotlbRequest, _device_host_pb2.SetSwiotlbResponse]  # type: ignore[assignment]
-    """SetSwiotlb tells which pool a VM has latched. Devices of that VM whose
-    token says otherwise are refused from then on.
+    """SetSwiotlb announces the pool that a VM has latched. From then on a device
+    of that VM with another token is refused.
     """
     CreateDevice: _aio.UnaryUnaryMultiCallable[_device_host_pb2.CreateDeviceRequest, _device_host_pb2.CreateDeviceResponse]  # type: ignore[assignment]
     """CreateDevice starts one device and listens on its vhost-user socket."""
     RemoveDevice: _aio.UnaryUnaryMultiCallable[_device_host_pb2.RemoveDeviceRequest, _device_host_pb2.RemoveDeviceResponse]  # type: ignore[assignment]
-    """RemoveDevice tears one device down; its socket is gone when this returns."""
+    """RemoveDevice tears one device down; its socket is removed when this returns."""
     AddChild: _aio.UnaryUnaryMultiCallable[_device_host_pb2.AddChildRequest, _device_host_pb2.AddChildResponse]  # type: ignore[assignment]
-    """AddChild adds a share to an aggregate device, while its guest uses it."""
+    """AddChild adds a share to an aggregate device, which its guest may be using."""
     RemoveChild: _aio.UnaryUnaryMultiCallable[_device_host_pb2.RemoveChildRequest, _device_host_pb2.RemoveChildResponse]  # type: ignore[assignment]
-    """RemoveChild removes a share from an aggregate device. What the guest still
-    has open of it is stale; the other shares go on.
+    """RemoveChild removes a share from an aggregate device. Files of the share
+    that the guest still has open become stale; other shares are not affected.
     """
     ForgetVm: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]  # type: ignore[assignment]
-    """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
-    VM that is not known is forgotten already.
+    """ForgetVm tears down all remaining devices of a VM, and forgets its pool. It
+    does nothing for an unknown VM.
     """
     GetDevice: _aio.UnaryUnaryMultiCallable[_device_host_pb2.GetDeviceRequest, _device_host_pb2.GetDeviceResponse]  # type: ignore[assignment]
-    """GetDevice tells state and counters of one device."""
+    """GetDevice returns the state and the counters of one device."""
     ListDevices: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ListDevicesRequest, _device_host_pb2.ListDevicesResponse]  # type: ignore[assignment]
     """ListDevices lists devices, optionally of one VM."""
     WatchDevices: _aio.UnaryStreamMultiCallable[_device_host_pb2.WatchDevicesRequest, _device_host_pb2.WatchDevicesResponse]  # type: ignore[assignment]
-    """WatchDevices streams what happens to devices from now on."""
+    """WatchDevices streams changes of devices from now on."""
 
 class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
-    """DeviceHost owns vhost-user devices: one Unix socket each, one aperture each.
-    It is the control plane only; no guest byte travels here.
+    """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
+    It is the control plane only: no guest data passes through it.
     """
 
     @_abc_1.abstractmethod
@@ -115,8 +115,8 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.SetSwiotlbRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.SetSwiotlbResponse, _abc.Awaitable[_device_host_pb2.SetSwiotlbResponse]]:
-        """SetSwiotlb tells which pool a VM has latched. Devices of that VM whose
-        token says otherwise are refused from then on.
+        """SetSwiotlb announces the pool that a VM has latched. From then on a device
+        of that VM with another token is refused.
         """
 
     @_abc_1.abstractmethod
@@ -133,7 +133,7 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.RemoveDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.RemoveDeviceResponse, _abc.Awaitable[_device_host_pb2.RemoveDeviceResponse]]:
-        """RemoveDevice tears one device down; its socket is gone when this returns."""
+        """RemoveDevice tears one device down; its socket is removed when this returns."""
 
     @_abc_1.abstractmethod
     def AddChild(
@@ -141,7 +141,7 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.AddChildRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.AddChildResponse, _abc.Awaitable[_device_host_pb2.AddChildResponse]]:
-        """AddChild adds a share to an aggregate device, while its guest uses it."""
+        """AddChild adds a share to an aggregate device, which its guest may be using."""
 
     @_abc_1.abstractmethod
     def RemoveChild(
@@ -149,8 +149,8 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.RemoveChildRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.RemoveChildResponse, _abc.Awaitable[_device_host_pb2.RemoveChildResponse]]:
-        """RemoveChild removes a share from an aggregate device. What the guest still
-        has open of it is stale; the other shares go on.
+        """RemoveChild removes a share from an aggregate device. Files of the share
+        that the guest still has open become stale; other shares are not affected.
         """
 
     @_abc_1.abstractmethod
@@ -159,8 +159,8 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.ForgetVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.ForgetVmResponse, _abc.Awaitable[_device_host_pb2.ForgetVmResponse]]:
-        """ForgetVm tears down what is left of a VM's devices, and forgets its pool. A
-        VM that is not known is forgotten already.
+        """ForgetVm tears down all remaining devices of a VM, and forgets its pool. It
+        does nothing for an unknown VM.
         """
 
     @_abc_1.abstractmethod
@@ -169,7 +169,7 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.GetDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.GetDeviceResponse, _abc.Awaitable[_device_host_pb2.GetDeviceResponse]]:
-        """GetDevice tells state and counters of one device."""
+        """GetDevice returns the state and the counters of one device."""
 
     @_abc_1.abstractmethod
     def ListDevices(
@@ -185,6 +185,6 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.WatchDevicesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_device_host_pb2.WatchDevicesResponse], _abc.AsyncIterator[_device_host_pb2.WatchDevicesResponse]]:
-        """WatchDevices streams what happens to devices from now on."""
+        """WatchDevices streams changes of devices from now on."""
 
 def add_DeviceHostServicer_to_server(servicer: DeviceHostServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

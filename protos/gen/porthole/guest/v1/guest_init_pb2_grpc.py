@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GuestInitStub:
-    """GuestInit is served inside the guest. A WSLC session pulls from it.
+    """GuestInit is served inside the guest. A WSLC session calls it.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class GuestInitStub:
 
 
 class GuestInitServicer:
-    """GuestInit is served inside the guest. A WSLC session pulls from it.
+    """GuestInit is served inside the guest. A WSLC session calls it.
     """
 
     def GetVersion(self, request, context):
@@ -59,8 +59,8 @@ class GuestInitServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetGuestCapabilities(self, request, context):
-        """GetGuestCapabilities reads what the kernel published, now
-        (WSLC_GET_GUEST_CAPABILITIES).
+        """GetGuestCapabilities returns what the kernel publishes at the time of the
+        call (WSLC_GET_GUEST_CAPABILITIES).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +88,7 @@ def add_GuestInitServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GuestInit:
-    """GuestInit is served inside the guest. A WSLC session pulls from it.
+    """GuestInit is served inside the guest. A WSLC session calls it.
     """
 
     @staticmethod
@@ -147,8 +147,8 @@ class GuestInit:
 
 
 class InitChannelStub:
-    """InitChannel is served by the VM owner, on a socket that belongs to one VM. A
-    WSL2 guest init pushes to it when it connects.
+    """InitChannel is served by the VM owner, on one socket per VM. The init of a
+    WSL2 guest reports to it when it starts.
     """
 
     def __init__(self, channel):
@@ -170,8 +170,8 @@ class InitChannelStub:
 
 
 class InitChannelServicer:
-    """InitChannel is served by the VM owner, on a socket that belongs to one VM. A
-    WSL2 guest init pushes to it when it connects.
+    """InitChannel is served by the VM owner, on one socket per VM. The init of a
+    WSL2 guest reports to it when it starts.
     """
 
     def GetVersion(self, request, context):
@@ -182,7 +182,7 @@ class InitChannelServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportGuestCapabilities(self, request, context):
-        """ReportGuestCapabilities hands over what the kernel published
+        """ReportGuestCapabilities reports what the kernel published
         (LX_INIT_GUEST_CAPABILITIES).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -211,8 +211,8 @@ def add_InitChannelServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InitChannel:
-    """InitChannel is served by the VM owner, on a socket that belongs to one VM. A
-    WSL2 guest init pushes to it when it connects.
+    """InitChannel is served by the VM owner, on one socket per VM. The init of a
+    WSL2 guest reports to it when it starts.
     """
 
     @staticmethod

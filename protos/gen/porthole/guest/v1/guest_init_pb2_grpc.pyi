@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GuestInitStub:
-    """GuestInit is served inside the guest. A WSLC session pulls from it."""
+    """GuestInit is served inside the guest. A WSLC session calls it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,24 +36,24 @@ class GuestInitStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.GetVersionRequest, _guest_init_pb2.GetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     GetGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.GetGuestCapabilitiesRequest, _guest_init_pb2.GetGuestCapabilitiesResponse]
-    """GetGuestCapabilities reads what the kernel published, now
-    (WSLC_GET_GUEST_CAPABILITIES).
+    """GetGuestCapabilities returns what the kernel publishes at the time of the
+    call (WSLC_GET_GUEST_CAPABILITIES).
     """
 
 @_typing.type_check_only
 class GuestInitAsyncStub(GuestInitStub):
-    """GuestInit is served inside the guest. A WSLC session pulls from it."""
+    """GuestInit is served inside the guest. A WSLC session calls it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVersion: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GetVersionRequest, _guest_init_pb2.GetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     GetGuestCapabilities: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GetGuestCapabilitiesRequest, _guest_init_pb2.GetGuestCapabilitiesResponse]  # type: ignore[assignment]
-    """GetGuestCapabilities reads what the kernel published, now
-    (WSLC_GET_GUEST_CAPABILITIES).
+    """GetGuestCapabilities returns what the kernel publishes at the time of the
+    call (WSLC_GET_GUEST_CAPABILITIES).
     """
 
 class GuestInitServicer(metaclass=_abc_1.ABCMeta):
-    """GuestInit is served inside the guest. A WSLC session pulls from it."""
+    """GuestInit is served inside the guest. A WSLC session calls it."""
 
     @_abc_1.abstractmethod
     def GetVersion(
@@ -69,15 +69,15 @@ class GuestInitServicer(metaclass=_abc_1.ABCMeta):
         request: _guest_init_pb2.GetGuestCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_init_pb2.GetGuestCapabilitiesResponse, _abc.Awaitable[_guest_init_pb2.GetGuestCapabilitiesResponse]]:
-        """GetGuestCapabilities reads what the kernel published, now
-        (WSLC_GET_GUEST_CAPABILITIES).
+        """GetGuestCapabilities returns what the kernel publishes at the time of the
+        call (WSLC_GET_GUEST_CAPABILITIES).
         """
 
 def add_GuestInitServicer_to_server(servicer: GuestInitServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class InitChannelStub:
-    """InitChannel is served by the VM owner, on a socket that belongs to one VM. A
-    WSL2 guest init pushes to it when it connects.
+    """InitChannel is served by the VM owner, on one socket per VM. The init of a
+    WSL2 guest reports to it when it starts.
     """
 
     @_typing.overload
@@ -87,27 +87,27 @@ class InitChannelStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.GetVersionRequest, _guest_init_pb2.GetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     ReportGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.ReportGuestCapabilitiesRequest, _guest_init_pb2.ReportGuestCapabilitiesResponse]
-    """ReportGuestCapabilities hands over what the kernel published
+    """ReportGuestCapabilities reports what the kernel published
     (LX_INIT_GUEST_CAPABILITIES).
     """
 
 @_typing.type_check_only
 class InitChannelAsyncStub(InitChannelStub):
-    """InitChannel is served by the VM owner, on a socket that belongs to one VM. A
-    WSL2 guest init pushes to it when it connects.
+    """InitChannel is served by the VM owner, on one socket per VM. The init of a
+    WSL2 guest reports to it when it starts.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVersion: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GetVersionRequest, _guest_init_pb2.GetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     ReportGuestCapabilities: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.ReportGuestCapabilitiesRequest, _guest_init_pb2.ReportGuestCapabilitiesResponse]  # type: ignore[assignment]
-    """ReportGuestCapabilities hands over what the kernel published
+    """ReportGuestCapabilities reports what the kernel published
     (LX_INIT_GUEST_CAPABILITIES).
     """
 
 class InitChannelServicer(metaclass=_abc_1.ABCMeta):
-    """InitChannel is served by the VM owner, on a socket that belongs to one VM. A
-    WSL2 guest init pushes to it when it connects.
+    """InitChannel is served by the VM owner, on one socket per VM. The init of a
+    WSL2 guest reports to it when it starts.
     """
 
     @_abc_1.abstractmethod
@@ -124,7 +124,7 @@ class InitChannelServicer(metaclass=_abc_1.ABCMeta):
         request: _guest_init_pb2.ReportGuestCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_init_pb2.ReportGuestCapabilitiesResponse, _abc.Awaitable[_guest_init_pb2.ReportGuestCapabilitiesResponse]]:
-        """ReportGuestCapabilities hands over what the kernel published
+        """ReportGuestCapabilities reports what the kernel published
         (LX_INIT_GUEST_CAPABILITIES).
         """
 

@@ -28,7 +28,7 @@ class _DeviceClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceCla
     DEVICE_CLASS_VIRTIO_NET: _DeviceClass.ValueType  # 2
 
 class DeviceClass(_DeviceClass, metaclass=_DeviceClassEnumTypeWrapper):
-    """What every hop says of a virtio device: messages only."""
+    """The messages about a virtio device that several services share."""
 
 DEVICE_CLASS_UNSPECIFIED: DeviceClass.ValueType  # 0
 DEVICE_CLASS_VIRTIO_FS: DeviceClass.ValueType  # 1
@@ -49,9 +49,9 @@ class _DeviceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceSta
     DEVICE_STATE_ATTACHED: _DeviceState.ValueType  # 3
     """Guest memory is attached and queues may run."""
     DEVICE_STATE_NEEDS_RESET: _DeviceState.ValueType  # 4
-    """The guest broke a rule; the device serves nothing until it is reset."""
+    """The guest broke a rule; the device serves no request until it is reset."""
     DEVICE_STATE_SHUTTING_DOWN: _DeviceState.ValueType  # 5
-    """The device is being torn down and takes nothing new."""
+    """The device is being torn down and accepts no further request."""
 
 class DeviceState(_DeviceState, metaclass=_DeviceStateEnumTypeWrapper): ...
 
@@ -63,14 +63,14 @@ DEVICE_STATE_CONNECTED: DeviceState.ValueType  # 2
 DEVICE_STATE_ATTACHED: DeviceState.ValueType  # 3
 """Guest memory is attached and queues may run."""
 DEVICE_STATE_NEEDS_RESET: DeviceState.ValueType  # 4
-"""The guest broke a rule; the device serves nothing until it is reset."""
+"""The guest broke a rule; the device serves no request until it is reset."""
 DEVICE_STATE_SHUTTING_DOWN: DeviceState.ValueType  # 5
-"""The device is being torn down and takes nothing new."""
+"""The device is being torn down and accepts no further request."""
 Global___DeviceState: _TypeAlias = DeviceState  # noqa: Y015
 
 @_typing.final
 class DeviceCounters(_message.Message):
-    """DeviceCounters only ever grow during a device's life."""
+    """DeviceCounters count from the creation of a device; they never decrease."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -106,9 +106,9 @@ class DeviceCounters(_message.Message):
     frames_dropped: _builtins.int
     """Network frames that were dropped."""
     held_back: _builtins.int
-    """Times that a queue was not read on because too many requests were queued."""
+    """Times that a queue was not read because too many requests were queued."""
     exhaustions: _builtins.int
-    """Episodes in which something bounded was used up."""
+    """Episodes in which a bounded resource was used up."""
     def __init__(
         self,
         *,
@@ -134,8 +134,8 @@ Global___DeviceCounters: _TypeAlias = DeviceCounters  # noqa: Y015
 
 @_typing.final
 class Exhaustion(_message.Message):
-    """Exhaustion tells, once per episode, that something bounded is used up:
-    requests wait or fail.
+    """Exhaustion reports, once per episode, that a bounded resource is used up, so
+    that requests wait or fail.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -144,10 +144,10 @@ class Exhaustion(_message.Message):
     USED_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
-    """What: "windows", "handles", "bounce_pool" and so on, as in docs/limits.md."""
+    """Name of the resource in docs/limits.md, for instance "windows"."""
     used: _builtins.int
-    """How much of it was in use when the first request was refused or had to
-    wait; less than total when that needed several at once.
+    """Amount in use when the first request was refused or had to wait; less than
+    total when that request needed several at once.
     """
     total: _builtins.int
     def __init__(

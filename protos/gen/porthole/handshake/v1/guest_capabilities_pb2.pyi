@@ -20,10 +20,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class SwiotlbPool(_message.Message):
-    """What crosses every hop of the handshake, and nothing else: messages only.
+    """The messages of the handshake that all services share.
 
-    SwiotlbPool is the one physically contiguous DMA bounce pool that a guest
-    kernel reserved at boot. Its absence from a message means "not published".
+    SwiotlbPool is the physically contiguous DMA bounce pool that a guest kernel
+    reserved at boot. It is absent from a message when it is not published.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -66,7 +66,7 @@ class GuestCapabilities(_message.Message):
     """`uname -r` of the guest; empty when not reported."""
     seccomp_user_notification: _builtins.bool
     """Whether seccomp user notification is available in the guest; absent when
-    the guest did not look.
+    the guest did not probe it.
     """
     @_builtins.property
     def swiotlb_pool(self) -> Global___SwiotlbPool:
@@ -91,7 +91,9 @@ Global___GuestCapabilities: _TypeAlias = GuestCapabilities  # noqa: Y015
 
 @_typing.final
 class ServiceVersion(_message.Message):
-    """ServiceVersion is what every service answers before its first use."""
+    """ServiceVersion is the answer of every service to GetVersion, which a client
+    calls before anything else.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -101,7 +103,7 @@ class ServiceVersion(_message.Message):
     service: _builtins.str
     """Name of the service, for instance "porthole.vmowner.v1.VmOwner"."""
     software_version: _builtins.str
-    """Version of the software that answers, for instance "0.1.0"."""
+    """Version of the software, for instance "0.1.0"."""
     @_builtins.property
     def api_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """API versions that the service understands, for instance ["v1"]."""

@@ -71,7 +71,7 @@ class BootRequest(_message.Message):
     kernel_command_line: _builtins.str
     """The kernel command line, as the VM owner wrote it."""
     init_channel_address: _builtins.str
-    """Where the guest's init reports to; empty: it does not push."""
+    """Address that the guest's init reports to; empty: it does not report."""
     kernel_release: _builtins.str
     """`uname -r` of the guest kernel."""
     publishes_pool: _builtins.bool
@@ -100,7 +100,7 @@ class BootResponse(_message.Message):
 
     GUEST_INIT_ADDRESS_FIELD_NUMBER: _builtins.int
     guest_init_address: _builtins.str
-    """Where the guest's init serves GuestInit."""
+    """Address at which the guest's init serves GuestInit."""
     def __init__(
         self,
         *,
@@ -131,7 +131,7 @@ class AttachDeviceRequest(_message.Message):
     socket_path: _builtins.str
     """Path of the vhost-user socket."""
     client_address: _builtins.str
-    """Of a network adapter: "192.0.2.2/24" and so on; empty for none."""
+    """Addresses of a network adapter, for instance "192.0.2.2/24"; empty: none."""
     gateway_address: _builtins.str
     def __init__(
         self,
@@ -222,7 +222,7 @@ class WatchMachineResponse(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     EXHAUSTION_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
-    """The device whose request needed more."""
+    """The device whose request needed more of the resource."""
     @_builtins.property
     def exhaustion(self) -> _device_pb2.Exhaustion: ...
     def __init__(
@@ -402,7 +402,7 @@ class HashTreeRequest(_message.Message):
     """Directory in the share, relative to its root; empty: the root."""
     @_builtins.property
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Entries of that directory itself that are left out, by name."""
+        """Names of entries of that directory that are left out."""
 
     def __init__(
         self,
@@ -421,7 +421,7 @@ Global___HashTreeRequest: _TypeAlias = HashTreeRequest  # noqa: Y015
 
 @_typing.final
 class HashTreeResponse(_message.Message):
-    """HashTreeResponse carries the digests of some files; a stream of them, all."""
+    """HashTreeResponse has the digests of some files; the stream has those of all."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -449,7 +449,7 @@ class FileDigest(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
-    """Path relative to the directory asked for; raw bytes, as file names are."""
+    """Path relative to the requested directory, in raw bytes, as Linux has them."""
     size_bytes: _builtins.int
     sha256: _builtins.bytes
     def __init__(
@@ -482,7 +482,7 @@ class CopyTreeRequest(_message.Message):
     target_path: _builtins.str
     @_builtins.property
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Entries of the source directory itself that are left out, by name."""
+        """Names of entries of the source directory that are left out."""
 
     def __init__(
         self,

@@ -26,9 +26,8 @@ if _version_not_supported:
 
 
 class MachineStub:
-    """Machine is what a VM owner drives: something that boots a guest kernel and
-    takes vhost-user devices. The user-space guest serves it; a real hypervisor
-    is driven through the same shape.
+    """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
+    owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
 
     def __init__(self, channel):
@@ -70,9 +69,8 @@ class MachineStub:
 
 
 class MachineServicer:
-    """Machine is what a VM owner drives: something that boots a guest kernel and
-    takes vhost-user devices. The user-space guest serves it; a real hypervisor
-    is driven through the same shape.
+    """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
+    owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
 
     def GetVersion(self, request, context):
@@ -83,14 +81,14 @@ class MachineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Boot(self, request, context):
-        """Boot starts the guest. Once per machine.
+        """Boot starts the guest; it can be called once per machine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachDevice(self, request, context):
-        """AttachDevice plugs a vhost-user device in; the guest has probed it when
+        """AttachDevice attaches a vhost-user device; the guest has probed it when
         this returns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -98,15 +96,15 @@ class MachineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DetachDevice(self, request, context):
-        """DetachDevice unplugs a device.
+        """DetachDevice detaches a device.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchMachine(self, request, context):
-        """WatchMachine streams, from now on, what the guest's kernel has used up. A
-        machine that cannot tell refuses it as UNIMPLEMENTED.
+        """WatchMachine streams exhaustions of the guest's kernel from now on. A
+        machine that cannot report them answers UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,9 +159,8 @@ def add_MachineServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Machine:
-    """Machine is what a VM owner drives: something that boots a guest kernel and
-    takes vhost-user devices. The user-space guest serves it; a real hypervisor
-    is driven through the same shape.
+    """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
+    owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
 
     @staticmethod
@@ -330,8 +327,8 @@ class Machine:
 
 
 class WorkloadStub:
-    """Workload is what a test or a demonstration asks a guest to do. Everything
-    goes through the guest's virtio drivers.
+    """Workload runs work in a guest, for tests and demonstrations. All of it uses
+    the guest's virtio drivers.
     """
 
     def __init__(self, channel):
@@ -383,8 +380,8 @@ class WorkloadStub:
 
 
 class WorkloadServicer:
-    """Workload is what a test or a demonstration asks a guest to do. Everything
-    goes through the guest's virtio drivers.
+    """Workload runs work in a guest, for tests and demonstrations. All of it uses
+    the guest's virtio drivers.
     """
 
     def GetVersion(self, request, context):
@@ -395,15 +392,15 @@ class WorkloadServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
-        """Stats tells how the guest's bounce pool is used.
+        """Stats returns the use of the guest's bounce pool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Mount(self, request, context):
-        """Mount makes a share a real mount point, through the host kernel's FUSE
-        client. It needs CAP_SYS_ADMIN and /dev/fuse.
+        """Mount mounts a share on the host, through the host kernel's FUSE client. It
+        needs CAP_SYS_ADMIN and /dev/fuse.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -497,8 +494,8 @@ def add_WorkloadServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Workload:
-    """Workload is what a test or a demonstration asks a guest to do. Everything
-    goes through the guest's virtio drivers.
+    """Workload runs work in a guest, for tests and demonstrations. All of it uses
+    the guest's virtio drivers.
     """
 
     @staticmethod

@@ -27,9 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MachineStub:
-    """Machine is what a VM owner drives: something that boots a guest kernel and
-    takes vhost-user devices. The user-space guest serves it; a real hypervisor
-    is driven through the same shape.
+    """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
+    owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
 
     @_typing.overload
@@ -39,49 +38,47 @@ class MachineStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     Boot: _grpc.UnaryUnaryMultiCallable[_machine_pb2.BootRequest, _machine_pb2.BootResponse]
-    """Boot starts the guest. Once per machine."""
+    """Boot starts the guest; it can be called once per machine."""
     AttachDevice: _grpc.UnaryUnaryMultiCallable[_machine_pb2.AttachDeviceRequest, _machine_pb2.AttachDeviceResponse]
-    """AttachDevice plugs a vhost-user device in; the guest has probed it when
+    """AttachDevice attaches a vhost-user device; the guest has probed it when
     this returns.
     """
     DetachDevice: _grpc.UnaryUnaryMultiCallable[_machine_pb2.DetachDeviceRequest, _machine_pb2.DetachDeviceResponse]
-    """DetachDevice unplugs a device."""
+    """DetachDevice detaches a device."""
     WatchMachine: _grpc.UnaryStreamMultiCallable[_machine_pb2.WatchMachineRequest, _machine_pb2.WatchMachineResponse]
-    """WatchMachine streams, from now on, what the guest's kernel has used up. A
-    machine that cannot tell refuses it as UNIMPLEMENTED.
+    """WatchMachine streams exhaustions of the guest's kernel from now on. A
+    machine that cannot report them answers UNIMPLEMENTED.
     """
     PowerOff: _grpc.UnaryUnaryMultiCallable[_machine_pb2.PowerOffRequest, _machine_pb2.PowerOffResponse]
     """PowerOff stops the guest."""
 
 @_typing.type_check_only
 class MachineAsyncStub(MachineStub):
-    """Machine is what a VM owner drives: something that boots a guest kernel and
-    takes vhost-user devices. The user-space guest serves it; a real hypervisor
-    is driven through the same shape.
+    """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
+    owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVersion: _aio.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     Boot: _aio.UnaryUnaryMultiCallable[_machine_pb2.BootRequest, _machine_pb2.BootResponse]  # type: ignore[assignment]
-    """Boot starts the guest. Once per machine."""
+    """Boot starts the guest; it can be called once per machine."""
     AttachDevice: _aio.UnaryUnaryMultiCallable[_machine_pb2.AttachDeviceRequest, _machine_pb2.AttachDeviceResponse]  # type: ignore[assignment]
-    """AttachDevice plugs a vhost-user device in; the guest has probed it when
+    """AttachDevice attaches a vhost-user device; the guest has probed it when
     this returns.
     """
     DetachDevice: _aio.UnaryUnaryMultiCallable[_machine_pb2.DetachDeviceRequest, _machine_pb2.DetachDeviceResponse]  # type: ignore[assignment]
-    """DetachDevice unplugs a device."""
+    """DetachDevice detaches a device."""
     WatchMachine: _aio.UnaryStreamMultiCallable[_machine_pb2.WatchMachineRequest, _machine_pb2.WatchMachineResponse]  # type: ignore[assignment]
-    """WatchMachine streams, from now on, what the guest's kernel has used up. A
-    machine that cannot tell refuses it as UNIMPLEMENTED.
+    """WatchMachine streams exhaustions of the guest's kernel from now on. A
+    machine that cannot report them answers UNIMPLEMENTED.
     """
     PowerOff: _aio.UnaryUnaryMultiCallable[_machine_pb2.PowerOffRequest, _machine_pb2.PowerOffResponse]  # type: ignore[assignment]
     """PowerOff stops the guest."""
 
 class MachineServicer(metaclass=_abc_1.ABCMeta):
-    """Machine is what a VM owner drives: something that boots a guest kernel and
-    takes vhost-user devices. The user-space guest serves it; a real hypervisor
-    is driven through the same shape.
+    """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
+    owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
 
     @_abc_1.abstractmethod
@@ -98,7 +95,7 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_pb2.BootRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machine_pb2.BootResponse, _abc.Awaitable[_machine_pb2.BootResponse]]:
-        """Boot starts the guest. Once per machine."""
+        """Boot starts the guest; it can be called once per machine."""
 
     @_abc_1.abstractmethod
     def AttachDevice(
@@ -106,7 +103,7 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_pb2.AttachDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machine_pb2.AttachDeviceResponse, _abc.Awaitable[_machine_pb2.AttachDeviceResponse]]:
-        """AttachDevice plugs a vhost-user device in; the guest has probed it when
+        """AttachDevice attaches a vhost-user device; the guest has probed it when
         this returns.
         """
 
@@ -116,7 +113,7 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_pb2.DetachDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machine_pb2.DetachDeviceResponse, _abc.Awaitable[_machine_pb2.DetachDeviceResponse]]:
-        """DetachDevice unplugs a device."""
+        """DetachDevice detaches a device."""
 
     @_abc_1.abstractmethod
     def WatchMachine(
@@ -124,8 +121,8 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_pb2.WatchMachineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_machine_pb2.WatchMachineResponse], _abc.AsyncIterator[_machine_pb2.WatchMachineResponse]]:
-        """WatchMachine streams, from now on, what the guest's kernel has used up. A
-        machine that cannot tell refuses it as UNIMPLEMENTED.
+        """WatchMachine streams exhaustions of the guest's kernel from now on. A
+        machine that cannot report them answers UNIMPLEMENTED.
         """
 
     @_abc_1.abstractmethod
@@ -139,8 +136,8 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
 def add_MachineServicer_to_server(servicer: MachineServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class WorkloadStub:
-    """Workload is what a test or a demonstration asks a guest to do. Everything
-    goes through the guest's virtio drivers.
+    """Workload runs work in a guest, for tests and demonstrations. All of it uses
+    the guest's virtio drivers.
     """
 
     @_typing.overload
@@ -150,10 +147,10 @@ class WorkloadStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     Stats: _grpc.UnaryUnaryMultiCallable[_machine_pb2.StatsRequest, _machine_pb2.StatsResponse]
-    """Stats tells how the guest's bounce pool is used."""
+    """Stats returns the use of the guest's bounce pool."""
     Mount: _grpc.UnaryUnaryMultiCallable[_machine_pb2.MountRequest, _machine_pb2.MountResponse]
-    """Mount makes a share a real mount point, through the host kernel's FUSE
-    client. It needs CAP_SYS_ADMIN and /dev/fuse.
+    """Mount mounts a share on the host, through the host kernel's FUSE client. It
+    needs CAP_SYS_ADMIN and /dev/fuse.
     """
     Unmount: _grpc.UnaryUnaryMultiCallable[_machine_pb2.UnmountRequest, _machine_pb2.UnmountResponse]
     """Unmount undoes Mount."""
@@ -170,18 +167,18 @@ class WorkloadStub:
 
 @_typing.type_check_only
 class WorkloadAsyncStub(WorkloadStub):
-    """Workload is what a test or a demonstration asks a guest to do. Everything
-    goes through the guest's virtio drivers.
+    """Workload runs work in a guest, for tests and demonstrations. All of it uses
+    the guest's virtio drivers.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVersion: _aio.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     Stats: _aio.UnaryUnaryMultiCallable[_machine_pb2.StatsRequest, _machine_pb2.StatsResponse]  # type: ignore[assignment]
-    """Stats tells how the guest's bounce pool is used."""
+    """Stats returns the use of the guest's bounce pool."""
     Mount: _aio.UnaryUnaryMultiCallable[_machine_pb2.MountRequest, _machine_pb2.MountResponse]  # type: ignore[assignment]
-    """Mount makes a share a real mount point, through the host kernel's FUSE
-    client. It needs CAP_SYS_ADMIN and /dev/fuse.
+    """Mount mounts a share on the host, through the host kernel's FUSE client. It
+    needs CAP_SYS_ADMIN and /dev/fuse.
     """
     Unmount: _aio.UnaryUnaryMultiCallable[_machine_pb2.UnmountRequest, _machine_pb2.UnmountResponse]  # type: ignore[assignment]
     """Unmount undoes Mount."""
@@ -197,8 +194,8 @@ class WorkloadAsyncStub(WorkloadStub):
     """Ping sends ICMP echo requests from inside the guest's network."""
 
 class WorkloadServicer(metaclass=_abc_1.ABCMeta):
-    """Workload is what a test or a demonstration asks a guest to do. Everything
-    goes through the guest's virtio drivers.
+    """Workload runs work in a guest, for tests and demonstrations. All of it uses
+    the guest's virtio drivers.
     """
 
     @_abc_1.abstractmethod
@@ -215,7 +212,7 @@ class WorkloadServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_pb2.StatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machine_pb2.StatsResponse, _abc.Awaitable[_machine_pb2.StatsResponse]]:
-        """Stats tells how the guest's bounce pool is used."""
+        """Stats returns the use of the guest's bounce pool."""
 
     @_abc_1.abstractmethod
     def Mount(
@@ -223,8 +220,8 @@ class WorkloadServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_pb2.MountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machine_pb2.MountResponse, _abc.Awaitable[_machine_pb2.MountResponse]]:
-        """Mount makes a share a real mount point, through the host kernel's FUSE
-        client. It needs CAP_SYS_ADMIN and /dev/fuse.
+        """Mount mounts a share on the host, through the host kernel's FUSE client. It
+        needs CAP_SYS_ADMIN and /dev/fuse.
         """
 
     @_abc_1.abstractmethod

@@ -29,7 +29,7 @@ class _VmKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmKind.ValueTy
     DESCRIPTOR: _descriptor.EnumDescriptor
     VM_KIND_UNSPECIFIED: _VmKind.ValueType  # 0
     VM_KIND_WSL2: _VmKind.ValueType  # 1
-    """Guest init pushes its capabilities; the kernel may be the user's own."""
+    """Guest init reports the capabilities; the kernel may be the user's own."""
     VM_KIND_WSLC: _VmKind.ValueType  # 2
     """A session pulls the capabilities and forwards them; the kernel is bundled."""
 
@@ -37,7 +37,7 @@ class VmKind(_VmKind, metaclass=_VmKindEnumTypeWrapper): ...
 
 VM_KIND_UNSPECIFIED: VmKind.ValueType  # 0
 VM_KIND_WSL2: VmKind.ValueType  # 1
-"""Guest init pushes its capabilities; the kernel may be the user's own."""
+"""Guest init reports the capabilities; the kernel may be the user's own."""
 VM_KIND_WSLC: VmKind.ValueType  # 2
 """A session pulls the capabilities and forwards them; the kernel is bundled."""
 Global___VmKind: _TypeAlias = VmKind  # noqa: Y015
@@ -116,7 +116,7 @@ class GetVersionResponse(_message.Message):
     first_device_host_with_token: _builtins.str
     """The first device host that consumes the token."""
     bundled_kernel: _builtins.str
-    """The kernel that a WSLC VM is given."""
+    """The kernel of WSLC VMs."""
     @_builtins.property
     def version(self) -> _guest_capabilities_pb2.ServiceVersion: ...
     def __init__(
@@ -144,9 +144,9 @@ class EmbeddedMachine(_message.Message):
     KERNEL_RELEASE_FIELD_NUMBER: _builtins.int
     PUBLISHES_POOL_FIELD_NUMBER: _builtins.int
     kernel_release: _builtins.str
-    """`uname -r` of the guest; empty: the bundled kernel's."""
+    """`uname -r` of the guest; empty: that of the bundled kernel."""
     publishes_pool: _builtins.bool
-    """Overrides whether the kernel publishes its pool; absent: by its version."""
+    """Whether the kernel publishes its pool; absent: its version decides."""
     def __init__(
         self,
         *,
@@ -165,7 +165,7 @@ Global___EmbeddedMachine: _TypeAlias = EmbeddedMachine  # noqa: Y015
 
 @_typing.final
 class ExternalMachine(_message.Message):
-    """ExternalMachine is a machine that somebody else started."""
+    """ExternalMachine is a running machine, which the VM owner did not start."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -173,9 +173,9 @@ class ExternalMachine(_message.Message):
     KERNEL_RELEASE_FIELD_NUMBER: _builtins.int
     PUBLISHES_POOL_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """Where it serves porthole.machine.v1.Machine, for instance "unix:/run/…"."""
+    """Address of its porthole.machine.v1.Machine, for instance "unix:/run/…"."""
     kernel_release: _builtins.str
-    """As in EmbeddedMachine."""
+    """See EmbeddedMachine."""
     publishes_pool: _builtins.bool
     def __init__(
         self,
@@ -196,7 +196,7 @@ Global___ExternalMachine: _TypeAlias = ExternalMachine  # noqa: Y015
 
 @_typing.final
 class ShareSpec(_message.Message):
-    """ShareSpec is a directory to share."""
+    """ShareSpec is a request for a share."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -206,16 +206,16 @@ class ShareSpec(_message.Message):
     ELEVATED_FIELD_NUMBER: _builtins.int
     AGGREGATE_FIELD_NUMBER: _builtins.int
     host_path: _builtins.str
-    """Absolute path of a directory of the host."""
+    """Absolute path of a directory on the host."""
     tag: _builtins.str
-    """Mount tag; empty: made from the share's id."""
+    """Mount tag; empty: one is made from the share's id."""
     options: _builtins.str
     """"key=value;flag;…" without name and token, for instance "ro;uid=1000"."""
     elevated: _builtins.bool
-    """Serve it from the elevated user's device host."""
+    """Whether the elevated user's device host serves it."""
     aggregate: _builtins.bool
-    """Put it into the VM's aggregate device, as a directory that has the share's
-    id for a name, instead of giving it a device of its own. It has no tag then.
+    """Whether it becomes a directory of the VM's aggregate device, named by the
+    share's id, and not a device of its own. It has no tag then.
     """
     def __init__(
         self,
@@ -258,8 +258,8 @@ class CreateVmRequest(_message.Message):
     def external(self) -> Global___ExternalMachine: ...
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShareSpec]:
-        """Shares that are there from the beginning. For a WSLC VM they are added
-        when its capabilities are applied.
+        """Shares that the VM has from the beginning. Those of a WSLC VM are added when
+        its capabilities are applied.
         """
 
     def __init__(
@@ -290,7 +290,7 @@ class Warning(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Machine-readable, for instance "MessageSwiotlbKernelUnsupported"."""
+    """Id for programs, for instance "MessageSwiotlbKernelUnsupported"."""
     text: _builtins.str
     def __init__(
         self,
@@ -324,7 +324,7 @@ class Share(_message.Message):
     options: _builtins.str
     elevated: _builtins.bool
     aggregate: _builtins.bool
-    """Whether it is a directory, named by its id, of the device with this tag."""
+    """Whether it is a directory of the device with this tag, named by its id."""
     def __init__(
         self,
         *,
@@ -360,11 +360,11 @@ class Device(_message.Message):
     device_class: _device_pb2.DeviceClass.ValueType
     tag: _builtins.str
     options: _builtins.str
-    """The whole options string, verbatim as the device host got it."""
+    """The whole options string, verbatim."""
     socket_path: _builtins.str
     elevated: _builtins.bool
     state: _device_pb2.DeviceState.ValueType
-    """As the device host reports it; unspecified when it cannot be reached."""
+    """The state that the device host reports; unspecified when it is unreachable."""
     @_builtins.property
     def counters(self) -> _device_pb2.DeviceCounters: ...
     def __init__(
@@ -415,17 +415,17 @@ class Vm(_message.Message):
     """The token; empty when no pool is latched."""
     networking_mode: Global___NetworkingMode.ValueType
     guest_init_address: _builtins.str
-    """Where the guest's init serves GuestInit; a WSLC session pulls from it."""
+    """Address at which the guest's init serves GuestInit, for a WSLC session."""
     machine_address: _builtins.str
     traceparent: _builtins.str
-    """W3C traceparent under which everything of this VM is traced."""
+    """W3C traceparent that is the parent of all spans of this VM."""
     @_builtins.property
     def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
-        """What was last reported, unknown fields included."""
+        """The last report, with its unknown fields."""
 
     @_builtins.property
     def latched_pool(self) -> _guest_capabilities_pb2.SwiotlbPool:
-        """The latched pool; absent when none is."""
+        """The latched pool; absent: none."""
 
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]: ...
@@ -603,7 +603,7 @@ Global___DeviceEvent: _TypeAlias = DeviceEvent  # noqa: Y015
 
 @_typing.final
 class DeviceExhausted(_message.Message):
-    """DeviceExhausted tells that a device has used something up."""
+    """DeviceExhausted reports that a device has used up a bounded resource."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -614,7 +614,7 @@ class DeviceExhausted(_message.Message):
     instance_id: _builtins.str
     tag: _builtins.str
     detail: _builtins.str
-    """The same for people, with what helps."""
+    """The exhaustion and its remedy, for people."""
     @_builtins.property
     def exhaustion(self) -> _device_pb2.Exhaustion: ...
     def __init__(
@@ -700,7 +700,7 @@ class ApplyGuestCapabilitiesResponse(_message.Message):
     ALREADY_APPLIED_FIELD_NUMBER: _builtins.int
     SWIOTLB_OPTION_FIELD_NUMBER: _builtins.int
     already_applied: _builtins.bool
-    """True when exactly this pool had been latched before."""
+    """Whether this very pool had been latched before."""
     swiotlb_option: _builtins.str
     """The token; empty when no pool is latched."""
     def __init__(
@@ -747,7 +747,7 @@ class AddShareResponse(_message.Message):
     SHARE_FIELD_NUMBER: _builtins.int
     ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
     already_existed: _builtins.bool
-    """True when an equal share existed and was returned."""
+    """Whether an equal share existed, which is then returned."""
     @_builtins.property
     def share(self) -> Global___Share: ...
     def __init__(
@@ -817,7 +817,7 @@ class AddGuestDeviceRequest(_message.Message):
     options: _builtins.str
     """"key=value;flag;…" without name, token and vm_id, which the owner adds."""
     backend: _builtins.str
-    """Of a virtio-fs device: the directory. Of a virtio-net device: the TAP."""
+    """The directory of a virtio-fs device, or the TAP of a virtio-net device."""
     elevated: _builtins.bool
     def __init__(
         self,
@@ -920,7 +920,7 @@ class ConfigureNetworkingResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     GATEWAY_ADDRESS_FIELD_NUMBER: _builtins.int
     gateway_address: _builtins.str
-    """Address of the host on eth0's network; empty without an adapter."""
+    """The host's address on eth0's network; empty when there is no adapter."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     def __init__(

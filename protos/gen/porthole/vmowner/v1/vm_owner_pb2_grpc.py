@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class VmOwnerStub:
-    """VmOwner creates VMs, latches what their guests publish and tells every
-    virtio device of it.
+    """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
+    every virtio device.
     """
 
     def __init__(self, channel):
@@ -99,8 +99,8 @@ class VmOwnerStub:
 
 
 class VmOwnerServicer:
-    """VmOwner creates VMs, latches what their guests publish and tells every
-    virtio device of it.
+    """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
+    every virtio device.
     """
 
     def GetVersion(self, request, context):
@@ -119,7 +119,7 @@ class VmOwnerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetVm(self, request, context):
-        """GetVm tells all about one VM.
+        """GetVm returns one VM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,8 +140,8 @@ class VmOwnerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ApplyGuestCapabilities(self, request, context):
-        """ApplyGuestCapabilities latches a pool, once. The same values again succeed
-        and say so; other values are refused and change nothing.
+        """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
+        same values succeeds; other values are refused and change nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,7 +177,7 @@ class VmOwnerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ConfigureNetworking(self, request, context):
-        """ConfigureNetworking adds the adapters eth0 and loopback0. Once per VM.
+        """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -262,8 +262,8 @@ def add_VmOwnerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VmOwner:
-    """VmOwner creates VMs, latches what their guests publish and tells every
-    virtio device of it.
+    """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
+    every virtio device.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VmOwnerStub:
-    """VmOwner creates VMs, latches what their guests publish and tells every
-    virtio device of it.
+    """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
+    every virtio device.
     """
 
     @_typing.overload
@@ -42,14 +42,14 @@ class VmOwnerStub:
     returns; a WSLC VM waits for ApplyGuestCapabilities.
     """
     GetVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]
-    """GetVm tells all about one VM."""
+    """GetVm returns one VM."""
     ListVms: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ListVmsRequest, _vm_owner_pb2.ListVmsResponse]
     """ListVms lists the VMs."""
     WatchVm: _grpc.UnaryStreamMultiCallable[_vm_owner_pb2.WatchVmRequest, _vm_owner_pb2.WatchVmResponse]
     """WatchVm streams states, warnings and device events, the present state first."""
     ApplyGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ApplyGuestCapabilitiesRequest, _vm_owner_pb2.ApplyGuestCapabilitiesResponse]
-    """ApplyGuestCapabilities latches a pool, once. The same values again succeed
-    and say so; other values are refused and change nothing.
+    """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
+    same values succeeds; other values are refused and change nothing.
     """
     AddShare: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.AddShareRequest, _vm_owner_pb2.AddShareResponse]
     """AddShare shares a directory of the host; adding an equal share again
@@ -62,14 +62,14 @@ class VmOwnerStub:
     RemoveGuestDevice: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.RemoveGuestDeviceRequest, _vm_owner_pb2.RemoveGuestDeviceResponse]
     """RemoveGuestDevice removes one virtio device."""
     ConfigureNetworking: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ConfigureNetworkingRequest, _vm_owner_pb2.ConfigureNetworkingResponse]
-    """ConfigureNetworking adds the adapters eth0 and loopback0. Once per VM."""
+    """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM."""
     TerminateVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.TerminateVmRequest, _vm_owner_pb2.TerminateVmResponse]
     """TerminateVm shuts a VM down in order. A terminated VM stays visible."""
 
 @_typing.type_check_only
 class VmOwnerAsyncStub(VmOwnerStub):
-    """VmOwner creates VMs, latches what their guests publish and tells every
-    virtio device of it.
+    """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
+    every virtio device.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -80,14 +80,14 @@ class VmOwnerAsyncStub(VmOwnerStub):
     returns; a WSLC VM waits for ApplyGuestCapabilities.
     """
     GetVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]  # type: ignore[assignment]
-    """GetVm tells all about one VM."""
+    """GetVm returns one VM."""
     ListVms: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ListVmsRequest, _vm_owner_pb2.ListVmsResponse]  # type: ignore[assignment]
     """ListVms lists the VMs."""
     WatchVm: _aio.UnaryStreamMultiCallable[_vm_owner_pb2.WatchVmRequest, _vm_owner_pb2.WatchVmResponse]  # type: ignore[assignment]
     """WatchVm streams states, warnings and device events, the present state first."""
     ApplyGuestCapabilities: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ApplyGuestCapabilitiesRequest, _vm_owner_pb2.ApplyGuestCapabilitiesResponse]  # type: ignore[assignment]
-    """ApplyGuestCapabilities latches a pool, once. The same values again succeed
-    and say so; other values are refused and change nothing.
+    """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
+    same values succeeds; other values are refused and change nothing.
     """
     AddShare: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.AddShareRequest, _vm_owner_pb2.AddShareResponse]  # type: ignore[assignment]
     """AddShare shares a directory of the host; adding an equal share again
@@ -100,13 +100,13 @@ class VmOwnerAsyncStub(VmOwnerStub):
     RemoveGuestDevice: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.RemoveGuestDeviceRequest, _vm_owner_pb2.RemoveGuestDeviceResponse]  # type: ignore[assignment]
     """RemoveGuestDevice removes one virtio device."""
     ConfigureNetworking: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ConfigureNetworkingRequest, _vm_owner_pb2.ConfigureNetworkingResponse]  # type: ignore[assignment]
-    """ConfigureNetworking adds the adapters eth0 and loopback0. Once per VM."""
+    """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM."""
     TerminateVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.TerminateVmRequest, _vm_owner_pb2.TerminateVmResponse]  # type: ignore[assignment]
     """TerminateVm shuts a VM down in order. A terminated VM stays visible."""
 
 class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
-    """VmOwner creates VMs, latches what their guests publish and tells every
-    virtio device of it.
+    """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
+    every virtio device.
     """
 
     @_abc_1.abstractmethod
@@ -133,7 +133,7 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.GetVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.GetVmResponse, _abc.Awaitable[_vm_owner_pb2.GetVmResponse]]:
-        """GetVm tells all about one VM."""
+        """GetVm returns one VM."""
 
     @_abc_1.abstractmethod
     def ListVms(
@@ -157,8 +157,8 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.ApplyGuestCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.ApplyGuestCapabilitiesResponse, _abc.Awaitable[_vm_owner_pb2.ApplyGuestCapabilitiesResponse]]:
-        """ApplyGuestCapabilities latches a pool, once. The same values again succeed
-        and say so; other values are refused and change nothing.
+        """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
+        same values succeeds; other values are refused and change nothing.
         """
 
     @_abc_1.abstractmethod
@@ -201,7 +201,7 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.ConfigureNetworkingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.ConfigureNetworkingResponse, _abc.Awaitable[_vm_owner_pb2.ConfigureNetworkingResponse]]:
-        """ConfigureNetworking adds the adapters eth0 and loopback0. Once per VM."""
+        """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM."""
 
     @_abc_1.abstractmethod
     def TerminateVm(
