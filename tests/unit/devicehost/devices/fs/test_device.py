@@ -72,18 +72,31 @@ def test_configuration_space(shared: Path, queues: int, tag: str) -> None:
     made.close()
 
 
-def test_requests_are_served_and_modes_are_not_masked_again(shared: Path) -> None:
+def test_requests_are_served_until_the_guest_is_reset(shared: Path) -> None:
     made = device(shared)
-    before = os.umask(0o077)
-    os.umask(before)
     replies = serve(made, INIT, request(fuse.Opcode.MKDIR, fuse.MKDIR_IN.pack(0o777, 0) + b"dir\0"))
     assert [fuse.OUT_HEADER.unpack_from(reply)[1] for reply in replies] == [0, 0]
-    assert stat.S_IMODE((shared / "dir").stat().st_mode) == 0o777
+    assert (shared / "dir").is_dir()
     assert len(open_descriptors(shared)) == 1
     made.reset()
     assert open_descriptors(shared) == [], "the guest's nodes are gone"
     (reply,) = serve(made, request(fuse.Opcode.GETATTR, fuse.GETATTR_IN.pack(0, 0)))
     assert fuse.OUT_HEADER.unpack_from(reply)[1] < 0, "INIT is due again"
+    made.close()
+
+
+def test_a_queues_thread_has_a_umask_of_its_own(shared: Path) -> None:
+    made = device(shared)
+    mkdir = request(fuse.Opcode.MKDIR, fuse.MKDIR_IN.pack(0o777, 0) + b"dir\0")
+    before = os.umask(0o027)
+    try:
+        server = threading.Thread(target=serve, args=(made, INIT, mkdir))
+        server.start()
+        server.join()
+    finally:
+        after = os.umask(before)
+    assert stat.S_IMODE((shared / "dir").stat().st_mode) == 0o777, "the guest applied its own"
+    assert after == 0o027, "other threads of the process keep theirs"
     made.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -15,10 +16,15 @@ from services.devicehost.devices.net import backend as backend_module
 from services.devicehost.devices.net.backend import Tap
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.simguest.net.namespace import NetworkNamespace
-from services.wire.virtio_net import HEADER_BYTES
+from services.wire.virtio_net import HDR_F_NEEDS_CSUM, HEADER, HEADER_BYTES, NetHeader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# linux/if_tun.h
+TUNSETPERSIST = 0x400454CB
+TUNSETOFFLOAD = 0x400454D0
+TUN_F_CSUM = 0x01
 
 MAC = bytes.fromhex("525400123456")
 
@@ -113,6 +119,35 @@ def test_frames_pass_both_ways(namespace: NetworkNamespace) -> None:
         assert received[HEADER_BYTES + 12 : HEADER_BYTES + 14] == b"\x88\xb5"
     finally:
         tap.close()
+        tap.close()
+
+
+@pytest.mark.tap
+def test_an_interface_that_had_offloads_has_none(namespace: NetworkNamespace) -> None:
+    """An interface that outlives its users keeps what the last of them has set."""
+    before = namespace.run(lambda: Tap("tap0"))
+    try:
+        fcntl.ioctl(before.fd, TUNSETPERSIST, 1)
+        fcntl.ioctl(before.fd, TUNSETOFFLOAD, TUN_F_CSUM)
+    finally:
+        before.close()
+    tap = namespace.run(lambda: Tap("tap0"))
+    try:
+        fcntl.ioctl(tap.fd, TUNSETPERSIST, 0)
+        namespace.configure("tap0", mac=MAC, mtu=1500, address="192.0.2.1/24")
+        sender = namespace.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with sender:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sender.sendto(b"to all", ("192.0.2.255", 9))
+        received = b""
+        while b"to all" not in received:
+            assert select.select([tap.fd], [], [], 5)[0]
+            buffer = bytearray(2000)
+            received = bytes(buffer[: tap.read(buffer)])
+        header = NetHeader._make(HEADER.unpack_from(received))
+        assert not header.flags & HDR_F_NEEDS_CSUM, "the kernel has made the checksum itself"
+        assert header.gso_type == 0
+    finally:
         tap.close()
 
 

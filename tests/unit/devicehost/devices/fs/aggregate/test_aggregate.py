@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.devices.fs.aggregate.mount import AggregateMount
 from services.devicehost.devices.fs.aggregate.shares import MAX_CHILDREN, Aggregate
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.protocol import FuseSession
@@ -294,6 +295,33 @@ def test_what_a_guest_has_of_a_removed_share_is_stale(rig: Rig, guest: FuseGuest
     assert again.nodeid != node
     assert again.attr.size == 3
     refused(errno.ESTALE, lambda: guest.getattr(node))
+
+
+def test_what_a_guest_has_of_a_removed_share_is_of_no_later_one(rig: Rig, guest: FuseGuest) -> None:
+    (rig.add("one") / "file").touch()
+    node = guest.walk("one/file").nodeid
+    [cookie] = [each.dirent.off for each in guest.readdir(guest.opendir()) if each.name == b"one"]
+    rig.aggregate.remove("one")
+    (rig.add("two") / "file").touch()
+    assert guest.walk("two/file").nodeid != node
+    refused(errno.ESTALE, lambda: guest.getattr(node))
+    listed = guest.readdir(guest.opendir(), cookie)
+    assert [each.name for each in listed] == [b"two"], "a place in the listing is no later one's"
+
+
+def test_listing_the_root_touches_no_share(rig: Rig, guest: FuseGuest) -> None:
+    rig.add("one")
+    handle = guest.opendir()
+    assert len(guest.readdir(handle)) == len(guest.readdir(handle, plus=True)) == 3
+    guest.getattr(1)
+    guest.call(Opcode.STATX, 1, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
+    guest.call(Opcode.STATFS, 1)
+    guest.call(Opcode.ACCESS, 1, fuse.ACCESS_IN.pack(os.R_OK))
+    mount = rig.session.mount
+    assert isinstance(mount, AggregateMount)
+    assert mount.mounts() == []
+    guest.lookup(b"one")
+    assert len(mount.mounts()) == 1
 
 
 def test_a_wait_for_a_lock_ends_when_its_share_is_removed(rig: Rig, guest: FuseGuest) -> None:

@@ -121,6 +121,13 @@ def test_an_id_that_is_none_is_refused(guest: FuseGuest, shared: Path) -> None:
     assert list(shared.iterdir()) == []
 
 
+def test_after_a_refusal_the_thread_is_as_it_was(shared: Path) -> None:
+    with pytest.raises(PermissionError), credentials.ActAs(2**32 - 1, GROUP):
+        pass
+    (shared / "mine").write_bytes(b"")
+    assert owner(shared / "mine") == (os.geteuid(), os.getegid())
+
+
 def test_a_device_host_without_the_right_squashes(
     make_guest: MakeGuest, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

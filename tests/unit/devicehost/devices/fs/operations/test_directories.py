@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.devices.fs.host_files.descriptors import Limits
 from services.wire import fuse
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.devices.fs.conftest import open_descriptors
+from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest, assert_exactly
 
 if TYPE_CHECKING:
@@ -117,6 +118,20 @@ def test_readdirplus_looks_up_and_counts(guest: FuseGuest, shared: Path) -> None
     with pytest.raises(FuseError) as error:
         guest.getattr(file.nodeid)
     assert number_of(error) == "ESTALE"
+
+
+def test_an_entry_that_cannot_be_looked_up_hides_no_other(
+    make_guest: MakeGuest, shared: Path
+) -> None:
+    names = {b"%d" % number for number in range(5)}
+    for name in names:
+        (shared / name.decode()).touch()
+    guest = make_guest(limits=Limits(nodes=2, descriptors=2, handles=10))
+    listed = guest.readdir(guest.opendir(), plus=True)
+    assert_exactly([each.name for each in listed], names | {b".", b".."})
+    found = [each.entry.nodeid for each in listed if each.entry and each.name in names]
+    assert sorted(found)[:3] == [0, 0, 0], "listed, but not looked up"
+    assert len(set(found)) == 3, "there was room for two"
 
 
 def test_readdirplus_counts_only_what_it_tells(guest: FuseGuest, shared: Path) -> None:

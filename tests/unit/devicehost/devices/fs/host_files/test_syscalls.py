@@ -1,0 +1,71 @@
+"""System calls that Python does not offer: what they must not do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.devicehost.devices.fs.host_files import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def inner_fd(tmp_path: Path) -> Iterator[int]:
+    """A directory with links, in a directory with a file that must not be reached."""
+    (tmp_path / "secret").write_text("secret")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "file").touch()
+    (inner / "up").symlink_to("../secret")
+    (inner / "away").symlink_to("/etc/passwd")
+    (inner / "near").symlink_to("file")
+    (inner / "folder").symlink_to(".")
+    fd = os.open(inner, os.O_PATH | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        (b"..", errno.EXDEV),
+        (b"../secret", errno.EXDEV),
+        (b"/etc/passwd", errno.EXDEV),
+        (b"up", errno.ELOOP),
+        (b"away", errno.ELOOP),
+        (b"near", errno.ELOOP),
+        (b"folder/file", errno.ELOOP),
+    ],
+)
+def test_opening_beneath_follows_no_link_and_reaches_nothing_above(
+    inner_fd: int, name: bytes, number: int
+) -> None:
+    with pytest.raises(OSError) as error:
+        os.close(syscalls.open_beneath(inner_fd, name, os.O_RDONLY))
+    assert error.value.errno == number
+
+
+def test_a_magic_link_is_not_followed() -> None:
+    """/proc/self/fd has links that lead to a file without its path."""
+    directory = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+    try:
+        with pytest.raises(OSError) as error:
+            syscalls.open_beneath(directory, b"0/", os.O_PATH)
+        assert error.value.errno == errno.ELOOP
+    finally:
+        os.close(directory)
+
+
+def test_a_link_itself_can_be_opened_by_path_only(inner_fd: int) -> None:
+    fd = syscalls.open_beneath(inner_fd, b"away", os.O_PATH)
+    try:
+        assert os.readlink(b"", dir_fd=fd) == b"/etc/passwd"
+        assert not os.get_inheritable(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,55 @@
+"""Requests as they lie in guest memory, while the guest changes them."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from services.devicehost.devices.fs.operations.request import Request
+from services.wire import fuse
+from services.wire.fuse import Opcode
+from tests.unit.devicehost.devices.fs.fuse_guest import buffers, chain
+
+
+def mkdir(name: bytes) -> bytes:
+    body = fuse.MKDIR_IN.pack(0o755, 0) + name + b"\0"
+    return fuse.IN_HEADER.pack(40 + len(body), Opcode.MKDIR, 1, 1, 1000, 1000, 1, 0) + body
+
+
+@pytest.mark.parametrize("length", [5, 200])
+def test_a_request_that_changes_after_its_header_was_read_is_as_it_was(length: int) -> None:
+    memory = buffers(mkdir(b"n" * length), 40)
+    request = Request(chain(memory, []))
+    for piece in memory:
+        piece[:] = b"/" * len(piece)
+    request.load(fuse.MKDIR_IN, streamed=False)
+    assert request.args == (0o755, 0)
+    assert request.name() == b"n" * length
+    assert (request.opcode, request.user[:2]) == (Opcode.MKDIR, (1000, 1000))
+
+
+def test_what_was_copied_of_a_long_request_is_as_it_was() -> None:
+    """The rest of a long request is copied when it is loaded, and not again."""
+    text = b"t" * 4000
+    memory = buffers(mkdir(text), 40)
+    request = Request(chain(memory, []))
+    request.load(fuse.MKDIR_IN, streamed=False)
+    for piece in memory:
+        piece[:] = b"/" * len(piece)
+    assert request.strings(1) == [text]
+
+
+def test_a_header_that_changes_its_length_meanwhile_gains_nothing() -> None:
+    memory = buffers(mkdir(b"name"), 40)
+    request = Request(chain(memory, []))
+    fuse.IN_HEADER.pack_into(memory[0], 0, 1 << 20, 0, 0, 0, 0, 0, 0, 9)
+    request.load(fuse.MKDIR_IN, streamed=False)
+    assert request.name() == b"name"
+
+
+def test_more_than_is_ever_copied_is_refused() -> None:
+    request = Request(chain(buffers(mkdir(bytes(2 << 20)), 40), []))
+    with pytest.raises(OSError) as error:
+        request.load(fuse.MKDIR_IN, streamed=False)
+    assert error.value.errno == errno.E2BIG
