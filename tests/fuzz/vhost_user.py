@@ -27,8 +27,8 @@ from services.devicehost.memory import (
     Windows,
 )
 from services.devicehost.vhost_user import Backend
+from services.devicehost.vhost_user.connection import Connection
 from services.devicehost.vhost_user.messages import SHAPES, Command, ProtocolError
-from services.devicehost.vhost_user.session import Session
 from services.handshake.errors import PortholeError
 from services.handshake.options import FsOptions
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -118,11 +118,11 @@ class Conversation:
         steps = 0
         while self._reader and steps < MAX_STEPS:
             self._backend.connect()
-            session = Session(self._backend.offer)
+            connection = Connection(self._backend.offer)
             try:
                 while self._reader and steps < MAX_STEPS:
                     steps += 1
-                    self._step(session)
+                    self._step(connection)
             except ProtocolError:
                 pass  # the connection is closed; the next front-end comes
             finally:
@@ -134,7 +134,7 @@ class Conversation:
         self._ram.close()
         os.close(self._kick_fd)
 
-    def _step(self, session: Session) -> None:
+    def _step(self, connection: Connection) -> None:
         flags = self._reader.number(1)
         if flags & 0xC0 == 0xC0:
             self._act_as_guest()
@@ -152,20 +152,22 @@ class Conversation:
         fds: list[int] = []
         try:
             fds.extend(self._descriptor() for _ in range(count))
-            self._exchange(session, header, payload, fds)
+            self._exchange(connection, header, payload, fds)
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _exchange(self, session: Session, header: Header, payload: bytes, fds: list[int]) -> None:
+    def _exchange(
+        self, connection: Connection, header: Header, payload: bytes, fds: list[int]
+    ) -> None:
         """As Listener does."""
-        answer = session.receive(header, payload, fds)
+        answer = connection.receive(header, payload, fds)
         if isinstance(answer, Command):
             command = answer
             try:
-                answer = session.answer(command, self._backend.execute(command))
+                answer = connection.answer(command, self._backend.execute(command))
             except PortholeError as error:
-                answer = session.refuse(command, error)
+                answer = connection.refuse(command, error)
         if answer is not None:
             reply = Header.parse(answer)
             assert reply.request == header.request

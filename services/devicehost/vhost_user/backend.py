@@ -12,14 +12,14 @@ import threading
 from typing import TYPE_CHECKING, Final, Protocol
 
 from services.devicehost.memory import Region, RegionTable
-from services.devicehost.vhost_user.event_fds import check_event_fd
-from services.devicehost.vhost_user.ring import Ring, RingContext
-from services.devicehost.vhost_user.ring_states import RingState
-from services.devicehost.vhost_user.session import (
+from services.devicehost.vhost_user.connection import (
     TRANSPORT_FEATURES,
     Offer,
     protocol_features,
 )
+from services.devicehost.vhost_user.event_fds import check_event_fd
+from services.devicehost.vhost_user.ring import Ring, RingContext
+from services.devicehost.vhost_user.ring_states import RingState
 from services.handshake.errors import FailedPreconditionError, PortholeError
 from services.wire.vhost_user import (
     F_PROTOCOL_FEATURES,

@@ -15,8 +15,8 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.throttle import Throttle
+from services.devicehost.vhost_user.connection import Connection
 from services.devicehost.vhost_user.messages import Command, ProtocolError
-from services.devicehost.vhost_user.session import Session
 from services.handshake.errors import PortholeError
 from services.wire.vhost_user import (
     HEADER_BYTES,
@@ -72,9 +72,9 @@ class Listener:
     def _run(self) -> None:
         try:
             while True:
-                with self._accept() as connection:
-                    connection.setblocking(False)
-                    self._serve(connection)
+                with self._accept() as stream:
+                    stream.setblocking(False)
+                    self._serve(stream)
         except _ListenerClosedError:
             return
 
@@ -88,12 +88,12 @@ class Listener:
                 _LOG.warning("%s: no front-end can be taken: %s", self._path.name, error.strerror)
                 self._await(None, 0, ACCEPT_RETRY_MS)
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, stream: socket.socket) -> None:
         """Serve one front-end until it goes, breaks the protocol, or the listener is closed."""
         self._backend.connect()
-        session = Session(self._backend.offer)
+        connection = Connection(self._backend.offer)
         try:
-            while self._exchange(connection, session):
+            while self._exchange(stream, connection):
                 pass
         except ProtocolError as error:
             self._warn("connection closed", error)
@@ -104,11 +104,11 @@ class Listener:
         finally:
             self._backend.disconnect()
 
-    def _exchange(self, connection: socket.socket, session: Session) -> bool:
+    def _exchange(self, stream: socket.socket, connection: Connection) -> bool:
         """Take one message and send its reply; False when the front-end has closed."""
         fds: list[int] = []  # those that nobody took are closed before the reply leaves
         try:
-            head = self._receive(connection, HEADER_BYTES, fds)
+            head = self._receive(stream, HEADER_BYTES, fds)
             if not head:
                 return False
             header = Header.parse(head)
@@ -120,23 +120,23 @@ class Listener:
                     size=header.size,
                     bound=MAX_PAYLOAD_BYTES,
                 )
-            payload = self._receive(connection, header.size) if header.size else b""
-            step = session.receive(header, payload, fds)
-            answer = self._execute(session, step) if isinstance(step, Command) else step
+            payload = self._receive(stream, header.size) if header.size else b""
+            step = connection.receive(header, payload, fds)
+            answer = self._execute(connection, step) if isinstance(step, Command) else step
         finally:
             for fd in fds:
                 os.close(fd)
         if answer is not None:
-            self._send(connection, answer)
+            self._send(stream, answer)
         return True
 
-    def _execute(self, session: Session, command: Command) -> bytes | None:
+    def _execute(self, connection: Connection, command: Command) -> bytes | None:
         try:
             outcome = self._backend.execute(command)
         except PortholeError as error:
             self._warn(f"{command.request.name} refused", error)
-            return session.refuse(command, error)
-        return session.answer(command, outcome)
+            return connection.refuse(command, error)
+        return connection.answer(command, outcome)
 
     def _warn(self, what: str, error: PortholeError) -> None:
         held_back = self._throttle.admit()
@@ -145,9 +145,7 @@ class Listener:
                 "%s: %s: %s [%d more warnings not logged]", self._path.name, what, error, held_back
             )
 
-    def _receive(
-        self, connection: socket.socket, length: int, fds: list[int] | None = None
-    ) -> bytes:
+    def _receive(self, stream: socket.socket, length: int, fds: list[int] | None = None) -> bytes:
         """Read exactly `length` bytes; descriptors that come with them go to `fds`.
 
         Without a list of descriptors the kernel closes any that come.
@@ -161,8 +159,8 @@ class Listener:
         data = b""
         room = socket.CMSG_SPACE(MAX_MESSAGE_FDS * _FD_BYTES) if fds is not None else 0
         while len(data) < length:
-            self._await(connection, select.POLLIN)
-            part, ancillary, flags, _ = connection.recvmsg(
+            self._await(stream, select.POLLIN)
+            part, ancillary, flags, _ = stream.recvmsg(
                 length - len(data), room, socket.MSG_CMSG_CLOEXEC
             )
             if fds is not None:
@@ -186,10 +184,10 @@ class Listener:
             data += part
         return data
 
-    def _send(self, connection: socket.socket, data: bytes) -> None:
+    def _send(self, stream: socket.socket, data: bytes) -> None:
         while data:
-            self._await(connection, select.POLLOUT)
-            data = data[connection.send(data) :]
+            self._await(stream, select.POLLOUT)
+            data = data[stream.send(data) :]
 
     def _await(self, sock: socket.socket | None, event: int, timeout_ms: int | None = None) -> None:
         """Wait until a socket, if any, is ready, or the time is over.

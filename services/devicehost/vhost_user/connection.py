@@ -92,7 +92,7 @@ def protocol_features(*, keeps_descriptors: bool, tells_config: bool) -> int:
     return features
 
 
-class Session:
+class Connection:
     """The negotiated state of one connection.
 
     Attributes:
@@ -113,7 +113,7 @@ class Session:
 
         Returns:
             A command for the back-end, whose outcome goes to `answer` or `refuse`; or the whole
-            reply when the session knows it itself; or None when there is nothing to say.
+            reply when the connection knows it itself; or None when there is nothing to say.
 
         Raises:
             ProtocolError: The message is malformed, or refused without an answer being wanted; the

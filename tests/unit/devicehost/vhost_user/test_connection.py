@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.devicehost.memory import Aperture
-from services.devicehost.vhost_user.messages import SHAPES, Command, ProtocolError
-from services.devicehost.vhost_user.session import (
+from services.devicehost.vhost_user.connection import (
     TRANSPORT_FEATURES,
+    Connection,
     Offer,
-    Session,
     protocol_features,
 )
+from services.devicehost.vhost_user.messages import SHAPES, Command, ProtocolError
 from services.handshake.errors import FailedPreconditionError
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Header, Request
@@ -43,19 +43,19 @@ NO_PAYLOAD = [
 
 
 def send(
-    session: Session,
+    connection: Connection,
     request: int,
     payload: bytes = b"",
     fds: list[int] | None = None,
     flags: int = wire.VERSION,
 ) -> Command | bytes | None:
-    return session.receive(Header(request, flags, len(payload)), payload, fds or [])
+    return connection.receive(Header(request, flags, len(payload)), payload, fds or [])
 
 
-def negotiated(offer: Offer = OFFER) -> Session:
-    session = Session(offer)
-    send(session, Request.SET_PROTOCOL_FEATURES, wire.U64.pack(offer.protocol_features))
-    return session
+def negotiated(offer: Offer = OFFER) -> Connection:
+    connection = Connection(offer)
+    send(connection, Request.SET_PROTOCOL_FEATURES, wire.U64.pack(offer.protocol_features))
+    return connection
 
 
 def number(answer: Command | bytes | None) -> int:
@@ -66,18 +66,18 @@ def number(answer: Command | bytes | None) -> int:
 
 
 def test_what_is_offered() -> None:
-    session = negotiated()
-    assert number(send(session, Request.GET_FEATURES)) == OFFER.features
-    assert number(send(session, Request.GET_PROTOCOL_FEATURES)) == OFFER.protocol_features
-    assert number(send(session, Request.GET_QUEUE_NUM)) == 3
-    assert number(send(session, Request.GET_MAX_MEM_SLOTS)) == 32
+    connection = negotiated()
+    assert number(send(connection, Request.GET_FEATURES)) == OFFER.features
+    assert number(send(connection, Request.GET_PROTOCOL_FEATURES)) == OFFER.protocol_features
+    assert number(send(connection, Request.GET_QUEUE_NUM)) == 3
+    assert number(send(connection, Request.GET_MAX_MEM_SLOTS)) == 32
 
 
 def test_a_device_with_an_aperture_offers_no_memory_slots() -> None:
     features = protocol_features(keeps_descriptors=Aperture.keeps_descriptors, tells_config=True)
-    session = negotiated(Offer(TRANSPORT_FEATURES, features, 1, b""))
+    connection = negotiated(Offer(TRANSPORT_FEATURES, features, 1, b""))
     with pytest.raises(ProtocolError):
-        send(session, Request.GET_MAX_MEM_SLOTS)
+        send(connection, Request.GET_MAX_MEM_SLOTS)
 
 
 @pytest.mark.parametrize("request_", list(SIZES))
@@ -130,27 +130,28 @@ def test_wrong_flags_close_the_connection(flags: int) -> None:
 def test_an_unknown_request_is_answered_with_an_error_or_closes_the_connection(
     request_: int,
 ) -> None:
-    session = negotiated()
-    assert number(send(session, request_, b"whatever", flags=NEED_REPLY)) == 1
+    connection = negotiated()
+    assert number(send(connection, request_, b"whatever", flags=NEED_REPLY)) == 1
     with pytest.raises(ProtocolError) as caught:
-        send(session, request_, b"whatever")
+        send(connection, request_, b"whatever")
     assert caught.value.reason == "MESSAGE_UNKNOWN"
 
 
 def test_without_reply_ack_an_error_closes_the_connection() -> None:
     with pytest.raises(ProtocolError):
-        send(Session(OFFER), 44, flags=NEED_REPLY)
+        send(Connection(OFFER), 44, flags=NEED_REPLY)
 
 
 def test_features_that_were_not_offered_are_refused() -> None:
-    session = negotiated()
+    connection = negotiated()
     assert (
-        number(send(session, Request.SET_FEATURES, wire.U64.pack(1 << 34), flags=NEED_REPLY)) == 1
+        number(send(connection, Request.SET_FEATURES, wire.U64.pack(1 << 34), flags=NEED_REPLY))
+        == 1
     )
     with pytest.raises(ProtocolError) as caught:
-        send(session, Request.SET_PROTOCOL_FEATURES, wire.U64.pack(1 << 1))
+        send(connection, Request.SET_PROTOCOL_FEATURES, wire.U64.pack(1 << 1))
     assert caught.value.reason == "FEATURE_NOT_OFFERED"
-    assert session.protocol_features == OFFER.protocol_features
+    assert connection.protocol_features == OFFER.protocol_features
 
 
 @pytest.mark.parametrize(
@@ -167,14 +168,14 @@ def test_every_queue_index_is_checked(request_: Request) -> None:
 
 
 def test_a_request_of_a_feature_that_was_not_negotiated_is_refused() -> None:
-    session = Session(OFFER)
+    connection = Connection(OFFER)
     with pytest.raises(ProtocolError) as caught:
-        send(session, Request.ADD_MEM_REG, bytes(40), [0])
+        send(connection, Request.ADD_MEM_REG, bytes(40), [0])
     assert caught.value.reason == "FEATURE_NOT_NEGOTIATED"
 
 
 def test_queue_num_may_be_asked_with_what_was_only_offered() -> None:
-    assert number(send(Session(OFFER), Request.GET_QUEUE_NUM)) == 3
+    assert number(send(Connection(OFFER), Request.GET_QUEUE_NUM)) == 3
 
 
 @pytest.mark.parametrize(
@@ -203,16 +204,18 @@ def test_config_requests_that_lie_about_their_length_close_the_connection(payloa
 
 
 def test_outcomes_are_told_only_to_who_wants_to_know() -> None:
-    session = negotiated()
-    quiet = send(session, Request.SET_VRING_NUM, wire.VringState(0, 8).pack())
-    curious = send(session, Request.SET_VRING_NUM, wire.VringState(0, 8).pack(), flags=NEED_REPLY)
+    connection = negotiated()
+    quiet = send(connection, Request.SET_VRING_NUM, wire.VringState(0, 8).pack())
+    curious = send(
+        connection, Request.SET_VRING_NUM, wire.VringState(0, 8).pack(), flags=NEED_REPLY
+    )
     assert isinstance(quiet, Command)
     assert isinstance(curious, Command)
-    assert session.answer(quiet, None) is None
-    assert number(session.answer(curious, None)) == 0
-    assert number(session.refuse(curious, FailedPreconditionError("X", "no"))) == 1
+    assert connection.answer(quiet, None) is None
+    assert number(connection.answer(curious, None)) == 0
+    assert number(connection.refuse(curious, FailedPreconditionError("X", "no"))) == 1
     with pytest.raises(ProtocolError, match="no"):
-        session.refuse(quiet, FailedPreconditionError("X", "no"))
+        connection.refuse(quiet, FailedPreconditionError("X", "no"))
 
 
 @given(
@@ -224,9 +227,9 @@ def test_outcomes_are_told_only_to_who_wants_to_know() -> None:
 def test_whatever_comes_is_a_command_a_reply_or_a_protocol_error(
     request: int, flags: int, payload: bytes, fds: int
 ) -> None:
-    session = negotiated()
+    connection = negotiated()
     try:
-        answer = send(session, request, payload, [0] * fds, flags)
+        answer = send(connection, request, payload, [0] * fds, flags)
     except ProtocolError:
         return
     assert answer is None or isinstance(answer, Command | bytes)
