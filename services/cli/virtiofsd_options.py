@@ -26,7 +26,7 @@ _NEVER: Final = {
     "no_xattr": "extended attributes are always served",
     "no_flock": "locks of guests are always those of the host",
     "no_posix_lock": "locks of guests are always those of the host",
-    "sandbox": "the process is not put into namespaces; what a guest can reach is resolved beneath "
+    "sandbox": "the process is not put into namespaces; every path of a guest is resolved beneath "
     "the shared directory",
 }
 

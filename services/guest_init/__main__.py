@@ -31,7 +31,8 @@ class GuestInitSettings(ServiceSettings):
         default=Path("/proc/cmdline"), description="file that holds the kernel command line"
     )
     kernel_release: str | None = Field(
-        default=None, description="what to report for `uname -r`; by default the running kernel's"
+        default=None,
+        description="release to report for `uname -r`; by default that of the running kernel",
     )
     owner: str | None = Field(
         default=None, description="address of the VM's init channel: report to it at start (WSL2)"

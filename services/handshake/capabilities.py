@@ -51,7 +51,7 @@ def parse_kernel_release(release: str) -> KernelVersion:
 
 @dataclass(frozen=True, slots=True)
 class GuestCapabilities:
-    """What one guest reported.
+    """The report of one guest.
 
     Attributes:
         pool: The bounce pool; None when not published.

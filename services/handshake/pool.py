@@ -90,7 +90,7 @@ def check_pool(pool: SwiotlbPool, low_ram_bytes: int) -> None:
     """Refuse a pool that no kernel could have reserved in this VM.
 
     Args:
-        pool: What the guest announced.
+        pool: The announced pool.
         low_ram_bytes: The VM's RAM below 4 GiB, which starts at address 0 and has no holes.
 
     Raises:

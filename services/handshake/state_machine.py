@@ -21,7 +21,7 @@ class StateMachine(Generic[State, Trigger]):
     """A state, and the table of the events that lead out of it.
 
     Args:
-        subject: What has the state, for error messages, for instance "VM 7".
+        subject: Name of the thing in error messages, for instance "VM 7".
         initial: The first state.
         transitions: The next state by state and event; what is absent is illegal.
     """

@@ -135,7 +135,7 @@ async def _version(stub: Any, service: str, address: str) -> ServiceVersion:
             raise
         raise FailedPreconditionError(
             "API_VERSION_MISMATCH",
-            f"what listens at {address} does not serve {service} (porthole {SOFTWARE_VERSION}, "
+            f"the peer at {address} does not serve {service} (porthole {SOFTWARE_VERSION}, "
             f"API versions {', '.join(API_VERSIONS)}) and announces no versions",
             service=service,
             address=address,

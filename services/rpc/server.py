@@ -103,7 +103,7 @@ async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) 
 
     Args:
         addresses: "unix:/path" or "host:port".
-        servicers: What to serve.
+        servicers: The services.
 
     Raises:
         InvalidArgumentError: ADDRESS_SYNTAX or SOCKET_PATH_TOO_LONG.
@@ -140,7 +140,7 @@ async def serve(
     Args:
         settings: The addresses to listen on, and where telemetry is exported.
         name: Name of the service in the ready line and in its traces.
-        servicers: What to serve, beside health and reflection.
+        servicers: The services, without health and reflection.
         on_shutdown: Releases what the service owns. Calls are answered while it runs.
         ready_line: Whether to print `porthole <name> ready on <addresses>` to stdout.
 

@@ -73,7 +73,7 @@ class DeviceStatus:
     Attributes:
         state: Name of the state, lower case.
         counters: Values by the names of porthole.handshake.v1.DeviceCounters.
-        exhaustion: What it has just used up; its state has not changed then.
+        exhaustion: The resource that it has just used up; its state has not changed then.
         children: Names of the shares of an aggregate.
     """
 

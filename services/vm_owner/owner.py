@@ -1,7 +1,7 @@
 """The VMs of this owner: created, found, changed one operation at a time, and ended.
 
 Owns the registry, the serialisation of operations, and their traces. Must not know protobuf:
-`Surroundings` has what speaks it.
+`Surroundings` has the parts that do.
 
 An operation that changes a VM runs to its end even when its caller goes away, so that no device is
 left half added. Only CreateVm is abandoned with its caller; it then takes down what it had begun.
@@ -96,7 +96,7 @@ class VmSpec:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all VMs of this owner use.
+    """The parts and settings that all VMs of this owner use.
 
     Attributes:
         run_dir: Directory of sockets and per-VM files.
@@ -117,7 +117,7 @@ class VmOwner:
     """All VMs, by id.
 
     Args:
-        surroundings: What all VMs use.
+        surroundings: The parts and settings that all VMs use.
         connect_device_hosts: Makes the connections to both device hosts. Its arguments are called
             with each status of a device, and when a device host is lost.
     """

@@ -1,7 +1,7 @@
 """The gRPC edge of the VM owner: VmOwner for its users, InitChannel for one guest.
 
 Owns the translation between protobuf and the owner's values, and the checks of syntax: enum values,
-and the sizes of what callers send.
+and the sizes of messages.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Owns opcodes, flags and `struct.Struct` layouts; names are the kernel's (opcodes without `FUSE_`,
 layouts in upper case without `fuse_`). Padding is `x` in a layout, so it is neither given nor
 returned. Unknown opcodes and flags are plain integers here and are refused by policy elsewhere.
-Must not know who speaks: driver and device both import this.
+Driver and device both import this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FUSE_MIN_READ_BUFFER: Final = 8192
 
 
 class Opcode(enum.IntEnum):
-    """enum fuse_opcode. Compare with `==` or `in`; never call it on what a peer sent."""
+    """enum fuse_opcode. Compare with `==` or `in`; never call it on a number from a peer."""
 
     LOOKUP = 1
     FORGET = 2
@@ -208,7 +208,7 @@ LK_OUT: Final = FILE_LOCK
 ACCESS_IN: Final = Struct("<I4x")
 INIT_IN: Final = Struct("<5I44x")
 INIT_COMPAT_IN: Final = Struct("<4I")
-"""What a driver without FUSE_INIT_EXT sends (before 7.36)."""
+"""FUSE_INIT of a driver without FUSE_INIT_EXT (before 7.36)."""
 INIT_OUT: Final = Struct("<4IHHIIHHI28x")
 INTERRUPT_IN: Final = Struct("<Q")
 FALLOCATE_IN: Final = Struct("<QQQI4x")

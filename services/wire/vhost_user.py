@@ -2,7 +2,7 @@
 
 Source: QEMU docs/interop/vhost-user.rst, protocol version 1. Integers are in the byte order of the
 machine; both ends share it. Values that this module does not name survive parsing: refusing them
-is the back-end's policy. Must not know sockets, guest memory or devices.
+is the back-end's policy.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PROTOCOL_F_STATUS: Final = 1 << 16
 
 
 class Request(IntEnum):
-    """What a front-end sends ("Front-end message types")."""
+    """The requests of a front-end ("Front-end message types")."""
 
     GET_FEATURES = 1
     SET_FEATURES = 2
@@ -99,7 +99,7 @@ class Request(IntEnum):
 
 
 class BackendRequest(IntEnum):
-    """What a back-end sends on the channel of SET_BACKEND_REQ_FD ("Back-end message types")."""
+    """The requests of a back-end on the SET_BACKEND_REQ_FD channel ("Back-end message types")."""
 
     IOTLB_MSG = 1
     CONFIG_CHANGE_MSG = 2

@@ -1,6 +1,6 @@
 """The virtio-fs device: numbers and the configuration space (virtio 1.2, section 5.11).
 
-Owns the layout only. Must not know FUSE; that is services.wire.fuse.
+Owns the layout only. Must not know FUSE, which is services.wire.fuse.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The virtio-net device: numbers, configuration space and packet header (virtio 1.2, section 5.1).
 
 Owns layouts and constants only. Offloads have names here whether or not anything offers them.
-Must not know who speaks, where a frame goes, or what a TAP is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The split virtqueue as it lies in guest memory, and the arithmetic that both sides share.
 
 Source: Virtual I/O Device (VIRTIO) Version 1.2, sections 2.1 (status), 2.7 (split virtqueues) and
-6 (reserved feature bits). All fields are little-endian. Must not know where guest memory is, who
-drives a queue, or what a device does.
+6 (reserved feature bits). All fields are little-endian.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def breaking_changes(old: FileDescriptorSet, new: FileDescriptorSet) -> list[str]:
-    """Say what `new` breaks for a peer built from `old`; empty when nothing."""
+    """Return the changes in `new` that break a peer built from `old`."""
     return [
         *_compare_messages(dict(_messages(old)), dict(_messages(new))),
         *_compare_enums(dict(_enums(old)), dict(_enums(new))),

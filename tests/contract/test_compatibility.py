@@ -1,4 +1,4 @@
-"""Peers of different ages over the wire: nothing that one of them does not know gets lost.
+"""Peers of different ages over the wire: a field that one of them does not know is kept.
 
 The classes of the other age are built at run time, from the descriptors of the .proto files with
 fields added or taken away; so the wire is what really differs, and nothing is pretended.
@@ -83,7 +83,7 @@ def _grow(file: descriptor_pb2.FileDescriptorProto) -> None:
 
 
 def _shrink(file: descriptor_pb2.FileDescriptorProto) -> None:
-    """From before kernel release and seccomp were reported."""
+    """Capabilities from before kernel release and seccomp were reported."""
     capabilities = _capabilities(file)
     if capabilities is not None:
         del capabilities.field[1:]
@@ -114,7 +114,7 @@ def new_capabilities(newer: Age) -> Any:
 async def answering(
     service: str, run_dir: Path, socket: str, answers: dict[str, Callable[[bytes], bytes]]
 ) -> AsyncIterator[str]:
-    """A service that takes and gives bytes: it speaks whatever age a test gives it."""
+    """A service whose messages are bytes, so that a test can make it of any age."""
 
     def unary(answer: Callable[[bytes], bytes]) -> Any:
         async def handle(request: bytes, _: object) -> bytes:
@@ -141,7 +141,7 @@ def version_of(service: str) -> Callable[[bytes], bytes]:
 
 
 async def pull_and_forward(run_dir: Path, capabilities: Message, age: Age) -> bytes:
-    """Run today's session between a guest of another age and an owner; what the owner got."""
+    """Run today's session between an older or newer guest and an owner; return what it got."""
     response = age("porthole.guest.v1.GetGuestCapabilitiesResponse")
     response.capabilities.CopyFrom(capabilities)
     answers = {
@@ -211,7 +211,7 @@ async def test_empty_capabilities_are_valid(run_dir: Path, older: Age) -> None:
     assert report_from_proto(request.capabilities) == Report()
 
 
-async def test_an_older_owner_takes_the_push_of_todays_guest(run_dir: Path, older: Age) -> None:
+async def test_an_older_owner_accepts_the_report_of_todays_guest(run_dir: Path, older: Age) -> None:
     arrived: list[Any] = []
 
     def report(raw: bytes) -> bytes:
@@ -230,7 +230,7 @@ async def test_an_older_owner_takes_the_push_of_todays_guest(run_dir: Path, olde
         await peer.close()
     [report_seen] = arrived
     assert report_seen.capabilities.swiotlb_pool.base == POOL.base
-    # What the older owner does not know it still keeps.
+    # The older owner keeps the fields that it does not know.
     kept = guest_capabilities_pb2.GuestCapabilities.FromString(
         report_seen.capabilities.SerializeToString()
     )

@@ -1,4 +1,4 @@
-"""The .proto files: generated code is theirs, and nothing that peers rely on is broken."""
+"""The .proto files: the generated code is up to date, and no change breaks a peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `porthole` command against `porthole up`: real processes, as a user has them."""
+"""The `porthole` command against `porthole up`, with real processes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Porthole:
 
 @pytest.fixture(scope="module")
 def porthole() -> Iterator[Porthole]:
-    """One set of services for all tests that do not end it; each makes VMs of its own."""
+    """One set of services for all tests that do not end it. Each test makes its own VMs."""
     run_dir = Path(tempfile.mkdtemp(prefix="ph-", dir="/tmp"))
     command = Porthole(run_dir)
     process = command.up()
@@ -219,7 +219,7 @@ def test_what_the_owner_refuses_is_3_with_its_reason(porthole: Porthole) -> None
     assert "NOT_FOUND" in line
 
 
-def test_a_name_that_no_service_can_be_told_is_2_in_one_line(porthole: Porthole) -> None:
+def test_a_name_that_no_request_can_carry_is_2_in_one_line(porthole: Porthole) -> None:
     vm_id = porthole.run("vm", "create").stdout.strip()
     name = os.fsdecode(b"/tmp/\xff")
     (line,) = porthole.run("share", "add", vm_id, name, code=USAGE).stderr.splitlines()
@@ -237,19 +237,19 @@ def test_the_version_names_the_owner_and_its_manifest(porthole: Porthole) -> Non
     assert owner["manifest"]["first_device_host_with_token"] == "1.2.29-0"
 
 
-def test_the_version_tells_whether_the_native_fast_path_is_active(porthole: Porthole) -> None:
+def test_the_version_shows_whether_the_native_fast_path_is_active(porthole: Porthole) -> None:
     device_host = porthole.json("version")["services"]["device_host"]
     assert device_host["manifest"] == {"native_fast_path": fastpath.status}
-    told = porthole.run("version").stdout.splitlines()
-    assert told[0].endswith(f"native fast path {fastpath.status}")
-    assert told[2].endswith(f": native fast path {fastpath.status}")
+    shown = porthole.run("version").stdout.splitlines()
+    assert shown[0].endswith(f"native fast path {fastpath.status}")
+    assert shown[2].endswith(f": native fast path {fastpath.status}")
     porthole.environment["PORTHOLE_NATIVE"] = "0"
     try:
-        told = porthole.run("version").stdout.splitlines()
+        shown = porthole.run("version").stdout.splitlines()
     finally:
         del porthole.environment["PORTHOLE_NATIVE"]
-    assert told[0].endswith("native fast path off: PORTHOLE_NATIVE is 0")
-    assert told[2].endswith(fastpath.status), "the device host's is its own"
+    assert shown[0].endswith("native fast path off: PORTHOLE_NATIVE is 0")
+    assert shown[2].endswith(fastpath.status), "the device host's is its own"
 
 
 def test_health_is_serving_for_each_service(porthole: Porthole) -> None:

@@ -55,7 +55,7 @@ def report_of(out: Path) -> dict[str, Any]:
 
 
 def mounts_below(directory: Path) -> list[str]:
-    """All that the demonstration mounts is there; others mount on this machine meanwhile."""
+    """Return the mounts of the demonstration; other processes may mount meanwhile."""
     table = Path("/proc/self/mountinfo").read_text()
     points = [line.split()[4] for line in table.splitlines()]
     return [point for point in points if Path(point).is_relative_to(directory)]
@@ -114,7 +114,7 @@ def test_with_root_it_shows_the_mount_point_and_the_network(tree: Path, tmp_path
         assert vm["files_through_mount_point"] == 33
         assert (vm["ping"]["sent"], vm["ping"]["received"]) == (3, 3)
         assert (vm["http"]["status"], vm["http"]["size_bytes"]) == (200, 700_001)
-    # It works in namespaces of its own: the host is as it was.
+    # It works in its own namespaces, so the host has not changed.
     assert sorted(os.listdir("/sys/class/net")) == interfaces  # noqa: PTH208
     assert mounts_below(out) == []
 
@@ -123,7 +123,7 @@ def test_with_root_it_shows_the_mount_point_and_the_network(tree: Path, tmp_path
 def test_without_rights_it_says_what_is_lacking_and_does_the_rest(
     tree: Path, tmp_path: Path
 ) -> None:
-    # As in a container: root in name, without the capabilities for mounts and networks.
+    # Root without the capabilities for mounts and networks, as in a container.
     dropped = "-sys_admin,-net_admin"
     out = tmp_path / "out"
     result = demo(tree, out, prefix=("setpriv", f"--bounding-set={dropped}"))

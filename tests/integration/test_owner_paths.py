@@ -260,7 +260,7 @@ async def test_errors_reach_the_client_with_their_reasons(house: House) -> None:
 
 
 class _OwnNetwork:
-    """Puts this thread, and what it starts, into a network namespace of its own."""
+    """Moves this thread, and the processes that it starts, into a new network namespace."""
 
     _CLONE_NEWNET = 0x4000_0000  # include/uapi/linux/sched.h
 

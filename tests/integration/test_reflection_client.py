@@ -1,4 +1,4 @@
-"""A client that has neither our stubs nor our .proto files: reflection is enough."""
+"""A client without our stubs and .proto files, which uses reflection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WSLC = 2
 
 
 class Reflected:
-    """One service of which only its name is known."""
+    """One service, of which only the name is known."""
 
     def __init__(self, channel: grpc.Channel, name: str) -> None:
         self._channel = channel
@@ -61,7 +61,7 @@ def play(owner_address: str) -> None:
         pool = published.swiotlb_pool
         assert pool.size_bytes == 64 << 20
 
-        # Both sides have message classes of their own; what crosses is what the guest said.
+        # Each side has its own message classes; the capabilities arrive as the guest sent them.
         said = {"swiotlb_pool": {"base": pool.base, "size_bytes": pool.size_bytes}}
         answer = owner.call("ApplyGuestCapabilities", vm_id=vm.vm_id, capabilities=said)
         assert not answer.already_applied

@@ -1,4 +1,4 @@
-"""Device host and VM owner as processes, and a client that makes VMs and has their guests work."""
+"""Device host and VM owner as processes, and a client that makes VMs and works in their guests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class House:
         self.stub: vm_owner_pb2_grpc.VmOwnerAsyncStub
 
     async def start(self, stack: AsyncExitStack) -> None:
-        # The WSLC session of a test runs in this process, and traces into the same file.
+        # A WSLC session of a test runs in this process and traces into the same file.
         tracing.setup("session", ServiceSettings(trace_file=self.trace_file))
         stack.callback(tracing.shutdown)
         self.shared.mkdir()
@@ -92,7 +92,7 @@ class House:
         return (await self.stub.AddShare(request)).share
 
     async def guest_reads(self, vm: vm_owner_pb2.Vm, tag: str, path: str = "") -> bool:
-        """Whether the guest reads the shared file, through its driver, as it is on the host."""
+        """Return whether the guest reads the shared file with the content that the host has."""
         peer = await connect(vm.machine_address, GuestStub, MACHINE)
         try:
             request = machine_pb2.HashTreeRequest(tag=tag, path=path)
@@ -106,7 +106,7 @@ class House:
         return digests == {b"file": hashlib.sha256(self.content).digest()}
 
     async def guest_pings(self, vm: vm_owner_pb2.Vm, address: str) -> int:
-        """How many of three echo requests the guest gets answers to."""
+        """Send three echo requests from the guest; return the number of replies."""
         peer = await connect(vm.machine_address, GuestStub, MACHINE)
         try:
             request = machine_pb2.PingRequest(address=address, count=3, timeout_s=5)

@@ -42,7 +42,7 @@ TOKEN = "swiotlb=0x3c000000,67108864"
 
 @dataclass
 class Script:
-    """What the peers do, and what they were asked to.
+    """The behaviour of the peers, and the journal of the calls to them.
 
     Attributes:
         journal: Every call, in order: (peer, call, its main argument).
@@ -106,7 +106,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
             counters=device_pb2.DeviceCounters(requests=7, bytes_in=11),
             options=request.options,
         )
-        # Fails after it has created the device, as a lost answer does.
+        # A failure here stands for a lost answer: the device has been created.
         await self.script.play(self.name, "CreateDevice", request.options)
         return device_host_pb2.CreateDeviceResponse(socket_path=f"/sock/{request.tag}")
 
@@ -123,7 +123,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
     ) -> device_host_pb2.AddChildResponse:
         self.devices[request.instance_id].children.append(request.name)
         self.children[request.name] = request
-        # Fails after it has added the share, as a lost answer does.
+        # A failure here stands for a lost answer: the share has been added.
         await self.script.play(self.name, "AddChild", request.options)
         return device_host_pb2.AddChildResponse()
 
@@ -168,8 +168,8 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
     """Boots at once; its init reports `capabilities` to the init channel, if there is one.
 
     Attributes:
-        news: What it tells whoever watches it.
-        tells: Whether it can be watched; a machine of an older version cannot.
+        news: The items of its stream.
+        watchable: Whether it can be watched; a machine of an older version cannot.
     """
 
     def __init__(self, script: Script) -> None:
@@ -181,7 +181,7 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
         self.attached: dict[str, machine_pb2.AttachDeviceRequest] = {}
         self.reports: list[asyncio.Task[object]] = []
         self.news: asyncio.Queue[machine_pb2.WatchMachineResponse] = asyncio.Queue()
-        self.tells = True
+        self.watchable = True
 
     async def GetVersion(  # noqa: N802
         self, request: machine_pb2.GetVersionRequest, context: object
@@ -194,7 +194,7 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
         await self.script.play("machine", "Boot", request.vm_id)
         self.boots.append(request)
         if request.init_channel_address and self.capabilities is not None:
-            # As a guest does: its init reports while Boot has not returned yet.
+            # The init of a guest reports before Boot has returned.
             work = report(request.init_channel_address, self.capabilities)
             self.reports.append(asyncio.create_task(work))
         return machine_pb2.BootResponse(guest_init_address="unix:/guest-init.sock")
@@ -220,7 +220,7 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
             machine_pb2.WatchMachineRequest, machine_pb2.WatchMachineResponse
         ],
     ) -> AsyncIterator[machine_pb2.WatchMachineResponse]:
-        if not self.tells:
+        if not self.watchable:
             self.script.reached.set()
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         while True:
@@ -234,7 +234,7 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
 
 
 async def report(address: str, capabilities: GuestCapabilities) -> bool | PortholeError:
-    """Report as a guest's init does; returns what it is told, a refusal included."""
+    """Report as a guest's init does; returns the answer, or the refusal."""
     peer = await connect(address, guest_init_pb2_grpc.InitChannelStub, INIT_CHANNEL)
     request = guest_init_pb2.ReportGuestCapabilitiesRequest(capabilities=capabilities)
     try:
@@ -314,7 +314,7 @@ class Rig:
 
 @asynccontextmanager
 async def running_rig(run_dir: Path) -> AsyncIterator[Rig]:
-    """An owner with fake peers that run; everything is stopped in the end."""
+    """Run an owner with fake peers, and stop everything in the end."""
     rig = Rig(run_dir)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(rig.stop)

@@ -1,4 +1,4 @@
-"""The three methods of VmOwner that a session calls, over real gRPC, remembering what arrived."""
+"""The three methods of VmOwner that a session calls, over real gRPC, with a record of requests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SmallOwner:
         )
 
     def servicer(self) -> Servicer:
-        """Make a service of it; ApplyGuestCapabilities is handed over as bytes."""
+        """Make it a service; ApplyGuestCapabilities gets its request as bytes."""
         unary = grpc.unary_unary_rpc_method_handler
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetVersion": unary(
@@ -79,7 +79,7 @@ class SmallOwner:
 
 @asynccontextmanager
 async def serving(owner: SmallOwner, run_dir: Path) -> AsyncIterator[str]:
-    """Serve it on <run_dir>/owner.sock; the address."""
+    """Serve it on <run_dir>/owner.sock; return the address."""
     address = f"unix:{run_dir}/owner.sock"
     handle = await start_server([address], [owner.servicer()])
     yield address

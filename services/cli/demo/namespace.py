@@ -1,6 +1,6 @@
 """The namespaces of the demonstration, which isolate it from the host, and an HTTP server in them.
 
-Owns the contact with the kernel. All of it needs root; `lacks` returns what cannot be done without.
+Owns the contact with the kernel. All of it needs root; `lacks` returns the parts that are missing.
 """
 
 from __future__ import annotations

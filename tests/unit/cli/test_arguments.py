@@ -28,7 +28,7 @@ def test_a_size_is_read(text: str, size_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "2.5G", "G", "64X", "0x40", "٣M"])
-def test_what_is_no_size_is_refused_by_name(text: str) -> None:
+def test_a_text_that_is_no_size_is_refused_by_name(text: str) -> None:
     with pytest.raises(typer.BadParameter) as caught:
         parse_size(text)
     assert repr(text) in caught.value.message
@@ -51,7 +51,7 @@ def test_the_directory_of_a_share_becomes_absolute() -> None:
 
 
 @pytest.mark.parametrize("text", ["", ",ro", "/a,tag=x,tag=y"])
-def test_what_is_no_share_is_refused(text: str) -> None:
+def test_a_text_that_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse_share(text)
 

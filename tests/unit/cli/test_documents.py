@@ -1,4 +1,4 @@
-"""The documents keep up with the code: reasons, rules, exit codes and decisions."""
+"""The documents have all that the code has: reasons, rules, exit codes and decisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PUBLIC = (
     *("devicehost/host", "devicehost/memory"),
 )
 RAISED = re.compile(r"(\w+Error|refuse|Refusal)$")
-# Said to a vhost-user front-end or about a guest, never to a caller of an API.
+# Reasons for a vhost-user front-end, which no caller of an API gets.
 OF_THE_DATA_PLANE = {
     *("MAPPING_FAILED", "MAPPING_UNALIGNED"),
     *("REGION_BOUNDS", "REGION_FILE_TOO_SHORT", "REGION_LIMIT", "REGION_NOT_SEALED"),

@@ -13,7 +13,7 @@ from services.handshake.errors import FailedPreconditionError, UnavailableError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Programs of the test: what a service looks like from outside, a ready line and SIGTERM.
+# A program with the interface of a service: a ready line, and an end at SIGTERM.
 SERVICE = """
 import os, signal, sys
 def end(*_):
@@ -28,7 +28,7 @@ signal.pause()
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put modules that behave like services where `python -m` finds them."""
+    """Make two modules that behave like services, for `python -m`."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("ENDED", str(tmp_path / "ended"))
     for name in ("first", "second"):
@@ -43,7 +43,7 @@ def use(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 
 def ignore(_service: str, _line: str) -> None:
-    """Take a line that nobody wants."""
+    """Drop a line of output."""
 
 
 async def test_services_start_in_order_and_end_the_other_way_round(

@@ -54,7 +54,7 @@ def test_every_command_has_help(command: list[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_told_on_stderr(command: list[str]) -> None:
+def test_wrong_usage_is_reported_on_stderr(command: list[str]) -> None:
     result = RUNNER.invoke(app, command)
     assert result.exit_code == USAGE
     assert result.stdout == ""
@@ -86,7 +86,7 @@ def test_without_a_vm_owner_it_is_one_line_and_4(command: list[str], run_dir: Pa
     assert str(run_dir / "owner.sock") in line
 
 
-def test_a_run_directory_that_is_too_long_is_told_in_one_line() -> None:
+def test_a_run_directory_that_is_too_long_is_reported_in_one_line() -> None:
     run_dir = f"/tmp/{'x' * 120}"
     result = RUNNER.invoke(app, ["--run-dir", run_dir, "vm", "list"])
     assert result.exit_code == USAGE

@@ -72,7 +72,7 @@ def test_a_vm_is_one_row_under_its_headings() -> None:
     ]
 
 
-def test_a_device_row_shows_what_went_through_its_aperture() -> None:
+def test_a_device_row_shows_its_counters() -> None:
     _, row = rendered(tables.device_table([DEVICE])).splitlines()
     assert row.split() == [
         *("d1", "virtio-fs", "data", "attached", "7", "1", "KiB", "3", "MiB", "1", "0"),
@@ -83,7 +83,7 @@ def test_names_are_not_read_as_markup() -> None:
     assert "/srv/[bold]data" in rendered(tables.share_table(VM.shares))
 
 
-def test_what_a_guest_reports_cannot_drive_the_terminal() -> None:
+def test_escape_sequences_of_a_guest_do_not_reach_the_terminal() -> None:
     assert printable("6.18\x1b[2J\x9b\r") == "6.18\\x1b[2J\\x9b\\r"
 
 
@@ -132,7 +132,7 @@ def test_facts_of_a_vm_without_a_pool_say_none() -> None:
         ),
     ],
 )
-def test_each_watched_thing_is_one_line(view: WatchView, line: str) -> None:
+def test_each_event_is_one_line(view: WatchView, line: str) -> None:
     assert tables.watch_line(view) == line
 
 
@@ -150,7 +150,7 @@ def test_sizes_have_a_binary_unit(size_bytes: int, text: str) -> None:
     assert tables.format_bytes(size_bytes) == text
 
 
-def test_json_is_the_fields_of_the_record() -> None:
+def test_json_is_the_fields_of_the_view() -> None:
     document = json.loads(json.dumps(as_json(VM)))
     assert document["devices"][0]["counters"]["translations_refused"] == 1
     assert document["shares"][0]["host_path"] == "/srv/[bold]data"

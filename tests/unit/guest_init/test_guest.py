@@ -1,4 +1,4 @@
-"""What guest init knows of its guest: command line, kernel release, seccomp."""
+"""The guest of guest init: command line, kernel release, seccomp."""
 
 from __future__ import annotations
 

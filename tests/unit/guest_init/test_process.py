@@ -1,4 +1,4 @@
-"""Guest init as a process: it serves, it pushes, and no answer makes it fall."""
+"""Guest init as a process: it serves, reports, and survives every answer."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_it_answers_with_what_is_published_now(run_dir: Path) -> None:
     assert after.HasField("seccomp_user_notification")
 
 
-async def test_it_pushes_once_when_it_has_an_owner(run_dir: Path) -> None:
+async def test_it_reports_once_when_it_has_an_owner(run_dir: Path) -> None:
     publish(run_dir)
     owner = Owner()
     async with listening(owner, run_dir) as address, guest_init(run_dir, f"--owner={address}"):
@@ -103,7 +103,7 @@ async def test_it_waits_for_an_owner_that_is_not_up_yet(run_dir: Path) -> None:
     assert pushed.capabilities.swiotlb_pool.base == 0x3C000000
 
 
-async def test_it_repeats_what_a_retry_may_mend(run_dir: Path) -> None:
+async def test_it_repeats_a_retryable_failure(run_dir: Path) -> None:
     owner = Owner([UnavailableError("BUSY", "not now")])
     async with listening(owner, run_dir) as address, guest_init(run_dir, f"--owner={address}"):
         first, second = await owner.reports.get(), await owner.reports.get()

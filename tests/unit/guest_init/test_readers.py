@@ -1,4 +1,4 @@
-"""What a kernel publishes is read whole or not at all, whatever is in the files."""
+"""A published pool is read whole or not at all, whatever the files hold."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_numbers_as_strtoull_reads_them(text: str, value: int) -> None:
         "0x" + "f" * 4000,
     ],
 )
-def test_what_is_no_number(text: str) -> None:
+def test_a_text_that_is_no_number(text: str) -> None:
     assert parse_number(text) is None
 
 
@@ -137,7 +137,7 @@ def test_a_directory_in_place_of_a_file(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     reader = publish(tmp_path, b"0x3c000000", b"67108864")
     (tmp_path / "swiotlb_base").unlink()
-    # A loop fails for root too, whom no mode stops.
+    # A loop of links fails even for root, who may read a file of any mode.
     (tmp_path / "swiotlb_base").symlink_to("swiotlb_base")
     assert reader.read() is None
 

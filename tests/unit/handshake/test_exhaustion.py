@@ -1,4 +1,4 @@
-"""Episodes: when one begins, when it is over, and what is told."""
+"""Episodes: when one begins, when it ends, and what is reported."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 class Pool:
     def __init__(self, total: int) -> None:
         self.used = 0
-        self.told: list[Exhaustion] = []
+        self.reported: list[Exhaustion] = []
         self.looks: list[Callable[[], None]] = []
         self.bound = Bound("things", total, lambda: self.used, self.looks.append)
 
     def hit(self, used: int) -> None:
         self.used = used
-        self.bound.hit(self.told.append)
+        self.bound.hit(self.reported.append)
 
     def look(self, used: int) -> bool:
         self.used = used
@@ -29,11 +29,11 @@ class Pool:
         return self.bound.exhausted
 
 
-def test_an_episode_is_told_once_however_often_it_is_hit() -> None:
+def test_an_episode_is_reported_once_however_often_it_is_hit() -> None:
     pool = Pool(8)
     for used in (8, 8, 7):
         pool.hit(used)
-    assert pool.told == [Exhaustion("things", 8, 8)]
+    assert pool.reported == [Exhaustion("things", 8, 8)]
     assert pool.bound.exhausted
 
 
@@ -44,7 +44,7 @@ def test_it_ends_when_use_is_clearly_below_and_nobody_was_refused_meanwhile() ->
     assert pool.look(7), "not clearly below"
     assert not pool.look(6)
     pool.hit(8)
-    assert [each.used for each in pool.told] == [8, 8]
+    assert [each.used for each in pool.reported] == [8, 8]
 
 
 @pytest.mark.parametrize(("total", "eased"), [(0, 0), (1, 0), (2, 1), (4, 3), (512, 384)])

@@ -1,4 +1,4 @@
-"""Device options: what the owner writes, the device host parses; the rest is refused by name."""
+"""Device options: what the owner writes, and what the device host accepts or refuses by name."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
     st.sampled_from(["", "ro", "uid=7;gid=8", "queues=8;case=force"]),
     st.sampled_from([None, TOKEN]),
 )
-def test_what_the_owner_writes_the_device_host_reads(
+def test_the_device_host_reads_what_the_owner_writes(
     name: str, extra: str, token: str | None
 ) -> None:
     options = parse_fs_options(build_options(name, extra, token, VM))

@@ -70,7 +70,7 @@ def test_a_pool_inside_ram_and_below_4_gib_is_accepted(
         (2 * GIB - 4096, 8192, "SWIOTLB_OUTSIDE_RAM"),
     ],
 )
-def test_what_no_kernel_could_have_reserved_is_refused(
+def test_a_pool_that_no_kernel_could_have_reserved_is_refused(
     base: int, size_bytes: int, expected: str
 ) -> None:
     assert reason(base, size_bytes) == expected

@@ -1,4 +1,4 @@
-"""The trace checker: valid handshakes pass, and each rule is broken by exactly one change."""
+"""The trace checker: valid handshakes pass, and each rule has a change that breaks only it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_valid_handshake_passes(case: str) -> None:
     assert verdict.valid
 
 
-def test_the_verdict_tells_of_the_vm() -> None:
+def test_the_verdict_has_the_facts_of_the_vm() -> None:
     [verdict] = verify(record(wsl2()))
     assert (verdict.vm_id, verdict.kind, verdict.token, verdict.devices) == (VM, "WSL2", TOKEN, 3)
 
@@ -164,7 +164,7 @@ def with_both(steps: Steps, attached: str) -> Steps:
 
 
 def failed_after_it_attached() -> Steps:
-    """A share whose device got its aperture, and no answer to the guest's first request."""
+    """A share whose device got its aperture, and never answered the guest's first request."""
     added, attached, _, (_, removed) = device("bad", FS, TOKEN)
     steps = wsl2()
     return [*steps[:4], added, attached, (added[0], removed), *steps[4:]]

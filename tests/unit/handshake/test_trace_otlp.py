@@ -1,4 +1,4 @@
-"""Reading OTLP JSON lines: what is read, and where an error is."""
+"""Reading OTLP JSON lines: the events, and the places of errors."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert parse_otlp_lines(text, "f") == []
 
 
-def test_what_was_read_can_be_judged() -> None:
+def test_a_read_trace_can_be_judged() -> None:
     kinds: dict[type, str] = {str: "stringValue", int: "intValue", bool: "boolValue"}
     text = "".join(
         line(

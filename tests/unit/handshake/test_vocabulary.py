@@ -46,7 +46,7 @@ def test_a_kernel_release(release: str, version: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     "release", ["", "6.18", "6.18.x", "v6.18.26", " 6.18.26", "9" * 5000 + ".1.1"]
 )
-def test_what_is_no_kernel_release_is_named(release: str) -> None:
+def test_a_text_that_is_no_kernel_release_is_named(release: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         parse_kernel_release(release)
     assert caught.value.reason == "KERNEL_RELEASE_SYNTAX"
@@ -77,7 +77,7 @@ def test_every_kind_of_error_is_a_canonical_status(kind: type[PortholeError]) ->
     assert error.metadata == {"bound": "5"}
 
 
-def test_only_what_may_pass_by_itself_is_worth_a_retry() -> None:
+def test_only_an_error_that_may_pass_by_itself_is_retryable() -> None:
     retryable = {kind.kind for kind in KINDS if kind.retryable}
     assert retryable == {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
 
@@ -103,7 +103,7 @@ MADE = [
 
 
 @pytest.mark.parametrize("event", MADE, ids=lambda event: event.name)
-def test_what_is_emitted_is_what_the_checker_demands(event: events.Event) -> None:
+def test_emitted_events_are_those_that_the_checker_demands(event: events.Event) -> None:
     demanded: dict[str, Any] = {events.VM_ID: str, **VOCABULARY[event.name]}
     assert {key: type(value) for key, value in event.attributes.items()} == demanded
 

@@ -57,7 +57,7 @@ def _pushed(pool: SwiotlbPool | None) -> tuple[str, Event]:
 
 
 def wsl2() -> Steps:
-    """A guest pushes; its pool is latched; three devices."""
+    """A guest reports; its pool is latched; there are three devices."""
     return [
         *_created("WSL2", MIB64),
         _pushed(POOL),
@@ -82,7 +82,7 @@ def wslc() -> Steps:
 
 
 def old_kernel() -> Steps:
-    """A pool was requested and none came: a warning, and windows."""
+    """A pool was requested and none was published: a warning, and windows."""
     return [
         *_created("WSL2", MIB64),
         _pushed(None),
@@ -104,7 +104,7 @@ def old_kernel_wslc() -> Steps:
 
 
 def nothing_requested() -> Steps:
-    """No pool wanted, none came: nobody is warned."""
+    """No pool was requested and none was published: no warning."""
     return [
         *_created("WSL2", 0),
         _pushed(None),
@@ -126,7 +126,7 @@ def refused() -> Steps:
 
 
 def attacked() -> Steps:
-    """Somebody applies another pool, then none, after one was latched; both are refused."""
+    """After a pool was latched, another one and then none are applied; both are refused."""
     steps = wslc()
     steps[5:5] = [
         ("again", events.wslc_apply(VM, OTHER.base, OTHER.size_bytes)),
@@ -167,7 +167,7 @@ def failed_add() -> Steps:
 
 
 def idle_adapters() -> Steps:
-    """An adapter is removed before its guest had anything to say."""
+    """An adapter is removed before its guest has sent anything."""
     return [step for step in wsl2() if step[0] not in ("first-eth0", "first-loopback0")]
 
 

@@ -1,4 +1,4 @@
-"""The tables of states.py, held against the words of handshake.md section 10."""
+"""The tables of states.py, compared with handshake.md section 10."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_no_step_can_be_skipped_or_repeated() -> None:
 
 
 @pytest.mark.parametrize("done", range(len(ADD_ORDER) + 1))
-def test_what_is_undone_tears_down_before_it_forgets(done: int) -> None:
+def test_an_undone_addition_tears_down_before_it_forgets(done: int) -> None:
     machine = guest_device_life("device")
     states_after(ADD_ORDER[:done], machine)
     undone = UNDO[machine.state]

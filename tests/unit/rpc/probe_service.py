@@ -1,4 +1,4 @@
-"""A small InitChannel, whose answers and failures a test chooses by the kernel release it sends."""
+"""A small InitChannel. The kernel release in a request selects its answer or failure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ERRORS: dict[str, type[PortholeError]] = {
 
 
 class Probe(pb_grpc.InitChannelServicer):
-    """Answers ReportGuestCapabilities as the kernel release asks: an error's kind, or a word."""
+    """Answers ReportGuestCapabilities; the kernel release is the kind of an error, or a word."""
 
     def __init__(self, api_versions: tuple[str, ...] = ("v1",)) -> None:
         self.metadata: dict[str, str] = {}

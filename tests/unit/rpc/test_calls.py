@@ -60,7 +60,7 @@ async def test_a_message_that_quotes_megabytes_of_a_guest_still_arrives(
     assert len(caught.value.message.encode()) <= 1024
 
 
-async def test_an_unforeseen_exception_is_logged_and_tells_the_caller_only_where(
+async def test_an_unforeseen_exception_is_logged_and_the_caller_learns_only_where(
     peer: ProbePeer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(PortholeError) as caught:
@@ -223,7 +223,7 @@ class Ticker:
 
 
 class TickerStub:
-    """What grpc_tools would generate for Ticker, and a version to pass the check with."""
+    """The stub that grpc_tools would generate for Ticker, and a version that passes the check."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         init = InitChannelStub(channel)

@@ -1,4 +1,4 @@
-"""Spans and metrics reach an OTLP endpoint: a real gRPC collector that keeps what it gets."""
+"""Spans and metrics reach an OTLP endpoint, a gRPC collector that keeps everything."""
 
 from __future__ import annotations
 

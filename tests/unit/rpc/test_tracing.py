@@ -1,4 +1,4 @@
-"""Spans and events as they are exported, and how a VM's trace is continued."""
+"""Exported spans and events, and the continuation of a VM's trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def trace_file(run_dir: Path) -> Iterator[Path]:
-    """Telemetry is on; spans go to this file."""
+    """Set telemetry up; returns the file of its spans."""
     path = run_dir / "new" / "trace.jsonl"
     settings = ServiceSettings(
         run_dir=run_dir, trace_file=path, metrics_file=run_dir / "metrics.jsonl"

@@ -53,7 +53,7 @@ def test_an_address_is_read_back(text: str) -> None:
         "a b:1",
     ],
 )
-def test_what_is_no_address(text: str) -> None:
+def test_a_text_that_is_no_address(text: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         parse_address(text)
     assert caught.value.reason == "ADDRESS_SYNTAX"

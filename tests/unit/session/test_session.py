@@ -114,7 +114,7 @@ async def test_reading_applies_nothing(run_dir: Path, owner: SmallOwner) -> None
     assert owner.applied == []
 
 
-async def test_what_the_owner_refuses_reaches_the_caller(run_dir: Path, owner: SmallOwner) -> None:
+async def test_a_refusal_of_the_owner_reaches_the_caller(run_dir: Path, owner: SmallOwner) -> None:
     owner.refusal = InvalidArgumentError("SWIOTLB_OUTSIDE_RAM", "outside", bound=4096)
     async with guest_init(run_dir), serving(owner, run_dir) as address:
         with pytest.raises(InvalidArgumentError) as caught:

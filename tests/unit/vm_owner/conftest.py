@@ -1,4 +1,4 @@
-"""An owner with fake peers, and the events that it leaves in its traces."""
+"""An owner with fake peers, and the events of its traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded machine: a child process that starts, dies, is collected."""
+"""The embedded machine: its child process starts, dies, and is waited for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.vm_owner.machines.embedded import EmbeddedMachine
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Serves Machine at the address of --listen, as services.simguest does, and nothing more.
+# A program that serves only Machine, at the address of --listen.
 GUEST = """
 import asyncio, os, sys
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
@@ -85,7 +85,7 @@ async def test_a_guest_that_dies_is_noticed_and_then_refuses_at_once(run_dir: Pa
     assert refused.value.reason == "GUEST_ENDED"
     assert machine._external._client is not None
     await machine.stop()
-    assert machine._external._client is None  # no channel is left that dials a dead guest for ever
+    assert machine._external._client is None  # a channel would connect to the dead guest for ever
 
 
 async def test_a_guest_that_does_not_end_is_killed(

@@ -35,7 +35,7 @@ async def test_a_watcher_that_waits_is_woken() -> None:
     assert await ending is None
 
 
-async def test_a_slow_watcher_is_cut_off_and_told_why() -> None:
+async def test_a_slow_watcher_is_cut_off_with_the_reason() -> None:
     stream: EventStream[int] = EventStream(limit=2)
     slow, quick = stream.subscribe(), stream.subscribe()
     seen = []

@@ -152,7 +152,7 @@ async def test_a_fault_at_each_step_leaves_nothing_behind(
         (DeviceSpec(events.NET, "n" * 16, "", "tap0"), InvalidArgumentError, "DEVICE_NAME"),
     ],
 )
-async def test_what_cannot_be_registered_reaches_no_peer(
+async def test_a_device_that_cannot_be_registered_reaches_no_peer(
     rig: Rig, spec: DeviceSpec, kind: type[PortholeError], reason: str
 ) -> None:
     vm = await rig.owner.create(rig.vm_spec())
@@ -189,7 +189,7 @@ async def test_a_removal_ends_whatever_the_peers_answer(
     assert vm.devices.all() == []
 
 
-async def test_removing_what_is_unknown(rig: Rig) -> None:
+async def test_removing_an_unknown_device_or_share(rig: Rig) -> None:
     vm = await rig.owner.create(rig.vm_spec())
     with pytest.raises(NotFoundError, match="nope") as device:
         await rig.owner.remove_device(vm.vm_id, "nope")
@@ -212,7 +212,7 @@ async def test_ordinary_and_elevated_are_separate_and_both_know_the_pool(
     assert [device.tag for device in rig.elevated.devices.values()] == ["root"]
 
 
-async def test_connected_device_hosts_are_told_of_a_pool_when_it_is_latched(
+async def test_a_latched_pool_is_announced_to_connected_device_hosts(
     rig: Rig, tmp_path: Path
 ) -> None:
     first = await rig.owner.create(rig.vm_spec())
@@ -269,7 +269,9 @@ async def test_an_equal_share_whose_device_host_forgot_it_is_replaced(
     assert fresh.device.instance_id in rig.machine.attached
 
 
-async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) -> None:
+async def test_changes_that_a_device_host_reports_reach_the_watchers(
+    rig: Rig, tmp_path: Path
+) -> None:
     vm = await rig.owner.create(rig.vm_spec())
     device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     broken = device_host_pb2.Device(
@@ -288,8 +290,8 @@ async def test_a_device_hosts_news_reach_the_watchers(rig: Rig, tmp_path: Path) 
                     break
 
 
-async def test_what_a_device_has_used_up_reaches_the_watchers(rig: Rig, tmp_path: Path) -> None:
-    """Whether its device host says so or the machine that it is plugged into."""
+async def test_exhaustions_of_a_device_reach_the_watchers(rig: Rig, tmp_path: Path) -> None:
+    """Its device host reports it, or the machine that it is attached to."""
     vm = await rig.owner.create(rig.vm_spec())
     device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     full = device_pb2.Exhaustion(resource="handles", used=10, total=10)
@@ -325,7 +327,7 @@ async def test_what_a_device_has_used_up_reaches_the_watchers(rig: Rig, tmp_path
 
 
 async def test_a_machine_that_cannot_be_watched_runs_all_the_same(rig: Rig, tmp_path: Path) -> None:
-    rig.machine.tells = False
+    rig.machine.watchable = False
     vm = await rig.owner.create(rig.vm_spec())
     await asyncio.wait_for(rig.script.reached.wait(), 5)
     await rig.owner.add_device(vm.vm_id, fs(tmp_path))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class FakeTaps:
-    """TAPs as entries; a name in `broken` cannot be made."""
+    """Keeps TAPs as entries. A TAP whose name is in `broken` cannot be made."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -160,7 +160,7 @@ async def test_the_network_goes_before_the_devices_and_they_before_the_machine(
     ]
 
 
-async def test_an_adapter_that_was_removed_by_hand_does_not_keep_its_vm_or_its_tap(
+async def test_an_adapter_that_was_removed_before_does_not_keep_its_vm_or_its_tap(
     rig: Rig,
 ) -> None:
     vm, fake = await a_vm(rig)
@@ -182,7 +182,7 @@ def test_subnets_are_given_once_and_back() -> None:
     assert pool.take([]) == first
 
 
-def test_a_subnet_that_the_machine_uses_is_left_out() -> None:
+def test_a_subnet_that_the_host_uses_is_left_out() -> None:
     pool = SubnetPool(IPv4Network("10.9.0.0/24"))
     assert str(pool.take([IPv4Network("10.9.0.2/32")])) == "10.9.0.4/30"
 
@@ -223,7 +223,7 @@ def test_without_rights_a_real_tap_is_refused_with_the_remedy() -> None:
     def as_nobody() -> None:
         _in_a_network_of_its_own()
         libc = ctypes.CDLL(None, use_errno=True)
-        # By the system call itself, which changes this thread only, and takes its capabilities.
+        # The raw system call changes this thread only, and drops its capabilities.
         setresuid = 117 if os.uname().machine == "x86_64" else 147
         assert libc.syscall(setresuid, 65534, 65534, 65534) == 0
 

@@ -1,4 +1,4 @@
-"""VMs created, abandoned, ended: what is left, in which order, with whom waiting."""
+"""VMs created, abandoned and ended: what is left, in which order, and who waits."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_a_guest_that_reports_twice(rig: Rig) -> None:
     assert vm.record.token == TOKEN
 
 
-async def test_a_guest_whose_pool_is_refused_is_told_and_its_vm_is_created(rig: Rig) -> None:
+async def test_a_guest_learns_that_its_pool_is_refused_and_its_vm_is_created(rig: Rig) -> None:
     assert rig.machine.capabilities is not None
     rig.machine.capabilities.swiotlb_pool.base = 0xFFFF_F000
     vm = await rig.owner.create(rig.vm_spec())

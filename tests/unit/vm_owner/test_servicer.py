@@ -1,4 +1,4 @@
-"""The gRPC edge: what crosses it, what is refused there, and what a guest can reach."""
+"""The gRPC edge: translations, refusals, and the services that a guest can reach."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Stub = vm_owner_pb2_grpc.VmOwnerAsyncStub
 
-# Field 2000, wire type 2: what a newer kernel might publish.
+# Field 2000, wire type 2: a value that a newer kernel might publish.
 UNKNOWN_FIELD = b"\x82\x7d\x03new"
 
 
@@ -57,7 +57,7 @@ async def get(stub: Stub, vm_id: str) -> vm_owner_pb2.Vm:
     return (await stub.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm
 
 
-async def test_get_version_tells_the_manifest(stub: Stub) -> None:
+async def test_get_version_returns_the_manifest(stub: Stub) -> None:
     answer = await stub.GetVersion(vm_owner_pb2.GetVersionRequest())
     assert answer.version.service == VM_OWNER
     assert list(answer.version.api_versions) == ["v1"]
@@ -117,7 +117,7 @@ async def test_states_are_unspecified_when_the_device_host_is_away(
     assert device.counters.requests == 0
 
 
-async def test_a_device_host_that_hangs_does_not_keep_a_vm_from_being_shown(
+async def test_a_vm_is_shown_while_its_device_host_hangs(
     stub: Stub, rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert clients.LIST_DEADLINE_S * 2 < 10  # a caller's own deadline

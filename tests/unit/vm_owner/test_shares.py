@@ -1,4 +1,4 @@
-"""What may be shared."""
+"""Shares: their host paths, options and identity."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_path_is_made_canonical(tmp_path: Path) -> None:
         ("file/below", FailedPreconditionError, "SHARE_PATH_NOT_A_DIRECTORY"),
     ],
 )
-def test_what_is_no_directory(
+def test_a_path_of_no_directory_is_refused(
     tmp_path: Path, name: str, kind: type[PortholeError], reason: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -44,7 +44,7 @@ def test_what_is_no_directory(
 
 
 @pytest.mark.parametrize("path", ["", "relative", "./x", "/a\0b"])
-def test_what_is_no_absolute_path(path: str) -> None:
+def test_a_relative_path_is_refused(path: str) -> None:
     with pytest.raises(InvalidArgumentError, match="is not absolute, or has a NUL") as refused:
         canonical_directory(path)
     assert refused.value.reason == "SHARE_PATH_SYNTAX"

@@ -1,4 +1,4 @@
-"""`.wslconfig`: syntax, garbage, and what virtio=false takes away."""
+"""`.wslconfig`: syntax, garbage, and the effect of virtio=false."""
 
 from __future__ import annotations
 

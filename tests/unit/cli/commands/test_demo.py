@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def test_the_demonstration_empties_no_foreign_directory(tmp_path: Path) -> None:
-    # In a process of its own: as root, the demonstration leaves this process's namespaces.
+    # In another process, because the demonstration of root changes its namespaces.
     (tmp_path / "precious").write_text("x")
     result = subprocess.run(
         [sys.executable, "-m", "services.cli.main", "demo", "--out", str(tmp_path)],

@@ -100,7 +100,7 @@ def test_the_verdict_as_json(trace: Path) -> None:
     assert document["vms"][0]["violations"][0]["rule"] == "FIRST_REQUEST_MISSING"
 
 
-def test_a_device_may_be_said_to_be_idle(trace: Path) -> None:
+def test_a_device_may_be_declared_idle(trace: Path) -> None:
     trace.write_text(otlp(handshake()[:-3]))
     result = RUNNER.invoke(app, ["handshake", "verify", "--idle", "data", str(trace)])
     assert result.exit_code == OK, result.output
@@ -115,7 +115,7 @@ def test_a_device_may_be_said_to_be_idle(trace: Path) -> None:
         (b'{"resourceSpans": 7}\n', "TRACE_SYNTAX"),
     ],
 )
-def test_what_is_no_trace_is_2(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_file_that_is_no_trace_is_2(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "trace.jsonl"
     file.write_bytes(content)
     result = RUNNER.invoke(app, ["handshake", "verify", str(file)])
@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_read_is_2(file: str) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["table", "json"])
-def test_a_reader_that_has_seen_enough_is_no_error(trace: Path, flags: list[str]) -> None:
+def test_a_reader_that_closes_the_pipe_is_no_error(trace: Path, flags: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as pipe:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RUNNER = CliRunner()
 
 
-def test_the_version_is_told_without_services(run_dir: Path) -> None:
+def test_the_version_is_shown_without_services(run_dir: Path) -> None:
     flags = ["--run-dir", str(run_dir), "--wait", "0.1"]
     result = RUNNER.invoke(app, [*flags, "version"])
     assert result.exit_code == OK

@@ -71,7 +71,7 @@ def test_equal_digests_differ_in_nothing(tree: Path) -> None:
     assert differences(found, dict(found.files)) == []
 
 
-def test_a_wrong_digest_a_missing_and_a_superfluous_file_are_told_apart(tree: Path) -> None:
+def test_a_wrong_digest_a_missing_and_a_superfluous_file_are_distinguished(tree: Path) -> None:
     found = read_tree(tree, ["site-packages"])
     guest = {b"b": FileDigest(5000, "f" * 64), b"extra": FileDigest(1, "0" * 64)}
     lines = differences(found, guest)
