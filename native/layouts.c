@@ -2,10 +2,12 @@
 
 #include <stddef.h>
 
-#include "fuse_request.h"
+#include "mounts.h"
+#include "open_files.h"
+#include "request.h"
 #include "ring.h"
+#include "seen.h"
 #include "serve.h"
-#include "table.h"
 
 #define WHOLE(type) {.name = #type, .field = "", .size_bytes = sizeof(struct type)}
 #define FIELD(type, member)                                                                        \

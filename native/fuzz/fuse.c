@@ -1,5 +1,5 @@
 /*
- * Fuzz target: FUSE requests as they are served natively, native/fuse_request.c.
+ * Fuzz target: FUSE requests as they are served natively, native/request.c and the operations.
  *
  * The input is a stream of requests on one share. Each is either made of its parts, so that many
  * are lawful, or taken as it comes; it is cut into buffers anywhere, which lie alone in memory.
@@ -9,8 +9,8 @@
 #include <sanitizer/asan_interface.h>
 #include <sys/uio.h>
 
-#include "../fuse_request.h"
-#include "request.h"
+#include "../request.h"
+#include "requests.h"
 #include "share.h"
 
 enum {
@@ -33,8 +33,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
     share_mount();
-    worker = calloc(1, sizeof(*worker));
-    HOLDS(worker && ph_worker_init(worker));
+    HOLDS((worker = ph_worker_new()));
     return 0;
 }
 

@@ -1,179 +1,54 @@
 /*
- * Fuzz target: walking along the descriptor chains of a guest, native/ring.c.
+ * Fuzz target: walking along the descriptor chains of a guest, native/ring.c and chain.c.
  *
- * The input is the guest's memory (ring and spans), and then what guest and device do in turn.
- * Every part of the memory lies alone before a page that cannot be touched, with poison in front of
- * it. With MUTATING, a second thread goes on writing into all of the memory: what is checked must
- * be what is used, and nothing may be read twice.
+ * The input is the guest's memory (ring and spans), and then what guest and device do in turn. With
+ * MUTATING, the memory changes all the time: what is checked must be what is used, and nothing may
+ * be read twice.
  */
-#include "fuzz.h"
-
-#include <pthread.h>
-#include <sanitizer/asan_interface.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "../ring.h"
 
+#include <sys/eventfd.h>
+
+#include "fuzz.h"
+#include "guest_memory.h"
+
 enum {
-    PAGE_BYTES = 4096,
-    PART_PAGES = 4,
-    SPANS = 3,
-    PARTS = 3 + SPANS,
     MAX_OPS = 200,
     MAX_WAITS = 2,
     DESC_BYTES = 16,
+    SLOT_BYTES = 2048,
 };
 
 enum op { LOOK, TAKE, PUT_BACK, PUSH, NOTIFY, OFFER, DESCRIBE, POKE, WAIT, SET_CALL, CLOSE, OPS };
 
-/* Memory of the guest that may be touched: the end of a stretch that otherwise may not. */
-struct part {
-    uint8_t *pages;
-    uint8_t *start;
-    size_t size;
+/* The device of one input, and what is known of it. */
+struct device {
+    struct ph_ring *ring;
+    struct ph_ring_state *state;
+    struct ph_counters counters;
+    uint32_t size, span_count;
+    struct ph_chain chain;
+    bool seen, taken, closed;
+    int waits;
 };
 
-static struct part parts[PARTS]; /* desc, avail, used, spans */
-static struct ph_span spans[SPANS];
-static uint32_t span_count;
 static int kick_fd, call_fd, stop_fd;
-
-#ifdef MUTATING
-static pthread_barrier_t together;
-static atomic_bool mutating;
-static uint64_t seed;
-static struct ph_span targets[PARTS];
-
-/* Writes words that are likely to be something else in every place. */
-static void mutate(void)
-{
-    static const uint64_t WORDS[] = {0,  1,      2,      4,      7,        16,
-                                     64, 0x1000, 0x2000, 0xffff, 1u << 20, ~0ull};
-    uint64_t random = seed | 1;
-
-    while (atomic_load_explicit(&mutating, memory_order_relaxed)) {
-        const struct ph_span *target;
-        size_t at, length;
-
-        random = random * 6364136223846793005u + 1442695040888963407u;
-        target = &targets[(random >> 33) % PARTS];
-        length = (size_t)2 << (random >> 40) % 3;
-        if (target->size_bytes < length)
-            continue;
-        at = (random >> 20) % (target->size_bytes - length + 1) / length * length;
-        memcpy(target->address + at, &WORDS[(random >> 44) % 12], length);
-    }
-}
-
-static void *run_mutator(void *unused)
-{
-    for (;;) {
-        pthread_barrier_wait(&together);
-        mutate();
-        pthread_barrier_wait(&together);
-    }
-    return unused;
-}
-#else
-/* What the device may not write to, as it was. */
-static uint8_t before[PARTS][PART_PAGES * PAGE_BYTES];
-#endif
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
-    for (int i = 0; i < PARTS; i++) {
-        uint8_t *whole = mmap(NULL, (PART_PAGES + 2) * PAGE_BYTES, PROT_NONE,
-                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-        HOLDS(whole != MAP_FAILED);
-        parts[i].pages = whole + PAGE_BYTES;
-        HOLDS(!mprotect(parts[i].pages, PART_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE));
-    }
     kick_fd = eventfd(0, EFD_NONBLOCK);
     call_fd = eventfd(0, EFD_NONBLOCK);
     stop_fd = eventfd(1, EFD_NONBLOCK); /* no wait is a long one */
-#ifdef MUTATING
-    pthread_t thread;
-
-    pthread_barrier_init(&together, NULL, 2);
-    HOLDS(!pthread_create(&thread, NULL, run_mutator, NULL));
-#endif
+    memory_make();
     return 0;
-}
-
-static void place(struct part *part, size_t size, size_t align)
-{
-    size_t room = PART_PAGES * PAGE_BYTES;
-
-    part->size = size;
-    part->start = part->pages + (room - size) / align * align;
-    ASAN_UNPOISON_MEMORY_REGION(part->pages, room);
-    ASAN_POISON_MEMORY_REGION(part->pages, (size_t)(part->start - part->pages));
-    ASAN_POISON_MEMORY_REGION(part->start + size,
-                              (size_t)(part->pages + room - part->start) - size);
-}
-
-static void lay_out(struct input *input, uint32_t size)
-{
-    place(&parts[0], DESC_BYTES * size, 16);
-    place(&parts[1], 6 + 2 * size, 2);
-    place(&parts[2], 6 + 8 * size, 4);
-    for (int i = 0; i < SPANS; i++) {
-        struct part *part = &parts[3 + i];
-
-        place(part, 1 + take16(input) % (PART_PAGES * PAGE_BYTES), 1);
-        /* The last one ends where addresses do. */
-        spans[i] = (struct ph_span){
-            .gpa = i == SPANS - 1 ? -(uint64_t)part->size : 0x1000u + 0x10000u * (uint64_t)i,
-            .size_bytes = part->size,
-            .address = part->start,
-        };
-    }
-    take_bytes(input, parts[0].start, parts[0].size);
-    take_bytes(input, parts[1].start, parts[1].size);
-    memset(parts[2].start, 0, parts[2].size);
-    for (int i = 3; i < PARTS; i++) {
-        uint8_t length = take8(input);
-
-        memset(parts[i].start, 0, parts[i].size);
-        take_bytes(input, parts[i].start, length < parts[i].size ? length : parts[i].size);
-    }
-}
-
-static bool is_in_a_span(const struct iovec *piece)
-{
-    const uint8_t *start = piece->iov_base;
-
-    for (uint32_t i = 0; i < span_count; i++) {
-        if (start >= spans[i].address && piece->iov_len <= spans[i].size_bytes &&
-            (size_t)(start - spans[i].address) <= spans[i].size_bytes - piece->iov_len)
-            return true;
-    }
-    return false;
-}
-
-static void check_pieces(const struct iovec *pieces, uint32_t count, uint64_t bytes)
-{
-    uint64_t sum = 0;
-
-    for (uint32_t i = 0; i < count; i++) {
-        HOLDS(pieces[i].iov_len && is_in_a_span(&pieces[i]));
-        HOLDS(!__asan_region_is_poisoned(pieces[i].iov_base, pieces[i].iov_len));
-        sum += pieces[i].iov_len;
-    }
-    HOLDS(sum == bytes);
 }
 
 static uint16_t avail16(size_t index)
 {
     uint16_t value;
 
-    memcpy(&value, parts[1].start + 2 * index, sizeof(value));
+    memcpy(&value, parts[MEMORY_AVAIL].start + 2 * index, sizeof(value));
     return value;
 }
 
@@ -186,45 +61,111 @@ static void act_as_guest(struct input *input, enum op op, uint32_t size)
         for (uint16_t i = 0; i < count % 8; i++) {
             uint16_t head = take8(input);
 
-            memcpy(parts[1].start + 4 + 2 * ((uint16_t)(idx + i) % size), &head, sizeof(head));
+            memcpy(parts[MEMORY_AVAIL].start + 4 + 2 * ((uint16_t)(idx + i) % size), &head,
+                   sizeof(head));
         }
         idx = (uint16_t)(idx + count);
-        memcpy(parts[1].start + 2, &idx, sizeof(idx));
+        memcpy(parts[MEMORY_AVAIL].start + 2, &idx, sizeof(idx));
     } else if (op == DESCRIBE) {
         /* addr and len are short, so that they often fit. */
-        uint32_t slot = take8(input) % size, span = take8(input) % SPANS;
+        uint32_t slot = take8(input) % size, span = take8(input) % MEMORY_SPANS;
         uint64_t addr = spans[span].gpa + take16(input);
         uint32_t len = take16(input);
         uint16_t flags = take8(input), next = take8(input);
-        uint8_t *to = parts[0].start + DESC_BYTES * slot;
+        uint8_t *to = parts[MEMORY_DESC].start + DESC_BYTES * slot;
 
         memcpy(to, &addr, 8);
         memcpy(to + 8, &len, 4);
         memcpy(to + 12, &flags, 2);
         memcpy(to + 14, &next, 2);
     } else if (op == POKE) {
-        struct part *part = &parts[take8(input) % PARTS];
+        struct part *part = &parts[take8(input) % MEMORY_PARTS];
         size_t at = take16(input);
         uint8_t value = take8(input);
 
-        if (part != &parts[2])
+        if (part != &parts[MEMORY_USED])
             part->start[at % part->size] = value;
     }
 }
 
-/* As a driver sees the ring after a push. */
-static void check_pushed(const struct ph_ring_state *state, uint32_t size, uint32_t written)
+static void look(struct device *device)
 {
-    uint32_t slot = (uint16_t)(state->next_used - 1) % size, element[2];
+    enum ph_look look = ph_ring_look(device->ring);
+    uint16_t waiting = (uint16_t)(device->state->seen_avail - device->state->next_avail);
+
+    HOLDS(look == PH_LOOK_PYTHON ||
+          (waiting <= device->size && (look == PH_LOOK_CHAIN) == !!waiting));
+#ifndef MUTATING
+    waiting = (uint16_t)(avail16(1) - device->state->next_avail);
+    HOLDS((look == PH_LOOK_PYTHON) == (waiting > device->size));
+#endif
+    device->seen = look == PH_LOOK_CHAIN;
+}
+
+static void take(struct device *device)
+{
+    struct ph_ring_state was = *device->state;
+    struct ph_counters counted = device->counters;
+    const struct ph_chain *chain = &device->chain;
+
+    if (!device->seen || device->taken)
+        return;
+    device->taken = ph_ring_take(device->ring, &device->chain);
+    device->seen = false;
+    if (!device->taken) {
+        HOLDS(!memcmp(&was, device->state, sizeof(was)));
+        HOLDS(device->counters.bytes_in == counted.bytes_in);
+        return;
+    }
+    memory_check_pieces(device->span_count, chain->readable, chain->readable_count,
+                        chain->readable_bytes);
+    memory_check_pieces(device->span_count, chain->writable, chain->writable_count,
+                        chain->writable_bytes);
+    HOLDS(chain->readable_count + chain->writable_count);
+    HOLDS(chain->readable_bytes + chain->writable_bytes <= UINT32_MAX);
+    HOLDS(device->state->next_avail == (uint16_t)(was.next_avail + 1));
+    HOLDS(device->counters.bytes_in == counted.bytes_in + chain->readable_bytes);
+}
+
+static void put_back(struct device *device)
+{
+    uint16_t next_avail = device->state->next_avail;
+
+    if (device->taken) {
+        ph_ring_put_back(device->ring, &device->chain);
+        HOLDS(device->state->next_avail == (uint16_t)(next_avail - 1));
+    }
+    device->taken = false;
+}
+
+/* As a driver sees the ring after a push. */
+static void check_pushed(const struct device *device, uint32_t written)
+{
+    uint32_t slot = (uint16_t)(device->state->next_used - 1) % device->size, element[2];
     uint16_t idx;
 
-    memcpy(&idx, parts[2].start + 2, sizeof(idx));
-    memcpy(element, parts[2].start + 4 + 8 * slot, sizeof(element));
+    memcpy(&idx, parts[MEMORY_USED].start + 2, sizeof(idx));
+    memcpy(element, parts[MEMORY_USED].start + 4 + 8 * slot, sizeof(element));
 #ifndef MUTATING
-    HOLDS(idx == state->next_used && element[1] == written && element[0] < size);
+    HOLDS(idx == device->state->next_used && element[1] == written && element[0] < device->size);
 #else
     (void)written;
 #endif
+}
+
+static void push(struct device *device, struct input *input)
+{
+    uint64_t requests = device->counters.requests;
+
+    if (device->taken) {
+        uint32_t written = take16(input) * 64u;
+
+        ph_ring_push(device->ring, written);
+        if (!device->closed)
+            check_pushed(device, written);
+        HOLDS(device->counters.requests == requests + 1);
+    }
+    device->taken = false;
 }
 
 static void nothing(void *context)
@@ -232,107 +173,63 @@ static void nothing(void *context)
     (void)context;
 }
 
-static void drive(struct input *input, struct ph_ring *ring, uint32_t size,
-                  const struct ph_counters *counters)
+static void wait(struct device *device, struct input *input)
 {
-    struct ph_ring_state *state = ph_ring_state(ring);
-    struct ph_chain chain;
-    bool seen = false, taken = false, closed = false;
-    int waits = 0;
+    if (device->taken || device->closed || device->waits++ >= MAX_WAITS)
+        return;
+    if (take8(input) & 1)
+        eventfd_write(kick_fd, 1);
+    ph_ring_wait(device->ring, nothing, NULL);
+}
 
+static void act_as_device(struct device *device, struct input *input, enum op op)
+{
+    switch (op) {
+    case LOOK:
+        look(device);
+        break;
+    case TAKE:
+        take(device);
+        break;
+    case PUT_BACK:
+        put_back(device);
+        break;
+    case PUSH:
+        push(device, input);
+        break;
+    case NOTIFY:
+        ph_ring_notify(device->ring);
+        HOLDS(!device->state->unsignalled && !device->state->unsignalled_bytes);
+        break;
+    case WAIT:
+        wait(device, input);
+        break;
+    case SET_CALL:
+        ph_ring_set_call(device->ring, take8(input) & 1 ? call_fd : -1);
+        break;
+    case CLOSE:
+        ph_ring_stop(device->ring);
+        ph_ring_close(device->ring);
+        device->closed = true;
+        break;
+    default:
+        break;
+    }
+}
+
+static void drive(struct input *input, struct device *device)
+{
     for (int i = 0; i < MAX_OPS && input->size; i++) {
         enum op op = take8(input) % OPS;
-        struct ph_ring_state was = *state;
-        struct ph_counters counted = *counters;
 
-#ifndef MUTATING
-        for (int part = 0; part < PARTS; part++)
-            memcpy(before[part], parts[part].start, parts[part].size);
-#endif
-        switch (op) {
-        case LOOK: {
-            enum ph_look look = ph_ring_look(ring);
-            uint16_t waiting = (uint16_t)(state->seen_avail - state->next_avail);
-
-            HOLDS(look == PH_LOOK_PYTHON ||
-                  (waiting <= size && (look == PH_LOOK_CHAIN) == !!waiting));
-#ifndef MUTATING
-            waiting = (uint16_t)(avail16(1) - state->next_avail);
-            HOLDS((look == PH_LOOK_PYTHON) == (waiting > size));
-#endif
-            seen = look == PH_LOOK_CHAIN;
-            break;
-        }
-        case TAKE:
-            if (!seen || taken)
-                break;
-            taken = ph_ring_take(ring, &chain);
-            seen = false;
-            if (taken) {
-                check_pieces(chain.readable, chain.readable_count, chain.readable_bytes);
-                check_pieces(chain.writable, chain.writable_count, chain.writable_bytes);
-                HOLDS(chain.readable_count + chain.writable_count);
-                HOLDS(chain.readable_bytes + chain.writable_bytes <= UINT32_MAX);
-                HOLDS(state->next_avail == (uint16_t)(was.next_avail + 1));
-                HOLDS(counters->bytes_in == counted.bytes_in + chain.readable_bytes);
-            } else {
-                HOLDS(!memcmp(&was, state, sizeof(was)) && counters->bytes_in == counted.bytes_in);
-            }
-            break;
-        case PUT_BACK:
-            if (taken) {
-                ph_ring_put_back(ring, &chain);
-                HOLDS(state->next_avail == (uint16_t)(was.next_avail - 1));
-            }
-            taken = false;
-            break;
-        case PUSH:
-            if (taken) {
-                uint32_t written = take16(input) * 64u;
-
-                ph_ring_push(ring, written);
-                if (!closed)
-                    check_pushed(state, size, written);
-                HOLDS(counters->requests == counted.requests + 1);
-            }
-            taken = false;
-            break;
-        case NOTIFY:
-            ph_ring_notify(ring);
-            HOLDS(!state->unsignalled && !state->unsignalled_bytes);
-            break;
-        case OFFER:
-        case DESCRIBE:
-        case POKE:
-            act_as_guest(input, op, size);
+        if (op == OFFER || op == DESCRIBE || op == POKE) {
+            act_as_guest(input, op, device->size);
             continue;
-        case WAIT:
-            if (!taken && !closed && waits++ < MAX_WAITS) {
-                uint8_t kicks = take8(input) & 1;
-
-                if (kicks)
-                    eventfd_write(kick_fd, 1);
-                ph_ring_wait(ring, nothing, NULL);
-            }
-            break;
-        case SET_CALL:
-            ph_ring_set_call(ring, take8(input) & 1 ? call_fd : -1);
-            break;
-        case CLOSE:
-            ph_ring_stop(ring);
-            ph_ring_close(ring);
-            closed = true;
-            break;
-        case OPS:
-            break;
         }
-        HOLDS(counters->highest_slot <= (spans[0].size_bytes + 2047) / 2048);
-#ifndef MUTATING
-        for (int part = 0; part < PARTS; part++)
-            HOLDS(part == 2 || !memcmp(before[part], parts[part].start, parts[part].size));
-        if (closed && op != CLOSE)
-            HOLDS(!memcmp(before[2], parts[2].start, parts[2].size));
-#endif
+        memory_remember();
+        act_as_device(device, input, op);
+        HOLDS(device->counters.highest_slot <= (spans[0].size_bytes + SLOT_BYTES - 1) / SLOT_BYTES);
+        memory_check(device->closed && op != CLOSE);
     }
 }
 
@@ -340,13 +237,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
 {
     struct input input = {data, data_size};
     uint8_t flags = take8(&input);
-    uint32_t size = 1u << take8(&input) % 9;
-    struct ph_counters counters = {0};
+    uint16_t base = flags & 16 ? 0xfffe : 0;
+    struct device device = {
+        .size = 1u << take8(&input) % 9,
+        .span_count = flags & 8 ? 1 : MEMORY_SPANS, /* a pool is alone */
+    };
     struct ph_ring_setup setup = {
         .spans = spans,
-        .counters = &counters,
-        .span_count = flags & 8 ? 1 : SPANS, /* a pool is alone */
-        .size = size,
+        .counters = &device.counters,
+        .span_count = device.span_count,
+        .size = device.size,
         .kick_fd = kick_fd,
         .call_fd = flags & 4 ? call_fd : -1,
         .stop_fd = stop_fd,
@@ -354,29 +254,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
         .indirect = flags >> 1 & 1,
         .counts_slots = flags >> 3 & 1,
     };
-    uint16_t base = flags & 16 ? 0xfffe : 0;
-    struct ph_ring *ring;
 
-    span_count = setup.span_count;
-    lay_out(&input, size);
-    setup.desc = parts[0].start;
-    setup.avail = parts[1].start;
-    setup.used = parts[2].start;
-    ring = ph_ring_new(&setup);
-    HOLDS(ring);
-    *ph_ring_state(ring) = (struct ph_ring_state){.next_avail = base, .next_used = base};
-#ifdef MUTATING
-    for (int i = 0; i < PARTS; i++)
-        targets[i] = (struct ph_span){0, parts[i].size, parts[i].start};
-    seed = data_size ? data[data_size - 1] + 256 * data_size : 0;
-    atomic_store(&mutating, true);
-    pthread_barrier_wait(&together);
-#endif
-    drive(&input, ring, size, &counters);
-#ifdef MUTATING
-    atomic_store(&mutating, false);
-    pthread_barrier_wait(&together);
-#endif
-    ph_ring_free(ring);
+    memory_lay_out(&input, device.size);
+    setup.desc = parts[MEMORY_DESC].start;
+    setup.avail = parts[MEMORY_AVAIL].start;
+    setup.used = parts[MEMORY_USED].start;
+    HOLDS((device.ring = ph_ring_new(&setup)));
+    device.state = ph_ring_state(device.ring);
+    *device.state = (struct ph_ring_state){.next_avail = base, .next_used = base};
+    memory_begin_mutating(data_size ? data[data_size - 1] + 256 * data_size : 0);
+    drive(&input, &device);
+    memory_end_mutating();
+    ph_ring_free(device.ring);
     return 0;
 }

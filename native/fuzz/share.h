@@ -7,7 +7,7 @@
 #ifndef PORTHOLE_FUZZ_SHARE_H
 #define PORTHOLE_FUZZ_SHARE_H
 
-#include "../table.h"
+#include "../mount.h"
 
 /* Call once, first: makes the mount namespace and the tmpfs. */
 void share_mount(void);

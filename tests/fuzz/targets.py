@@ -98,11 +98,11 @@ class Target:
 
 
 TARGETS: Final = (
-    Target("ring", ("ring.c",)),
-    Target("ring_race", ("ring.c",), ("-DMUTATING",), borrows="ring", repeats=100),
-    Target("fuse", ("fuse.c", "request.c", "share.c"), needs_root=True),
-    Target("table", ("table.c", "share.c"), needs_root=True, repeats=1000),
-    Target("serve", ("serve.c", "request.c", "share.c"), needs_root=True),
+    Target("ring", ("ring.c", "guest_memory.c")),
+    Target("ring_race", ("ring.c", "guest_memory.c"), ("-DMUTATING",), borrows="ring", repeats=100),
+    Target("fuse", ("fuse.c", "requests.c", "share.c"), needs_root=True),
+    Target("mount", ("mount.c", "share.c"), needs_root=True, repeats=1000),
+    Target("serve", ("serve.c", "guest.c", "requests.c", "share.c"), needs_root=True),
     Target("vhost_user"),
 )
 

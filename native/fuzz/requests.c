@@ -1,4 +1,4 @@
-#include "request.h"
+#include "requests.h"
 
 static const uint8_t OPCODES[] = {
     FUSE_LOOKUP,  FUSE_FORGET, FUSE_GETATTR,      FUSE_OPEN,    FUSE_READ,        FUSE_WRITE,

@@ -1,5 +1,6 @@
 /*
- * Fuzz target: the tables of nodes and open files, native/table.c, in the hands of several threads.
+ * Fuzz target: the nodes and open files of a mount, native/nodes.c and open_files.c, which several
+ * threads use at once.
  *
  * Every third byte of the input is one thread's: a call, or something that happens to the files.
  * The limits are low, so nodes come to rest and are found again all the time. Whatever a thread has
@@ -13,7 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../table.h"
+#include "../nodes.h"
+#include "../open_files.h"
 #include "share.h"
 
 enum {

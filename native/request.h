@@ -1,30 +1,28 @@
 /*
- * One FUSE request: taken apart and answered in place, by the rules of request.py and table.py.
+ * One FUSE request: taken apart and answered in place, by the rules of operations/request.py and
+ * operations/table.py.
  *
  * Only requests that are well formed and whose operation succeeds are served here. All others are
  * left to Python as if they had not been looked at: it refuses them with the right error. Must not
  * know rings; a request is a chain of buffers.
  */
-#ifndef PORTHOLE_FUSE_REQUEST_H
-#define PORTHOLE_FUSE_REQUEST_H
+#ifndef PORTHOLE_REQUEST_H
+#define PORTHOLE_REQUEST_H
 
 #include <linux/fuse.h>
 #include <stdint.h>
 
+#include "mount.h"
 #include "ring.h"
-#include "table.h"
 
-/* Python serves the request; nothing has been done. */
+/* The request is Python's; nothing has been done. */
 #define PH_PYTHON INT64_MIN
 
 /* What the thread of a queue keeps from request to request. */
-struct ph_worker {
-    uint8_t *listing; /* a directory's entries, on their way to the guest */
-    struct iovec *data;
-};
+struct ph_worker;
 
-bool ph_worker_init(struct ph_worker *worker);
-void ph_worker_free(struct ph_worker *worker);
+struct ph_worker *ph_worker_new(void); /* NULL: no memory */
+void ph_worker_delete(struct ph_worker *worker);
 
 /* Copy a request's header out of guest memory, where it is not read again; false: there is none. */
 bool ph_fuse_read_header(const struct ph_chain *chain, struct fuse_in_header *header);

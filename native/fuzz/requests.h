@@ -3,8 +3,8 @@
  *
  * Must not know who serves them.
  */
-#ifndef PORTHOLE_FUZZ_REQUEST_H
-#define PORTHOLE_FUZZ_REQUEST_H
+#ifndef PORTHOLE_FUZZ_REQUESTS_H
+#define PORTHOLE_FUZZ_REQUESTS_H
 
 #include <linux/fuse.h>
 

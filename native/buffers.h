@@ -1,0 +1,42 @@
+/*
+ * Rows of buffers, as a chain has them: copying from and to any place in them, and cutting a
+ * stretch out of them. `offset` and `length` lie within the row, which is not empty. Must not know
+ * what the bytes mean.
+ */
+#ifndef PORTHOLE_BUFFERS_H
+#define PORTHOLE_BUFFERS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/uio.h>
+
+/* The stretch as buffers for a system call; returns how many they are: no more than the row has. */
+int ph_buffers_cut(const struct iovec *row, size_t offset, size_t length, struct iovec *out);
+
+/* As ph_buffers_read and ph_buffers_write, wherever the stretch lies. */
+void ph_buffers_read_across(const struct iovec *row, size_t offset, void *to, size_t length);
+void ph_buffers_write_across(const struct iovec *row, size_t offset, const void *from,
+                             size_t length);
+
+/* Headers lie in the first buffer, and their lengths are constants: that is some moves then. */
+static inline void ph_buffers_read(const struct iovec *row, size_t offset, void *to, size_t length)
+{
+    if (offset + length <= row->iov_len)
+        memcpy(to, (const uint8_t *)row->iov_base + offset, length);
+    else
+        ph_buffers_read_across(row, offset, to, length);
+    /* The copy is what is checked and what is used: it must not be read a second time. */
+    __asm__ volatile("" ::: "memory");
+}
+
+static inline void ph_buffers_write(const struct iovec *row, size_t offset, const void *from,
+                                    size_t length)
+{
+    if (offset + length <= row->iov_len)
+        memcpy((uint8_t *)row->iov_base + offset, from, length);
+    else
+        ph_buffers_write_across(row, offset, from, length);
+}
+
+#endif

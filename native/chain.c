@@ -1,0 +1,189 @@
+/*
+ * Walking along descriptor chains: what a driver has put into the ring becomes buffers.
+ */
+#include <limits.h>
+#include <linux/virtio_ring.h>
+#include <string.h>
+
+#include "ring_private.h"
+
+#define DESC_BYTES sizeof(struct vring_desc)
+
+/* Where [gpa, gpa + length) is in this process; NULL when the device may not reach all of it. */
+static uint8_t *find(const struct ph_ring *ring, uint64_t gpa, uint32_t length)
+{
+    for (uint32_t i = 0; i < ring->setup.span_count; i++) {
+        const struct ph_span *span = &ring->setup.spans[i];
+        uint64_t offset = gpa - span->gpa;
+
+        if (gpa >= span->gpa && offset <= span->size_bytes && length <= span->size_bytes - offset)
+            return span->address + offset;
+    }
+    return NULL;
+}
+
+/* As find, of what is going to be used: counts how high in the pool that is. */
+static uint8_t *reach(struct ph_ring *ring, uint64_t gpa, uint32_t length)
+{
+    uint8_t *address = find(ring, gpa, length);
+
+    if (address && ring->setup.counts_slots &&
+        gpa + length - ring->setup.spans[0].gpa > ring->high) {
+        ring->high = gpa + length - ring->setup.spans[0].gpa;
+        ring->setup.counters->highest_slot = (ring->high + PH_SLOT_BYTES - 1) / PH_SLOT_BYTES;
+    }
+    return address;
+}
+
+static struct vring_desc read_desc(const uint8_t *table, uint32_t index)
+{
+    struct vring_desc desc;
+
+    memcpy(&desc, table + index * DESC_BYTES, sizeof(desc));
+    /* The copy is what is checked and what is used: it must not be read a second time. */
+    __asm__ volatile("" ::: "memory");
+    desc.addr = le64toh(desc.addr);
+    desc.len = le32toh(desc.len);
+    desc.flags = le16toh(desc.flags);
+    desc.next = le16toh(desc.next);
+    return desc;
+}
+
+static void end_readable(struct ph_chain *chain, uint32_t count, uint64_t bytes)
+{
+    chain->readable_count = count;
+    chain->readable_bytes = bytes;
+}
+
+/* Python gives a system call the buffers as they come: more than IOV_MAX are its to refuse. */
+static bool follow(struct ph_ring *ring, struct ph_chain *chain)
+{
+    const struct ph_ring_setup *setup = &ring->setup;
+    const uint8_t *table = setup->desc;
+    uint32_t size = setup->size, limit = size, index = ring->head, steps = 0, count = 0;
+    uint32_t most = (size > PH_MIN_INDIRECT_LIMIT ? size : PH_MIN_INDIRECT_LIMIT) * DESC_BYTES;
+    uint32_t pieces = 0;
+    uint64_t bytes = 0;
+    bool nested = false, writing = false;
+    struct iovec *iov = ring->iov;
+
+    for (;;) {
+        struct vring_desc desc;
+        uint8_t *address;
+
+        if (index >= size || ++steps > limit)
+            return false;
+        desc = read_desc(table, index);
+        if (desc.flags & VRING_DESC_F_INDIRECT) {
+            if (nested || desc.flags & VRING_DESC_F_NEXT || !setup->indirect)
+                return false;
+            if (!desc.len || desc.len % DESC_BYTES || desc.len > most)
+                return false;
+            table = reach(ring, desc.addr, desc.len);
+            if (!table)
+                return false;
+            size = limit = desc.len / DESC_BYTES;
+            nested = true;
+            index = steps = 0;
+            continue;
+        }
+        address = reach(ring, desc.addr, desc.len);
+        if (!desc.len || !address)
+            return false;
+        if (desc.flags & VRING_DESC_F_WRITE && !writing) {
+            if (pieces > IOV_MAX)
+                return false;
+            end_readable(chain, count, bytes);
+            pieces = 0;
+            writing = true;
+        } else if (writing && !(desc.flags & VRING_DESC_F_WRITE)) {
+            return false;
+        }
+        bytes += desc.len;
+        if (pieces++ && (uint8_t *)iov[count - 1].iov_base + iov[count - 1].iov_len == address)
+            iov[count - 1].iov_len += desc.len;
+        else
+            iov[count++] = (struct iovec){address, desc.len};
+        if (!(desc.flags & VRING_DESC_F_NEXT))
+            break;
+        index = desc.next;
+    }
+    if (pieces > IOV_MAX || bytes > PH_MAX_CHAIN_BYTES)
+        return false;
+    if (!writing)
+        end_readable(chain, count, bytes);
+    chain->readable = iov;
+    chain->writable = iov + chain->readable_count;
+    chain->writable_count = count - chain->readable_count;
+    chain->writable_bytes = bytes - chain->readable_bytes;
+    return true;
+}
+
+/* Where the chain `ahead` places on begins, if the driver has made it available; else NULL. */
+static const uint8_t *begins(const struct ph_ring *ring, uint16_t ahead)
+{
+    uint16_t place = (uint16_t)(ring->state.next_avail + ahead);
+    uint32_t head;
+
+    if ((uint16_t)(ring->state.seen_avail - ring->state.next_avail) <= ahead)
+        return NULL;
+    head = ph_load16(&ring->avail[2 + (place & (ring->setup.size - 1))]);
+    return head < ring->setup.size ? (uint8_t *)ring->setup.desc + head * DESC_BYTES : NULL;
+}
+
+static void prefetch_what(const struct ph_ring *ring, const struct vring_desc *desc)
+{
+    const uint8_t *address = find(ring, desc->addr, desc->len);
+
+    if (address) {
+        __builtin_prefetch(address);
+        __builtin_prefetch(address + 64);
+    }
+}
+
+/*
+ * The driver has written the next chains on another processor: have them under way meanwhile, one
+ * step of each at a time. What is read here only says where to look; it is read again to be used.
+ */
+static void prefetch_ahead(const struct ph_ring *ring)
+{
+    const uint8_t *at = begins(ring, 3), *table;
+    struct vring_desc desc;
+
+    if (at)
+        __builtin_prefetch(at);
+    at = begins(ring, 2);
+    if (at) {
+        desc = read_desc(at, 0);
+        prefetch_what(ring, &desc); /* an indirect table */
+    }
+    at = begins(ring, 1);
+    if (!at)
+        return;
+    desc = read_desc(at, 0);
+    table = desc.flags & VRING_DESC_F_INDIRECT ? find(ring, desc.addr, desc.len) : NULL;
+    if (table && desc.len >= DESC_BYTES) {
+        desc = read_desc(table, 0);
+        prefetch_what(ring, &desc); /* the request */
+    }
+}
+
+/* Take the next chain, which `ph_ring_look` has seen; false leaves it for Python. */
+bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain)
+{
+    prefetch_ahead(ring);
+    ring->head = ph_load16(&ring->avail[2 + (ring->state.next_avail & (ring->setup.size - 1))]);
+    if (!follow(ring, chain))
+        return false;
+    ring->state.next_avail++;
+    ring->taken_bytes = chain->readable_bytes + chain->writable_bytes;
+    ring->setup.counters->bytes_in += chain->readable_bytes;
+    return true;
+}
+
+/* Undo the latest take: Python serves this chain. */
+void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain)
+{
+    ring->state.next_avail--;
+    ring->setup.counters->bytes_in -= chain->readable_bytes;
+}

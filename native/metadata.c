@@ -1,0 +1,54 @@
+#include "operations.h"
+
+static void fill_attr(struct fuse_attr *attr, const struct stat *status,
+                      const struct ph_rules *rules)
+{
+    *attr = (struct fuse_attr){
+        .ino = status->st_ino ^ rules->ino_mask,
+        .size = (uint64_t)status->st_size,
+        .blocks = (uint64_t)status->st_blocks,
+        .atime = (uint64_t)status->st_atim.tv_sec,
+        .mtime = (uint64_t)status->st_mtim.tv_sec,
+        .ctime = (uint64_t)status->st_ctim.tv_sec,
+        .atimensec = (uint32_t)status->st_atim.tv_nsec,
+        .mtimensec = (uint32_t)status->st_mtim.tv_nsec,
+        .ctimensec = (uint32_t)status->st_ctim.tv_nsec,
+        .mode = status->st_mode & (S_ISDIR(status->st_mode) ? rules->keep_dir : rules->keep_file),
+        .nlink = (uint32_t)status->st_nlink,
+        .uid = rules->uid == PH_KEEP_ID ? status->st_uid : rules->uid,
+        .gid = rules->gid == PH_KEEP_ID ? status->st_gid : rules->gid,
+        .rdev = (uint32_t)status->st_rdev,
+        .blksize = (uint32_t)status->st_blksize,
+    };
+}
+
+void ph_fill_entry(struct fuse_entry_out *entry, const struct ph_node *node,
+                   const struct stat *status)
+{
+    const struct ph_rules *rules = ph_node_rules(node);
+
+    *entry = (struct fuse_entry_out){
+        .nodeid = ph_node_id(node),
+        .entry_valid = rules->valid_s,
+        .attr_valid = rules->valid_s,
+    };
+    fill_attr(&entry->attr, status, rules);
+}
+
+int64_t ph_do_getattr(struct ph_request *request)
+{
+    struct ph_node *node = ph_pin_native(request);
+    struct fuse_attr_out out = {0};
+    struct stat status;
+    int failed;
+
+    if (!node)
+        return PH_PYTHON;
+    failed = fstat(ph_node_fd(node), &status);
+    if (!failed) {
+        out.attr_valid = ph_node_rules(node)->valid_s;
+        fill_attr(&out.attr, &status, ph_node_rules(node));
+    }
+    ph_node_unpin(request->mount, node);
+    return failed ? PH_PYTHON : ph_reply(request, &out, sizeof(out));
+}

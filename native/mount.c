@@ -1,0 +1,129 @@
+#include "mount.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "mount_private.h"
+
+/* `root_fd` is taken over. False: the shared directory cannot be read, or there is no memory. */
+static bool add_root(struct ph_mount *mount, uint64_t root_id, int root_fd)
+{
+    struct stat status;
+
+    if (fstat(root_fd, &status) || !(mount->root = ph_node_new(root_id, &status, &mount->rules))) {
+        close(root_fd);
+        return false;
+    }
+    mount->root->fd = root_fd;
+    mount->root->opens = 1; /* it never rests, and stays when it is forgotten */
+    ph_node_index_add(&mount->index, mount->root);
+    return true;
+}
+
+/* Whether files can be opened again at all: try with the root. */
+static bool can_reopen(struct ph_mount *mount)
+{
+    uint64_t dev = mount->root->dev;
+    struct file_handle *with = ph_reopener_prepare(&mount->reopener, mount->root->fd, dev);
+    int again = with ? ph_reopener_reopen(&mount->reopener, dev, with) : -1;
+
+    free(with);
+    if (again >= 0)
+        close(again);
+    return again >= 0;
+}
+
+static void free_mount(struct ph_mount *mount)
+{
+    ph_open_file_table_free(&mount->open_files);
+    ph_node_index_free(&mount->index);
+    free(mount->in_use.nodes);
+    ph_reopener_free(&mount->reopener);
+    ph_descriptors_free(&mount->descriptors);
+    pthread_mutex_destroy(&mount->mutex);
+    free(mount);
+}
+
+struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
+{
+    struct ph_mount *mount = calloc(1, sizeof(*mount));
+
+    if (!mount || !ph_descriptors_init(&mount->descriptors, setup->descriptor_limit)) {
+        close(setup->root_fd);
+        free(mount);
+        return NULL;
+    }
+    ph_reopener_init(&mount->reopener, &mount->descriptors);
+    pthread_mutex_init(&mount->mutex, NULL);
+    mount->rules = setup->rules;
+    mount->references = 1;
+    mount->next_id = setup->root_id + 1;
+    mount->open_file_limit = setup->handles;
+    mount->in_use.most = (uint32_t)setup->descriptors;
+    mount->may_switch = setup->may_switch;
+    if (!ph_node_index_init(&mount->index) || !ph_open_file_table_init(&mount->open_files)) {
+        close(setup->root_fd);
+        free_mount(mount);
+        return NULL;
+    }
+    if (!add_root(mount, setup->root_id, setup->root_fd)) {
+        free_mount(mount);
+        return NULL;
+    }
+    mount->in_use.rests = can_reopen(mount);
+    mount->node_limit = mount->in_use.rests || setup->nodes < setup->descriptors
+                            ? setup->nodes
+                            : setup->descriptors;
+    return mount;
+}
+
+void ph_mount_retain(struct ph_mount *mount)
+{
+    atomic_fetch_add(&mount->references, 1);
+}
+
+void ph_mount_release(struct ph_mount *mount)
+{
+    if (atomic_fetch_sub(&mount->references, 1) == 1)
+        free_mount(mount);
+}
+
+uint64_t ph_mount_node_count(struct ph_mount *mount)
+{
+    return atomic_load_explicit(&mount->node_count, memory_order_relaxed);
+}
+
+uint64_t ph_mount_node_limit(const struct ph_mount *mount)
+{
+    return mount->node_limit;
+}
+
+uint64_t ph_mount_open_file_count(struct ph_mount *mount)
+{
+    return atomic_load_explicit(&mount->open_file_count, memory_order_relaxed);
+}
+
+const struct ph_rules *ph_mount_rules(const struct ph_mount *mount)
+{
+    return &mount->rules;
+}
+
+uint64_t ph_mount_root_id(const struct ph_mount *mount)
+{
+    return mount->root->id;
+}
+
+bool ph_mount_may_switch(const struct ph_mount *mount)
+{
+    return mount->may_switch;
+}
+
+int ph_mount_claim(const struct ph_mount *mount, int fd)
+{
+    return ph_claim(&mount->descriptors, fd);
+}
+
+int ph_mount_open_again(const struct ph_mount *mount, int fd, int flags)
+{
+    return ph_claim(&mount->descriptors, ph_open_again(&mount->descriptors, fd, flags));
+}

@@ -1,0 +1,59 @@
+/*
+ * A mount: what one guest has of a share between INIT and DESTROY, the nodes that it knows
+ * (nodes.h) and the files that it has open (open_files.h); see mount.py.
+ *
+ * Owns the share's rules and the limits. Everything here may be called from any thread. Must not
+ * know requests or rings.
+ */
+#ifndef PORTHOLE_MOUNT_H
+#define PORTHOLE_MOUNT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PH_KEEP_ID 0xffffffffu
+
+/* How the files of one share are shown, and what has to be left to Python. */
+struct ph_rules {
+    uint64_t ino_mask; /* what tells the inodes of one share of a device from those of another */
+    uint32_t uid;      /* shown as every file's owner; PH_KEEP_ID: the real one */
+    uint32_t gid;
+    uint32_t keep_dir; /* mode bits that are shown */
+    uint32_t keep_file;
+    uint32_t valid_s;    /* how long names and attributes may be trusted */
+    uint32_t open_flags; /* FOPEN_* of files and directories */
+    uint32_t opendir_flags;
+    uint32_t read_only;
+    uint32_t writeback; /* the guest keeps back what it writes */
+    uint32_t to_python; /* Python serves names, attributes, opening, and what clears set-id bits */
+};
+
+struct ph_mount_setup {
+    struct ph_rules rules;
+    uint64_t root_id; /* of the shared directory; other nodes are numbered from there */
+    uint64_t nodes;   /* limits, as in descriptors.py */
+    uint64_t descriptors;
+    uint64_t handles;
+    int32_t root_fd;          /* O_PATH; taken over */
+    int32_t descriptor_limit; /* the first number that is not ours to use */
+    uint32_t may_switch;      /* whether files are made as the guest's user */
+};
+
+struct ph_mount;
+
+/* Returns NULL when there is no memory, or the shared directory cannot be read. The caller has one
+ * reference; who has one may call everything else, and releases it in the end. */
+struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup);
+void ph_mount_retain(struct ph_mount *mount);
+void ph_mount_release(struct ph_mount *mount);
+uint64_t ph_mount_node_count(struct ph_mount *mount);
+uint64_t ph_mount_node_limit(const struct ph_mount *mount);
+uint64_t ph_mount_open_file_count(struct ph_mount *mount);
+const struct ph_rules *ph_mount_rules(const struct ph_mount *mount);
+uint64_t ph_mount_root_id(const struct ph_mount *mount);
+bool ph_mount_may_switch(const struct ph_mount *mount);
+/* ph_claim and ph_open_again, of this process's descriptors; what was opened is claimed as well. */
+int ph_mount_claim(const struct ph_mount *mount, int fd);
+int ph_mount_open_again(const struct ph_mount *mount, int fd, int flags);
+
+#endif

@@ -1,0 +1,131 @@
+/*
+ * What the parts of a mount (mount.c, nodes.c, node_index.c, resting.c, open_files.c) know of each
+ * other. The mount's mutex guards what changes, but for what says otherwise.
+ *
+ * No descriptor is opened or closed while the mutex is held. A function that takes a node or an
+ * open file out of the tables returns it, and its caller frees it after it has let go of the mutex.
+ */
+#ifndef PORTHOLE_MOUNT_PRIVATE_H
+#define PORTHOLE_MOUNT_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "descriptors.h"
+#include "mount.h"
+#include "nodes.h"
+#include "open_files.h"
+#include "reopening.h"
+
+struct ph_node {
+    uint64_t id;
+    uint64_t dev;
+    uint64_t ino;
+    uint32_t kind;
+    const struct ph_rules *rules;
+    atomic_bool posix_locked;
+    /* The rest is guarded by the mutex; while the node is pinned its descriptor stays, once it has
+     * one. */
+    uint32_t pins;
+    uint32_t opens;
+    uint64_t lookups;
+    struct file_handle *reopen_with; /* made when the node first becomes idle */
+    int fd;                          /* -1: idle */
+    bool recently;                   /* used since a sweep came by */
+    bool known;                      /* found by its id */
+    bool keyed;                      /* found by its inode */
+    struct ph_node *next_by_id;
+    struct ph_node *next_by_key;
+    uint32_t place; /* in in_use.nodes */
+};
+
+/* Nodes by their ids, and by device and inode number. */
+struct ph_node_index {
+    struct ph_node **by_id;
+    struct ph_node **by_key;
+    uint64_t buckets; /* of each; a power of two */
+};
+
+/* Nodes besides the root that have a descriptor. */
+struct ph_in_use {
+    struct ph_node **nodes;
+    uint32_t count;
+    uint32_t room;
+    uint32_t most;
+    uint32_t hand; /* where the next sweep begins */
+    bool rests;    /* whether idle nodes can be opened again */
+};
+
+struct ph_open_file {
+    uint64_t handle;
+    int fd;
+    enum ph_kind kind;
+    struct ph_node *node;
+    pthread_mutex_t position_mutex;
+    int64_t position; /* of the descriptor, of a directory; guarded by position_mutex */
+    /* The rest is guarded by the mount's mutex. */
+    uint32_t pins;
+    bool known;
+    struct ph_open_file *next;
+};
+
+struct ph_open_file_table {
+    struct ph_open_file **by_handle;
+    uint64_t buckets; /* a power of two */
+    uint64_t next_handle;
+};
+
+struct ph_mount {
+    struct ph_rules rules;
+    struct ph_descriptors descriptors;
+    struct ph_reopener reopener;
+    struct ph_node *root;
+    uint64_t node_limit;
+    uint64_t open_file_limit;
+    bool may_switch;
+    atomic_uint references;
+    /* Written with the mutex, read without: a bound that is checked early is checked again. */
+    atomic_ullong node_count;
+    atomic_ullong open_file_count;
+    pthread_mutex_t mutex;
+    /* The rest is guarded by the mutex. */
+    struct ph_node_index index;
+    struct ph_in_use in_use;
+    uint64_t next_id;
+    struct ph_open_file_table open_files;
+};
+
+/* node_index.c */
+bool ph_node_index_init(struct ph_node_index *index);
+void ph_node_index_free(struct ph_node_index *index);
+struct ph_node *ph_node_index_find(const struct ph_node_index *index, uint64_t id);
+struct ph_node *ph_node_index_find_key(const struct ph_node_index *index, uint64_t dev,
+                                       uint64_t ino);
+void ph_node_index_add(struct ph_node_index *index, struct ph_node *node);
+void ph_node_index_remove(struct ph_node_index *index, struct ph_node *node);
+/* Find the node by its id only: its inode number is another file's now. */
+void ph_node_index_remove_key(struct ph_node_index *index, struct ph_node *node);
+/* Make twice as many buckets; without memory for them the chains grow longer instead. */
+void ph_node_index_grow(struct ph_node_index *index);
+
+/* nodes.c */
+struct ph_node *ph_node_new(uint64_t id, const struct stat *status, const struct ph_rules *rules);
+/* The node, taken out of use, if the guest has forgotten it and nobody uses it: to be freed. */
+struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node);
+/* Close the descriptor and free the node; NULL is none. */
+void ph_node_free(struct ph_node *node);
+
+/* resting.c */
+bool ph_in_use_add(struct ph_in_use *in_use, struct ph_node *node, int fd); /* or ENOMEM */
+void ph_in_use_remove(struct ph_in_use *in_use, struct ph_node *node);
+/* Let some nodes rest if too many have a descriptor. The mutex is held, but not all the time. */
+void ph_sweep(struct ph_mount *mount);
+/* Give a pinned idle node its descriptor back; false with errno. The mutex is not held. */
+bool ph_wake(struct ph_mount *mount, struct ph_node *node);
+
+/* open_files.c */
+bool ph_open_file_table_init(struct ph_open_file_table *table);
+/* Frees all files that are open, and forgotten nodes that only they kept. */
+void ph_open_file_table_free(struct ph_open_file_table *table);
+
+#endif

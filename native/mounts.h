@@ -1,0 +1,44 @@
+/*
+ * What the guest has mounted of one device, by the slot of a share: where the device's queues find
+ * the mount that a request is for; see native_mounts.py.
+ *
+ * Must not know requests or rings.
+ */
+#ifndef PORTHOLE_MOUNTS_H
+#define PORTHOLE_MOUNTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mount.h"
+
+/* The bits of a node's id from this one on are the slot of its share. */
+#define PH_SLOT_SHIFT 44
+
+struct ph_mounts;
+
+/* From any thread, but ph_mounts_free, which is called when no queue is served any more. */
+struct ph_mounts *ph_mounts_new(void); /* NULL: no memory */
+void ph_mounts_free(struct ph_mounts *mounts);
+/* Put a mount into a slot; NULL empties it. Requests under way go on with what was there. False: no
+ * memory, and nothing was changed. */
+bool ph_mounts_put(struct ph_mounts *mounts, uint64_t slot, struct ph_mount *mount);
+
+enum { PH_HELD_MOUNTS = 8 };
+
+/* The mounts that one queue's thread served last, which it holds as long as it does not sleep. */
+struct ph_mount_holds {
+    struct ph_mounts *mounts;
+    uint64_t changes; /* of the mounts, when they were found */
+    struct {
+        uint64_t slot;
+        struct ph_mount *mount; /* NULL: nothing is held here */
+    } held[PH_HELD_MOUNTS];
+};
+
+/* What is in a slot now, held until it is let go of; NULL when the slot is empty. A mount that was
+ * taken out is let go of with the next request, whichever slot that is for. */
+struct ph_mount *ph_mount_holds_find(struct ph_mount_holds *holds, uint64_t slot);
+void ph_mount_holds_let_go(struct ph_mount_holds *holds);
+
+#endif

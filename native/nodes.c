@@ -1,0 +1,239 @@
+#include "nodes.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "mount_private.h"
+
+struct ph_node *ph_node_new(uint64_t id, const struct stat *status, const struct ph_rules *rules)
+{
+    struct ph_node *node = calloc(1, sizeof(*node));
+
+    if (!node)
+        return NULL;
+    node->id = id;
+    node->dev = status->st_dev;
+    node->ino = status->st_ino;
+    node->kind = status->st_mode & S_IFMT;
+    node->rules = rules;
+    node->fd = -1;
+    node->recently = true;
+    return node;
+}
+
+void ph_node_free(struct ph_node *node)
+{
+    if (!node)
+        return;
+    if (node->fd >= 0)
+        close(node->fd);
+    free(node->reopen_with);
+    free(node);
+}
+
+struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node)
+{
+    if (node->known || node->pins || node->opens)
+        return NULL;
+    if (node->fd >= 0)
+        ph_in_use_remove(&mount->in_use, node);
+    return node;
+}
+
+uint64_t ph_node_id(const struct ph_node *node)
+{
+    return node->id;
+}
+
+int ph_node_fd(const struct ph_node *node)
+{
+    return node->fd;
+}
+
+uint32_t ph_node_kind(const struct ph_node *node)
+{
+    return node->kind;
+}
+
+const struct ph_rules *ph_node_rules(const struct ph_node *node)
+{
+    return node->rules;
+}
+
+bool ph_node_has_room(struct ph_mount *mount)
+{
+    return ph_mount_node_count(mount) < mount->node_limit;
+}
+
+void ph_node_unpin(struct ph_mount *mount, struct ph_node *node)
+{
+    struct ph_node *done;
+
+    pthread_mutex_lock(&mount->mutex);
+    node->pins--;
+    done = ph_node_if_done(mount, node);
+    pthread_mutex_unlock(&mount->mutex);
+    ph_node_free(done);
+}
+
+struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id)
+{
+    struct ph_node *node;
+    bool idle = false;
+
+    pthread_mutex_lock(&mount->mutex);
+    node = ph_node_index_find(&mount->index, id);
+    if (node) {
+        node->pins++;
+        node->recently = true;
+        idle = node->fd < 0;
+    }
+    pthread_mutex_unlock(&mount->mutex);
+    if (!node) {
+        errno = ESTALE;
+        return NULL;
+    }
+    if (idle && !ph_wake(mount, node)) {
+        int error = errno;
+
+        ph_node_unpin(mount, node);
+        errno = error;
+        return NULL;
+    }
+    return node;
+}
+
+bool ph_node_knows_sibling(struct ph_mount *mount, const struct ph_node *node, uint64_t ino)
+{
+    bool known;
+
+    pthread_mutex_lock(&mount->mutex);
+    known = ph_node_index_find_key(&mount->index, node->dev, ino);
+    pthread_mutex_unlock(&mount->mutex);
+    return known;
+}
+
+/* Count a lookup, and pin the node for the caller. */
+static void look_up(struct ph_node *node)
+{
+    node->lookups++;
+    node->pins++;
+    node->recently = true;
+}
+
+struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *status)
+{
+    struct ph_node *node;
+
+    pthread_mutex_lock(&mount->mutex);
+    node = ph_node_index_find_key(&mount->index, status->st_dev, status->st_ino);
+    /* The number of a file whose descriptor is open is not used anew. */
+    if (node && node->fd >= 0)
+        look_up(node);
+    else
+        node = NULL;
+    pthread_mutex_unlock(&mount->mutex);
+    return node;
+}
+
+/*
+ * Find the node of what was opened; an idle one only if it is the very same file. The mutex is
+ * held, but not all the time. A node that was idle takes the descriptor over, which is -1 then.
+ */
+static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct stat *status)
+{
+    struct ph_node *node;
+
+    while ((node = ph_node_index_find_key(&mount->index, status->st_dev, status->st_ino)) &&
+           node->fd < 0) {
+        struct file_handle *found;
+        bool same;
+
+        node->pins++;
+        pthread_mutex_unlock(&mount->mutex);
+        found = ph_reopener_prepare(&mount->reopener, *fd, status->st_dev);
+        pthread_mutex_lock(&mount->mutex);
+        same = ph_is_same_file(found, node->reopen_with);
+        free(found);
+        node->pins--;
+        if (!node->known) {
+            struct ph_node *done = ph_node_if_done(mount, node);
+
+            pthread_mutex_unlock(&mount->mutex);
+            ph_node_free(done);
+            pthread_mutex_lock(&mount->mutex);
+        } else if (!same) {
+            ph_node_index_remove_key(&mount->index, node); /* the number was used anew */
+        } else if (node->fd < 0) {
+            if (!ph_in_use_add(&mount->in_use, node, *fd))
+                return NULL;
+            *fd = -1;
+        }
+    }
+    return node;
+}
+
+/* Make the node of a file that is not known; returns NULL with errno. The mutex is held. */
+static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct stat *status,
+                                const struct ph_rules *rules)
+{
+    struct ph_node *node;
+
+    if (mount->node_count >= mount->node_limit) {
+        errno = ENFILE;
+        return NULL;
+    }
+    node = ph_node_new(mount->next_id, status, rules);
+    if (!node || !ph_in_use_add(&mount->in_use, node, *fd)) {
+        ph_node_free(node);
+        errno = ENOMEM;
+        return NULL;
+    }
+    *fd = -1;
+    mount->next_id++;
+    if (mount->node_count++ >= mount->index.buckets)
+        ph_node_index_grow(&mount->index);
+    ph_node_index_add(&mount->index, node);
+    return node;
+}
+
+struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *status,
+                             const struct ph_rules *rules)
+{
+    struct ph_node *node;
+    int error;
+
+    pthread_mutex_lock(&mount->mutex);
+    node = recognize(mount, &fd, status);
+    if (!node)
+        node = add_node(mount, &fd, status, rules);
+    error = errno;
+    if (node) {
+        look_up(node);
+        ph_sweep(mount);
+    }
+    pthread_mutex_unlock(&mount->mutex);
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return node;
+}
+
+void ph_node_forget(struct ph_mount *mount, uint64_t id, uint64_t count)
+{
+    struct ph_node *node, *done = NULL;
+
+    pthread_mutex_lock(&mount->mutex);
+    node = ph_node_index_find(&mount->index, id);
+    if (node && node != mount->root) {
+        node->lookups -= count < node->lookups ? count : node->lookups;
+        if (!node->lookups) {
+            ph_node_index_remove(&mount->index, node);
+            mount->node_count--;
+            done = ph_node_if_done(mount, node);
+        }
+    }
+    pthread_mutex_unlock(&mount->mutex);
+    ph_node_free(done);
+}

@@ -1,0 +1,40 @@
+/*
+ * The nodes that a guest knows, by the rules of nodes.py: see there.
+ *
+ * From any thread. A pinned node has an O_PATH descriptor, which stays open until the node is
+ * unpinned. Must not know requests.
+ */
+#ifndef PORTHOLE_NODES_H
+#define PORTHOLE_NODES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "mount.h"
+
+struct ph_node;
+
+/* Each returns a pinned node, or NULL with errno. */
+struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id);
+/* Find or make the node of an O_PATH descriptor, which is taken over, and count one lookup. */
+struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *status,
+                             const struct ph_rules *rules);
+/* Count one lookup of a file whose status was just read by its name; NULL without errno where that
+ * does not say whether the file is known. */
+struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *status);
+void ph_node_unpin(struct ph_mount *mount, struct ph_node *node);
+
+/* Take lookups back; unknown nodes and counts too high are harmless. */
+void ph_node_forget(struct ph_mount *mount, uint64_t id, uint64_t count);
+bool ph_node_has_room(struct ph_mount *mount);
+/* Whether a file of this inode number, on the node's file system, is known now. */
+bool ph_node_knows_sibling(struct ph_mount *mount, const struct ph_node *node, uint64_t ino);
+
+/* Of a pinned node. */
+uint64_t ph_node_id(const struct ph_node *node);
+int ph_node_fd(const struct ph_node *node);
+uint32_t ph_node_kind(const struct ph_node *node); /* S_IFMT bits */
+const struct ph_rules *ph_node_rules(const struct ph_node *node);
+
+#endif

@@ -1,0 +1,54 @@
+/*
+ * What the parts of a ring (ring.c, chain.c, ring_wait.c) know of each other.
+ */
+#ifndef PORTHOLE_RING_PRIVATE_H
+#define PORTHOLE_RING_PRIVATE_H
+
+#include <endian.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "ring.h"
+
+/* As in queue.py, chain.py and pool.py, where they are explained. */
+enum {
+    PH_SPIN_NS = 50000,
+    PH_SPIN_MIN_NS = 1000,
+    PH_BATCH_REQUESTS = 8,
+    PH_BATCH_BYTES = 1 << 20,
+    PH_MIN_INDIRECT_LIMIT = 1024,
+    PH_SLOT_BYTES = 2048,
+};
+#define PH_MAX_CHAIN_BYTES 0xffffffffu
+
+struct ph_ring {
+    struct ph_ring_setup setup; /* call_fd is guarded by call_mutex */
+    struct ph_ring_state state;
+    uint16_t *avail; /* flags, idx, ring[size], used_event */
+    uint8_t *used;   /* flags, idx, {id, len} ring[size], avail_event */
+    uint16_t head;   /* of the latest chain */
+    int wake_fd;
+    uint64_t high;        /* end of the highest buffer in the pool, in bytes from its start */
+    uint64_t taken_bytes; /* in the buffers of the latest chain */
+    struct iovec *iov;
+    bool is_awake; /* counted in `awake` */
+    pthread_mutex_t call_mutex;
+    atomic_bool stopped;
+    atomic_bool closed; /* set with call_mutex */
+};
+
+/* Each field of a ring is read and written once, whatever the compiler thinks of memory. */
+static inline uint16_t ph_load16(const uint16_t *field)
+{
+    return le16toh(__atomic_load_n(field, __ATOMIC_RELAXED));
+}
+
+static inline void ph_store16(uint16_t *field, uint16_t value)
+{
+    __atomic_store_n(field, htole16(value), __ATOMIC_RELAXED);
+}
+
+/* Count the ring among those that are at work, or no longer. */
+void ph_ring_set_awake(struct ph_ring *ring, bool is_awake);
+
+#endif

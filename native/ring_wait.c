@@ -1,0 +1,122 @@
+/*
+ * Waiting for chains: awake for some microseconds, then asleep.
+ */
+#include <errno.h>
+#include <linux/virtio_ring.h>
+#include <poll.h>
+#include <sched.h>
+#include <time.h>
+
+#include "ring_private.h"
+
+/* How many queues of this process are at work, or look around for some. */
+static atomic_uint awake;
+
+void ph_ring_set_awake(struct ph_ring *ring, bool is_awake)
+{
+    if (is_awake && !ring->is_awake)
+        atomic_fetch_add_explicit(&awake, 1, memory_order_relaxed);
+    else if (!is_awake && ring->is_awake)
+        atomic_fetch_sub_explicit(&awake, 1, memory_order_relaxed);
+    ring->is_awake = is_awake;
+}
+
+static uint16_t *avail_event(struct ph_ring *ring)
+{
+    return (uint16_t *)(ring->used + 4 + 8 * (size_t)ring->setup.size);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Another queue may wait for this processor; without one, giving it up would only cost time. */
+static void relax(void)
+{
+    if (atomic_load_explicit(&awake, memory_order_relaxed) > 1) {
+        sched_yield();
+        return;
+    }
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Look around for chains; longer when that has paid off lately. */
+static enum ph_look spin(struct ph_ring *ring)
+{
+    uint64_t end = now_ns() + ring->state.spin_ns;
+
+    do {
+        enum ph_look look = ph_ring_look(ring);
+
+        if (look != PH_LOOK_NOTHING) {
+            ring->state.spin_ns = PH_SPIN_NS;
+            return look;
+        }
+        relax();
+    } while (!ph_ring_is_stopped(ring) && now_ns() < end);
+    ring->state.spin_ns /= 2;
+    if (ring->state.spin_ns < PH_SPIN_MIN_NS)
+        ring->state.spin_ns = PH_SPIN_MIN_NS;
+    return PH_LOOK_NOTHING;
+}
+
+/* Ask for a kick, and look once more: chains may have come before the driver could see that. */
+static enum ph_look arm(struct ph_ring *ring)
+{
+    if (ring->setup.event_idx)
+        ph_store16(avail_event(ring), ring->state.next_avail);
+    else
+        ph_store16((uint16_t *)ring->used, 0);
+    atomic_thread_fence(memory_order_seq_cst);
+    return ph_ring_look(ring);
+}
+
+/* Take note of a kick, and ask for no more while the ring is served. */
+static void disarm(struct ph_ring *ring)
+{
+    uint64_t kicks;
+    struct iovec room = {&kicks, sizeof(kicks)};
+    /* The front-end shares the descriptor's flags and could make a mere read(2) block. */
+    ssize_t got = preadv2(ring->setup.kick_fd, &room, 1, -1, RWF_NOWAIT);
+
+    (void)got;
+    if (!ring->setup.event_idx)
+        ph_store16((uint16_t *)ring->used, VRING_USED_F_NO_NOTIFY);
+}
+
+/* Notify, look around for some microseconds, then call `before_sleep` and sleep. */
+enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), void *context)
+{
+    struct pollfd fds[] = {
+        {.fd = ring->setup.kick_fd, .events = POLLIN},
+        {.fd = ring->setup.stop_fd, .events = POLLIN},
+        {.fd = ring->wake_fd, .events = POLLIN},
+    };
+    enum ph_look look;
+
+    ph_ring_set_awake(ring, true);
+    if (ring->state.unsignalled)
+        ph_ring_notify(ring);
+    look = spin(ring);
+    if (look == PH_LOOK_NOTHING && !ph_ring_is_stopped(ring))
+        look = arm(ring);
+    if (look != PH_LOOK_NOTHING)
+        return look == PH_LOOK_PYTHON ? PH_WAIT_PYTHON : PH_WAIT_CHAIN;
+    before_sleep(context);
+    ph_ring_set_awake(ring, false);
+    while (!ph_ring_is_stopped(ring) && poll(fds, 3, -1) < 0 && errno == EINTR)
+        continue;
+    ph_ring_set_awake(ring, true);
+    if (ph_ring_is_stopped(ring))
+        return PH_WAIT_STOPPED;
+    disarm(ring);
+    return fds[2].revents ? PH_WAIT_WOKEN : PH_WAIT_CHAIN;
+}
