@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = Path("build/bench/front_end")
 POOL_BASE: Final = 0x4100_0000
-"""Where the front-end's guest has its pool: RAM_GPA + POOL_AT of front_end.h."""
+"""Where the front-end's guest has its pool: RAM_GPA + POOL_AT of ram.h."""
 POOL_BYTES: Final = 128 << 20
 POOL: Final = f"0x{POOL_BASE:x},{POOL_BYTES}"
 DEADLINE_S: Final = 120.0

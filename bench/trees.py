@@ -24,7 +24,7 @@ _WORDS: Final = PAGE_BYTES // 8
 
 
 def page_stamp(seed: int, page: int) -> int:
-    """Tell the number that a page is known by, as guest.c of the front-end does."""
+    """Return the number that a page is known by, as pattern.c of the front-end does."""
     z = (seed * 0x9E3779B97F4A7C15 + page + 1) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK

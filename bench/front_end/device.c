@@ -2,13 +2,16 @@
  *
  * Owns the rings, the buffers and what is looked up before a run. Must not know what is timed.
  */
-#include "front_end.h"
+#include "device.h"
 
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "engine.h"
+#include "process.h"
 
 enum { FORGETS_IN_A_BATCH = 100, VERIFIED_BLOCKS = 2000 };
 
@@ -90,7 +93,7 @@ static void forget_some(struct device *device, const uint64_t *nodes, unsigned c
  * `wait`, return only when the device has forgotten them. */
 void device_forget(struct device *device, const uint64_t *nodes, unsigned count, bool wait)
 {
-    pthread_mutex_lock(&device->forget_lock);
+    pthread_mutex_lock(&device->forget_mutex);
     for (unsigned done = 0; done < count; done += FORGETS_IN_A_BATCH) {
         unsigned left = count - done;
 
@@ -98,7 +101,7 @@ void device_forget(struct device *device, const uint64_t *nodes, unsigned count,
     }
     while (wait && device->free_forget_count < MAX_FORGETS)
         reap_forgets(device, true);
-    pthread_mutex_unlock(&device->forget_lock);
+    pthread_mutex_unlock(&device->forget_mutex);
 }
 
 static void initialise(struct device *device)
@@ -128,7 +131,7 @@ void device_attach(struct device *device, const struct options *options, unsigne
     uint64_t begin_ns;
 
     *device = (struct device){.options = options, .number = number};
-    pthread_mutex_init(&device->forget_lock, NULL);
+    pthread_mutex_init(&device->forget_mutex, NULL);
     ram_make(&device->ram, options->pool_bytes);
     begin_ns = now_ns();
     connection_open(connection, options->sockets[number], options->without_features);

@@ -2,10 +2,13 @@
  *
  * Must not know what an operation is made of.
  */
-#include "front_end.h"
+#include "engine.h"
 
 #include <poll.h>
 #include <stdlib.h>
+
+#include "process.h"
+#include "workload.h"
 
 enum { LOOKS_BETWEEN_CLOCKS = 1 << 16 };
 

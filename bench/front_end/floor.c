@@ -3,13 +3,17 @@
  *
  * Must not know devices.
  */
-#include "front_end.h"
+#include "floor.h"
 
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#include "pattern.h"
+#include "process.h"
+#include "ram.h"
 
 static void move_block(const struct options *options, int fd, const uint8_t *memory,
                        struct iovec *parts, unsigned count, uint64_t offset)

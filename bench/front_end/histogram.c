@@ -2,7 +2,7 @@
  *
  * Must not know what is timed.
  */
-#include "front_end.h"
+#include "histogram.h"
 
 enum { SUB_BITS = 5, SUB = 1 << SUB_BITS };
 

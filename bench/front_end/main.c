@@ -1,81 +1,21 @@
-/* Drives one workload against virtio-fs devices and prints what was measured as one JSON object.
+/* A vhost-user front-end that drives one workload against virtio-fs devices, and prints what was
+ * measured as one JSON object.
  *
- * Owns the order of a run: attach, prepare, warm up, measure, verify, print.
+ * Stands for QEMU and a Linux guest together: guest memory is a memfd, the rings and the buffers of
+ * requests lie in a pool inside it, chains are laid out as fs/fuse/virtio_fs.c lays them out. It
+ * must not know which device it drives: ours and virtiofsd get the same bytes.
+ *
+ * This file owns the order of a run: attach, prepare, warm up, measure, verify, print. Sizes are in
+ * bytes, times in nanoseconds where a name ends in _ns.
  */
-#include "front_end.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
-#include <unistd.h>
 
-uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
-}
-
-void *allocate(size_t count, size_t bytes)
-{
-    void *memory = calloc(count ? count : 1, bytes);
-
-    if (!memory)
-        die("no memory for %zu times %zu bytes", count, bytes);
-    return memory;
-}
-
-void die(const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    fputs("front_end: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-    _exit(1);
-}
-
-/* CPU time that the device's processes have used: utime and stime, proc(5). */
-static double device_cpu_s(const struct options *options)
-{
-    unsigned long long ticks = 0, user, system;
-    char path[64], line[1024], *rest;
-
-    for (unsigned i = 0; i < options->pid_count; i++) {
-        FILE *file;
-
-        snprintf(path, sizeof path, "/proc/%d/stat", options->pids[i]);
-        file = fopen(path, "r");
-        if (!file || !fgets(line, sizeof line, file) || !(rest = strrchr(line, ')')) ||
-            sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &user,
-                   &system) != 2)
-            die("%s: cannot be read", path);
-        fclose(file);
-        ticks += user + system;
-    }
-    return (double)ticks / (double)sysconf(_SC_CLK_TCK);
-}
-
-static double own_cpu_s(void)
-{
-    struct timespec used;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
-    return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
-}
-
-static void sleep_until(uint64_t ns)
-{
-    struct timespec until = {(time_t)(ns / 1000000000ull), (long)(ns % 1000000000ull)};
-
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) != 0)
-        ;
-}
+#include "device.h"
+#include "engine.h"
+#include "floor.h"
+#include "process.h"
 
 struct figures {
     double seconds, device_cpu_s, own_cpu_s;
@@ -107,20 +47,20 @@ static void drive(struct run *run, struct worker *workers, unsigned count, struc
 
     run->budget = (int64_t)options->ops;
     run->phase = options->ops ? PHASE_TIMED : PHASE_WARM;
-    figures->device_cpu_s = -device_cpu_s(options);
+    figures->device_cpu_s = -cpu_s_of(options->pids, options->pid_count);
     figures->own_cpu_s = -own_cpu_s();
     for (unsigned i = 0; i < count; i++)
         if (pthread_create(&threads[i], NULL, worker_run, &workers[i]) != 0)
             die("no thread for worker %u", i);
     if (!options->ops) {
         sleep_until(begin_ns);
-        figures->device_cpu_s = -device_cpu_s(options);
+        figures->device_cpu_s = -cpu_s_of(options->pids, options->pid_count);
         figures->own_cpu_s = -own_cpu_s();
         begin_ns = now_ns();
         run->phase = PHASE_TIMED;
         sleep_until(begin_ns + (uint64_t)(options->seconds * 1e9));
         figures->seconds = (double)(now_ns() - begin_ns) / 1e9;
-        figures->device_cpu_s += device_cpu_s(options);
+        figures->device_cpu_s += cpu_s_of(options->pids, options->pid_count);
         figures->own_cpu_s += own_cpu_s();
         run->phase = PHASE_OVER;
     }
@@ -128,7 +68,7 @@ static void drive(struct run *run, struct worker *workers, unsigned count, struc
         pthread_join(threads[i], NULL);
     if (options->ops) {
         figures->seconds = (double)(now_ns() - begin_ns) / 1e9;
-        figures->device_cpu_s += device_cpu_s(options);
+        figures->device_cpu_s += cpu_s_of(options->pids, options->pid_count);
         figures->own_cpu_s += own_cpu_s();
     }
     free(threads);

@@ -1,10 +1,14 @@
 /* The command line. Owns defaults and bounds; must not know what is done with them. */
-#include "front_end.h"
+#include "options.h"
 
 #include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "process.h"
+#include "ram.h"
+#include "vhost_user.h"
 
 const char *const operation_names[] = {"read",   "write", "getattr", "lookup", "open",
                                        "create", "list",  "attach",  NULL};

@@ -4,10 +4,12 @@
  *
  * Owns layout and headers of a request. Must not know what is asked for or why.
  */
-#include "front_end.h"
+#include "requests.h"
 
 #include <linux/fuse.h>
 #include <string.h>
+
+#include "process.h"
 
 /* `number` is the request's own among those of its device. */
 void request_make(struct request *request, struct ram *ram, uint64_t number)

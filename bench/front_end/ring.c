@@ -4,12 +4,16 @@
  * Owns descriptors, indexes and notifications of one ring, used by one thread at a time. Must not
  * know what a chain carries. Fields are little-endian; so is every machine that this runs on.
  */
-#include "front_end.h"
+#include "ring.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#include "process.h"
+#include "vhost_user.h"
 
 enum { DESC_F_NEXT = 1, DESC_F_WRITE = 2, DESC_F_INDIRECT = 4 };
 enum { AVAIL_F_NO_INTERRUPT = 1, USED_F_NO_NOTIFY = 1 };

@@ -2,7 +2,7 @@
  *
  * Owns the socket. Must not know FUSE or what is measured.
  */
-#include "front_end.h"
+#include "vhost_user.h"
 
 #include <errno.h>
 #include <string.h>
@@ -10,6 +10,9 @@
 #include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+#include "process.h"
+#include "ring.h"
 
 enum {
     GET_FEATURES = 1,

@@ -3,11 +3,14 @@
  *
  * Must not know time or threads.
  */
-#include "front_end.h"
+#include "workload.h"
 
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <string.h>
+
+#include "pattern.h"
+#include "process.h"
 
 static void send(struct slot *slot, uint32_t opcode, uint64_t node, const void *args,
                  uint32_t in_args, uint32_t out_args)

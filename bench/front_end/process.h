@@ -1,0 +1,21 @@
+/* This process: its clocks, memory or the end, and what it says when it ends.
+ *
+ * Must not know what is measured.
+ */
+#ifndef FRONT_END_PROCESS_H
+#define FRONT_END_PROCESS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+uint64_t now_ns(void);
+void sleep_until(uint64_t ns); /* of now_ns */
+/* CPU time that this process has used, and that others have. */
+double own_cpu_s(void);
+double cpu_s_of(const int *pids, unsigned count);
+/* Zeroed memory; the process ends when there is none. */
+void *allocate(size_t count, size_t bytes);
+/* End the process with a message that says why. */
+_Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif
