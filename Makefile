@@ -10,11 +10,12 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-header
 FRONT_END := build/bench/front_end
 C_SOURCES := $(wildcard native/*.c native/fuzz/*.c bench/front_end/*.c)
-C_FILES := $(C_SOURCES) $(wildcard native/*.h native/fuzz/*.h bench/front_end/*.h)
+C_HEADERS := $(wildcard native/*.h native/fuzz/*.h bench/front_end/*.h)
+TIDY := $(C_SOURCES:%.c=build/tidy/%.ok)
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz front-end warnings clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz front-end check-c tidy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -51,26 +52,34 @@ soak: $(READY) $(FASTPATH) ## run the conformance tests 20 times as long, with o
 	@PORTHOLE_SOAK=$${PORTHOLE_SOAK:-20} PORTHOLE_SEED=$${PORTHOLE_SEED:-$$RANDOM} \
 		$(BIN)/python -m pytest tests/conformance
 
-check: $(READY) $(FASTPATH) ## formatting, lint, types, layers, protos
+check: $(READY) $(FASTPATH) ## formatting, lint, types, layers, protos; of C too
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/protolint lint protos
-	@$(BIN)/clang-format --dry-run --Werror $(C_FILES)
-	@$(MAKE) --no-print-directory warnings
+	@$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) $(C_HEADERS)
+	@$(MAKE) --no-print-directory check-c
 
-warnings:
+check-c:
 	@if ! command -v $(firstword $(CC)) >/dev/null; then \
-		echo "no C compiler ($(CC)) was found: whether the C sources have warnings is not checked"; \
+		echo "no C compiler ($(CC)) was found: of the C sources only the format is checked"; \
 	else \
-		printf '%s\n' $(C_SOURCES) | xargs -n1 -P2 $(CC) @compile_flags.txt -O2 -Werror -S -o /dev/null; \
+		printf '%s\n' $(C_SOURCES) | xargs -n1 -P2 $(CC) @compile_flags.txt -O2 -Werror -S -o /dev/null && \
+		$(MAKE) --no-print-directory -j2 tidy; \
 	fi
+
+tidy: $(TIDY)
+
+$(TIDY): build/tidy/%.ok: %.c $(C_HEADERS) .clang-tidy compile_flags.txt $(READY)
+	@mkdir -p $(@D)
+	@$(BIN)/clang-tidy --quiet $< 2>$(@:.ok=.log) || { cat $(@:.ok=.log) >&2; exit 1; }
+	@touch $@
 
 fmt: $(READY) ## format the code and mend what lint can mend
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
-	@$(BIN)/clang-format -i $(C_FILES)
+	@$(BIN)/clang-format -i $(C_SOURCES) $(C_HEADERS)
 
 protos: $(READY) ## generate protos/gen from the .proto files
 	@rm -rf protos/gen && mkdir -p protos/gen

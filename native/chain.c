@@ -119,16 +119,15 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
     return true;
 }
 
-/* Where the chain `ahead` places on begins, if the driver has made it available; else NULL. */
-static const uint8_t *begins(const struct ph_ring *ring, uint16_t ahead)
+/* Find the head of the chain `ahead` places on; false when the driver has made none available. */
+static bool find_head(const struct ph_ring *ring, uint16_t ahead, uint16_t *head)
 {
     uint16_t place = (uint16_t)(ring->state.next_avail + ahead);
-    uint32_t head;
 
     if ((uint16_t)(ring->state.seen_avail - ring->state.next_avail) <= ahead)
-        return NULL;
-    head = ph_load16(&ring->avail[2 + (place & (ring->setup.size - 1))]);
-    return head < ring->setup.size ? (uint8_t *)ring->setup.desc + head * DESC_BYTES : NULL;
+        return false;
+    *head = ph_load16(&ring->avail[2 + (place & (ring->setup.size - 1))]);
+    return *head < ring->setup.size;
 }
 
 static void prefetch_what(const struct ph_ring *ring, const struct vring_desc *desc)
@@ -147,20 +146,19 @@ static void prefetch_what(const struct ph_ring *ring, const struct vring_desc *d
  */
 static void prefetch_ahead(const struct ph_ring *ring)
 {
-    const uint8_t *at = begins(ring, 3), *table;
+    const uint8_t *descs = ring->setup.desc, *table;
     struct vring_desc desc;
+    uint16_t head;
 
-    if (at)
-        __builtin_prefetch(at);
-    at = begins(ring, 2);
-    if (at) {
-        desc = read_desc(at, 0);
+    if (find_head(ring, 3, &head))
+        __builtin_prefetch(descs + head * DESC_BYTES);
+    if (find_head(ring, 2, &head)) {
+        desc = read_desc(descs, head);
         prefetch_what(ring, &desc); /* an indirect table */
     }
-    at = begins(ring, 1);
-    if (!at)
+    if (!find_head(ring, 1, &head))
         return;
-    desc = read_desc(at, 0);
+    desc = read_desc(descs, head);
     table = desc.flags & VRING_DESC_F_INDIRECT ? find(ring, desc.addr, desc.len) : NULL;
     if (table && desc.len >= DESC_BYTES) {
         desc = read_desc(table, 0);

@@ -10,12 +10,14 @@
 #include "serve.h"
 
 #define WHOLE(type) {.name = #type, .field = "", .size_bytes = sizeof(struct type)}
+/* NOLINTBEGIN(bugprone-macro-parentheses,bugprone-sizeof-expression): of a member by its name */
 #define FIELD(type, member)                                                                        \
     {.name = #type,                                                                                \
      .field = #member,                                                                             \
      .offset = offsetof(struct type, member),                                                      \
      .size_bytes = sizeof(((struct type *)0)->member)}
-#define CONSTANT(constant) {.name = #constant, .value = constant}
+/* NOLINTEND(bugprone-macro-parentheses,bugprone-sizeof-expression) */
+#define CONSTANT(constant) {.name = #constant, .value = (constant)}
 
 static const struct ph_layout LAYOUTS[] = {
     WHOLE(ph_layout),

@@ -6,7 +6,7 @@
 #include "mount_private.h"
 
 /* `root_fd` is taken over. False: the shared directory cannot be read, or there is no memory. */
-static bool add_root(struct ph_mount *mount, uint64_t root_id, int root_fd)
+PH_ALONE static bool add_root(struct ph_mount *mount, uint64_t root_id, int root_fd)
 {
     struct stat status;
 
@@ -33,18 +33,18 @@ static bool can_reopen(struct ph_mount *mount)
     return again >= 0;
 }
 
-static void free_mount(struct ph_mount *mount)
+PH_ALONE static void free_mount(struct ph_mount *mount)
 {
     ph_open_file_table_free(&mount->open_files);
     ph_node_index_free(&mount->index);
     free(mount->in_use.nodes);
     ph_reopener_free(&mount->reopener);
     ph_descriptors_free(&mount->descriptors);
-    pthread_mutex_destroy(&mount->mutex);
+    ph_mutex_destroy(&mount->mutex);
     free(mount);
 }
 
-struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
+PH_ALONE struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
 {
     struct ph_mount *mount = calloc(1, sizeof(*mount));
 
@@ -54,7 +54,7 @@ struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
         return NULL;
     }
     ph_reopener_init(&mount->reopener, &mount->descriptors);
-    pthread_mutex_init(&mount->mutex, NULL);
+    ph_mutex_init(&mount->mutex);
     mount->rules = setup->rules;
     mount->references = 1;
     mount->next_id = setup->root_id + 1;

@@ -8,11 +8,11 @@
 #ifndef PORTHOLE_MOUNT_PRIVATE_H
 #define PORTHOLE_MOUNT_PRIVATE_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "descriptors.h"
 #include "mount.h"
+#include "mutex.h"
 #include "nodes.h"
 #include "open_files.h"
 #include "reopening.h"
@@ -61,8 +61,8 @@ struct ph_open_file {
     int fd;
     enum ph_kind kind;
     struct ph_node *node;
-    pthread_mutex_t position_mutex;
-    int64_t position; /* of the descriptor, of a directory; guarded by position_mutex */
+    struct ph_mutex position_mutex;
+    int64_t position PH_GUARDED_BY(position_mutex); /* of the descriptor, of a directory */
     /* The rest is guarded by the mount's mutex. */
     uint32_t pins;
     bool known;
@@ -87,12 +87,11 @@ struct ph_mount {
     /* Written with the mutex, read without: a bound that is checked early is checked again. */
     atomic_ullong node_count;
     atomic_ullong open_file_count;
-    pthread_mutex_t mutex;
-    /* The rest is guarded by the mutex. */
-    struct ph_node_index index;
-    struct ph_in_use in_use;
-    uint64_t next_id;
-    struct ph_open_file_table open_files;
+    struct ph_mutex mutex;
+    struct ph_node_index index PH_GUARDED_BY(mutex);
+    struct ph_in_use in_use PH_GUARDED_BY(mutex);
+    uint64_t next_id PH_GUARDED_BY(mutex);
+    struct ph_open_file_table open_files PH_GUARDED_BY(mutex);
 };
 
 /* node_index.c */
@@ -111,21 +110,25 @@ void ph_node_index_grow(struct ph_node_index *index);
 /* nodes.c */
 struct ph_node *ph_node_new(uint64_t id, const struct stat *status, const struct ph_rules *rules);
 /* The node, taken out of use, if the guest has forgotten it and nobody uses it: to be freed. */
-struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node);
+struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node) PH_WITH(mount->mutex);
 /* Close the descriptor and free the node; NULL is none. */
 void ph_node_free(struct ph_node *node);
 
 /* resting.c */
 bool ph_in_use_add(struct ph_in_use *in_use, struct ph_node *node, int fd); /* or ENOMEM */
 void ph_in_use_remove(struct ph_in_use *in_use, struct ph_node *node);
-/* Let some nodes rest if too many have a descriptor. The mutex is held, but not all the time. */
-void ph_sweep(struct ph_mount *mount);
-/* Give a pinned idle node its descriptor back; false with errno. The mutex is not held. */
-bool ph_wake(struct ph_mount *mount, struct ph_node *node);
+/* Let some nodes rest if too many have a descriptor; the mutex is let go of in between. */
+void ph_sweep(struct ph_mount *mount) PH_WITH(mount->mutex);
+/* Give a pinned idle node its descriptor back; false with errno. */
+bool ph_wake(struct ph_mount *mount, struct ph_node *node) PH_WITHOUT(mount->mutex);
 
 /* open_files.c */
 bool ph_open_file_table_init(struct ph_open_file_table *table);
 /* Frees all files that are open, and forgotten nodes that only they kept. */
 void ph_open_file_table_free(struct ph_open_file_table *table);
+int64_t ph_directory_hold(struct ph_open_file *opened) PH_TAKES(opened->position_mutex);
+void ph_directory_let_go_at(struct ph_open_file *opened, int64_t position)
+    PH_LETS_GO_OF(opened->position_mutex);
+void ph_directory_let_go(struct ph_open_file *opened) PH_LETS_GO_OF(opened->position_mutex);
 
 #endif

@@ -1,8 +1,9 @@
 #include "mounts.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+
+#include "mutex.h"
 
 struct entry {
     uint64_t slot;
@@ -11,9 +12,9 @@ struct entry {
 };
 
 struct ph_mounts {
-    pthread_mutex_t mutex;
-    struct entry *entries; /* guarded by the mutex */
     atomic_ullong changes; /* how often the entries were changed; written with the mutex */
+    struct ph_mutex mutex;
+    struct entry *entries PH_GUARDED_BY(mutex);
 };
 
 struct ph_mounts *ph_mounts_new(void)
@@ -21,7 +22,7 @@ struct ph_mounts *ph_mounts_new(void)
     struct ph_mounts *mounts = calloc(1, sizeof(*mounts));
 
     if (mounts)
-        pthread_mutex_init(&mounts->mutex, NULL);
+        ph_mutex_init(&mounts->mutex);
     return mounts;
 }
 
@@ -36,7 +37,7 @@ bool ph_mounts_put(struct ph_mounts *mounts, uint64_t slot, struct ph_mount *mou
         ph_mount_retain(mount);
         *fresh = (struct entry){.slot = slot, .mount = mount};
     }
-    pthread_mutex_lock(&mounts->mutex);
+    ph_mutex_take(&mounts->mutex);
     at = &mounts->entries;
     while (*at && (*at)->slot != slot)
         at = &(*at)->next;
@@ -48,7 +49,7 @@ bool ph_mounts_put(struct ph_mounts *mounts, uint64_t slot, struct ph_mount *mou
         mounts->entries = fresh;
     }
     atomic_fetch_add_explicit(&mounts->changes, 1, memory_order_release);
-    pthread_mutex_unlock(&mounts->mutex);
+    ph_mutex_let_go(&mounts->mutex);
     if (before) {
         ph_mount_release(before->mount);
         free(before);
@@ -56,11 +57,11 @@ bool ph_mounts_put(struct ph_mounts *mounts, uint64_t slot, struct ph_mount *mou
     return true;
 }
 
-void ph_mounts_free(struct ph_mounts *mounts)
+PH_ALONE void ph_mounts_free(struct ph_mounts *mounts)
 {
     while (mounts->entries)
         ph_mounts_put(mounts, mounts->entries->slot, NULL);
-    pthread_mutex_destroy(&mounts->mutex);
+    ph_mutex_destroy(&mounts->mutex);
     free(mounts);
 }
 
@@ -70,7 +71,7 @@ static struct ph_mount *retain(struct ph_mounts *mounts, uint64_t slot)
     struct ph_mount *mount = NULL;
     struct entry *entry;
 
-    pthread_mutex_lock(&mounts->mutex);
+    ph_mutex_take(&mounts->mutex);
     entry = mounts->entries;
     while (entry && entry->slot != slot)
         entry = entry->next;
@@ -78,7 +79,7 @@ static struct ph_mount *retain(struct ph_mounts *mounts, uint64_t slot)
         mount = entry->mount;
         ph_mount_retain(mount);
     }
-    pthread_mutex_unlock(&mounts->mutex);
+    ph_mutex_let_go(&mounts->mutex);
     return mount;
 }
 

@@ -70,10 +70,10 @@ void ph_node_unpin(struct ph_mount *mount, struct ph_node *node)
 {
     struct ph_node *done;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     node->pins--;
     done = ph_node_if_done(mount, node);
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     ph_node_free(done);
 }
 
@@ -82,14 +82,14 @@ struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id)
     struct ph_node *node;
     bool idle = false;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     node = ph_node_index_find(&mount->index, id);
     if (node) {
         node->pins++;
         node->recently = true;
         idle = node->fd < 0;
     }
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     if (!node) {
         errno = ESTALE;
         return NULL;
@@ -108,9 +108,9 @@ bool ph_node_knows_sibling(struct ph_mount *mount, const struct ph_node *node, u
 {
     bool known;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     known = ph_node_index_find_key(&mount->index, node->dev, ino);
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     return known;
 }
 
@@ -126,22 +126,23 @@ struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *st
 {
     struct ph_node *node;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     node = ph_node_index_find_key(&mount->index, status->st_dev, status->st_ino);
     /* The number of a file whose descriptor is open is not used anew. */
     if (node && node->fd >= 0)
         look_up(node);
     else
         node = NULL;
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     return node;
 }
 
 /*
- * Find the node of what was opened; an idle one only if it is the very same file. The mutex is
- * held, but not all the time. A node that was idle takes the descriptor over, which is -1 then.
+ * Find the node of what was opened; an idle one only if it is the very same file. A node that was
+ * idle takes the descriptor over, which is -1 then. The mutex is let go of in between.
  */
 static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct stat *status)
+    PH_WITH(mount->mutex)
 {
     struct ph_node *node;
 
@@ -151,18 +152,18 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct s
         bool same;
 
         node->pins++;
-        pthread_mutex_unlock(&mount->mutex);
+        ph_mutex_let_go(&mount->mutex);
         found = ph_reopener_prepare(&mount->reopener, *fd, status->st_dev);
-        pthread_mutex_lock(&mount->mutex);
+        ph_mutex_take(&mount->mutex);
         same = ph_is_same_file(found, node->reopen_with);
         free(found);
         node->pins--;
         if (!node->known) {
             struct ph_node *done = ph_node_if_done(mount, node);
 
-            pthread_mutex_unlock(&mount->mutex);
+            ph_mutex_let_go(&mount->mutex);
             ph_node_free(done);
-            pthread_mutex_lock(&mount->mutex);
+            ph_mutex_take(&mount->mutex);
         } else if (!same) {
             ph_node_index_remove_key(&mount->index, node); /* the number was used anew */
         } else if (node->fd < 0) {
@@ -174,9 +175,9 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct s
     return node;
 }
 
-/* Make the node of a file that is not known; returns NULL with errno. The mutex is held. */
+/* Make the node of a file that is not known; returns NULL with errno. */
 static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct stat *status,
-                                const struct ph_rules *rules)
+                                const struct ph_rules *rules) PH_WITH(mount->mutex)
 {
     struct ph_node *node;
 
@@ -204,7 +205,7 @@ struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *
     struct ph_node *node;
     int error;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     node = recognize(mount, &fd, status);
     if (!node)
         node = add_node(mount, &fd, status, rules);
@@ -213,7 +214,7 @@ struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *
         look_up(node);
         ph_sweep(mount);
     }
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     if (fd >= 0)
         close(fd);
     errno = error;
@@ -224,7 +225,7 @@ void ph_node_forget(struct ph_mount *mount, uint64_t id, uint64_t count)
 {
     struct ph_node *node, *done = NULL;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     node = ph_node_index_find(&mount->index, id);
     if (node && node != mount->root) {
         node->lookups -= count < node->lookups ? count : node->lookups;
@@ -234,6 +235,6 @@ void ph_node_forget(struct ph_mount *mount, uint64_t id, uint64_t count)
             done = ph_node_if_done(mount, node);
         }
     }
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     ph_node_free(done);
 }

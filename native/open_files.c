@@ -14,7 +14,7 @@ static void free_open_file(struct ph_open_file *opened)
     if (!opened)
         return;
     close(opened->fd);
-    pthread_mutex_destroy(&opened->position_mutex);
+    ph_mutex_destroy(&opened->position_mutex);
     free(opened);
 }
 
@@ -76,13 +76,13 @@ static void grow(struct ph_open_file_table *table)
     free(old.by_handle);
 }
 
-static struct ph_open_file *new_open_file(struct ph_node *node, int fd, enum ph_kind kind)
+PH_ALONE static struct ph_open_file *new_open_file(struct ph_node *node, int fd, enum ph_kind kind)
 {
     struct ph_open_file *opened = calloc(1, sizeof(*opened));
 
     if (!opened)
         return NULL;
-    pthread_mutex_init(&opened->position_mutex, NULL);
+    ph_mutex_init(&opened->position_mutex);
     opened->fd = fd;
     opened->position = PH_NOWHERE;
     opened->kind = kind;
@@ -101,9 +101,9 @@ uint64_t ph_open_file_add(struct ph_mount *mount, struct ph_node *node, int fd, 
         errno = ENOMEM;
         return 0;
     }
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     if (mount->open_file_count >= mount->open_file_limit) {
-        pthread_mutex_unlock(&mount->mutex);
+        ph_mutex_let_go(&mount->mutex);
         free_open_file(opened);
         errno = ENFILE;
         return 0;
@@ -114,7 +114,7 @@ uint64_t ph_open_file_add(struct ph_mount *mount, struct ph_node *node, int fd, 
     if (mount->open_file_count++ >= table->buckets)
         grow(table);
     link_handle(table, opened);
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     return handle; /* a guest that guessed it may have closed the file by now */
 }
 
@@ -122,7 +122,7 @@ struct ph_open_file *ph_open_file_pin(struct ph_mount *mount, uint64_t handle, e
 {
     struct ph_open_file *opened;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     opened = *bucket_of(&mount->open_files, handle);
     while (opened && opened->handle != handle)
         opened = opened->next;
@@ -130,7 +130,7 @@ struct ph_open_file *ph_open_file_pin(struct ph_mount *mount, uint64_t handle, e
         opened->pins++;
     else
         opened = NULL;
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     if (!opened)
         errno = EBADF;
     return opened;
@@ -139,6 +139,7 @@ struct ph_open_file *ph_open_file_pin(struct ph_mount *mount, uint64_t handle, e
 /* Whether the file is closed and nobody uses it: it is to be freed, and its node if that is done.
  */
 static bool is_done(struct ph_mount *mount, struct ph_open_file *opened, struct ph_node **node)
+    PH_WITH(mount->mutex)
 {
     if (opened->known || opened->pins)
         return false;
@@ -152,10 +153,10 @@ void ph_open_file_unpin(struct ph_mount *mount, struct ph_open_file *opened)
     struct ph_node *node = NULL;
     bool done;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     opened->pins--;
     done = is_done(mount, opened, &node);
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     if (done)
         free_open_file(opened);
     ph_node_free(node);
@@ -168,7 +169,7 @@ static bool remove_open_file(struct ph_mount *mount, uint64_t handle, enum ph_ki
     struct ph_open_file **at, *opened;
     bool found, done = false;
 
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     at = bucket_of(&mount->open_files, handle);
     while (*at && (*at)->handle != handle)
         at = &(*at)->next;
@@ -181,7 +182,7 @@ static bool remove_open_file(struct ph_mount *mount, uint64_t handle, enum ph_ki
         mount->open_file_count--;
         done = is_done(mount, opened, &node);
     }
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     if (done)
         free_open_file(opened);
     ph_node_free(node);
@@ -226,14 +227,14 @@ bool ph_open_file_is_posix_locked(const struct ph_open_file *opened)
 
 int64_t ph_directory_hold(struct ph_open_file *opened)
 {
-    pthread_mutex_lock(&opened->position_mutex);
+    ph_mutex_take(&opened->position_mutex);
     return opened->position;
 }
 
 void ph_directory_let_go_at(struct ph_open_file *opened, int64_t position)
 {
     opened->position = position;
-    pthread_mutex_unlock(&opened->position_mutex);
+    ph_mutex_let_go(&opened->position_mutex);
 }
 
 void ph_directory_let_go(struct ph_open_file *opened)

@@ -36,8 +36,8 @@ void ph_in_use_remove(struct ph_in_use *in_use, struct ph_node *node)
     last->place = node->place;
 }
 
-/* Let one node rest that was not used since the last sweep; lets go of the mutex meanwhile. */
-static void sweep_one(struct ph_mount *mount)
+/* Let one node rest that was not used since the last sweep. */
+static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
 {
     struct ph_in_use *in_use = &mount->in_use;
     struct ph_node *node = in_use->nodes[in_use->hand++ % in_use->count], *done = NULL;
@@ -52,13 +52,13 @@ static void sweep_one(struct ph_mount *mount)
     }
     crowded = in_use->count > in_use->most + in_use->most / 2;
     node->pins++; /* so that no other thread lets it rest */
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     /* Nothing leads back to a file without a name; see nodes.py. */
     rests = !fstat(node->fd, &status) && (status.st_nlink || crowded);
     reopen_with = node->reopen_with;
     if (rests && !reopen_with)
         reopen_with = ph_reopener_prepare(&mount->reopener, node->fd, node->dev);
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     node->reopen_with = reopen_with;
     node->pins--;
     if (rests && reopen_with && node->known && !node->pins && !node->opens && !node->recently) {
@@ -69,11 +69,11 @@ static void sweep_one(struct ph_mount *mount)
         node->recently = true; /* not again at once */
         done = ph_node_if_done(mount, node);
     }
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     if (fd >= 0)
         close(fd);
     ph_node_free(done);
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
 }
 
 void ph_sweep(struct ph_mount *mount)
@@ -91,14 +91,14 @@ bool ph_wake(struct ph_mount *mount, struct ph_node *node)
 
     if (fd < 0)
         return false;
-    pthread_mutex_lock(&mount->mutex);
+    ph_mutex_take(&mount->mutex);
     awake = node->fd >= 0; /* another thread was quicker */
     if (!awake && ph_in_use_add(&mount->in_use, node, fd)) {
         awake = true;
         fd = -1;
         ph_sweep(mount);
     }
-    pthread_mutex_unlock(&mount->mutex);
+    ph_mutex_let_go(&mount->mutex);
     if (fd >= 0)
         close(fd);
     return awake;

@@ -9,7 +9,7 @@
 
 enum { SHORT_BYTES = 32768 };
 
-struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
+PH_ALONE struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
 {
     uint32_t size = setup->size;
     uint32_t indirect = size > PH_MIN_INDIRECT_LIMIT ? size : PH_MIN_INDIRECT_LIMIT;
@@ -19,12 +19,13 @@ struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
         return NULL;
     /* A chain may begin in the ring and end in an indirect table. */
     ring->iov = calloc(size + indirect, sizeof(*ring->iov));
-    if (!ring->iov || pthread_mutex_init(&ring->call_mutex, NULL)) {
-        free(ring->iov);
+    if (!ring->iov) {
         free(ring);
         return NULL;
     }
+    ph_mutex_init(&ring->call_mutex);
     ring->setup = *setup;
+    ring->call_fd = setup->call_fd;
     ring->avail = setup->avail;
     ring->used = setup->used;
     ring->wake_fd = -1;
@@ -35,7 +36,7 @@ struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup)
 void ph_ring_free(struct ph_ring *ring)
 {
     ph_ring_set_awake(ring, false);
-    pthread_mutex_destroy(&ring->call_mutex);
+    ph_mutex_destroy(&ring->call_mutex);
     free(ring->iov);
     free(ring);
 }
@@ -57,17 +58,17 @@ bool ph_ring_is_stopped(const struct ph_ring *ring)
 
 void ph_ring_set_call(struct ph_ring *ring, int call_fd)
 {
-    pthread_mutex_lock(&ring->call_mutex);
-    ring->setup.call_fd = call_fd;
-    pthread_mutex_unlock(&ring->call_mutex);
+    ph_mutex_take(&ring->call_mutex);
+    ring->call_fd = call_fd;
+    ph_mutex_let_go(&ring->call_mutex);
 }
 
 /* A thread that is stuck in a request may return later: it touches neither ring nor descriptor. */
 void ph_ring_close(struct ph_ring *ring)
 {
-    pthread_mutex_lock(&ring->call_mutex);
+    ph_mutex_take(&ring->call_mutex);
     atomic_store(&ring->closed, true);
-    pthread_mutex_unlock(&ring->call_mutex);
+    ph_mutex_let_go(&ring->call_mutex);
 }
 
 void ph_ring_set_wake(struct ph_ring *ring, int wake_fd)
@@ -133,7 +134,7 @@ void ph_ring_notify(struct ph_ring *ring)
 
     state->unsignalled = 0;
     state->unsignalled_bytes = 0;
-    pthread_mutex_lock(&ring->call_mutex);
+    ph_mutex_take(&ring->call_mutex);
     if (!atomic_load(&ring->closed)) {
         /* The used index must be visible before the driver's wish is read (section 2.7.7.2). */
         atomic_thread_fence(memory_order_seq_cst);
@@ -146,9 +147,9 @@ void ph_ring_notify(struct ph_ring *ring)
             wanted = !(ph_load16(&ring->avail[0]) & VRING_AVAIL_F_NO_INTERRUPT);
         }
         if (wanted)
-            call_fd = ring->setup.call_fd;
+            call_fd = ring->call_fd;
     }
-    pthread_mutex_unlock(&ring->call_mutex);
+    ph_mutex_let_go(&ring->call_mutex);
     /* The front-end could make the write block, so the mutex is not held. */
     if (call_fd >= 0) {
         uint64_t one = 1;

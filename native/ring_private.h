@@ -5,9 +5,9 @@
 #define PORTHOLE_RING_PRIVATE_H
 
 #include <endian.h>
-#include <pthread.h>
 #include <stdatomic.h>
 
+#include "mutex.h"
 #include "ring.h"
 
 /* As in queue.py, chain.py and pool.py, where they are explained. */
@@ -22,7 +22,7 @@ enum {
 #define PH_MAX_CHAIN_BYTES 0xffffffffu
 
 struct ph_ring {
-    struct ph_ring_setup setup; /* call_fd is guarded by call_mutex */
+    struct ph_ring_setup setup; /* but for call_fd */
     struct ph_ring_state state;
     uint16_t *avail; /* flags, idx, ring[size], used_event */
     uint8_t *used;   /* flags, idx, {id, len} ring[size], avail_event */
@@ -32,9 +32,10 @@ struct ph_ring {
     uint64_t taken_bytes; /* in the buffers of the latest chain */
     struct iovec *iov;
     bool is_awake; /* counted in `awake` */
-    pthread_mutex_t call_mutex;
     atomic_bool stopped;
-    atomic_bool closed; /* set with call_mutex */
+    atomic_bool closed; /* written with the mutex */
+    struct ph_mutex call_mutex;
+    int call_fd PH_GUARDED_BY(call_mutex); /* -1: the driver polls */
 };
 
 /* Each field of a ring is read and written once, whatever the compiler thinks of memory. */

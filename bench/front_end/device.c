@@ -176,10 +176,10 @@ static void place_buffers(struct queue *queue)
     ram_touch(ram, at, count * step);
     for (uint64_t i = 0; i < count; i++)
         queue->pages[i] = at + i * step;
-    for (uint64_t i = count - 1; options->scattered && i > 0; i--) {
-        uint64_t other = random_next(&queue->random) % (i + 1), kept = queue->pages[i];
+    for (uint64_t left = count; options->scattered && left > 1; left--) {
+        uint64_t other = random_next(&queue->random) % left, kept = queue->pages[left - 1];
 
-        queue->pages[i] = queue->pages[other];
+        queue->pages[left - 1] = queue->pages[other];
         queue->pages[other] = kept;
     }
     for (unsigned i = 0; i < queue->buffer_count; i++)

@@ -6,10 +6,10 @@
  */
 #include "fuzz.h"
 
-#include <sanitizer/asan_interface.h>
 #include <sys/uio.h>
 
 #include "../request.h"
+#include "poison.h"
 #include "requests.h"
 #include "share.h"
 

@@ -1,9 +1,10 @@
 #include "guest_memory.h"
 
 #include <pthread.h>
-#include <sanitizer/asan_interface.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+
+#include "poison.h"
 
 enum {
     PAGE_BYTES = 4096,

@@ -66,7 +66,7 @@ static void check_same(int fd, const struct stat *status)
     HOLDS((now.st_mode & S_IFMT) == (status->st_mode & S_IFMT));
 }
 
-static void unpin(struct actor *actor, int slot)
+static void unpin(struct actor *actor, unsigned slot)
 {
     if (!actor->nodes[slot])
         return;
@@ -75,7 +75,8 @@ static void unpin(struct actor *actor, int slot)
     actor->nodes[slot] = NULL;
 }
 
-static void keep(struct actor *actor, int slot, struct ph_node *node, const struct stat *status)
+static void keep(struct actor *actor, unsigned slot, struct ph_node *node,
+                 const struct stat *status)
 {
     unpin(actor, slot);
     if (!node)
@@ -101,7 +102,7 @@ static void unpin_open_file(struct actor *actor)
     actor->opened = NULL;
 }
 
-static void look_up(struct actor *actor, int slot, const char *name, int only_known)
+static void look_up(struct actor *actor, unsigned slot, const char *name, int only_known)
 {
     struct stat status;
     int fd;
@@ -142,7 +143,7 @@ static void replace_file(const char *name)
 
 static void act(struct actor *actor, enum op op, unsigned arg)
 {
-    int slot = arg % SLOTS;
+    unsigned slot = arg % SLOTS;
 
     switch (op) {
     case LOOK_UP:
@@ -197,7 +198,7 @@ static void run(struct actor *actor)
 {
     for (int i = 0; i < actor->op_count; i++)
         act(actor, actor->ops[i] % OPS, actor->ops[i] / OPS);
-    for (int slot = 0; slot < SLOTS; slot++)
+    for (unsigned slot = 0; slot < SLOTS; slot++)
         unpin(actor, slot);
     unpin_open_file(actor);
 }

@@ -81,10 +81,11 @@ void share_mount(void)
 
 static void remove_files(int dir)
 {
-    DIR *listing = fdopendir(openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     struct dirent *entry;
+    DIR *listing;
 
-    HOLDS(listing);
+    HOLDS(fd >= 0 && (listing = fdopendir(fd)));
     while ((entry = readdir(listing)))
         unlinkat(dir, entry->d_name, 0); /* directories stay */
     closedir(listing);
