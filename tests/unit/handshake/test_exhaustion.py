@@ -76,3 +76,12 @@ def test_every_resource_says_what_helps() -> None:
     assert text.startswith("handles exhausted: 10 of 10 in use; ")
     assert "RLIMIT_NOFILE" in text
     assert str(Exhaustion("newer", 1, 2)) == "newer exhausted: 1 of 2 in use"
+
+
+def test_whether_an_episode_lasts_is_yes_or_no() -> None:
+    pool = Pool(8)
+    lasts = [pool.bound.exhausted]
+    pool.hit(8)
+    lasts.append(pool.bound.exhausted)
+    lasts += [pool.look(0), pool.look(0)]
+    assert lasts == [False, True, True, False]

@@ -188,3 +188,66 @@ def test_the_device_host_reads_what_the_owner_writes(
     options = parse_fs_options(build_options(name, extra, token, VM))
     assert (options.name, options.vm_id) == (name, VM)
     assert options.swiotlb == (POOL if token else None)
+
+
+def test_the_bounds_themselves_are_accepted() -> None:
+    options = parse_fs_options(f"src;uid=4294967294;gid=0;umask=0777;queues=1;vm_id={VM}")
+    assert (options.uid, options.gid, options.umask, options.queues) == (4294967294, 0, 0o777, 1)
+    assert parse_fs_options(f"src;queues=8;vm_id={VM}").queues == 8
+
+
+@pytest.mark.parametrize(
+    ("item", "want"),
+    [
+        ("uid=4294967295", "a user or group id from 0 to 4294967294"),
+        ("umask=1000", "an octal mask from 0 to 777"),
+        ("queues=9", "a number of queues from 1 to 8"),
+        ("case=maybe", "one of off, dir, force"),
+        ("cache=never", "one of none, auto, always"),
+        ("symlinkroot=here", "an absolute path"),
+        ("client_ip=x", "an IPv4 address"),
+        ("client_ip_ipv6=x", "an IPv6 address"),
+        ("client_mac=x", "a MAC address"),
+        ("gateway_ip=x", "an IP address"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_wanted(item: str, want: str) -> None:
+    key, _, value = item.partition("=")
+    net = key.startswith(("client", "gateway"))
+    with pytest.raises(InvalidArgumentError, match=f"'{value}' is not {want}") as caught:
+        (parse_net_options if net else parse_fs_options)(f"name;{item};vm_id={VM}")
+    assert (caught.value.reason, caught.value.metadata) == ("OPTION_VALUE", {"value": value})
+
+
+def test_a_wrong_vm_id_is_named() -> None:
+    assert "'me' is not a UUID" in refused("src;vm_id=me").message
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "facts"),
+    [
+        ("", "options '' must start with the device's name", {"options": ""}),
+        (f"src;on;vm_id={VM}", "option 'on' of 'src' is not known", {"option": "on"}),
+        (
+            f"src;uid=1;uid=2;vm_id={VM}",
+            "uid of 'src' is given as '1' and as '2'",
+            {"option": "uid"},
+        ),
+        (f"src;uid;vm_id={VM}", "option 'uid' of 'src': write uid=<value>\n", {"option": "uid"}),
+        (f"src;ro=1;vm_id={VM}", "option 'ro=1' of 'src': write ro\n", {"option": "ro=1"}),
+        ("src;ro", "options 'src;ro' lack vm_id=<uuid>", {"options": "src;ro"}),
+    ],
+)
+def test_a_refused_option_is_named(text: str, shown: str, facts: dict[str, str]) -> None:
+    error = refused(text)
+    assert shown in f"{error.message}\n"
+    assert error.metadata == facts
+
+
+def test_what_the_owner_may_not_write_is_named() -> None:
+    with pytest.raises(InvalidArgumentError, match="device name 'a;b' must be") as caught:
+        build_options("a;b", "", None, VM)
+    assert caught.value.metadata == {"name": "a;b"}
+    with pytest.raises(InvalidArgumentError, match="option 'vm_id=1': vm_id is") as caught:
+        build_options("src", "vm_id=1", None, VM)
+    assert caught.value.metadata == {"option": "vm_id=1"}

@@ -165,3 +165,43 @@ def test_numbers_past_64_bits_are_refused(base: int, size_bytes: int) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         pool_from_announcement(base, size_bytes)
     assert caught.value.reason == "SWIOTLB_NOT_U64"
+
+
+@pytest.mark.parametrize(
+    ("base", "size_bytes", "bound", "shown"),
+    [
+        (0x3C000001, 4096, PAGE_BYTES, "the base is not a multiple of 4096"),
+        (0x3C000000, 4095, PAGE_BYTES, "the size is not a positive multiple of 4096"),
+        (U64 - 4095, 4096, U64, "base + size overflows 64 bits"),
+        (DMA32_LIMIT, 4096, DMA32_LIMIT, "it ends at 0x100001000, above 4 GiB (0x100000000)"),
+        (2 * GIB, 4096, 2 * GIB, "it ends at 0x80001000, outside the VM's RAM below 4 GiB, which"),
+    ],
+)
+def test_a_refused_pool_is_named_with_its_bound(
+    base: int, size_bytes: int, bound: int, shown: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        check_pool(pool(base, size_bytes), 2 * GIB)
+    assert f"base 0x{base:x}, size {size_bytes}: {shown}" in caught.value.message
+    facts = {"base": base, "size": size_bytes, "bound": bound}
+    assert caught.value.metadata == {key: str(value) for key, value in facts.items()}
+
+
+def test_a_refused_announcement_is_named() -> None:
+    for base, size_bytes, name, value in ((-1, 4096, "base", -1), (0, U64 + 1, "size", U64 + 1)):
+        with pytest.raises(InvalidArgumentError, match=f"pool {name} {value} is not") as caught:
+            pool_from_announcement(base, size_bytes)
+        assert caught.value.metadata == {"value": str(value)}
+    with pytest.raises(InvalidArgumentError, match="base 0x1000, size 0;") as caught:
+        pool_from_announcement(4096, 0)
+    assert caught.value.metadata == {"base": "4096", "size": "0"}
+
+
+def test_numbers_of_exactly_64_bits_are_an_announcement() -> None:
+    assert pool_from_announcement(U64, 1) == pool(U64, 1)
+
+
+def test_a_refused_token_is_named() -> None:
+    with pytest.raises(InvalidArgumentError, match="'swiotlb=no' is not a pool token") as caught:
+        parse_token("swiotlb=no")
+    assert caught.value.metadata == {"token": "swiotlb=no"}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.handshake import events
+from services.handshake.capabilities import GuestCapabilities
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.events import FS
 from services.handshake.trace_checker import RULES, TraceEvent, verify
@@ -19,6 +20,7 @@ from tests.unit.handshake.traces import (
     OTHER,
     POOL,
     TOKEN,
+    TRACE,
     VALID,
     VM,
     attacked,
@@ -39,6 +41,7 @@ from tests.unit.handshake.traces import (
 )
 
 if TYPE_CHECKING:
+    from services.handshake.pool import SwiotlbPool
     from tests.unit.handshake.traces import Steps
 
 NUMBERS = {events.POOL_BASE: OTHER.base, events.POOL_SIZE_BYTES: OTHER.size_bytes}
@@ -281,3 +284,108 @@ def test_no_attributes_make_the_checker_fail(
 ) -> None:
     hostile = TraceEvent(name, attributes, "f" * 32, "s", 5)
     assert not all(verdict.valid for verdict in verify([hostile]))
+
+
+def pushed(pool: SwiotlbPool | None) -> events.Event:
+    return events.guest_kernel_info(VM, GuestCapabilities(pool, "6.18.26"), None)
+
+
+@pytest.mark.parametrize(
+    ("steps", "broken"),
+    [
+        (insert(wsl2(), LATCHED, events.pool_refused(VM, OTHER.base, 4096, "R", "d")), True),
+        (insert(wsl2(), LATCHED, pushed(OTHER)), True),
+        (without(wsl2(), PUSH), False),
+    ],
+    ids=["answered, never announced", "announced, never answered", "no announcement"],
+)
+def test_every_answer_has_an_announcement_and_the_other_way_round(
+    steps: Steps, broken: bool
+) -> None:
+    assert ("POOL_MISMATCH" in rules(record(steps))) == broken
+
+
+def test_an_adapter_may_stay_unused_if_it_is_removed_or_its_vm_ends() -> None:
+    unused = without(wsl2(), events.FIRST_REQUEST, tag="eth0")
+    assert rules(record(without(unused, events.DEVICE_REMOVED))) == set()
+    assert rules(record(without(unused, events.VM_TERMINATED))) == set()
+    assert rules(record(alive(unused))) == {"FIRST_REQUEST_MISSING"}
+
+
+def test_an_excused_device_does_not_excuse_the_ones_after_it() -> None:
+    unused = without(without(wsl2(), events.FIRST_REQUEST, tag="src"), events.FIRST_REQUEST)
+    [verdict] = verify(record(alive(unused)), may_be_idle=frozenset({"src"}))
+    assert {violation.rule for violation in verdict.violations} == {"FIRST_REQUEST_MISSING"}
+
+
+def test_no_warning_is_due_for_what_a_guest_reports_after_its_pool_was_latched() -> None:
+    late = insert(wsl2(), LATCHED, events.pool_refused(VM, 0, 0, "ALREADY", "differs"))
+    assert rules(record(insert(late, LATCHED, pushed(None)))) == set()
+
+
+def test_the_verdict_has_a_token_only_if_a_pool_was_latched() -> None:
+    [verdict] = verify(record(old_kernel()))
+    assert verdict.token == ""
+
+
+SHOWN = "base 0x30000000, size 67108864"
+
+
+@pytest.mark.parametrize(
+    ("rule", "recorded", "shown"),
+    [
+        ("TRACE_SPLIT", split(), f"over 2 traces: {TRACE}, {'f' * 32}"),
+        *(
+            (rule, record(steps), shown)
+            for rule, steps, shown in (
+                (
+                    "POOL_MISMATCH",
+                    change(wslc(), READ, NUMBERS),
+                    f"{READ} has {SHOWN}, {APPLY} has",
+                ),
+                ("TOKEN_MALFORMED", in_capitals(wsl2()), "the token is 'swiotlb=0X3C000000,6"),
+                (
+                    "TOKEN_MISSING",
+                    with_options(wsl2(), f"src;ro;vm_id={VM}"),
+                    f"latched: 'src;ro;vm_id={VM}' lacks it",
+                ),
+                (
+                    "TOKEN_MISMATCH",
+                    with_options(wsl2(), f"src;{TOKEN};{TOKEN};vm_id={VM}"),
+                    f"got '{TOKEN};{TOKEN}', verbatim it is '{TOKEN}'",
+                ),
+                (
+                    "TOKEN_UNEXPECTED",
+                    with_options(old_kernel(), f"src;{TOKEN};{TOKEN};vm_id={VM}"),
+                    f"got '{TOKEN};{TOKEN}' although",
+                ),
+                (
+                    "OPTIONS_MALFORMED",
+                    with_options(old_kernel(), f"src;;vm_id={VM}"),
+                    f"its options 'src;;vm_id={VM}' have a stray",
+                ),
+                (
+                    "OPTIONS_MALFORMED",
+                    with_options(wsl2(), f"src;vm_id={VM};{TOKEN}"),
+                    f"its options 'src;vm_id={VM};{TOKEN}' do not end",
+                ),
+                ("WARNING_UNEXPECTED", insert(wsl2(), LATCHED, WARNED), "the kernel published one"),
+                (
+                    "WARNING_UNEXPECTED",
+                    insert(old_kernel_wslc(), APPLY, WARNED),
+                    "it is no WSL2 VM",
+                ),
+                (
+                    "WARNING_UNEXPECTED",
+                    insert(nothing_requested(), PUSH, WARNED),
+                    "none was requested",
+                ),
+            )
+        ),
+    ],
+)
+def test_a_breach_shows_what_was_found(rule: str, recorded: list[TraceEvent], shown: str) -> None:
+    [verdict] = verify(recorded)
+    assert any(
+        violation.rule == rule and shown in violation.detail for violation in verdict.violations
+    )

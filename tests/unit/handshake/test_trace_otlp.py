@@ -121,3 +121,30 @@ def test_a_read_trace_can_be_judged() -> None:
     )
     [verdict] = verify(parse_otlp_lines(text, "f"))
     assert verdict.violations == ()
+
+
+@pytest.mark.parametrize(
+    "request_without",
+    [
+        {"resourceSpans": [{}]},
+        {"resourceSpans": [{"scopeSpans": [{}]}]},
+        {
+            "resourceSpans": [
+                {"scopeSpans": [{"spans": [{"traceId": "a" * 32, "spanId": "b" * 16}]}]}
+            ]
+        },
+    ],
+)
+def test_an_empty_list_may_be_left_out(request_without: dict[str, Any]) -> None:
+    assert parse_otlp_lines(json.dumps(request_without) + "\n", "f") == []
+
+
+def test_an_event_without_attributes_may_leave_them_out() -> None:
+    [read] = parse_otlp_lines(line({"name": "VmCreated", "timeUnixNano": "7"}), "f")
+    assert read.attributes == {}
+
+
+def test_an_id_is_hexadecimal() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^f line 1: .*ValueError: ") as caught:
+        parse_otlp_lines(line(event(), traceId="g" * 32), "f")
+    assert caught.value.metadata == {"where": "f line 1"}

@@ -20,7 +20,7 @@ from services.handshake.capabilities import (
 )
 from services.handshake.errors import InvalidArgumentError, PortholeError
 from services.handshake.pool import Gpa, SwiotlbPool
-from services.handshake.trace_events import VOCABULARY
+from services.handshake.trace_events import VOCABULARY, TraceEvent
 
 KINDS = [
     kind
@@ -119,3 +119,38 @@ def test_numbers_of_events_fit_into_opentelemetry(base: int, size_bytes: int) ->
         shown = attributes[key]
         assert isinstance(shown, int)
         assert shown == min(value, (1 << 63) - 1)
+
+
+def test_a_version_has_at_most_nine_digits() -> None:
+    assert parse_kernel_release("999999999.0.0") == KernelVersion(999999999, 0, 0)
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_kernel_release("1000000000.0.0")
+    assert caught.value.metadata == {"release": "1000000000.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("version", "seccomp", "shown"),
+    [
+        (KernelVersion(6, 1, 2), True, [6, 1, 2, True]),
+        (KernelVersion(6, 1, 2), False, [6, 1, 2, False]),
+        (None, None, [0, 0, 0, False]),
+    ],
+)
+def test_a_report_carries_the_version_and_seccomp(
+    version: KernelVersion | None, seccomp: bool | None, shown: list[int]
+) -> None:
+    capabilities = GuestCapabilities(seccomp_user_notification=seccomp)
+    attributes = events.guest_kernel_info("vm", capabilities, version).attributes
+    keys = (events.KERNEL_MAJOR, events.KERNEL_MINOR, events.KERNEL_PATCH, events.SECCOMP)
+    assert [attributes[key] for key in keys] == shown
+
+
+def test_an_attribute_that_is_missing_or_of_another_type_is_read_as_nothing() -> None:
+    wrong: dict[str, events.Attribute] = {
+        events.VM_ID: 7,
+        events.POOL_BASE: True,
+        events.POOL_SIZE_BYTES: "1",
+    }
+    for attributes in ({}, wrong):
+        event = TraceEvent("name", attributes, "t", "s", 1)
+        assert (event.vm_id, event.numbers) == ("", (0, 0))

@@ -142,3 +142,24 @@ def test_every_operation_in_every_state(operation: Operation, state: VmState) ->
     assert refused.value.reason == reason
     assert operation.value in refused.value.message
     assert state.value in refused.value.message
+
+
+def test_a_new_vm_is_created() -> None:
+    assert vm_life("vm").state is VmState.CREATED
+
+
+def test_an_illegal_event_is_answered_with_the_legal_ones() -> None:
+    with pytest.raises(FailedPreconditionError) as refused:
+        vm_life("vm").fire(VmEvent.TERMINATE)
+    assert refused.value.message == (
+        "VM vm is CREATED: it cannot terminate now, only boot, shut down"
+    )
+    assert refused.value.metadata == {"state": "CREATED", "event": "terminate"}
+    with pytest.raises(FailedPreconditionError, match=r"^device d is ABSENT"):
+        guest_device_life("device d").fire(DeviceStep.DETACH)
+
+
+def test_a_refused_operation_has_its_vm_and_state() -> None:
+    with pytest.raises(FailedPreconditionError, match="VM vm is CREATED") as refused:
+        require(Operation.ADD_SHARE, "vm", VmState.CREATED)
+    assert refused.value.metadata == {"vm_id": "vm", "state": "CREATED"}
