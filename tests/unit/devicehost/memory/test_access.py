@@ -164,3 +164,16 @@ def test_the_pool_of_a_vm_decides_how_its_devices_are_confined() -> None:
 def test_the_choice_cannot_be_changed(access: Access) -> None:
     with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
         access.pool = SwiotlbPool(Gpa(0), MIB)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("access", KINDS, ids=IDS)
+def test_an_address_outside_of_all_memory_is_refused_and_counted(
+    ram: GuestRam, access: Access
+) -> None:
+    table, counters = ram.table(), DeviceCounters()
+    memory = access.attach(table, counters)
+    with pytest.raises(TranslationError):
+        memory.read(1 << 40, 8)
+    assert counters.snapshot().translations_refused == 1
+    memory.release()
+    table.close()

@@ -176,3 +176,42 @@ def test_memory_stays_mapped_while_somebody_retains_it(
     memory.view(POOL.base, 1)[:] = b"x"
     memory.release()
     assert mapped_bytes() == before
+
+
+def test_a_ring_may_fill_the_pool_from_its_first_byte_to_its_last(
+    aperture: ApertureMemory, ram: GuestRam
+) -> None:
+    for gpa, length in ((POOL.base, 8), (POOL.end - 8, 8), (POOL.base, POOL.size_bytes)):
+        ring = aperture.pin(gpa, length)
+        ring.view[-4:] = b"ring"
+        assert len(ring.view) == length
+        assert ram.read(gpa + length - 4, 4) == b"ring"
+    for gpa in (POOL.base - 1, POOL.end - 7):
+        with pytest.raises(TranslationError):
+            aperture.pin(gpa, 8)
+
+
+def test_several_ranges_may_reach_the_last_byte_of_the_pool_and_none_further(
+    aperture: ApertureMemory,
+) -> None:
+    first, last = aperture.views((POOL.base, POOL.end - 8), (8, 8))
+    assert (len(first), len(last)) == (8, 8)
+    for gpa in (POOL.base - 1, POOL.end - 7):
+        with pytest.raises(TranslationError, match="is not inside the aperture") as caught:
+            aperture.views((POOL.base, gpa), (8, 8))
+        assert (caught.value.gpa, caught.value.length) == (gpa, 8)
+        assert caught.value.metadata["bound"] == f"the aperture {POOL}"
+
+
+def test_a_ring_that_is_kept_stays_mapped_until_memory_is_given_up(
+    ram: GuestRam, counters: DeviceCounters
+) -> None:
+    before = mapped_bytes()
+    memory = ApertureMemory(ram.table(), POOL, counters)
+    kept = memory.keep(memory.pin(3 * 4096, 128))
+    kept.close()
+    assert (ram.file_offset + 3 * 4096, 4096) in mapped_bytes()
+    kept.view[:4] = b"ring"
+    assert ram.read(3 * 4096, 4) == b"ring"
+    memory.release()
+    assert mapped_bytes() == before

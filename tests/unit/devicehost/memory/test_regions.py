@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.memory import Region, RegionTable
-from services.devicehost.memory.mapping import Mapping, guard_against_truncation
+from services.devicehost.memory.mapping import Mapping, OwnRisk, guard_against_truncation
 from services.devicehost.memory.regions import MAX_SLOTS
 from services.handshake.errors import InvalidArgumentError
 from tests.support.guest_ring import USER_BASE
@@ -179,3 +179,53 @@ def test_what_the_kernel_refuses_to_map_is_a_clear_error() -> None:
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+def test_a_region_that_is_not_there_is_named(ram: GuestRam) -> None:
+    table = RegionTable()
+    with pytest.raises(InvalidArgumentError, match="guest address 0x5000 and user") as caught:
+        table.remove(5 * PAGE, PAGE, USER_BASE)
+    assert (caught.value.reason, caught.value.metadata) == (
+        "REGION_UNKNOWN",
+        {"gpa": str(5 * PAGE)},
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_regions_may_touch(ram: GuestRam, order: tuple[int, int]) -> None:
+    table = RegionTable()
+    size = 4 * PAGE
+    for place in order:
+        table.add(region(ram, gpa=place * size, user_addr=USER_BASE + place * size))
+    last = USER_BASE + 2 * size - 8
+    assert table.user_to_gpa(last, 8) == 2 * size - 8
+    assert table.user_to_gpa(last, 9) is None
+    assert table.user_to_gpa(USER_BASE + size - 8, 16) is None, "no region holds both ends"
+    table.close()
+
+
+def test_at_own_risk_memory_may_shrink_and_the_first_such_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = OwnRisk()
+    path = tmp_path / "memory"
+    path.write_bytes(bytes(PAGE))
+    with path.open("r+b") as file:
+        for _ in range(2):
+            guard(file.fileno(), PAGE)
+        with pytest.raises(InvalidArgumentError) as caught:
+            guard(file.fileno(), PAGE + 1)
+    assert caught.value.reason == "REGION_FILE_TOO_SHORT"
+    (record,) = caplog.records
+    assert "cannot be sealed" in record.getMessage()
+    assert "this device ends" in record.getMessage()
+
+
+def test_at_own_risk_sealed_memory_is_taken_without_a_word(
+    ram: GuestRam, caplog: pytest.LogCaptureFixture
+) -> None:
+    OwnRisk()(ram.fd, PAGE)
+    with pytest.raises(InvalidArgumentError) as caught:
+        OwnRisk()(ram.fd, 1 << 40)
+    assert caught.value.reason == "REGION_FILE_TOO_SHORT"
+    assert caplog.records == []

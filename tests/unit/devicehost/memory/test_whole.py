@@ -168,3 +168,15 @@ def test_a_region_that_cannot_be_mapped_leaves_nothing_behind(table: RegionTable
         WholeMemory(table, DeviceCounters())
     assert caught.value.reason == "REGION_CLOSED"
     assert mapped_bytes() == before
+
+
+def test_a_region_that_was_given_up_is_named(table: RegionTable) -> None:
+    table.close_fds()
+    with pytest.raises(FailedPreconditionError, match="region at guest address 0x0 was") as caught:
+        WholeMemory(table, DeviceCounters())
+    assert caught.value.metadata == {"gpa": "0"}
+
+
+def test_a_refused_address_is_named_with_its_bound(memory: WholeMemory) -> None:
+    with pytest.raises(TranslationError, match="is not inside one region of guest memory"):
+        memory.view(LOW_BYTES - 4, 8)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,10 +15,8 @@ from services.devicehost.memory import (
 from services.devicehost.memory.windows import page_range
 from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
 from services.handshake.exhaustion import Exhaustion
+from tests.support.guest_ring import GuestRam
 from tests.unit.devicehost.memory.test_aperture import mapped_bytes
-
-if TYPE_CHECKING:
-    from tests.support.guest_ring import GuestRam
 
 PAGE = 4096
 
@@ -197,3 +194,136 @@ def test_a_quota_that_is_used_up_is_told_once_by_whoever_needs_more(ram: GuestRa
     assert second.counters.snapshot().exhaustions == 1
     first.close()
     second.close()
+
+
+def test_memory_that_begins_above_0_is_reached_where_it_is() -> None:
+    base = 1 << 32
+    ram = GuestRam(16 * PAGE, gpa=base, file_offset=PAGE)
+    ram.write(base + 5 * PAGE + 10, b"here")
+    device = Device(ram, WindowQuota())
+    assert device.memory.read(base + 5 * PAGE + 10, 4) == b"here"
+    ring = device.memory.pin(base + 5 * PAGE + 10, 4)
+    assert bytes(ring.view) == b"here"
+    ring.close()
+    device.close()
+    ram.close()
+
+
+def test_what_was_not_announced_is_mapped_when_it_is_touched_and_kept_until_the_end(
+    ram: GuestRam,
+) -> None:
+    quota = WindowQuota()
+    device = Device(ram, quota)
+    ram.write(PAGE + 3, b"late")
+    with device.memory.lease() as lease:
+        first, second = lease.views((PAGE + 3, 2 * PAGE), (4, 8))
+        assert (bytes(first), bytes(second)) == (b"late", bytes(8))
+        lease.view(PAGE + 3, 4)
+        assert (quota.in_use, device.memory.in_use) == (2, 2)
+    assert (quota.in_use, device.memory.in_use) == (0, 0)
+    assert device.counters.snapshot().windows_mapped == 2
+    device.close()
+
+
+def test_a_window_is_in_use_until_the_last_lease_of_it_ends(ram: GuestRam) -> None:
+    quota = WindowQuota()
+    device = Device(ram, quota)
+    first = device.memory.lease((0, PAGE), (8, 8))
+    second = device.memory.lease((0,), (8,))
+    second.close()
+    assert (quota.in_use, device.memory.in_use) == (2, 2)
+    third = device.memory.lease((0,), (8,))
+    first.close()
+    assert (quota.in_use, device.memory.in_use) == (1, 1)
+    third.close()
+    assert (quota.in_use, device.memory.in_use) == (0, 0)
+    device.close()
+
+
+@pytest.mark.parametrize("closed_first", [True, False])
+def test_a_device_that_goes_leaves_nothing_in_use_or_mapped(
+    ram: GuestRam, closed_first: bool
+) -> None:
+    before = mapped_bytes()
+    quota = WindowQuota(limit=4)
+    gone, stays = Device(ram, quota), Device(ram, quota)
+    lease = gone.memory.lease((0,), (8,))
+    if closed_first:
+        lease.close()
+    gone.close()
+    lease.close()
+    assert mapped_bytes() == before
+    assert (quota.used, quota.in_use, gone.memory.in_use) == (0, 0, 0)
+    with stays.memory.lease((0,), (8,)):
+        assert quota.in_use == 1
+    stays.close()
+
+
+def test_a_lease_that_fails_half_way_keeps_nothing(ram: GuestRam) -> None:
+    quota = WindowQuota()
+    device = Device(ram, quota)
+    device.memory.read(0, 8)
+    device.table.close_fds()
+    shown = f"guest address 0x{PAGE:x}, length 0x{PAGE:x}, is not inside guest memory"
+    with pytest.raises(TranslationError, match=shown):
+        device.memory.lease((0, PAGE), (8, 8))
+    assert (quota.in_use, device.memory.in_use) == (0, 0)
+    device.close()
+
+
+def test_a_refused_address_is_named(ram: GuestRam) -> None:
+    device = Device(ram, WindowQuota())
+    with pytest.raises(TranslationError, match="is not inside guest memory"):
+        device.memory.lease((16 << 20,), (8,))
+    device.close()
+
+
+def test_every_address_of_a_lease_has_a_length(ram: GuestRam) -> None:
+    device = Device(ram, WindowQuota())
+    with pytest.raises(ValueError, match="shorter"):
+        device.memory.lease((0, PAGE), (8,))
+    device.close()
+
+
+def test_a_request_that_waits_is_counted_once_however_often_it_is_woken(
+    ram: GuestRam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = WindowQuota(limit=2, deadline_s=30)
+    holder, waiter = Device(ram, quota), Device(ram, quota)
+    tries = threading.Semaphore(0)
+    monkeypatch.setattr(waiter.counters.bounds, "hit", lambda _: tries.release())
+    leases = [holder.memory.lease((place * PAGE,), (8,)) for place in range(2)]
+    with ThreadPoolExecutor() as pool:
+        pending = pool.submit(waiter.memory.lease, (5 * PAGE, 6 * PAGE), (8, 8))
+        for lease in leases:
+            assert tries.acquire(timeout=30)
+            lease.close()
+        pending.result(30).close()
+    assert waiter.counters.snapshot().windows_waited == 1
+    holder.close()
+    waiter.close()
+
+
+def test_a_refusal_for_want_of_windows_has_its_numbers(ram: GuestRam) -> None:
+    quota = WindowQuota(limit=4, deadline_s=0.01)
+    device = Device(ram, quota)
+    places = [place * PAGE for place in range(4)]
+    shown = "needs 4 windows at once; a device has 3, and its VM 4"
+    with pytest.raises(ResourceExhaustedError, match=shown) as exhausted:
+        device.memory.lease(places, [8] * 4)
+    assert exhausted.value.metadata == {"needed": "4", "limit": "3"}
+    with (
+        device.memory.lease(places[:2], [8] * 2),
+        pytest.raises(DeadlineExceededError) as late,
+    ):
+        device.memory.lease(places[2:], [8] * 2)
+    assert late.value.metadata == {"needed": "2", "limit": "4"}
+    device.close()
+
+
+def test_evictions_add_up(ram: GuestRam) -> None:
+    device = Device(ram, WindowQuota(limit=1))
+    for place in range(4):
+        device.memory.read(place * PAGE, 8)
+    assert device.counters.snapshot().windows_evicted == 3
+    device.close()
