@@ -15,7 +15,7 @@ TIDY := $(C_SOURCES:%.c=build/tidy/%.ok)
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz front-end check-c tidy clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz mutants front-end check-c tidy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -95,10 +95,15 @@ fuzz: $(READY) $(FASTPATH) ## fuzz what guests and front-ends write, FUZZ_SECOND
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
 	@nice $(BIN)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)
 
+mutants: $(READY) $(FASTPATH) ## change the code, list what no test notices (PACKAGES="folder …", ARGS=--help)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-mutants.lock
+	@nice $(BIN)/python -m tests.mutants $(PACKAGES) $(ARGS)
+
 lock: $(READY) ## pin the dependencies anew
 	@$(UV_COMPILE) pyproject.toml -o requirements.lock
 	@$(UV_COMPILE) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 	@$(UV_COMPILE) --group fuzz -o requirements-fuzz.lock
+	@$(UV_COMPILE) --group mutants -c requirements-dev.lock -o requirements-mutants.lock
 
 $(FRONT_END): $(wildcard bench/front_end/*.[ch]) compile_flags.txt
 	@mkdir -p $(@D)

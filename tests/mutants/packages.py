@@ -1,0 +1,46 @@
+"""Which packages are mutated, and which tests hold each of them.
+
+Must not know what makes mutants, or what becomes of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package whose rules its own tests must hold.
+
+    Attributes:
+        name: What it is called in docs/mutants.md and in the scratch folder.
+        source: Its folder.
+        tests: Folders of the tests that hold it.
+    """
+
+    name: str
+    source: str
+    tests: tuple[str, ...]
+
+
+PACKAGES: Final = (
+    Package(
+        "handshake", "services/handshake", ("tests/unit/handshake", "tests/unit/handshake_states")
+    ),
+    Package("memory", "services/devicehost/memory", ("tests/unit/devicehost/memory",)),
+    Package("virtio", "services/devicehost/virtio", ("tests/unit/devicehost/virtio",)),
+    Package("fs", "services/devicehost/devices/fs", ("tests/unit/devicehost/devices/fs",)),
+)
+
+
+def package_of(path: str) -> Package:
+    """Return the package that a folder or a module belongs to.
+
+    Raises:
+        KeyError: It belongs to none that is mutated.
+    """
+    for package in PACKAGES:
+        if path == package.source or path.startswith(package.source + "/"):
+            return package
+    raise KeyError(path)

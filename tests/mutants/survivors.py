@@ -1,0 +1,162 @@
+"""The mutants that no test killed, read from the folder in which mutmut worked.
+
+Owns what a survivor is, where its line stands, and whether it changes only words that people read.
+Must not know which survivors are explained.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SURVIVED: Final = {0: "survived", 5: "no test reaches it", 33: "no test reaches it"}
+"""What mutmut notes of a mutant that lives; None is one that was not run."""
+_SENTENCE: Final = re.compile(r"[A-Za-z].* |.* [A-Za-z]", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Survivor:
+    """A change of the code that no test noticed.
+
+    Attributes:
+        path: The module, from the top of the repository.
+        line: Where the changed code begins.
+        function: The function or "Class.method".
+        change: The lines taken out and put in, as `before → after`; never a line number.
+        how: Why it lives, as far as the run can see.
+    """
+
+    path: str
+    line: int
+    function: str
+    change: str
+    how: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run found.
+
+    Attributes:
+        survivors: Those that change more than words.
+        wording: How many more changed only words for people.
+        counts: How many mutants were killed, lived, and were not run.
+    """
+
+    survivors: list[Survivor]
+    wording: int
+    counts: Counter[str]
+
+
+def read_outcome(scratch: Path) -> Outcome:
+    """Read what mutmut left in `scratch`."""
+    outcome = Outcome([], 0, Counter())
+    with contextlib.chdir(scratch):
+        for meta in sorted(Path("mutants").rglob("*.py.meta")):
+            source = meta.relative_to("mutants").with_suffix("")
+            codes = json.loads(meta.read_text())["exit_code_by_key"]
+            outcome.counts.update(_fate(code) for code in codes.values())
+            lived = {name: code for name, code in codes.items() if code in _SURVIVED}
+            for name, code in lived.items():
+                before, after = _functions(name, source)
+                if _words_masked(before) == _words_masked(after):
+                    outcome.wording += 1
+                else:
+                    outcome.survivors.append(_survivor(source, name, before, after, code))
+    outcome.survivors.sort()
+    return outcome
+
+
+def _fate(code: int | None) -> str:
+    return "not run" if code is None else "lived" if code in _SURVIVED else "killed"
+
+
+def _functions(mutant: str, source: Path) -> tuple[str, str]:
+    import libcst
+    from mutmut.mutation.diff_apply import read_functions_from_index
+
+    functions = read_functions_from_index(mutant, source)
+    if functions is None:
+        raise RuntimeError(f"{mutant} is not in what was generated for {source}")
+    before, after = (str(libcst.Module([function]).code) for function in functions)
+    return before, after
+
+
+def _words_masked(function: str) -> str:
+    """Dump a function's syntax with each string that is a sentence made empty.
+
+    A sentence has a letter and a space: a reason, a key or an option has no space.
+    """
+    tree = ast.parse(function)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and _SENTENCE.search(node.value)
+        ):
+            node.value = ""
+    return ast.dump(tree)
+
+
+def _survivor(source: Path, mutant: str, before: str, after: str, code: int) -> Survivor:
+    removed, added, offset = _changed_lines(before, after)
+    name = mutant.rpartition(".")[2].partition("__mutmut_")[0]
+    function = name.strip("xǁ").replace("ǁ", ".") if "ǁ" in name else name.removeprefix("x_")
+    line = _line_of(source.read_text(), function, removed[0] if removed else "", offset)
+    change = f"{' '.join(removed)} → {' '.join(added)}".strip()
+    return Survivor(str(source), line, function, change, _SURVIVED[code])
+
+
+def _changed_lines(before: str, after: str) -> tuple[list[str], list[str], int]:
+    """Return the lines taken out, those put in, and how far down the first of them stands."""
+    old, new = before.strip().split("\n"), after.strip().split("\n")
+    removed: list[str] = []
+    added: list[str] = []
+    first = None
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if tag != "equal":
+            first = a if first is None else first
+            removed += [line.strip() for line in old[a:b]]
+            added += [line.strip() for line in new[c:d]]
+    return removed, added, first or 0
+
+
+def _line_of(source: str, function: str, text: str, offset: int) -> int:
+    """Return where `text` stands in a function: the place nearest to where it is expected."""
+    lines = source.split("\n")
+    node = find_function(ast.parse(source), function)
+    last = node.end_lineno or node.lineno
+    places = [n for n in range(node.lineno, last + 1) if lines[n - 1].strip() == text]
+    return min(places, key=lambda n: abs(n - node.lineno - offset), default=node.lineno)
+
+
+def find_function(tree: ast.Module, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    """Return the definition of a function or "Class.method" of a module.
+
+    Raises:
+        LookupError: There is none.
+    """
+    for qualified, node in _definitions(tree, ""):
+        if qualified == name:
+            return node
+    raise LookupError(name)
+
+
+def _definitions(
+    tree: ast.Module | ast.ClassDef, prefix: str
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield from _definitions(node, f"{prefix}{node.name}.")
