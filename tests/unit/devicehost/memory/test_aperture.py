@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,14 +8,18 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from services.devicehost.memory import ApertureMemory, DeviceCounters, TranslationError
+from services.devicehost.memory import (
+    ApertureMemory,
+    DeviceCounters,
+    RegionTable,
+    TranslationError,
+)
 from services.handshake.errors import FailedPreconditionError
 from services.handshake.pool import Gpa, SwiotlbPool
+from tests.support.guest_ring import GuestRam
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.support.guest_ring import GuestRam
 
 MIB = 1 << 20
 POOL = SwiotlbPool(Gpa(8 * MIB), 2 * MIB)
@@ -215,3 +220,47 @@ def test_a_ring_that_is_kept_stays_mapped_until_memory_is_given_up(
     assert ram.read(3 * 4096, 4) == b"ring"
     memory.release()
     assert mapped_bytes() == before
+
+
+def test_a_refused_address_is_named_with_the_aperture(aperture: ApertureMemory) -> None:
+    with pytest.raises(TranslationError, match=r"length 0x8, is not inside the aperture") as caught:
+        aperture.view(POOL.end, 8)
+    assert (caught.value.gpa, caught.value.length) == (POOL.end, 8)
+    assert caught.value.reason == "ADDRESS_OUT_OF_BOUNDS"
+    facts = {"gpa": POOL.end, "length": 8, "bound": f"the aperture {POOL}"}
+    assert caught.value.metadata == {key: str(value) for key, value in facts.items()}
+
+
+def test_the_first_slot_is_counted_from_its_first_byte(
+    aperture: ApertureMemory, counters: DeviceCounters
+) -> None:
+    aperture.view(POOL.base, 1)
+    assert counters.snapshot().highest_slot == 1
+
+
+def test_a_pool_in_a_region_that_begins_above_0_is_mapped_where_it_is(
+    counters: DeviceCounters,
+) -> None:
+    ram = GuestRam(4 * MIB, gpa=POOL.base - MIB, file_offset=4096)
+    ram.write(POOL.base + 5, b"here")
+    memory = ApertureMemory(ram.table(), POOL, counters)
+    assert memory.read(POOL.base + 5, 4) == b"here"
+    memory.release()
+    ram.close()
+
+
+def test_a_pool_that_is_not_in_memory_is_named_with_what_there_is(
+    counters: DeviceCounters,
+) -> None:
+    table = RegionTable()
+    with pytest.raises(FailedPreconditionError, match=r"the front-end shares none$") as caught:
+        ApertureMemory(table, POOL, counters)
+    assert caught.value.metadata == {"base": str(POOL.base), "size": str(POOL.size_bytes)}
+    low, high = GuestRam(MIB), GuestRam(MIB, gpa=2 * MIB)
+    table.replace([low.region(), high.region()])
+    shown = re.escape("shares [0x0, 0x100000), [0x200000, 0x300000)")
+    with pytest.raises(FailedPreconditionError, match=shown):
+        ApertureMemory(table, POOL, counters)
+    for ram in (low, high):
+        ram.close()
+    table.close()

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.memory import Region, RegionTable
+from services.devicehost.memory import Region, RegionTable, mapping
 from services.devicehost.memory.mapping import Mapping, OwnRisk, guard_against_truncation
 from services.devicehost.memory.regions import MAX_SLOTS
 from services.handshake.errors import InvalidArgumentError
-from tests.support.guest_ring import USER_BASE
+from tests.support.guest_ring import USER_BASE, GuestRam
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.support.guest_ring import GuestRam
 
 PAGE = 4096
 
@@ -229,3 +227,82 @@ def test_at_own_risk_sealed_memory_is_taken_without_a_word(
         OwnRisk()(ram.fd, 1 << 40)
     assert caught.value.reason == "REGION_FILE_TOO_SHORT"
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown", "facts"),
+    [
+        ({"gpa": 100}, "0x4000 bytes at guest address 0x64 is not made of whole pages", {}),
+        ({"size_bytes": 0}, "0x0 bytes at guest address 0x0 is empty or", {"gpa": "0"}),
+        (
+            {},
+            "0x4000 bytes at guest address 0x0 overlaps the one at guest address 0x0",
+            {"gpa": "0"},
+        ),
+        (
+            {"gpa": 16 * PAGE, "user_addr": 0, "file_offset": 16 << 20},
+            "ends at offset 0x1004000 of its file, which has 0x1000000 bytes only",
+            {"needed": str((16 << 20) + 4 * PAGE), "size": str(16 << 20)},
+        ),
+    ],
+)
+def test_a_refused_region_is_named(
+    changes: dict[str, int], shown: str, facts: dict[str, str]
+) -> None:
+    ram = GuestRam(16 << 20)
+    table = RegionTable()
+    table.add(region(ram))
+    with pytest.raises(InvalidArgumentError, match=shown) as caught:
+        table.add(region(ram, **changes))
+    assert caught.value.metadata == facts
+    table.close()
+    assert len(table) == 0
+    ram.close()
+
+
+def test_a_region_too_many_is_named_with_the_bound(ram: GuestRam) -> None:
+    table = RegionTable()
+    for place in range(MAX_SLOTS):
+        table.add(region(ram, gpa=place * 4 * PAGE, user_addr=USER_BASE + place * 4 * PAGE))
+    with pytest.raises(InvalidArgumentError, match="0x40000000: the table has 32 slots") as caught:
+        table.add(region(ram, gpa=1 << 30, user_addr=0))
+    assert caught.value.metadata == {"bound": "32"}
+    table.close()
+
+
+def test_a_region_may_end_with_the_address_space(ram: GuestRam) -> None:
+    table = RegionTable()
+    table.add(region(ram, gpa=2**64 - 4 * PAGE))
+    table.add(region(ram, gpa=0, user_addr=2**64 - 4 * PAGE))
+    assert len(table) == 2
+    with pytest.raises(InvalidArgumentError) as caught:
+        table.add(region(ram, gpa=1 << 30, user_addr=0, file_offset=2**63 - 4 * PAGE))
+    assert caught.value.reason == "REGION_FILE_TOO_SHORT", (
+        "offsets may go so far, the file does not"
+    )
+    table.close()
+
+
+def test_what_cannot_be_mapped_is_named(ram: GuestRam) -> None:
+    with pytest.raises(InvalidArgumentError, match="offset 0x64 of its file") as caught:
+        Mapping(ram.fd, 100, PAGE)
+    assert caught.value.metadata == {"offset": "100"}
+    read_end, write_end = os.pipe()
+    shown = "cannot map 0x1000 bytes of guest memory at file offset 0x2000: Permission denied"
+    with pytest.raises(InvalidArgumentError, match=shown) as caught:
+        Mapping(read_end, 2 * PAGE, PAGE)
+    assert caught.value.metadata == {"offset": str(2 * PAGE), "length": str(PAGE)}
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_mapping_is_unmapped_once_however_often_it_is_closed(
+    ram: GuestRam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have given its place to another mapping by the second time."""
+    unmapped: list[int] = []
+    monkeypatch.setattr(mapping._libc, "munmap", lambda address, length: unmapped.append(address))
+    mapped = Mapping(ram.fd, 0, PAGE)
+    for _ in range(2):
+        mapped.close()
+    assert unmapped == [mapped.address]

@@ -1,0 +1,21 @@
+"""What holds for every test of the device host."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _no_look_outlives_its_test() -> Iterator[None]:
+    """A bound that was used up is looked at a second later, which may be in another test."""
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.cancel()
+            thread.join(10)
