@@ -267,6 +267,7 @@ def test_what_a_driver_writes_is_taken_in_one_step(
         return taken[-1]
 
     monkeypatch.setattr(chain_module, "_take_in_order", noting)
+    chain_module._in_order.cache_clear()
     ring = rig.ring()
     table = in_order(4, 2)
     rig.ram.write(TABLE, b"".join(Descriptor(*each).pack() for each in table))
@@ -295,3 +296,101 @@ def test_an_indirect_table_is_read_once(rig: Rig, monkeypatch: pytest.MonkeyPatc
     chain = rig.queue(ring).pop()
     assert chain is not None
     assert chain.readable_bytes == 8
+
+
+def refusal(rig: Rig, ring: GuestRing, head: int = 0, *, indirect: bool = True) -> QueueError:
+    ring.offer(head)
+    with pytest.raises(QueueError) as caught:
+        rig.queue(ring, indirect=indirect).pop()
+    return caught.value
+
+
+def test_a_table_may_be_as_long_as_the_bound(rig: Rig) -> None:
+    count = chain_module.MIN_INDIRECT_LIMIT
+    table = in_order(count, count)
+    table[-1][2] |= DESC_F_WRITE
+    rig.ram.write(TABLE, b"".join(Descriptor(*each).pack() for each in table))
+    ring = rig.ring()
+    ring.describe(0, TABLE, 16 * count, DESC_F_INDIRECT)
+    ring.offer(0)
+    chain = rig.queue(ring).pop()
+    assert chain is not None
+    assert (len(chain.readable), len(chain.writable)) == (count - 1, 1)
+
+
+def test_a_refused_index_is_named(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(2, DATA, 8, DESC_F_NEXT, 9)
+    error = refusal(rig, ring, 2)
+    assert "descriptor 2 names descriptor 9 of a table of 8" in error.message
+    assert error.metadata == {"head": "2", "index": "9"}
+
+
+def test_a_refused_loop_is_named(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(3, DATA, 8, DESC_F_NEXT, 3)
+    error = refusal(rig, ring, 3)
+    assert "descriptor 3 has more than 8 descriptors" in error.message
+    assert error.metadata == {"head": "3", "bound": "8"}
+
+
+@pytest.mark.parametrize(
+    ("indirect", "flags", "why"),
+    [
+        (True, DESC_F_NEXT, "goes on to another one"),
+        (False, 0, "INDIRECT_DESC was not negotiated"),
+    ],
+)
+def test_a_misplaced_table_is_named(rig: Rig, indirect: bool, flags: int, why: str) -> None:
+    ring = rig.ring()
+    ring.describe(2, TABLE, 16, DESC_F_INDIRECT | flags, 1)
+    error = refusal(rig, ring, 2, indirect=indirect)
+    assert error.message == f"descriptor 2 of the chain at 2 is indirect, but {why}"
+    assert error.metadata == {"head": "2"}
+
+
+def test_a_table_in_a_table_is_named(rig: Rig) -> None:
+    ring = rig.ring()
+    rig.ram.write(TABLE, Descriptor(TABLE, 16, DESC_F_INDIRECT, 0).pack())
+    ring.describe(2, TABLE, 16, DESC_F_INDIRECT)
+    assert refusal(rig, ring, 2).message == (
+        "descriptor 0 of the chain at 2 is indirect, but lies in an indirect table itself"
+    )
+
+
+@pytest.mark.parametrize("length", [17, 16 * 1025])
+def test_a_table_of_a_wrong_length_is_named(rig: Rig, length: int) -> None:
+    ring = rig.ring()
+    ring.describe(2, TABLE, length, DESC_F_INDIRECT)
+    error = refusal(rig, ring, 2)
+    assert f"the chain at 2 has {length} bytes" in error.message
+    assert "multiple of 16, up to 16384" in error.message
+    assert error.metadata == {"head": "2", "length": str(length), "bound": "16384"}
+
+
+def test_a_refused_buffer_is_named(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(2, DATA, 8, DESC_F_WRITE | DESC_F_NEXT, 3)
+    ring.describe(3, DATA, 8)
+    error = refusal(rig, ring, 2)
+    assert error.message == "descriptor 3 of the chain at 2 is readable after a writable one"
+    assert error.metadata == {"head": "2"}
+
+
+def test_an_empty_buffer_is_named(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.describe(2, DATA, 8, DESC_F_NEXT, 3)
+    ring.describe(3, DATA, 0)
+    error = refusal(rig, ring, 2)
+    assert error.message == "descriptor 3 of the chain at 2 has a buffer of length 0"
+    assert error.metadata == {"head": "2"}
+
+
+def test_a_chain_of_too_many_bytes_is_named_with_the_bound(rig: Rig) -> None:
+    ring = rig.ring(2048)
+    room = POOL.end - ring.end
+    pieces = (1 << 32) // room + 1
+    ring.chain(1, writable=[(ring.end, room)] * pieces)
+    error = refusal(rig, ring, 1)
+    assert f"descriptor 1 has {room * pieces} bytes; 4294967295 are" in error.message
+    assert error.metadata == {"head": "1", "bound": "4294967295"}

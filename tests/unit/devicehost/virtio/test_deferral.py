@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -327,3 +327,194 @@ def test_queues_that_wait_for_room_are_woken_without_a_lock(
     assert queued.hold(kept)
     queued.give(1)
     assert locked == [False]
+
+
+def test_waiting_for_an_answer_ends_with_the_time_or_the_answer(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.chain(0, writable=[(DATA, 4)])
+    ring.offer(0)
+    chain = rig.queue(ring).pop()
+    assert chain is not None
+    later = Later(chain)
+    assert not later.wait(0.001)
+    later.settle(1)
+    assert later.wait(0.001)
+    chain.lease.close()
+
+
+def test_room_is_waited_for_until_it_is_known_to_be_in_vain(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued = Device(rig, 0).queued
+    kept = KeptChains(rig.queue(rig.ring()), queued)
+    woken: list[None] = []
+    monkeypatch.setattr(kept, "wake", lambda: woken.append(None))
+    queued.take()
+    assert queued.hold(kept)
+    queued.let_go(kept, in_vain=False)
+    queued.give(0)
+    assert woken == [], "it waits no more"
+    assert queued.hold(kept)
+    queued.let_go(kept, in_vain=True)
+    assert not queued.hold(kept)
+    queued.give(1)
+    assert woken == []
+
+
+def test_a_queue_that_got_room_in_time_waits_the_next_time_as_well(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.9)
+    ring = rig.ring(32)
+    ring.chain(0, writable=[(DATA, 4)])
+    ring.offer(0, 0)
+    queue = rig.queue(ring)
+    queued = Device(rig, 0).queued
+    kept = KeptChains(queue, queued)
+    for _ in range(2):
+        chain = queue.pop()
+        assert chain is not None
+        later = Later(chain)
+        later.settle(1)
+        kept.keep(chain, later)
+    assert rig.counters.snapshot().held_back == 2
+    assert ring.completions() == [(0, 1), (0, 1)]
+    woken: list[None] = []
+    monkeypatch.setattr(kept, "wake", lambda: woken.append(None))
+    queued.give(0)
+    assert woken == [], "it waits no more"
+    kept.close()
+
+
+def test_a_queue_that_waits_for_room_sleeps_whatever_is_in_its_ring(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.05)
+    ring = rig.ring(32)
+    ring.chain(0, writable=[(DATA, 4)])
+    ring.offer(0, 0, 0)
+    queue = rig.queue(ring)
+    kept = KeptChains(queue, Device(rig, 0).queued)
+    chain = queue.pop()
+    assert chain is not None
+    waits: list[None] = []
+    wait = queue.wait
+
+    def counted(*fds: int, **how: Any) -> set[int]:
+        waits.append(None)
+        return wait(*fds, **how)
+
+    monkeypatch.setattr(queue, "wait", counted)
+    kept.keep(chain, Later(chain))
+    assert 1 <= len(waits) <= 3, "not again and again for the buffers that it may not take"
+    kept.close()
+
+
+def taken(rig: Rig, ring: GuestRing, queue: Queue, count: int) -> list[Chain]:
+    """So many chains of one writable buffer, taken off the ring."""
+    ring.chain(0, writable=[(DATA, 4)])
+    ring.offer(*[0] * count)
+    chains = [queue.pop() for _ in range(count)]
+    return [chain for chain in chains if chain is not None]
+
+
+def test_what_other_queues_hold_takes_no_room(rig: Rig) -> None:
+    queued = Device(rig, 1).queued
+    first, second = (KeptChains(rig.queue(rig.ring()), queued) for _ in range(2))
+    queued.take()
+    for kept in (first, second):
+        queued.take()
+        assert queued.lacks_room(kept)
+        assert queued.hold(kept)
+    queued.give(1)
+    assert not queued.lacks_room(first)
+
+
+def test_what_is_refused_has_a_short_time_to_be_settled(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.01)
+    deadlines: list[float] = []
+    monkeypatch.setattr(Later, "expire", lambda _, deadline: deadlines.append(deadline))
+    ring = rig.ring(32)
+    queue = rig.queue(ring)
+    kept = KeptChains(queue, Device(rig, 0).queued)
+    (chain,) = taken(rig, ring, queue, 1)
+    begun = time.monotonic()
+    kept.keep(chain, Later(chain))
+    assert begun < deadlines[0] - deferral.REFUSE_DEADLINE_S <= time.monotonic()
+    kept.close()
+
+
+def test_a_small_ring_keeps_one_chain(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.01)
+    ring = rig.ring(4)
+    queue = rig.queue(ring)
+    kept = KeptChains(queue, Device(rig, 8).queued)
+    later = [Later(chain) for chain in taken(rig, ring, queue, 2)]
+    for each in later:
+        kept.keep(each.chain, each)
+    assert [each.given_up.is_set() for each in later] == [False, True]
+    kept.close()
+
+
+def test_what_was_pushed_wakes_a_queue_no_more(rig: Rig) -> None:
+    ring = rig.ring(32)
+    queue = rig.queue(ring)
+    kept = KeptChains(queue)
+    later = [Later(chain) for chain in taken(rig, ring, queue, 2)]
+    for each in later:
+        kept.keep(each.chain, each)
+    later[0].settle(1)
+    assert queue.wait(*kept.fds, buffers=False, timeout_s=1) == set(kept.fds)
+    kept.push_settled()
+    assert queue.wait(*kept.fds, buffers=False, timeout_s=0.001) == set()
+    kept.close()
+
+
+class Slow(Later):
+    """Is settled by another thread, some time after it expired."""
+
+    def give_up(self) -> None:
+        self.given_up.set()
+
+    def expire(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.timer = threading.Timer(0.05, self.settle, (EXPIRED,))
+        self.timer.start()
+
+
+def test_a_queue_that_stops_waits_asleep_for_what_it_gave_up(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = rig.ring(32)
+    queue = rig.queue(ring)
+    kept = KeptChains(queue)
+    (chain,) = taken(rig, ring, queue, 1)
+    slow = Slow(chain)
+    kept.keep(chain, slow)
+    pushes: list[None] = []
+    push_settled = kept.push_settled
+
+    def counted() -> None:
+        pushes.append(None)
+        push_settled()
+
+    monkeypatch.setattr(kept, "push_settled", counted)
+    begun = time.monotonic()
+    kept.close()
+    slow.timer.join()
+    assert begun < slow.deadline - deferral.GIVE_UP_DEADLINE_S <= time.monotonic()
+    assert len(pushes) == 1
+    assert ring.completions() == [(0, 1)]
+
+
+def test_a_queue_that_has_ended_may_be_woken(rig: Rig) -> None:
+    ring = rig.ring(32)
+    queue = rig.queue(ring)
+    kept = KeptChains(queue)
+    (chain,) = taken(rig, ring, queue, 1)
+    kept.keep(chain, Later(chain))
+    kept.close()
+    kept.wake()
+    assert kept.fds == ()

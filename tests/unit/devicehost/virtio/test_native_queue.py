@@ -6,7 +6,8 @@ import ctypes
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from services.devicehost import fastpath
 from services.devicehost.memory import WindowMemory, WindowQuota
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState
+from services.handshake.errors import ResourceExhaustedError
 from tests.unit.devicehost.virtio.conftest import DATA, full_and_blocking
 
 if TYPE_CHECKING:
@@ -115,3 +117,103 @@ def test_a_call_descriptor_that_blocks_holds_up_no_other_thread(rig: Rig) -> Non
     controller.join(10)
     os.close(other)
     assert went_on
+
+
+class NoMemory:
+    """A library that has no memory for a ring, and keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[int, int, int]] = []
+        self.asked: dict[str, int] = {}
+
+    def ph_ring_new(self, reference: Any) -> None:
+        setup = reference._obj
+        array = (fastpath.Span * setup.span_count).from_address(setup.spans)
+        self.spans = [(span.gpa, span.size_bytes, span.address) for span in array]
+        self.asked = {name: getattr(setup, name) for name, _ in setup._fields_}
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize("with_call", [False, True])
+def test_the_native_side_gets_what_the_queue_has(rig: Rig, flag: bool, with_call: bool) -> None:
+    setup = rig.setup(rig.ring(), event_idx=flag, indirect=not flag)
+    if not with_call:
+        setup = replace(setup, call_fd=None)
+    library = NoMemory()
+    with pytest.raises(ResourceExhaustedError, match="ring 0 gets no memory") as caught:
+        NativeQueue(setup, QueueState(), cast("ctypes.CDLL", library), rig.memory.spans() or ())
+    assert caught.value.reason == "RING_MEMORY"
+    (span,) = rig.memory.spans() or ()
+    assert library.spans == [(span.gpa, span.size_bytes, span.address)]
+    stop_fd = library.asked.pop("stop_fd")
+    library.asked.pop("spans")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(stop_fd)
+    assert stop_fd > 2, "its own, and closed again"
+
+    def address(view: memoryview) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+    assert library.asked == {
+        "desc": address(setup.desc),
+        "avail": address(setup.avail),
+        "used": address(setup.used),
+        "counters": ctypes.addressof(setup.counters.native),
+        "span_count": 1,
+        "size": setup.size,
+        "kick_fd": rig.kick_fd,
+        "call_fd": rig.call_fd if with_call else -1,
+        "event_idx": flag,
+        "indirect": not flag,
+        "counts_slots": rig.memory.is_pool,
+    }
+
+
+def test_the_state_is_right_before_during_and_after_the_loop(rig: Rig) -> None:
+    library = fastpath.library
+    assert library is not None
+    ring = rig.ring()
+    ring.next_avail = base = 5
+    ring.chain(0, writable=[(DATA, 4)])
+    ring.offer(0, 0, 0)
+    queue = make_queue(rig.setup(ring), QueueState(base), natively=True)
+    assert isinstance(queue, NativeQueue)
+    seen = [queue.state.next_avail]
+    chain = fastpath.Chain()
+
+    def serve(ring: int) -> int:
+        pointer = ctypes.c_void_p(ring)
+        library.ph_ring_look(pointer)
+        library.ph_ring_take(pointer, ctypes.byref(chain))
+        seen.append(queue.state.next_avail)
+        library.ph_ring_push(pointer, ctypes.c_uint32(0))
+        return fastpath.Outcome.PYTHON
+
+    queue.lend(serve)
+    seen.append(queue.state.next_avail)
+    assert queue.pop() is not None
+    seen.append(queue.state.next_avail)
+    assert seen == [base, base + 1, base + 1, base + 2]
+    queue.close()
+
+
+def test_the_loop_and_python_notify_through_a_new_call_descriptor(rig: Rig) -> None:
+    library = fastpath.library
+    assert library is not None
+    queue = make_queue(rig.setup(rig.ring()), QueueState(), natively=True)
+    assert isinstance(queue, NativeQueue)
+    other = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def notify(ring: int) -> int:
+        library.ph_ring_notify(ctypes.c_void_p(ring))
+        return fastpath.Outcome.PYTHON
+
+    queue.replace_call(other)
+    assert os.eventfd_read(other) >= 1, "what the old one was signalled may be lost"
+    queue.lend(notify)
+    assert os.eventfd_read(other) == 1
+    queue.notify()
+    assert os.eventfd_read(other) == 1
+    assert rig.calls() == 0
+    queue.close()
+    os.close(other)

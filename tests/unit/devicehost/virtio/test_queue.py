@@ -3,15 +3,25 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from services.devicehost.memory import WindowMemory, WindowQuota
+from services.devicehost.virtio import queue as queue_module
 from services.devicehost.virtio.device import serve_requests
-from services.devicehost.virtio.queue import BATCH_BYTES, BATCH_REQUESTS, Queue, QueueError
+from services.devicehost.virtio.queue import (
+    BATCH_BYTES,
+    BATCH_REQUESTS,
+    POLL_INTERVAL_MS,
+    Queue,
+    QueueError,
+)
+from services.devicehost.virtio.queue_setup import QueueState
 from services.handshake.exhaustion import Exhaustion
-from services.wire.virtio_ring import AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY
+from services.wire.virtio_ring import AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY, avail_event_offset
 from tests.unit.devicehost.virtio.conftest import DATA, eventually, full_and_blocking
 
 if TYPE_CHECKING:
@@ -355,3 +365,185 @@ def test_a_call_descriptor_that_blocks_holds_up_no_other_thread(rig: Rig) -> Non
     controller.join(10)
     os.close(other)
     assert went_on
+
+
+def test_an_index_that_jumps_is_named(rig: Rig) -> None:
+    ring = rig.ring(8)
+    ring.set_avail_idx(12)
+    with pytest.raises(QueueError, match=r"queue 0: .* from 3 to 12, more than the 8") as caught:
+        rig.queue(ring, base=3).pop()
+    assert caught.value.metadata == {"queue": "0", "bound": "8"}
+
+
+def test_a_chain_that_is_put_back_is_taken_again(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.next_avail = base = 0xFFFF
+    for head in (0, 2):
+        ring.chain(head, writable=[(DATA, 4)])
+    ring.offer(0, 2)
+    queue = rig.queue(ring, base=base)
+    for _ in range(2):
+        first, second = queue.pop(), queue.pop()
+        assert first is not None
+        assert second is not None
+        assert (first.head, second.head) == (0, 2)
+        queue.put_back(second)
+        assert queue.state.next_avail == 0
+        queue.put_back(first)
+        assert queue.state.next_avail == base
+    assert ring.used_idx == 0
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_first_request_is_reported_once_when_it_is_pushed(rig: Rig, together: bool) -> None:
+    ring = rig.ring()
+    ring.chain(0, writable=[(DATA, 4)])
+    reported: list[int] = []
+    setup = replace(rig.setup(ring), on_first_request=lambda: reported.append(ring.used_idx))
+    queue = Queue(setup, QueueState())
+    for number in range(2):
+        ring.offer(0)
+        chain = queue.pop()
+        assert chain is not None
+        assert queue.first_request_is_due == (number == 0)
+        if together:
+            queue.push_together([(chain, 4)])
+        else:
+            queue.push(chain, 4)
+    assert reported == [1], "once, and after the driver can see it"
+    assert not queue.first_request_is_due
+    queue.close()
+
+
+def test_requests_that_are_given_back_unserved_are_notified_in_batches(rig: Rig) -> None:
+    table = rig.ram.table()
+    windows = WindowMemory(table, WindowQuota(limit=1), rig.counters)
+    ring = rig.ring(16)
+    ring.chain(0, writable=[(0, 4), (0x1000, 4)])
+    queue = rig.queue(ring, memory=windows)
+    ring.offer(*[0] * (BATCH_REQUESTS - 1))
+    assert queue.pop() is None
+    assert (ring.used_idx, rig.calls()) == (BATCH_REQUESTS - 1, 0)
+    ring.offer(0)
+    assert queue.pop() is None
+    assert (ring.used_idx, rig.calls()) == (BATCH_REQUESTS, 1)
+    windows.release()
+    table.close()
+
+
+def test_a_queue_looks_for_work_for_as_long_as_that_has_paid_off(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0
+
+    def clock() -> int:
+        nonlocal now
+        now += 1
+        return now
+
+    monkeypatch.setattr(queue_module, "time", SimpleNamespace(monotonic_ns=clock))
+    ring = rig.ring()
+    ring.chain(0, readable=[(DATA, 4)])
+    queue = rig.queue(ring)
+
+    def looked_for_ns() -> int:
+        begun = now
+        assert queue._spin() is False
+        return now - begun - 1
+
+    shorter = [50_000, 25_000, 12_500, 6_250, 3_125, 1_562, 1_000, 1_000]
+    assert [looked_for_ns() for _ in shorter] == shorter
+    ring.offer(0)
+    assert queue._spin() is True
+    assert queue.pop() is not None
+    assert looked_for_ns() == 50_000
+    queue.stop()
+    assert looked_for_ns() == 0
+
+
+def test_a_queue_that_finds_work_while_it_looks_does_not_ask_for_a_kick(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.chain(0, readable=[(DATA, 4)])
+    ring.ram.write(ring.used + avail_event_offset(ring.size), (99).to_bytes(2, "little"))
+    queue = rig.queue(ring, event_idx=True)
+    ring.offer(0)
+    assert queue.wait() == set()
+    assert ring.avail_event == 99
+
+
+def test_a_queue_that_waits_for_a_descriptor_too_does_not_look_first(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = rig.queue(rig.ring())
+    looked: list[None] = []
+    monkeypatch.setattr(queue, "_spin", lambda: looked.append(None))
+    other = os.eventfd(1, os.EFD_NONBLOCK)
+    assert queue.wait(other) == {other}
+    assert looked == []
+    os.close(other)
+
+
+def test_a_queue_with_a_kick_descriptor_sleeps_without_end(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = rig.queue(rig.ring())
+    asked: list[tuple[tuple[int, ...], bool, float | None]] = []
+
+    def sleep(fds: tuple[int, ...], *, kick: bool, timeout_ms: float | None) -> set[int]:
+        asked.append((fds, kick, timeout_ms))
+        return {rig.kick_fd}
+
+    monkeypatch.setattr(queue._wake_ups, "sleep", sleep)
+    queue.wait()
+    queue.wait(7, buffers=False, timeout_s=0.5)
+    assert asked == [((), True, None), ((7,), False, 500)]
+    polled = rig.queue(rig.ring(), polled=True)
+    monkeypatch.setattr(polled._wake_ups, "sleep", sleep)
+    polled.wait()
+    assert asked[2:] == [((), True, POLL_INTERVAL_MS)]
+
+
+def test_a_polled_queue_looks_again_until_there_are_buffers(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = rig.ring()
+    ring.chain(0, readable=[(DATA, 4)])
+    queue = rig.queue(ring, polled=True)
+    slept: list[None] = []
+
+    def sleep(fds: tuple[int, ...], *, kick: bool, timeout_ms: float | None) -> set[int]:
+        slept.append(None)
+        if len(slept) == 3:
+            ring.offer(0)
+        return set()
+
+    monkeypatch.setattr(queue._wake_ups, "sleep", sleep)
+    assert queue.wait() == set()
+    assert len(slept) == 3
+
+
+def test_a_queue_that_is_stopped_while_it_falls_asleep_does_not_touch_the_ring(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = rig.queue(rig.ring())
+    disarmed: list[None] = []
+
+    def stopped_meanwhile() -> bool:
+        queue.stop()
+        return False
+
+    monkeypatch.setattr(queue, "_arm", stopped_meanwhile)
+    monkeypatch.setattr(queue, "_disarm", lambda: disarmed.append(None))
+    assert queue.wait() == set()
+    assert disarmed == []
+
+
+def test_a_queue_that_waits_for_a_descriptor_alone_leaves_the_ring_as_it_is(rig: Rig) -> None:
+    ring = rig.ring()
+    queue = rig.queue(ring)
+    other = os.eventfd(1, os.EFD_NONBLOCK)
+    assert queue.wait(other, buffers=False) == {other}
+    os.eventfd_read(other)
+    assert queue.wait(other, buffers=False, timeout_s=0.001) == set()
+    assert ring.used_flags == 0
+    os.close(other)
