@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.mutants.explained import as_row, read_explanations
 from tests.mutants.packages import PACKAGES, package_of
-from tests.mutants.survivors import read_outcome
+from tests.mutants.survivors import read_alive, read_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,22 +33,35 @@ _COPIED: Final = ("services", "protos", "tests", "docs", "native")
 _STOP_S: Final = 30
 
 
-def copy_tree(package: Package, modules: Sequence[str]) -> Path:
-    """Copy what is needed into a scratch folder of its own, and say there what is mutated."""
+def copy_tree(package: Package, modules: Sequence[str], *, again: bool) -> Path:
+    """Copy what is needed into a scratch folder of its own, and say there what is mutated.
+
+    Args:
+        package: Whose tests are run.
+        modules: The folders or modules to mutate.
+        again: Whether to keep what the last run found; mutmut forgets it of changed functions.
+    """
     scratch = SCRATCH / package.name
-    shutil.rmtree(scratch, ignore_errors=True)
+    if not again:
+        shutil.rmtree(scratch, ignore_errors=True)
     for folder in _COPIED:
         shutil.copytree(
-            REPOSITORY / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__")
+            REPOSITORY / folder,
+            scratch / folder,
+            ignore=shutil.ignore_patterns("__pycache__"),
+            dirs_exist_ok=True,
         )
     settings = {
         "source_paths": ["services"],
         "only_mutate": [m if m.endswith(".py") else f"{m}/*" for m in modules],
         "also_copy": list(_COPIED[1:]),
-        "pytest_add_cli_args": ["-p", "no:cacheprovider"],
+        "pytest_add_cli_args": [
+            *("-p", "no:cacheprovider"),
+            *(f"--ignore={path}" for path in package.left_out),
+        ],
         "pytest_add_cli_args_test_selection": list(package.tests),
         "timeout_multiplier": 5.0,
-        "timeout_constant": 2.0,
+        "timeout_constant": 1.0,
     }
     # Lists and numbers of JSON are those of TOML.
     lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
@@ -57,10 +70,17 @@ def copy_tree(package: Package, modules: Sequence[str]) -> Path:
     return scratch
 
 
-def run_mutmut(scratch: Path, *, only: str | None, processes: int, seconds: float) -> bool:
-    """Run every mutant, or those whose number matches `only`; whether the run came to its end."""
+def run_mutmut(scratch: Path, mutants: Sequence[str], *, processes: int, seconds: float) -> bool:
+    """Run mutants; whether the run came to its end.
+
+    Args:
+        scratch: From `copy_tree`.
+        mutants: Their names, or patterns of names; none for all.
+        processes: How many tests run at a time.
+        seconds: When to stop; what was found by then stays.
+    """
     command = [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", "run"]
-    command += ["--max-children", str(processes), *([f"*__mutmut_*{only}"] if only else [])]
+    command += ["--max-children", str(processes), *mutants]
     with (scratch / "mutmut.log").open("wb") as log:
         run = subprocess.Popen(command, cwd=scratch, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -112,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3600, help="for each package")
     parser.add_argument("--only", metavar="GLOB", help="mutants whose number ends so: [16]")
-    parser.add_argument("--again", action="store_true", help="judge the last run, and run nothing")
+    parser.add_argument(
+        "--again", action="store_true", help="only what the last run did not kill, with new tests"
+    )
     parser.add_argument("modules", nargs="*", metavar="folder or module")
     chosen = parser.parse_args(arguments)
     by_package: dict[Package, list[str]] = {}
@@ -120,15 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         by_package.setdefault(package_of(module), []).append(module)
     fine = True
     for package, modules in by_package.items():
-        began, ended = time.monotonic(), True
-        if not chosen.again:
-            ended = run_mutmut(
-                copy_tree(package, modules),
-                only=chosen.only,
-                processes=chosen.processes,
-                seconds=chosen.seconds,
-            )
-        outcome = read_outcome(SCRATCH / package.name)
+        began = time.monotonic()
+        mutants = [f"*__mutmut_*{chosen.only}"] if chosen.only else []
+        if chosen.again:
+            mutants = read_alive(SCRATCH / package.name)
+        scratch = copy_tree(package, modules, again=chosen.again)
+        ended = run_mutmut(scratch, mutants, processes=chosen.processes, seconds=chosen.seconds)
+        outcome = read_outcome(scratch)
         complete = outcome.counts["not run"] == 0
         print(f"\n{', '.join(modules)}: {time.monotonic() - began:.0f} s")
         fine = judge(modules, outcome, complete=complete) and fine

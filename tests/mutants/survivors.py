@@ -77,6 +77,16 @@ def read_outcome(scratch: Path) -> Outcome:
     return outcome
 
 
+def read_alive(scratch: Path) -> list[str]:
+    """Return the names of the mutants that the last run in `scratch` did not kill."""
+    return [
+        name
+        for meta in sorted((scratch / "mutants").rglob("*.py.meta"))
+        for name, code in json.loads(meta.read_text())["exit_code_by_key"].items()
+        if _fate(code) != "killed"
+    ]
+
+
 def _fate(code: int | None) -> str:
     return "not run" if code is None else "lived" if code in _SURVIVED else "killed"
 
