@@ -1,5 +1,6 @@
 #include "guest.h"
 
+#include "mutator.h"
 #include "requests.h"
 
 enum {
@@ -7,6 +8,7 @@ enum {
     TABLE_BYTES = GUEST_CHAIN_DESCS * sizeof(struct vring_desc),
     AREA_BYTES = 2 * 4096 + WRITE_BYTES, /* of a chain: table, request and reply */
     RAM_BYTES = GUEST_CHAINS * AREA_BYTES,
+    MUTATED_BYTES = TABLE_BYTES + 64, /* of each: what the device decides by */
     RAM_GPA = 0x10000,
     INDIRECT = 64, /* of a request's flags, beside those of request_make */
 };
@@ -37,7 +39,7 @@ void guest_reset(struct guest *guest)
     memset(guest->used, 0, GUEST_USED_BYTES);
     memset(guest->chains, 0, sizeof(guest->chains));
     guest->seen_used = 0;
-    guest->is_hostile = false;
+    guest->is_hostile = IS_MUTATING;
 }
 
 static struct vring_desc describe(uint64_t offset, uint32_t length, uint16_t flags, uint16_t next)
@@ -118,6 +120,15 @@ void guest_poke(struct guest *guest, struct input *input)
         ((uint8_t *)guest->avail)[at % GUEST_AVAIL_BYTES] = value;
     else
         guest->ram[at % RAM_BYTES] = value;
+}
+
+void guest_begin_mutating(const struct guest *guest)
+{
+    struct target targets[GUEST_CHAINS];
+
+    for (size_t chain = 0; chain < GUEST_CHAINS; chain++)
+        targets[chain] = (struct target){guest->ram + chain * AREA_BYTES, MUTATED_BYTES};
+    mutator_begin(targets, GUEST_CHAINS, guest->avail[1] + 1u);
 }
 
 void guest_expect_python(struct guest *guest, uint16_t next_avail)

@@ -52,6 +52,8 @@ void guest_reset(struct guest *guest);
 void guest_ask(struct guest *guest, struct input *input);
 /* Change a byte that the device reads. */
 void guest_poke(struct guest *guest, struct input *input);
+/* With MUTATING, change requests and indirect tables until mutator_end. */
+void guest_begin_mutating(const struct guest *guest);
 /* The chain that begins at this place of the avail ring is given back as Python does it. */
 void guest_expect_python(struct guest *guest, uint16_t next_avail);
 /* Take what was given back, as a driver does; `is_mounted` says what the loop may have served. */

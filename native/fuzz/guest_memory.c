@@ -1,7 +1,5 @@
 #include "guest_memory.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
 
 #include "poison.h"
@@ -16,68 +14,8 @@ enum {
 struct part parts[MEMORY_PARTS];
 struct ph_span spans[MEMORY_SPANS];
 
-#ifdef MUTATING
-static pthread_barrier_t together;
-static atomic_bool mutating;
-static uint64_t seed;
-
-/* Write words that are likely to be something else in every place. */
-static void mutate(void)
-{
-    static const uint64_t WORDS[] = {0,  1,      2,      4,      7,        16,
-                                     64, 0x1000, 0x2000, 0xffff, 1u << 20, ~0ull};
-    uint64_t random = seed | 1;
-
-    while (atomic_load_explicit(&mutating, memory_order_relaxed)) {
-        const struct part *target;
-        size_t at, length;
-
-        random = random * 6364136223846793005u + 1442695040888963407u;
-        target = &parts[(random >> 33) % MEMORY_PARTS];
-        length = (size_t)2 << (random >> 40) % 3;
-        if (target->size < length)
-            continue;
-        at = (random >> 20) % (target->size - length + 1) / length * length;
-        memcpy(target->start + at, &WORDS[(random >> 44) % 12], length);
-    }
-}
-
-static void *run_mutator(void *unused)
-{
-    for (;;) {
-        pthread_barrier_wait(&together);
-        mutate();
-        pthread_barrier_wait(&together);
-    }
-    return unused;
-}
-
-static void start_mutator(void)
-{
-    pthread_t thread;
-
-    pthread_barrier_init(&together, NULL, 2);
-    HOLDS(!pthread_create(&thread, NULL, run_mutator, NULL));
-}
-
-void memory_begin_mutating(uint64_t first)
-{
-    seed = first;
-    atomic_store(&mutating, true);
-    pthread_barrier_wait(&together);
-}
-
-void memory_end_mutating(void)
-{
-    atomic_store(&mutating, false);
-    pthread_barrier_wait(&together);
-}
-#else
+#ifndef MUTATING
 static uint8_t before[MEMORY_PARTS][PART_BYTES];
-
-static void start_mutator(void)
-{
-}
 
 void memory_remember(void)
 {
@@ -103,7 +41,6 @@ void memory_make(void)
         parts[i].pages = whole + PAGE_BYTES;
         HOLDS(!mprotect(parts[i].pages, PART_BYTES, PROT_READ | PROT_WRITE));
     }
-    start_mutator();
 }
 
 static void place(struct part *part, size_t size, size_t align)

@@ -1,8 +1,8 @@
 /*
  * What a fuzzed ring is in: its three parts and the spans that buffers may be in.
  *
- * Every part lies alone before a page that cannot be touched, with poison in front of it. With
- * MUTATING, a second thread goes on writing into all of it. Must not know what a ring means.
+ * Every part lies alone before a page that cannot be touched, with poison in front of it. Must not
+ * know what a ring means.
  */
 #ifndef PORTHOLE_FUZZ_GUEST_MEMORY_H
 #define PORTHOLE_FUZZ_GUEST_MEMORY_H
@@ -49,19 +49,10 @@ static inline void memory_check(bool used_too)
 {
     (void)used_too;
 }
-void memory_begin_mutating(uint64_t seed);
-void memory_end_mutating(void);
 #else
 void memory_remember(void);
 /* The device has written to nothing that it may not write to; `used_too`: nor to the used ring. */
 void memory_check(bool used_too);
-static inline void memory_begin_mutating(uint64_t seed)
-{
-    (void)seed;
-}
-static inline void memory_end_mutating(void)
-{
-}
 #endif
 
 #endif

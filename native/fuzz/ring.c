@@ -11,6 +11,7 @@
 
 #include "fuzz.h"
 #include "guest_memory.h"
+#include "mutator.h"
 
 enum {
     MAX_OPS = 200,
@@ -95,10 +96,8 @@ static void look(struct device *device)
 
     HOLDS(look == PH_LOOK_PYTHON ||
           (waiting <= device->size && (look == PH_LOOK_CHAIN) == !!waiting));
-#ifndef MUTATING
     waiting = (uint16_t)(avail16(1) - device->state->next_avail);
-    HOLDS((look == PH_LOOK_PYTHON) == (waiting > device->size));
-#endif
+    HOLDS(IS_MUTATING || (look == PH_LOOK_PYTHON) == (waiting > device->size));
     device->seen = look == PH_LOOK_CHAIN;
 }
 
@@ -146,11 +145,9 @@ static void check_pushed(const struct device *device, uint32_t written)
 
     memcpy(&idx, parts[MEMORY_USED].start + 2, sizeof(idx));
     memcpy(element, parts[MEMORY_USED].start + 4 + 8 * slot, sizeof(element));
-#ifndef MUTATING
-    HOLDS(idx == device->state->next_used && element[1] == written && element[0] < device->size);
-#else
-    (void)written;
-#endif
+    if (!IS_MUTATING)
+        HOLDS(idx == device->state->next_used && element[1] == written &&
+              element[0] < device->size);
 }
 
 static void push(struct device *device, struct input *input)
@@ -238,6 +235,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
     struct input input = {data, data_size};
     uint8_t flags = take8(&input);
     uint16_t base = flags & 16 ? 0xfffe : 0;
+    struct target targets[MEMORY_PARTS];
     struct device device = {
         .size = 1u << take8(&input) % 9,
         .span_count = flags & 8 ? 1 : MEMORY_SPANS, /* a pool is alone */
@@ -262,9 +260,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
     HOLDS((device.ring = ph_ring_new(&setup)));
     device.state = ph_ring_state(device.ring);
     *device.state = (struct ph_ring_state){.next_avail = base, .next_used = base};
-    memory_begin_mutating(data_size ? data[data_size - 1] + 256 * data_size : 0);
+    for (int i = 0; i < MEMORY_PARTS; i++)
+        targets[i] = (struct target){parts[i].start, parts[i].size};
+    mutator_begin(targets, MEMORY_PARTS, data_size ? data[data_size - 1] + 256 * data_size : 0);
     drive(&input, &device);
-    memory_end_mutating();
+    mutator_end();
     ph_ring_free(device.ring);
     return 0;
 }

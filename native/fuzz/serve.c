@@ -3,7 +3,8 @@
  *
  * The input says what guest and owner do in turn: the guest puts requests for any share of the
  * device into its ring, the owner adds and removes shares, has the ring served, and takes it away.
- * What the loop leaves is taken as Python takes it.
+ * What the loop leaves is taken as Python takes it. With MUTATING, requests change while they are
+ * served.
  */
 #include "../serve.h"
 
@@ -13,6 +14,7 @@
 
 #include "fuzz.h"
 #include "guest.h"
+#include "mutator.h"
 #include "share.h"
 
 enum {
@@ -100,7 +102,9 @@ static void serve(void)
     enum ph_outcome outcome;
 
     do {
+        guest_begin_mutating(&now.guest);
         outcome = (enum ph_outcome)ph_serve(now.ring, worker, now.mounts);
+        mutator_end();
         HOLDS(outcome == PH_OUTCOME_PYTHON || outcome == PH_OUTCOME_WOKEN);
         if (outcome == PH_OUTCOME_PYTHON && !act_as_python()) {
             ph_ring_free(now.ring);

@@ -97,12 +97,17 @@ class Target:
         )
 
 
+_RING: Final = ("ring.c", "guest_memory.c", "mutator.c")
+_SERVE: Final = ("serve.c", "guest.c", "mutator.c", "requests.c", "share.c")
+_MUTATING: Final = ("-DMUTATING",)
+
 TARGETS: Final = (
-    Target("ring", ("ring.c", "guest_memory.c")),
-    Target("ring_race", ("ring.c", "guest_memory.c"), ("-DMUTATING",), borrows="ring", repeats=100),
+    Target("ring", _RING),
+    Target("ring_race", _RING, _MUTATING, borrows="ring", repeats=100),
     Target("fuse", ("fuse.c", "requests.c", "share.c"), needs_root=True),
     Target("mount", ("mount.c", "share.c"), needs_root=True, repeats=1000),
-    Target("serve", ("serve.c", "guest.c", "requests.c", "share.c"), needs_root=True),
+    Target("serve", _SERVE, needs_root=True),
+    Target("serve_race", _SERVE, _MUTATING, borrows="serve", needs_root=True, repeats=10),
     Target("vhost_user"),
 )
 
