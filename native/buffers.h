@@ -1,7 +1,7 @@
 /*
- * Rows of buffers, as a chain has them: copying from and to any place in them, and cutting a
- * stretch out of them. `offset` and `length` lie within the row, which is not empty. Must not know
- * what the bytes mean.
+ * Rows of buffers, as a descriptor chain has them: copying from and to any place in a row, and
+ * cutting a stretch out of it. `offset` and `length` lie within the row, which is not empty. Must
+ * not know what the bytes mean.
  */
 #ifndef PORTHOLE_BUFFERS_H
 #define PORTHOLE_BUFFERS_H
@@ -10,6 +10,16 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
+
+/* The buffers of one request; neighbours in memory are merged. */
+struct ph_chain {
+    struct iovec *readable;
+    struct iovec *writable;
+    uint32_t readable_count;
+    uint32_t writable_count;
+    uint64_t readable_bytes;
+    uint64_t writable_bytes;
+};
 
 /* The stretch as buffers for a system call; returns how many they are: no more than the row has. */
 int ph_buffers_cut(const struct iovec *row, size_t offset, size_t length, struct iovec *out);

@@ -2,6 +2,7 @@
 
 #include <stddef.h>
 
+#include "buffers.h"
 #include "mounts.h"
 #include "open_files.h"
 #include "request.h"

@@ -1,9 +1,8 @@
 /*
- * What fastpath/declarations.py has of this library, as the compiler laid it out: Python compares
- * it with its own declarations before it calls anything else.
+ * What Python declares of this library (fastpath/declarations.py), as the compiler laid it out.
+ * Python compares the two before it calls anything else.
  *
- * A structure, field, constant or function that both sides know is listed here once. Must not know
- * what any of it is for.
+ * A structure, field, constant or function that both sides know is listed here once.
  */
 #ifndef PORTHOLE_LAYOUTS_H
 #define PORTHOLE_LAYOUTS_H

@@ -14,8 +14,7 @@ PH_ALONE static bool add_root(struct ph_mount *mount, uint64_t root_id, int root
         close(root_fd);
         return false;
     }
-    mount->root->fd = root_fd;
-    mount->root->opens = 1; /* it never rests, and stays when it is forgotten */
+    mount->root->fd = root_fd; /* it is not among the nodes in use, so it never rests */
     ph_node_index_add(&mount->index, mount->root);
     return true;
 }

@@ -10,10 +10,11 @@
 #define PORTHOLE_REQUEST_H
 
 #include <linux/fuse.h>
+#include <stdbool.h>
 #include <stdint.h>
 
+#include "buffers.h"
 #include "mount.h"
-#include "ring.h"
 
 /* The request is Python's; nothing has been done. */
 #define PH_PYTHON INT64_MIN

@@ -11,7 +11,8 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/uio.h>
+
+#include "buffers.h"
 
 /* A stretch of guest memory that stays mapped as long as the ring is served. */
 struct ph_span {
@@ -55,16 +56,6 @@ struct ph_ring_setup {
     uint32_t event_idx;
     uint32_t indirect;
     uint32_t counts_slots; /* the first span is a bounce pool */
-};
-
-/* The buffers of one request; neighbours in memory are merged. */
-struct ph_chain {
-    struct iovec *readable;
-    struct iovec *writable;
-    uint32_t readable_count;
-    uint32_t writable_count;
-    uint64_t readable_bytes;
-    uint64_t writable_bytes;
 };
 
 enum ph_look {

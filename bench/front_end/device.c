@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine.h"
 #include "process.h"
+#include "waiting.h"
 
 enum { FORGETS_IN_A_BATCH = 100, VERIFIED_BLOCKS = 2000 };
 

@@ -2,8 +2,8 @@
 #ifndef FRONT_END_FLOOR_H
 #define FRONT_END_FLOOR_H
 
-#include "engine.h"
 #include "options.h"
+#include "worker.h"
 
 /* Run for the given time and leave the figures in `worker`. */
 void floor_run(const struct options *options, struct worker *worker, double *seconds);

@@ -15,7 +15,9 @@
 #include "device.h"
 #include "engine.h"
 #include "floor.h"
+#include "histogram.h"
 #include "process.h"
+#include "worker.h"
 
 struct figures {
     double seconds, device_cpu_s, own_cpu_s;

@@ -8,7 +8,7 @@
 
 #include "process.h"
 #include "ram.h"
-#include "vhost_user.h"
+#include "ring.h"
 
 const char *const operation_names[] = {"read",   "write", "getattr", "lookup", "open",
                                        "create", "list",  "attach",  NULL};

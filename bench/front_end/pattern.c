@@ -1,7 +1,4 @@
-/* The pattern that data is known by, and random numbers that are the same everywhere.
- *
- * Must not know where the data lies.
- */
+/* The pattern that data is known by, and random numbers that are the same everywhere. */
 #include "pattern.h"
 
 #include <string.h>

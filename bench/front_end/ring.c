@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #include "process.h"
-#include "vhost_user.h"
 
 enum { DESC_F_NEXT = 1, DESC_F_WRITE = 2, DESC_F_INDIRECT = 4 };
 enum { AVAIL_F_NO_INTERRUPT = 1, USED_F_NO_NOTIFY = 1 };

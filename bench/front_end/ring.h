@@ -7,6 +7,8 @@
 
 #include "ram.h"
 
+#define F_INDIRECT_DESC (1ull << 28)
+#define F_EVENT_IDX (1ull << 29)
 #define MAX_DESCRIPTORS 520 /* 1 MiB in pages, and room for the fixed parts */
 
 struct buffer {

@@ -8,8 +8,6 @@
 #include "ram.h"
 
 #define ANSWER_DEADLINE_NS 60000000000ull /* for a device, on the socket and in the rings */
-#define F_INDIRECT_DESC (1ull << 28)
-#define F_EVENT_IDX (1ull << 29)
 
 struct connection {
     int fd;

@@ -1,7 +1,5 @@
-/* Operations, each a row of requests: what is sent first, what follows a reply, what a reply must
- * be.
- *
- * Must not know time or threads.
+/* Operations, each a row of requests: what is sent first, what follows a reply, and what a reply
+ * must be. Of many operations at once engine.c knows.
  */
 #include "workload.h"
 

@@ -5,8 +5,8 @@
 #include <stdbool.h>
 
 #include "device.h"
-#include "engine.h"
 #include "requests.h"
+#include "worker.h"
 
 void operation_begin(struct queue *queue, struct slot *slot);
 bool operation_goes_on(struct worker *worker, struct request *request, struct reply reply);

@@ -1,0 +1,80 @@
+"""What the files of C say that they must not know, they do not include: no arrow points up."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# Rows from top to bottom. The groups of a row are independent of each other; each is made of the
+# files with these names, which may include each other.
+LIBRARY = (
+    ("layouts",),
+    ("serve",),
+    (
+        "request operations names files directories metadata",
+        "ring ring_private ring_wait chain",
+        "seen",
+        "mounts",
+    ),
+    ("mount mount_private nodes node_index resting open_files",),
+    ("reopening",),
+    ("descriptors", "credentials", "buffers", "mutex"),
+)
+FRONT_END = (
+    ("main",),
+    ("engine", "floor"),
+    ("workload",),
+    ("device", "worker"),
+    ("waiting", "requests"),
+    ("options", "histogram"),
+    ("vhost_user",),
+    ("ring",),
+    ("pattern",),
+    ("ram",),
+    ("process",),
+)
+FUZZ_TARGETS = (
+    ("fuse", "mount", "ring", "serve"),
+    ("guest", "guest_memory", "share"),
+    ("requests", "poison", "mutator"),
+    ("fuzz",),
+)
+
+
+@pytest.mark.parametrize(
+    ("folder", "rows"),
+    [("native", LIBRARY), ("bench/front_end", FRONT_END), ("native/fuzz", FUZZ_TARGETS)],
+)
+def test_files_include_downwards_only(folder: str, rows: tuple[tuple[str, ...], ...]) -> None:
+    place = {
+        name: (depth, group)
+        for depth, row in enumerate(rows)
+        for group in row
+        for name in group.split()
+    }
+    sources = sorted((ROOT / folder).glob("*.[ch]"))
+    assert {source.stem for source in sources} == set(place), "each file is in one row"
+    for source in sources:
+        depth, group = place[source.stem]
+        for included in re.findall(r'^#include "([a-z_]+)\.h"$', source.read_text(), re.MULTILINE):
+            below, other = place[included]
+            assert below > depth or other == group, f"{source.name} must not know {included}.h"
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "unknown"),
+    [
+        ("native", "ring ring_private ring_wait chain", "linux/fuse.h"),
+        ("native", "mount nodes open_files reopening mounts", "linux/(fuse|virtio_ring).h"),
+        ("native", "request operations names files directories metadata", "linux/virtio_ring.h"),
+        ("bench/front_end", "ring vhost_user waiting engine main options ram", "linux/fuse.h"),
+    ],
+)
+def test_protocols_stay_where_they_are_spoken(folder: str, names: str, unknown: str) -> None:
+    for name in names.split():
+        for source in (ROOT / folder).glob(f"{name}.[ch]"):
+            assert not re.search(rf"#include <{unknown}>", source.read_text()), source.name
