@@ -20,9 +20,10 @@ from services.devicehost.virtio.queue import (
     QueueError,
 )
 from services.devicehost.virtio.queue_setup import QueueState
+from services.devicehost.virtio.wake_ups import WakeUps, signal
 from services.handshake.exhaustion import Exhaustion
 from services.wire.virtio_ring import AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY, avail_event_offset
-from tests.unit.devicehost.virtio.conftest import DATA, eventually, full_and_blocking
+from tests.unit.devicehost.virtio.conftest import DATA, POOL, eventually, full_and_blocking
 
 if TYPE_CHECKING:
     from services.devicehost.virtio.chain import Chain
@@ -547,3 +548,117 @@ def test_a_queue_that_waits_for_a_descriptor_alone_leaves_the_ring_as_it_is(rig:
     assert queue.wait(other, buffers=False, timeout_s=0.001) == set()
     assert ring.used_flags == 0
     os.close(other)
+
+
+def push_bytes(queue: Queue, *written: int) -> None:
+    for count in written:
+        chain = queue.pop()
+        assert chain is not None
+        queue.push(chain, count)
+
+
+def test_bytes_of_several_requests_are_a_batch_and_add_up(rig: Rig) -> None:
+    ring = rig.ring()
+    half = BATCH_BYTES // 2
+    ring.chain(0, readable=[(DATA, 8)], writable=[(DATA, BATCH_BYTES)])
+    queue = rig.queue(ring)
+    ring.offer(0, 0)
+    push_bytes(queue, half - 1, half)
+    assert rig.calls() == 0
+    ring.offer(0)
+    push_bytes(queue, 1)
+    assert rig.calls() == 1
+    ring.offer(0)
+    push_bytes(queue, BATCH_BYTES - 1)
+    assert rig.calls() == 0, "counted anew after a notification"
+    counted = rig.counters.snapshot()
+    assert (counted.bytes_in, counted.bytes_out) == (32, 2 * BATCH_BYTES - 1)
+
+
+def test_requests_are_counted_anew_after_a_notification(rig: Rig) -> None:
+    ring = rig.ring(32)
+    ring.chain(0, readable=[(DATA, 4)])
+    queue = rig.queue(ring)
+    ring.offer(*[0] * BATCH_REQUESTS)
+    serve_all(queue)
+    assert rig.calls() == 1
+    ring.offer(*[0] * (BATCH_REQUESTS - 1))
+    serve_all(queue)
+    assert rig.calls() == 0
+
+
+def test_a_request_that_is_given_back_unserved_has_no_bytes(rig: Rig) -> None:
+    table = rig.ram.table()
+    windows = WindowMemory(table, WindowQuota(limit=1), rig.counters)
+    ring = rig.ring()
+    ring.chain(0, writable=[(0, 4), (0x1000, 4)])
+    ring.chain(3, writable=[(0x2000, BATCH_BYTES - 1)])
+    ring.offer(0, 3)
+    push_bytes(rig.queue(ring, memory=windows), BATCH_BYTES - 1)
+    assert (ring.used_idx, rig.calls()) == (2, 0)
+    windows.release()
+    table.close()
+
+
+def test_the_descriptor_that_stops_a_queue_is_not_inherited_and_never_blocks() -> None:
+    wake_ups = WakeUps(None)
+    assert not os.get_inheritable(wake_ups.stop_fd)
+    assert not os.get_blocking(wake_ups.stop_fd)
+    wake_ups.close()
+
+
+def test_a_full_counter_is_a_pending_signal() -> None:
+    fd = os.eventfd((1 << 32) - 1, os.EFD_NONBLOCK)
+    os.eventfd_write(fd, (1 << 64) - 1 - (1 << 32))
+    signal(fd)
+    assert os.eventfd_read(fd) == (1 << 64) - 2
+    os.close(fd)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_closed_queue_touches_neither_the_ring_nor_a_descriptor(rig: Rig, together: bool) -> None:
+    ring = rig.ring()
+    ring.chain(0, writable=[(DATA, 4)])
+    ring.offer(0)
+    queue = Queue(rig.setup(ring), QueueState())
+    chain = queue.pop()
+    assert chain is not None
+    queue.stop()
+    queue.close()
+    queue.stop()
+    if together:
+        queue.push_together([(chain, 4)])
+    else:
+        queue.push(chain, 4)
+    queue.notify()
+    assert (ring.used_idx, rig.calls()) == (0, 0)
+
+
+def test_indices_go_on_past_15_bits_with_event_idx(rig: Rig) -> None:
+    ring = rig.ring()
+    ring.next_avail = base = 0x9000
+    ring.set_avail_idx(base)
+    ring.ram.write(ring.used + 2, base.to_bytes(2, "little"))
+    ring.chain(0, readable=[(DATA, 4)])
+    queue = rig.queue(ring, event_idx=True, base=base)
+    rig.kick()
+    queue.wait()
+    assert ring.avail_event == base
+    ring.set_used_event(base + 1)
+    calls = []
+    for _ in range(3):
+        ring.offer(0)
+        serve_all(queue)
+        queue.notify()
+        calls.append(rig.calls())
+    assert calls == [1, 1, 0], "the first always, then when the event is passed"
+
+
+def test_an_answer_may_be_longer_than_31_bits(rig: Rig) -> None:
+    ring = rig.ring(2048)
+    room = POOL.end - ring.end
+    pieces = (1 << 31) // room + 1
+    ring.chain(0, writable=[(ring.end, room)] * pieces)
+    ring.offer(0)
+    push_bytes(rig.queue(ring), 1 << 31)
+    assert ring.completions() == [(0, 1 << 31)]
