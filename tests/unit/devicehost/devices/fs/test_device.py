@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from services.devicehost.devices import FsBackend, FsDevice
+from services.devicehost.devices import AggregateBackend, FsBackend, FsDevice
 from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
 from services.handshake.options import FsOptions
@@ -142,3 +143,28 @@ def test_what_cannot_be_shared(shared: Path, tmp_path: Path) -> None:
         with pytest.raises(kind) as error:
             device(path, tag)
         assert error.value.reason == reason
+
+
+def test_what_cannot_be_shared_is_named(shared: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="'here' is not an absolute path") as relative:
+        FsDevice(FsOptions(name="share", vm_id=VM_ID), FsBackend("here"), MAX_REQUEST_BYTES)
+    assert relative.value.metadata == {"shared_dir": "here"}
+    with pytest.raises(InvalidArgumentError, match=r"has 37 bytes; .* room for 36") as long:
+        device(shared, "x" * 37)
+    assert long.value.metadata == {"tag": "x" * 37, "bound": "36"}
+
+
+def test_an_aggregate_takes_shares_and_no_options_of_one(shared: Path) -> None:
+    own = FsOptions(name="all", vm_id=VM_ID, queues=4, writeback=True)
+    made = FsDevice(own, AggregateBackend(), MAX_REQUEST_BYTES)
+    assert made.num_queues == 5
+    children = [made.children]
+    made.add_child("one", FsOptions(name="one", vm_id=VM_ID), shared)
+    children.append(made.children)
+    made.remove_child("one")
+    children.append(made.children)
+    assert children == [(), ("one",), ()]
+    made.close()
+    with pytest.raises(InvalidArgumentError, match="'all' takes the options queues and") as caught:
+        FsDevice(replace(own, ro=True), AggregateBackend(), MAX_REQUEST_BYTES)
+    assert caught.value.reason == "AGGREGATE_OPTION"

@@ -16,6 +16,7 @@ import pytest
 from services.devicehost.devices.fs.aggregate.mount import AggregateMount
 from services.devicehost.devices.fs.aggregate.shares import MAX_CHILDREN, Aggregate
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
+from services.devicehost.devices.fs.host_files.syscalls import Statx
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.share import Share
 from services.devicehost.memory.access import MAX_REQUEST_BYTES
@@ -201,10 +202,14 @@ def test_the_root_is_nobodys_to_change(rig: Rig, guest: FuseGuest) -> None:
     guest.call(Opcode.ACCESS, 1, fuse.ACCESS_IN.pack(os.R_OK | os.X_OK))
     refused(errno.ENODATA, lambda: guest.call(Opcode.GETXATTR, 1, bytes(8) + b"user.x\0"))
     assert guest.call(Opcode.LISTXATTR, 1, bytes(8)) == bytes(8)
-    guest.call(Opcode.STATFS, 1)
+    none = (0, 0, 0, 0, 0)
+    assert fuse.STATFS_OUT.unpack(guest.call(Opcode.STATFS, 1))[:5] == none, "no room of its own"
     guest.call(Opcode.SYNCFS, 1, bytes(8))
     shown = guest.call(Opcode.STATX, 1, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
-    assert fuse.STATX.unpack_from(shown, fuse.STATX_OUT.size)[3] == 4, "links"
+    statx = Statx(*fuse.STATX.unpack_from(shown, fuse.STATX_OUT.size))
+    assert statx.nlink == 4, "links"
+    times = {(statx.atime, statx.atime_ns), (statx.ctime, statx.ctime_ns)}
+    assert times == {(statx.mtime, statx.mtime_ns)}
     assert {listed.name for listed in guest.readdir(guest.opendir())} >= {b"one", b"two"}
 
 

@@ -214,6 +214,8 @@ def test_access_is_by_what_is_kept(guest: FuseGuest) -> None:
     assert not may(os.R_OK, 1, 1)
     assert may(os.W_OK, 0, 0)
     assert not may(os.X_OK, 0, 0)
+    entry, _ = guest.create(b"tool", mode=0o100744)
+    assert may(os.X_OK, 0, 0), "root needs one of the bits"
 
 
 @pytest.mark.parametrize("metadata", [False, True])
