@@ -7,6 +7,7 @@ when an explanation has no survivor.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import shutil
 import signal
@@ -143,9 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fine = True
     for package, modules in by_package.items():
         began = time.monotonic()
-        mutants = [f"*__mutmut_*{chosen.only}"] if chosen.only else []
+        pattern = f"*__mutmut_*{chosen.only or ''}"
+        mutants = [pattern] if chosen.only else []
         if chosen.again:
-            mutants = read_alive(SCRATCH / package.name)
+            mutants = fnmatch.filter(read_alive(SCRATCH / package.name), pattern)
         scratch = copy_tree(package, modules, again=chosen.again)
         ended = run_mutmut(scratch, mutants, processes=chosen.processes, seconds=chosen.seconds)
         outcome = read_outcome(scratch)

@@ -121,7 +121,8 @@ def _words_masked(function: str) -> str:
 def _survivor(source: Path, mutant: str, before: str, after: str, code: int) -> Survivor:
     removed, added, offset = _changed_lines(before, after)
     name = mutant.rpartition(".")[2].partition("__mutmut_")[0]
-    function = name.strip("xǁ").replace("ǁ", ".") if "ǁ" in name else name.removeprefix("x_")
+    method = name.removeprefix("xǁ")
+    function = name.removeprefix("x_") if method == name else method.replace("ǁ", ".")
     line = _line_of(source.read_text(), function, removed[0] if removed else "", offset)
     change = f"{' '.join(removed)} → {' '.join(added)}".strip()
     return Survivor(str(source), line, function, change, _SURVIVED[code])
