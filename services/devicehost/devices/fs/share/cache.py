@@ -71,7 +71,7 @@ class CachePolicy:
     def __init__(self, options: FsOptions) -> None:
         self.valid_s, self.file_flags, self.directory_flags = _POLICIES[options.cache]
         self._direct: Final = options.cache == "none"
-        self._writeback: Final = options.writeback and not self._direct
+        self._writeback: Final = options.writeback
 
     def capabilities(self) -> int:
         """Return the FUSE_* that may be agreed on at INIT."""

@@ -1,4 +1,4 @@
-"""Several shares on one device: found by name, with rules of their own, coming and going."""
+"""Several shares on one device: found by name, with rules of their own, added and removed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LIMITS = Limits(nodes=100, descriptors=100, handles=20)
 ROOM_S = 10.0
-"""How long something may take that no event tells of."""
+"""How long something may take that no event reports."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def refused(number: int, call: Callable[[], object]) -> None:
 
 
 def awaited(condition: Callable[[], bool]) -> bool:
-    """Wait for what happens when threads have let go of something."""
+    """Wait for a condition that comes true when threads have let go of something."""
     deadline = time.monotonic() + ROOM_S
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -143,7 +143,7 @@ def test_a_name_of_a_share_is_asked_for_again_whatever_its_cache(
         assert (out.entry_valid, out.attr_valid) == (name_s, attr_s)
 
 
-def test_inodes_are_told_apart_in_attributes_and_listings(rig: Rig, guest: FuseGuest) -> None:
+def test_inodes_differ_in_attributes_and_listings(rig: Rig, guest: FuseGuest) -> None:
     shared = rig.directory("shared")
     (shared / "file").touch()
     rig.add("one", shared)
@@ -387,7 +387,12 @@ def test_a_share_that_is_full_leaves_room_in_the_others(rig: Rig, guest: FuseGue
     assert rig.aggregate.bounds.is_exhausted(Resource.HANDLES)
     [usage] = [each for each in rig.aggregate.bounds.usage() if each.resource == Resource.HANDLES]
     assert (usage.used, usage.total, usage.exhaustions) == (20, 20, 1)
-    guest.open(guest.walk("two/file").nodeid)
+    other = guest.walk("two/file").nodeid
+    guest.open(other)
+    mount = rig.session.mount
+    assert mount is not None
+    assert mount.is_full(Resource.HANDLES, node)
+    assert not mount.is_full(Resource.HANDLES, other), "what is used up is its own share's"
 
 
 def test_init_and_destroy_forget_what_was_mounted(rig: Rig, guest: FuseGuest) -> None:

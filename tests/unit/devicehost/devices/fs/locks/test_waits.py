@@ -1,8 +1,9 @@
-"""Waits for locks of one mount: how they begin, and when none begins."""
+"""Waits for locks of one mount: beginning, ending, and refused."""
 
 from __future__ import annotations
 
 import errno
+import time
 
 import pytest
 
@@ -24,8 +25,17 @@ class FreeLock:
     def undo(self) -> None: ...
 
 
+class HeldLock(FreeLock):
+    """A lock that others keep, while signals come."""
+
+    def set(self, *, wait: bool) -> None:
+        assert wait
+        time.sleep(0.001)
+        raise InterruptedError
+
+
 def begin(waits: LockWaits, unique: int) -> int:
-    """Wait for a free lock; returns the errno that the wait, or beginning it, ends with."""
+    """Wait for a free lock; returns the errno of the wait, or of the refusal to begin one."""
     try:
         wait = waits.start(unique, lambda number: number, FreeLock())
     except OSError as error:
@@ -41,6 +51,14 @@ def test_no_wait_begins_after_the_end(number: int) -> None:
     waits.end(number)
     assert begin(waits, 2) == number
     assert len(waits) == 0
+
+
+def test_a_queue_that_stops_ends_a_wait_without_eintr() -> None:
+    """EINTR without a signal would confuse Linux."""
+    wait = LockWaits().start(1, lambda number: number, HeldLock())
+    wait.give_up()
+    assert wait.wait(SOON_S)
+    assert wait.write() == errno.ENOLCK
 
 
 def test_an_interrupt_is_remembered_once() -> None:

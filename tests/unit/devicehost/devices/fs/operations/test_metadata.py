@@ -1,4 +1,4 @@
-"""Attributes, and what the share's options do to them."""
+"""Attributes, and the effect of the share's options on them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from services.devicehost.devices.fs.host_files.syscalls import UTIME_NOW, UTIME_OMIT
 from services.wire import fuse
 from services.wire.fuse import Opcode, StatfsOut
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
@@ -57,9 +58,20 @@ def test_setattr_times(guest: FuseGuest, shared: Path) -> None:
     assert path.stat().st_atime_ns == -10_000_000_000
     guest.setattr(node, fuse.FATTR_MTIME | fuse.FATTR_MTIME_NOW)
     assert path.stat().st_mtime > 1_700_000_000
+
+
+@pytest.mark.parametrize("nanoseconds", [1_000_000_000, UTIME_NOW, UTIME_OMIT, 2**32 - 1])
+def test_nanoseconds_that_are_none_are_refused(
+    guest: FuseGuest, shared: Path, nanoseconds: int
+) -> None:
+    path = shared / "f"
+    path.touch()
+    before = path.stat().st_mtime_ns
+    node = guest.lookup(b"f").nodeid
     with pytest.raises(FuseError) as error:
-        guest.setattr(node, fuse.FATTR_MTIME, mtimensec=1_000_000_000)
+        guest.setattr(node, fuse.FATTR_MTIME, mtimensec=nanoseconds)
     assert number_of(error) == "EINVAL"
+    assert path.stat().st_mtime_ns == before
 
 
 def test_truncating_by_handle(guest: FuseGuest, shared: Path) -> None:
