@@ -1,8 +1,8 @@
-"""A process that makes file system calls as one user, for tests that compare what they say.
+"""A process that makes file system calls as one user, for tests that compare their results.
 
-Calls come pickled on standard input, each a list of words; answers go to standard output, pickled:
-the name of an errno, or what the call said. It is a process because a user, a umask and a working
-directory are a process's.
+Calls come pickled on standard input, each a list of words. Answers go pickled to standard output:
+the name of an errno, or the result of the call. It is a process of its own because user, umask and
+working directory belong to a process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Actor:
         )
 
     def call(self, *words: str | bytes) -> str:
-        """Make one call; its answer."""
+        """Make one call; returns its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         pickle.dump([os.fsencode(word) for word in words], self._process.stdin)

@@ -1,6 +1,6 @@
-"""The calls of the tables: each takes words and answers a word, or OSError.
+"""The calls of the tables: each takes words and returns a word, or raises OSError.
 
-Must not know who calls, or that the calls travel.
+Must not know that the calls come from another process.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _checked(result: int) -> None:
 
 
 class Calls:
-    """What can be called, relative to the directory that was entered last."""
+    """The calls, relative to the directory that was entered last."""
 
     def __init__(self) -> None:
         self._files: dict[bytes, int] = {}
@@ -247,7 +247,7 @@ class Calls:
         return _show(os.pread(self._files[file], int(count), int(offset)))
 
     def put(self, name: bytes, data: bytes) -> None:
-        """Write a whole file that is there."""
+        """Write a whole file that exists."""
         with open(name, "r+b", buffering=0) as file:
             file.write(_data(data))
 
@@ -281,7 +281,7 @@ class Calls:
         os.fsync(self._files[file])
 
     def flink(self, file: bytes, new: bytes) -> None:
-        """Give an open file a name, as linkat(2) says for O_TMPFILE."""
+        """Give an open file a name; see linkat(2) for O_TMPFILE."""
         path = b"/proc/self/fd/%d" % self._files[file]
         _checked(_libc.linkat(_AT_FDCWD, path, _AT_FDCWD, new, _AT_SYMLINK_FOLLOW))
 
@@ -308,11 +308,11 @@ class Calls:
         return " ".join(sorted(map(_show, os.listdir(name)))) or "empty"
 
     def tree(self, name: bytes) -> str:
-        """Everything below a directory, without what depends on when and where it was made."""
+        """Return all below a directory, except what depends on when and where it was made."""
         return "\n".join(f"{_show(path)} {describe(status)}" for path, status in _walk(name))
 
     def exactly(self, name: bytes) -> str:
-        """Everything below a directory, with all that stat(2) says but the device and atime."""
+        """Return everything below a directory, with all of stat(2) except device and atime."""
         return "\n".join(
             f"{_show(path)} {describe(status)} {status.st_ino} {status.st_nlink} {status.st_size} "
             f"{status.st_blocks} {status.st_mtime_ns} {status.st_ctime_ns} {_born(path)}"
@@ -339,7 +339,7 @@ class Calls:
 
 
 def describe(status: os.stat_result) -> str:
-    """What a file's status says that does not depend on when and where it was made."""
+    """Return the part of a file's status that does not depend on when and where it was made."""
     size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
     links = 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
     return (
@@ -357,7 +357,7 @@ def _walk(name: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
 
 
 def _born(path: bytes) -> str:
-    """When a file was made, as statx(2) says."""
+    """Return the time of birth of a file, from statx(2)."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     try:
         status = syscalls.statx(fd, _STATX_BTIME)

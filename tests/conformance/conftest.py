@@ -1,4 +1,4 @@
-"""Shares as mount points on tmpfs and on a disk, natively and not, and who works on them."""
+"""Shares as mount points on tmpfs and on a disk, natively and not, and the users on them."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Place:
 
 @pytest.fixture(scope="session")
 def shares() -> Iterator[MountedShares]:
-    """The processes; the mount points lie where anybody can reach them."""
+    """The processes; every user can reach the mount points."""
     with directory("/tmp") as run_dir, MountedShares(run_dir) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def plain_shares() -> Iterator[MountedShares]:
-    """The same, with a device host that leaves the native fast path alone."""
+    """The same, with a device host that does not use the native fast path."""
     prefix = ("env", f"{fastpath.SWITCH}=0")
     with directory("/tmp") as run_dir, MountedShares(run_dir, prefix) as started:
         yield started
@@ -84,7 +84,7 @@ def place(
     plain_shares: MountedShares,
     request: pytest.FixtureRequest,
 ) -> Iterator[Place]:
-    """Each in turn; a device that hangs fails the test in the end."""
+    """Each in turn; a device that hangs fails the test after a while."""
     with shares.deadline(TEST_DEADLINE_S), plain_shares.deadline(TEST_DEADLINE_S):
         yield places[request.param]
 
@@ -100,7 +100,7 @@ def actors() -> Iterator[dict[str, Actor]]:
 
 @contextmanager
 def directory(under: str | Path) -> Iterator[Path]:
-    """A directory that anybody may enter; it is removed."""
+    """A directory that every user may enter; it is removed afterwards."""
     path = Path(tempfile.mkdtemp(prefix="ph-", dir=under))
     path.chmod(0o755)
     yield path

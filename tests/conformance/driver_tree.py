@@ -1,7 +1,7 @@
-"""Calls on a directory of a share through the guest's own driver, as host_tree.py has them.
+"""The calls of host_tree.py on a directory of a share, through the guest's own driver.
 
-It does what a kernel would do above the driver: it keeps open files and their flags, and cuts long
-reads and writes into requests.
+It takes the place of the kernel above the driver: it keeps open files and their flags, and cuts
+long reads and writes into requests.
 """
 
 from __future__ import annotations

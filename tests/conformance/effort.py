@@ -1,7 +1,7 @@
-"""How long the tests with random calls run, and which calls: told from outside.
+"""The length and the seed of the tests with random calls, from the environment.
 
 PORTHOLE_SOAK=<n> makes them n times as long; PORTHOLE_SEED=<number> chooses other calls. Without
-them every run makes the same calls, and takes as long as CI can wait.
+these every run makes the same calls, for as long as CI can wait.
 """
 
 from __future__ import annotations

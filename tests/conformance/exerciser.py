@@ -1,9 +1,9 @@
 """A process that works on a file or on trees, with random calls that a seed decides.
 
-`file` checks all along what its file holds, as fsx does. `tree` prints what each call said: with
-the same seed a plain directory must say the same. In between it makes calls in a directory where
-others do so too, as fsstress does: what they say depends on who comes first. `tree-of-host` is the
-same where some of the others work on the host.
+`file` checks the contents of its file all the time, like fsx. `tree` prints the result of each
+call: with the same seed a plain directory must give the same results. In between it makes calls in
+a directory that it shares with others, like fsstress: their results depend on the order.
+`tree-of-host` is the same while some of the others work on the host.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Exerciser(subprocess.Popen[str]):
         )
 
     def finish(self) -> str:
-        """Wait for it; what it printed.
+        """Wait for it; returns its output.
 
         Raises:
-            AssertionError: It found something wrong.
+            AssertionError: It found a wrong result.
         """
         printed, _ = self.communicate()
         assert self.returncode == 0, f"{self._name}:\n{printed[-_TOLD_BYTES:]}"
@@ -47,10 +47,10 @@ class Exerciser(subprocess.Popen[str]):
 
 
 def finish_all(running: dict[T, Exerciser]) -> dict[T, str]:
-    """Wait for processes; what each printed. When one has found something the others end.
+    """Wait for processes; returns the output of each. When one fails the others are ended.
 
     Raises:
-        AssertionError: One found something wrong.
+        AssertionError: One found a wrong result.
     """
     with contextlib.ExitStack() as stack:
         for process in running.values():
@@ -60,7 +60,7 @@ def finish_all(running: dict[T, Exerciser]) -> dict[T, str]:
 
 
 def main() -> None:
-    """Make the calls; the exit status tells whether all was right."""
+    """Make the calls; the exit status is 0 if all results were right."""
     kind, seed, calls, *paths = sys.argv[1:]
     if kind == "file":
         (path,) = paths

@@ -1,6 +1,6 @@
-"""Random calls on one file that know what it must hold, and look whether it does.
+"""Random calls on one file, whose contents are predicted and checked.
 
-Must not know who else works, or where.
+Must not know the other processes, or where the file is.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _FILE_BYTES: Final = 1 << 20
 _MOST_BYTES: Final = 1 << 17
 """Of one call."""
-_TOLD_CALLS: Final = 40
+_SHOWN_CALLS: Final = 40
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 3
 _ZERO_RANGE: Final = 16
 
 
 class File:
-    """One file and what it must hold."""
+    """One file and its predicted contents."""
 
     def __init__(self, seed: int, path: str) -> None:
         self._random = random.Random(seed)
@@ -51,8 +51,8 @@ class File:
                 size = os.fstat(self._fd).st_size
                 assert size == len(self._held), f"size {size}, not {len(self._held)}"
             except Exception as error:
-                told = "\n".join(self._calls[-_TOLD_CALLS:])
-                sys.exit(f"{error!r} by the last of {len(self._calls)} calls:\n{told}")
+                last = "\n".join(self._calls[-_SHOWN_CALLS:])
+                sys.exit(f"{error!r} by the last of {len(self._calls)} calls:\n{last}")
         os.close(self._fd)
         print(zlib.crc32(self._held))
 

@@ -1,7 +1,7 @@
-"""Calls on a directory of this machine, a mount point perhaps, as driver_tree.py has them.
+"""The calls of driver_tree.py on a directory of this machine, perhaps a mount point.
 
-A path is walked component by component and no symlink is followed, since a driver does not: one in
-the middle of a path is ENOTDIR.
+A path is walked component by component. No symlink is followed, since a driver follows none: a
+symlink in the middle of a path is ENOTDIR.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Status(NamedTuple):
-    """What a file's status says that does not depend on where and when it was made."""
+    """The part of a file's status that does not depend on where and when it was made."""
 
     mode: int
     nlink: int
@@ -96,7 +96,7 @@ class HostTree:
 
     def _link(self, node: bytes, path: bytes) -> None:
         with self._parent(path) as (parent, name):
-            # With a descriptor, or it would be link(2), which does not follow.
+            # Without a descriptor it would be link(2), which does not follow.
             os.link(node, name, dst_dir_fd=parent, follow_symlinks=True)
 
     def mkdir(self, path: bytes, mode: int) -> None:

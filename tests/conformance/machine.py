@@ -44,7 +44,7 @@ _WHENCES = st.sampled_from([os.SEEK_DATA, os.SEEK_HOLE])
 
 
 class ShareMachine(RuleBasedStateMachine):
-    """A subclass says what is compared."""
+    """A subclass makes the trees that are compared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class ShareMachine(RuleBasedStateMachine):
         raise NotImplementedError
 
     def _both(self, call: Callable[[Any], T]) -> T | None:
-        """Make a call on both; what it says, or None when both refuse."""
+        """Make a call on both; returns its result, or None when both refuse."""
         found, expected = _outcome(call, self.share), _outcome(call, self.model)
         assert found == expected, f"the share: {found}; the directory: {expected}"
         return None if isinstance(expected, str) else expected
@@ -87,7 +87,7 @@ class ShareMachine(RuleBasedStateMachine):
 
     @initialize()
     def populate(self) -> None:
-        """Begin with something: most random calls would find nothing."""
+        """Begin with some files, without which most random calls would fail."""
         for directory in (b"b", b"b/b"):
             self.mkdir(directory, 0o755)
         for path in (b"a", b"b/a"):
@@ -264,7 +264,7 @@ class ShareMachine(RuleBasedStateMachine):
         self._handle_call(which, lambda tree, handle: tree.link_handle(handle, path))
 
     def teardown(self) -> None:
-        """Everything that is there is the same, and everything that was held is given back."""
+        """Check that both trees are equal, and that all that was held is given back."""
         while self.handles:
             self.close(0)
         self.compare(b".")
@@ -292,14 +292,14 @@ def _outcome(call: Callable[[Any], T], tree: Tree) -> T | str:
 
 
 def _comparable(status: Status) -> Status:
-    """The size and links of a directory are the file system's business."""
+    """Leave out size and links of a directory, which depend on the file system."""
     return status._replace(size=0, nlink=0) if stat.S_ISDIR(status.mode) else status
 
 
 def _contents(tree: Tree, path: bytes) -> dict[int, bytes]:
-    """What a file holds, by block and without blocks of zeros: it may have 4 GiB of holes.
+    """Return a file's blocks without those of zeros, since it may have 4 GiB of holes.
 
-    What is reserved but was never written is a hole or data, as the page cache has it.
+    A block that is reserved and unwritten is a hole or data, depending on the page cache.
     """
     handle = tree.open(path, os.O_RDONLY, 0)
     found: dict[int, bytes] = {}

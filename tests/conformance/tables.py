@@ -1,4 +1,4 @@
-"""The tables in tables/: what each case does, read from text.
+"""The cases of the tables in tables/, read from text.
 
 A table has cases. A case begins with its name in brackets and is a line per call:
 
@@ -7,9 +7,9 @@ A table has cases. A case begins with its name in brackets and is a line per cal
     alice: rename f <256> -> ENAMETOOLONG
 
 A case with a variable stands for one case per word of it; every pair of values, when there are two.
-`<256>` is a name of so many bytes, `<path:4096>` a path of so many that leads to `.`; `\\xff` is a
-byte. What follows the arrow is what the call must answer: an errno or what it says. Without an
-arrow it must succeed; `*` is any answer that both give. Lines that begin with "#" are remarks.
+`<256>` is a name of 256 bytes, `<path:4096>` a path of 4096 bytes that leads to `.`; `\\xff` is a
+byte. The required answer follows the arrow: an errno or a result. Without an arrow the call must
+succeed; `*` is any answer that both give. Lines that begin with "#" are remarks.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Line:
 
     Attributes:
         number: Of the line in the table.
-        who: Whose call.
+        who: The user that makes the call.
         words: The call and its arguments.
-        expected: What it must answer; empty: anything but an errno.
+        expected: The required answer; empty: any result, but no errno.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Some calls in a directory of their own, which anybody may write."""
+    """Some calls in a directory of their own, which every user may write."""
 
     name: str
     lines: tuple[Line, ...]

@@ -1,4 +1,4 @@
-"""Several processes at work on a share at a time: what fsx and fsstress do to a file system."""
+"""Several processes at work on a share at a time, like fsx and fsstress on a file system."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_trees_that_several_work_on(kind: str, place: Place, actors: dict[str, A
 
 
 def _exercise(kind: str, mounted: Path, shared: Path) -> dict[int, list[str]]:
-    """Let processes work on a tree; one of them on the host's side, if the kind is such."""
+    """Let processes work on a tree; with the kind tree-of-host one of them on the host."""
     mounted.mkdir()
     (mounted / "common").mkdir()
     running: dict[int, Exerciser] = {}

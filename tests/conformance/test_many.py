@@ -1,4 +1,4 @@
-"""A hundred thousand files: listed while others come and go, and known with few descriptors."""
+"""A hundred thousand files, listed while others come and go, and known by few descriptors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Listing:
         assert self._stream
 
     def next(self) -> str | None:
-        """Tell the next name that stays; None at the end."""
+        """Return the next name that stays; None at the end."""
         while entry := _libc.readdir(self._stream):
             name = os.fsdecode(ctypes.string_at(entry + _D_NAME_AT))
             if name.startswith("stays"):
@@ -81,7 +81,7 @@ def populate(path: Path) -> None:
 
 @contextmanager
 def coming_and_going(path: Path, prefix: str) -> Iterator[Callable[[], int]]:
-    """Make and remove names, none of them twice; tells how many there have been."""
+    """Make and remove names, none of them twice; returns how many there were."""
     stop = threading.Event()
     made = 0
 
@@ -133,7 +133,7 @@ def trees() -> Iterator[dict[str, Path]]:
     ids=lambda param: f"{param[0]}-{'native' if param[1] == '1' else 'python'}",
 )
 def many(trees: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Many]:
-    """Shared by a device host that may not have many files open, natively and not."""
+    """A share of a device host that may have few files open, natively and not."""
     kind, native = request.param
     prefix = (
         *("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}"),

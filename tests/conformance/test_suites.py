@@ -1,4 +1,4 @@
-"""Others' programs at work on a share: fio, which verifies what it wrote, and stress-ng."""
+"""Known programs at work on a share: fio, which verifies what it wrote, and stress-ng."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_stress_ng(group: str, place: Place) -> None:
 
 
 def _run(command: list[str]) -> str:
-    """Run a program; what it printed, once it has said that all was well."""
+    """Run a program, which must succeed; returns its output."""
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""System calls on a share say what they say on a plain directory of the same file system."""
+"""System calls give the same result on a share and on a plain directory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Random calls on names and files below one directory.
 
-Must not know who else works there.
+Must not know the other processes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Tree:
         ]
 
     def step(self) -> tuple[str, int]:
-        """Make one call; what it said, and its errno or 0."""
+        """Make one call; returns its result, and its errno or 0."""
         action = self._random.choice(self._actions)
         one, other, size = self._path(), self._path(), self._random.randrange(1 << 16)
         call = f"{action.__name__} {one} {other} {size}"
@@ -122,7 +122,7 @@ class Tree:
         return " ".join(sorted(os.listdir(os.path.dirname(one))))
 
     def held(self, one: str, other: str, size: int) -> str:
-        """What is open stays whole whatever becomes of its name."""
+        """Check that an open file stays whole when its name is changed or removed."""
         fd = os.open(one, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600)
         with open(fd, "r+b", buffering=0) as file:
             file.write(b"x" * size)

@@ -41,7 +41,7 @@ class MakeGuest(Protocol):
 
 @pytest.fixture(autouse=True)
 def _open_umask() -> Iterator[None]:
-    """Sessions run on threads whose umask the device has opened; here it is ours."""
+    """A device serves on threads with umask 0; here the test's own thread serves."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -90,7 +90,7 @@ def guest(make_guest: MakeGuest) -> FuseGuest:
 
 
 def open_descriptors(under: Path) -> list[str]:
-    """Tell which of this process's descriptors lead into a directory."""
+    """Return the paths of this process's descriptors that lead into a directory."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
         try:

@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
 
 def assert_exactly(found: list[bytes], wanted: set[bytes]) -> None:
-    """Each name once; says what differs, where a diff of long lists takes minutes."""
+    """Assert each name once, and show what differs: a diff of long lists takes minutes."""
     counts = Counter(found)
     assert sorted(wanted - set(found)) == [], "missing"
     assert sorted(set(found) - wanted) == [], "unexpected"

@@ -1,4 +1,4 @@
-"""A guest whose requests go to the native fast path first, as the native loop has it."""
+"""A guest whose requests go to the native fast path first, like those of a native loop."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class NativeGuest(FuseGuest):
         return super().serve(readable, writable)
 
     def _mount(self, request: bytes) -> NativeMount | None:
-        """Tell what the native loop finds by the node that a request is about."""
+        """Return the mount that the native loop finds by the node of a request."""
         mount = self.session.mount
         if mount is None or len(request) < fuse.IN_HEADER.size:
             return None

@@ -1,4 +1,4 @@
-"""The device as its transport sees it."""
+"""The device, used through the interface for its transport."""
 
 from __future__ import annotations
 

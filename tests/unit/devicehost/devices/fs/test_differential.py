@@ -1,8 +1,8 @@
 """The native loop against Python: on the same requests, the same replies, rings and refusals.
 
-Each example is a stream of requests, lawful and not, cut into descriptors anywhere, that may end in
-a chain which breaks a rule. It is served twice, by Python alone and with the native loop, on shares
-that are alike: each the only one of its device, or one of two.
+Each example is a stream of requests, lawful and not, cut into descriptors at any byte. It may end
+in a chain that breaks a rule. It is served twice, by Python alone and with the native loop, on
+equal shares: each the only one of its device, or one of two.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ RING_SIZE: Final = 256
 MAX_REQUESTS: Final = 24
 EXAMPLES: Final = int(os.environ.get("PORTHOLE_DIFFERENTIAL_EXAMPLES", "1000"))
 PHASES: Final = [Phase.explicit, Phase.reuse, Phase.generate]
-"""No shrinking: it takes minutes, and what differs is told by the assertion."""
+"""No shrinking: it takes minutes, and the assertion shows the difference."""
 MOST_CHAINS: Final = MAX_REQUESTS + 3
 BUFFERS: Final = 16 << 10
 """Guest memory of one request."""
@@ -127,7 +127,7 @@ _BODIES: Final = st.one_of(
 
 @dataclass(frozen=True)
 class Step:
-    """One request: what it says, how it is cut, and how much room it leaves for the answer."""
+    """One request, the places where it is cut, and the room that it leaves for the answer."""
 
     body: tuple[int, bytes]
     nodeid: int
@@ -174,7 +174,7 @@ BROKEN: Final[dict[str, Sequence[RingDescriptor]]] = {
 
 
 class Place:
-    """A guest with a ring, and a share; all of it alike each time."""
+    """A guest with a ring, and a share; all of it is equal each time."""
 
     def __init__(self, directory: Path) -> None:
         self.rig = Rig()
@@ -241,7 +241,7 @@ class Place:
             self.ring.ram.write(table + 16 * index, packed)
 
     def outcome(self, failure: str) -> dict[str, object]:
-        """All that a guest can see afterwards, but for times and inode numbers."""
+        """All that a guest can see afterwards, except times and inode numbers."""
         ram = self.ring.ram
         seen: list[bytes] = []
         for opcode, writable in self.replies:
@@ -376,7 +376,7 @@ def serve(
 
 
 def await_completions(place: Place, expected: int) -> None:
-    """Wait as a driver does: by the descriptor that it is notified by."""
+    """Wait for the call descriptor, like a driver."""
     while place.ring.used_idx < expected:
         ready, _, _ = select.select([place.rig.call_fd], [], [], 30)
         assert ready, f"{place.ring.used_idx} of {expected} requests were completed"

@@ -1,4 +1,4 @@
-"""Whatever a guest sends: a well-formed reply or none, and nothing outside the share."""
+"""Requests of a hostile guest get a well-formed reply or none, and reach nothing outside."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BY_NAME = {
 
 @pytest.fixture
 def outside(shared: Path) -> Path:
-    """A file next to the share, and something inside to start from."""
+    """A file next to the share, and files inside to start from."""
     secret = shared.parent / "secret"
     secret.write_bytes(b"secret")
     (shared / "dir").mkdir()

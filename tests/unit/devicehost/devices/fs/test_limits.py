@@ -1,4 +1,4 @@
-"""What a guest can use up of a share: each time named once per episode, with used and total."""
+"""Resources of a share that a guest uses up: each is reported once per episode."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ LOST_S = 60.0
 """By when queues must have come into each other's way."""
 
 
-class Told:
-    """What the device of a guest tells is used up."""
+class Reports:
+    """The exhaustions that the device of a guest reports."""
 
     def __init__(self, guest: FuseGuest) -> None:
-        self._told: list[Exhaustion] = []
+        self._reports: list[Exhaustion] = []
         self._changed = threading.Condition()
         self.bounds = guest.session.bounds
-        self.bounds.on_exhausted = self._tell
+        self.bounds.on_exhausted = self._report
 
-    def _tell(self, exhaustion: Exhaustion) -> None:
+    def _report(self, exhaustion: Exhaustion) -> None:
         with self._changed:
-            self._told.append(exhaustion)
+            self._reports.append(exhaustion)
             self._changed.notify_all()
 
     def so_far(self) -> list[tuple[str, int, int]]:
         with self._changed:
-            return [(each.resource, each.used, each.total) for each in self._told]
+            return [(each.resource, each.used, each.total) for each in self._reports]
 
 
 def refused(attempt: Callable[[], object]) -> str:
@@ -62,9 +62,9 @@ def refused(attempt: Callable[[], object]) -> str:
     return errno.errorcode[error.value.number]
 
 
-def until_over(told: Told, what: Resource) -> None:
-    """Wait for the look that ends an episode; it comes on a thread of its own."""
-    while told.bounds.is_exhausted(what):
+def until_over(reports: Reports, what: Resource) -> None:
+    """Wait for the check that ends an episode; it runs on a thread of its own."""
+    while reports.bounds.is_exhausted(what):
         for thread in threading.enumerate():
             if thread.name == "exhaustion":
                 thread.join(10)
@@ -73,37 +73,37 @@ def until_over(told: Told, what: Resource) -> None:
 def test_nodes(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
     guest = make_guest(limits=Limits(nodes=4, descriptors=4, handles=10))
-    told = Told(guest)
+    reports = Reports(guest)
     made = [guest.mkdir(b"d%d" % index).nodeid for index in range(4)]
     for _ in range(3):
         assert refused(lambda: guest.mkdir(b"more")) == "ENFILE"
-    assert told.so_far() == [("nodes", 4, 4)]
+    assert reports.so_far() == [("nodes", 4, 4)]
     guest.forget(made[0])
     guest.forget(made[1])
-    until_over(told, Resource.NODES)
+    until_over(reports, Resource.NODES)
     made = [guest.mkdir(b"e%d" % index).nodeid for index in range(2)]
     assert refused(lambda: guest.lookup(b"d0")) == "ENFILE"
-    assert told.so_far() == [("nodes", 4, 4)] * 2
+    assert reports.so_far() == [("nodes", 4, 4)] * 2
 
 
 def test_handles(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
     monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
     (shared / "file").touch()
     guest = make_guest(limits=Limits(nodes=10, descriptors=10, handles=4))
-    told = Told(guest)
+    reports = Reports(guest)
     nodeid = guest.lookup(b"file").nodeid
     opened = [guest.open(nodeid) for _ in range(4)]
     for attempt in (lambda: guest.open(nodeid), guest.opendir, lambda: guest.create(b"new")):
         assert refused(attempt) == "ENFILE"
-    assert told.so_far() == [("handles", 4, 4)]
+    assert reports.so_far() == [("handles", 4, 4)]
     for handle in opened:
         guest.release(handle)
-    until_over(told, Resource.HANDLES)
+    until_over(reports, Resource.HANDLES)
     for _ in range(4):
         guest.open(nodeid)
     assert refused(lambda: guest.open(nodeid)) == "ENFILE"
-    assert told.so_far() == [("handles", 4, 4)] * 2
-    usage = {each.resource: each for each in told.bounds.usage()}
+    assert reports.so_far() == [("handles", 4, 4)] * 2
+    usage = {each.resource: each for each in reports.bounds.usage()}
     assert (usage["handles"].used, usage["handles"].exhaustions) == (4, 2)
 
 
@@ -111,7 +111,7 @@ def test_handles(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, shared:
 def test_a_file_that_was_created_but_got_no_handle_is_forgotten(
     make_guest: MakeGuest, shared: Path
 ) -> None:
-    """Queues find room for the last handle at a time; all but one get none, with the file made."""
+    """Queues find room for the last handle at once; all but one then get none for their file."""
     guest = make_guest(limits=Limits(nodes=100, descriptors=100, handles=1))
     queues = [guest, *(NativeGuest(guest.session) for _ in range(3))]
     together = threading.Barrier(len(queues), timeout=LOST_S)
@@ -119,7 +119,7 @@ def test_a_file_that_was_created_but_got_no_handle_is_forgotten(
     assert isinstance(mount, mounts.Mount)
 
     def create(queue: FuseGuest, name: str) -> bool:
-        """Tell whether the file was made and the guest was given no handle."""
+        """Return whether the file was made and the guest got no handle."""
         together.wait()
         try:
             entry, handle = queue.create(name.encode())
@@ -144,17 +144,17 @@ def test_a_file_that_was_created_but_got_no_handle_is_forgotten(
 
 def test_a_guest_that_mounts_anew_begins_no_new_episode(make_guest: MakeGuest) -> None:
     guest = make_guest(limits=Limits(nodes=0, descriptors=1, handles=10))
-    told = Told(guest)
+    reports = Reports(guest)
     for _ in range(5):
         assert refused(lambda: guest.mkdir(b"d")) == "ENFILE"
         guest.init()
-    assert len(told.so_far()) == 1
+    assert len(reports.so_far()) == 1
 
 
 @pytest.fixture
 def few_descriptors() -> Iterator[int]:
-    """Leave this process some 20 descriptors for shares; gives the lowest that is none of them."""
-    gc.collect()  # what earlier tests have left closes no descriptor in between
+    """Leave this process some 20 descriptors for shares; the value is the first beyond them."""
+    gc.collect()  # garbage of earlier tests would close descriptors in between
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_unusable = os.dup(0) + 20
     os.close(lowest_unusable - 20)
@@ -168,11 +168,11 @@ def test_descriptors_of_the_process(
 ) -> None:
     (shared / "file").touch()
     guest = make_guest()
-    told = Told(guest)
+    reports = Reports(guest)
     nodeid = guest.lookup(b"file").nodeid
     assert refused(lambda: [guest.open(nodeid) for _ in range(30)]) == "EMFILE"
     assert refused(lambda: guest.open(nodeid)) == "EMFILE"
-    [(name, used, total)] = told.so_far()
+    [(name, used, total)] = reports.so_far()
     assert (name, total) == ("descriptors", few_descriptors)
     assert used >= total
 
@@ -181,7 +181,7 @@ def test_a_lock_that_is_refused_for_want_of_a_descriptor_names_those(
     few_descriptors: int, make_guest: MakeGuest
 ) -> None:
     guest = make_guest()
-    told = Told(guest)
+    reports = Reports(guest)
     entry, handle = guest.create(b"file")
     held = [os.dup(0) for _ in range(few_descriptors)]
     try:
@@ -189,7 +189,7 @@ def test_a_lock_that_is_refused_for_want_of_a_descriptor_names_those(
     finally:
         for descriptor in held:
             os.close(descriptor)
-    assert [name for name, _, _ in told.so_far()] == ["descriptors"]
+    assert [name for name, _, _ in reports.so_far()] == ["descriptors"]
 
 
 def record_lock(guest: FuseGuest, nodeid: int, handle: int, owner: int) -> None:
@@ -206,20 +206,20 @@ def test_locks(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, what: Res
         guest = make_guest()
     else:
         guest = make_guest(limits=Limits(nodes=10, descriptors=10, handles=limit))
-    told = Told(guest)
+    reports = Reports(guest)
     entry, handle = guest.create(b"file")
     for owner in range(1, limit + 1):
         record_lock(guest, entry.nodeid, handle, owner)
     for _ in range(2):
         number = refused(lambda: record_lock(guest, entry.nodeid, handle, limit + 1))
         assert number == "ENOLCK"
-    [(name, used, total)] = told.so_far()
+    [(name, used, total)] = reports.so_far()
     assert (name, total) == (what, limit)
     assert used >= limit
 
 
 def wait_for_lock(guest: FuseGuest, nodeid: int, handle: int, owner: int) -> int | Deferred:
-    """Ask for what owner 1 has locked."""
+    """Ask for the lock that owner 1 has."""
     body = fuse.LK_IN.pack(handle, owner, 2, 2, fcntl.F_RDLCK, owner, 0)
     request = guest.request(Opcode.SETLKW, nodeid, body)
     return guest.session.handle(chain(buffers(request, 40), buffers(bytes(16))))
@@ -231,18 +231,18 @@ def test_waits_for_locks(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(mounts, "MAX_WAITS", limit)
     monkeypatch.setattr(bounds, "LOOK_INTERVAL_S", 0.02)
     guest = make_guest()
-    told = Told(guest)
+    reports = Reports(guest)
     entry, handle = guest.create(b"file")
     for episode in (1, 2):
         record_lock(guest, entry.nodeid, handle, 1)
         waiting = [wait_for_lock(guest, entry.nodeid, handle, owner) for owner in (2, 3)]
         for owner in (4, 5):
             assert isinstance(wait_for_lock(guest, entry.nodeid, handle, owner), int)
-        assert told.so_far() == [("lock_waits", limit, limit)] * episode
+        assert reports.so_far() == [("lock_waits", limit, limit)] * episode
         guest.call(Opcode.FLUSH, entry.nodeid, fuse.FLUSH_IN.pack(handle, 1))
         for answer in waiting:
             assert isinstance(answer, Deferred)
             assert answer.wait(10)
-        until_over(told, Resource.LOCK_WAITS)
+        until_over(reports, Resource.LOCK_WAITS)
         for owner in (2, 3):
             guest.call(Opcode.FLUSH, entry.nodeid, fuse.FLUSH_IN.pack(handle, owner))

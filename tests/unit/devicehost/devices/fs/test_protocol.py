@@ -33,9 +33,7 @@ def test_behind_a_pool_no_request_exceeds_256_kib(make_guest: MakeGuest) -> None
 
 
 @pytest.mark.parametrize("access", [Whole, Aperture])
-def test_a_guest_without_max_pages_is_told_what_it_can(
-    make_guest: MakeGuest, access: type[Access]
-) -> None:
+def test_a_guest_without_max_pages_gets_fewer(make_guest: MakeGuest, access: type[Access]) -> None:
     guest = make_guest(mounted=False, max_request_bytes=access.max_request_bytes)
     out = guest.init(flags=OFFERED & ~fuse.FUSE_MAX_PAGES)
     assert out.max_write == 32 * 4096

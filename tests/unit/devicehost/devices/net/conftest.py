@@ -31,7 +31,7 @@ OPTIONS = NetOptions(name="eth0", vm_id=VM_ID)
 
 
 class WireTap(Tap):
-    """A TAP whose other end the test holds."""
+    """A TAP; the test has its other end."""
 
     def __init__(self, name: str) -> None:
         mine, self.wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -63,7 +63,7 @@ class Rig:
         def run() -> None:
             try:
                 self.device.serve(index, queue)
-            except BaseException as error:  # told to the test
+            except BaseException as error:  # for the test
                 self.failure.append(error)
 
         self._thread = threading.Thread(target=run)

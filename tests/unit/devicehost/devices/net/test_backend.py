@@ -124,7 +124,7 @@ def test_frames_pass_both_ways(namespace: NetworkNamespace) -> None:
 
 @pytest.mark.tap
 def test_an_interface_that_had_offloads_has_none(namespace: NetworkNamespace) -> None:
-    """An interface that outlives its users keeps what the last of them has set."""
+    """An interface that outlives its users keeps the offloads that the last of them has set."""
     before = namespace.run(lambda: Tap("tap0"))
     try:
         fcntl.ioctl(before.fd, TUNSETPERSIST, 1)

@@ -31,7 +31,7 @@ def drops(rig: Rig) -> int:
     return rig.queues.counters.snapshot().frames_dropped
 
 
-def test_the_guest_is_told_mac_link_and_mtu(rig: Rig) -> None:
+def test_the_configuration_space_has_mac_link_and_mtu(rig: Rig) -> None:
     config = NetConfig._make(virtio_net.CONFIG.unpack(rig.device.config()))
     assert config.mac == derive_mac(VM_ID, "eth0")
     assert (config.status, config.max_virtqueue_pairs, config.mtu) == (1, 1, 1500)
@@ -127,8 +127,8 @@ def test_a_frame_bigger_than_all_buffers_is_dropped_and_the_buffers_serve_the_ne
 
 
 def test_a_frame_takes_no_more_buffers_than_a_device_may_have_queued(rig: Rig) -> None:
-    told: list[Exhaustion] = []
-    rig.queues.counters.bounds.on_exhausted = told.append
+    reported: list[Exhaustion] = []
+    rig.queues.counters.bounds.on_exhausted = reported.append
     ring = rig.serve(RX, size=128)
     rig.offer_buffers(ring, [20] * (MAX_QUEUED + 1))
     for _ in range(2):
@@ -136,7 +136,7 @@ def test_a_frame_takes_no_more_buffers_than_a_device_may_have_queued(rig: Rig) -
     rig.send_to_guest(bytes(20 * MAX_QUEUED - HEADER_BYTES))
     assert len(rig.await_used(ring, MAX_QUEUED)) == MAX_QUEUED
     assert drops(rig) == 2
-    assert told == [Exhaustion("queued_requests", MAX_QUEUED, MAX_QUEUED)]
+    assert reported == [Exhaustion("queued_requests", MAX_QUEUED, MAX_QUEUED)]
 
 
 def test_without_buffers_frames_wait_in_the_tap(rig: Rig) -> None:
@@ -160,7 +160,7 @@ def test_without_buffers_frames_wait_in_the_tap(rig: Rig) -> None:
 def test_unused_buffers_are_available_again_after_a_stop(rig: Rig) -> None:
     ring = rig.serve(RX)
     rig.offer_buffers(ring, [500, 500, 500])
-    rig.send_to_guest(bytes(1500))  # too big: all three buffers were taken for it
+    rig.send_to_guest(bytes(1500))  # longer than the three buffers that are taken for it
     rig.send_to_guest(FRAME)
     rig.await_used(ring, 1)
     rig.stop()
@@ -190,7 +190,7 @@ def test_a_tap_that_goes_away_is_a_link_that_is_down(rig: Rig) -> None:
 
     def gone(buffer: object) -> int:
         noticed.set()
-        raise OSError(77, "File descriptor in bad state")  # EBADFD, as the kernel says
+        raise OSError(77, "File descriptor in bad state")  # EBADFD, from the kernel
 
     rig.device._tap.read = gone  # type: ignore[method-assign]
     rig.send_to_guest(FRAME)

@@ -1,4 +1,4 @@
-"""Whose files are made, and whose set-id bits fall."""
+"""The owner of files that are made, and set-id bits that fall."""
 
 from __future__ import annotations
 

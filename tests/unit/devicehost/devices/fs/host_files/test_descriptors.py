@@ -1,4 +1,4 @@
-"""Descriptors are closed by their last user, and nobody uses one that is closed."""
+"""Descriptors are closed by their last user, and no code uses one that is closed."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Waiting:
     reply: list[memoryview]
 
     def result(self) -> int:
-        """Wait for the answer, and tell the errno in the reply."""
+        """Wait for the answer; returns the errno in the reply."""
         assert self.answer.wait(SOON_S), "no answer"
         assert self.answer.write() == fuse.OUT_HEADER.size
         _, error, unique = fuse.OUT_HEADER.unpack(b"".join(self.reply))
@@ -106,7 +106,7 @@ def open_in(guest: FuseGuest, flags: int = os.O_RDWR, name: bytes = b"file") -> 
 
 
 def interrupt(guest: FuseGuest, unique: int, room: int = 0) -> int:
-    """Send INTERRUPT; tells the errno of the answer, 0 for none."""
+    """Send INTERRUPT; returns the errno of the answer, 0 for none."""
     request = guest.request(Opcode.INTERRUPT, 0, fuse.INTERRUPT_IN.pack(unique))
     writable = buffers(bytes(room))
     written = guest.session.handle(chain(buffers(request, 40), writable))
@@ -145,7 +145,7 @@ def host_fd(file: Path) -> Iterator[int]:
 
 
 def host_locks(path: Path) -> list[tuple[str, str, str]]:
-    """Tell kind, start and end of the record locks that the kernel knows of on a file."""
+    """Return kind, start and end of the kernel's record locks on a file."""
     inode = f":{path.stat().st_ino}"
     found = []
     with open("/proc/locks", encoding="ascii") as table:  # noqa: PTH123
@@ -161,7 +161,7 @@ def host_locks(path: Path) -> list[tuple[str, str, str]]:
 
 def test_owners_of_one_guest_exclude_each_other(opened: Opened, file: Path) -> None:
     opened.set(ALICE, F_WRLCK, 10, 19)
-    opened.set(ALICE, F_WRLCK, 10, 19)  # what one has one may have again
+    opened.set(ALICE, F_WRLCK, 10, 19)  # an owner may have its own lock again
     assert opened.refused(BOB, F_RDLCK, 19, 30) == "EAGAIN"
     opened.set(BOB, F_WRLCK, 20, 29)
     opened.set(ALICE, F_UNLCK, 12, 14)  # splits the lock
@@ -202,7 +202,7 @@ def ofd_lock(fd: int, kind: int) -> None:
     syscalls.set_record_lock(fd, syscalls.RecordLock(kind, 0, OFFSET_MAX), wait=False)
 
 
-def test_getlk_tells_who_is_in_the_way(opened: Opened, other: Opened, host_fd: int) -> None:
+def test_getlk_returns_the_lock_in_the_way(opened: Opened, other: Opened, host_fd: int) -> None:
     assert opened.get(BOB, F_WRLCK) == (0, 0, F_UNLCK, 0)
     opened.set(ALICE, F_RDLCK, 10, 19)
     opened.set(ALICE, F_WRLCK, 30, OFFSET_MAX)
@@ -221,7 +221,7 @@ def test_flush_drops_the_locks_of_its_owner_alone(
     second = open_in(guest)
     opened.set(ALICE, F_WRLCK, 0, 9)
     opened.set(BOB, F_WRLCK, 20, 29)
-    second.flush(ALICE)  # closing any descriptor of the file drops what was set by any
+    second.flush(ALICE)  # closing one descriptor of a file drops the locks of all
     assert host_locks(file) == [("WRITE", "20", "29")]
     second.flush(ALICE)
     assert len(guest_mount(guest).lock_owners) == 1
@@ -282,7 +282,7 @@ def test_a_lock_needs_an_open_file(opened: Opened) -> None:
     opened.handle = opened.guest.opendir()
     assert opened.refused(ALICE, F_WRLCK) == "EBADF"
     opened.handle -= 1
-    opened.nodeid = 99  # the handle's node counts, not what a guest makes up
+    opened.nodeid = 99  # the handle's node counts, not the request's
     opened.set(ALICE, F_WRLCK)
     opened.flush(ALICE)
     assert len(guest_mount(opened.guest).lock_owners) == 0
@@ -350,7 +350,7 @@ def test_release_unlocks(opened: Opened, host_fd: int) -> None:
 
 
 @pytest.mark.parametrize("flags", [0, FUSE_LK_FLOCK])
-def test_who_waits_gets_the_lock(opened: Opened, other: Opened, flags: int) -> None:
+def test_a_waiting_owner_gets_the_lock(opened: Opened, other: Opened, flags: int) -> None:
     opened.set(ALICE, F_WRLCK, flags=flags)
     waiting = other.wait(BOB, F_WRLCK, flags=flags)
     assert not waiting.answer.wait(0)
@@ -479,7 +479,7 @@ def test_without_a_thread_there_is_no_wait(
     settled(other.guest)
 
 
-def test_flush_during_a_wait_leaves_what_is_waited_for(opened: Opened, other: Opened) -> None:
+def test_flush_during_a_wait_leaves_the_awaited_lock(opened: Opened, other: Opened) -> None:
     """One thread of a process waits while another closes a descriptor of the same file."""
     opened.set(ALICE, F_WRLCK, 0, 9)
     other.set(BOB, F_WRLCK, 20, 29)

@@ -139,7 +139,7 @@ def test_where_nothing_can_be_reopened_there_are_as_many_nodes_as_descriptors(
 
 @pytest.mark.root
 def test_an_idle_fifo_is_not_opened(make_guest: MakeGuest, shared: Path) -> None:
-    """A file system below the share is found again by a file of its own: not by any file."""
+    """A file system below the share needs a file of its own for this: a FIFO must not be it."""
     inner = shared / "inner"
     inner.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inner], check=True)
@@ -153,7 +153,7 @@ def test_an_idle_fifo_is_not_opened(make_guest: MakeGuest, shared: Path) -> None
         fifo = guest.lookup(b"fifo", directory).nodeid
         look_at_all(guest)
         assert guest.getattr(fifo).ino == (inner / "fifo").stat().st_ino
-        with pytest.raises(OSError, match="No such device or address"):  # nobody reads
+        with pytest.raises(OSError, match="No such device or address"):  # it has no reader
             os.close(os.open(inner / "fifo", os.O_WRONLY | os.O_NONBLOCK))
         guest.release(handle, Opcode.RELEASEDIR)
         del guest
@@ -168,6 +168,6 @@ def test_only_a_file_or_directory_is_opened_to_find_others_by(shared: Path) -> N
     device = shared.stat().st_dev
     reopener = Reopener(root, device)
     with pytest.raises(OSError, match="not supported"):
-        reopener.prepare(fifo, device + 1)  # as if it were the first of another file system
-    with pytest.raises(OSError, match="No such device or address"):  # nobody reads
+        reopener.prepare(fifo, device + 1)  # like the first file of another file system
+    with pytest.raises(OSError, match="No such device or address"):  # it has no reader
         os.close(os.open(shared / "fifo", os.O_WRONLY | os.O_NONBLOCK))

@@ -44,7 +44,7 @@ def test_small_replies_lose_nothing(guest: FuseGuest, shared: Path, size: int) -
 
 
 def test_removing_what_was_listed_skips_nothing(guest: FuseGuest, shared: Path) -> None:
-    """What `rm -r` does: list a page, remove it, go on. List positions as cookies fail here."""
+    """Like `rm -r`: list a page, remove it, go on. Positions in a list as cookies fail here."""
     names = populate(shared, 400)
     handle = guest.opendir()
     seen: list[bytes] = []
@@ -134,14 +134,14 @@ def test_an_entry_that_cannot_be_looked_up_hides_no_other(
     assert len(set(found)) == 3, "there was room for two"
 
 
-def test_readdirplus_counts_only_what_it_tells(guest: FuseGuest, shared: Path) -> None:
+def test_readdirplus_counts_only_the_entries_of_its_reply(guest: FuseGuest, shared: Path) -> None:
     populate(shared, 20)
     handle = guest.opendir()
     page = guest.readdir(handle, 0, 700, plus=True)
-    told = [e.entry.nodeid for e in page if e.entry is not None and e.entry.nodeid]
-    assert len(told) < 20
-    assert len(open_descriptors(shared)) == len(told)
-    for node in told:
+    looked_up = [e.entry.nodeid for e in page if e.entry is not None and e.entry.nodeid]
+    assert len(looked_up) < 20
+    assert len(open_descriptors(shared)) == len(looked_up)
+    for node in looked_up:
         guest.forget(node)
     assert open_descriptors(shared) == []
 

@@ -63,7 +63,7 @@ def test_write_extends_and_appends(guest: FuseGuest, shared: Path) -> None:
 
 
 def test_o_append_is_what_the_file_has_when_it_is_written(guest: FuseGuest, shared: Path) -> None:
-    """Fcntl(2) sets and clears it later, and pages of a mapping have their place."""
+    """The flag can be set and cleared later, and pages of a mapping have an offset."""
     entry, handle = guest.create(b"f", flags=os.O_RDWR | os.O_APPEND)
     guest.write(handle, b"hello")
     guest.write(handle, b"J", 0)

@@ -1,4 +1,4 @@
-"""Requests as they lie in guest memory, while the guest changes them."""
+"""Requests in guest memory that the guest changes while they are served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guest may keep, by the options `cache=` and `writeback`."""
+"""The options `cache=` and `writeback`: how long a guest may keep what it knows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_flags(guest: FuseGuest, opcode: Opcode, nodeid: int) -> int:
         ("always", 86400, fuse.FOPEN_KEEP_CACHE, fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE),
     ],
 )
-def test_what_is_told_to_the_guest(
+def test_what_the_guest_may_keep(
     make_guest: MakeGuest,
     shared: Path,
     cache: str,

@@ -1,7 +1,7 @@
-"""The option `case=`: what a guest finds where the host takes upper and lower case for the same.
+"""The option `case=`, where the host takes upper and lower case for the same.
 
-A directory that folds case is made where this kernel can. Elsewhere one is played by the calls
-that resolve a name; what is tested is what the device makes of it.
+A directory that folds case is made if this kernel can. Otherwise the calls that resolve a name are
+replaced by ones that fold; the device under test sees no difference.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def casefold_dir(tmp_path: Path) -> Iterator[Path]:
     if done.returncode:
         pytest.skip(f"the kernel mounts no file system that folds case: {done.stderr.strip()}")
     yield place
-    gc.collect()  # what was refused keeps the guest, and the guest keeps its descriptors
+    gc.collect()  # the traceback of a refusal keeps the guest, and so its descriptors
     subprocess.run(["umount", place], check=True, timeout=60)
 
 

@@ -28,7 +28,7 @@ def on_host(link: Path) -> bytes:
 def readlink(guest: FuseGuest, name: bytes) -> bytes:
     entry = guest.lookup(name)
     target = guest.call(Opcode.READLINK, entry.nodeid)
-    assert entry.attr.size == len(target), "what lstat tells is the target's length"
+    assert entry.attr.size == len(target), "lstat returns the target's length"
     assert guest.getattr(entry.nodeid).size == len(target)
     statx = guest.call(Opcode.STATX, entry.nodeid, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
     assert fuse.STATX.unpack_from(statx, fuse.STATX_OUT.size)[8] == len(target)
