@@ -394,3 +394,11 @@ def test_a_chain_of_too_many_bytes_is_named_with_the_bound(rig: Rig) -> None:
     error = refusal(rig, ring, 1)
     assert f"descriptor 1 has {room * pieces} bytes; 4294967295 are" in error.message
     assert error.metadata == {"head": "1", "bound": "4294967295"}
+
+
+def test_a_link_out_of_a_table_is_named(rig: Rig) -> None:
+    ring = rig.ring()
+    rig.ram.write(TABLE, Descriptor(DATA, 8, DESC_F_NEXT, 5).pack() * 2)
+    ring.describe(2, TABLE, 32, DESC_F_INDIRECT)
+    error = refusal(rig, ring, 2)
+    assert error.message == "the chain at descriptor 2 names descriptor 5 of a table of 2"
