@@ -71,7 +71,7 @@ class GuestPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class BootOrder:
+class BootSpec:
     """The VM owner's decisions for one VM.
 
     Attributes:
@@ -90,8 +90,8 @@ class BootOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceOrder:
-    """A device to attach.
+class AttachSpec:
+    """How to attach a device.
 
     Attributes:
         instance_id: The device's id.
@@ -135,7 +135,7 @@ class Guest:
         self._place = place
         self._memory: _Memory | None = None
         self._init: GuestInitProcess | None = None
-        self._devices: dict[str, tuple[DeviceOrder, VirtioDevice]] = {}
+        self._devices: dict[str, tuple[AttachSpec, VirtioDevice]] = {}
         self._order = asyncio.Lock()
         # A thread for these changes alone: a workload that hangs must not stop the power-off.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guest")
@@ -145,7 +145,7 @@ class Guest:
         """Where the guest is in its life."""
         return self._life.state
 
-    async def boot(self, order: BootOrder) -> str:
+    async def boot(self, spec: BootSpec) -> str:
         """Boot, once: reserve and publish the pool, then start guest init.
 
         Returns:
@@ -159,14 +159,14 @@ class Guest:
         async with self._order:
             self._fire(GuestEvent.BOOT)
             try:
-                await self._boot(order)
+                await self._boot(spec)
             except BaseException:
                 self._fire(GuestEvent.BOOT_FAILED)
                 raise
             self._fire(GuestEvent.BOOT_DONE)
             return self._init_address()
 
-    async def attach(self, order: DeviceOrder) -> None:
+    async def attach(self, spec: AttachSpec) -> None:
         """Attach a device; its driver has probed it when this returns.
 
         Raises:
@@ -177,24 +177,24 @@ class Guest:
         """
         async with self._order:
             self._fire(GuestEvent.ATTACH)
-            kind = KINDS.get(order.device_class)
+            kind = KINDS.get(spec.device_class)
             if kind is None:
                 raise InvalidArgumentError(
                     "DEVICE_CLASS_UNKNOWN",
-                    f"no driver for device class {order.device_class!r}; there are drivers for "
+                    f"no driver for device class {spec.device_class!r}; there are drivers for "
                     f"{', '.join(KINDS)}",
-                    device_class=order.device_class,
+                    device_class=spec.device_class,
                 )
             for other, _ in self._devices.values():
-                if order.instance_id == other.instance_id or order.tag == other.tag:
+                if spec.instance_id == other.instance_id or spec.tag == other.tag:
                     raise AlreadyExistsError(
                         "DEVICE_ATTACHED",
                         f"device {other.instance_id} with tag {other.tag!r} is attached already",
                         instance_id=other.instance_id,
                         tag=other.tag,
                     )
-            device = await self._run(lambda: self._probe(order, kind))
-            self._devices[order.instance_id] = (order, device)
+            device = await self._run(lambda: self._probe(spec, kind))
+            self._devices[spec.instance_id] = (spec, device)
 
     async def detach(self, instance_id: str) -> None:
         """Detach a device: stop its driver, then its queues, then close its socket.
@@ -209,8 +209,8 @@ class Guest:
                 raise NotFoundError(
                     "DEVICE_UNKNOWN", f"no device {instance_id!r} is attached", device=instance_id
                 )
-            order, device = self._devices.pop(instance_id)
-            await self._run(lambda: self._unplug(order.tag, device))
+            spec, device = self._devices.pop(instance_id)
+            await self._run(lambda: self._unplug(spec.tag, device))
 
     async def power_off(self) -> None:
         """Power off in the order of this module's docstring; does nothing the second time."""
@@ -249,15 +249,15 @@ class Guest:
                 "GUEST_STATE", f"cannot {event}: the guest is {self.state}", state=self.state
             ) from None
 
-    async def _boot(self, order: BootOrder) -> None:
+    async def _boot(self, spec: BootSpec) -> None:
         parse_address(self._init_address())
-        memory = _make_memory(order, self._place.rings_in_pool, self.exhaustions)
+        memory = _make_memory(spec, self._place.rings_in_pool, self.exhaustions)
         try:
-            self._init = await self._start_init(order, memory.pool)
+            self._init = await self._start_init(spec, memory.pool)
         except BaseException:
             memory.ram.close()
             raise
-        self._memory, self.vm_id = memory, order.vm_id
+        self._memory, self.vm_id = memory, spec.vm_id
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -265,36 +265,36 @@ class Guest:
     def _init_address(self) -> str:
         return f"unix:{self._place.directory / 'guest-init.sock'}"
 
-    async def _start_init(self, order: BootOrder, pool: SwiotlbPool | None) -> GuestInitProcess:
+    async def _start_init(self, spec: BootSpec, pool: SwiotlbPool | None) -> GuestInitProcess:
         publish_dir = publish_pool(pool, self._place.directory)
         cmdline_file = self._place.directory / "cmdline"
-        cmdline_file.write_text(f"{order.command_line}\n", encoding="utf-8")
+        cmdline_file.write_text(f"{spec.command_line}\n", encoding="utf-8")
         return await GuestInitProcess.start(
             InitBoot(
                 publish_dir=publish_dir,
                 cmdline_file=cmdline_file,
-                kernel_release=order.kernel.release,
+                kernel_release=spec.kernel.release,
                 listen=self._init_address(),
-                owner=order.init_channel,
+                owner=spec.init_channel,
                 telemetry=self._place.telemetry,
             )
         )
 
-    def _probe(self, order: DeviceOrder, kind: DeviceKind) -> VirtioDevice:
+    def _probe(self, spec: AttachSpec, kind: DeviceKind) -> VirtioDevice:
         memory = self._memory
         if memory is None:
             raise FailedPreconditionError("GUEST_STATE", "the guest has no memory")
-        name = f"{order.device_class} {order.tag!r}"
+        name = f"{spec.device_class} {spec.tag!r}"
         reach = memory.device
         if memory.bounce is not None:
-            reach = replace(reach, buffers=memory.bounce.for_device(order.instance_id))
-        device = VirtioDevice(name, order.socket_path, kind, reach)
+            reach = replace(reach, buffers=memory.bounce.for_device(spec.instance_id))
+        device = VirtioDevice(name, spec.socket_path, kind, reach)
         try:
-            if order.device_class == events.FS:
-                self.workload.attach_share(order.tag, device)
+            if spec.device_class == events.FS:
+                self.workload.attach_share(spec.tag, device)
             else:
                 self.workload.attach_adapter(
-                    order.tag, device, order.client_address, order.gateway_address
+                    spec.tag, device, spec.client_address, spec.gateway_address
                 )
         except BaseException:
             device.close()
@@ -314,9 +314,9 @@ class Guest:
             steps.callback(self.workload.close)
 
 
-def _make_memory(order: BootOrder, rings_in_pool: bool, exhaustions: Exhaustions) -> _Memory:
-    ram = GuestRam(order.ram_bytes)
-    pool = reserve_pool(order.kernel, order.command_line, ram.regions[0])
+def _make_memory(spec: BootSpec, rings_in_pool: bool, exhaustions: Exhaustions) -> _Memory:
+    ram = GuestRam(spec.ram_bytes)
+    pool = reserve_pool(spec.kernel, spec.command_line, ram.regions[0])
     direct = DirectDma(ram, PageAllocator(ordinary_ranges(ram.regions, pool)))
     bounce = BouncePool(ram, pool, on_exhausted=exhaustions.report) if pool else None
     buffers: Dma = bounce or direct

@@ -15,7 +15,7 @@ from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from services.rpc.convert import device_class_from_proto, exhaustion_to_proto
 from services.rpc.server import Servicer
 from services.rpc.version import service_version
-from services.simguest.guest import BootOrder, DeviceOrder, Guest
+from services.simguest.guest import AttachSpec, BootSpec, Guest
 from services.simguest.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -57,20 +57,20 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
     async def Boot(  # noqa: N802, D102
         self, request: machine_pb2.BootRequest, context: object
     ) -> machine_pb2.BootResponse:
-        order = BootOrder(
+        spec = BootSpec(
             ram_bytes=request.ram_bytes,
             command_line=request.kernel_command_line,
             kernel=Kernel(request.kernel_release, request.publishes_pool),
             init_channel=request.init_channel_address,
             vm_id=request.vm_id,
         )
-        address = await self._to_the_end(self._guest.boot(order))
+        address = await self._to_the_end(self._guest.boot(spec))
         return machine_pb2.BootResponse(guest_init_address=address)
 
     async def AttachDevice(  # noqa: N802, D102
         self, request: machine_pb2.AttachDeviceRequest, context: object
     ) -> machine_pb2.AttachDeviceResponse:
-        order = DeviceOrder(
+        spec = AttachSpec(
             instance_id=request.instance_id,
             device_class=device_class_from_proto(request.device_class),
             tag=request.tag,
@@ -78,7 +78,7 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
             client_address=request.client_address,
             gateway_address=request.gateway_address,
         )
-        await self._to_the_end(self._guest.attach(order))
+        await self._to_the_end(self._guest.attach(spec))
         return machine_pb2.AttachDeviceResponse()
 
     async def DetachDevice(  # noqa: N802, D102

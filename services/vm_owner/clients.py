@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from services.handshake.exhaustion import Exhaustion
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
-    from services.vm_owner.machines import AttachedDevice, BootSpec
+    from services.vm_owner.machines import AttachSpec, BootSpec
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
 MACHINE: Final = "porthole.machine.v1.Machine"
@@ -132,15 +132,15 @@ class MachineClient:
         answer = await self._peer.stub.Boot(request, timeout=BOOT_DEADLINE_S)
         return answer.guest_init_address
 
-    async def attach_device(self, device: AttachedDevice) -> None:
+    async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device."""
         request = machine_pb2.AttachDeviceRequest(
-            instance_id=device.instance_id,
-            device_class=device_class_to_proto(device.device_class),
-            tag=device.tag,
-            socket_path=device.socket_path,
-            client_address=device.client_address,
-            gateway_address=device.gateway_address,
+            instance_id=spec.instance_id,
+            device_class=device_class_to_proto(spec.device_class),
+            tag=spec.tag,
+            socket_path=spec.socket_path,
+            client_address=spec.client_address,
+            gateway_address=spec.gateway_address,
         )
         await self._peer.stub.AttachDevice(request)
 

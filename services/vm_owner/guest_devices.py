@@ -32,7 +32,7 @@ from services.handshake.states import (
 )
 from services.vm_owner.device_hosts import NewDevice
 from services.vm_owner.device_names import check_name
-from services.vm_owner.machines import AttachedDevice
+from services.vm_owner.machines import AttachSpec
 from services.vm_owner.record import DeviceEvent
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class GuestDevices:
     async def _attach(self, device: GuestDevice) -> None:
         spec = device.spec
         await self._machine.attach_device(
-            AttachedDevice(
+            AttachSpec(
                 instance_id=device.instance_id,
                 device_class=spec.device_class,
                 tag=spec.tag,

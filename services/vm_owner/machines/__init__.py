@@ -36,8 +36,8 @@ class BootSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class AttachedDevice:
-    """A device that a machine attaches.
+class AttachSpec:
+    """How to attach a device.
 
     Attributes:
         client_address: The guest's address on a network adapter, with prefix length; empty: none.
@@ -69,7 +69,7 @@ class Machine(Protocol):
     async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns the address at which its init serves GuestInit."""
 
-    async def attach_device(self, device: AttachedDevice) -> None:
+    async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device; the guest has probed it when this returns."""
 
     async def detach_device(self, instance_id: str) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.machines import AttachedDevice, BootSpec
+    from services.vm_owner.machines import AttachSpec, BootSpec
     from services.vm_owner.machines.external import MachineConnection
 
 logger = logging.getLogger(__name__)
@@ -98,10 +98,10 @@ class EmbeddedMachine:
         self._require_alive()
         return await self._external.boot(spec)
 
-    async def attach_device(self, device: AttachedDevice) -> None:
+    async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device."""
         self._require_alive()
-        await self._external.attach_device(device)
+        await self._external.attach_device(spec)
 
     async def detach_device(self, instance_id: str) -> None:
         """Detach a device."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.machines import AttachedDevice, BootSpec
+    from services.vm_owner.machines import AttachSpec, BootSpec
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class MachineConnection(Protocol):
     async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns the address at which its init serves GuestInit."""
 
-    async def attach_device(self, device: AttachedDevice) -> None:
+    async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device."""
 
     async def detach_device(self, instance_id: str) -> None:
@@ -66,9 +66,9 @@ class ExternalMachine:
         """Boot the guest; returns the address at which its init serves GuestInit."""
         return await self._connected().boot(spec)
 
-    async def attach_device(self, device: AttachedDevice) -> None:
+    async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device."""
-        await self._connected().attach_device(device)
+        await self._connected().attach_device(spec)
 
     async def detach_device(self, instance_id: str) -> None:
         """Detach a device."""

@@ -12,7 +12,7 @@ from services.handshake.exhaustion import Exhaustion
 from services.rpc import tracing
 from services.simguest import telemetry
 from services.simguest.exhaustions import BACKLOG, Exhaustions
-from services.simguest.guest import BootOrder, Guest, GuestPlace
+from services.simguest.guest import BootSpec, Guest, GuestPlace
 from services.simguest.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ async def test_metrics_show_pool_and_devices(
     guest = Guest(GuestPlace(run_dir, rings_in_pool=False))
     telemetry.observe(guest)
     await guest.boot(
-        BootOrder(128 << 20, "swiotlb=force hv_pci_swiotlb=8M", Kernel("6.18.26.3", True), "", "v1")
+        BootSpec(128 << 20, "swiotlb=force hv_pci_swiotlb=8M", Kernel("6.18.26.3", True), "", "v1")
     )
     guest.exhaustions.report("d1", FULL)
     data = reader.get_metrics_data()

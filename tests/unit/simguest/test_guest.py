@@ -22,7 +22,7 @@ from services.handshake.errors import (
 from services.handshake.options import parse_fs_options
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.rpc.channel import connect
-from services.simguest.guest import BootOrder, DeviceOrder, Guest, GuestPlace
+from services.simguest.guest import AttachSpec, BootSpec, Guest, GuestPlace
 from services.simguest.kernel import PUBLISH_DIR, Kernel
 from services.simguest.states import GuestState
 from tests.unit.simguest.echo import DeviceRig, EchoHost
@@ -40,12 +40,12 @@ COMMAND_LINE = (
 POOL = SwiotlbPool(Gpa(120 * MIB), 8 * MIB)
 
 
-def order(kernel: Kernel = NEW, command_line: str = COMMAND_LINE, ram: int = 128) -> BootOrder:
-    return BootOrder(ram * MIB, command_line, kernel, init_channel="")
+def boot_spec(kernel: Kernel = NEW, command_line: str = COMMAND_LINE, ram: int = 128) -> BootSpec:
+    return BootSpec(ram * MIB, command_line, kernel, init_channel="")
 
 
-def share(path: Path, instance_id: str = "dev-1", tag: str = "data") -> DeviceOrder:
-    return DeviceOrder(instance_id, events.FS, tag, path)
+def share(path: Path, instance_id: str = "dev-1", tag: str = "data") -> AttachSpec:
+    return AttachSpec(instance_id, events.FS, tag, path)
 
 
 @pytest.fixture(params=[False, True], ids=["rings-outside", "rings-inside"])
@@ -71,7 +71,7 @@ def published(run_dir: Path) -> dict[str, str]:
 
 
 async def test_a_boot_publishes_the_pool_and_starts_guest_init(guest: Guest, run_dir: Path) -> None:
-    address = await guest.boot(order())
+    address = await guest.boot(boot_spec())
     assert state(guest) is GuestState.RUNNING
     assert published(run_dir) == {"swiotlb_base": "0x7800000\n", "swiotlb_size": "8388608\n"}
     assert (run_dir / "vm" / "cmdline").read_text() == f"{COMMAND_LINE}\n"
@@ -95,15 +95,15 @@ async def test_a_boot_publishes_the_pool_and_starts_guest_init(guest: Guest, run
 @pytest.mark.parametrize(
     "boot",
     [
-        order(OLD),
-        order(NEW, "quiet"),
-        order(NEW, "hv_pci_swiotlb=512M"),  # more than the RAM
-        order(NEW, "hv_pci_swiotlb=lots"),
+        boot_spec(OLD),
+        boot_spec(NEW, "quiet"),
+        boot_spec(NEW, "hv_pci_swiotlb=512M"),  # more than the RAM
+        boot_spec(NEW, "hv_pci_swiotlb=lots"),
     ],
     ids=["old-kernel", "none-asked-for", "too-little-ram", "garbage"],
 )
 async def test_a_boot_without_a_pool_publishes_nothing(
-    guest: Guest, run_dir: Path, boot: BootOrder
+    guest: Guest, run_dir: Path, boot: BootSpec
 ) -> None:
     await guest.boot(boot)
     assert published(run_dir) == {}
@@ -112,23 +112,23 @@ async def test_a_boot_without_a_pool_publishes_nothing(
 
 async def test_a_guest_whose_boot_fails_stays_off(guest: Guest, run_dir: Path) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        await guest.boot(order(ram=1))
+        await guest.boot(boot_spec(ram=1))
     assert caught.value.reason == "RAM_SIZE"
     assert guest.state is GuestState.OFF
-    await guest.boot(order())
+    await guest.boot(boot_spec())
 
 
 async def test_guest_init_needs_a_path_that_a_socket_can_have(run_dir: Path) -> None:
     guest = Guest(GuestPlace(run_dir / ("d" * 100), rings_in_pool=False))
     with pytest.raises(InvalidArgumentError) as caught:
-        await guest.boot(order())
+        await guest.boot(boot_spec())
     assert caught.value.reason == "SOCKET_PATH_TOO_LONG"
 
 
 async def test_what_a_state_forbids_changes_nothing(guest: Guest, run_dir: Path) -> None:
     async def refused(step: str) -> str:
         steps: dict[str, Callable[[], Coroutine[None, None, object]]] = {
-            "boot": lambda: guest.boot(order()),
+            "boot": lambda: guest.boot(boot_spec()),
             "attach": lambda: guest.attach(share(run_dir / "x.sock")),
             "detach": lambda: guest.detach("dev-1"),
         }
@@ -138,7 +138,7 @@ async def test_what_a_state_forbids_changes_nothing(guest: Guest, run_dir: Path)
 
     assert await refused("attach") == "cannot attach a device: the guest is not booted"
     assert await refused("detach") == "cannot detach a device: the guest is not booted"
-    await guest.boot(order())
+    await guest.boot(boot_spec())
     assert await refused("boot") == "cannot boot: the guest is running"
     await guest.power_off()
     await guest.power_off()
@@ -154,7 +154,7 @@ async def test_a_share_comes_and_goes_and_leaves_no_slot(guest: Guest, run_dir: 
     backend = FsBackend(str(shared))
     device = FsDevice(options, backend, Aperture.max_request_bytes)
     rig = DeviceRig(run_dir / "fs.sock", POOL, device)
-    await guest.boot(order())
+    await guest.boot(boot_spec())
     await guest.attach(share(run_dir / "fs.sock"))
     for again in (share(run_dir / "fs.sock", tag="other"), share(run_dir / "fs.sock", "dev-2")):
         with pytest.raises(AlreadyExistsError) as caught:
@@ -179,14 +179,14 @@ async def test_a_share_comes_and_goes_and_leaves_no_slot(guest: Guest, run_dir: 
 
 async def test_a_device_that_is_none_leaves_nothing_behind(guest: Guest, run_dir: Path) -> None:
     echo = EchoHost(run_dir / "echo.sock", POOL)
-    await guest.boot(order())
+    await guest.boot(boot_spec())
     with pytest.raises(PortholeError):
         await guest.attach(share(run_dir / "echo.sock"))  # answers FUSE_INIT with nonsense
     with pytest.raises(PortholeError) as caught:
         await guest.attach(share(run_dir / "nobody.sock"))
     assert caught.value.reason == "DEVICE_UNREACHABLE"
     with pytest.raises(InvalidArgumentError) as refused:
-        await guest.attach(DeviceOrder("dev-1", "virtio-gpu", "x", run_dir / "echo.sock"))
+        await guest.attach(AttachSpec("dev-1", "virtio-gpu", "x", run_dir / "echo.sock"))
     assert refused.value.reason == "DEVICE_CLASS_UNKNOWN"
     usage = guest.pool_usage()
     assert usage is not None
