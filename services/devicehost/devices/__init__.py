@@ -2,10 +2,9 @@
 
 - `device.py`: the VirtioDevice: its features, its configuration space, its queues and how each is
   served.
-- `protocol.py`: what the buffers of a driver mean, and what is put into them. Knows no ring and no
-  thread.
+- `protocol.py`: what the buffers of a driver mean, and what is put into them. Knows no queue.
 - `backend.py`: what of the host a device serves: what may be asked for, how it is opened, and what
-  is wrong when it cannot be.
+  is wrong when it cannot be. Knows no queue.
 
 A device that needs more has packages beside these files, as `fs` has. Every VirtioDevice is made of
 options, a back end, the longest request and counters; the one table from back ends to devices is

@@ -1,8 +1,8 @@
 """A virtio-net device with one pair of queues over a TAP interface (virtio 1.2, section 5.1).
 
 Owns the path of a frame, and the rule that a slow guest holds frames back in the TAP, where the
-kernel bounds them, instead of in memory of ours. Must not know how the rings came into being, nor
-who gave the TAP its addresses.
+kernel bounds them, instead of in memory of ours. Must not know vhost-user, or how the TAP got its
+addresses.
 """
 
 from __future__ import annotations

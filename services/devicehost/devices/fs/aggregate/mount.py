@@ -3,8 +3,7 @@
 Each share has everything of its own: rules, nodes, open files, locks and limits. The ids of its
 nodes begin with its slot, so a request finds its share by the node that it names, and nothing that
 a guest sends to one share can reach, fill up or break another. A share is mounted when a guest
-first looks it up; one that cannot be mounted then fails by itself. Must not know opcodes or layouts
-of requests.
+first looks it up; one that cannot be mounted then fails by itself. Must not know requests.
 """
 
 from __future__ import annotations

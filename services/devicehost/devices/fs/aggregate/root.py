@@ -16,9 +16,8 @@ from services.devicehost.devices.fs.aggregate.mount import VALID_S, AggregateMou
 from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
 from services.devicehost.devices.fs.host_files.errors import refusal
-from services.devicehost.devices.fs.host_files.syscalls import Statx
+from services.devicehost.devices.fs.host_files.syscalls import NAME_MAX, Statx
 from services.devicehost.devices.fs.operations.directories import NO_ENTRY, dirent
-from services.devicehost.devices.fs.operations.request import NAME_MAX
 from services.devicehost.devices.fs.operations.table import OPERATIONS, Operation
 from services.wire.fuse import (
     ATTR,

@@ -1,6 +1,7 @@
 """The shares of one device, whoever the guest is.
 
-A share has a slot, a number that is never used again. Must not know what a guest has of a share.
+A share has a slot, a number that is never used again. Must not know requests, or what a guest has
+of a share.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
-from services.devicehost.devices.fs.operations.request import NAME_MAX
+from services.devicehost.devices.fs.host_files.syscalls import NAME_MAX
 from services.devicehost.devices.fs.share.cache import CachePolicy
 from services.devicehost.fastpath import SLOT_SHIFT
 from services.devicehost.memory.bounds import Bounds

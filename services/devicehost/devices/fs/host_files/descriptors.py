@@ -4,7 +4,7 @@ Requests of one device run on several threads. If RELEASE closed a number at onc
 on another queue would go to the file that gets that number next. So a descriptor is closed when the
 last reference to it is dropped: tables let go of it, requests under way keep theirs. Code that uses
 a number keeps its Descriptor in a variable meanwhile; a temporary may be closed already. Must not
-know what the descriptors stand for.
+know files or shares.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A file of the host, held by a descriptor that can neither read nor write it.
 
-Must not know names: a file stays what it is when it is renamed, replaced or removed.
+It stays the same file when its name is renamed, replaced or removed. Must not know shares.
 """
 
 from __future__ import annotations

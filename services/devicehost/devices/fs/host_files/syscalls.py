@@ -28,6 +28,9 @@ _MAX_HANDLE_BYTES: Final = 128
 _FILE_HANDLE: Final = Struct("<Ii")
 """struct file_handle without its bytes: handle_bytes, handle_type (name_to_handle_at(2))."""
 
+NAME_MAX: Final = 255
+"""Longest name of an entry, in bytes (limits.h)."""
+
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 

@@ -2,7 +2,7 @@
 
 A wait is settled once: by its thread, with the result of the system call, or after a deadline
 without the thread, which may hang in the kernel (a lock on a dead network drive). A lock that such
-a thread gets in the end is undone. Must not know queues, requests or kinds of locks.
+a thread gets in the end is undone. Must not know queues or requests.
 """
 
 from __future__ import annotations

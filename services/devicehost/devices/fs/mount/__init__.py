@@ -2,5 +2,5 @@
 
 mount > native_mounts > native_tables, directory > open_files > nodes > reopening. Nodes and open
 files are kept by Python (nodes, open_files) or by the native library (native_tables), with the same
-methods. Nothing here knows opcodes or layouts of requests.
+methods. Nothing here knows requests.
 """

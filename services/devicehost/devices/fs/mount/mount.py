@@ -2,7 +2,7 @@
 
 Owns the nodes, open files and locks of that time, and the share's rules. DESTROY drops this object
 as a whole; requests under way keep it, and their descriptors, until they are done. Must not know
-opcodes or layouts of requests.
+requests.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A driver may cut a request into descriptors at any byte. Bytes are copied out of guest memory
 exactly once before they are interpreted, so a guest that changes them meanwhile gains nothing. Only
-the data of READ and WRITE stay in guest memory. Must not know what requests mean.
+the data of READ and WRITE stay in guest memory. Must not know operations.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.host_files.credentials import User
 from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.host_files.syscalls import NAME_MAX
 from services.wire.fuse import EXT_HEADER, FUSE_EXT_GROUPS, IN_HEADER, OUT_HEADER
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES: Final = (1 << 20) + 4096
 """The most that is copied out of guest memory for one request: a BATCH_FORGET of 1 MiB."""
-NAME_MAX: Final = 255
-"""Longest name of an entry, in bytes."""
 _IOV_MAX: Final = 1024
 _COPIED_BYTES: Final = 512
 """How much of a request is copied at once: all but the payload of WRITE, SETXATTR or BATCH_FORGET.

@@ -3,7 +3,7 @@
 Owns the mapping from stat to fuse_attr and fuse_statx, and what the options `uid=`, `gid=`,
 `umask=`, `dmask=` and `fmask=` do to it. A mask takes permission bits away from what is shown;
 `umask=` counts for everything, `dmask=` and `fmask=` add to it for directories and for all else.
-Must not know requests, nodes or descriptors.
+Must not know requests or nodes.
 """
 
 from __future__ import annotations
