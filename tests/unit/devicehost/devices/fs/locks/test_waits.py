@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
+import threading
 import time
+from fcntl import F_RDLCK, F_UNLCK, F_WRLCK
+from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.devices.fs.locks.waits import REMEMBERED, LockWaits
+from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX
+from services.devicehost.devices.fs.locks import waits
+from services.devicehost.devices.fs.locks.waits import MAX_WAITS, REMEMBERED, LockWaits
+from services.wire.fuse import FUSE_LK_FLOCK, Opcode
+from tests.unit.devicehost.devices.fs.fuse_guest import FuseError
+from tests.unit.devicehost.devices.fs.locks.conftest import (
+    ALICE,
+    BOB,
+    SOON_S,
+    Opened,
+    interrupt,
+    open_in,
+    settled,
+)
 
-SOON_S = 10.0
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FreeLock:
@@ -75,3 +94,161 @@ def test_the_interrupts_that_are_remembered_are_bounded() -> None:
     assert begin(waits, 0) == 0, "it was the first, and is forgotten"
     assert begin(waits, 1) == errno.EINTR
     assert begin(waits, REMEMBERED) == errno.EINTR
+
+
+@pytest.mark.parametrize("flags", [0, FUSE_LK_FLOCK])
+def test_a_waiting_owner_gets_the_lock(opened: Opened, other: Opened, flags: int) -> None:
+    opened.set(ALICE, F_WRLCK, flags=flags)
+    waiting = other.wait(BOB, F_WRLCK, flags=flags)
+    assert not waiting.answer.wait(0)
+    opened.set(ALICE, F_UNLCK, flags=flags)
+    assert waiting.result() == 0
+    with pytest.raises(FuseError) as error:
+        opened.set(ALICE, F_RDLCK, flags=flags)
+    assert error.value.number == errno.EAGAIN
+    settled(other.guest)
+
+
+def test_a_lock_of_a_host_process_is_waited_for(opened: Opened, file: Path) -> None:
+    script = (
+        "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX);"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert opened.get(ALICE, F_WRLCK) == (0, OFFSET_MAX, F_WRLCK, 0)
+        waiting = opened.wait(ALICE, F_WRLCK)
+        holder.stdin.close()
+        assert waiting.result() == 0
+
+
+def test_a_free_lock_is_not_waited_for(opened: Opened) -> None:
+    body = opened.body(ALICE, F_WRLCK, 0, 9, 0)
+    assert opened.guest.call(Opcode.SETLKW, opened.nodeid, body) == b""
+    assert opened.guest.call(Opcode.SETLKW, opened.nodeid, body) == b""
+
+
+@pytest.mark.parametrize("flags", [0, FUSE_LK_FLOCK])
+def test_interrupt_ends_a_wait(opened: Opened, other: Opened, flags: int) -> None:
+    opened.set(ALICE, F_WRLCK, flags=flags)
+    waiting = other.wait(BOB, F_WRLCK, flags=flags)
+    bystander = other.wait(ALICE, F_RDLCK, 5, 6) if not flags else None
+    assert interrupt(other.guest, waiting.unique, room=100) == 0
+    assert waiting.result() == errno.EINTR
+    opened.set(ALICE, F_UNLCK, flags=flags)
+    if bystander is not None:
+        assert bystander.result() == 0
+    settled(other.guest)
+    opened.set(BOB, F_RDLCK, flags=flags)  # nothing was left behind by the wait
+
+
+def test_interrupt_of_what_does_not_wait_is_answered_if_there_is_room(opened: Opened) -> None:
+    guest = opened.guest
+    assert interrupt(guest, 4711, room=100) == errno.EAGAIN
+    assert interrupt(guest, 4711, room=16) == errno.EAGAIN
+    for room in (0, 15):
+        assert interrupt(guest, 4711, room) == 0
+
+
+def test_an_interrupt_that_overtakes_its_request_is_remembered(
+    opened: Opened, other: Opened
+) -> None:
+    opened.set(ALICE, F_WRLCK)
+    guest = other.guest
+    assert interrupt(guest, guest.unique + 4) == 0  # the number after INTERRUPT's own
+    body = other.body(BOB, F_WRLCK, 0, 9, 0)
+    with pytest.raises(FuseError) as error:
+        guest.call(Opcode.SETLKW, other.nodeid, body)
+    assert error.value.number == errno.EINTR
+    for number in range(3 * REMEMBERED):
+        interrupt(guest, 1_000_000 + number)
+    waiting = other.wait(BOB, F_WRLCK)
+    assert interrupt(guest, waiting.unique) == 0
+    assert waiting.result() == errno.EINTR
+
+
+def test_waits_end_with_the_mount(opened: Opened, other: Opened) -> None:
+    opened.set(ALICE, F_WRLCK)
+    endings = (
+        lambda: other.guest.call(Opcode.DESTROY),
+        lambda: other.guest.init() and None,
+        other.guest.session.reset,
+    )
+    for end in endings:
+        waiting = [other.wait(BOB, F_WRLCK), other.wait(ALICE, F_RDLCK)]
+        end()
+        assert [each.result() for each in waiting] == [errno.ENOTCONN] * 2
+        other.guest.init()
+        other = open_in(other.guest)
+    settled(other.guest)
+
+
+def test_waits_are_bounded(opened: Opened, other: Opened) -> None:
+    opened.set(ALICE, F_WRLCK)
+    waiting = [other.wait(BOB + n, F_RDLCK) for n in range(MAX_WAITS)]
+    with pytest.raises(FuseError) as error:
+        other.guest.call(Opcode.SETLKW, other.nodeid, other.body(ALICE, F_RDLCK, 0, 9, 0))
+    assert error.value.number == errno.ENOLCK
+    opened.set(ALICE, F_UNLCK)
+    assert {each.result() for each in waiting} == {0}
+    settled(other.guest)
+    other.set(ALICE, F_RDLCK)
+
+
+def test_a_second_wait_of_the_same_number_is_refused(opened: Opened, other: Opened) -> None:
+    opened.set(ALICE, F_WRLCK)
+    waiting = other.wait(BOB, F_WRLCK)
+    other.guest.unique -= 2
+    with pytest.raises(FuseError) as error:
+        other.guest.call(Opcode.SETLKW, other.nodeid, other.body(BOB, F_WRLCK, 0, 9, 0))
+    assert error.value.number == errno.EINVAL
+    opened.release()
+    assert waiting.result() == 0
+
+
+def test_without_a_thread_there_is_no_wait(
+    opened: Opened, other: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    opened.set(ALICE, F_WRLCK)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(FuseError) as error:
+        other.guest.call(Opcode.SETLKW, other.nodeid, other.body(BOB, F_WRLCK, 0, 9, 0))
+    assert error.value.number == errno.ENOLCK
+    settled(other.guest)
+
+
+def test_flush_during_a_wait_leaves_the_awaited_lock(opened: Opened, other: Opened) -> None:
+    """One thread of a process waits while another closes a descriptor of the same file."""
+    opened.set(ALICE, F_WRLCK, 0, 9)
+    other.set(BOB, F_WRLCK, 20, 29)
+    waiting = other.wait(BOB, F_WRLCK, 0, 9)
+    other.flush(BOB)
+    opened.set(ALICE, F_WRLCK, 20, 29)  # what was held before is free
+    opened.set(ALICE, F_UNLCK, 0, 9)
+    assert waiting.result() == 0
+    assert opened.refused(ALICE, F_RDLCK, 0, 0) == "EAGAIN", "and what was waited for is held"
+    other.flush(BOB)
+    opened.set(ALICE, F_RDLCK, 0, 0)
+
+
+def test_a_lock_that_comes_too_late_is_undone(
+    opened: Opened, other: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread cannot be woken up, as on a dead network drive, and gets the lock in the end."""
+    monkeypatch.setattr(waits, "wake", lambda ident: None)
+    opened.set(ALICE, F_WRLCK)
+    waiting = other.wait(BOB, F_WRLCK)
+    waiting.answer.expire(time.monotonic())
+    assert waiting.result() == errno.ENOLCK
+    opened.set(ALICE, F_UNLCK)
+    settled(other.guest)
+    opened.set(ALICE, F_WRLCK)
