@@ -1,4 +1,4 @@
-"""What is measured: each case is one workload, and the matrix says which cases a run has.
+"""The cases that are measured: each is one workload, and the matrix says which ones a run has.
 
 Owns the matrix. Must not know devices or how a case is run.
 """
@@ -21,7 +21,7 @@ UNCACHED_SPAN_BYTES: Final = 32 * MIB
 
 
 class Medium(Enum):
-    """What the shared directory lies on."""
+    """The file system that the shared directory is on."""
 
     TMPFS = "tmpfs"
     DISK = "disk"
@@ -52,11 +52,11 @@ class Case:
         operation: As the front-end calls it.
         block_bytes: Of READ and WRITE; of a READDIRPLUS reply otherwise.
         depth: Operations in flight on each queue.
-        queues: Request queues; a device that has fewer is driven by what it has.
-        sequential: Else at random.
-        scattered: Buffers in 4 KiB pages, no two side by side; else in one piece.
-        polling: The driver looks for replies instead of sleeping until it is interrupted.
-        medium: What the shared directory lies on.
+        queues: Request queues; a device that has fewer is driven by all that it has.
+        sequential: Whether places in the file follow each other; otherwise they are random.
+        scattered: Whether buffers are 4 KiB pages, no two side by side, or in one piece.
+        polling: Whether the driver looks for replies instead of sleeping until it is interrupted.
+        medium: The file system that the shared directory is on.
         files: In the directory that is looked at.
         span_bytes: Buffers take turns over so much memory; 0: as few as the depth needs.
         memory_kinds: Whether our device's ways to reach guest memory are compared.
@@ -92,7 +92,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Tell what it is in a few words, unique in the matrix."""
+        """Return what it is in a few words, unique in the matrix."""
         words = []
         if self.moves_data:
             order = "sequential" if self.sequential else "random"

@@ -45,7 +45,7 @@ class Percentiles(BaseModel):
 
 
 class Measurement(BaseModel):
-    """What one run of the front-end has measured.
+    """The figures of one run of the front-end.
 
     Attributes:
         operation: Its name.

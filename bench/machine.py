@@ -25,7 +25,7 @@ _AUTOGROUP: Final = Path("/proc/self/autogroup")
 
 
 class Machine(BaseModel):
-    """What figures depend on.
+    """The properties of the machine that figures depend on.
 
     Attributes:
         date: When the run began, in UTC.
@@ -33,7 +33,7 @@ class Machine(BaseModel):
         cpus: How many this process may use.
         memory_bytes: Of the machine.
         kernel: Release and architecture.
-        hypervisor: Whether the CPU says that it is a guest's.
+        hypervisor: Whether the CPU reports that it belongs to a virtual machine.
         load: The load average of the last minute, before the run: others that were busy.
     """
 
@@ -49,7 +49,7 @@ class Machine(BaseModel):
 
 
 class Busyness(BaseModel):
-    """What else ran on the machine while figures were taken, as shares of all its CPU time.
+    """The load by others while figures were taken, as shares of all CPU time of the machine.
 
     Attributes:
         others: Of other processes here.
@@ -63,7 +63,7 @@ class Busyness(BaseModel):
 
 
 class Watch:
-    """Tells what else runs from its making on."""
+    """Measures what else runs, from its construction on."""
 
     def __init__(self) -> None:
         self._before = _ticks()
@@ -104,7 +104,7 @@ def describe() -> Machine:
 
 @contextlib.contextmanager
 def precedence() -> Iterator[bool]:
-    """Run before others that are busy, as far as rights go; tells whether they go so far.
+    """Run before others that are busy; returns whether this process has the right to.
 
     With autogroups, niceness counts within a session only, so the session's is set as well.
     """

@@ -2,7 +2,7 @@
 
 Owns the two guests that are compared. They have the same memory in all, the same devices and the
 same work; the guest's own code, which is Python, is most of what is measured. Must not know goals
-or how figures are told.
+or how figures are reported.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Reader:
         self._handle = operations.begin_open(self._node).result()
 
     def read(self, block_bytes: int) -> int:
-        """Read `DEPTH` blocks and check that each is the one that was asked for; tells how many."""
+        """Read `DEPTH` blocks and check that each is the right one; returns how many."""
         blocks = [self._random.randrange(WORKING_SET_BYTES // block_bytes) for _ in range(DEPTH)]
         begun = [
             self._operations.begin_read(self._node, self._handle, block * block_bytes, block_bytes)
@@ -130,7 +130,7 @@ def _guest(settings: Settings, count: int, pools: int) -> Iterator[list[Reader]]
 
 
 def _rate(readers: Sequence[Reader], block_bytes: int, settings: Settings) -> float:
-    """Let all readers read for the time of a measurement; tells reads per second of all."""
+    """Let all readers read for the time of a measurement; returns reads per second of all."""
     done = [0] * len(readers)
     failed: list[Exception] = []
     begin = time.monotonic() + settings.warmup_s

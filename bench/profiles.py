@@ -32,7 +32,7 @@ SHOWN: Final = 14
 
 
 def is_possible() -> bool:
-    """Tell whether perf is installed and may be used."""
+    """Return whether perf is installed and may be used."""
     if shutil.which(PERF) is None:
         return False
     with tempfile.NamedTemporaryFile() as data:
@@ -47,7 +47,7 @@ def record(runner: Runner, case: Case, target: Target, *, python: bool) -> Profi
         runner: Runs it.
         case: What to run.
         target: On what.
-        python: Whether it is Python that is to be looked into.
+        python: Whether to sample Python functions.
 
     Raises:
         FrontEndError: The device answered wrongly.

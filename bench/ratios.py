@@ -42,7 +42,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Tell the median and the 10th and 90th percentile.
+    """Return the median and the 10th and 90th percentile.
 
     Raises:
         ValueError: There is no value.

@@ -40,7 +40,7 @@ def write(results: Results, folder: Path) -> None:
 
 
 def case_lines(result: CaseResult) -> list[str]:
-    """Tell one case in plain text, for whoever watches a run."""
+    """Return one case as plain text, for people who watch a run."""
     lines = [result.case.name]
     for row in result.rows:
         once = row.name.removesuffix(AGAIN)
@@ -53,7 +53,7 @@ def case_lines(result: CaseResult) -> list[str]:
 
 
 def scale_line(row: ScaleRow) -> str:
-    """Tell one device host in plain text."""
+    """Return one device host as plain text."""
     return (
         f"{row.devices} devices in one host, {row.host}: {spread(row.rates).median:,.0f}/s of one, "
         f"{spread(row.busy_rates).median:,.0f}/s of all, {row.rss_bytes / 2**20:.0f} MiB, "
@@ -62,7 +62,7 @@ def scale_line(row: ScaleRow) -> str:
 
 
 def pool_line(row: PoolRow) -> str:
-    """Tell one number of devices of the user-space guest in plain text."""
+    """Return one number of devices of the user-space guest as plain text."""
     return (
         f"{row.devices} devices of a guest, {row.block_bytes >> 10} KiB reads: "
         f"{spread(row.one_pool).median:,.0f}/s behind one pool, "
@@ -71,7 +71,7 @@ def pool_line(row: PoolRow) -> str:
 
 
 def goal_rows(goals: Iterable[Goal]) -> list[list[str]]:
-    """Tell for each goal whether it was reached, and by how much it was missed at worst."""
+    """Say for each goal whether it was reached, and by how much it was missed at worst."""
     rows = []
     for goal in goals:
         misses, count = goal.misses(), len(goal.findings)

@@ -1,6 +1,6 @@
-"""What a run has found, as it is written to JSON and read back for tables and plots.
+"""The findings of a run, as they are written to JSON and read back for tables and plots.
 
-Owns the format of results.json. Must not know how figures are measured or told.
+Owns the format of results.json. Must not know how figures are measured or reported.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class CaseResult(_Model):
 
 
 class ScaleRow(_Model):
-    """So many devices in one device host, all attached.
+    """One number of devices in one device host, all attached.
 
     Attributes:
         host: How the device host works.
@@ -98,7 +98,7 @@ class ScaleRow(_Model):
 
 
 class PoolRow(_Model):
-    """So many devices of one user-space guest, behind one pool or a pool each.
+    """One number of devices of a user-space guest, behind one pool or a pool each.
 
     Attributes:
         devices: How many, all busy.
@@ -134,7 +134,7 @@ class Results(_Model):
 
     Attributes:
         machine: Where, and when.
-        busyness: What else ran on the machine meanwhile.
+        busyness: The load by others meanwhile.
         size: How much of the matrix.
         seconds: Of each measurement.
         rounds: Of each case, at most.

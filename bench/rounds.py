@@ -1,7 +1,7 @@
 """Runs cases in rounds: every target once a round, in an order that turns.
 
 So the measurements of a pair are made within seconds. Owns the order. Must not know how figures are
-told.
+reported.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Runner:
             return self.drive(case, target, started)
 
     def start(self, target: Target, case: Case) -> Running:
-        """Start a target for a case; what the case looks at is there then."""
+        """Start a target for a case, and make the files that the case looks at."""
         settings = self._settings
         if not case.moves_data and case.operation != "create":
             trees.make_directory(settings.shared[case.medium], case.files)

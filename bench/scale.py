@@ -1,6 +1,6 @@
 """Many devices in one device host: one of them busy or all of them, and what an idle one costs.
 
-Owns the hosts and the idle front-ends. Must not know goals or how figures are told.
+Owns the hosts and the idle front-ends. Must not know goals or how figures are reported.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from bench.rounds import Settings
 
 ONE: Final = Case(operation="read", depth=16)
-"""What one device does while the others idle."""
+"""The work of one device while the others idle."""
 ALL: Final = Case(operation="read", depth=4)
-"""What each device does when all are busy."""
+"""The work of each device when all are busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def measure(settings: Settings, counts: Sequence[int], *, native: bool) -> Itera
         rates: dict[int, list[float]] = {count: [] for count in counts}
         memory = {}
         for count, crowd in crowds.items():
-            # What a first request makes for good is not the idle devices'.
+            # Idle devices must not count what a first request allocates for good.
             crowd.attach_ns.extend(_drive(settings, crowd, ONE, ["--ops=1"]).attach_ns)
             memory[count] = resident(crowd.running.process.pid)
         idle = {count: _idle_cpu_ms(crowd, settings.seconds) for count, crowd in crowds.items()}
@@ -96,7 +96,7 @@ def measure(settings: Settings, counts: Sequence[int], *, native: bool) -> Itera
 
 
 def resident(pid: int) -> tuple[int, int]:
-    """Tell the resident memory of a process, and its anonymous part, in bytes (proc(5))."""
+    """Return the resident memory of a process, and its anonymous part, in bytes (proc(5))."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
 
     def field(name: str) -> int:

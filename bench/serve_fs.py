@@ -1,6 +1,6 @@
 """A device host process with any number of virtio-fs devices over one directory, without gRPC.
 
-Owns the process: it says which sockets are ready, one JSON object on a line, and serves until its
+Owns the process: it prints which sockets are ready, one JSON object on a line, and serves until its
 standard input ends. Must not know what is measured.
 """
 

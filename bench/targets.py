@@ -1,4 +1,4 @@
-"""What is measured: our device in its variants, the packaged virtiofsd, and the floor.
+"""The programs that are measured: our device in its variants, virtiofsd, and the floor.
 
 Owns how each is started and ended; for virtiofsd that is its fastest setting that works
 (docs/benchmarks/README.md says what was tried). Must not know cases.
@@ -58,8 +58,8 @@ class Running:
     """A process that serves devices, until `close`.
 
     Attributes:
-        process: Itself, which ends with its standard input, or on SIGTERM when it has none of its
-            own; its command line replaces the shell's and taskset's, so its id is its own.
+        process: The process, which ends with its standard input, or on SIGTERM when it has none of
+            its own. Its command line replaces the shell's and taskset's, so the id is its own.
         sockets: Of its devices.
     """
 
@@ -211,7 +211,7 @@ def start_host(place: Place, tokens: Sequence[str], *, native: bool) -> Running:
 
 
 def has_native() -> bool:
-    """Tell whether the fast path was built."""
+    """Return whether the fast path was built."""
     return fastpath.library is not None
 
 

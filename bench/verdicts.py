@@ -1,6 +1,6 @@
-"""What is to be reached, and by how much it was or was not.
+"""The goals, and by how much each was reached or missed.
 
-Owns the goals. Must not know how figures are measured or told.
+Owns the goals. Must not know how figures are measured or reported.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is to be reached.
+    """One goal.
 
     Attributes:
         name: What it is about.
@@ -54,8 +54,8 @@ class Goal:
         findings: The figures.
         at_most: Whether smaller is better.
         unit: Behind figures.
-        lenient: Whether a figure is only missed when nine of ten rounds miss it. It is for "no
-            drop", which a median of equals misses every other time.
+        lenient: Whether a figure misses the goal only if nine of ten rounds miss it. That is for
+            "no drop", which a median of equals misses every other time.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Goal:
         return sorted(short, key=lambda each: each.figure.median, reverse=self.at_most)
 
     def middle(self) -> float:
-        """Tell the geometric mean of the findings' medians."""
+        """Return the geometric mean of the findings' medians."""
         return math.exp(
             sum(math.log(max(each.figure.median, 1e-9)) for each in self.findings)
             / len(self.findings)

@@ -24,19 +24,20 @@ struct ph_chain {
 /* The stretch as buffers for a system call; returns how many they are: no more than the row has. */
 int ph_buffers_cut(const struct iovec *row, size_t offset, size_t length, struct iovec *out);
 
-/* As ph_buffers_read and ph_buffers_write, wherever the stretch lies. */
+/* Like ph_buffers_read and ph_buffers_write, but without the short cut for the first buffer. */
 void ph_buffers_read_across(const struct iovec *row, size_t offset, void *to, size_t length);
 void ph_buffers_write_across(const struct iovec *row, size_t offset, const void *from,
                              size_t length);
 
-/* Headers lie in the first buffer, and their lengths are constants: that is some moves then. */
+/* A header lies in the first buffer and has a constant length, so it is copied by a few moves. */
 static inline void ph_buffers_read(const struct iovec *row, size_t offset, void *to, size_t length)
 {
     if (offset + length <= row->iov_len)
         memcpy(to, (const uint8_t *)row->iov_base + offset, length);
     else
         ph_buffers_read_across(row, offset, to, length);
-    /* The copy is what is checked and what is used: it must not be read a second time. */
+    /* The guest may change the original: the copy is checked and used, the original not read again.
+     */
     __asm__ volatile("" ::: "memory");
 }
 

@@ -1,5 +1,5 @@
 /*
- * Walking along descriptor chains: what a driver has put into the ring becomes buffers.
+ * Follows descriptor chains: turns what a driver has put into the ring into buffers.
  */
 #include <limits.h>
 #include <linux/virtio_ring.h>
@@ -9,7 +9,7 @@
 
 #define DESC_BYTES sizeof(struct vring_desc)
 
-/* Where [gpa, gpa + length) is in this process; NULL when the device may not reach all of it. */
+/* Returns where [gpa, gpa + length) is; NULL if the device may not reach all of it. */
 static uint8_t *find(const struct ph_ring *ring, uint64_t gpa, uint32_t length)
 {
     for (uint32_t i = 0; i < ring->setup.span_count; i++) {
@@ -22,7 +22,7 @@ static uint8_t *find(const struct ph_ring *ring, uint64_t gpa, uint32_t length)
     return NULL;
 }
 
-/* As find, of what is going to be used: counts how high in the pool that is. */
+/* Like find, for memory that will be used: also notes the highest slot of the pool in use. */
 static uint8_t *reach(struct ph_ring *ring, uint64_t gpa, uint32_t length)
 {
     uint8_t *address = find(ring, gpa, length);
@@ -40,7 +40,8 @@ static struct vring_desc read_desc(const uint8_t *table, uint32_t index)
     struct vring_desc desc;
 
     memcpy(&desc, table + index * DESC_BYTES, sizeof(desc));
-    /* The copy is what is checked and what is used: it must not be read a second time. */
+    /* The guest may change the original: the copy is checked and used, the original not read again.
+     */
     __asm__ volatile("" ::: "memory");
     desc.addr = le64toh(desc.addr);
     desc.len = le32toh(desc.len);
@@ -55,7 +56,10 @@ static void end_readable(struct ph_chain *chain, uint32_t count, uint64_t bytes)
     chain->readable_bytes = bytes;
 }
 
-/* Python gives a system call the buffers as they come: more than IOV_MAX are its to refuse. */
+/*
+ * Collect the buffers of the chain that begins at ring->head; false where it breaks a rule. More
+ * than IOV_MAX descriptors of one direction are left to Python, which refuses them.
+ */
 static bool follow(struct ph_ring *ring, struct ph_chain *chain)
 {
     const struct ph_ring_setup *setup = &ring->setup;
@@ -141,8 +145,8 @@ static void prefetch_what(const struct ph_ring *ring, const struct vring_desc *d
 }
 
 /*
- * The driver has written the next chains on another processor: have them under way meanwhile, one
- * step of each at a time. What is read here only says where to look; it is read again to be used.
+ * Prefetch the next chains, which the driver has written on another processor, one step of each at
+ * a time. What is read here only says what to prefetch; it is read again to be used.
  */
 static void prefetch_ahead(const struct ph_ring *ring)
 {
@@ -166,7 +170,7 @@ static void prefetch_ahead(const struct ph_ring *ring)
     }
 }
 
-/* Take the next chain, which `ph_ring_look` has seen; false leaves it for Python. */
+/* Take the next chain, which `ph_ring_look` has seen; false leaves it in the ring for Python. */
 bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain)
 {
     prefetch_ahead(ring);
@@ -179,7 +183,7 @@ bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain)
     return true;
 }
 
-/* Undo the latest take: Python serves this chain. */
+/* Undo the latest take, so that Python serves this chain. */
 void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain)
 {
     ring->state.next_avail--;

@@ -26,7 +26,7 @@ bool ph_credentials_assume(struct ph_credentials *own, uint32_t uid, uint32_t gi
         return true;
     setfsgid(gid);
     setfsuid(uid);
-    /* Neither call reports failure; asking does. */
+    /* Neither call reports failure, so ask which ids the thread has now. */
     if ((uint32_t)setfsgid(NOBODY) != gid || (uint32_t)setfsuid(NOBODY) != uid ||
         (uid && !keep_dac_override())) {
         ph_credentials_restore(own);
@@ -35,7 +35,7 @@ bool ph_credentials_assume(struct ph_credentials *own, uint32_t uid, uint32_t gi
     return true;
 }
 
-/* The user first, which brings the capabilities back. */
+/* The user comes first: that brings the capabilities back. */
 void ph_credentials_restore(const struct ph_credentials *own)
 {
     if (!own->differ)

@@ -10,11 +10,13 @@
 struct ph_credentials {
     uint32_t uid; /* the thread's own, to go back to */
     uint32_t gid;
-    bool differ; /* from those that were assumed, or are not root's */
+    bool differ; /* whether there is anything to restore */
 };
 
-/* False when the kernel does not know such an id here; nothing has changed then. */
+/* Act as a user, with CAP_DAC_OVERRIDE. False when the kernel has no such id here; then nothing has
+ * changed. */
 bool ph_credentials_assume(struct ph_credentials *own, uint32_t uid, uint32_t gid);
+/* Act as the thread's own user again. */
 void ph_credentials_restore(const struct ph_credentials *own);
 
 #endif

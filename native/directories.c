@@ -13,7 +13,7 @@ enum {
     DENT_LEAST = 24, /* struct linux_dirent64 with a name of one to four bytes */
 };
 
-/* What is listed, and how far that has come. */
+/* A listing that is being made. */
 struct listing {
     struct ph_request *request;
     struct ph_open_file *opened;
@@ -51,7 +51,8 @@ static bool is_dots(const char *name)
     return !strcmp(name, ".") || !strcmp(name, "..");
 }
 
-/* Look an entry up for READDIRPLUS; one that cannot be must not hide the others. */
+/* Look an entry up for READDIRPLUS. Where that fails the entry has no node, and the listing goes
+ * on. */
 static void look_up(struct listing *listing, const struct dirent64 *found,
                     struct fuse_entry_out *entry)
 {
@@ -75,9 +76,10 @@ static void look_up(struct listing *listing, const struct dirent64 *found,
 }
 
 /*
- * Read entries of which all fit into the rest of a listing: going back to one that does not makes a
- * file system find its place anew. Where the rest is less than one entry, read the next one if it
- * may fit. As getdents64(2); -1 with EINVAL: the next one cannot fit.
+ * Read as many entries as certainly fit into the rest of the listing: to go back to an entry that
+ * does not fit makes a file system search for its place. If the rest may be too short for one
+ * entry, try to read one. Returns what getdents64(2) returns; -1 with EINVAL means that no further
+ * entry fits.
  */
 static ssize_t read_fitting(const struct listing *listing, void *dents)
 {
@@ -95,8 +97,8 @@ static ssize_t read_fitting(const struct listing *listing, void *dents)
     return got;
 }
 
-/* The inode number that is shown of an entry: what lies above the share is not the guest's to know.
- */
+/* The inode number that is shown of an entry. For ".." of the root it is the root's own: the guest
+ * must not learn what lies above the share. */
 static uint64_t shown_ino(const struct listing *listing, const struct dirent64 *found)
 {
     const struct ph_node *directory = listing->directory;

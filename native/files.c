@@ -67,15 +67,15 @@ int64_t ph_do_flush(struct ph_request *request)
         return PH_PYTHON;
     if (!ph_open_file_is_posix_locked(opened))
         fd = fcntl(ph_open_file_fd(opened), F_DUPFD_CLOEXEC, 0);
-    /* An error that closing reports is not reported a second time, so it is the answer. */
+    /* close(2) reports an error once only, so Python could not report it any more. */
     if (fd >= 0)
         result = close(fd) ? -errno : 0;
     ph_open_file_unpin(request->mount, opened);
     return result;
 }
 
-/* As preadv2(2) and pwritev2(2): the plain calls cost less, and so do those that are no points of
- * cancellation. */
+/* Like preadv2(2) and pwritev2(2). The plain calls cost less, and so do raw ones, at which a thread
+ * cannot be cancelled. */
 static ssize_t read_at(int fd, const struct iovec *to, int count, uint64_t offset)
 {
     if (count == 1)
@@ -112,7 +112,7 @@ int64_t ph_do_read(struct ph_request *request)
     return got < 0 ? PH_PYTHON : got;
 }
 
-/* Whether a write has to clear set-id bits, or cannot be done here for another reason. */
+/* Whether a write is Python's: the share is read-only, or set-id bits have to be cleared. */
 static bool is_pythons(const struct ph_open_file *opened, const struct fuse_write_in *in)
 {
     const struct ph_rules *rules = ph_node_rules(ph_open_file_node(opened));
@@ -122,7 +122,7 @@ static bool is_pythons(const struct ph_open_file *opened, const struct fuse_writ
         return true;
     if (!(in->write_flags & FUSE_WRITE_KILL_SUIDGID))
         return false;
-    /* Only where there are set-id bits is clearing them any work. */
+    /* Where there are no set-id bits there is nothing to clear. */
     return rules->to_python || fstat(ph_open_file_fd(opened), &status) ||
            status.st_mode & (S_ISUID | S_ISGID);
 }

@@ -19,7 +19,7 @@ PH_ALONE static bool add_root(struct ph_mount *mount, uint64_t root_id, int root
     return true;
 }
 
-/* Whether files can be opened again at all: try with the root. */
+/* Try with the root whether files can be opened again at all. */
 static bool can_reopen(struct ph_mount *mount)
 {
     uint64_t dev = mount->root->dev;

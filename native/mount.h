@@ -15,7 +15,7 @@
 
 /* How the files of one share are shown, and what has to be left to Python. */
 struct ph_rules {
-    uint64_t ino_mask; /* what tells the inodes of one share of a device from those of another */
+    uint64_t ino_mask; /* tells the inodes of one share of a device from those of another */
     uint32_t uid;      /* shown as every file's owner; PH_KEEP_ID: the real one */
     uint32_t gid;
     uint32_t keep_dir; /* mode bits that are shown */
@@ -35,14 +35,14 @@ struct ph_mount_setup {
     uint64_t descriptors;
     uint64_t handles;
     int32_t root_fd;          /* O_PATH; taken over */
-    int32_t descriptor_limit; /* the first number that is not ours to use */
+    int32_t descriptor_limit; /* the first number that a device may not use */
     uint32_t may_switch;      /* whether files are made as the guest's user */
 };
 
 struct ph_mount;
 
-/* Returns NULL when there is no memory, or the shared directory cannot be read. The caller has one
- * reference; who has one may call everything else, and releases it in the end. */
+/* Returns NULL when there is no memory, or the shared directory cannot be read. The caller gets one
+ * reference, and releases it in the end; a mount is used by holders of a reference only. */
 struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup);
 void ph_mount_retain(struct ph_mount *mount);
 void ph_mount_release(struct ph_mount *mount);
@@ -52,7 +52,7 @@ uint64_t ph_mount_open_file_count(struct ph_mount *mount);
 const struct ph_rules *ph_mount_rules(const struct ph_mount *mount);
 uint64_t ph_mount_root_id(const struct ph_mount *mount);
 bool ph_mount_may_switch(const struct ph_mount *mount);
-/* ph_claim and ph_open_again, of this process's descriptors; what was opened is claimed as well. */
+/* Like ph_claim and ph_open_again; what was opened is claimed as well. */
 int ph_mount_claim(const struct ph_mount *mount, int fd);
 int ph_mount_open_again(const struct ph_mount *mount, int fd, int flags);
 

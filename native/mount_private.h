@@ -1,6 +1,6 @@
 /*
  * What the parts of a mount (mount.c, nodes.c, node_index.c, resting.c, open_files.c) know of each
- * other. The mount's mutex guards what changes, but for what says otherwise.
+ * other. The mount's mutex guards every field that changes, unless the field says otherwise.
  *
  * No descriptor is opened or closed while the mutex is held. A function that takes a node or an
  * open file out of the tables returns it, and its caller frees it after it has let go of the mutex.
@@ -24,8 +24,7 @@ struct ph_node {
     uint32_t kind;
     const struct ph_rules *rules;
     atomic_bool posix_locked;
-    /* The rest is guarded by the mutex; while the node is pinned its descriptor stays, once it has
-     * one. */
+    /* The mutex guards the rest. A pinned node keeps its descriptor once it has one. */
     uint32_t pins;
     uint32_t opens;
     uint64_t lookups;
@@ -63,7 +62,7 @@ struct ph_open_file {
     struct ph_node *node;
     struct ph_mutex position_mutex;
     int64_t position PH_GUARDED_BY(position_mutex); /* of the descriptor, of a directory */
-    /* The rest is guarded by the mount's mutex. */
+    /* The mount's mutex guards the rest. */
     uint32_t pins;
     bool known;
     struct ph_open_file *next;
@@ -102,14 +101,14 @@ struct ph_node *ph_node_index_find_key(const struct ph_node_index *index, uint64
                                        uint64_t ino);
 void ph_node_index_add(struct ph_node_index *index, struct ph_node *node);
 void ph_node_index_remove(struct ph_node_index *index, struct ph_node *node);
-/* Find the node by its id only: its inode number is another file's now. */
+/* From now on find the node by its id only: its inode number is another file's. */
 void ph_node_index_remove_key(struct ph_node_index *index, struct ph_node *node);
 /* Make twice as many buckets; without memory for them the chains grow longer instead. */
 void ph_node_index_grow(struct ph_node_index *index);
 
 /* nodes.c */
 struct ph_node *ph_node_new(uint64_t id, const struct stat *status, const struct ph_rules *rules);
-/* The node, taken out of use, if the guest has forgotten it and nobody uses it: to be freed. */
+/* If the guest has forgotten the node and nobody uses it, returns it for the caller to free. */
 struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node) PH_WITH(mount->mutex);
 /* Close the descriptor and free the node; NULL is none. */
 void ph_node_free(struct ph_node *node);
@@ -124,7 +123,7 @@ bool ph_wake(struct ph_mount *mount, struct ph_node *node) PH_WITHOUT(mount->mut
 
 /* open_files.c */
 bool ph_open_file_table_init(struct ph_open_file_table *table);
-/* Frees all files that are open, and forgotten nodes that only they kept. */
+/* Free all open files, and the forgotten nodes that only they kept. */
 void ph_open_file_table_free(struct ph_open_file_table *table);
 int64_t ph_directory_hold(struct ph_open_file *opened) PH_TAKES(opened->position_mutex);
 void ph_directory_let_go_at(struct ph_open_file *opened, int64_t position)

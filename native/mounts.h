@@ -17,7 +17,7 @@
 
 struct ph_mounts;
 
-/* From any thread, but ph_mounts_free, which is called when no queue is served any more. */
+/* From any thread; ph_mounts_free only when no queue is served any more. */
 struct ph_mounts *ph_mounts_new(void); /* NULL: no memory */
 void ph_mounts_free(struct ph_mounts *mounts);
 /* Put a mount into a slot; NULL empties it. Requests under way go on with what was there. False: no
@@ -26,7 +26,7 @@ bool ph_mounts_put(struct ph_mounts *mounts, uint64_t slot, struct ph_mount *mou
 
 enum { PH_HELD_MOUNTS = 8 };
 
-/* The mounts that one queue's thread served last, which it holds as long as it does not sleep. */
+/* The mounts that one queue's thread served last. It holds them until it goes to sleep. */
 struct ph_mount_holds {
     struct ph_mounts *mounts;
     uint64_t changes; /* of the mounts, when they were found */
@@ -36,8 +36,8 @@ struct ph_mount_holds {
     } held[PH_HELD_MOUNTS];
 };
 
-/* What is in a slot now, held until it is let go of; NULL when the slot is empty. A mount that was
- * taken out is let go of with the next request, whichever slot that is for. */
+/* Returns the mount in a slot, and holds it; NULL when the slot is empty. This also lets go of
+ * every mount that was taken out since. */
 struct ph_mount *ph_mount_holds_find(struct ph_mount_holds *holds, uint64_t slot);
 void ph_mount_holds_let_go(struct ph_mount_holds *holds);
 

@@ -1,9 +1,9 @@
 /*
- * Mutexes that make check knows: what each guards, and which functions it has to be held for.
+ * Mutexes, with marks that say what each guards and which functions need it.
  *
- * clang-tidy refuses access without the mutex, a mutex that is taken twice, and one that is not let
- * go of on some path. To a compiler the marks are nothing. docs/architecture.md has the order in
- * which mutexes are taken.
+ * make check refuses access without the mutex, a mutex that is taken twice, and one that is not let
+ * go of on some path. Compilers do not see the marks. docs/architecture.md has the order in which
+ * mutexes are taken.
  */
 #ifndef PORTHOLE_MUTEX_H
 #define PORTHOLE_MUTEX_H
@@ -21,7 +21,7 @@
 #define PH_WITHOUT(mutex) PH_MARK(locks_excluded(mutex))        /* it is not held */
 #define PH_TAKES(mutex) PH_MARK(acquire_capability(mutex))      /* it is held afterwards */
 #define PH_LETS_GO_OF(mutex) PH_MARK(release_capability(mutex)) /* it is not held any more */
-/* No other thread knows what the function works on, yet or any more. */
+/* A function: no other thread knows what it works on, not yet or no longer. */
 #define PH_ALONE PH_MARK(no_thread_safety_analysis)
 
 struct PH_MARK(capability("mutex")) ph_mutex {

@@ -9,7 +9,7 @@
 
 enum { NAME_ROOM = NAME_MAX + 1 };
 
-/* What follows the arguments, as one name of a directory entry; NULL when it is none. */
+/* Returns what follows the arguments if it is one name of a directory entry, else NULL. */
 static const char *name_after(const struct ph_request *request, size_t args)
 {
     const char *name = (const char *)request->body + args;
@@ -22,7 +22,7 @@ static const char *name_after(const struct ph_request *request, size_t args)
     return !strcmp(name, ".") || !strcmp(name, "..") ? NULL : name;
 }
 
-/* One component that is neither "." nor "..", and no link followed: that never leads outside. */
+/* A name is one component, not "." or "..", and no link is followed: it never leads outside. */
 static int open_beneath(const struct ph_mount *mount, int dir_fd, const char *name, int flags,
                         uint32_t mode)
 {
@@ -48,7 +48,7 @@ struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
 {
     struct ph_node *node;
 
-    /* The status of a file that is known is enough: nothing has to be opened. */
+    /* If the file is known its status is enough, and nothing has to be opened. */
     if (fstatat(dir_fd, name, status, AT_SYMLINK_NOFOLLOW))
         return NULL;
     node = ph_node_hold_known(mount, status);
@@ -97,8 +97,7 @@ int64_t ph_do_batch_forget(struct ph_request *request)
     return 0;
 }
 
-/* The request's node, pinned, where something may be changed in it; NULL: the request is Python's.
- */
+/* Returns the request's node, pinned; NULL where changes in it are refused, or are Python's. */
 static struct ph_node *pin_writable(struct ph_request *request)
 {
     struct ph_node *node = ph_pin_native(request);
@@ -110,7 +109,7 @@ static struct ph_node *pin_writable(struct ph_request *request)
     return node;
 }
 
-/* A file was made and cannot be unmade: from here on a failure is an answer, not Python's. */
+/* The file was made, so a failure from here on is answered: Python would find the file there. */
 static int64_t answer_created(struct ph_request *request, struct ph_node *parent, int made)
 {
     struct ph_created out = {0};
@@ -131,7 +130,7 @@ static int64_t answer_created(struct ph_request *request, struct ph_node *parent
     out.open.open_flags = ph_node_rules(node)->open_flags;
     out.open.fh = ph_open_file_add(request->mount, node, made, PH_FILE);
     error = errno;
-    if (!out.open.fh) /* the guest does not learn of the node, so it never will forget it */
+    if (!out.open.fh) /* the guest does not learn of the node, and will not forget it */
         ph_node_forget(request->mount, out.entry.nodeid, 1);
     ph_node_unpin(request->mount, node);
     return out.open.fh ? ph_reply(request, &out, sizeof(out)) : -error;

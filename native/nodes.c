@@ -128,7 +128,7 @@ struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *st
 
     ph_mutex_take(&mount->mutex);
     node = ph_node_index_find_key(&mount->index, status->st_dev, status->st_ino);
-    /* The number of a file whose descriptor is open is not used anew. */
+    /* While a descriptor of a file is open, no other file gets its inode number. */
     if (node && node->fd >= 0)
         look_up(node);
     else
@@ -138,8 +138,8 @@ struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *st
 }
 
 /*
- * Find the node of what was opened; an idle one only if it is the very same file. A node that was
- * idle takes the descriptor over, which is -1 then. The mutex is let go of in between.
+ * Find the node of a descriptor; an idle node only if it is of the very same file. Such a node
+ * takes the descriptor over, and *fd becomes -1. The mutex is let go of in between.
  */
 static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct stat *status)
     PH_WITH(mount->mutex)

@@ -1,5 +1,5 @@
 /*
- * The nodes that a guest knows, by the rules of nodes.py: see there.
+ * The nodes that a guest knows. nodes.py explains their rules.
  *
  * From any thread. A pinned node has an O_PATH descriptor, which stays open until the node is
  * unpinned. Must not know requests.
@@ -20,8 +20,8 @@ struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id);
 /* Find or make the node of an O_PATH descriptor, which is taken over, and count one lookup. */
 struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *status,
                              const struct ph_rules *rules);
-/* Count one lookup of a file whose status was just read by its name; NULL without errno where that
- * does not say whether the file is known. */
+/* Count one lookup of a file whose status was just read; NULL, without errno, if only a descriptor
+ * can show whether the file is known. */
 struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *status);
 void ph_node_unpin(struct ph_mount *mount, struct ph_node *node);
 

@@ -115,7 +115,7 @@ uint64_t ph_open_file_add(struct ph_mount *mount, struct ph_node *node, int fd, 
         grow(table);
     link_handle(table, opened);
     ph_mutex_let_go(&mount->mutex);
-    return handle; /* a guest that guessed it may have closed the file by now */
+    return handle; /* opened may be gone: a guest can guess the handle and close the file */
 }
 
 struct ph_open_file *ph_open_file_pin(struct ph_mount *mount, uint64_t handle, enum ph_kind kind)
@@ -136,8 +136,8 @@ struct ph_open_file *ph_open_file_pin(struct ph_mount *mount, uint64_t handle, e
     return opened;
 }
 
-/* Whether the file is closed and nobody uses it: it is to be freed, and its node if that is done.
- */
+/* Whether the file is to be freed: the guest has closed it and nobody uses it. *node becomes its
+ * node if that is to be freed as well. */
 static bool is_done(struct ph_mount *mount, struct ph_open_file *opened, struct ph_node **node)
     PH_WITH(mount->mutex)
 {

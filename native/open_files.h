@@ -1,5 +1,5 @@
 /*
- * The files and directories that a guest has open, by the handle that it was given: open_files.py.
+ * The files and directories that a guest has open, by handle. open_files.py explains their rules.
  *
  * From any thread. A pinned file's descriptor stays open until the file is unpinned, and so does
  * that of its node. Must not know requests.
@@ -29,7 +29,7 @@ struct ph_open_file *ph_open_file_pin(struct ph_mount *mount, uint64_t handle, e
 void ph_open_file_unpin(struct ph_mount *mount, struct ph_open_file *opened);
 /* Whether there was such a file; it is closed when nobody has it pinned. */
 bool ph_open_file_remove(struct ph_mount *mount, uint64_t handle, enum ph_kind kind);
-/* As ph_open_file_remove, unless Python keeps POSIX locks of the file. */
+/* Like ph_open_file_remove, but false when Python keeps POSIX locks of the file. */
 bool ph_open_file_remove_unless_posix_locked(struct ph_mount *mount, uint64_t handle,
                                              enum ph_kind kind);
 bool ph_open_file_has_room(struct ph_mount *mount);
@@ -44,7 +44,7 @@ bool ph_open_file_is_posix_locked(const struct ph_open_file *opened);
 /* Keep other threads from a directory's position on the host; returns the position. */
 int64_t ph_directory_hold(struct ph_open_file *opened);
 void ph_directory_let_go_at(struct ph_open_file *opened, int64_t position);
-/* Let go of it where it is not known which position that leaves. */
+/* Let go of a position that is not known. */
 void ph_directory_let_go(struct ph_open_file *opened);
 
 #endif

@@ -3,8 +3,8 @@
  * files.py, directories.py and metadata.py, by the same rules.
  *
  * An operation returns the length of the data that it placed after the reply's header, a negative
- * errno, or PH_PYTHON. Whatever a guest says is checked before something is changed on the host:
- * what has been changed cannot be left to Python any more.
+ * errno, or PH_PYTHON. It checks everything that the guest says before it changes anything on the
+ * host, because after a change the request cannot be left to Python.
  */
 #ifndef PORTHOLE_OPERATIONS_H
 #define PORTHOLE_OPERATIONS_H
@@ -36,7 +36,7 @@ struct ph_request {
     uint8_t body[PH_BODY_ROOM];
 };
 
-/* struct fuse_entry_out and struct fuse_open_out, as CREATE answers. */
+/* The reply to CREATE. */
 struct ph_created {
     struct fuse_entry_out entry;
     struct fuse_open_out open;
@@ -44,7 +44,7 @@ struct ph_created {
 
 /* Place data after the reply's header; returns its length. */
 int64_t ph_reply(const struct ph_request *request, const void *data, size_t length);
-/* The pinned node of the request; NULL where its names and attributes are Python's. */
+/* Returns the request's node, pinned; NULL where its names and attributes are Python's. */
 struct ph_node *ph_pin_native(struct ph_request *request);
 
 /* metadata.c */
@@ -61,7 +61,7 @@ int64_t ph_do_unlink(struct ph_request *request);
 /* Look a name up and count the lookup; returns the pinned node, or NULL with errno. */
 struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
                          const struct ph_rules *rules, struct stat *status);
-/* As ph_enter, of a name that is probably not known yet. */
+/* Like ph_enter, and quicker for a name that is probably not known yet. */
 struct ph_node *ph_enter_new(struct ph_mount *mount, int dir_fd, const char *name,
                              const struct ph_rules *rules, struct stat *status);
 
@@ -71,7 +71,7 @@ int64_t ph_do_release(struct ph_request *request);
 int64_t ph_do_flush(struct ph_request *request);
 int64_t ph_do_read(struct ph_request *request);
 int64_t ph_do_write(struct ph_request *request);
-/* As host_flags of files.py and writeback_flags of cache.py. */
+/* The flags that a file is opened with on the host; see host_flags of files.py. */
 int ph_host_flags(const struct ph_rules *rules, uint32_t flags);
 int64_t ph_close_file(struct ph_request *request, enum ph_kind kind);
 

@@ -22,8 +22,8 @@ struct ph_reopener {
 
 void ph_reopener_init(struct ph_reopener *reopener, const struct ph_descriptors *descriptors);
 void ph_reopener_free(struct ph_reopener *reopener);
-/* What `reopen` opens the file of a descriptor again with; NULL: it could not be opened again. The
- * caller frees it. `dev` is the device number of the file's file system. */
+/* Returns what ph_reopener_reopen needs to open the file of a descriptor again, for the caller to
+ * free; NULL if that would fail. `dev` is the device number of the file's file system. */
 struct file_handle *ph_reopener_prepare(struct ph_reopener *reopener, int fd, uint64_t dev);
 /* Open the file as an O_PATH descriptor; returns -1 with errno, ESTALE when the file is gone. */
 int ph_reopener_reopen(struct ph_reopener *reopener, uint64_t dev, struct file_handle *with);

@@ -6,7 +6,7 @@
 #include "buffers.h"
 #include "operations.h"
 
-/* As in operations/table.py. */
+/* The table in operations/table.py has the same lengths. */
 static const struct {
     int64_t (*run)(struct ph_request *request);
     uint16_t args;        /* bytes that the body has at least */

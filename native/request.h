@@ -2,9 +2,9 @@
  * One FUSE request: taken apart and answered in place, by the rules of operations/request.py and
  * operations/table.py.
  *
- * Only requests that are well formed and whose operation succeeds are served here. All others are
- * left to Python as if they had not been looked at: it refuses them with the right error. Must not
- * know rings; a request is a chain of buffers.
+ * A request is served here if it is well formed and its operation succeeds. Every other request is
+ * left to Python as if nobody had looked at it, and Python refuses it with the right error. Must
+ * not know rings; a request is a chain of buffers.
  */
 #ifndef PORTHOLE_REQUEST_H
 #define PORTHOLE_REQUEST_H
@@ -30,7 +30,7 @@ bool ph_fuse_read_header(const struct ph_chain *chain, struct fuse_in_header *he
 /* Serve the request of that header; returns the bytes written to the reply, or PH_PYTHON. */
 int64_t ph_fuse_dispatch(struct ph_worker *worker, struct ph_mount *mount,
                          const struct ph_chain *chain, const struct fuse_in_header *header);
-/* Both, for a request that is in no ring. */
+/* Read the header and dispatch. */
 int64_t ph_fuse_serve(struct ph_worker *worker, struct ph_mount *mount,
                       const struct ph_chain *chain);
 

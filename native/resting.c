@@ -1,5 +1,5 @@
 /*
- * Nodes that are idle: their descriptors are closed, and opened again when they are needed.
+ * Idle nodes: their descriptors are closed, and opened again when they are needed.
  */
 #include "mount_private.h"
 

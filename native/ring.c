@@ -63,7 +63,8 @@ void ph_ring_set_call(struct ph_ring *ring, int call_fd)
     ph_mutex_let_go(&ring->call_mutex);
 }
 
-/* A thread that is stuck in a request may return later: it touches neither ring nor descriptor. */
+/* A thread that is stuck in a request may return after this: it touches neither ring nor
+ * descriptor. */
 void ph_ring_close(struct ph_ring *ring)
 {
     ph_mutex_take(&ring->call_mutex);
@@ -93,9 +94,9 @@ static uint16_t *used_event(struct ph_ring *ring)
 }
 
 /*
- * The driver takes as long to wake up as some short requests take to be served: what is left when
- * it is notified should keep the queue busy until there are more. Python's queue does without:
- * waking the driver takes as long as a whole request there.
+ * Whether the requests that are left last just until the driver has woken up: it takes as long as
+ * some short requests take to be served. Python's queue has no such rule, because there waking the
+ * driver takes as long as a whole request.
  */
 static bool is_running_low(const struct ph_ring *ring)
 {
@@ -105,7 +106,7 @@ static bool is_running_low(const struct ph_ring *ring)
            ring->taken_bytes <= SHORT_BYTES;
 }
 
-/* Give the chain that was taken last back, and notify the driver now and then. */
+/* Give the latest chain back to the driver, and notify it now and then. */
 void ph_ring_push(struct ph_ring *ring, uint32_t written_bytes)
 {
     struct ph_ring_state *state = &ring->state;

@@ -1,10 +1,9 @@
 /*
  * One split virtqueue, from the device's side: VIRTIO 1.2, section 2.7.
  *
- * Owns the ring's indices, its notifications and the walk along descriptor chains. The guest may
- * write to all of this memory at any time, so everything is read once. What breaks a rule is not
- * judged here: it is left in the ring, for Python to take, to refuse and to report. Must not know
- * what requests mean.
+ * Owns the ring's indices, its notifications, and the way along descriptor chains. The guest may
+ * write to all of this memory at any time, so everything is read once. A chain that breaks a rule
+ * is left in the ring: Python takes, refuses and reports it. Must not know what requests mean.
  */
 #ifndef PORTHOLE_RING_H
 #define PORTHOLE_RING_H
@@ -21,7 +20,7 @@ struct ph_span {
     uint8_t *address;
 };
 
-/* What Python's queue and this one hand to and fro; the names are those of queue.py. */
+/* What Python's queue hands over and takes back; the names are those of queue.py. */
 struct ph_ring_state {
     uint16_t next_avail;
     uint16_t seen_avail;
@@ -33,7 +32,7 @@ struct ph_ring_state {
     uint64_t spin_ns;
 };
 
-/* Written by the queue's thread only; see QueueCounters in counters.py. */
+/* The queue's thread alone writes these. */
 struct ph_counters {
     uint64_t requests;
     uint64_t bytes_in;
@@ -61,7 +60,7 @@ struct ph_ring_setup {
 enum ph_look {
     PH_LOOK_NOTHING,
     PH_LOOK_CHAIN,
-    PH_LOOK_PYTHON, /* a rule is broken */
+    PH_LOOK_PYTHON, /* a rule is broken, which Python reports */
 };
 
 enum ph_wait {

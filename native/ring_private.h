@@ -10,7 +10,7 @@
 #include "mutex.h"
 #include "ring.h"
 
-/* As in queue.py, chain.py and pool.py, where they are explained. */
+/* queue.py, chain.py and pool.py explain them, and have the same. */
 enum {
     PH_SPIN_NS = 50000,
     PH_SPIN_MIN_NS = 1000,
@@ -22,7 +22,7 @@ enum {
 #define PH_MAX_CHAIN_BYTES 0xffffffffu
 
 struct ph_ring {
-    struct ph_ring_setup setup; /* but for call_fd */
+    struct ph_ring_setup setup; /* its call_fd is not used */
     struct ph_ring_state state;
     uint16_t *avail; /* flags, idx, ring[size], used_event */
     uint8_t *used;   /* flags, idx, {id, len} ring[size], avail_event */
@@ -38,7 +38,7 @@ struct ph_ring {
     int call_fd PH_GUARDED_BY(call_mutex); /* -1: the driver polls */
 };
 
-/* Each field of a ring is read and written once, whatever the compiler thinks of memory. */
+/* The compiler must not read or write a field of a ring twice. */
 static inline uint16_t ph_load16(const uint16_t *field)
 {
     return le16toh(__atomic_load_n(field, __ATOMIC_RELAXED));
@@ -49,7 +49,7 @@ static inline void ph_store16(uint16_t *field, uint16_t value)
     __atomic_store_n(field, htole16(value), __ATOMIC_RELAXED);
 }
 
-/* Count the ring among those that are at work, or no longer. */
+/* Count the ring among those that are at work, or take it out of that count. */
 void ph_ring_set_awake(struct ph_ring *ring, bool is_awake);
 
 #endif

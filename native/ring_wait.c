@@ -9,7 +9,7 @@
 
 #include "ring_private.h"
 
-/* How many queues of this process are at work, or look around for some. */
+/* How many queues of this process are at work, or look for work. */
 static atomic_uint awake;
 
 void ph_ring_set_awake(struct ph_ring *ring, bool is_awake)
@@ -34,7 +34,7 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Another queue may wait for this processor; without one, giving it up would only cost time. */
+/* Give the processor up if another queue may be waiting for it; otherwise that only costs time. */
 static void relax(void)
 {
     if (atomic_load_explicit(&awake, memory_order_relaxed) > 1) {
@@ -48,7 +48,7 @@ static void relax(void)
 #endif
 }
 
-/* Look around for chains; longer when that has paid off lately. */
+/* Look for chains for some time, which is longer when that has paid off lately. */
 static enum ph_look spin(struct ph_ring *ring)
 {
     uint64_t end = now_ns() + ring->state.spin_ns;
@@ -79,12 +79,12 @@ static enum ph_look arm(struct ph_ring *ring)
     return ph_ring_look(ring);
 }
 
-/* Take note of a kick, and ask for no more while the ring is served. */
+/* Consume a kick, and ask for no more while the ring is served. */
 static void disarm(struct ph_ring *ring)
 {
     uint64_t kicks;
     struct iovec room = {&kicks, sizeof(kicks)};
-    /* The front-end shares the descriptor's flags and could make a mere read(2) block. */
+    /* The front-end shares the descriptor's flags, and could make a plain read(2) block. */
     ssize_t got = preadv2(ring->setup.kick_fd, &room, 1, -1, RWF_NOWAIT);
 
     (void)got;
@@ -92,7 +92,7 @@ static void disarm(struct ph_ring *ring)
         ph_store16((uint16_t *)ring->used, VRING_USED_F_NO_NOTIFY);
 }
 
-/* Notify, look around for some microseconds, then call `before_sleep` and sleep. */
+/* Notify, look for chains for some microseconds, then call `before_sleep` and sleep. */
 enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), void *context)
 {
     struct pollfd fds[] = {

@@ -50,7 +50,7 @@ static uint64_t look_up(struct device *device, uint64_t parent, const char *name
     return entry->nodeid;
 }
 
-/* Take back what the device has done with; wait for one when `wait` is set. */
+/* Take back the requests that the device has finished; with `wait`, wait for one. */
 static void reap_forgets(struct device *device, bool wait)
 {
     struct ring *ring = &device->high_priority;
@@ -254,7 +254,7 @@ void device_prepare(struct device *device)
         prepare_queue(device, i);
 }
 
-/* Read back what was written: the first and the last page of some blocks. Gives how many pages. */
+/* Check the first and the last page of some blocks that were written; returns how many pages. */
 uint64_t device_verify_writes(struct device *device)
 {
     const struct options *options = device->options;

@@ -53,7 +53,7 @@ static void run_lists(struct worker *worker)
     struct run *run = worker->run;
 
     worker->listed = allocate(run->options->files, sizeof *worker->listed);
-    /* Once for nothing: a device that has just started makes its tables grow. */
+    /* The first listing does not count: it makes the tables of a new device grow. */
     list_directory(worker, worker->queues[0]->device, false);
     while (run->phase != PHASE_OVER &&
            (!run->options->ops || atomic_fetch_sub(&run->budget, 1) > 0))

@@ -39,7 +39,7 @@ void floor_run(const struct options *options, struct worker *worker, double *sec
 {
     uint32_t piece = options->scattered ? PAGE_BYTES : options->block_bytes;
     unsigned count = options->block_bytes / piece;
-    /* Buffers take turns as those of so many requests do: a single one would stay in the cache. */
+    /* Use as many buffers as `depth` requests would: a single one would stay in the cache. */
     struct iovec *buffers = allocate(count * options->depth, sizeof *buffers);
     uint64_t blocks = options->working_set_bytes / options->block_bytes, position, begin_ns, end_ns;
     uint64_t turn = 0;

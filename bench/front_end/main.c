@@ -164,7 +164,7 @@ int main(int argc, char **argv)
     puts("}");
     fflush(stdout);
     if (options.operation == OP_ATTACH)
-        while (getchar() != EOF) /* stay attached until whoever started this is done */
+        while (getchar() != EOF) /* stay attached until standard input ends */
             ;
     return 0;
 }

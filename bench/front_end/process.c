@@ -1,4 +1,4 @@
-/* This process: its clocks, memory or the end, and what it says when it ends.
+/* What every part needs of this process: clocks, memory, and a way to end with a message.
  *
  * Must not know what is measured.
  */

@@ -1,4 +1,4 @@
-/* This process: its clocks, memory or the end, and what it says when it ends.
+/* What every part needs of this process: clocks, memory, and a way to end with a message.
  *
  * Must not know what is measured.
  */
@@ -9,8 +9,8 @@
 #include <stdint.h>
 
 uint64_t now_ns(void);
-void sleep_until(uint64_t ns); /* of now_ns */
-/* CPU time that this process has used, and that others have. */
+void sleep_until(uint64_t ns); /* by the clock of now_ns */
+/* CPU time that this process has used, and that other processes have. */
 double own_cpu_s(void);
 double cpu_s_of(const int *pids, unsigned count);
 /* Zeroed memory; the process ends when there is none. */

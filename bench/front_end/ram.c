@@ -29,7 +29,7 @@ void ram_free(struct ram *ram)
     close(ram->fd);
 }
 
-/* Take a piece of the pool; it is never given back. `align` is a power of two. */
+/* Take a piece of the pool, for good. `align` is a power of two. */
 uint64_t ram_take(struct ram *ram, uint64_t bytes, uint64_t align)
 {
     uint64_t at = (ram->pool_next + align - 1) & ~(align - 1);

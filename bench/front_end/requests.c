@@ -11,7 +11,7 @@
 
 #include "process.h"
 
-/* `number` is the request's own among those of its device. */
+/* `number` is unique among the requests of a device. */
 void request_make(struct request *request, struct ram *ram, uint64_t number)
 {
     *request = (struct request){

@@ -139,7 +139,7 @@ static void tell_event(struct connection *c, uint32_t request, uint64_t index, i
     tell(c, request, &index, sizeof index, fd);
 }
 
-/* Connect and negotiate; every wish that the device does not offer is dropped. */
+/* Connect and negotiate; features that the device does not offer are done without. */
 void connection_open(struct connection *c, const char *path, uint64_t without_features)
 {
     const uint64_t wanted = F_VERSION_1 | F_PROTOCOL_FEATURES | F_INDIRECT_DESC | F_EVENT_IDX;

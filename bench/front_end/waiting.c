@@ -27,7 +27,7 @@ void await_used(struct ring *const *rings, unsigned count, bool polling)
     if (polling)
         die("the device has not answered for %llu s", ANSWER_DEADLINE_NS / 1000000000ull);
     for (;;) {
-        /* Anew each time: an interrupt may have been for what is taken already. */
+        /* Look again each time: the interrupt may have been for a chain that was taken already. */
         for (unsigned i = 0; i < count; i++)
             pending |= !ring_arm(rings[i]);
         if (pending)

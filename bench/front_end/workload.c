@@ -1,5 +1,7 @@
 /* Operations, each a row of requests: what is sent first, what follows a reply, and what a reply
- * must be. Of many operations at once engine.c knows.
+ * must be.
+ *
+ * Must not know that there are many operations at once; engine.c does.
  */
 #include "workload.h"
 
@@ -33,7 +35,7 @@ static void send_release(struct slot *slot)
     send(slot, FUSE_RELEASE, slot->node, &release, sizeof release, 0);
 }
 
-/* One block, in as many requests as the device's max_write makes of it; they are sent together. */
+/* Send one block, in as many requests as the device's max_write makes necessary. */
 static void begin_block(struct queue *queue, struct slot *slot)
 {
     struct device *device = queue->device;
@@ -142,7 +144,7 @@ static void check_block(struct worker *worker, const struct request *request, st
         return;
     }
     need(reply.bytes == request->data_bytes, request, "a short read");
-    /* Every page before the clock runs, both ends of it while it does. */
+    /* Check all of each page before the clock runs, and its ends while the clock runs. */
     for (uint32_t done = 0; done < request->data_bytes; done += PAGE_BYTES) {
         const uint8_t *page = device->ram.base + request->pages[done / request->page_bytes] +
                               done % request->page_bytes;
@@ -175,7 +177,7 @@ static bool create_goes_on(struct slot *slot, const struct reply *reply)
     }
 }
 
-/* Take a reply; whether the operation needs another one. */
+/* Check a reply, and send what follows it; returns whether the operation goes on. */
 bool operation_goes_on(struct worker *worker, struct request *request, struct reply reply)
 {
     struct slot *slot = request->slot;
@@ -211,7 +213,7 @@ bool operation_goes_on(struct worker *worker, struct request *request, struct re
     }
 }
 
-/* List the whole directory once, as a guest that knows nothing of it yet; forget it afterwards. */
+/* List the whole directory, as a guest that knows nothing of it, and forget its nodes. */
 void list_directory(struct worker *worker, struct device *device, bool timed)
 {
     const struct options *options = device->options;
@@ -251,7 +253,7 @@ void list_directory(struct worker *worker, struct device *device, bool timed)
         worker->ops++;
         worker->entries += entries;
     }
-    /* "." and ".." come along, with or without nodes. */
+    /* The listing has "." and ".." too, with or without nodes. */
     if (entries != options->files + 2 || nodes != options->files)
         die("%s: %llu entries and %llu nodes of a directory of %u files", device->connection.path,
             (unsigned long long)entries, (unsigned long long)nodes, options->files);

@@ -2,7 +2,8 @@
  * Fuzz target: FUSE requests as they are served natively, native/request.c and the operations.
  *
  * The input is a stream of requests on one share. Each is either made of its parts, so that many
- * are lawful, or taken as it comes; it is cut into buffers anywhere, which lie alone in memory.
+ * are lawful, or taken as it comes; it is cut into buffers anywhere, each of which lies alone in
+ * memory.
  */
 #include "fuzz.h"
 
@@ -18,7 +19,7 @@ enum {
     MAX_PIECES = 12,
     MAX_ROOM = 1 << 16,
     FILL = 0xa5,
-    GUARD_BYTES = 64, /* after each buffer: the kernel's writes are not seen by ASan */
+    GUARD_BYTES = 64, /* after each buffer: ASan does not see what the kernel writes */
 };
 
 /* One side of a chain. */
@@ -37,7 +38,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     return 0;
 }
 
-/* Cut `size` bytes where the input says: each piece is memory of its own. */
+/* Cut `size` bytes where the input says; each piece gets memory of its own. */
 static void cut(struct input *input, uint8_t cuts, struct buffers *buffers, size_t size)
 {
     buffers->count = 0;

@@ -17,7 +17,7 @@ struct input {
     size_t size;
 };
 
-/* What must hold; ending here makes libFuzzer keep the input. */
+/* End the program unless this holds: libFuzzer keeps the input then. */
 #define HOLDS(condition)                                                                           \
     do {                                                                                           \
         if (!(condition)) {                                                                        \

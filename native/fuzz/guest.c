@@ -8,7 +8,7 @@ enum {
     TABLE_BYTES = GUEST_CHAIN_DESCS * sizeof(struct vring_desc),
     AREA_BYTES = 2 * 4096 + WRITE_BYTES, /* of a chain: table, request and reply */
     RAM_BYTES = GUEST_CHAINS * AREA_BYTES,
-    MUTATED_BYTES = TABLE_BYTES + 64, /* of each: what the device decides by */
+    MUTATED_BYTES = TABLE_BYTES + 64, /* of each area: the part that a device takes decisions by */
     RAM_GPA = 0x10000,
     INDIRECT = 64, /* of a request's flags, beside those of request_make */
 };
@@ -47,7 +47,7 @@ static struct vring_desc describe(uint64_t offset, uint32_t length, uint16_t fla
     return (struct vring_desc){RAM_GPA + offset, length, flags, next};
 }
 
-/* Describe a request in one descriptor or two, its room likewise. */
+/* Describe a request by one or two descriptors, and its room by none, one or two. */
 static void link_chain(struct guest *guest, uint32_t chain, uint32_t length, uint32_t room,
                        uint8_t flags, uint8_t cut)
 {

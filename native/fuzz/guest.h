@@ -1,8 +1,8 @@
 /*
  * The guest of a fuzzed queue: its ring and the memory that requests and replies are in.
  *
- * It makes lawful chains, until somebody pokes its memory; then nothing is expected of the ring any
- * more. Must not know who serves it.
+ * Its chains are lawful until guest_poke changes its memory; from then on it expects nothing of the
+ * ring. Must not know who serves it.
  */
 #ifndef PORTHOLE_FUZZ_GUEST_H
 #define PORTHOLE_FUZZ_GUEST_H
@@ -27,7 +27,7 @@ enum {
 
 /* A chain as the guest made it. */
 struct guest_chain {
-    struct fuse_in_header header; /* zeros: the request is shorter */
+    struct fuse_in_header header; /* zeros if the request is shorter */
     uint64_t room;
     bool has_header, is_waiting, is_for_python;
 };
@@ -41,7 +41,7 @@ struct guest {
     struct ph_span span; /* where the ram is */
     struct guest_chain chains[GUEST_CHAINS];
     uint16_t seen_used;
-    bool is_hostile; /* the ring is not what the guest has made */
+    bool is_hostile; /* whether the ring is no longer what the guest has made */
 };
 
 void guest_make(struct guest *guest);
@@ -54,9 +54,9 @@ void guest_ask(struct guest *guest, struct input *input);
 void guest_poke(struct guest *guest, struct input *input);
 /* With MUTATING, change requests and indirect tables until mutator_end. */
 void guest_begin_mutating(const struct guest *guest);
-/* The chain that begins at this place of the avail ring is given back as Python does it. */
+/* Expect the chain at this place of the avail ring back as Python gives it back: without a word. */
 void guest_expect_python(struct guest *guest, uint16_t next_avail);
-/* Take what was given back, as a driver does; `is_mounted` says what the loop may have served. */
+/* Take what was given back, and check it; the loop may serve mounted slots only. */
 void guest_collect(struct guest *guest, const bool is_mounted[GUEST_SLOTS]);
 
 #endif

@@ -62,7 +62,7 @@ void memory_lay_out(struct input *input, uint32_t size)
         struct part *part = &parts[MEMORY_SPAN + i];
 
         place(part, 1 + take16(input) % PART_BYTES, 1);
-        /* The last one ends where addresses do. */
+        /* The last span ends with the last address. */
         spans[i] = (struct ph_span){
             .gpa = i == MEMORY_SPANS - 1 ? -(uint64_t)part->size : 0x1000u + 0x10000u * (uint64_t)i,
             .size_bytes = part->size,

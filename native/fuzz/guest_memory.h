@@ -22,7 +22,7 @@ enum memory_part {
     MEMORY_PARTS = MEMORY_SPAN + MEMORY_SPANS
 };
 
-/* Memory of the guest that may be touched: the end of a stretch that otherwise may not. */
+/* Memory of the guest that may be touched: the end of a stretch of which the rest may not. */
 struct part {
     uint8_t *pages;
     uint8_t *start;
@@ -36,11 +36,11 @@ extern struct ph_span spans[MEMORY_SPANS];
 void memory_make(void);
 /* Lay out and fill a ring of this size, and the spans. */
 void memory_lay_out(struct input *input, uint32_t size);
-/* All pieces are in the first `span_count` spans, and as long as they say together. */
+/* Check that all pieces are in the first `span_count` spans, and have so many bytes together. */
 void memory_check_pieces(uint32_t span_count, const struct iovec *pieces, uint32_t count,
                          uint64_t bytes);
 
-/* Where memory changes by itself nothing can be said of what it was. */
+/* Remember the memory, to check later what was written; nothing where it changes by itself. */
 #ifdef MUTATING
 static inline void memory_remember(void)
 {
@@ -51,7 +51,7 @@ static inline void memory_check(bool used_too)
 }
 #else
 void memory_remember(void);
-/* The device has written to nothing that it may not write to; `used_too`: nor to the used ring. */
+/* Check that the device has written to the used ring alone; with `used_too`, not to that either. */
 void memory_check(bool used_too);
 #endif
 

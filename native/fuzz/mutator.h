@@ -1,15 +1,16 @@
 /*
- * With MUTATING, a second thread that goes on writing into the guest's memory while the device uses
- * it: what the device has checked must be what it uses, and nothing may be read twice.
+ * With MUTATING, a second thread writes into the guest's memory all the time while the device uses
+ * it: what the device has checked must be what it uses, and it may read nothing twice. Without
+ * MUTATING nothing happens here.
  *
- * Without, nothing happens here. Must not know what the memory means.
+ * Must not know what the memory means.
  */
 #ifndef PORTHOLE_FUZZ_MUTATOR_H
 #define PORTHOLE_FUZZ_MUTATOR_H
 
 #include "fuzz.h"
 
-/* Memory that is written into. */
+/* Memory that the thread writes into. */
 struct target {
     uint8_t *start;
     size_t size;
@@ -17,7 +18,7 @@ struct target {
 
 #ifdef MUTATING
 enum { IS_MUTATING = 1 };
-/* Write into these, of which there are no more than 16, until mutator_end. */
+/* Write into up to 16 targets until mutator_end. */
 void mutator_begin(const struct target *targets, size_t count, uint64_t seed);
 void mutator_end(void);
 #else

@@ -36,7 +36,7 @@ static size_t fixed_bytes(uint32_t opcode)
     }
 }
 
-/* What matters of the fixed part of a body, from few bytes of the input. */
+/* Fill in what matters of the fixed part of a body, from few bytes of the input. */
 static void fill_fixed(struct input *input, uint32_t opcode, uint8_t *body, size_t rest)
 {
     switch (opcode) {

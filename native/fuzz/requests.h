@@ -15,9 +15,9 @@ enum {
     REQUEST_AS_IT_COMES = 1, /* of the flags */
 };
 
-/* Write a request; its length. */
+/* Make a request; returns its length. */
 size_t request_make(struct input *input, uint8_t flags, uint8_t *bytes);
-/* What the guest is told was written is a reply to this request. */
+/* Check that what was written is a reply to this request. */
 void request_check_reply(const struct fuse_in_header *header, const uint8_t *replied,
                          int64_t written, uint64_t room);
 

@@ -1,9 +1,8 @@
 /*
- * Fuzz target: walking along the descriptor chains of a guest, native/ring.c and chain.c.
+ * Fuzz target: a guest's ring and its descriptor chains, native/ring.c and chain.c.
  *
  * The input is the guest's memory (ring and spans), and then what guest and device do in turn. With
- * MUTATING, the memory changes all the time: what is checked must be what is used, and nothing may
- * be read twice.
+ * MUTATING, the memory changes all the time.
  */
 #include "../ring.h"
 
@@ -40,7 +39,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     (void)argc, (void)argv;
     kick_fd = eventfd(0, EFD_NONBLOCK);
     call_fd = eventfd(0, EFD_NONBLOCK);
-    stop_fd = eventfd(1, EFD_NONBLOCK); /* no wait is a long one */
+    stop_fd = eventfd(1, EFD_NONBLOCK); /* readable, so that no wait is long */
     memory_make();
     return 0;
 }
@@ -53,7 +52,7 @@ static uint16_t avail16(size_t index)
     return value;
 }
 
-/* What the guest does to its memory; the mutator does no more. */
+/* Change memory as a guest may at any time. */
 static void act_as_guest(struct input *input, enum op op, uint32_t size)
 {
     if (op == OFFER) {
@@ -137,7 +136,7 @@ static void put_back(struct device *device)
     device->taken = false;
 }
 
-/* As a driver sees the ring after a push. */
+/* Check the used ring as its driver sees it. */
 static void check_pushed(const struct device *device, uint32_t written)
 {
     uint32_t slot = (uint16_t)(device->state->next_used - 1) % device->size, element[2];
@@ -238,7 +237,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
     struct target targets[MEMORY_PARTS];
     struct device device = {
         .size = 1u << take8(&input) % 9,
-        .span_count = flags & 8 ? 1 : MEMORY_SPANS, /* a pool is alone */
+        .span_count = flags & 8 ? 1 : MEMORY_SPANS, /* a pool is the only span */
     };
     struct ph_ring_setup setup = {
         .spans = spans,

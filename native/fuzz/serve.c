@@ -3,8 +3,8 @@
  *
  * The input says what guest and owner do in turn: the guest puts requests for any share of the
  * device into its ring, the owner adds and removes shares, has the ring served, and takes it away.
- * What the loop leaves is taken as Python takes it. With MUTATING, requests change while they are
- * served.
+ * What the loop leaves in the ring is taken as Python takes it. With MUTATING, requests change
+ * while they are served.
  */
 #include "../serve.h"
 
@@ -32,7 +32,7 @@ static struct {
     struct ph_ring *ring;
     struct ph_mounts *mounts;
     bool is_mounted[GUEST_SLOTS];
-    struct ph_mount *kept[GUEST_SLOTS]; /* mounts that are put in again and again */
+    struct ph_mount *kept[GUEST_SLOTS]; /* to be put in again and again */
 } now;
 
 static struct ph_worker *worker;
@@ -75,7 +75,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     return 0;
 }
 
-/* Serve the ring from where it was left; as when a queue's thread is begun. */
+/* Serve the ring from where it was left, as a queue's thread does when it begins. */
 static void attach(struct ph_ring_state state)
 {
     HOLDS((now.ring = ph_ring_new(&now.setup)));
@@ -83,7 +83,7 @@ static void attach(struct ph_ring_state state)
     ph_ring_set_wake(now.ring, wake_fd);
 }
 
-/* Give the next chain back without a word, as Python would after it has served it. */
+/* Take the next chain, and give it back without a word. */
 static bool act_as_python(void)
 {
     struct ph_chain chain;
@@ -116,7 +116,7 @@ static void serve(void)
     guest_collect(&now.guest, now.is_mounted);
 }
 
-/* The ring is taken away, and what comes too late does not touch it. */
+/* Take the ring away: what comes too late does not touch it. */
 static void stop(void)
 {
     static uint8_t before[GUEST_USED_BYTES];

@@ -44,7 +44,7 @@ static void put(int dir, const char *name, const char *content, mode_t mode)
     close(fd);
 }
 
-/* Attached to nothing: no path leads to it. */
+/* The tmpfs is attached to nothing: no path leads to it. */
 static int make_tmpfs(void)
 {
     int config = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC), fd;
@@ -91,7 +91,7 @@ static void remove_files(int dir)
     closedir(listing);
 }
 
-/* The lowest free numbers: what the kernel gives. */
+/* Find the lowest free numbers, which the kernel gives next. */
 static void probe(int numbers[PROBES])
 {
     for (int i = 0; i < PROBES; i++)

@@ -41,7 +41,7 @@ class Loop:
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._span = Span(GPA, len(self._memory), base)
         self._counters = Counters()
-        self.kick_fd, self._call_fd, self._stop_fd, self.wake_fd = (
+        self.kick_fd, self.call_fd, self._stop_fd, self.wake_fd = (
             os.eventfd(0, os.EFD_NONBLOCK) for _ in range(4)
         )
         setup = RingSetup(
@@ -53,7 +53,7 @@ class Loop:
             span_count=1,
             size=SIZE,
             kick_fd=self.kick_fd,
-            call_fd=self._call_fd,
+            call_fd=self.call_fd,
             stop_fd=self._stop_fd,
             event_idx=False,
             indirect=True,
@@ -72,7 +72,7 @@ class Loop:
         self.library.ph_ring_free(self.ring)
         self.library.ph_mounts_free(self._mounts)
         self.library.ph_worker_delete(self._worker)
-        for fd in (self.kick_fd, self._call_fd, self._stop_fd, self.wake_fd):
+        for fd in (self.kick_fd, self.call_fd, self._stop_fd, self.wake_fd):
             os.close(fd)
 
     @property

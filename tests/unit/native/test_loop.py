@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import time
@@ -146,6 +147,19 @@ def test_a_file_that_was_made_is_not_left_to_python(loop: Loop, shared: Path) ->
     assert loop.library.ph_mount_node_count(mount) == 0
     assert loop.library.ph_mount_open_file_count(mount) == 0
     loop.release(mount)
+
+
+def test_a_ring_that_was_closed_notifies_nobody(loop: Loop) -> None:
+    """A thread that was stuck in a request comes back when its device may be gone."""
+    ring = ctypes.c_void_p(loop.ring)
+    loop.library.ph_ring_notify(ring)
+    assert os.eventfd_read(loop.call_fd) == 1
+    loop.library.ph_ring_close(ring)
+    loop.library.ph_ring_notify(ring)
+    loop.library.ph_ring_push(ring, ctypes.c_uint32(0))
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(loop.call_fd)
+    assert loop.used == 0
 
 
 def credentials() -> list[str]:
