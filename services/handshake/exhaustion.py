@@ -1,7 +1,7 @@
-"""What is bounded and can be used up, and the episodes in which it is.
+"""Bounded resources, and the episodes in which one is used up.
 
-Every quota and pool says the same when it is exhausted: its name, used, total and the remedy; once
-per episode, since a guest can provoke it at will. Must not know who counts, or who is told.
+Every quota and pool reports its exhaustion in the same form: name, used, total and remedy. It does
+so once per episode, because a guest can provoke exhaustion at will.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Resource(StrEnum):
-    """What is bounded; docs/limits.md has a line for each."""
+    """A bounded resource; docs/limits.md has a line for each."""
 
     WINDOWS = "windows"
     VM_WINDOWS = "vm_windows"
@@ -48,7 +48,7 @@ REMEDIES: Final[dict[str, str]] = {
     Resource.BOUNCE_POOL: "requests wait, then fail; boot with a larger hv_pci_swiotlb= or have "
     "fewer requests in flight",
 }
-"""What exhaustion means and what helps, for people."""
+"""The effect of each exhaustion and its remedy, for people."""
 
 _EASED_NUMERATOR: Final = 3
 _EASED_DENOMINATOR: Final = 4
@@ -56,13 +56,13 @@ _EASED_DENOMINATOR: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Exhaustion:
-    """Something bounded is used up: requests wait or fail.
+    """A bounded resource is used up, so that requests wait or fail.
 
     Attributes:
-        resource: What; one of Resource, unless a newer peer names it.
-        used: How much of it, when the first was refused or had to wait. It may be less than
-            `total`: somebody needed several at once, or a ring is too short for so many.
-        total: How much there is.
+        resource: One of Resource, or a name that only a newer peer knows.
+        used: Amount in use when the first request was refused or had to wait. It may be less than
+            `total`: the request needed several at once, or a ring is too short for so many.
+        total: The bound.
     """
 
     resource: str
@@ -78,14 +78,14 @@ class Exhaustion:
 class Bound:
     """One bounded resource, and the episodes in which it is used up.
 
-    An episode begins when somebody is refused or has to wait. It ends with the first look at which
-    no more than three quarters are in use and nobody has been refused since the look before.
-    Safe to use from every thread.
+    An episode begins when a request is refused or has to wait. It ends with the first look at which
+    at most three quarters are in use and no request has been refused since the look before. Any
+    thread may use it.
 
     Attributes:
-        resource: What is bounded.
-        total: How much there is.
-        used: Tells how much of it is in use; from any thread, without waiting.
+        resource: One of Resource.
+        total: The bound.
+        used: Returns the amount in use; it may be called on any thread and must not wait.
         exhausted: Whether an episode lasts.
     """
 
@@ -99,11 +99,11 @@ class Bound:
         """Begin with no episode.
 
         Args:
-            resource: What is bounded.
-            total: How much there is.
-            used: Tells how much of it is in use.
-            look_later: Has what it is given called a while later, on a thread of its own. How much
-                later bounds how often episodes can begin.
+            resource: One of Resource.
+            total: The bound.
+            used: Returns the amount in use.
+            look_later: Calls its argument after a delay, on another thread. The delay bounds how
+                often episodes begin.
         """
         self.resource: Final = resource
         self.total: Final = total
@@ -113,17 +113,17 @@ class Bound:
         self._hit = False
         self._lock = threading.Lock()
 
-    def hit(self, tell: Callable[[Exhaustion], None]) -> None:
-        """Somebody is refused or has to wait.
+    def hit(self, report: Callable[[Exhaustion], None]) -> None:
+        """Note that a request is refused or has to wait.
 
         Args:
-            tell: Called if that begins an episode.
+            report: Called if this begins an episode.
         """
         with self._lock:
             self._hit = True
             begins, self.exhausted = not self.exhausted, True
         if begins:
-            tell(Exhaustion(self.resource, self.used(), self.total))
+            report(Exhaustion(self.resource, self.used(), self.total))
             self._look_later(self.look)
 
     def look(self) -> None:
