@@ -197,9 +197,13 @@ class HostedDevice:
         """Remove a share from an aggregate; see FsDevice.remove_child."""
         self._aggregate().remove_child(name)
 
-    def mark_shutting_down(self) -> None:
-        """Take nothing new from now on."""
-        self._fire(DeviceEvent.REMOVE, "removed")
+    def mark_shutting_down(self) -> bool:
+        """Take nothing new from now on.
+
+        Returns:
+            Whether this call has marked it: of several callers, one tears the device down.
+        """
+        return self._fire(DeviceEvent.REMOVE, "removed")
 
     def tear_down(self) -> None:
         """Drop the front-end, unmap guest memory, remove the socket, release the back end."""
@@ -313,9 +317,12 @@ class HostedDevice:
             self._told.add(event.name)
         self._emit(event)
 
-    def _fire(self, event: DeviceEvent, detail: str) -> None:
+    def _fire(self, event: DeviceEvent, detail: str) -> bool:
+        """Move on, and report a new state; returns whether it is a new one."""
         with self._lock:
             before = self.state
             after = self._machine.fire(event)
-        if after is not before:
-            self._on_change(self.info(), detail)
+        if after is before:
+            return False
+        self._on_change(self.info(), detail)
+        return True

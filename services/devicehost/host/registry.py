@@ -55,7 +55,11 @@ class _Vm:
 
 
 class DeviceHost:
-    """The registry of devices; every method may be called from any thread, and may block."""
+    """The registry of devices; every method may be called from any thread, and may block.
+
+    Its lock guards the tables alone. Devices are asked, marked and torn down when it is free again,
+    because they call back, and count descriptors, and wait for threads.
+    """
 
     def __init__(
         self,
@@ -140,11 +144,9 @@ class DeviceHost:
         Raises:
             NotFoundError: DEVICE_UNKNOWN, also while another call is removing it.
         """
-        with self._lock:
-            entry = self._find(vm_id, instance_id)
-            if entry.state is DeviceState.SHUTTING_DOWN:
-                raise _unknown(vm_id, instance_id)
-            entry.mark_shutting_down()
+        entry = self._find(vm_id, instance_id)
+        if not entry.mark_shutting_down():
+            raise _unknown(vm_id, instance_id)
         try:
             entry.tear_down()
         finally:
@@ -159,8 +161,7 @@ class DeviceHost:
             FailedPreconditionError: NO_AGGREGATE.
             PortholeError: As FsDevice.add_child.
         """
-        with self._lock:
-            entry = self._find(vm_id, instance_id)
+        entry = self._find(vm_id, instance_id)
         options = parse_child(child, entry.identity.vm_id)
         entry.add_child(child.name, options, Path(child.shared_dir))
 
@@ -171,9 +172,7 @@ class DeviceHost:
             NotFoundError: DEVICE_UNKNOWN, or CHILD_UNKNOWN.
             FailedPreconditionError: NO_AGGREGATE.
         """
-        with self._lock:
-            entry = self._find(vm_id, instance_id)
-        entry.remove_child(name)
+        self._find(vm_id, instance_id).remove_child(name)
 
     def forget_vm(self, vm_id: str) -> None:
         """Tear down what is left of a VM's devices, and forget its pool; harmless when done before.
@@ -187,10 +186,10 @@ class DeviceHost:
             if vm is None:
                 return
             vm.pool = None
-            leaving = _mark_shutting_down([vm])
-            if not vm.devices:
+            entries = list(vm.devices.values())
+            if not entries:
                 del self._vms[vm_id]
-        self._tear_down(leaving)
+        self._tear_down(entries)
 
     def get_device(self, vm_id: str, instance_id: str) -> DeviceInfo:
         """Tell about one device.
@@ -198,18 +197,18 @@ class DeviceHost:
         Raises:
             NotFoundError: DEVICE_UNKNOWN.
         """
-        with self._lock:
-            return self._find(vm_id, instance_id).info()
+        return self._find(vm_id, instance_id).info()
 
     def list_devices(self, vm_id: str | None = None) -> list[DeviceInfo]:
         """Tell about all devices, or those of one VM, in the order in which they were added."""
         with self._lock:
-            return [
-                device.info()
+            entries = [
+                entry
                 for each, vm in self._vms.items()
                 if vm_id is None or each == vm_id
-                for device in vm.devices.values()
+                for entry in vm.devices.values()
             ]
+        return [entry.info() for entry in entries]
 
     def removed_devices(self, within_s: float) -> list[DeviceInfo]:
         """Tell the last of the devices that were removed in the past `within_s` seconds."""
@@ -230,8 +229,8 @@ class DeviceHost:
         """Refuse new devices, mark all as shutting down, tear each down, forget them."""
         with self._lock:
             self._closing = True
-            leaving = _mark_shutting_down(self._vms.values())
-        self._tear_down(leaving)
+            entries = [entry for vm in self._vms.values() for entry in vm.devices.values()]
+        self._tear_down(entries)
 
     def _register(
         self, me: Identity, pool: SwiotlbPool | None, emit: Callable[[events.Event], None]
@@ -271,20 +270,23 @@ class DeviceHost:
             vm.devices[me.instance_id] = entry
             return entry
 
-    def _tear_down(self, leaving: Iterable[HostedDevice]) -> None:
-        for entry in leaving:
+    def _tear_down(self, entries: Iterable[HostedDevice]) -> None:
+        """Mark all as shutting down, then tear down those that no other call is removing."""
+        for entry in [entry for entry in entries if entry.mark_shutting_down()]:
             entry.tear_down()
             self._forget(entry)
 
     def _forget(self, entry: HostedDevice) -> None:
         me = entry.identity
+        # A device that could not be started is not remembered.
+        info = entry.info() if entry.state is DeviceState.SHUTTING_DOWN else None
         with self._lock:
             vm = self._vms.get(me.vm_id)
             if vm is None or vm.devices.get(me.instance_id) is not entry:
                 return  # whoever closed the host meanwhile has forgotten it
             del vm.devices[me.instance_id]
-            if entry.state is DeviceState.SHUTTING_DOWN:  # not one that could not be started
-                self._removed.append((time.monotonic(), entry.info()))
+            if info is not None:
+                self._removed.append((time.monotonic(), info))
             # A VM that has latched a pool is remembered: its next device must have the token.
             if not vm.devices and vm.pool is None:
                 del self._vms[me.vm_id]
@@ -295,24 +297,12 @@ class DeviceHost:
             return vm is not None and instance_id in vm.devices
 
     def _find(self, vm_id: str, instance_id: str) -> HostedDevice:
-        vm = self._vms.get(vm_id)
-        entry = vm.devices.get(instance_id) if vm else None
+        with self._lock:
+            vm = self._vms.get(vm_id)
+            entry = vm.devices.get(instance_id) if vm else None
         if entry is None:
             raise _unknown(vm_id, instance_id)
         return entry
-
-
-def _mark_shutting_down(vms: Iterable[_Vm]) -> list[HostedDevice]:
-    """Mark the devices that nobody else is tearing down; the registry is locked."""
-    leaving = [
-        entry
-        for vm in vms
-        for entry in vm.devices.values()
-        if entry.state is not DeviceState.SHUTTING_DOWN
-    ]
-    for entry in leaving:
-        entry.mark_shutting_down()
-    return leaving
 
 
 def _unknown(vm_id: str, instance_id: str) -> NotFoundError:

@@ -55,7 +55,8 @@ TRANSITIONS: Final[Mapping[tuple[DeviceState, DeviceEvent], DeviceState]] = {
     (DeviceState.CONNECTED, DeviceEvent.REMOVE): DeviceState.SHUTTING_DOWN,
     (DeviceState.ATTACHED, DeviceEvent.REMOVE): DeviceState.SHUTTING_DOWN,
     (DeviceState.NEEDS_RESET, DeviceEvent.REMOVE): DeviceState.SHUTTING_DOWN,
-    # What its threads still report while they end changes nothing.
+    # Several calls may remove it, and its threads report while they end: that changes nothing.
+    (DeviceState.SHUTTING_DOWN, DeviceEvent.REMOVE): DeviceState.SHUTTING_DOWN,
     (DeviceState.SHUTTING_DOWN, DeviceEvent.CONNECT): DeviceState.SHUTTING_DOWN,
     (DeviceState.SHUTTING_DOWN, DeviceEvent.ATTACH): DeviceState.SHUTTING_DOWN,
     (DeviceState.SHUTTING_DOWN, DeviceEvent.FAIL): DeviceState.SHUTTING_DOWN,
