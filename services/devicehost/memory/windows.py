@@ -65,6 +65,7 @@ class WindowQuota:
         self.device_limit = -(-limit * part // whole)
         self.deadline_s = deadline_s
         self._changed = threading.Condition()
+        self._changes = 0
         self._mapped: dict[tuple[WindowMemory, GpaRange], Window] = {}
         self._idle: OrderedDict[Window, None] = OrderedDict()
         self.bound = bound(Resource.VM_WINDOWS, limit, lambda: self.in_use)
@@ -97,15 +98,20 @@ class WindowQuota:
                 limit=self.device_limit,
             )
         with self._changed:
-            self._wait_for_room(owner, wanted)
-            pinned: list[Window] = []
-            try:
-                for pages in wanted:
-                    pinned.append(self._pin(owner, pages))
-            except Exception:
-                self._unpin(pinned)
-                raise
-            return pinned
+            lacking = self._lacking(owner, wanted)
+            if lacking is None:
+                return self._pin_all(owner, wanted)
+            seen = self._changes
+        owner.counters.count_windows(waited=1)
+        deadline = time.monotonic() + self.deadline_s
+        while True:
+            # It calls back, so the lock is free meanwhile.
+            owner.counters.bounds.hit(lacking)
+            with self._changed:
+                seen = self._wait_for_change(seen, owner, wanted, deadline)
+                lacking = self._lacking(owner, wanted)
+                if lacking is None:
+                    return self._pin_all(owner, wanted)
 
     def release(self, windows: Sequence[Window]) -> None:
         """Unpin windows; they stay mapped until room is needed."""
@@ -119,25 +125,27 @@ class WindowQuota:
                 self._idle.pop(window, None)
                 self._unmap(window)
             owner.in_use = 0
-            self._changed.notify_all()
+            self._note_change()
 
-    def _wait_for_room(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> None:
-        deadline = time.monotonic() + self.deadline_s
-        waited = False
-        while lacking := self._lacking(owner, wanted):
-            if not waited:
-                owner.counters.count_windows(waited=1)
-                waited = True
-            owner.counters.bounds.hit(lacking)
-            if not self._changed.wait(deadline - time.monotonic()):
-                raise DeadlineExceededError(
-                    "WINDOW_DEADLINE",
-                    f"a request needs {len(wanted)} windows and waited {self.deadline_s} s; "
-                    f"{owner.in_use} of the device's {self.device_limit} and {self.in_use} of the "
-                    f"VM's {self.limit} are in use",
-                    needed=len(wanted),
-                    limit=self.limit,
-                )
+    def _wait_for_change(
+        self, seen: int, owner: WindowMemory, wanted: Collection[GpaRange], deadline: float
+    ) -> int:
+        """Wait until windows have come free since `seen` changes; returns how many there are."""
+        left_s = deadline - time.monotonic()
+        if not self._changed.wait_for(lambda: self._changes != seen, left_s):
+            raise DeadlineExceededError(
+                "WINDOW_DEADLINE",
+                f"a request needs {len(wanted)} windows and waited {self.deadline_s} s; "
+                f"{owner.in_use} of the device's {self.device_limit} and {self.in_use} of the "
+                f"VM's {self.limit} are in use",
+                needed=len(wanted),
+                limit=self.limit,
+            )
+        return self._changes
+
+    def _note_change(self) -> None:
+        self._changes += 1
+        self._changed.notify_all()
 
     def _lacking(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> Resource | None:
         """Tell which quota leaves too little room now; None: there is room."""
@@ -148,6 +156,16 @@ class WindowQuota:
         if owner.in_use + new > self.device_limit:
             return Resource.WINDOWS
         return Resource.VM_WINDOWS if self.in_use + new > self.limit else None
+
+    def _pin_all(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> list[Window]:
+        pinned: list[Window] = []
+        try:
+            for pages in wanted:
+                pinned.append(self._pin(owner, pages))
+        except Exception:
+            self._unpin(pinned)
+            raise
+        return pinned
 
     def _pin(self, owner: WindowMemory, pages: GpaRange) -> Window:
         window = self._mapped.get((owner, pages))
@@ -171,7 +189,7 @@ class WindowQuota:
             if window.pins == 0 and self._mapped.get((window.owner, window.pages)) is window:
                 window.owner.in_use -= 1
                 self._idle[window] = None
-        self._changed.notify_all()
+        self._note_change()
 
     def _unmap(self, window: Window) -> None:
         del self._mapped[window.owner, window.pages]

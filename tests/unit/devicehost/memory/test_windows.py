@@ -327,3 +327,27 @@ def test_evictions_add_up(ram: GuestRam) -> None:
         device.memory.read(place * PAGE, 8)
     assert device.counters.snapshot().windows_evicted == 3
     device.close()
+
+
+def test_a_quota_that_is_used_up_is_reported_with_its_lock_free(ram: GuestRam) -> None:
+    quota = WindowQuota(limit=2, deadline_s=10)
+    greedy, neighbour = Device(ram, quota), Device(ram, quota)
+    served = threading.Event()
+    lease = greedy.memory.lease((0,), (8,))
+
+    def on_exhausted(_: Exhaustion) -> None:
+        """Let a request of a neighbour through, and make room."""
+
+        def serve() -> None:
+            neighbour.memory.read(0, 8)
+            lease.close()
+            served.set()
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert served.wait(5), "the quota is locked while others are called"
+
+    greedy.counters.bounds.on_exhausted = on_exhausted
+    with greedy.memory.lease((PAGE, 2 * PAGE), (8, 8)):
+        assert served.is_set()
+    greedy.close()
+    neighbour.close()
