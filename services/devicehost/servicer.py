@@ -1,14 +1,15 @@
 """The gRPC edge of the device host: protobuf in, values to the registry, protobuf out.
 
-The registry blocks, so it is called on threads; what happens to devices comes back from threads to
-the event loop for the watchers. Must not know rings or memory.
+The registry blocks: every call of it runs on a thread, none on the event loop. What happens to
+devices comes back from threads to the event loop for the watchers. Must not know rings or memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
 from porthole.handshake.v1 import device_pb2
@@ -34,7 +35,7 @@ from services.rpc.server import Servicer
 from services.rpc.version import service_version
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     import grpc
@@ -44,8 +45,16 @@ if TYPE_CHECKING:
 
 SERVICE: Final = "porthole.devicehost.v1.DeviceHost"
 
+CALL_THREADS: Final = 32
+"""Calls of the registry that run at a time. One takes as long as its share's file system, or as a
+worker that does not end; the others are answered meanwhile."""
+
 WATCH_BACKLOG: Final = 1024
 """Changes that a watcher may be behind; one that is further behind is cut off."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Watcher:
@@ -69,11 +78,13 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
 
     def __init__(self, run_dir: Path) -> None:
         self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(CALL_THREADS, "registry")
         self._watchers: set[_Watcher] = set()
         self.host = DeviceHost(run_dir, self._changed, on_exhausted=self._exhausted)
 
     async def close(self) -> None:
         """Tear every device down, then end the watchers."""
+        # Not on the threads of the calls, all of which may be waiting.
         await asyncio.to_thread(self.host.close)
         for watcher in self._watchers:
             watcher.ended.set()
@@ -98,7 +109,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.SetSwiotlbResponse:
         """Learn which pool a VM has latched."""
-        self.host.set_swiotlb(request.vm_id, request.swiotlb_option)
+        await self._on_thread(self.host.set_swiotlb, request.vm_id, request.swiotlb_option)
         return device_host_pb2.SetSwiotlbResponse()
 
     async def CreateDevice(  # noqa: N802
@@ -110,7 +121,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
     ) -> device_host_pb2.CreateDeviceResponse:
         """Make one device; its later events go under the span of this call."""
         emit = partial(_emit, tracing.current_traceparent())
-        info = await asyncio.to_thread(self.host.create_device, _spec(request), emit)
+        info = await self._on_thread(self.host.create_device, _spec(request), emit)
         return device_host_pb2.CreateDeviceResponse(socket_path=str(info.socket_path))
 
     async def RemoveDevice(  # noqa: N802
@@ -121,7 +132,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.RemoveDeviceResponse:
         """Tear one device down."""
-        await asyncio.to_thread(self.host.remove_device, request.vm_id, request.instance_id)
+        await self._on_thread(self.host.remove_device, request.vm_id, request.instance_id)
         return device_host_pb2.RemoveDeviceResponse()
 
     async def AddChild(  # noqa: N802
@@ -133,7 +144,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
     ) -> device_host_pb2.AddChildResponse:
         """Add a share to an aggregate device."""
         child = ChildSpec(request.name, request.options, request.shared_dir)
-        await asyncio.to_thread(self.host.add_child, request.vm_id, request.instance_id, child)
+        await self._on_thread(self.host.add_child, request.vm_id, request.instance_id, child)
         return device_host_pb2.AddChildResponse()
 
     async def RemoveChild(  # noqa: N802
@@ -144,7 +155,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.RemoveChildResponse:
         """Remove a share from an aggregate device."""
-        await asyncio.to_thread(
+        await self._on_thread(
             self.host.remove_child, request.vm_id, request.instance_id, request.name
         )
         return device_host_pb2.RemoveChildResponse()
@@ -157,7 +168,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.ForgetVmResponse:
         """Tear down what is left of a VM."""
-        await asyncio.to_thread(self.host.forget_vm, request.vm_id)
+        await self._on_thread(self.host.forget_vm, request.vm_id)
         return device_host_pb2.ForgetVmResponse()
 
     async def GetDevice(  # noqa: N802
@@ -168,7 +179,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.GetDeviceResponse:
         """Tell state and counters of one device."""
-        info = self.host.get_device(request.vm_id, request.instance_id)
+        info = await self._on_thread(self.host.get_device, request.vm_id, request.instance_id)
         return device_host_pb2.GetDeviceResponse(device=_to_proto(info))
 
     async def ListDevices(  # noqa: N802
@@ -179,7 +190,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.ListDevicesResponse:
         """List devices."""
-        devices = self.host.list_devices(request.vm_id or None)
+        devices = await self._on_thread(self.host.list_devices, request.vm_id or None)
         return device_host_pb2.ListDevicesResponse(devices=[_to_proto(info) for info in devices])
 
     async def WatchDevices(  # noqa: N802
@@ -212,6 +223,10 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         finally:
             ended.cancel()
             self._watchers.discard(watcher)
+
+    async def _on_thread(self, call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """Call the registry on one of its threads."""
+        return await self._loop.run_in_executor(self._threads, partial(call, *args, **named))
 
     def _changed(self, info: DeviceInfo, detail: str) -> None:
         """Take a change from whatever thread it happened on."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -19,7 +21,7 @@ from porthole.handshake.v1 import device_pb2
 
 from services.devicehost import telemetry
 from services.devicehost.servicer import SERVICE, DeviceHostServicer
-from services.handshake.errors import FailedPreconditionError
+from services.handshake.errors import FailedPreconditionError, PortholeError
 from services.rpc import tracing
 from services.rpc.channel import connect
 from services.rpc.server import Servicer, start_server
@@ -30,9 +32,11 @@ from tests.unit.devicehost.memory.test_aperture import mapped_bytes
 from tests.unit.devicehost.vhost_user.conftest import guest_fds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Iterator
 
     from porthole.devicehost.v1.device_host_pb2_grpc import DeviceHostAsyncStub
+
+    from services.devicehost.host import DeviceHost
 
 
 def request(shared: Path, instance_id: str = "d1", vm_id: str = VM) -> pb.CreateDeviceRequest:
@@ -247,6 +251,72 @@ async def test_the_process_maps_the_pool_only_and_leaves_nothing_after_sigterm(
     assert aperture["traceId"] == created["traceId"]
     assert aperture["parentSpanId"] == created["spanId"]
     assert [event["name"] for event in aperture["events"]] == ["ApertureCreated"]
+
+
+class WatchedRegistry:
+    """A registry that keeps which thread has called what of it."""
+
+    def __init__(self, registry: DeviceHost) -> None:
+        self.registry = registry
+        self.calls: list[tuple[str, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.registry, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            self.calls.append((name, threading.get_ident()))
+            return found(*args, **named)
+
+        return call if callable(found) else found
+
+
+WITHOUT_REGISTRY = {"GetVersion", "WatchDevices"}
+
+
+async def test_no_call_of_the_registry_runs_on_the_event_loop(
+    servicer: DeviceHostServicer, stub: DeviceHostAsyncStub
+) -> None:
+    registry = WatchedRegistry(servicer.host)
+    servicer.host = cast("DeviceHost", registry)
+    for method in pb.DESCRIPTOR.services_by_name["DeviceHost"].methods:
+        registry.calls.clear()
+        request = getattr(pb, method.input_type.name)()
+        call = getattr(stub, method.name)(request)
+        if method.server_streaming:
+            await call.initial_metadata()
+            call.cancel()
+        else:
+            with contextlib.suppress(PortholeError):  # an empty request is refused by many
+                await call
+        assert bool(registry.calls) == (method.name not in WITHOUT_REGISTRY), method.name
+        assert threading.get_ident() not in [thread for _, thread in registry.calls], method.name
+    registry.calls.clear()
+    await servicer.close()
+    assert [name for name, _ in registry.calls] == ["close"]
+    assert registry.calls[0][1] != threading.get_ident()
+
+
+async def test_a_device_is_shown_while_others_take_long_to_be_removed(
+    servicer: DeviceHostServicer, stub: DeviceHostAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving, may_leave = threading.Barrier(9), threading.Event()
+
+    def remove(*_: str) -> None:
+        leaving.wait(10)
+        may_leave.wait(10)
+
+    monkeypatch.setattr(servicer.host, "remove_device", remove)
+    removals = [
+        asyncio.create_task(_awaited(stub.RemoveDevice(pb.RemoveDeviceRequest()))) for _ in range(8)
+    ]
+    await asyncio.to_thread(leaving.wait, 10)
+    assert (await stub.ListDevices(pb.ListDevicesRequest(), timeout=10)).devices == []
+    may_leave.set()
+    await asyncio.gather(*removals)
+
+
+async def _awaited(call: Awaitable[object]) -> None:
+    await call
 
 
 def test_every_method_of_the_proto_is_served() -> None:
