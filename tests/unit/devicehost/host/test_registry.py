@@ -11,6 +11,7 @@ import pytest
 
 from services.devicehost.host import DeviceHost, DeviceState, FsBackend, HostedDevice, NetBackend
 from services.devicehost.host.registry import REMEMBERED_DEVICES
+from services.devicehost.throttle import Throttle
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -186,11 +187,19 @@ def test_a_forgotten_vm_leaves_no_device_and_no_pool(rig: Rig) -> None:
     rig.host.set_swiotlb(VM, TOKEN)
     info = rig.create("d1", token=TOKEN)
     other = rig.create("d2", vm_id=OTHER_VM)
-    for _ in range(2):
-        rig.host.forget_vm(VM)
+    rig.host.forget_vm(VM)
     assert not info.socket_path.exists()
     assert [device.instance_id for device in rig.host.list_devices()] == ["d2"]
     assert other.socket_path.exists()
+    rig.host.set_swiotlb(VM, OTHER_TOKEN)
+
+
+def test_a_vm_without_devices_is_forgotten_with_its_pool_and_forgetting_it_again_is_harmless(
+    rig: Rig,
+) -> None:
+    rig.host.set_swiotlb(VM, TOKEN)
+    for _ in range(2):
+        rig.host.forget_vm(VM)
     rig.host.set_swiotlb(VM, OTHER_TOKEN)
 
 
@@ -291,6 +300,25 @@ def test_a_refused_address_marks_this_device_only(
         assert front.tell(Request.RESET_DEVICE) == 0
         assert rig.host.get_device(VM, "bad").state is DeviceState.ATTACHED
     ram.close()
+
+
+def test_failures_that_a_guest_repeats_are_logged_once_a_second(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 100.0
+    rig.create()
+    device = rig.host._vms[VM].devices["d1"]
+    device._throttle = Throttle(clock=lambda: now_s)
+    device.connected()
+    device.attached()
+    for _ in range(1000):
+        device.failed(InvalidArgumentError("ADDRESS_OUT_OF_BOUNDS", "an address"))
+        device.was_reset()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    now_s += 1
+    device.failed(InvalidArgumentError("ADDRESS_OUT_OF_BOUNDS", "an address"))
+    assert len(caplog.records) == 2
+    assert "999 more like it not logged" in caplog.text
 
 
 def test_eight_doorbells_and_the_high_priority_queue(rig: Rig) -> None:
