@@ -202,8 +202,8 @@ def current_traceparent() -> str:
 
 
 def _context(traceparent: str | None) -> Context:
-    # The context is given, though empty: without it, OpenTelemetry takes the current span.
-    return _PROPAGATOR.extract({TRACEPARENT: traceparent or ""}, context=Context())
+    # Without a traceparent the context is empty, not the current one: the span begins a trace.
+    return _PROPAGATOR.extract({TRACEPARENT: traceparent or ""})
 
 
 def _tracer_provider(resource: Resource, settings: ServiceSettings) -> TracerProvider:

@@ -201,3 +201,18 @@ def test_a_collector_that_is_absent_delays_shutdown_by_seconds_at_most(run_dir: 
     ended.start()
     ended.join(timeout=15)
     assert not ended.is_alive()
+
+
+def test_a_caller_that_does_not_sample_makes_no_hole_in_a_vms_trace(trace_file: Path) -> None:
+    trace_id = "1" * 32
+    with tracing.operation("Apply", vm_traceparent=f"00-{trace_id}-{'2' * 16}-00"):
+        pass
+    assert spans(trace_file)["Apply"]["traceId"] == trace_id
+
+
+def test_an_event_without_a_vms_context_joins_no_other_trace(trace_file: Path) -> None:
+    with tracing.operation("Outer"):
+        tracing.emit_under("", "Alone", Event("Happened", {}))
+    found = spans(trace_file)
+    assert found["Alone"]["traceId"] != found["Outer"]["traceId"]
+    assert "parentSpanId" not in found["Alone"]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
 from services.handshake import events
-from services.handshake.errors import NotFoundError, PortholeError, UnavailableError
+from services.handshake.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    PortholeError,
+    UnavailableError,
+)
+from services.handshake.states import VmState
 from services.vm_owner import warnings
 from services.vm_owner.aggregates import TAGS
 from services.vm_owner.shares import ShareSpec
@@ -100,6 +107,25 @@ async def test_nothing_is_left_of_a_share_whose_answer_is_lost(rig: Rig, tmp_pat
     assert vm.shares == {}
     [device] = rig.device_host.devices.values()
     assert list(device.children) == []
+
+
+async def test_a_share_that_was_added_while_its_vm_began_to_end_is_no_success(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path),)))
+    rig.script.gates["AddChild"] = asyncio.Event()
+    adding = asyncio.create_task(rig.owner.add_share(vm.vm_id, spec(tmp_path, "ro")))
+    await rig.script.reached.wait()
+    with vm.record.watch() as stream:
+        ending = asyncio.create_task(rig.owner.terminate(vm.vm_id))
+        async for event in stream:
+            if event is VmState.SHUTTING_DOWN:
+                break
+    rig.script.gates["AddChild"].set()
+    with pytest.raises(FailedPreconditionError, match="SHUTTING_DOWN"):
+        await adding
+    await ending
+    assert rig.script.calls().count("RemoveChild") == 1
 
 
 async def test_a_device_that_its_host_has_lost_is_made_again_with_its_shares(

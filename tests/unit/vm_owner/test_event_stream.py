@@ -58,3 +58,11 @@ async def test_a_closed_watcher_holds_nothing() -> None:
     with stream.subscribe() as fresh:
         stream.close()
         assert [item async for item in fresh] == []
+
+
+async def test_a_watcher_may_be_closed_twice() -> None:
+    stream: EventStream[int] = EventStream()
+    watcher = stream.subscribe()
+    watcher.close()
+    watcher.close()
+    stream.publish(1)

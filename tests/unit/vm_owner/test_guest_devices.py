@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.handshake.events import Event
+    from services.vm_owner.device_hosts import DeviceHost
     from tests.support.owner_peers import Rig
 
 BOOM = UnavailableError("BOOM", "the peer fell over")
@@ -332,6 +333,24 @@ async def test_a_machine_that_cannot_be_watched_runs_all_the_same(rig: Rig, tmp_
     await asyncio.wait_for(rig.script.reached.wait(), 5)
     await rig.owner.add_device(vm.vm_id, fs(tmp_path))
     await rig.owner.terminate(vm.vm_id)
+
+
+async def test_a_device_host_that_was_never_reached_is_not_called_to_undo_a_device(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.vm_spec())
+    await rig.servers["elevated"].stop(0)
+    calls = []
+    dial = rig.owner._device_hosts._dial[True]
+
+    async def count() -> DeviceHost:
+        calls.append("dial")
+        return await dial()
+
+    rig.owner._device_hosts._dial = {**rig.owner._device_hosts._dial, True: count}
+    with pytest.raises(UnavailableError):
+        await rig.owner.add_device(vm.vm_id, fs(tmp_path, elevated=True))
+    assert calls == ["dial"]
 
 
 async def test_a_device_is_not_added_to_a_vm_that_begins_to_end_meanwhile(

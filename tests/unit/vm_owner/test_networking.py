@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Interface, IPv4Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from pyroute2 import IPRoute
@@ -210,6 +211,39 @@ def test_a_real_tap_is_made_addressed_and_removed() -> None:
         assert refused.value.reason == "TAP_UNAVAILABLE"
         taps.delete_tap("ph-real-e0")
         taps.delete_tap("ph-real-e0")
+        with IPRoute() as routes:
+            assert [link.get("ifname") for link in routes.get_links()] == ["lo"]
+
+    with ThreadPoolExecutor(1, initializer=_in_a_network_of_its_own) as own:
+        own.submit(run).result()
+
+
+@pytest.mark.root
+@pytest.mark.tap
+def test_a_real_tap_that_gets_no_address_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class WithoutAddresses:
+        def __init__(self) -> None:
+            self._routes = IPRoute()
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._routes.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._routes, name)
+
+        def addr(self, *_: object, **__: object) -> None:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    monkeypatch.setattr(taps, "IPRoute", WithoutAddresses)
+
+    def run() -> None:
+        with pytest.raises(FailedPreconditionError, match="ENOBUFS"):
+            taps.create_tap("ph-real-e0", IPv4Interface("10.9.0.1/30"))
         with IPRoute() as routes:
             assert [link.get("ifname") for link in routes.get_links()] == ["lo"]
 
