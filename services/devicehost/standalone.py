@@ -127,7 +127,8 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
     try:
         if isinstance(spec.backend, FsBackend):
             _LOG.info("the native fast path is %s", fastpath.status)
-        _LOG.log(spec.access.log_level, "guest memory, once attached: %s", spec.access)
+        how = spec.access
+        _LOG.log(how.log_level, "guest memory, once attached: %s%s", how, how.warning)
         ready()
         _LOG.info("ending: %s", ending.wait())
     finally:

@@ -38,6 +38,7 @@ class Access(ABC):
         max_request_bytes: Longest data of one request that the guest is able to map, whatever the
             device class.
         log_level: Severity of this choice, of the logging module.
+        warning: What the log says once about a device that is not confined; otherwise empty.
     """
 
     __slots__ = ()
@@ -46,6 +47,7 @@ class Access(ABC):
     keeps_descriptors: ClassVar[bool]
     max_request_bytes: ClassVar[int]
     log_level: ClassVar[int] = logging.INFO
+    warning: ClassVar[str] = ""
 
     @abstractmethod
     def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
@@ -143,6 +145,7 @@ class Whole(Access):
     keeps_descriptors = True
     max_request_bytes = MAX_REQUEST_BYTES
     log_level = logging.WARNING
+    warning = "; the device is not confined: the guest's bounce pool or windows would confine it"
 
     def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
         """Map every region; see WholeMemory."""
@@ -152,10 +155,7 @@ class Whole(Access):
         """Return None."""
 
     def __str__(self) -> str:
-        return (
-            "all of it is mapped, so the device is not confined; the guest's bounce pool or "
-            "windows would confine it"
-        )
+        return "all of it is mapped"
 
 
 def confined(pool: SwiotlbPool | None, quota: WindowQuota) -> Aperture | Windows:

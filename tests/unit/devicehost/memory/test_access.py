@@ -149,7 +149,9 @@ def test_each_kind_describes_itself_and_the_one_that_is_not_confined_warns() -> 
     aperture, windows, whole = KINDS
     assert str(aperture) == "only [0x800000, 0xa00000) is mapped"
     assert "384 windows" in str(windows)
-    assert "not confined" in str(whole)
+    assert str(whole) == "all of it is mapped"
+    assert "not confined" in whole.warning
+    assert aperture.warning == windows.warning == ""
     assert [access.log_level for access in KINDS] == [logging.INFO, logging.INFO, logging.WARNING]
 
 
