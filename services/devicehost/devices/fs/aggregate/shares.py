@@ -51,11 +51,11 @@ class Child:
         removed: Whether it was removed.
     """
 
-    def __init__(self, name: str, slot: int, share: Share) -> None:
+    def __init__(self, name: str, slot: int, share: Share, host_ino: int) -> None:
         self.name: Final = name
         self.slot: Final = slot
         self.share: Final = share
-        self.ino: Final = os.fstat(share.root.fd).st_ino ^ slot << SLOT_SHIFT
+        self.ino: Final = host_ino ^ slot << SLOT_SHIFT
         self.removed = False
         self.failures: Final = Throttle(_WARN_INTERVAL_S)
 
@@ -122,6 +122,7 @@ class Aggregate:
         """
         _check_name(name)
         _check_options(share.options)
+        host_ino = os.fstat(share.root.fd).st_ino
         with self._mutex:
             if name in self._children:
                 raise AlreadyExistsError(
@@ -138,7 +139,7 @@ class Aggregate:
                     child=name,
                     bound=MAX_CHILDREN,
                 )
-            self._children[name] = Child(name, self._next_slot, share)
+            self._children[name] = Child(name, self._next_slot, share, host_ino)
             self._next_slot += 1
             self.changed_ns = time.time_ns()
 
