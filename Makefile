@@ -15,7 +15,7 @@ TIDY := $(C_SOURCES:%.c=build/tidy/%.ok)
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz mutants front-end check-c tidy clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz flaky mutants front-end check-c tidy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -94,6 +94,9 @@ baseline: $(READY) ## accept the present .proto files as what the breaking-chang
 fuzz: $(READY) $(FASTPATH) ## fuzz what guests and front-ends write, FUZZ_SECONDS=600 for each target
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
 	@nice $(BIN)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)
+
+flaky: $(READY) $(FASTPATH) ## run what meets a kernel FLAKY_ROUNDS=20 times, under load, in random order
+	@nice $(BIN)/python -m tests.flaky --rounds $${FLAKY_ROUNDS:-20} $(ARGS)
 
 mutants: $(READY) $(FASTPATH) ## change the code, list what no test notices (PACKAGES="folder …", ARGS=--help)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-mutants.lock

@@ -1,0 +1,73 @@
+"""Runs what meets a kernel again and again, under load and in random order.
+
+At the end it lists which tests failed how often, with the seeds that repeat those rounds. Each
+round leaves its log in build/flaky. Fails when any test has failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from typing import TYPE_CHECKING, Final
+
+from tests.flaky.load import load
+from tests.flaky.rounds import Round, run_round
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KERNEL: Final = "root or fuse or tap or qemu or libvirt or fio or stress_ng"
+"""The markers of tests that meet a kernel (pyproject.toml)."""
+
+
+def report(rounds: Sequence[Round]) -> str:
+    """Say which tests failed how often, the most frequent first."""
+    seeds: dict[str, list[int]] = {}
+    for each in rounds:
+        for test in each.failed:
+            seeds.setdefault(test, []).append(each.seed)
+    lines = [
+        f"{len(found)} of {len(rounds)}  {test}  seeds: {', '.join(map(str, found))}"
+        for test, found in sorted(seeds.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return "\n".join(lines or [f"nothing failed in {len(rounds)} rounds"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 1 when a test has failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.flaky", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, help="of the first round; each next one has one more")
+    parser.add_argument(
+        "--load", type=int, default=os.cpu_count(), help="processes that keep the machine busy"
+    )
+    parser.add_argument("--markers", default=KERNEL, help="which tests run: pytest's -m")
+    parser.add_argument(
+        "--deadline", type=float, default=3600.0, help="of one round, in seconds", metavar="S"
+    )
+    parser.add_argument("pytest", nargs="*", help="paths, or after -- any arguments for pytest")
+    chosen = parser.parse_args(arguments)
+    first = random.randrange(1 << 31) if chosen.seed is None else chosen.seed
+    rounds: list[Round] = []
+    try:
+        with load(chosen.load):
+            for number in range(chosen.rounds):
+                done = run_round(
+                    first + number, ["-m", chosen.markers, *chosen.pytest], chosen.deadline
+                )
+                rounds.append(done)
+                print(
+                    f"round {number + 1} of {chosen.rounds}, seed {done.seed}: {done.ran} ran, "
+                    f"{done.skipped} skipped, {len(done.failed)} failed, {done.seconds:.0f} s",
+                    flush=True,
+                )
+    except KeyboardInterrupt:
+        pass  # what has run is reported
+    print(report(rounds))
+    return 1 if any(each.failed for each in rounds) or not rounds else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
