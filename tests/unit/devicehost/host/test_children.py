@@ -8,8 +8,8 @@ import pytest
 
 from services.devicehost.host import AggregateBackend, ChildSpec, DeviceHost, DeviceSpec, FsBackend
 from services.handshake.errors import PortholeError
+from tests.support.descriptors import open_fds
 from tests.unit.devicehost.host.conftest import OTHER_VM, TOKEN, VM
-from tests.unit.devicehost.vhost_user.conftest import open_fds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,10 +23,10 @@ from services.handshake.errors import (
 from services.handshake.pool import Gpa, SwiotlbPool, format_token
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
+from tests.support.descriptors import open_fds
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import GuestRam, GuestRing
 from tests.unit.devicehost.host.conftest import MIB, OTHER_VM, POOL, TOKEN, VM, spec
-from tests.unit.devicehost.vhost_user.conftest import open_fds
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from pathlib import Path
@@ -161,8 +160,3 @@ def eventually(question: Callable[[], bool]) -> bool:
     while not (answer := question()) and time.monotonic() < deadline:
         time.sleep(0.001)
     return answer
-
-
-def open_fds() -> int:
-    gc.collect()  # what a failed assertion's traceback refers to is let go of at some time only
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -16,16 +16,11 @@ from services.handshake.errors import PermissionDeniedError
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
 from services.wire.virtio_ring import F_EVENT_IDX
+from tests.support.descriptors import open_fds
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import USER_BASE, GuestRam, GuestRing
 from tests.unit.devicehost.memory.test_aperture import mapped_bytes
-from tests.unit.devicehost.vhost_user.conftest import (
-    MIB,
-    POOL,
-    eventually,
-    guest_fds,
-    open_fds,
-)
+from tests.unit.devicehost.vhost_user.conftest import MIB, POOL, eventually, guest_fds
 
 if TYPE_CHECKING:
     from tests.unit.devicehost.vhost_user.conftest import Service

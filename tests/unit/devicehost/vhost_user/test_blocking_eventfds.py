@@ -9,10 +9,11 @@ import pytest
 
 from services.devicehost.vhost_user import worker
 from services.wire.vhost_user import U64, Request
+from tests.support.descriptors import open_fds
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import GuestRing
 from tests.unit.devicehost.memory.test_aperture import mapped_bytes
-from tests.unit.devicehost.vhost_user.conftest import MIB, eventually, open_fds
+from tests.unit.devicehost.vhost_user.conftest import MIB, eventually
 from tests.unit.devicehost.vhost_user.test_backend import DATA, INSIDE, OUTSIDE, echo
 from tests.unit.devicehost.virtio.conftest import full_and_blocking
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.vhost_user.event_fds import Notification
-from tests.unit.devicehost.vhost_user.conftest import open_fds
+from tests.support.descriptors import open_fds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,9 @@ import pytest
 
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
+from tests.support.descriptors import open_fds
 from tests.support.front_end import RawFrontEnd
-from tests.unit.devicehost.vhost_user.conftest import eventually, open_fds
+from tests.unit.devicehost.vhost_user.conftest import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -20,6 +19,7 @@ from tests.unit.devicehost.devices.fs.native_guest import NativeGuest
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Iterator
+    from pathlib import Path
 
 VM_ID = "6f1d7c0e-9d7e-4b8e-8f0a-3a9a5f0d1c2b"
 
@@ -87,16 +87,3 @@ def make_guest(shared: Path, library: ctypes.CDLL | None) -> MakeGuest:
 @pytest.fixture
 def guest(make_guest: MakeGuest) -> FuseGuest:
     return make_guest()
-
-
-def open_descriptors(under: Path) -> list[str]:
-    """Return the paths of this process's descriptors that lead into a directory."""
-    found = []
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(link.readlink())
-        except FileNotFoundError:
-            continue
-        if target.startswith(f"{under}/"):
-            found.append(target)
-    return found

@@ -16,7 +16,8 @@ from services.handshake.errors import InvalidArgumentError, NotFoundError, Porth
 from services.handshake.options import FsOptions
 from services.wire import fuse
 from services.wire.virtio_fs import CONFIG
-from tests.unit.devicehost.devices.fs.conftest import VM_ID, open_descriptors
+from tests.support.descriptors import open_descriptors
+from tests.unit.devicehost.devices.fs.conftest import VM_ID
 from tests.unit.devicehost.devices.fs.fuse_guest import buffers, chain
 
 if TYPE_CHECKING:

@@ -10,11 +10,13 @@ import pytest
 from services.devicehost.memory import Access, Aperture, Whole
 from services.wire import fuse
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import OFFERED, FuseError, FuseGuest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
 
 
 def number_of(error: pytest.ExceptionInfo[FuseError]) -> str:

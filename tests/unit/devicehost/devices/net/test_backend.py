@@ -7,7 +7,6 @@ import fcntl
 import os
 import select
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,9 +16,11 @@ from services.devicehost.devices.net.backend import Tap
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.simguest.net.namespace import NetworkNamespace
 from services.wire.virtio_net import HDR_F_NEEDS_CSUM, HEADER, HEADER_BYTES, NetHeader
+from tests.support.descriptors import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 # linux/if_tun.h
 TUNSETPERSIST = 0x400454CB
@@ -53,19 +54,19 @@ def test_names_that_no_interface_may_have(name: str) -> None:
     ],
 )
 def test_what_the_kernel_refuses_is_explained(
-    monkeypatch: pytest.MonkeyPatch, number: int, reason: str, remedy: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, reason: str, remedy: str
 ) -> None:
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(backend_module, "TUN_DEVICE", os.devnull)
+    (tmp_path / "tun").touch()
+    monkeypatch.setattr(backend_module, "TUN_DEVICE", str(tmp_path / "tun"))
     monkeypatch.setattr("fcntl.ioctl", refuse)
-    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(FailedPreconditionError) as raised:
         Tap("tap0")
     assert raised.value.reason == reason
     assert remedy in raised.value.message
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_descriptors(tmp_path) == []
 
 
 def test_without_the_tun_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from services.handshake.exhaustion import Resource
 from services.handshake.options import FsOptions
 from services.wire import fuse
 from services.wire.fuse import Opcode
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.aggregate.conftest import (
     LIMITS,
     ROOM_S,
@@ -23,7 +24,7 @@ from tests.unit.devicehost.devices.fs.aggregate.conftest import (
     awaited,
     refused,
 )
-from tests.unit.devicehost.devices.fs.conftest import VM_ID, open_descriptors
+from tests.unit.devicehost.devices.fs.conftest import VM_ID
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest, buffers
 from tests.unit.devicehost.devices.fs.native_guest import NativeGuest
 

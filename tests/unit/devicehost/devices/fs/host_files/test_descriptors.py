@@ -20,6 +20,7 @@ from services.devicehost.devices.fs.host_files.descriptors import (
     raise_descriptor_limit,
 )
 from services.devicehost.devices.fs.mount.native_tables import NativeMount, _Pin
+from tests.support.descriptors import open_fds
 
 CAP_SYS_RESOURCE = 24
 MODULES = sorted(Path(package.__path__[0]).rglob("*.py"))
@@ -91,20 +92,16 @@ def test_the_limit_is_raised_as_far_as_it_may_be() -> None:
 
 def test_all_devices_together_leave_descriptors_to_the_rest_of_the_process(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    before = _open_descriptors()
+    before = open_fds()
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
         held = [Descriptor(os.open(tmp_path, os.O_PATH)) for _ in range(128 - before)]
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
             held += [Descriptor(os.open(tmp_path, os.O_PATH)) for _ in range(before + 1)]
         os.close(os.eventfd(0))
-        assert _open_descriptors() == before + len(held), "what was refused is closed"
+        assert open_fds() == before + len(held), "what was refused is closed"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def _open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def _may_raise_limits() -> bool:

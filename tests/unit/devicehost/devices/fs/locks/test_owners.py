@@ -16,7 +16,7 @@ from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX
 from services.devicehost.devices.fs.locks import owners
 from services.wire import fuse
 from services.wire.fuse import FUSE_LK_FLOCK, Opcode
-from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
 from tests.unit.devicehost.devices.fs.locks.conftest import (
     ALICE,
@@ -29,6 +29,8 @@ from tests.unit.devicehost.devices.fs.locks.conftest import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
 
 
 def test_owners_of_one_guest_exclude_each_other(opened: Opened, file: Path) -> None:

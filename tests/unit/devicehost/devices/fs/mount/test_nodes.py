@@ -13,11 +13,13 @@ from services.devicehost.devices.fs.host_files import credentials
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.mount.reopening import Reopener
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
 
 CAP_DAC_READ_SEARCH = 1 << 2
 FEW = 4

@@ -12,11 +12,13 @@ import pytest
 from services.devicehost.devices.fs.host_files.descriptors import Limits
 from services.wire import fuse
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest, assert_exactly
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
 
 DT_DIR, DT_REG = 4, 8
 

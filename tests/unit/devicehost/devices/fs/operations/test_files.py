@@ -13,11 +13,13 @@ import pytest
 from services.devicehost.devices.fs.host_files.descriptors import Limits
 from services.wire import fuse
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest, buffers
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
 
 
 def number_of(error: pytest.ExceptionInfo[FuseError]) -> str:

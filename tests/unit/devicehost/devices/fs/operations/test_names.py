@@ -6,14 +6,18 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from services.devicehost.devices.fs.host_files.descriptors import Limits
 from services.wire import fuse
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.devices.fs.conftest import MakeGuest, open_descriptors
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
+
+if TYPE_CHECKING:
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 

@@ -23,7 +23,8 @@ from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.handshake.options import FsOptions
 from services.wire import fuse
 from services.wire.fuse import Opcode
-from tests.unit.devicehost.devices.fs.conftest import VM_ID, MakeGuest, open_descriptors
+from tests.support.descriptors import open_descriptors
+from tests.unit.devicehost.devices.fs.conftest import VM_ID, MakeGuest
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
 
 if TYPE_CHECKING:
