@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bench.front_end import Measurement
 
 AGAIN: Final = " again"
-"""Follows a target's name in its second measurement of a round, which tells the noise."""
+"""Follows a target's name in its second measurement of a round, which shows the noise."""
 FLOORS: Final = {"read": "floor: pread", "write": "floor: pwrite"}
 MEMCPY: Final = "floor: memcpy"
 LISTED: Final = 20_000

@@ -114,8 +114,8 @@ static uint64_t ask(struct connection *c, uint32_t request)
     return answer;
 }
 
-static void tell(struct connection *c, uint32_t request, const void *payload, uint32_t bytes,
-                 int fd)
+static void send_request(struct connection *c, uint32_t request, const void *payload,
+                         uint32_t bytes, int fd)
 {
     uint64_t refused;
 
@@ -131,12 +131,12 @@ static void tell_state(struct connection *c, uint32_t request, uint32_t index, u
 {
     struct vring_state state = {index, number};
 
-    tell(c, request, &state, sizeof state, -1);
+    send_request(c, request, &state, sizeof state, -1);
 }
 
 static void tell_event(struct connection *c, uint32_t request, uint64_t index, int fd)
 {
-    tell(c, request, &index, sizeof index, fd);
+    send_request(c, request, &index, sizeof index, fd);
 }
 
 /* Connect and negotiate; features that the device does not offer are done without. */
@@ -156,23 +156,23 @@ void connection_open(struct connection *c, const char *path, uint64_t without_fe
     if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0)
         die("%s: cannot connect: %m", path);
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &deadline, sizeof deadline);
-    tell(c, SET_OWNER, NULL, 0, -1);
+    send_request(c, SET_OWNER, NULL, 0, -1);
     c->features = ask(c, GET_FEATURES) & wanted & ~without_features;
     if (!(c->features & F_VERSION_1) || !(c->features & F_PROTOCOL_FEATURES))
         die("%s: the device offers no VERSION_1 or PROTOCOL_FEATURES", path);
     c->protocol_features = ask(c, GET_PROTOCOL_FEATURES) & wanted_protocol;
-    tell(c, SET_PROTOCOL_FEATURES, &c->protocol_features, sizeof c->protocol_features, -1);
+    send_request(c, SET_PROTOCOL_FEATURES, &c->protocol_features, sizeof c->protocol_features, -1);
     c->reply_ack = c->protocol_features & PROTOCOL_F_REPLY_ACK;
     if (c->protocol_features & PROTOCOL_F_MQ)
         c->queues = ask(c, GET_QUEUE_NUM);
-    tell(c, SET_FEATURES, &c->features, sizeof c->features, -1);
+    send_request(c, SET_FEATURES, &c->features, sizeof c->features, -1);
 }
 
 void connection_attach(struct connection *c, const struct ram *ram)
 {
     struct mem_table table = {1, 0, RAM_GPA, ram->bytes, (uintptr_t)ram->base, 0};
 
-    tell(c, SET_MEM_TABLE, &table, sizeof table, ram->fd);
+    send_request(c, SET_MEM_TABLE, &table, sizeof table, ram->fd);
 }
 
 void connection_start_ring(struct connection *c, const struct ram *ram, const struct ring *ring)
@@ -183,7 +183,7 @@ void connection_start_ring(struct connection *c, const struct ram *ram, const st
 
     tell_state(c, SET_VRING_NUM, ring->index, ring->size);
     tell_state(c, SET_VRING_BASE, ring->index, 0);
-    tell(c, SET_VRING_ADDR, &addr, sizeof addr, -1);
+    send_request(c, SET_VRING_ADDR, &addr, sizeof addr, -1);
     tell_event(c, SET_VRING_KICK, ring->index, ring->kick_fd);
     tell_event(c, SET_VRING_CALL, ring->index, ring->call_fd);
     tell_state(c, SET_VRING_ENABLE, ring->index, 1);

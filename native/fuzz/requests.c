@@ -94,9 +94,9 @@ size_t request_make(struct input *input, uint8_t flags, uint8_t *bytes)
         length = take16(input) % REQUEST_MAX_BYTES;
         take_bytes(input, bytes, length);
         if (flags & 2 && length >= sizeof(header)) {
-            uint32_t told = (uint32_t)length;
+            uint32_t claimed = (uint32_t)length;
 
-            memcpy(bytes, &told, sizeof(told));
+            memcpy(bytes, &claimed, sizeof(claimed));
         }
         return length;
     }

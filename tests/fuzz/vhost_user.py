@@ -66,7 +66,7 @@ class _Faults(logging.Handler):
 
 
 class _Watcher:
-    """Is told everything, and wants to know nothing but that the device has failed by itself."""
+    """Notes nothing but that the device has failed by itself."""
 
     def __init__(self) -> None:
         self.doorbells: set[int] = set()
@@ -160,7 +160,7 @@ class Conversation:
     def _exchange(
         self, connection: Connection, header: Header, payload: bytes, fds: list[int]
     ) -> None:
-        """As Listener does."""
+        """Serve one connection, as Listener does."""
         answer = connection.receive(header, payload, fds)
         if isinstance(answer, Command):
             command = answer

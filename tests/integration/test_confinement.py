@@ -1,6 +1,6 @@
 """What the device host's process can reach, seen from outside it; and what hostile peers can do.
 
-The device host, the owner and the guests are processes of their own. The kernel's /proc tells what
+The device host, the owner and the guests are processes of their own. The kernel's /proc shows what
 is mapped; nothing here asks the device host itself.
 """
 

@@ -54,7 +54,7 @@ DESCRIPTOR = {"description": "Porthole", "type": "fs", "binary": str(PORTHOLE_FS
 
 @contextmanager
 def that_ends(shared: Path) -> Iterator[None]:
-    """The process that was told to share a directory has ended after this."""
+    """Wait until the process that shares a directory has ended."""
     said = os.fsencode(f"source={shared},")
     (process,) = (os.pidfd_open(pid) for pid in _processes() if said in _command_line(pid))
     try:

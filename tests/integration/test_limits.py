@@ -67,9 +67,9 @@ class Watch:
         assert self._process.stdout is not None
         async with asyncio.timeout(60):
             while line := await self._process.stdout.readline():
-                told: dict[str, Any] = json.loads(line)
-                if told["event"] == event:
-                    return told
+                seen: dict[str, Any] = json.loads(line)
+                if seen["event"] == event:
+                    return seen
         pytest.fail(f"the watch ended without {event}")
 
     async def rest(self) -> list[str]:
@@ -114,15 +114,15 @@ async def test_a_full_bounce_pool(run_dir: Path, metrics_file: Path) -> None:
             return sum([len(a.files) async for a in peer.stub.workload.HashTree(request)])
 
         assert await asyncio.gather(*(read_all() for _ in range(READERS))) == [5] * READERS
-        told = await watch.until("exhausted")
+        event = await watch.until("exhausted")
         [device] = (await house.get(vm.vm_id)).devices
-        assert (told["resource"], told["tag"]) == ("bounce_pool", "fixed")
-        assert told["instance_id"] == device.instance_id
-        assert told["total"] == SMALL_POOL_BYTES // 2048
-        assert told["total"] // 2 < told["used"] <= told["total"]
-        assert "hv_pci_swiotlb=" in told["detail"]
+        assert (event["resource"], event["tag"]) == ("bounce_pool", "fixed")
+        assert event["instance_id"] == device.instance_id
+        assert event["total"] == SMALL_POOL_BYTES // 2048
+        assert event["total"] // 2 < event["used"] <= event["total"]
+        assert "hv_pci_swiotlb=" in event["detail"]
         log = (house.run_dir / "vm" / vm.vm_id / "machine.log").read_text()
-        assert f"device {device.instance_id}: {told['detail']}" in log
+        assert f"device {device.instance_id}: {event['detail']}" in log
         await house.terminate(vm.vm_id)
         episodes = 1 + (await watch.rest()).count("exhausted")
         assert log.count("bounce_pool exhausted") == episodes
@@ -139,7 +139,7 @@ async def test_a_full_bounce_pool(run_dir: Path, metrics_file: Path) -> None:
 
 
 def wait_for_lock(file: Path) -> bool:
-    """Open a file and wait for a lock of it; tells whether it came."""
+    """Open a file and wait for a lock of it; return whether it came."""
     descriptor = os.open(file, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -171,21 +171,21 @@ async def test_requests_that_wait_through_a_mount(house: House) -> None:
         fcntl.flock(holder, fcntl.LOCK_EX)
         waits = [waiters.submit(wait_for_lock, place / "file") for _ in range(MAX_QUEUED + beyond)]
         try:
-            told = await watch.until("exhausted")
+            event = await watch.until("exhausted")
             ended = asyncio.as_completed([asyncio.wrap_future(each) for each in waits])
             failed = [await result for result in itertools.islice(ended, beyond)]
         finally:
             os.close(holder)
         assert failed == [False] * beyond
-        assert (told["resource"], told["tag"]) == ("queued_requests", "data")
-        assert (told["instance_id"], told["total"]) == (share.instance_id, MAX_QUEUED)
-        assert told["used"] == MAX_QUEUED + 1
+        assert (event["resource"], event["tag"]) == ("queued_requests", "data")
+        assert (event["instance_id"], event["total"]) == (share.instance_id, MAX_QUEUED)
+        assert event["used"] == MAX_QUEUED + 1
         results = await asyncio.gather(*map(asyncio.wrap_future, waits))
         assert sum(results) == MAX_QUEUED
         [device] = (await house.get(vm.vm_id)).devices
         assert device.counters.exhaustions == device.counters.held_back == 1
         await peer.stub.workload.Unmount(machine_pb2.UnmountRequest(tag="data"))
-        assert [line for line in house.log if told["detail"] in line and share.instance_id in line]
+        assert [line for line in house.log if event["detail"] in line and share.instance_id in line]
         await house.terminate(vm.vm_id)
         assert (await watch.rest()).count("exhausted") == 0
         assert house.broken_rules() == []

@@ -193,12 +193,12 @@ def test_systemd_is_told_when_front_ends_can_connect(
     run_dir: Path, shared: Path, abstract: bool
 ) -> None:
     address = f"{run_dir}/notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-        told.settimeout(DEADLINE_S)
-        told.bind(f"\0{address}" if abstract else address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(DEADLINE_S)
+        manager.bind(f"\0{address}" if abstract else address)
         name = f"@{address}" if abstract else address
         with running(*fs(run_dir, shared), env={"NOTIFY_SOCKET": name}) as device:
-            assert told.recv(100) == b"READY=1"
+            assert manager.recv(100) == b"READY=1"
             with RawFrontEnd(device.socket_path) as front_end:
                 front_end.negotiate()
             assert device.end()[0] == 0
@@ -232,7 +232,7 @@ def test_memory_that_cannot_be_sealed_is_taken_with_one_warning(
             with RawFrontEnd(device.socket_path) as front_end:
                 front_end.negotiate()
                 table = wire.pack_mem_table(regions)
-                assert front_end.tell(wire.Request.SET_MEM_TABLE, table, [fd, fd]) == 0
+                assert front_end.command(wire.Request.SET_MEM_TABLE, table, [fd, fd]) == 0
                 assert device.mapped_bytes() == RAM_BYTES
             code, log = device.end()
     finally:

@@ -1,4 +1,4 @@
-"""A vhost-user front-end for tests of the back-end: it sends whatever it is told to.
+"""A vhost-user front-end for tests of the back-end: it sends whatever a test asks for.
 
 services.simguest has the lawful one.
 """
@@ -57,8 +57,8 @@ class RawFrontEnd:
         assert isinstance(value, int)
         return value
 
-    def tell(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> int:
-        """Send with need_reply and give the outcome: 0 for success."""
+    def command(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> int:
+        """Send with need_reply and return the outcome: 0 for success."""
         self.send(request, payload, fds, wire.FLAG_NEED_REPLY)
         header, answer = self.receive()
         assert header.request == request
@@ -67,12 +67,12 @@ class RawFrontEnd:
         return value
 
     def negotiate(self, without_virtio: int = 0) -> int:
-        """Accept everything that is offered but ACCESS_PLATFORM; gives the virtio features."""
+        """Accept everything that is offered but ACCESS_PLATFORM; return the virtio features."""
         self.send(wire.Request.SET_OWNER)
         features = self.ask_u64(wire.Request.GET_FEATURES) & ~(1 << 33) & ~without_virtio
         protocol = self.ask_u64(wire.Request.GET_PROTOCOL_FEATURES)
         self.send(wire.Request.SET_PROTOCOL_FEATURES, wire.U64.pack(protocol))
-        assert self.tell(wire.Request.SET_FEATURES, wire.U64.pack(features)) == 0
+        assert self.command(wire.Request.SET_FEATURES, wire.U64.pack(features)) == 0
         return features
 
     def attach(self, *rams: GuestRam) -> int:
@@ -81,25 +81,25 @@ class RawFrontEnd:
             for ram in rams
         ]
         fds = [ram.fd for ram in rams]
-        return self.tell(wire.Request.SET_MEM_TABLE, wire.pack_mem_table(regions), fds)
+        return self.command(wire.Request.SET_MEM_TABLE, wire.pack_mem_table(regions), fds)
 
     def set_addr(self, index: int, ring: GuestRing) -> int:
         addr = wire.VringAddr(
             index, 0, USER_BASE + ring.desc, USER_BASE + ring.used, USER_BASE + ring.avail, 0
         )
-        return self.tell(wire.Request.SET_VRING_ADDR, addr.pack())
+        return self.command(wire.Request.SET_VRING_ADDR, addr.pack())
 
     def state(self, request: int, index: int, num: int) -> int:
-        return self.tell(request, wire.VringState(index, num).pack())
+        return self.command(request, wire.VringState(index, num).pack())
 
     def start(self, index: int, ring: GuestRing, events: RingEvents) -> None:
         """Set a ring up in QEMU's order and enable it."""
         assert self.state(wire.Request.SET_VRING_NUM, index, ring.size) == 0
         assert self.state(wire.Request.SET_VRING_BASE, index, ring.next_avail) == 0
         assert self.set_addr(index, ring) == 0
-        assert self.tell(wire.Request.SET_VRING_KICK, wire.U64.pack(index), [events.kick]) == 0
-        assert self.tell(wire.Request.SET_VRING_CALL, wire.U64.pack(index), [events.call]) == 0
-        assert self.tell(wire.Request.SET_VRING_ERR, wire.U64.pack(index), [events.err]) == 0
+        assert self.command(wire.Request.SET_VRING_KICK, wire.U64.pack(index), [events.kick]) == 0
+        assert self.command(wire.Request.SET_VRING_CALL, wire.U64.pack(index), [events.call]) == 0
+        assert self.command(wire.Request.SET_VRING_ERR, wire.U64.pack(index), [events.err]) == 0
         assert self.state(wire.Request.SET_VRING_ENABLE, index, 1) == 0
 
     def get_base(self, index: int) -> int:

@@ -1,6 +1,6 @@
 """A guest of the simplest kind, for tests of the device side: a memfd and hand-written rings.
 
-It writes whatever a test tells it to, lawful or not; services.simguest is the lawful guest.
+It writes whatever a test asks for, lawful or not; services.simguest is the lawful guest.
 """
 
 from __future__ import annotations

@@ -92,10 +92,10 @@ class Libvirt:
     def __enter__(self) -> Self:
         """Start it, and wait until it takes commands."""
         with contextlib.ExitStack() as stack:
-            # Whatever libvirtd starts inherits the address and may tell it something as well.
-            told = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            told.settimeout(DEADLINE_S)
-            told.bind(str(self._run_dir / "notify"))
+            # Whatever libvirtd starts inherits the address and may send something to it as well.
+            notices = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            notices.settimeout(DEADLINE_S)
+            notices.bind(str(self._run_dir / "notify"))
             log = stack.enter_context((self.root / "libvirtd.log").open("wb"))
             self._process = subprocess.Popen(
                 [
@@ -115,7 +115,7 @@ class Libvirt:
             stack.callback(self._process.wait)
             stack.callback(self._process.kill)
             try:
-                assert b"READY=1" in told.recv(4096)
+                assert b"READY=1" in notices.recv(4096)
             except TimeoutError:
                 raise AssertionError(self.log()) from None
             self._stack = stack.pop_all()

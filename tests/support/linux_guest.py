@@ -1,7 +1,7 @@
 """What tests boot: a Debian kernel, an initramfs with busybox, and a shell on a serial line.
 
 `make guest` fetches it. The kernel's log goes to the first serial line; commands go over the
-second, whose shell tells the exit code of each. Must not know what emulates the machine.
+second, whose shell prints the exit code of each. Must not know what emulates the machine.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class LinuxGuest:
         found = re.search(
             r"software IO TLB: mapped \[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\]", self.run("dmesg")
         )
-        assert found, "the guest's kernel does not tell where its pool is"
+        assert found, "the guest's kernel does not log where its pool is"
         base, end = (int(text, 16) for text in found.groups())  # the end is the first byte after it
         return SwiotlbPool(Gpa(base), end - base)
 
@@ -101,7 +101,7 @@ class LinuxGuest:
 
 
 def kernel() -> Path:
-    """Tell where the kernel is."""
+    """Return where the kernel is."""
     kernels = list((GUEST / "boot").glob("vmlinuz-*"))
     assert kernels, f"there is no kernel in {GUEST}: run `make guest`"
     return kernels[0]

@@ -1,4 +1,4 @@
-"""A process that sets locks when it is told to, and which locks the kernel knows of."""
+"""A process that sets locks on request, and the locks that the kernel knows of."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Locker:
         assert self.answer() == "done"
 
     def lock(self, call: str, how: int, file: int = 0) -> str:
-        """Call fcntl.lockf or fcntl.flock; tells "done" or the errno."""
+        """Call fcntl.lockf or fcntl.flock; return "done" or the errno."""
         self.send(call, how, str(file))
         return self.answer()
 
@@ -95,7 +95,7 @@ class Locker:
 
 
 def waiting_locks(path: Path) -> int:
-    """Tell how many locks on a file of the host are being waited for."""
+    """Return how many locks on a file of the host are being waited for."""
     inode = f":{path.stat().st_ino} "
     lines = _proc_locks().splitlines()
     return sum(inode in line and line.split()[1] == "->" for line in lines)

@@ -66,7 +66,7 @@ class MountedShares:
         self._stack.close()
 
     def mount(self, tag: str, directory: Path, options: str = "") -> Path:
-        """Share a directory and mount it; tells where."""
+        """Share a directory and mount it; return where."""
         mount_point = self._run_dir / f"mount-{tag}"
         mount_point.mkdir()
         self._run(self._mount(tag, directory, options, mount_point))

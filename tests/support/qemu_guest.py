@@ -18,7 +18,7 @@ PORT = ("-device", "pcie-root-port,id=port0,chassis=1")
 """Where `QemuGuest.plug` adds a device."""
 RAM_MIB = 512
 LOW_RAM_MIB = 256
-"""Below 4 GiB. The rest lies above: only such a guest's kernel tells where its bounce pool is."""
+"""Below 4 GiB. The rest lies above: only such a guest's kernel logs where its bounce pool is."""
 RAM_NAME = "memory-backend-memfd"
 
 

@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Who is told what happens to a device; each call may come from any thread."""
+    """Learns what happens to a device; each call may come from any thread."""
 
     def connected(self) -> None:
         """A front-end has connected."""
@@ -90,7 +90,7 @@ class Backend:
             device: Serves the queues.
             access: How the device reaches guest memory.
             counters: Of the device.
-            observer: Is told what happens.
+            observer: Learns what happens.
             tells_config: Whether a front-end can ask for the configuration space.
             table: Empty; None for one that takes sealed memory only.
         """

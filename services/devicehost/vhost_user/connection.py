@@ -202,7 +202,7 @@ class Connection:
     def _config(self, wanted: Config) -> bytes:
         end = wanted.offset + wanted.size
         # Past the end of the device's own space there is nothing but zeros; past what any device's
-        # may be is an error, which an empty payload tells.
+        # may be is an error; an empty payload says so.
         if end > CONFIG_MAX_BYTES:
             return b""
         data = self._offer.config.ljust(CONFIG_MAX_BYTES, b"\0")[wanted.offset : end]

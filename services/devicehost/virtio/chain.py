@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from services.devicehost.memory import GuestMemory, Lease
 
 MAX_CHAIN_BYTES: Final = (1 << 32) - 1
-"""Longest chain in bytes: a used element tells its length in 32 bits (section 2.7.8)."""
+"""Longest chain in bytes: a used element has 32 bits for the length (section 2.7.8)."""
 
 MIN_INDIRECT_LIMIT: Final = 1024
 """Descriptors that an indirect table may have even if the ring is smaller: Linux drivers do so."""
@@ -122,7 +122,7 @@ class ChainReader:
         return Chain(head, lease, views[:split], views[split:], readable_bytes, writable_bytes)
 
     def _follow(self, head: int) -> _Buffers:
-        """Tell the buffers of a chain."""
+        """Return the buffers of a chain."""
         size = limit = self._size
         table: memoryview | bytes = self._table
         unpack = DESC.unpack_from
@@ -222,7 +222,7 @@ def _take_in_order(table: bytes) -> _Buffers | None:
 
 @functools.lru_cache(maxsize=64)
 def _in_order(count: int, split: int) -> tuple[Struct, tuple[int, ...]]:
-    """Tell the layout of a table that is in order, and flags and next of its descriptors as one.
+    """Return the layout of a table that is in order, and flags and next of its descriptors as one.
 
     Whatever is in `next` of the last one does not count.
     """

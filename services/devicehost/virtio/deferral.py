@@ -74,7 +74,7 @@ class Deferred(ABC):
         return True
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it is settled; tells whether it is."""
+        """Wait until it is settled; return whether it is."""
         return self._settled.wait(timeout_s)
 
     def call_when_settled(self, on_settled: Callable[[], None]) -> None:
@@ -125,7 +125,7 @@ class QueuedRequests:
         counters.bounds.add(bound(Resource.QUEUED_REQUESTS, limit, lambda: self._count))
 
     def lacks_room(self, kept: KeptChains) -> bool:
-        """Tell whether a queue has taken more than there is room for."""
+        """Return whether a queue has taken more than there is room for."""
         with self._lock:  # whatever the other queues hold comes after this one
             return self._count - len(self._held - {kept}) > self._limit
 
@@ -143,7 +143,7 @@ class QueuedRequests:
             kept.wake()
 
     def hold(self, kept: KeptChains) -> bool:
-        """There is no room; tell whether the queue is to wait for some, until `let_go`."""
+        """Return whether a queue without room is to wait for some, until `let_go`."""
         bounds = self._counters.bounds
         known = bounds.is_exhausted(Resource.QUEUED_REQUESTS)
         bounds.hit(Resource.QUEUED_REQUESTS)

@@ -44,7 +44,7 @@ class VirtioDevice(Protocol):
         """Whether `serve` takes a NativeQueue where there can be one."""
 
     def config(self) -> bytes:
-        """Tell the device's configuration space; at most 256 bytes."""
+        """Return the device's configuration space; at most 256 bytes."""
 
     def activate(self, features: int) -> None:
         """Learn which of the offered features were accepted; queues start after this."""

@@ -124,17 +124,17 @@ class NativeQueue(Queue):
         return outcome
 
     def stop(self) -> None:
-        """As Queue's."""
+        """Make the loop return too; see Queue.stop."""
         self._library.ph_ring_stop(self._ring)
         super().stop()
 
     def replace_call(self, call_fd: int | None) -> None:
-        """As Queue's."""
+        """Replace the descriptor in the loop too; see Queue.replace_call."""
         self._library.ph_ring_set_call(self._ring, _fd(call_fd))
         super().replace_call(call_fd)
 
     def close(self) -> None:
-        """As Queue's."""
+        """Close the ring of the loop too; see Queue.close."""
         self._library.ph_ring_close(self._ring)
         super().close()
 

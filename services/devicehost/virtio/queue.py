@@ -334,7 +334,7 @@ class Queue:
         return False
 
     def _arm(self) -> bool:
-        """Ask the driver for a kick; tell whether chains came before it could see that."""
+        """Ask the driver for a kick; return whether chains came before it could see that."""
         if self._event_idx:
             self._avail_event[0] = self._next_avail
         else:

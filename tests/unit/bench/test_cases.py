@@ -1,4 +1,4 @@
-"""The matrix has every variable that is to be measured, and tells cases apart."""
+"""The matrix has every variable that is to be measured, and names each case."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ def test_a_refused_address_marks_this_device_only(
         assert rig.host.get_device(VM, "good").state is DeviceState.ATTACHED
         assert "0xdead000" in caplog.text
         assert "device bad" in caplog.text
-        assert front.tell(Request.RESET_DEVICE) == 0
+        assert front.command(Request.RESET_DEVICE) == 0
         assert rig.host.get_device(VM, "bad").state is DeviceState.ATTACHED
     ram.close()
 
@@ -326,7 +326,7 @@ def test_eight_doorbells_and_the_high_priority_queue(rig: Rig) -> None:
     with RawFrontEnd(info.socket_path) as front, RingEvents() as fds:
         front.negotiate()
         outcomes = [
-            front.tell(Request.SET_VRING_KICK, wire.U64.pack(queue), [fds.kick])
+            front.command(Request.SET_VRING_KICK, wire.U64.pack(queue), [fds.kick])
             for queue in range(9)
         ]
         assert outcomes == [0] * 9

@@ -64,10 +64,10 @@ class EchoDevice:
 
 
 class Watcher:
-    """Records what the back-end tells; `wait_for` blocks until something was told."""
+    """Records the calls of the back-end; `wait_for` blocks until one has come."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self._changed = threading.Condition()
         self.refuse_doorbell: PortholeError | None = None
 
@@ -99,13 +99,13 @@ class Watcher:
 
     def wait_for(self, what: str, times: int = 1) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: self.told.count(what) >= times, DEADLINE_S), (
-                f"{what!r} was not told {times} times: {self.told}"
+            assert self._changed.wait_for(lambda: self.calls.count(what) >= times, DEADLINE_S), (
+                f"{what!r} did not come {times} times: {self.calls}"
             )
 
     def _tell(self, what: str) -> None:
         with self._changed:
-            self.told.append(what)
+            self.calls.append(what)
             self._changed.notify_all()
 
 

@@ -58,7 +58,7 @@ def test_a_request_goes_through_an_aperture(service: Service, where: int) -> Non
         service.watcher.wait_for("first request")
         assert front.get_base(0) == 1
     service.watcher.wait_for("disconnected")
-    assert service.watcher.told == [
+    assert service.watcher.calls == [
         "connected",
         "attached",
         "doorbell 0",
@@ -157,13 +157,13 @@ def test_an_address_outside_the_aperture_makes_the_device_need_a_reset_and_reset
         os.eventfd_write(events.kick, 1)
         service.watcher.wait_for("failed ADDRESS_OUT_OF_BOUNDS")
         assert ring.completions() == [(0, 0)]
-        assert select.select([events.err], [], [], 10)[0], "the front-end is told"
+        assert select.select([events.err], [], [], 10)[0], "the front-end is notified"
         assert service.counters.snapshot().translations_refused == 1
         # It serves nothing: a lawful request stays where it is.
         ring.chain(0, readable=[(DATA, 4)], writable=[(DATA + 4096, 4)])
         ring.offer(0)
         os.eventfd_write(events.kick, 1)
-        assert front.tell(Request.RESET_DEVICE) == 0
+        assert front.command(Request.RESET_DEVICE) == 0
         assert ring.used_idx == 1
         service.watcher.wait_for("was reset")
         fresh = GuestRing(service.ram, INSIDE + MIB, 16)
@@ -223,7 +223,7 @@ def test_a_refused_table_changes_nothing_for_rings_that_run(service: Service) ->
         ring = GuestRing(service.ram, INSIDE, 16)
         front.start(0, ring, events)
         bad = wire.pack_mem_table([wire.MemRegion(0, 1 << 40, USER_BASE, 0)])
-        assert front.tell(Request.SET_MEM_TABLE, bad, [service.ram.fd]) == 1
+        assert front.command(Request.SET_MEM_TABLE, bad, [service.ram.fd]) == 1
         assert echo(ring, events) == b"HELLO"
 
 
@@ -303,8 +303,8 @@ def test_without_protocol_features_a_ring_runs_at_once(service: Service) -> None
         ring = GuestRing(service.ram, INSIDE, 16)
         assert front.state(Request.SET_VRING_NUM, 0, 16) == 0
         assert front.set_addr(0, ring) == 0
-        assert front.tell(Request.SET_VRING_CALL, wire.U64.pack(0), [events.call]) == 0
-        assert front.tell(Request.SET_VRING_KICK, wire.U64.pack(0), [events.kick]) == 0
+        assert front.command(Request.SET_VRING_CALL, wire.U64.pack(0), [events.call]) == 0
+        assert front.command(Request.SET_VRING_KICK, wire.U64.pack(0), [events.kick]) == 0
         assert echo(ring, events) == b"HELLO"
 
 
@@ -330,16 +330,16 @@ def test_regions_are_added_and_removed_for_a_device_with_windows(window_service:
         front.negotiate()
         assert front.ask_u64(Request.GET_MAX_MEM_SLOTS) == 32
         payload = wire.pack_single_region(region)
-        assert front.tell(Request.ADD_MEM_REG, payload, [service.ram.fd]) == 0
+        assert front.command(Request.ADD_MEM_REG, payload, [service.ram.fd]) == 0
         assert guest_fds() == fds + 1
         ring = GuestRing(service.ram, OUTSIDE, 16)
         front.start(0, ring, events)
         assert echo(ring, events) == b"HELLO"
         front.get_base(0)
         # A descriptor that comes with a removal is closed unused.
-        assert front.tell(Request.REM_MEM_REG, payload, [service.ram.fd]) == 0
+        assert front.command(Request.REM_MEM_REG, payload, [service.ram.fd]) == 0
         assert guest_fds() == fds
-        assert front.tell(Request.REM_MEM_REG, payload) == 1
+        assert front.command(Request.REM_MEM_REG, payload) == 1
 
 
 def test_a_doorbell_that_is_refused_leaves_the_ring_stopped(service: Service) -> None:
@@ -348,7 +348,7 @@ def test_a_doorbell_that_is_refused_leaves_the_ring_stopped(service: Service) ->
         front.negotiate()
         front.attach(service.ram)
         before = open_fds()
-        assert front.tell(Request.SET_VRING_KICK, wire.U64.pack(0), [events.kick]) == 1
+        assert front.command(Request.SET_VRING_KICK, wire.U64.pack(0), [events.kick]) == 1
         assert open_fds() == before
 
 
@@ -359,7 +359,7 @@ def test_what_is_no_eventfd_is_refused(service: Service) -> None:
             front.negotiate()
             for request in (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR):
                 for fd in (read_end, service.ram.fd):
-                    assert front.tell(request, wire.U64.pack(0), [fd]) == 1
+                    assert front.command(request, wire.U64.pack(0), [fd]) == 1
     finally:
         os.close(read_end)
         os.close(write_end)
@@ -401,15 +401,15 @@ def test_what_a_running_ring_stands_on_cannot_be_changed(service: Service) -> No
         assert front.state(Request.SET_VRING_BASE, 0, 7) == 1
         assert front.set_addr(0, GuestRing(service.ram, INSIDE + MIB, 16)) == 1
         assert front.set_addr(0, ring) == 0, "the same addresses again change nothing"
-        assert front.tell(Request.SET_FEATURES, wire.U64.pack(features & ~(1 << 29))) == 1
-        assert front.tell(Request.SET_FEATURES, wire.U64.pack(features)) == 0
+        assert front.command(Request.SET_FEATURES, wire.U64.pack(features & ~(1 << 29))) == 1
+        assert front.command(Request.SET_FEATURES, wire.U64.pack(features)) == 0
         assert echo(ring, events) == b"HELLO"
 
 
 def test_config_is_read_only(service: Service) -> None:
     with RawFrontEnd(service.path) as front:
         front.negotiate()
-        assert front.tell(Request.SET_CONFIG, wire.Config(0, 2, 0, b"xy").pack()) == 1
+        assert front.command(Request.SET_CONFIG, wire.Config(0, 2, 0, b"xy").pack()) == 1
         answer = front.ask(Request.GET_CONFIG, wire.Config(0, 6, 0, bytes(6)).pack())
         assert wire.Config.parse(answer) == wire.Config(0, 6, 0, b"config")
 
@@ -419,7 +419,7 @@ def test_connections_come_and_go_without_a_trace(service: Service) -> None:
         with RawFrontEnd(service.path) as front, RingEvents() as events:
             front.negotiate()
             channel = os.eventfd(0)
-            assert front.tell(Request.SET_BACKEND_REQ_FD, fds=[channel]) == 0
+            assert front.command(Request.SET_BACKEND_REQ_FD, fds=[channel]) == 0
             os.close(channel)
             front.attach(service.ram)
             ring = GuestRing(service.ram, INSIDE, 16)
@@ -442,7 +442,7 @@ def test_a_second_front_end_is_served_after_the_first(service: Service) -> None:
             first.socket.close()
             header, _ = second.receive()
             assert header.request == Request.GET_QUEUE_NUM
-    assert service.watcher.told[:3] == ["connected", "disconnected", "connected"]
+    assert service.watcher.calls[:3] == ["connected", "disconnected", "connected"]
 
 
 def test_a_front_end_waits_while_the_process_has_no_descriptor_left(
@@ -475,7 +475,7 @@ def test_a_ring_that_gets_no_thread_is_refused_and_the_device_goes_on(
             with pytest.raises(AssertionError):
                 front.start(0, ring, events)
         assert front.state(Request.SET_VRING_ENABLE, 0, 1) == 0
-        assert front.tell(Request.SET_VRING_CALL, wire.U64.pack(0), [events.call]) == 0
+        assert front.command(Request.SET_VRING_CALL, wire.U64.pack(0), [events.call]) == 0
         assert echo(ring, events) == b"HELLO"
 
 

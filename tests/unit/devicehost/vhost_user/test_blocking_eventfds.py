@@ -39,7 +39,7 @@ def test_a_call_descriptor_that_blocks_holds_up_its_worker_alone(service: Servic
             ring.offer(0)
             os.eventfd_write(events.kick, 1)
             assert eventually(lambda: ring.used_idx == 1)
-            assert front.tell(Request.SET_VRING_CALL, U64.pack(0), [others.call]) == 0
+            assert front.command(Request.SET_VRING_CALL, U64.pack(0), [others.call]) == 0
             assert front.get_base(0) == 1
             # The worker that was left behind does not hold up the next one.
             fresh = GuestRing(service.ram, INSIDE, 16)
@@ -64,8 +64,8 @@ def test_an_err_descriptor_that_blocks_does_not_keep_a_device_from_its_reset(
             ring.offer(0)
             os.eventfd_write(events.kick, 1)
             service.watcher.wait_for("failed DESCRIPTOR_LOOP")
-            assert front.tell(Request.SET_VRING_ERR, U64.pack(0), [others.err]) == 0
-            assert front.tell(Request.RESET_DEVICE) == 0
+            assert front.command(Request.SET_VRING_ERR, U64.pack(0), [others.err]) == 0
+            assert front.command(Request.RESET_DEVICE) == 0
             service.watcher.wait_for("was reset")
             fresh = GuestRing(service.ram, INSIDE + MIB, 16)
             front.start(0, fresh, others)

@@ -91,7 +91,7 @@ def test_descriptors_where_none_belong_are_closed(service: Service) -> None:
             assert front.is_closed()
         with RawFrontEnd(service.path) as front:
             front.negotiate()
-            assert front.tell(44, b"unknown", [fd]) == 1
+            assert front.command(44, b"unknown", [fd]) == 1
     finally:
         os.close(fd)
 

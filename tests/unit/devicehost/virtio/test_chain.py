@@ -29,7 +29,7 @@ TABLE = DATA + 0x8000
 
 
 def pop_reason(rig: Rig, ring: GuestRing, *, head: int = 0, indirect: bool = True) -> str:
-    """Offer one head and tell why its chain is refused."""
+    """Offer one head and return why its chain is refused."""
     ring.offer(head)
     with pytest.raises(QueueError) as caught:
         rig.queue(ring, indirect=indirect).pop()

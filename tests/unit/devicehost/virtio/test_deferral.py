@@ -174,7 +174,7 @@ def test_a_queue_that_stops_gives_every_chain_back(rig: Rig, stubborn: bool, res
     assert sorted(ring.completions()) == [(0, 1), (8, 1), (16, 1)]
     assert [later.result for later in server.waiting] == [result] * 3
     assert not server.waiting[0].settle(0), "too late, and harmless"
-    assert rig.calls() == 1, "the driver is told"
+    assert rig.calls() == 1, "the driver is notified"
 
 
 def test_a_ring_cannot_be_filled_with_waiting_requests(
@@ -220,9 +220,9 @@ class Device:
     """Two queues of one device that may keep so many requests."""
 
     def __init__(self, rig: Rig, limit: int) -> None:
-        self.told: list[Exhaustion] = []
+        self.exhaustions: list[Exhaustion] = []
         self.counters = rig.counters
-        self.counters.bounds.on_exhausted = self.told.append
+        self.counters.bounds.on_exhausted = self.exhaustions.append
         self.queued = QueuedRequests(rig.counters, limit)
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -255,7 +255,7 @@ def test_a_ring_is_not_read_until_there_is_room(rig: Rig, monkeypatch: pytest.Mo
         completed(rig, ring, 4)
         server.waiting[3].settle(1)
         completed(rig, ring, 5)
-    assert device.told == [Exhaustion("queued_requests", 3, 2)]
+    assert device.exhaustions == [Exhaustion("queued_requests", 3, 2)]
     assert device.counters.snapshot().held_back == 2
     assert device.used() == 0
 
@@ -275,7 +275,7 @@ def test_a_ring_with_what_would_make_room_is_read_on_after_a_while(
         assert [later.result for later in server.waiting] == [0, GIVEN_UP, GIVEN_UP, GIVEN_UP]
         server.waiting[0].settle(1)
         completed(rig, ring, 5)
-    assert len(device.told) == 1, "once per episode"
+    assert len(device.exhaustions) == 1, "once per episode"
     assert device.counters.snapshot().held_back == 1, "no more once it is known to be in vain"
 
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def notified_after(rig: Rig, length: int, waiting: int = 16) -> list[int]:
-    """Serve requests of one writable buffer, and tell after which ones the driver was notified."""
+    """Serve requests of one writable buffer; return after which ones the driver was notified."""
     library = fastpath.library
     assert library is not None
     ring = rig.ring(waiting)

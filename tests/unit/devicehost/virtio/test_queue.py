@@ -291,8 +291,8 @@ def test_a_request_for_which_no_window_comes_is_given_back_and_the_queue_goes_on
 
 
 def test_windows_that_requests_hold_are_told_once(rig: Rig) -> None:
-    told: list[Exhaustion] = []
-    rig.counters.bounds.on_exhausted = told.append
+    exhaustions: list[Exhaustion] = []
+    rig.counters.bounds.on_exhausted = exhaustions.append
     table = rig.ram.table()
     windows = WindowMemory(table, WindowQuota(limit=2, deadline_s=0.02), rig.counters)
     ring = rig.ring()
@@ -305,7 +305,7 @@ def test_windows_that_requests_hold_are_told_once(rig: Rig) -> None:
     assert first is not None
     assert queue.pop() is None, "both were given back unserved"
     assert ring.completions() == [(3, 0), (4, 0)]
-    assert told == [Exhaustion("windows", 2, 2)]
+    assert exhaustions == [Exhaustion("windows", 2, 2)]
     queue.push(first, 0)
     windows.release()
     table.close()
