@@ -18,7 +18,6 @@ from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 from services.cli.requests import ShareRequest, VmRequest
 from services.cli.views import (
     CopyResult,
-    Counters,
     DeviceView,
     FileDigest,
     HttpResult,
@@ -288,7 +287,6 @@ def _share(share: vm_owner_pb2.Share) -> ShareView:
 
 
 def _device(device: vm_owner_pb2.Device) -> DeviceView:
-    counters = device.counters
     return DeviceView(
         instance_id=device.instance_id,
         device_class=_word(device_pb2.DeviceClass.Name(device.device_class), "DEVICE_CLASS_"),
@@ -297,19 +295,10 @@ def _device(device: vm_owner_pb2.Device) -> DeviceView:
         options=device.options,
         socket_path=device.socket_path,
         elevated=device.elevated,
-        counters=Counters(
-            requests=counters.requests,
-            bytes_in=counters.bytes_in,
-            bytes_out=counters.bytes_out,
-            translations_refused=counters.translations_refused,
-            windows_mapped=counters.windows_mapped,
-            windows_evicted=counters.windows_evicted,
-            windows_waited=counters.windows_waited,
-            highest_slot=counters.highest_slot,
-            frames_dropped=counters.frames_dropped,
-            held_back=counters.held_back,
-            exhaustions=counters.exhaustions,
-        ),
+        counters={
+            each.name: getattr(device.counters, each.name)
+            for each in device.counters.DESCRIPTOR.fields
+        },
     )
 
 

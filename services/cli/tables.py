@@ -107,11 +107,11 @@ def device_table(devices: Iterable[DeviceView]) -> Table:
             device.device_class,
             device.tag,
             device.state,
-            str(counters.requests),
-            format_bytes(counters.bytes_in),
-            format_bytes(counters.bytes_out),
-            str(counters.translations_refused),
-            str(counters.windows_mapped),
+            str(counters["requests"]),
+            format_bytes(counters["bytes_in"]),
+            format_bytes(counters["bytes_out"]),
+            str(counters["translations_refused"]),
+            str(counters["windows_mapped"]),
         )
     return table
 

@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Counters of one device since it was created; bytes as the device moved them."""
-
-    requests: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    translations_refused: int = 0
-    windows_mapped: int = 0
-    windows_evicted: int = 0
-    windows_waited: int = 0
-    highest_slot: int = 0
-    frames_dropped: int = 0
-    held_back: int = 0
-    exhaustions: int = 0
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One virtio device."""
+    """One virtio device.
+
+    Attributes:
+        counters: Values since it was created, by the names of DeviceCounters (device.proto); bytes
+            as the device moved them.
+    """
 
     instance_id: str
     device_class: str
@@ -38,7 +30,7 @@ class DeviceView:
     options: str
     socket_path: str
     elevated: bool
-    counters: Counters
+    counters: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +143,7 @@ class PoolUse:
     bytes_bounced: int
 
 
-View = DeviceView | ShareView | WarningView | VmView | WatchView | VersionView | Counters
+View = DeviceView | ShareView | WarningView | VmView | WatchView | VersionView
 
 
 def as_json(view: View) -> dict[str, object]:

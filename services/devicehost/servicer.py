@@ -7,6 +7,7 @@ devices comes back from threads to the event loop for the watchers. Must not kno
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
@@ -288,7 +289,6 @@ def _spec(request: device_host_pb2.CreateDeviceRequest) -> DeviceSpec:
 
 
 def _to_proto(info: DeviceInfo) -> device_host_pb2.Device:
-    counters = info.counters
     return device_host_pb2.Device(
         vm_id=info.vm_id,
         instance_id=info.instance_id,
@@ -299,19 +299,7 @@ def _to_proto(info: DeviceInfo) -> device_host_pb2.Device:
         aperture=device_host_pb2.ApertureInfo(base=info.pool.base, size_bytes=info.pool.size_bytes)
         if info.pool
         else device_host_pb2.ApertureInfo(),
-        counters=device_pb2.DeviceCounters(
-            requests=counters.requests,
-            bytes_in=counters.bytes_in,
-            bytes_out=counters.bytes_out,
-            translations_refused=counters.translations_refused,
-            windows_mapped=counters.windows_mapped,
-            windows_evicted=counters.windows_evicted,
-            windows_waited=counters.windows_waited,
-            highest_slot=counters.highest_slot,
-            frames_dropped=counters.frames_dropped,
-            held_back=counters.held_back,
-            exhaustions=counters.exhaustions,
-        ),
+        counters=device_pb2.DeviceCounters(**dataclasses.asdict(info.counters)),
         options=info.options,
         children=info.children,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from services.devicehost.accounting import COUNTERS
 from services.handshake import events
 from services.handshake.pool import SLOT_BYTES
 from services.rpc import tracing
@@ -22,47 +23,29 @@ if TYPE_CHECKING:
 REMOVED_FOR_S: Final = 2 * tracing.METRICS_INTERVAL_S
 """How long a removed device is still told of, so that its last counters are exported too."""
 
-COUNTERS: Final = {
-    "requests": ("{request}", "requests that the device completed"),
-    "bytes_in": ("By", "bytes that the device read from guest memory"),
-    "bytes_out": ("By", "bytes that the device wrote to guest memory"),
-    "translations_refused": ("{address}", "guest addresses that were refused"),
-    "windows_mapped": ("{window}", "on-demand windows that were mapped"),
-    "windows_evicted": ("{window}", "on-demand windows that were unmapped to make room"),
-    "windows_waited": ("{wait}", "times that a request waited for the quota on windows"),
-    "held_back": ("{hold}", "times that a queue was not read on, for want of room"),
-    "frames_dropped": ("{frame}", "frames that a virtio-net device dropped"),
-}
-"""Unit and description of each counter in CounterValues that becomes porthole.device.<name>."""
+_BY_RESOURCE: Final = "exhaustions"
+"""The counter that is exported for each resource by itself."""
 
 
 def observe(host: DeviceHost) -> None:
     """Register the instruments; once per process, after `tracing.setup`."""
     meter = tracing.meter()
-    for name, (unit, description) in COUNTERS.items():
-        meter.create_observable_counter(
-            f"porthole.device.{name}",
-            callbacks=[_of_devices(host, name)],
-            unit=unit,
-            description=description,
+    for name, meaning in COUNTERS.items():
+        create = (
+            meter.create_observable_gauge if meaning.is_highest else meter.create_observable_counter
         )
-    meter.create_observable_gauge(
-        "porthole.device.highest_slot",
-        callbacks=[_of_devices(host, "highest_slot")],
-        unit="{slot}",
-        description="highest 2 KiB slot of the pool that a request touched, counted from 1",
-    )
+        read = _of_bounds if name == _BY_RESOURCE else _of_devices
+        create(
+            f"porthole.device.{name}",
+            callbacks=[read(host, name)],
+            unit=meaning.unit,
+            description=meaning.description,
+        )
     meter.create_observable_gauge(
         "porthole.device.pool_slots",
         callbacks=[lambda _: _pool_slots(host)],
         unit="{slot}",
         description="2 KiB slots of the device's pool; 0 without a pool",
-    )
-    meter.create_observable_counter(
-        "porthole.device.exhaustions",
-        callbacks=[_of_bounds(host, "exhaustions")],
-        unit="{episode}",
-        description="episodes in which something bounded was used up; docs/limits.md lists what is",
     )
     for name, what in (("used", "in use"), ("total", "that there may be")):
         meter.create_observable_gauge(

@@ -6,13 +6,9 @@ so once per episode, because a guest can provoke exhaustion at will.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final
 
 
 class Resource(StrEnum):
@@ -75,65 +71,38 @@ class Exhaustion:
         return f"{used}; {remedy}" if remedy else used
 
 
-class Bound:
-    """One bounded resource, and the episodes in which it is used up.
+class Episode:
+    """The rule of when a bounded resource counts as used up.
 
     An episode begins when a request is refused or has to wait. It ends with the first look at which
-    at most three quarters are in use and no request has been refused since the look before. Any
-    thread may use it.
+    at most three quarters are in use and no request has been refused since the look before. Threads
+    that share one take turns by a lock of their own.
 
     Attributes:
-        resource: One of Resource.
-        total: The bound.
-        used: Returns the amount in use; it may be called on any thread and must not wait.
-        exhausted: Whether an episode lasts.
+        lasts: Whether an episode lasts.
     """
 
-    def __init__(
-        self,
-        resource: str,
-        total: int,
-        used: Callable[[], int],
-        look_later: Callable[[Callable[[], None]], None],
-    ) -> None:
-        """Begin with no episode.
+    __slots__ = ("_hit", "lasts")
 
-        Args:
-            resource: One of Resource.
-            total: The bound.
-            used: Returns the amount in use.
-            look_later: Calls its argument after a delay, on another thread. The delay bounds how
-                often episodes begin.
-        """
-        self.resource: Final = resource
-        self.total: Final = total
-        self.used: Final = used
-        self.exhausted = False
-        self._look_later: Final = look_later
+    def __init__(self) -> None:
+        self.lasts = False
         self._hit = False
-        self._lock = threading.Lock()
 
-    def hit(self, report: Callable[[Exhaustion], None]) -> None:
-        """Note that a request is refused or has to wait.
+    def hit(self) -> bool:
+        """Note that a request is refused or has to wait; return whether this begins an episode."""
+        self._hit = True
+        begins, self.lasts = not self.lasts, True
+        return begins
+
+    def look(self, used: int, total: int) -> bool:
+        """See whether the episode is over; return whether it lasts, so that another look is due.
 
         Args:
-            report: Called if this begins an episode.
+            used: Amount in use now.
+            total: The bound.
         """
-        with self._lock:
-            self._hit = True
-            begins, self.exhausted = not self.exhausted, True
-        if begins:
-            report(Exhaustion(self.resource, self.used(), self.total))
-            self._look_later(self.look)
-
-    def look(self) -> None:
-        """See whether the episode is over."""
-        used = self.used()
-        with self._lock:
-            eased = used * _EASED_DENOMINATOR <= self.total * _EASED_NUMERATOR
-            if not self._hit and eased:
-                self.exhausted = False
-            self._hit = False
-            again = self.exhausted
-        if again:
-            self._look_later(self.look)
+        eased = used * _EASED_DENOMINATOR <= total * _EASED_NUMERATOR
+        if not self._hit and eased:
+            self.lasts = False
+        self._hit = False
+        return self.lasts

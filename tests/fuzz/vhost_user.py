@@ -16,16 +16,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import FsBackend, FsDevice
-from services.devicehost.memory import (
-    Aperture,
-    DeviceCounters,
-    OwnRisk,
-    RegionTable,
-    Whole,
-    WindowQuota,
-    Windows,
-)
+from services.devicehost.memory import Aperture, OwnRisk, RegionTable, Whole, WindowQuota, Windows
 from services.devicehost.vhost_user import Backend
 from services.devicehost.vhost_user.connection import Connection
 from services.devicehost.vhost_user.messages import SHAPES, Command, ProtocolError
@@ -100,15 +93,15 @@ class Conversation:
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._watcher = _Watcher()
         access = _ACCESSES[reader.number(1) % len(_ACCESSES)]()
-        counters = DeviceCounters()
+        meter = DeviceMeter()
         options = FsOptions(name="share", vm_id=VM_ID, queues=2)
         self._device = FsDevice(
-            options, FsBackend(str(shared_dir)), access.max_request_bytes, counters
+            options, FsBackend(str(shared_dir)), access.max_request_bytes, meter
         )
         self._backend = Backend(
             self._device,
             access,
-            counters,
+            meter,
             self._watcher,
             table=RegionTable(OwnRisk()) if access == Whole() else None,
         )

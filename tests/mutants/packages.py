@@ -30,6 +30,7 @@ PACKAGES: Final = (
     Package(
         "handshake", "services/handshake", ("tests/unit/handshake", "tests/unit/handshake_states")
     ),
+    Package("accounting", "services/devicehost/accounting", ("tests/unit/devicehost/accounting",)),
     Package("memory", "services/devicehost/memory", ("tests/unit/devicehost/memory",)),
     Package("virtio", "services/devicehost/virtio", ("tests/unit/devicehost/virtio",)),
     Package(

@@ -76,13 +76,13 @@ class VmReport:
         self.devices = len(vm.devices)
         self.warnings = [warning.id for warning in vm.warnings]
         counters = [device.counters for device in vm.devices]
-        self.requests = sum(item.requests for item in counters)
-        self.bytes_in = sum(item.bytes_in for item in counters)
-        self.bytes_out = sum(item.bytes_out for item in counters)
-        self.refused = sum(item.translations_refused for item in counters)
-        self.windows_mapped = sum(item.windows_mapped for item in counters)
-        self.windows_evicted = sum(item.windows_evicted for item in counters)
-        self.windows_waited = sum(item.windows_waited for item in counters)
+        self.requests = sum(item["requests"] for item in counters)
+        self.bytes_in = sum(item["bytes_in"] for item in counters)
+        self.bytes_out = sum(item["bytes_out"] for item in counters)
+        self.refused = sum(item["translations_refused"] for item in counters)
+        self.windows_mapped = sum(item["windows_mapped"] for item in counters)
+        self.windows_evicted = sum(item["windows_evicted"] for item in counters)
+        self.windows_waited = sum(item["windows_waited"] for item in counters)
 
     def compare(self, what: str, differences: list[str]) -> None:
         """Count the differences that a comparison found, and list the first of them."""

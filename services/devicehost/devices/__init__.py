@@ -7,7 +7,7 @@
   is wrong when it cannot be. Knows no queue.
 
 A device that needs more has packages beside these files, as `fs` has. Every VirtioDevice is made of
-options, a back end, the longest request and counters; the one table from back ends to devices is
+options, a back end, the longest request and a meter; the one table from back ends to devices is
 here.
 """
 
@@ -31,7 +31,8 @@ from services.handshake.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.devicehost.memory import Access, DeviceCounters
+    from services.devicehost.accounting import DeviceMeter
+    from services.devicehost.memory import Access
     from services.devicehost.virtio.device import VirtioDevice
 
 __all__ = [
@@ -65,14 +66,14 @@ class DeviceType(Generic[OptionsT]):
 
     device_class: str
     parse_options: Callable[[str], OptionsT]
-    make: Callable[[OptionsT, Any, int, DeviceCounters], VirtioDevice]
+    make: Callable[[OptionsT, Any, int, DeviceMeter], VirtioDevice]
 
 
 def _make_net(
-    options: NetOptions, backend: NetBackend, _max_request_bytes: int, counters: DeviceCounters
+    options: NetOptions, backend: NetBackend, _max_request_bytes: int, meter: DeviceMeter
 ) -> NetDevice:
     """Make an adapter, whose frames are shorter than any bound on a request."""
-    return NetDevice(options, backend, counters)
+    return NetDevice(options, backend, meter)
 
 
 DEVICE_TYPES: Final[dict[type[DeviceBackend], DeviceType[Any]]] = {
@@ -84,7 +85,7 @@ DEVICE_TYPES: Final[dict[type[DeviceBackend], DeviceType[Any]]] = {
 
 
 def make_device(
-    options: DeviceOptions, backend: DeviceBackend, access: Access, counters: DeviceCounters
+    options: DeviceOptions, backend: DeviceBackend, access: Access, meter: DeviceMeter
 ) -> VirtioDevice:
     """Make the device that serves a back end.
 
@@ -92,9 +93,9 @@ def make_device(
         options: What the device is to be, parsed as DEVICE_TYPES has it.
         backend: What it serves.
         access: How it is to reach guest memory.
-        counters: Of the device.
+        meter: Of the device.
 
     Raises:
         PortholeError: The back end cannot be opened.
     """
-    return DEVICE_TYPES[type(backend)].make(options, backend, access.max_request_bytes, counters)
+    return DEVICE_TYPES[type(backend)].make(options, backend, access.max_request_bytes, meter)

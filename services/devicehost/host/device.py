@@ -11,9 +11,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import FsDevice
 from services.devicehost.host.states import DeviceEvent, DeviceState, hosted_device_life
-from services.devicehost.memory import DeviceCounters
 from services.devicehost.throttle import Throttle
 from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.handshake import events
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from services.devicehost.memory import Access, CounterValues, RegionTable, Usage
+    from services.devicehost.accounting import Counters, Usage
+    from services.devicehost.memory import Access, RegionTable
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake.exhaustion import Exhaustion
     from services.handshake.options import FsOptions
@@ -68,7 +69,7 @@ class DeviceInfo:
     pool: SwiotlbPool | None
     state: DeviceState
     socket_path: Path
-    counters: CounterValues
+    counters: Counters
     bounds: tuple[Usage, ...] = ()
     children: tuple[str, ...] = ()
 
@@ -91,7 +92,7 @@ class HostedDevice:
     Attributes:
         identity: What it is.
         access: How it reaches guest memory.
-        counters: What it counts.
+        meter: What it counts, and what of it is bounded.
     """
 
     def __init__(
@@ -116,12 +117,12 @@ class HostedDevice:
         """
         self.identity = identity
         self.access = access
-        self.counters = DeviceCounters()
+        self.meter = DeviceMeter()
         self._is_known = is_known
         self._emit = emit
         self._on_change = on_change
         self._on_exhausted = on_exhausted
-        self.counters.bounds.on_exhausted = self._exhausted
+        self.meter.bounds.on_exhausted = self._exhausted
         self._machine = hosted_device_life(f"device {identity.instance_id} ({identity.tag})")
         self._lock = threading.Lock()
         self._life = threading.Lock()
@@ -148,14 +149,14 @@ class HostedDevice:
             self.access.pool,
             self.state,
             me.socket_path,
-            self.counters.snapshot(),
-            self.counters.bounds.usage(),
+            self.meter.snapshot(),
+            self.meter.bounds.usage(),
             device.children if isinstance(device, FsDevice) else (),
         )
 
     def start(
         self,
-        make: Callable[[Access, DeviceCounters], VirtioDevice],
+        make: Callable[[Access, DeviceMeter], VirtioDevice],
         *,
         table: RegionTable | None = None,
         sock: ListeningSocket | None = None,
@@ -177,9 +178,9 @@ class HostedDevice:
                 raise FailedPreconditionError(
                     "HOST_SHUTTING_DOWN", "the device host is shutting down and takes no device"
                 )
-            device = make(self.access, self.counters)
+            device = make(self.access, self.meter)
             backend = Backend(
-                device, self.access, self.counters, self, tells_config=tells_config, table=table
+                device, self.access, self.meter, self, tells_config=tells_config, table=table
             )
             try:
                 listening = sock or ListeningSocket.at(self.identity.socket_path)

@@ -35,8 +35,9 @@ from services.handshake.pool import SwiotlbPool, format_token, parse_token
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.devices import DeviceBackend, DeviceOptions
-    from services.devicehost.memory import Access, DeviceCounters
+    from services.devicehost.memory import Access
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake import events
     from services.handshake.exhaustion import Exhaustion
@@ -66,7 +67,7 @@ class DeviceHost:
         run_dir: Path,
         on_change: Callable[[DeviceInfo, str], None],
         make: Callable[
-            [DeviceOptions, DeviceBackend, Access, DeviceCounters], VirtioDevice
+            [DeviceOptions, DeviceBackend, Access, DeviceMeter], VirtioDevice
         ] = make_device,
         on_exhausted: Callable[[DeviceInfo, Exhaustion], None] = lambda *_: None,
     ) -> None:

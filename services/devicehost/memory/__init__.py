@@ -8,8 +8,6 @@ not to be confined. All pin rings at queue setup. Must not know queues, devices 
 
 from services.devicehost.memory.access import Access, Aperture, Whole, Windows, confined
 from services.devicehost.memory.aperture import ApertureMemory
-from services.devicehost.memory.bounds import Usage, bound
-from services.devicehost.memory.counters import CounterValues, DeviceCounters, QueueCounters
 from services.devicehost.memory.guest import (
     GuestMemory,
     Lease,
@@ -26,23 +24,18 @@ __all__ = [
     "Access",
     "Aperture",
     "ApertureMemory",
-    "CounterValues",
-    "DeviceCounters",
     "GuestMemory",
     "Lease",
     "OwnRisk",
     "PinnedRing",
-    "QueueCounters",
     "Region",
     "RegionTable",
     "Span",
     "TranslationError",
-    "Usage",
     "Whole",
     "WholeMemory",
     "WindowMemory",
     "WindowQuota",
     "Windows",
-    "bound",
     "confined",
 ]

@@ -18,7 +18,7 @@ from services.handshake import events
 from services.handshake.pool import MAX_MAPPING_BYTES, SwiotlbPool
 
 if TYPE_CHECKING:
-    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.memory.guest import GuestMemory
     from services.devicehost.memory.regions import RegionTable
 
@@ -50,12 +50,12 @@ class Access(ABC):
     warning: ClassVar[str] = ""
 
     @abstractmethod
-    def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
+    def attach(self, table: RegionTable, meter: DeviceMeter) -> GuestMemory:
         """Make the guest memory of a device.
 
         Args:
             table: The regions that the front-end shares.
-            counters: Of the device.
+            meter: Of the device.
 
         Raises:
             InvalidArgumentError: A region cannot be mapped; see Mapping.
@@ -92,9 +92,9 @@ class Aperture(Access):
     keeps_descriptors = False
     max_request_bytes = MAX_MAPPING_BYTES
 
-    def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
+    def attach(self, table: RegionTable, meter: DeviceMeter) -> GuestMemory:
         """Map the pool; see ApertureMemory."""
-        return ApertureMemory(table, self.pool, counters)
+        return ApertureMemory(table, self.pool, meter)
 
     def attached_event(
         self, vm_id: str, instance_id: str, device_class: str, tag: str
@@ -120,9 +120,9 @@ class Windows(Access):
     keeps_descriptors = True
     max_request_bytes = MAX_REQUEST_BYTES
 
-    def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
+    def attach(self, table: RegionTable, meter: DeviceMeter) -> GuestMemory:
         """Map nothing yet; see WindowMemory."""
-        return WindowMemory(table, self.quota, counters)
+        return WindowMemory(table, self.quota, meter)
 
     def attached_event(
         self, vm_id: str, instance_id: str, device_class: str, tag: str
@@ -147,9 +147,9 @@ class Whole(Access):
     log_level = logging.WARNING
     warning = "; the device is not confined: the guest's bounce pool or windows would confine it"
 
-    def attach(self, table: RegionTable, counters: DeviceCounters) -> GuestMemory:
+    def attach(self, table: RegionTable, meter: DeviceMeter) -> GuestMemory:
         """Map every region; see WholeMemory."""
-        return WholeMemory(table, counters)
+        return WholeMemory(table, meter)
 
     def attached_event(self, vm_id: str, instance_id: str, device_class: str, tag: str) -> None:
         """Return None."""

@@ -16,7 +16,7 @@ from services.handshake.pool import SLOT_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.memory.regions import RegionTable
     from services.handshake.pool import SwiotlbPool
 
@@ -26,7 +26,7 @@ class ApertureMemory(LinearMemory):
 
     is_pool = True
 
-    def __init__(self, table: RegionTable, pool: SwiotlbPool, counters: DeviceCounters) -> None:
+    def __init__(self, table: RegionTable, pool: SwiotlbPool, meter: DeviceMeter) -> None:
         """Map exactly [base, base + size) of the pool.
 
         Raises:
@@ -45,7 +45,7 @@ class ApertureMemory(LinearMemory):
             )
         start = region.file_offset + pool.base - region.gpa
         mapping = Mapping(region.fd, start, pool.size_bytes)
-        super().__init__(table, counters, [(pool.base, mapping)])
+        super().__init__(table, meter, [(pool.base, mapping)])
         self._pool = pool
         self._base: int = pool.base
         self._size = pool.size_bytes
@@ -92,4 +92,5 @@ class ApertureMemory(LinearMemory):
     def _raise_high(self, end: int) -> None:
         with self._lock:
             self._high = max(self._high, end)
-        self._counters.note_slot(-(-end // SLOT_BYTES))
+        with self._meter.counting as counters:
+            counters.highest_slot = max(counters.highest_slot, -(-end // SLOT_BYTES))

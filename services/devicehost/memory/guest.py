@@ -19,7 +19,7 @@ from services.handshake.pool import PAGE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.memory.regions import RegionTable
 
 GpaRange = tuple[int, int]
@@ -119,9 +119,9 @@ class GuestMemory(ABC):
 
     is_pool = False
 
-    def __init__(self, table: RegionTable, counters: DeviceCounters) -> None:
+    def __init__(self, table: RegionTable, meter: DeviceMeter) -> None:
         self._table = table
-        self._counters = counters
+        self._meter = meter
         self._references = 1
         self._kept: list[PinnedRing] = []
         self._lock = threading.Lock()
@@ -190,7 +190,8 @@ class GuestMemory(ABC):
 
     def refuse(self, gpa: int, length: int, bound: str) -> TranslationError:
         """Count a refused address and make the error for it."""
-        self._counters.count_refusal()
+        with self._meter.counting as counters:
+            counters.translations_refused += 1
         return TranslationError(gpa, length, bound)
 
     def retain(self) -> None:

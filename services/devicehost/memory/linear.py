@@ -13,7 +13,7 @@ from services.devicehost.memory.guest import GuestMemory, PinnedRing, Span
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.memory.mapping import Mapping
     from services.devicehost.memory.regions import RegionTable
 
@@ -24,17 +24,17 @@ class LinearMemory(GuestMemory):
     def __init__(
         self,
         table: RegionTable,
-        counters: DeviceCounters,
+        meter: DeviceMeter,
         mappings: Sequence[tuple[int, Mapping]],
     ) -> None:
         """Take over mappings.
 
         Args:
             table: The guest's regions; a ring may lie in one of which nothing is mapped.
-            counters: Of the device.
+            meter: Of the device.
             mappings: Each with the guest-physical address of its first byte.
         """
-        super().__init__(table, counters)
+        super().__init__(table, meter)
         self._mappings = tuple(mapping for _, mapping in mappings)
         self._spans = tuple(
             Span(gpa, len(mapping.view), mapping.address) for gpa, mapping in mappings

@@ -16,14 +16,14 @@ from services.handshake.errors import FailedPreconditionError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.memory.regions import Region, RegionTable
 
 
 class WholeMemory(LinearMemory):
     """Every region of a guest."""
 
-    def __init__(self, table: RegionTable, counters: DeviceCounters) -> None:
+    def __init__(self, table: RegionTable, meter: DeviceMeter) -> None:
         """Map every region.
 
         Raises:
@@ -31,7 +31,7 @@ class WholeMemory(LinearMemory):
             FailedPreconditionError: REGION_CLOSED: a region's descriptor is closed already.
         """
         mappings = _map(sorted(table, key=lambda region: region.gpa))
-        super().__init__(table, counters, mappings)
+        super().__init__(table, meter, mappings)
         self._starts = [gpa for gpa, _ in mappings]
         self._views = [mapping.view for _, mapping in mappings]
 

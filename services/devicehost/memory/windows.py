@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Self
 
-from services.devicehost.memory.bounds import bound
+from services.devicehost.accounting import Bound
 from services.devicehost.memory.guest import GpaRange, GuestMemory
 from services.devicehost.memory.mapping import Mapping
 from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
@@ -22,7 +22,7 @@ from services.handshake.pool import PAGE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from services.devicehost.memory.counters import DeviceCounters
+    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.memory.regions import RegionTable
 
 WINDOW_LIMIT: Final = 512
@@ -68,7 +68,7 @@ class WindowQuota:
         self._changes = 0
         self._mapped: dict[tuple[WindowMemory, GpaRange], Window] = {}
         self._idle: OrderedDict[Window, None] = OrderedDict()
-        self.bound = bound(Resource.VM_WINDOWS, limit, lambda: self.in_use)
+        self.bound = Bound(Resource.VM_WINDOWS, limit, lambda: self.in_use)
 
     @property
     def used(self) -> int:
@@ -89,7 +89,7 @@ class WindowQuota:
             TranslationError: A range is not inside guest memory.
         """
         if len(wanted) > self.device_limit:
-            owner.counters.bounds.hit(Resource.WINDOWS)
+            owner.meter.bounds.hit(Resource.WINDOWS)
             raise ResourceExhaustedError(
                 "WINDOW_QUOTA_TOO_SMALL",
                 f"one request needs {len(wanted)} windows at once; a device has "
@@ -102,11 +102,12 @@ class WindowQuota:
             if lacking is None:
                 return self._pin_all(owner, wanted)
             seen = self._changes
-        owner.counters.count_windows(waited=1)
+        with owner.meter.counting as counters:
+            counters.windows_waited += 1
         deadline = time.monotonic() + self.deadline_s
         while True:
             # It calls back, so the lock is free meanwhile.
-            owner.counters.bounds.hit(lacking)
+            owner.meter.bounds.hit(lacking)
             with self._changed:
                 seen = self._wait_for_change(seen, owner, wanted, deadline)
                 lacking = self._lacking(owner, wanted)
@@ -173,10 +174,12 @@ class WindowQuota:
             if len(self._mapped) >= self.limit:
                 oldest, _ = self._idle.popitem(last=False)
                 self._unmap(oldest)
-                oldest.owner.counters.count_windows(evicted=1)
+                with oldest.owner.meter.counting as counters:
+                    counters.windows_evicted += 1
             mapping = owner.map_pages(pages)
             window = self._mapped[owner, pages] = Window(owner, pages, mapping)
-            owner.counters.count_windows(mapped=1)
+            with owner.meter.counting as counters:
+                counters.windows_mapped += 1
         else:
             self._idle.pop(window, None)
         owner.in_use += window.pins == 0
@@ -236,17 +239,17 @@ class WindowMemory(GuestMemory):
 
     Attributes:
         quota: What the devices of the VM share.
-        counters: Of the device.
+        meter: Of the device.
         in_use: Windows that requests of the device use now; the quota counts them.
     """
 
-    def __init__(self, table: RegionTable, quota: WindowQuota, counters: DeviceCounters) -> None:
-        super().__init__(table, counters)
+    def __init__(self, table: RegionTable, quota: WindowQuota, meter: DeviceMeter) -> None:
+        super().__init__(table, meter)
         self.quota = quota
-        self.counters = counters
+        self.meter = meter
         self.in_use = 0
-        counters.bounds.add(quota.bound)
-        counters.bounds.add(bound(Resource.WINDOWS, quota.device_limit, lambda: self.in_use))
+        meter.bounds.add(quota.bound)
+        meter.bounds.add(Bound(Resource.WINDOWS, quota.device_limit, lambda: self.in_use))
 
     def lease(self, addresses: Sequence[int] = (), lengths: Sequence[int] = ()) -> WindowLease:
         """As `GuestMemory.lease`."""

@@ -31,7 +31,8 @@ from services.wire.vhost_user import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.devicehost.memory import Access, DeviceCounters, GuestMemory
+    from services.devicehost.accounting import DeviceMeter
+    from services.devicehost.memory import Access, GuestMemory
     from services.devicehost.vhost_user.messages import Command
     from services.devicehost.virtio.device import VirtioDevice
 
@@ -78,7 +79,7 @@ class Backend:
         self,
         device: VirtioDevice,
         access: Access,
-        counters: DeviceCounters,
+        meter: DeviceMeter,
         observer: Observer,
         *,
         tells_config: bool = True,
@@ -89,14 +90,14 @@ class Backend:
         Args:
             device: Serves the queues.
             access: How the device reaches guest memory.
-            counters: Of the device.
+            meter: Of the device.
             observer: Learns what happens.
             tells_config: Whether a front-end can ask for the configuration space.
             table: Empty; None for one that takes sealed memory only.
         """
         self._device = device
         self._access = access
-        self._counters = counters
+        self._meter = meter
         self._observer = observer
         self._tells_config = tells_config
         self._table = RegionTable() if table is None else table
@@ -181,7 +182,7 @@ class Backend:
         self._unmap()
         if len(self._table):
             try:
-                self._memory = self._access.attach(self._table, self._counters)
+                self._memory = self._access.attach(self._table, self._meter)
                 for ring in self._rings:
                     ring.pin(self._table, self._memory)
             except PortholeError:
@@ -316,7 +317,7 @@ class Backend:
                         device=self._device,
                         memory=memory,
                         features=self._features,
-                        counters=self._counters.queue(ring.index),
+                        counters=self._meter.queue(ring.index),
                         on_first_request=self._observer.first_request,
                         on_failure=self._fail,
                     )

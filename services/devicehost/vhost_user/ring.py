@@ -34,7 +34,8 @@ from services.wire.virtio_ring import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.devicehost.memory import GuestMemory, PinnedRing, QueueCounters, RegionTable
+    from services.devicehost.accounting import QueueCounters
+    from services.devicehost.memory import GuestMemory, PinnedRing, RegionTable
     from services.devicehost.virtio.device import VirtioDevice
     from services.devicehost.virtio.queue import Queue
     from services.handshake.errors import PortholeError

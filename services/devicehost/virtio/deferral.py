@@ -25,7 +25,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.memory import DeviceCounters, bound
+from services.devicehost.accounting import Bound, DeviceMeter
 from services.handshake.exhaustion import Resource
 
 if TYPE_CHECKING:
@@ -109,20 +109,20 @@ REFUSE_DEADLINE_S: Final = 0.05
 class QueuedRequests:
     """The requests of one device whose answers come later, of all its queues together."""
 
-    def __init__(self, counters: DeviceCounters, limit: int = MAX_QUEUED) -> None:
+    def __init__(self, meter: DeviceMeter, limit: int = MAX_QUEUED) -> None:
         """Begin with none.
 
         Args:
-            counters: Of the device.
+            meter: Of the device.
             limit: Most of them at a time.
         """
-        self._counters = counters
+        self._meter = meter
         self._limit = limit
         self._count = 0
         self._held: set[KeptChains] = set()
         self._in_vain = False
         self._lock = threading.Lock()
-        counters.bounds.add(bound(Resource.QUEUED_REQUESTS, limit, lambda: self._count))
+        meter.bounds.add(Bound(Resource.QUEUED_REQUESTS, limit, lambda: self._count))
 
     def lacks_room(self, kept: KeptChains) -> bool:
         """Return whether a queue has taken more than there is room for."""
@@ -144,7 +144,7 @@ class QueuedRequests:
 
     def hold(self, kept: KeptChains) -> bool:
         """Return whether a queue without room is to wait for some, until `let_go`."""
-        bounds = self._counters.bounds
+        bounds = self._meter.bounds
         known = bounds.is_exhausted(Resource.QUEUED_REQUESTS)
         bounds.hit(Resource.QUEUED_REQUESTS)
         with self._lock:
@@ -152,7 +152,8 @@ class QueuedRequests:
             if self._in_vain:
                 return False
             self._held.add(kept)
-        self._counters.count_hold()
+        with self._meter.counting as counters:
+            counters.held_back += 1
         return True
 
     def let_go(self, kept: KeptChains, *, in_vain: bool) -> None:
@@ -172,7 +173,7 @@ class KeptChains:
     def __init__(self, queue: Queue, queued: QueuedRequests | None = None) -> None:
         self.due: list[Chain] = []
         self._queue = queue
-        self._queued = queued or QueuedRequests(DeviceCounters())
+        self._queued = queued or QueuedRequests(DeviceMeter())
         self._kept: dict[Chain, Deferred] = {}
         self._lock = threading.Lock()
         self._fd: int | None = None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.devicehost.memory import GuestMemory, QueueCounters
+    from services.devicehost.accounting import QueueCounters
+    from services.devicehost.memory import GuestMemory
 
 
 @dataclass(frozen=True, slots=True)

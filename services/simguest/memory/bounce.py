@@ -10,12 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import ResourceExhaustedError
-from services.handshake.exhaustion import Bound, Exhaustion, Resource
+from services.handshake.exhaustion import Episode, Exhaustion, Resource
 from services.handshake.pool import (
     MAX_MAPPING_BYTES,
     PAGE_BYTES,
@@ -132,11 +131,7 @@ class _Area:
 
 
 class BouncePool:
-    """Maps buffers into the slots of one pool and copies between them and their drivers.
-
-    Attributes:
-        bound: Notes when the slots are used up.
-    """
+    """Maps buffers into the slots of one pool and copies between them and their drivers."""
 
     max_mapping_bytes = MAX_MAPPING_BYTES
 
@@ -169,7 +164,7 @@ class BouncePool:
         self._room = threading.Condition(threading.Lock())
         self._waiting = 0
         self._on_exhausted = on_exhausted
-        self.bound = Bound(Resource.BOUNCE_POOL, self._slots_total, lambda: self._used, _look_later)
+        self._episode = Episode()
 
     def for_device(self, device_id: str) -> DevicePool:
         """Return the pool as one device uses it."""
@@ -195,7 +190,7 @@ class BouncePool:
         check_lengths(lengths, MAX_MAPPING_BYTES)
         if (mappings := self._take_all(lengths)) is not None:
             return mappings
-        self.bound.hit(partial(self._on_exhausted, device_id))
+        self._note_exhausted(device_id)
         self._wake()  # the slots that were taken and given back may suffice for another thread
         return self._wait_for_room(lengths, deadline_s)
 
@@ -292,6 +287,21 @@ class BouncePool:
                 self._waiting -= 1
         return mappings
 
+    def _note_exhausted(self, device_id: str) -> None:
+        with self._counters:
+            begins, used = self._episode.hit(), self._used
+        if begins:
+            exhaustion = Exhaustion(Resource.BOUNCE_POOL, used, self._slots_total)
+            self._on_exhausted(device_id, exhaustion)
+            _call_later(self._look)
+
+    def _look(self) -> None:
+        """See whether the slots are still used up, until they are not."""
+        with self._counters:
+            lasts = self._episode.look(self._used, self._slots_total)
+        if lasts:
+            _call_later(self._look)
+
     def _exhausted(self, what: str) -> ResourceExhaustedError:
         usage = self.usage()
         return ResourceExhaustedError(
@@ -329,7 +339,7 @@ def _make_areas(slots_total: int, wanted: int) -> tuple[list[_Area], int]:
     return areas, per_area
 
 
-def _look_later(look: Callable[[], None]) -> None:
+def _call_later(look: Callable[[], None]) -> None:
     """Call `look` after LOOK_INTERVAL_S, on a thread of its own."""
     timer = threading.Timer(LOOK_INTERVAL_S, look)
     timer.daemon = True

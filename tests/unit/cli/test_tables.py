@@ -5,12 +5,12 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from porthole.handshake.v1.device_pb2 import DeviceCounters
 from rich.console import Console
 
 from services.cli import tables
 from services.cli.console import out, printable
 from services.cli.views import (
-    Counters,
     DeviceView,
     ShareView,
     VmView,
@@ -30,7 +30,13 @@ DEVICE = DeviceView(
     options="data;ro;swiotlb=0x3c000000,67108864;vm_id=v1",
     socket_path="/run/d1.sock",
     elevated=False,
-    counters=Counters(requests=7, bytes_in=1024, bytes_out=3 << 20, translations_refused=1),
+    counters=dict.fromkeys(DeviceCounters.DESCRIPTOR.fields_by_name, 0)
+    | {
+        "requests": 7,
+        "bytes_in": 1024,
+        "bytes_out": 3 << 20,
+        "translations_refused": 1,
+    },
 )
 VM = VmView(
     vm_id="v1",

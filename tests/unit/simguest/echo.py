@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from services.devicehost.memory import DeviceCounters, WindowQuota, confined
+from services.devicehost.accounting import DeviceMeter
+from services.devicehost.memory import WindowQuota, confined
 from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.devicehost.virtio.device import serve_requests
 
@@ -97,9 +98,9 @@ class DeviceRig:
 
     def __init__(self, path: Path, pool: SwiotlbPool | None, device: VirtioDevice) -> None:
         self.watch = Watch()
-        self.counters = DeviceCounters()
+        self.meter = DeviceMeter()
         self._device = device
-        backend = Backend(device, confined(pool, WindowQuota()), self.counters, self.watch)
+        backend = Backend(device, confined(pool, WindowQuota()), self.meter, self.watch)
         self.listener = Listener(ListeningSocket.at(path), backend)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from tests.unit.simguest.fs.watched_device import Operations, WatchedDevice
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from services.devicehost.memory import CounterValues
+    from services.devicehost.accounting import Counters
 
 VM_ID = "6f1a2f5e-5f3e-4f53-9d5c-2b8f0a4f7c11"
 
@@ -64,7 +64,7 @@ class Rig:
         self.devices[tag] = VirtioDevice(tag, info.socket_path, kind, self.memory)
         return self.devices[tag]
 
-    def counters(self, tag: str) -> CounterValues:
+    def counters(self, tag: str) -> Counters:
         return self.host.get_device(VM_ID, tag).counters
 
     def remove_from_host(self, tag: str) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
+from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices.fs.aggregate.shares import Aggregate
 from services.devicehost.devices.fs.backend import AggregateBackend, FsBackend, open_shared
 from services.devicehost.devices.fs.host_files import credentials, syscalls
 from services.devicehost.devices.fs.host_files.descriptors import raise_descriptor_limit
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.share import Share
-from services.devicehost.memory import DeviceCounters
 from services.devicehost.virtio.deferral import QueuedRequests
 from services.devicehost.virtio.device import serve_natively, serve_requests
 from services.devicehost.virtio.native_queue import NativeQueue
@@ -41,7 +41,7 @@ class FsDevice:
         options: FsOptions,
         backend: FsBackend | AggregateBackend,
         max_request_bytes: int,
-        counters: DeviceCounters | None = None,
+        meter: DeviceMeter | None = None,
     ) -> None:
         """Open the directory that is shared, and raise the process's limit on open files.
 
@@ -49,7 +49,7 @@ class FsDevice:
             options: What the device was asked to be; its name is the tag.
             backend: What is shared; an aggregate begins without any share.
             max_request_bytes: Longest data of one request that the guest is able to map.
-            counters: Of the device; what is bounded is reported there.
+            meter: Of the device; what is bounded is reported there.
 
         Raises:
             InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; AGGREGATE_OPTION.
@@ -66,9 +66,9 @@ class FsDevice:
         self._tag: Final = options.name
         self.num_queues: Final = 1 + options.queues
         self._config: Final = CONFIG.pack(tag, options.queues)
-        counters = counters or DeviceCounters()
-        self._queued: Final = QueuedRequests(counters)
-        self._bounds: Final = counters.bounds
+        meter = meter or DeviceMeter()
+        self._queued: Final = QueuedRequests(meter)
+        self._bounds: Final = meter.bounds
         self._limits: Final = raise_descriptor_limit()
         self._children: Aggregate | None = None
         if isinstance(backend, AggregateBackend):

@@ -13,6 +13,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.accounting import Bound
 from services.devicehost.devices.fs.aggregate.mount import AggregateMount
 from services.devicehost.devices.fs.aggregate.root import ROOT_OPERATIONS
 from services.devicehost.devices.fs.aggregate.shares import Aggregate
@@ -21,16 +22,15 @@ from services.devicehost.devices.fs.mount.mount import Mount
 from services.devicehost.devices.fs.mount.native_mounts import NativeMounts
 from services.devicehost.devices.fs.operations.request import Request
 from services.devicehost.devices.fs.operations.table import OPERATIONS
-from services.devicehost.memory import bound
 from services.handshake.exhaustion import Resource
 from services.handshake.pool import PAGE_BYTES
 from services.wire import fuse
 from services.wire.fuse import InitIn, InitOut, Opcode
 
 if TYPE_CHECKING:
+    from services.devicehost.accounting import Bounds
     from services.devicehost.devices.fs.operations.table import Operation, WhereT
     from services.devicehost.devices.fs.share.share import Share
-    from services.devicehost.memory.bounds import Bounds
     from services.devicehost.virtio.chain import Chain
     from services.devicehost.virtio.deferral import Deferred
 
@@ -152,7 +152,7 @@ class FuseSession:
         for resource, total in totals.items():
             if self._served.bounds.total(resource) != total:
                 used = partial(_used, weakref.ref(self), resource)
-                self._served.bounds.add(bound(resource, total, used))
+                self._served.bounds.add(Bound(resource, total, used))
 
     def _note_exhausted(self, request: Request, error: OSError) -> None:
         """Report the resource that is used up, if a request was refused for want of one."""

@@ -14,9 +14,9 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.accounting import Bound
 from services.devicehost.devices.net.backend import Tap
 from services.devicehost.devices.net.protocol import frame_of, spread
-from services.devicehost.memory import bound
 from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.device import serve_requests
 from services.devicehost.virtio.queue import QueueError
@@ -26,8 +26,8 @@ from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig
 
 if TYPE_CHECKING:
+    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.devices.net.backend import NetBackend
-    from services.devicehost.memory import DeviceCounters
     from services.devicehost.virtio.queue import Chain, Queue
     from services.handshake.options import NetOptions
 
@@ -52,13 +52,13 @@ class NetDevice:
     num_queues = 2
     features = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
 
-    def __init__(self, options: NetOptions, backend: NetBackend, counters: DeviceCounters) -> None:
+    def __init__(self, options: NetOptions, backend: NetBackend, meter: DeviceMeter) -> None:
         """Open the TAP interface.
 
         Args:
             options: What the adapter was asked to be.
             backend: The TAP interface.
-            counters: Where dropped frames are counted, and what is bounded.
+            meter: Where dropped frames are counted, and what is bounded.
 
         Raises:
             InvalidArgumentError: TAP_NAME.
@@ -66,13 +66,13 @@ class NetDevice:
         """
         self.mac = options.client_mac or derive_mac(options.vm_id, options.name)
         self._name = options.name
-        self._counters = counters
+        self._meter = meter
         self._tap = Tap(backend.tap)
         self.mtu = self._tap.mtu
         self._link_up = True
         self._mergeable = False
         self._ready: deque[Chain] = deque()
-        counters.bounds.add(bound(Resource.QUEUED_REQUESTS, MAX_QUEUED, lambda: len(self._ready)))
+        meter.bounds.add(Bound(Resource.QUEUED_REQUESTS, MAX_QUEUED, lambda: len(self._ready)))
 
     def config(self) -> bytes:
         """Return MAC address, link status and MTU."""
@@ -132,11 +132,11 @@ class NetDevice:
         count, room = 1, ready[0].writable_bytes
         while room < len(frame):
             if count == MAX_QUEUED:
-                self._counters.bounds.hit(Resource.QUEUED_REQUESTS)
-                self._counters.count_drop()
+                self._meter.bounds.hit(Resource.QUEUED_REQUESTS)
+                self._count_drop()
                 return
             if not self._mergeable or (count == len(ready) and not _take(queue, ready)):
-                self._counters.count_drop()
+                self._count_drop()
                 return
             room += ready[count].writable_bytes
             count += 1
@@ -147,8 +147,12 @@ class NetDevice:
         """Send one frame; what is not a frame is dropped and counted."""
         frame = frame_of(chain)
         if frame is None or not self._write(frame):
-            self._counters.count_drop()
+            self._count_drop()
         return 0
+
+    def _count_drop(self) -> None:
+        with self._meter.counting as counters:
+            counters.frames_dropped += 1
 
     def _write(self, parts: list[bytes | memoryview]) -> bool:
         try:

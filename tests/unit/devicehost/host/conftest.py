@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from services.devicehost.memory import Access, DeviceCounters
+    from services.devicehost.accounting import DeviceMeter
+    from services.devicehost.memory import Access
     from services.devicehost.virtio.queue import Queue
     from services.handshake.events import Event
 
@@ -84,7 +85,7 @@ class Rig:
             self._changed.notify_all()
 
     def _make(
-        self, options: object, backend: object, access: Access, counters: DeviceCounters
+        self, options: object, backend: object, access: Access, meter: DeviceMeter
     ) -> NullDevice:
         device = NullDevice()
         self.devices.append(device)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.accounting import Bound
 from services.devicehost.host import DeviceHost, DeviceInfo
-from services.devicehost.memory import bound
 from services.handshake.errors import NotFoundError
 from tests.support.front_end import RawFrontEnd
 from tests.support.guest_ring import GuestRam
@@ -90,8 +90,8 @@ def test_so_do_a_front_end_that_attaches_memory_and_what_it_uses_up(caller: Call
     with RawFrontEnd(info.socket_path) as front:
         front.negotiate()
         assert front.attach(ram) == 0
-        bounds = caller.host._vms[VM].devices["d1"].counters.bounds
-        bounds.add(bound("things", 1, lambda: 1))
+        bounds = caller.host._vms[VM].devices["d1"].meter.bounds
+        bounds.add(Bound("things", 1, lambda: 1))
         bounds.hit("things")
     assert caller.called[:4] == ["connected", "attached", "ApertureCreated", "exhausted"]
     ram.close()
@@ -106,7 +106,7 @@ def test_how_much_is_used_is_asked_with_the_lock_free(caller: Caller) -> None:
         asked.append(1)
         return 0
 
-    caller.host._vms[VM].devices["d1"].counters.bounds.add(bound("things", 1, used))
+    caller.host._vms[VM].devices["d1"].meter.bounds.add(Bound("things", 1, used))
     caller.host.get_device(VM, "d1")
     caller.host.list_devices()
     assert len(asked) == 2

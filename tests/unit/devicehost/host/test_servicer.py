@@ -20,6 +20,7 @@ from porthole.devicehost.v1 import device_host_pb2_grpc
 from porthole.handshake.v1 import device_pb2
 
 from services.devicehost import telemetry
+from services.devicehost.accounting import COUNTERS
 from services.devicehost.servicer import SERVICE, DeviceHostServicer
 from services.handshake.errors import FailedPreconditionError, PortholeError
 from services.rpc import tracing
@@ -147,7 +148,7 @@ async def test_watchers_are_told_what_is_used_up(
     watch = stub.WatchDevices(pb.WatchDevicesRequest(vm_id=VM))
     await watch.initial_metadata()
     await stub.CreateDevice(request(tmp_path))
-    bounds = servicer.host._vms[VM].devices["d1"].counters.bounds
+    bounds = servicer.host._vms[VM].devices["d1"].meter.bounds
     await asyncio.to_thread(bounds.hit, "queued_requests")
     change = await asyncio.wait_for(anext(aiter(watch)), 10)
     watch.cancel()
@@ -170,14 +171,14 @@ async def test_metrics_tell_every_counter_of_every_device(
     telemetry.observe(servicer.host)
     await stub.CreateDevice(request(tmp_path))
     for _ in range(2):
-        servicer.host._vms[VM].devices["d1"].counters.bounds.hit("queued_requests")
+        servicer.host._vms[VM].devices["d1"].meter.bounds.hit("queued_requests")
     data = reader.get_metrics_data()
     assert data is not None
     metrics: dict[str, Any] = {
         metric.name: next(iter(metric.data.data_points))
         for metric in data.resource_metrics[0].scope_metrics[0].metrics
     }
-    assert {f"porthole.device.{name}" for name in telemetry.COUNTERS} <= metrics.keys()
+    assert {f"porthole.device.{name}" for name in COUNTERS} <= metrics.keys()
     slots = metrics["porthole.device.pool_slots"]
     assert slots.value == POOL.size_bytes // 2048
     assert slots.attributes["porthole.device.id"] == "d1"

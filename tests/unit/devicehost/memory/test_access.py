@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import FsBackend, make_device
 from services.devicehost.memory import (
     Access,
     Aperture,
     ApertureMemory,
-    DeviceCounters,
     TranslationError,
     Whole,
     WholeMemory,
@@ -65,7 +65,7 @@ def test_attaching_maps_what_the_device_may_reach(
 ) -> None:
     before = Counter(mapped_bytes())
     table = ram.table()
-    memory = access.attach(table, DeviceCounters())
+    memory = access.attach(table, DeviceMeter())
     assert type(memory) is kind
     new = Counter(mapped_bytes()) - before
     assert new == Counter((ram.file_offset + offset, length) for offset, length in mapped)
@@ -75,15 +75,15 @@ def test_attaching_maps_what_the_device_may_reach(
 
 def test_an_aperture_reaches_the_pool_only_and_the_others_all_of_memory(ram: GuestRam) -> None:
     for access, may_leave_the_pool in zip(KINDS, (False, True, True), strict=True):
-        table, counters = ram.table(), DeviceCounters()
-        memory = access.attach(table, counters)
+        table, meter = ram.table(), DeviceMeter()
+        memory = access.attach(table, meter)
         assert memory.read(POOL.base, 8) == bytes(8)
         if may_leave_the_pool:
             assert memory.read(POOL.end, 8) == bytes(8)
         else:
             with pytest.raises(TranslationError):
                 memory.read(POOL.end, 8)
-        assert counters.snapshot().translations_refused == (not may_leave_the_pool)
+        assert meter.snapshot().translations_refused == (not may_leave_the_pool)
         memory.release()
         table.close()
 
@@ -91,7 +91,7 @@ def test_an_aperture_reaches_the_pool_only_and_the_others_all_of_memory(ram: Gue
 def test_a_pool_outside_of_guest_memory_cannot_be_attached(ram: GuestRam) -> None:
     table = ram.table()
     with pytest.raises(FailedPreconditionError) as caught:
-        Aperture(SwiotlbPool(Gpa(15 * MIB), 2 * MIB)).attach(table, DeviceCounters())
+        Aperture(SwiotlbPool(Gpa(15 * MIB), 2 * MIB)).attach(table, DeviceMeter())
     assert caught.value.reason == "POOL_NOT_IN_GUEST_MEMORY"
     table.close()
 
@@ -101,7 +101,7 @@ def test_what_is_not_kept_is_closed_once_the_rings_are_placed(
     ram: GuestRam, access: Access
 ) -> None:
     table = ram.table()
-    memory = access.attach(table, DeviceCounters())
+    memory = access.attach(table, DeviceMeter())
     assert len(descriptors(table)) == 1, "a ring may still be placed anywhere"
     access.trim(table)
     assert len(descriptors(table)) == access.keeps_descriptors
@@ -135,7 +135,7 @@ def test_a_virtio_fs_device_negotiates_what_its_memory_allows(
     tmp_path: Path, access: Access
 ) -> None:
     options = FsOptions(name="share", vm_id=NAMES[0])
-    device = make_device(options, FsBackend(str(tmp_path)), access, DeviceCounters())
+    device = make_device(options, FsBackend(str(tmp_path)), access, DeviceMeter())
     queue = ScriptedQueue([INIT])
     worker = threading.Thread(target=device.serve, args=(1, cast("Queue", queue)))
     worker.start()  # a thread of its own: it gets a umask of its own
@@ -172,10 +172,10 @@ def test_the_choice_cannot_be_changed(access: Access) -> None:
 def test_an_address_outside_of_all_memory_is_refused_and_counted(
     ram: GuestRam, access: Access
 ) -> None:
-    table, counters = ram.table(), DeviceCounters()
-    memory = access.attach(table, counters)
+    table, meter = ram.table(), DeviceMeter()
+    memory = access.attach(table, meter)
     with pytest.raises(TranslationError):
         memory.read(1 << 40, 8)
-    assert counters.snapshot().translations_refused == 1
+    assert meter.snapshot().translations_refused == 1
     memory.release()
     table.close()

@@ -8,12 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from services.devicehost.memory import (
-    ApertureMemory,
-    DeviceCounters,
-    RegionTable,
-    TranslationError,
-)
+from services.devicehost.accounting import DeviceMeter
+from services.devicehost.memory import ApertureMemory, RegionTable, TranslationError
 from services.handshake.errors import FailedPreconditionError
 from services.handshake.pool import Gpa, SwiotlbPool
 from tests.support.guest_ring import GuestRam
@@ -27,14 +23,14 @@ U64 = 1 << 64
 
 
 @pytest.fixture
-def counters() -> DeviceCounters:
-    return DeviceCounters()
+def meter() -> DeviceMeter:
+    return DeviceMeter()
 
 
 @pytest.fixture
-def aperture(ram: GuestRam, counters: DeviceCounters) -> Iterator[ApertureMemory]:
+def aperture(ram: GuestRam, meter: DeviceMeter) -> Iterator[ApertureMemory]:
     table = ram.table()
-    memory = ApertureMemory(table, POOL, counters)
+    memory = ApertureMemory(table, POOL, meter)
     table.close_fds()
     yield memory
     memory.release()
@@ -51,9 +47,9 @@ def mapped_bytes(pid: int | str = "self") -> list[tuple[int, int]]:
     return found
 
 
-def test_exactly_the_pool_is_mapped(ram: GuestRam, counters: DeviceCounters) -> None:
+def test_exactly_the_pool_is_mapped(ram: GuestRam, meter: DeviceMeter) -> None:
     before = mapped_bytes()
-    memory = ApertureMemory(ram.table(), POOL, counters)
+    memory = ApertureMemory(ram.table(), POOL, meter)
     new = [span for span in mapped_bytes() if span not in before]
     assert new == [(ram.file_offset + POOL.base, POOL.size_bytes)]
     memory.release()
@@ -116,24 +112,22 @@ def test_near_the_bounds(aperture: ApertureMemory, gpa: int, length: int) -> Non
 
 
 def test_refusals_and_the_highest_slot_are_counted(
-    aperture: ApertureMemory, counters: DeviceCounters
+    aperture: ApertureMemory, meter: DeviceMeter
 ) -> None:
     for gpa, length in ((POOL.end, 1), (0, 8), (POOL.base, POOL.size_bytes + 1)):
         with pytest.raises(TranslationError):
             aperture.view(gpa, length)
     aperture.view(POOL.base + 4096, 2049)
     aperture.view(POOL.base, 1)
-    values = counters.snapshot()
+    values = meter.snapshot()
     assert values.translations_refused == 3
     assert values.highest_slot == 4
 
 
-def test_a_pool_that_no_region_covers_is_refused_clearly(
-    ram: GuestRam, counters: DeviceCounters
-) -> None:
+def test_a_pool_that_no_region_covers_is_refused_clearly(ram: GuestRam, meter: DeviceMeter) -> None:
     straddling = SwiotlbPool(Gpa(15 * MIB), 2 * MIB)
     with pytest.raises(FailedPreconditionError) as caught:
-        ApertureMemory(ram.table(), straddling, counters)
+        ApertureMemory(ram.table(), straddling, meter)
     assert caught.value.reason == "POOL_NOT_IN_GUEST_MEMORY"
     assert "[0x0, 0x1000000)" in caught.value.message
 
@@ -149,9 +143,9 @@ def test_a_ring_inside_the_pool_needs_no_mapping_of_its_own(
 
 
 def test_a_ring_outside_the_pool_maps_its_pages_only_and_gives_them_back(
-    ram: GuestRam, counters: DeviceCounters
+    ram: GuestRam, meter: DeviceMeter
 ) -> None:
-    memory = ApertureMemory(ram.table(), POOL, counters)
+    memory = ApertureMemory(ram.table(), POOL, meter)
     before = mapped_bytes()
     ring = memory.pin(3 * 4096 + 4000, 200)
     new = [span for span in mapped_bytes() if span not in before]
@@ -164,18 +158,16 @@ def test_a_ring_outside_the_pool_maps_its_pages_only_and_gives_them_back(
 
 
 def test_after_the_descriptors_are_closed_no_ring_outside_is_taken(
-    aperture: ApertureMemory, counters: DeviceCounters
+    aperture: ApertureMemory, meter: DeviceMeter
 ) -> None:
     with pytest.raises(TranslationError, match="keeps to its aperture"):
         aperture.pin(0, 4096)
-    assert counters.snapshot().translations_refused == 1
+    assert meter.snapshot().translations_refused == 1
 
 
-def test_memory_stays_mapped_while_somebody_retains_it(
-    ram: GuestRam, counters: DeviceCounters
-) -> None:
+def test_memory_stays_mapped_while_somebody_retains_it(ram: GuestRam, meter: DeviceMeter) -> None:
     before = mapped_bytes()
-    memory = ApertureMemory(ram.table(), POOL, counters)
+    memory = ApertureMemory(ram.table(), POOL, meter)
     memory.retain()
     memory.release()
     memory.view(POOL.base, 1)[:] = b"x"
@@ -209,10 +201,10 @@ def test_several_ranges_may_reach_the_last_byte_of_the_pool_and_none_further(
 
 
 def test_a_ring_that_is_kept_stays_mapped_until_memory_is_given_up(
-    ram: GuestRam, counters: DeviceCounters
+    ram: GuestRam, meter: DeviceMeter
 ) -> None:
     before = mapped_bytes()
-    memory = ApertureMemory(ram.table(), POOL, counters)
+    memory = ApertureMemory(ram.table(), POOL, meter)
     kept = memory.keep(memory.pin(3 * 4096, 128))
     kept.close()
     assert (ram.file_offset + 3 * 4096, 4096) in mapped_bytes()
@@ -232,35 +224,35 @@ def test_a_refused_address_is_named_with_the_aperture(aperture: ApertureMemory) 
 
 
 def test_the_first_slot_is_counted_from_its_first_byte(
-    aperture: ApertureMemory, counters: DeviceCounters
+    aperture: ApertureMemory, meter: DeviceMeter
 ) -> None:
     aperture.view(POOL.base, 1)
-    assert counters.snapshot().highest_slot == 1
+    assert meter.snapshot().highest_slot == 1
 
 
 def test_a_pool_in_a_region_that_begins_above_0_is_mapped_where_it_is(
-    counters: DeviceCounters,
+    meter: DeviceMeter,
 ) -> None:
     ram = GuestRam(4 * MIB, gpa=POOL.base - MIB, file_offset=4096)
     ram.write(POOL.base + 5, b"here")
-    memory = ApertureMemory(ram.table(), POOL, counters)
+    memory = ApertureMemory(ram.table(), POOL, meter)
     assert memory.read(POOL.base + 5, 4) == b"here"
     memory.release()
     ram.close()
 
 
 def test_a_pool_that_is_not_in_memory_is_named_with_what_there_is(
-    counters: DeviceCounters,
+    meter: DeviceMeter,
 ) -> None:
     table = RegionTable()
     with pytest.raises(FailedPreconditionError, match=r"the front-end shares none$") as caught:
-        ApertureMemory(table, POOL, counters)
+        ApertureMemory(table, POOL, meter)
     assert caught.value.metadata == {"base": str(POOL.base), "size": str(POOL.size_bytes)}
     low, high = GuestRam(MIB), GuestRam(MIB, gpa=2 * MIB)
     table.replace([low.region(), high.region()])
     shown = re.escape("shares [0x0, 0x100000), [0x200000, 0x300000)")
     with pytest.raises(FailedPreconditionError, match=shown):
-        ApertureMemory(table, POOL, counters)
+        ApertureMemory(table, POOL, meter)
     for ram in (low, high):
         ram.close()
     table.close()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from services.devicehost.accounting import DeviceMeter
 from services.devicehost.memory import (
     ApertureMemory,
-    DeviceCounters,
     Region,
     RegionTable,
     Span,
@@ -59,14 +59,14 @@ def table(low_ram: GuestRam, high_ram: GuestRam) -> Iterator[RegionTable]:
 
 @pytest.fixture
 def memory(table: RegionTable) -> Iterator[WholeMemory]:
-    memory = WholeMemory(table, DeviceCounters())
+    memory = WholeMemory(table, DeviceMeter())
     yield memory
     memory.release()
 
 
 def test_every_region_is_mapped_and_given_back(table: RegionTable, low_ram: GuestRam) -> None:
     before = mapped_bytes()
-    memory = WholeMemory(table, DeviceCounters())
+    memory = WholeMemory(table, DeviceMeter())
     new = Counter(mapped_bytes()) - Counter(before)
     assert sorted(new.elements()) == [(0, 2 * MIB), (low_ram.file_offset, LOW_BYTES)]
     memory.release()
@@ -113,12 +113,12 @@ def test_exactly_what_lies_in_one_region_is_admitted(
 
 
 def test_refusals_are_counted(table: RegionTable) -> None:
-    counters = DeviceCounters()
-    memory = WholeMemory(table, counters)
+    meter = DeviceMeter()
+    memory = WholeMemory(table, meter)
     for gpa in (LOW_BYTES, HIGH + 2 * MIB):
         with pytest.raises(TranslationError):
             memory.view(gpa, 1)
-    assert counters.snapshot().translations_refused == 2
+    assert meter.snapshot().translations_refused == 2
     memory.release()
 
 
@@ -148,12 +148,12 @@ def test_spans_lead_to_the_guests_bytes(
 def test_an_aperture_has_one_span_and_windows_have_none(ram: GuestRam) -> None:
     pool = SwiotlbPool(Gpa(8 * MIB), 2 * MIB)
     table = ram.table()
-    aperture = ApertureMemory(table, pool, DeviceCounters())
+    aperture = ApertureMemory(table, pool, DeviceMeter())
     (span,) = aperture.spans()
     assert span == Span(pool.base, pool.size_bytes, span.address)
     ram.write(pool.base + 5, b"pool")
     assert ctypes.string_at(span.address + 5, 4) == b"pool"
-    windows = WindowMemory(table, WindowQuota(), DeviceCounters())
+    windows = WindowMemory(table, WindowQuota(), DeviceMeter())
     assert windows.spans() is None
     for memory in (aperture, windows):
         memory.release()
@@ -165,7 +165,7 @@ def test_a_region_that_cannot_be_mapped_leaves_nothing_behind(table: RegionTable
     regions: list[Region] = sorted(table, key=lambda region: region.gpa)
     regions[-1].close_fd()
     with pytest.raises(FailedPreconditionError) as caught:
-        WholeMemory(table, DeviceCounters())
+        WholeMemory(table, DeviceMeter())
     assert caught.value.reason == "REGION_CLOSED"
     assert mapped_bytes() == before
 
@@ -173,7 +173,7 @@ def test_a_region_that_cannot_be_mapped_leaves_nothing_behind(table: RegionTable
 def test_a_region_that_was_given_up_is_named(table: RegionTable) -> None:
     table.close_fds()
     with pytest.raises(FailedPreconditionError, match="region at guest address 0x0 was") as caught:
-        WholeMemory(table, DeviceCounters())
+        WholeMemory(table, DeviceMeter())
     assert caught.value.metadata == {"gpa": "0"}
 
 

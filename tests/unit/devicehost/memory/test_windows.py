@@ -5,13 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.devicehost.memory import (
-    DeviceCounters,
-    TranslationError,
-    Usage,
-    WindowMemory,
-    WindowQuota,
-)
+from services.devicehost.accounting import DeviceMeter, Usage
+from services.devicehost.memory import TranslationError, WindowMemory, WindowQuota
 from services.devicehost.memory.windows import page_range
 from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
 from services.handshake.exhaustion import Exhaustion
@@ -25,9 +20,9 @@ class Device:
     """A device without a token."""
 
     def __init__(self, ram: GuestRam, quota: WindowQuota) -> None:
-        self.counters = DeviceCounters()
+        self.meter = DeviceMeter()
         self.table = ram.table()
-        self.memory = WindowMemory(self.table, quota, self.counters)
+        self.memory = WindowMemory(self.table, quota, self.meter)
 
     def close(self) -> None:
         self.memory.release()
@@ -52,8 +47,8 @@ def test_windows_are_kept_and_used_again(ram: GuestRam) -> None:
     for _ in range(5):
         with device.memory.lease((0, 3 * PAGE), (100, 100)):
             assert quota.used == 2
-    assert device.counters.snapshot().windows_mapped == 2
-    assert device.counters.snapshot().windows_evicted == 0
+    assert device.meter.snapshot().windows_mapped == 2
+    assert device.meter.snapshot().windows_evicted == 0
     device.close()
     assert quota.used == 0
 
@@ -68,9 +63,9 @@ def test_the_least_recently_used_window_makes_room_whichever_device_it_is_of(
     first.memory.read(0, 8)
     second.memory.read(5 * PAGE, 8)
     assert quota.used == 2
-    assert first.counters.snapshot().windows_evicted == 1
+    assert first.meter.snapshot().windows_evicted == 1
     first.memory.read(0, 8)
-    assert first.counters.snapshot().windows_mapped == 2, "the one used last was kept"
+    assert first.meter.snapshot().windows_mapped == 2, "the one used last was kept"
     first.close()
     second.close()
     assert quota.used == 0
@@ -83,11 +78,11 @@ def test_a_request_waits_for_a_window_and_gets_it(ram: GuestRam) -> None:
     ram.write(7 * PAGE, b"waited for")
     with ThreadPoolExecutor() as pool:
         pending = pool.submit(waiter.memory.read, 7 * PAGE, 10)
-        while waiter.counters.snapshot().windows_waited == 0:
+        while waiter.meter.snapshot().windows_waited == 0:
             assert not pending.done()
         lease.close()
         assert pending.result(30) == b"waited for"
-    assert waiter.counters.snapshot().windows_waited == 1
+    assert waiter.meter.snapshot().windows_waited == 1
     holder.close()
     waiter.close()
 
@@ -121,7 +116,7 @@ def test_addresses_outside_guest_memory_are_refused_before_any_wait(
     device = Device(ram, quota)
     with device.memory.lease((0,), (8,)), pytest.raises(TranslationError):
         device.memory.lease((gpa,), (8,))
-    assert device.counters.snapshot().translations_refused == 1
+    assert device.meter.snapshot().translations_refused == 1
     device.close()
 
 
@@ -177,7 +172,7 @@ def test_a_quota_that_is_used_up_is_told_once_by_whoever_needs_more(ram: GuestRa
     first, second = Device(ram, quota), Device(ram, quota)
     told: list[tuple[str, Exhaustion]] = []
     for name, device in (("first", first), ("second", second)):
-        device.counters.bounds.on_exhausted = lambda what, name=name: told.append((name, what))
+        device.meter.bounds.on_exhausted = lambda what, name=name: told.append((name, what))
     with first.memory.lease((0, PAGE, 2 * PAGE), (8, 8, 8)):
         for _ in range(2):
             with pytest.raises(DeadlineExceededError):
@@ -188,10 +183,10 @@ def test_a_quota_that_is_used_up_is_told_once_by_whoever_needs_more(ram: GuestRa
         ("first", Exhaustion("windows", 3, 3)),
         ("second", Exhaustion("vm_windows", 3, 4)),
     ]
-    usage = {each.resource: each for each in second.counters.bounds.usage()}
+    usage = {each.resource: each for each in second.meter.bounds.usage()}
     assert usage["vm_windows"] == Usage("vm_windows", used=0, total=4, exhaustions=1)
     assert usage["windows"].exhaustions == 0
-    assert second.counters.snapshot().exhaustions == 1
+    assert second.meter.snapshot().exhaustions == 1
     first.close()
     second.close()
 
@@ -221,7 +216,7 @@ def test_what_was_not_announced_is_mapped_when_it_is_touched_and_kept_until_the_
         lease.view(PAGE + 3, 4)
         assert (quota.in_use, device.memory.in_use) == (2, 2)
     assert (quota.in_use, device.memory.in_use) == (0, 0)
-    assert device.counters.snapshot().windows_mapped == 2
+    assert device.meter.snapshot().windows_mapped == 2
     device.close()
 
 
@@ -291,7 +286,7 @@ def test_a_request_that_waits_is_counted_once_however_often_it_is_woken(
     quota = WindowQuota(limit=2, deadline_s=30)
     holder, waiter = Device(ram, quota), Device(ram, quota)
     tries = threading.Semaphore(0)
-    monkeypatch.setattr(waiter.counters.bounds, "hit", lambda _: tries.release())
+    monkeypatch.setattr(waiter.meter.bounds, "hit", lambda _: tries.release())
     leases = [holder.memory.lease((place * PAGE,), (8,)) for place in range(2)]
     with ThreadPoolExecutor() as pool:
         pending = pool.submit(waiter.memory.lease, (5 * PAGE, 6 * PAGE), (8, 8))
@@ -299,7 +294,7 @@ def test_a_request_that_waits_is_counted_once_however_often_it_is_woken(
             assert tries.acquire(timeout=30)
             lease.close()
         pending.result(30).close()
-    assert waiter.counters.snapshot().windows_waited == 1
+    assert waiter.meter.snapshot().windows_waited == 1
     holder.close()
     waiter.close()
 
@@ -325,7 +320,7 @@ def test_evictions_add_up(ram: GuestRam) -> None:
     device = Device(ram, WindowQuota(limit=1))
     for place in range(4):
         device.memory.read(place * PAGE, 8)
-    assert device.counters.snapshot().windows_evicted == 3
+    assert device.meter.snapshot().windows_evicted == 3
     device.close()
 
 
@@ -346,7 +341,7 @@ def test_a_quota_that_is_used_up_is_reported_with_its_lock_free(ram: GuestRam) -
         threading.Thread(target=serve, daemon=True).start()
         assert served.wait(5), "the quota is locked while others are called"
 
-    greedy.counters.bounds.on_exhausted = on_exhausted
+    greedy.meter.bounds.on_exhausted = on_exhausted
     with greedy.memory.lease((PAGE, 2 * PAGE), (8, 8)):
         assert served.is_set()
     greedy.close()

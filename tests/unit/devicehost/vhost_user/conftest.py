@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.memory import Aperture, DeviceCounters, WindowQuota, Windows
+from services.devicehost.accounting import DeviceMeter
+from services.devicehost.memory import Aperture, WindowQuota, Windows
 from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
 from services.devicehost.virtio.device import serve_requests
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -117,9 +118,9 @@ class Service:
         self.access = access
         self.device = EchoDevice()
         self.watcher = Watcher()
-        self.counters = DeviceCounters()
+        self.meter = DeviceMeter()
         self.ram = GuestRam(32 * MIB)
-        self.backend = Backend(self.device, access, self.counters, self.watcher)
+        self.backend = Backend(self.device, access, self.meter, self.watcher)
         self.listener = Listener(ListeningSocket.at(path), self.backend)
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ def test_a_request_goes_through_windows(window_service: Service) -> None:
         ring = GuestRing(service.ram, OUTSIDE, 64)
         front.start(0, ring, events)
         assert echo(ring, events, data=0) == b"HELLO"
-        assert service.counters.snapshot().windows_mapped == 2
+        assert service.meter.snapshot().windows_mapped == 2
     service.watcher.wait_for("disconnected")
     assert isinstance(service.access, Windows)
     assert service.access.quota.used == 0
@@ -158,7 +158,7 @@ def test_an_address_outside_the_aperture_makes_the_device_need_a_reset_and_reset
         service.watcher.wait_for("failed ADDRESS_OUT_OF_BOUNDS")
         assert ring.completions() == [(0, 0)]
         assert select.select([events.err], [], [], 10)[0], "the front-end is notified"
-        assert service.counters.snapshot().translations_refused == 1
+        assert service.meter.snapshot().translations_refused == 1
         # It serves nothing: a lawful request stays where it is.
         ring.chain(0, readable=[(DATA, 4)], writable=[(DATA + 4096, 4)])
         ring.offer(0)

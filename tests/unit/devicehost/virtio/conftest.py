@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.memory import ApertureMemory, DeviceCounters, GuestMemory
+from services.devicehost.accounting import DeviceMeter
+from services.devicehost.memory import ApertureMemory, GuestMemory
 from services.devicehost.virtio.queue import Queue
 from services.devicehost.virtio.queue_setup import QueueSetup, QueueState
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -28,9 +29,9 @@ class Rig:
 
     def __init__(self) -> None:
         self.ram = GuestRam(16 << 20)
-        self.counters = DeviceCounters()
+        self.meter = DeviceMeter()
         self.table = self.ram.table()
-        self.memory: GuestMemory = ApertureMemory(self.table, POOL, self.counters)
+        self.memory: GuestMemory = ApertureMemory(self.table, POOL, self.meter)
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._queues: list[Queue] = []
@@ -58,7 +59,7 @@ class Rig:
             call_fd=self.call_fd,
             event_idx=event_idx,
             indirect=indirect,
-            counters=self.counters.queue(0),
+            counters=self.meter.queue(0),
         )
 
     def queue(

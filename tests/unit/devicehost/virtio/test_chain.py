@@ -188,7 +188,7 @@ def test_an_address_outside_the_pool_fails_its_request_at_once(
     assert caught.value.gpa == gpa
     assert ring.completions() == [(0, 0)]
     assert rig.calls() == 1
-    assert rig.counters.snapshot().translations_refused == 1
+    assert rig.meter.snapshot().translations_refused == 1
 
 
 def test_a_chain_of_more_than_32_bits_of_bytes_is_refused(rig: Rig) -> None:

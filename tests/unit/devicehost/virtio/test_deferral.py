@@ -221,9 +221,9 @@ class Device:
 
     def __init__(self, rig: Rig, limit: int) -> None:
         self.exhaustions: list[Exhaustion] = []
-        self.counters = rig.counters
-        self.counters.bounds.on_exhausted = self.exhaustions.append
-        self.queued = QueuedRequests(rig.counters, limit)
+        self.meter = rig.meter
+        self.meter.bounds.on_exhausted = self.exhaustions.append
+        self.queued = QueuedRequests(rig.meter, limit)
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 10
@@ -231,7 +231,7 @@ class Device:
             assert time.monotonic() < deadline
 
     def used(self) -> int:
-        [usage] = self.counters.bounds.usage()
+        [usage] = self.meter.bounds.usage()
         return usage.used
 
 
@@ -256,7 +256,7 @@ def test_a_ring_is_not_read_until_there_is_room(rig: Rig, monkeypatch: pytest.Mo
         server.waiting[3].settle(1)
         completed(rig, ring, 5)
     assert device.exhaustions == [Exhaustion("queued_requests", 3, 2)]
-    assert device.counters.snapshot().held_back == 2
+    assert device.meter.snapshot().held_back == 2
     assert device.used() == 0
 
 
@@ -276,7 +276,7 @@ def test_a_ring_with_what_would_make_room_is_read_on_after_a_while(
         server.waiting[0].settle(1)
         completed(rig, ring, 5)
     assert len(device.exhaustions) == 1, "once per episode"
-    assert device.counters.snapshot().held_back == 1, "no more once it is known to be in vain"
+    assert device.meter.snapshot().held_back == 1, "no more once it is known to be in vain"
 
 
 def test_the_bound_is_the_devices_and_room_on_one_queue_helps_another(
@@ -295,7 +295,7 @@ def test_the_bound_is_the_devices_and_room_on_one_queue_helps_another(
         device.until(lambda: device.used() == 1)
         offer(other_rig, other_ring, 0, waits=True)
         offer(other_rig, other_ring, 8, waits=False)
-        device.until(lambda: device.counters.snapshot().held_back == 1)
+        device.until(lambda: device.meter.snapshot().held_back == 1)
         assert other_ring.completions() == []
         server.waiting[0].settle(1)
         assert completed(other_rig, other_ring, 1) == [(8, 0)]
@@ -377,7 +377,7 @@ def test_a_queue_that_got_room_in_time_waits_the_next_time_as_well(
         later = Later(chain)
         later.settle(1)
         kept.keep(chain, later)
-    assert rig.counters.snapshot().held_back == 2
+    assert rig.meter.snapshot().held_back == 2
     assert ring.completions() == [(0, 1), (0, 1)]
     woken: list[None] = []
     monkeypatch.setattr(kept, "wake", lambda: woken.append(None))

@@ -71,7 +71,7 @@ def test_long_requests_are_notified_by_their_bytes(rig: Rig) -> None:
 
 def test_a_ring_is_served_natively_only_if_it_has_what_the_loop_needs(rig: Rig) -> None:
     ring = rig.ring()
-    windows = WindowMemory(rig.table, WindowQuota(), rig.counters)
+    windows = WindowMemory(rig.table, WindowQuota(), rig.meter)
 
     def is_native(setup: QueueSetup, *, natively: bool = True) -> bool:
         queue = make_queue(setup, QueueState(), natively=natively)

@@ -53,7 +53,7 @@ def test_a_chain_goes_round_and_is_counted(rig: Rig) -> None:
     queue.notify()
     assert ring.completions() == [(1, 12)]
     assert rig.calls() == 1
-    counted = rig.counters.snapshot()
+    counted = rig.meter.snapshot()
     assert (counted.requests, counted.bytes_in, counted.bytes_out) == (1, 10, 12)
 
 
@@ -269,13 +269,13 @@ def test_several_chains_are_pushed_in_one_step(rig: Rig) -> None:
     assert second is not None
     queue.push_together([(first, 8), (second, 3)])
     assert ring.completions() == [(0, 8), (1, 3)]
-    assert rig.counters.snapshot().bytes_out == 11
+    assert rig.meter.snapshot().bytes_out == 11
 
 
 def test_a_request_for_which_no_window_comes_is_given_back_and_the_queue_goes_on(rig: Rig) -> None:
     quota = WindowQuota(limit=2, deadline_s=0.05)
     table = rig.ram.table()
-    windows = WindowMemory(table, quota, rig.counters)
+    windows = WindowMemory(table, quota, rig.meter)
     ring = rig.ring()
     ring.chain(0, writable=[(0, 4), (0x1000, 4), (0x2000, 4)])
     ring.chain(3, writable=[(0x3000, 4)])
@@ -292,9 +292,9 @@ def test_a_request_for_which_no_window_comes_is_given_back_and_the_queue_goes_on
 
 def test_windows_that_requests_hold_are_told_once(rig: Rig) -> None:
     exhaustions: list[Exhaustion] = []
-    rig.counters.bounds.on_exhausted = exhaustions.append
+    rig.meter.bounds.on_exhausted = exhaustions.append
     table = rig.ram.table()
-    windows = WindowMemory(table, WindowQuota(limit=2, deadline_s=0.02), rig.counters)
+    windows = WindowMemory(table, WindowQuota(limit=2, deadline_s=0.02), rig.meter)
     ring = rig.ring()
     ring.chain(0, writable=[(0, 4), (0x1000, 4)])
     for head in (3, 4):
@@ -335,7 +335,7 @@ def test_serve_requests_serves_a_driver_that_kicks(rig: Rig) -> None:
     queue.stop()
     worker.join(10)
     assert not worker.is_alive()
-    assert rig.counters.snapshot().requests == 200
+    assert rig.meter.snapshot().requests == 200
 
 
 def test_a_call_descriptor_that_blocks_holds_up_no_other_thread(rig: Rig) -> None:
@@ -418,7 +418,7 @@ def test_the_first_request_is_reported_once_when_it_is_pushed(rig: Rig, together
 
 def test_requests_that_are_given_back_unserved_are_notified_in_batches(rig: Rig) -> None:
     table = rig.ram.table()
-    windows = WindowMemory(table, WindowQuota(limit=1), rig.counters)
+    windows = WindowMemory(table, WindowQuota(limit=1), rig.meter)
     ring = rig.ring(16)
     ring.chain(0, writable=[(0, 4), (0x1000, 4)])
     queue = rig.queue(ring, memory=windows)
@@ -571,7 +571,7 @@ def test_bytes_of_several_requests_are_a_batch_and_add_up(rig: Rig) -> None:
     ring.offer(0)
     push_bytes(queue, BATCH_BYTES - 1)
     assert rig.calls() == 0, "counted anew after a notification"
-    counted = rig.counters.snapshot()
+    counted = rig.meter.snapshot()
     assert (counted.bytes_in, counted.bytes_out) == (32, 2 * BATCH_BYTES - 1)
 
 
@@ -589,7 +589,7 @@ def test_requests_are_counted_anew_after_a_notification(rig: Rig) -> None:
 
 def test_a_request_that_is_given_back_unserved_has_no_bytes(rig: Rig) -> None:
     table = rig.ram.table()
-    windows = WindowMemory(table, WindowQuota(limit=1), rig.counters)
+    windows = WindowMemory(table, WindowQuota(limit=1), rig.meter)
     ring = rig.ring()
     ring.chain(0, writable=[(0, 4), (0x1000, 4)])
     ring.chain(3, writable=[(0x2000, BATCH_BYTES - 1)])

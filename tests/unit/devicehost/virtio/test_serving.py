@@ -151,7 +151,7 @@ def test_an_answer_that_comes_later_calls_the_loop_back(
 
     def lend(loop: Callable[[int], int], *wake_fd: int) -> int:
         wakes.append(wake_fd)
-        (usage,) = rig.counters.bounds.usage()
+        (usage,) = rig.meter.bounds.usage()
         used.append(usage.used)
         if not later:
             return fastpath.Outcome.PYTHON
@@ -160,7 +160,7 @@ def test_an_answer_that_comes_later_calls_the_loop_back(
         return fastpath.Outcome.WOKEN
 
     monkeypatch.setattr(queue, "lend", lend)
-    queued = QueuedRequests(rig.counters)
+    queued = QueuedRequests(rig.meter)
     serve_natively(queue, lambda pointer: 0, handle, queued)
     assert ring.completions() == [(0, 0), (2, 1)]
     assert [len(wake_fd) for wake_fd in wakes] == [0, 1, 0], "while an answer is due"

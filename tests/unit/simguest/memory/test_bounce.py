@@ -163,7 +163,7 @@ def test_exhaustion_is_reported_once_with_the_first_device(ram: GuestRam) -> Non
         assert reports == [("first", Exhaustion("bounce_pool", 129, 256))] * (turn + 1)
         first.unmap(held)
         for _ in range(2):
-            pool.bound.look()
+            pool._look()
 
 
 def test_a_request_larger_than_the_pool_does_not_wait(ram: GuestRam) -> None:

@@ -150,7 +150,7 @@ def test_many_threads_keep_many_requests_in_flight(make_rig: Callable[..., Rig])
     for thread in threads:
         thread.join(60)
     assert wrong == []
-    assert rig.host.counters.snapshot().requests == 8 * 60
+    assert rig.host.meter.snapshot().requests == 8 * 60
     assert rig.slots_used == RING_SLOTS
 
 

@@ -12,10 +12,10 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
+from services.devicehost.accounting import Bounds
 from services.devicehost.devices.fs.host_files.syscalls import NAME_MAX
 from services.devicehost.devices.fs.share.cache import CachePolicy
 from services.devicehost.fastpath import SLOT_SHIFT
-from services.devicehost.memory.bounds import Bounds
 from services.devicehost.throttle import Throttle
 from services.handshake.errors import (
     AlreadyExistsError,

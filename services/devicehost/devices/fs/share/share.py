@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from services.devicehost.accounting import Bounds
 from services.devicehost.devices.fs.share.cache import CachePolicy
-from services.devicehost.memory.bounds import Bounds
 
 if TYPE_CHECKING:
     import ctypes

@@ -369,7 +369,7 @@ def serve(
             worker.join()
         result = place.outcome(f"{failures[0].reason}: {failures[0]}" if failures else "")
         result["state"] = queue.state
-        result["counters"] = rig.counters.snapshot()
+        result["counters"] = rig.meter.snapshot()
         queue.close()
         session.reset()
         return result

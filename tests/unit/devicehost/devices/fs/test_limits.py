@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.accounting import bounds
 from services.devicehost.devices.fs.host_files.descriptors import Limits
 from services.devicehost.devices.fs.locks import owners, waits
 from services.devicehost.devices.fs.mount import mount as mounts
-from services.devicehost.memory import bounds
 from services.devicehost.virtio.deferral import Deferred
 from services.handshake.exhaustion import Exhaustion, Resource
 from services.wire import fuse

@@ -47,7 +47,7 @@ class Rig:
 
     def __init__(self, features: int = NetDevice.features) -> None:
         self.queues = QueueRig()
-        self.device = NetDevice(OPTIONS, NetBackend("wire"), self.queues.counters)
+        self.device = NetDevice(OPTIONS, NetBackend("wire"), self.queues.meter)
         tap = self.device._tap
         assert isinstance(tap, WireTap)
         self.wire = tap.wire

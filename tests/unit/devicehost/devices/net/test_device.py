@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices.net.backend import NetBackend
 from services.devicehost.devices.net.device import NetDevice, derive_mac
-from services.devicehost.memory import DeviceCounters
 from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.queue import QueueError
 from services.handshake.exhaustion import Exhaustion
@@ -28,7 +28,7 @@ FRAME = bytes(range(60))
 
 
 def drops(rig: Rig) -> int:
-    return rig.queues.counters.snapshot().frames_dropped
+    return rig.queues.meter.snapshot().frames_dropped
 
 
 def test_the_configuration_space_has_mac_link_and_mtu(rig: Rig) -> None:
@@ -40,7 +40,7 @@ def test_the_configuration_space_has_mac_link_and_mtu(rig: Rig) -> None:
 def test_the_options_mac_wins() -> None:
     mac = bytes.fromhex("525400abcdef")
     options = NetOptions(name="eth0", vm_id=VM_ID, client_mac=mac)
-    device = NetDevice(options, NetBackend("wire"), DeviceCounters())
+    device = NetDevice(options, NetBackend("wire"), DeviceMeter())
     assert device.config()[:6] == mac
     device._tap.wire.close()  # type: ignore[attr-defined]
     device.close()
@@ -128,7 +128,7 @@ def test_a_frame_bigger_than_all_buffers_is_dropped_and_the_buffers_serve_the_ne
 
 def test_a_frame_takes_no_more_buffers_than_a_device_may_have_queued(rig: Rig) -> None:
     reported: list[Exhaustion] = []
-    rig.queues.counters.bounds.on_exhausted = reported.append
+    rig.queues.meter.bounds.on_exhausted = reported.append
     ring = rig.serve(RX, size=128)
     rig.offer_buffers(ring, [20] * (MAX_QUEUED + 1))
     for _ in range(2):

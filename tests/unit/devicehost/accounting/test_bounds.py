@@ -6,8 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from services.devicehost.memory import bounds as module
-from services.devicehost.memory.bounds import Bounds, Usage, bound
+from services.devicehost.accounting import bounds as module
+from services.devicehost.accounting.bounds import Bound, Bounds, Usage
 
 if TYPE_CHECKING:
     import pytest
@@ -25,7 +25,7 @@ def wait_until_over(bounds: Bounds) -> None:
 def test_the_total_of_what_is_not_bounded_yet_is_not_known() -> None:
     bounds = Bounds()
     assert bounds.total("things") is None
-    bounds.add(bound("things", 7, lambda: 0))
+    bounds.add(Bound("things", 7, lambda: 0))
     assert bounds.total("things") == 7
 
 
@@ -34,7 +34,7 @@ def test_every_episode_is_counted_and_reported(monkeypatch: pytest.MonkeyPatch) 
     bounds = Bounds()
     reported: list[Exhaustion] = []
     bounds.on_exhausted = reported.append
-    bounds.add(bound("things", 7, lambda: 2))
+    bounds.add(Bound("things", 7, lambda: 2))
     for episode in (1, 2):
         bounds.hit("things")
         wait_until_over(bounds)
@@ -45,7 +45,7 @@ def test_every_episode_is_counted_and_reported(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_episode_that_lasts_does_not_keep_the_process_alive() -> None:
     bounds = Bounds()
-    bounds.add(bound("things", 7, lambda: 7))
+    bounds.add(Bound("things", 7, lambda: 7))
     before = set(threading.enumerate())
     bounds.hit("things")
     (looks,) = set(threading.enumerate()) - before
@@ -61,6 +61,6 @@ def test_without_threads_the_episode_lasts(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(threading.Timer, "start", refused)
     bounds = Bounds()
-    bounds.add(bound("things", 7, lambda: 0))
+    bounds.add(Bound("things", 7, lambda: 0))
     bounds.hit("things")
     assert bounds.is_exhausted("things")
