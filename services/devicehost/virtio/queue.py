@@ -244,7 +244,7 @@ class Queue:
         ready: set[int] = set()
         while not ready and not self.stopped:
             ready = self._wake_ups.sleep(fds, kick=buffers, timeout_ms=timeout_ms)
-            if timeout_s is not None or (polling and self._look()):
+            if timeout_s is not None or (polling and not self.stopped and self._look()):
                 break
         if buffers and not self.stopped:
             self._disarm()

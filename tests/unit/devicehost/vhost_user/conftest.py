@@ -27,7 +27,10 @@ DEADLINE_S = 10.0
 
 
 class EchoDevice:
-    """Writes what it reads, in upper case; two queues."""
+    """Writes what it reads, in upper case; two queues.
+
+    It waits for `unblock` when that begins with "block", and fails when it ends with "fail".
+    """
 
     device_class = "virtio-fs"
     goes_native = False
@@ -55,11 +58,11 @@ class EchoDevice:
 
     def _echo(self, chain: Chain) -> int:
         data = b"".join(map(bytes, chain.readable)).upper()
-        if data == b"FAIL":
-            raise RuntimeError("a fault of the device, on purpose")
-        if data == b"BLOCK":
+        if data.startswith(b"BLOCK"):
             self.blocked.set()
             self.unblock.wait(DEADLINE_S)
+        if data.endswith(b"FAIL"):
+            raise RuntimeError("a fault of the device, on purpose")
         chain.writable[0][: len(data)] = data
         return len(data)
 
@@ -69,34 +72,36 @@ class Watcher:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.doorbells: set[int] = set()
         self._changed = threading.Condition()
         self.refuse_doorbell: PortholeError | None = None
 
     def connected(self) -> None:
-        self._tell("connected")
+        self._record("connected")
 
     def attached(self) -> None:
-        self._tell("attached")
+        self._record("attached")
 
     def register_doorbell(self, queue: int) -> None:
         if self.refuse_doorbell is not None:
             raise self.refuse_doorbell
-        self._tell(f"doorbell {queue}")
+        self.doorbells.add(queue)
+        self._record(f"doorbell {queue}")
 
     def unregister_doorbell(self, queue: int) -> None:
-        pass
+        self.doorbells.discard(queue)
 
     def first_request(self) -> None:
-        self._tell("first request")
+        self._record("first request")
 
     def failed(self, error: PortholeError) -> None:
-        self._tell(f"failed {error.reason}")
+        self._record(f"failed {error.reason}")
 
     def was_reset(self) -> None:
-        self._tell("was reset")
+        self._record("was reset")
 
     def disconnected(self) -> None:
-        self._tell("disconnected")
+        self._record("disconnected")
 
     def wait_for(self, what: str, times: int = 1) -> None:
         with self._changed:
@@ -104,7 +109,7 @@ class Watcher:
                 f"{what!r} did not come {times} times: {self.calls}"
             )
 
-    def _tell(self, what: str) -> None:
+    def _record(self, what: str) -> None:
         with self._changed:
             self.calls.append(what)
             self._changed.notify_all()
@@ -161,3 +166,8 @@ def eventually(question: Callable[[], bool]) -> bool:
     while not (answer := question()) and time.monotonic() < deadline:
         time.sleep(0.001)
     return answer
+
+
+def workers() -> set[str]:
+    """Names of the threads that serve a ring."""
+    return {thread.name for thread in threading.enumerate() if "-q" in thread.name}

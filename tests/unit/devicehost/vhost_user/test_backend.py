@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import select
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,13 @@ from tests.support.descriptors import open_fds
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import USER_BASE, GuestRam, GuestRing
 from tests.unit.devicehost.memory.test_aperture import mapped_bytes
-from tests.unit.devicehost.vhost_user.conftest import MIB, POOL, eventually, guest_fds
+from tests.unit.devicehost.vhost_user.conftest import (
+    MIB,
+    POOL,
+    eventually,
+    guest_fds,
+    workers,
+)
 
 if TYPE_CHECKING:
     from tests.unit.devicehost.vhost_user.conftest import Service
@@ -493,3 +500,85 @@ def test_closing_removes_the_socket_and_drops_the_front_end(service: Service) ->
         assert not service.path.exists()
     # The socket can be made again, and the fixture closes it.
     service.listener = Listener(ListeningSocket.at(service.path), service.backend)
+
+
+def test_the_next_front_end_finds_no_features_negotiated(service: Service) -> None:
+    with RawFrontEnd(service.path) as front:
+        front.negotiate()
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        protocol = front.ask_u64(Request.GET_PROTOCOL_FEATURES)
+        front.send(Request.SET_PROTOCOL_FEATURES, wire.U64.pack(protocol))
+        front.attach(service.ram)
+        front.start(0, GuestRing(service.ram, INSIDE, 16), events)
+    service.watcher.wait_for("disconnected", 2)
+    assert service.device.log == ["activate 0x0", "reset"]
+
+
+def test_other_features_mean_another_driver_so_the_device_is_reset_first(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        features = front.negotiate()
+        front.attach(service.ram)
+        ring = GuestRing(service.ram, INSIDE, 16)
+        front.start(0, ring, events)
+        front.get_base(0)
+        fewer = features & ~F_EVENT_IDX
+        assert front.command(Request.SET_FEATURES, wire.U64.pack(fewer)) == 0
+        front.start(0, ring, events)
+        assert service.device.log == [
+            f"activate {features:#x}",
+            "reset",
+            f"activate {fewer:#x}",
+        ]
+
+
+def test_no_ring_is_served_while_guest_memory_changes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[set[str]] = []
+    attached = service.watcher.attached
+
+    def attached_and_looks() -> None:
+        served.append(workers())
+        attached()
+
+    monkeypatch.setattr(service.watcher, "attached", attached_and_looks)
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        front.start(0, GuestRing(service.ram, INSIDE, 16), events)
+        assert workers() == {"virtio-fs-q0"}
+        assert front.attach(service.ram) == 0
+        assert workers() == {"virtio-fs-q0"}
+    assert served == [set(), set()]
+
+
+def test_a_doorbell_is_given_up_with_its_ring(service: Service) -> None:
+    with RawFrontEnd(service.path) as front, RingEvents() as first, RingEvents() as second:
+        front.negotiate()
+        front.attach(service.ram)
+        front.start(0, GuestRing(service.ram, INSIDE, 16), first)
+        front.start(1, GuestRing(service.ram, INSIDE + MIB, 16), second)
+        assert service.watcher.doorbells == {0, 1}
+        front.get_base(0)
+        assert service.watcher.doorbells == {1}
+        assert front.command(Request.RESET_DEVICE) == 0
+        assert service.watcher.doorbells == set()
+
+
+def test_the_back_ends_channel_stays_open_until_it_is_replaced_or_the_front_end_goes(
+    service: Service,
+) -> None:
+    """An end of file on it would look to a front-end like a crashed back-end."""
+    first, second = (socket.socketpair() for _ in range(2))
+    with RawFrontEnd(service.path) as front:
+        front.negotiate()
+        for ours, theirs in (first, second):
+            assert front.command(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()]) == 0
+            theirs.close()
+            with pytest.raises(BlockingIOError):
+                ours.recv(1, socket.MSG_DONTWAIT)
+            ours.settimeout(10)
+        assert first[0].recv(1) == b"", "replaced"
+    assert second[0].recv(1) == b"", "the front-end has gone"
+    first[0].close()
+    second[0].close()

@@ -4,7 +4,7 @@ import os
 import select
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -17,7 +17,7 @@ from services.wire.virtio_ring import avail_bytes, desc_table_bytes, used_bytes
 from tests.support.guest_ring import GuestRam, GuestRing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 POOL = SwiotlbPool(Gpa(4 << 20), 4 << 20)
 DATA = POOL.base + (1 << 20)
@@ -97,6 +97,32 @@ class Rig:
         self.ram.close()
 
 
+class CountingLease:
+    """Stands for what keeps a chain's buffers mapped.
+
+    Attributes:
+        closed: How often it was closed.
+    """
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        raise NotImplementedError
+
+    def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed += 1
+
+
 @contextmanager
 def full_and_blocking(fd: int) -> Iterator[None]:
     """Let the next write to an eventfd wait until this is over, as a front-end can."""
@@ -114,6 +140,21 @@ def eventually(question: Callable[[], bool]) -> bool:
     while not (answer := question()) and time.monotonic() < deadline:
         time.sleep(0.001)
     return answer
+
+
+def serve_all(queue: Queue, written: int = 0) -> int:
+    served = 0
+    while (chain := queue.pop()) is not None:
+        queue.push(chain, written)
+        served += 1
+    return served
+
+
+def push_bytes(queue: Queue, *written: int) -> None:
+    for count in written:
+        chain = queue.pop()
+        assert chain is not None
+        queue.push(chain, count)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import threading
 import time
@@ -217,3 +218,75 @@ def test_the_loop_and_python_notify_through_a_new_call_descriptor(rig: Rig) -> N
     assert rig.calls() == 0
     queue.close()
     os.close(other)
+
+
+def test_a_queue_that_is_stopped_stops_the_loop(rig: Rig) -> None:
+    library = fastpath.library
+    assert library is not None
+    queue = make_queue(rig.setup(rig.ring()), QueueState(), natively=True)
+    assert isinstance(queue, NativeQueue)
+    stopped: list[bool] = []
+
+    def look(ring: int) -> int:
+        stopped.append(bool(library.ph_ring_is_stopped(ctypes.c_void_p(ring)) & 0xFF))
+        return fastpath.Outcome.PYTHON
+
+    queue.lend(look)
+    queue.stop()
+    queue.lend(look)
+    assert stopped == [False, True]
+    queue.close()
+
+
+def test_the_loop_touches_neither_the_ring_nor_a_descriptor_of_a_closed_queue(rig: Rig) -> None:
+    library = fastpath.library
+    assert library is not None
+    ring = rig.ring()
+    ring.chain(0, writable=[(DATA, 4)])
+    ring.offer(0)
+    queue = make_queue(rig.setup(ring), QueueState(), natively=True)
+    assert isinstance(queue, NativeQueue)
+    chain = fastpath.Chain()
+
+    def come_back_late(ring: int) -> int:
+        pointer = ctypes.c_void_p(ring)
+        library.ph_ring_look(pointer)
+        assert library.ph_ring_take(pointer, ctypes.byref(chain)) & 0xFF
+        queue.stop()
+        queue.close()
+        library.ph_ring_push(pointer, ctypes.c_uint32(4))
+        library.ph_ring_notify(pointer)
+        return fastpath.Outcome.STOPPED
+
+    before = ring.ram.read(ring.desc, ring.end - ring.desc)
+    queue.lend(come_back_late)
+    assert ring.ram.read(ring.desc, ring.end - ring.desc) == before
+    assert rig.calls() == 0
+
+
+class CountsFreed:
+    """The native library, which counts the rings that are freed."""
+
+    def __init__(self) -> None:
+        self.freed = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(fastpath.library, name)
+
+    def ph_ring_free(self, ring: int) -> None:
+        self.freed += 1
+        assert fastpath.library is not None
+        fastpath.library.ph_ring_free(ring)
+
+
+def test_what_the_library_has_of_a_ring_is_freed_with_its_queue_and_not_before(rig: Rig) -> None:
+    """A thread that is left behind uses it until it ends, and has the queue as long."""
+    library = CountsFreed()
+    setup = rig.setup(rig.ring())
+    spans = rig.memory.spans() or ()
+    queue = NativeQueue(setup, QueueState(), cast("ctypes.CDLL", library), spans)
+    queue.close()
+    assert library.freed == 0
+    del queue
+    gc.collect()
+    assert library.freed == 1
