@@ -10,7 +10,15 @@ import threading
 from typing import TYPE_CHECKING, Final, Self
 
 from services.devicehost import fastpath
-from services.devicehost.fastpath import Counters, MountSetup, RingSetup, RingState, Rules, Span
+from services.devicehost.fastpath import (
+    Chain,
+    Counters,
+    MountSetup,
+    RingSetup,
+    RingState,
+    Rules,
+    Span,
+)
 from services.wire import fuse
 from services.wire.virtio_ring import DESC_F_NEXT, DESC_F_WRITE
 
@@ -19,6 +27,9 @@ if TYPE_CHECKING:
 
 SIZE: Final = 16
 GPA: Final = 0x10000
+RAM_BYTES: Final = 16 << 20
+TABLE: Final = 0x40000
+"""Where tests may put an indirect table, from the start of the memory."""
 _AVAIL, _USED, _REQUESTS, _AREA, _REPLY = 0x1000, 0x2000, 0x4000, 0x2000, 0x1000
 _NO_NOTIFY: Final = 1
 """VRING_USED_F_NO_NOTIFY."""
@@ -33,14 +44,16 @@ class Loop:
         outcomes: What the loop returned each time that it was started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, indirect: bool = True) -> None:
+        """Begin with an empty ring; `indirect`: whether indirect descriptors were agreed on."""
         assert fastpath.library is not None
         self.library = fastpath.library
         self.outcomes: list[int] = []
-        self._memory = mmap.mmap(-1, 0x40000)
+        self._memory = mmap.mmap(-1, RAM_BYTES)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._span = Span(GPA, len(self._memory), base)
         self._counters = Counters()
+        self._chain = Chain()
         self.kick_fd, self.call_fd, self._stop_fd, self.wake_fd = (
             os.eventfd(0, os.EFD_NONBLOCK) for _ in range(4)
         )
@@ -56,7 +69,7 @@ class Loop:
             call_fd=self.call_fd,
             stop_fd=self._stop_fd,
             event_idx=False,
-            indirect=True,
+            indirect=indirect,
         )
         self.ring: int = self.library.ph_ring_new(ctypes.byref(setup))
         self._mounts: int = self.library.ph_mounts_new()
@@ -79,6 +92,11 @@ class Loop:
     def state(self) -> RingState:
         state: RingState = self.library.ph_ring_state(self.ring).contents
         return state
+
+    @property
+    def counted(self) -> tuple[int, int, int]:
+        """Requests, bytes in and bytes out."""
+        return self._counters.requests, self._counters.bytes_in, self._counters.bytes_out
 
     @property
     def used(self) -> int:
@@ -134,19 +152,35 @@ class Loop:
         self._memory[area : area + len(request)] = request
         self._memory[area + _REPLY : area + _REPLY + room] = bytes(room)
         head = number % (SIZE // 2) * 2
-        for index, row in enumerate(
-            (
-                (GPA + area, len(request), DESC_F_NEXT, head + 1),
-                (GPA + area + _REPLY, room, DESC_F_WRITE, 0),
-            )
-        ):
-            at = 16 * (head + index)
-            self._memory[at : at + 16] = struct.pack("<QIHH", *row)
+        self.describe(
+            16 * head,
+            (GPA + area, len(request), DESC_F_NEXT, head + 1),
+            (GPA + area + _REPLY, room, DESC_F_WRITE, 0),
+        )
+        self._offer(number, head)
+        return number
+
+    def describe(self, at: int, *descs: tuple[int, int, int, int]) -> None:
+        """Write descriptors (address, length, flags, next) into memory, from an offset on."""
+        data = b"".join(struct.pack("<QIHH", *desc) for desc in descs)
+        self._memory[at : at + len(data)] = data
+
+    def offer(self) -> None:
+        """Make the chain that begins with the first descriptor available."""
+        self._offer(self._asked, 0)
+        self._asked += 1
+
+    def _offer(self, number: int, head: int) -> None:
         slot = _AVAIL + 4 + 2 * (number % SIZE)
         self._memory[slot : slot + 2] = head.to_bytes(2, "little")
-        self._memory[_AVAIL + 2 : _AVAIL + 4] = self._asked.to_bytes(2, "little")
+        self._memory[_AVAIL + 2 : _AVAIL + 4] = (number + 1).to_bytes(2, "little")
         os.eventfd_write(self.kick_fd, 1)
-        return number
+
+    def take(self) -> bool:
+        """Take the next chain out of the ring, if the loop would serve it."""
+        ring = ctypes.c_void_p(self.ring)
+        assert self.library.ph_ring_look(ring) == 1
+        return bool(self.library.ph_ring_take(ring, ctypes.byref(self._chain)) & 0xFF)
 
     def getattr(self, node: int) -> int:
         return self.ask(fuse.Opcode.GETATTR, node, bytes(16))
