@@ -79,6 +79,8 @@ def test_an_idle_node_is_gone_with_its_file(crowded: FuseGuest, shared: Path) ->
     found = crowded.lookup(successor.name.encode())
     assert found.nodeid not in nodes
     assert crowded.read(crowded.open(found.nodeid), 100) == b"successor"
+    crowded.forget(nodes[0])
+    assert crowded.lookup(successor.name.encode()).nodeid == found.nodeid
 
 
 @pytest.mark.root
