@@ -24,7 +24,7 @@ class Settings(ServiceSettings):
 
 
 async def run(settings: Settings) -> None:
-    """Serve until told to stop; every device is torn down and its socket gone afterwards."""
+    """Serve until SIGTERM or SIGINT; then tear down every device and remove its socket."""
     tracing.setup(NAME, settings)
     servicer = DeviceHostServicer(settings.run_dir.absolute())
     telemetry.observe(servicer.host)

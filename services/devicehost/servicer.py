@@ -1,7 +1,7 @@
 """The gRPC edge of the device host: protobuf in, values to the registry, protobuf out.
 
-The registry blocks: every call of it runs on a thread, none on the event loop. What happens to
-devices comes back from threads to the event loop for the watchers. Must not know rings or memory.
+The registry blocks, so every call of it runs on a thread and none on the event loop. Threads hand
+each change of a device to the event loop, for the watchers. Must not know rings or memory.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 SERVICE: Final = "porthole.devicehost.v1.DeviceHost"
 
 CALL_THREADS: Final = 32
-"""Calls of the registry that run at a time. One takes as long as its share's file system, or as a
-worker that does not end; the others are answered meanwhile."""
+"""Calls of the registry that run at a time. One call may take as long as a dead network drive, or a
+worker that does not end; with more threads than such calls, the others are answered meanwhile."""
 
 WATCH_BACKLOG: Final = 1024
-"""Changes that a watcher may be behind; one that is further behind is cut off."""
+"""Changes that may wait for a watcher; a watcher that is further behind is cut off."""
 
 
 P = ParamSpec("P")
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 
 class _Watcher:
-    """One WatchDevices call: what it has not read yet."""
+    """One WatchDevices call, and the changes that wait for it."""
 
     def __init__(self, vm_id: str) -> None:
         self.vm_id = vm_id
@@ -109,7 +109,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             device_host_pb2.SetSwiotlbRequest, device_host_pb2.SetSwiotlbResponse
         ],
     ) -> device_host_pb2.SetSwiotlbResponse:
-        """Learn which pool a VM has latched."""
+        """Store the pool that a VM has latched."""
         await self._on_thread(self.host.set_swiotlb, request.vm_id, request.swiotlb_option)
         return device_host_pb2.SetSwiotlbResponse()
 
@@ -168,7 +168,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             device_host_pb2.ForgetVmRequest, device_host_pb2.ForgetVmResponse
         ],
     ) -> device_host_pb2.ForgetVmResponse:
-        """Tear down what is left of a VM."""
+        """Tear down the remaining devices of a VM."""
         await self._on_thread(self.host.forget_vm, request.vm_id)
         return device_host_pb2.ForgetVmResponse()
 
@@ -179,7 +179,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             device_host_pb2.GetDeviceRequest, device_host_pb2.GetDeviceResponse
         ],
     ) -> device_host_pb2.GetDeviceResponse:
-        """Tell state and counters of one device."""
+        """Return state and counters of one device."""
         info = await self._on_thread(self.host.get_device, request.vm_id, request.instance_id)
         return device_host_pb2.GetDeviceResponse(device=_to_proto(info))
 
@@ -201,7 +201,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             device_host_pb2.WatchDevicesRequest, device_host_pb2.WatchDevicesResponse
         ],
     ) -> AsyncIterator[device_host_pb2.WatchDevicesResponse]:
-        """Stream what happens to devices from now on.
+        """Stream the changes of devices from now on.
 
         Raises:
             ResourceExhaustedError: WATCHER_TOO_SLOW.
@@ -230,11 +230,11 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         return await self._loop.run_in_executor(self._threads, partial(call, *args, **named))
 
     def _changed(self, info: DeviceInfo, detail: str) -> None:
-        """Take a change from whatever thread it happened on."""
+        """Hand a change to the watchers; any thread calls this."""
         self._publish_soon(info, device_host_pb2.WatchDevicesResponse(detail=detail))
 
     def _exhausted(self, info: DeviceInfo, exhaustion: Exhaustion) -> None:
-        """Take what is used up from whatever thread needed it."""
+        """Hand an exhaustion to the watchers; any thread calls this."""
         self._publish_soon(
             info,
             device_host_pb2.WatchDevicesResponse(
@@ -257,7 +257,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
 
 
 def device_host_servicer(servicer: DeviceHostServicer) -> Servicer:
-    """Return what the process's server serves."""
+    """Return the entry of this service for the process's server."""
     add = device_host_pb2_grpc.add_DeviceHostServicer_to_server
     return Servicer(add, servicer, SERVICE)
 

@@ -1,7 +1,7 @@
-"""One device in a process of its own, for whoever owns a VM: QEMU, libvirt, Cloud Hypervisor.
+"""One device in a process of its own, for the VM of QEMU, libvirt or Cloud Hypervisor.
 
-Owns the order of start and end, and what this process may do that one for all VMs must not: map all
-of guest memory, and take memory that cannot be sealed. Must not know flags, gRPC or telemetry.
+Owns the order of start and end. Unlike the device host, which serves all VMs, this process may map
+all of guest memory and accept memory that cannot be sealed. Must not know flags, gRPC or telemetry.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from services.devicehost.memory import Access
 
 VM_ID: Final = str(uuid.UUID(int=0))
-"""Stands for the one VM of this process, whose id nobody tells."""
+"""Stands for the one VM of this process, whose id is not known."""
 
 _NO_SIGNAL: Final = b"\0"
 
@@ -41,7 +41,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StandaloneDevice:
-    """What the process is to serve.
+    """The device that the process is to serve.
 
     Attributes:
         backend: The directory or the TAP interface.
@@ -49,8 +49,8 @@ class StandaloneDevice:
         access: How the device reaches guest memory.
         options: Further options, "key=value;flag", as a share or an adapter takes them.
         persistent: Whether to wait for a further front-end when one has gone.
-        tells_config: Whether a front-end can ask for the configuration space. Most keep their own,
-            and QEMU 7.2 before 7.2.3 crashes when a device offers it that need not.
+        offers_config: Whether a front-end can ask for the configuration space. Most
+            keep their own, and QEMU 7.2 before 7.2.3 crashes when a device needlessly offers it.
     """
 
     backend: FsBackend | NetBackend
@@ -58,14 +58,14 @@ class StandaloneDevice:
     access: Access
     options: str = ""
     persistent: bool = False
-    tells_config: bool = False
+    offers_config: bool = False
 
 
 class _Ending:
-    """Why the process is to end, which a signal or another thread says; the main thread waits.
+    """The main thread's wait for a reason to end: a signal, or a call of `begin` by a thread.
 
-    A signal that comes just before a lock is waited for is not seen until the wait is over. So it
-    is written to a pipe, by the interpreter's own handler (signal.set_wakeup_fd), as is the rest.
+    Python does not run a signal's handler while the main thread waits for a lock. So the reasons go
+    through a pipe: the interpreter itself writes a signal's number to it (signal.set_wakeup_fd).
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class _Ending:
     def begin(self, why: str) -> None:
         """End the wait; from any thread."""
         self._why = why
-        with contextlib.suppress(BlockingIOError):  # full: the wait has reasons enough
+        with contextlib.suppress(BlockingIOError):  # full: other reasons are in it already
             os.write(self._write_fd, _NO_SIGNAL)
 
     def wait(self) -> str:
@@ -89,7 +89,7 @@ class _Ending:
 
 
 def _leave_to_the_pipe(_number: int, _frame: object) -> None:
-    """Keep the interpreter from ending at a signal."""
+    """Do nothing, in place of the default handler, which ends the interpreter."""
 
 
 def open_socket(path: Path | None, fd: int | None, group_id: int | None) -> ListeningSocket:
@@ -108,11 +108,11 @@ def open_socket(path: Path | None, fd: int | None, group_id: int | None) -> List
 
 
 def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], None]) -> None:
-    """Serve until the front-end has gone, or SIGTERM or SIGINT comes; on the main thread.
+    """Serve until the front-end has gone, or SIGTERM or SIGINT comes. Call it on the main thread.
 
     Args:
-        spec: What to serve.
-        sock: Where; closed in any case.
+        spec: The device to serve.
+        sock: The socket to serve it on; closed in any case.
         ready: Called once front-ends can connect.
 
     Raises:
@@ -164,7 +164,7 @@ def _start(
         partial(make_device, options, spec.backend),
         table=RegionTable(OwnRisk()),
         sock=sock,
-        tells_config=spec.tells_config,
+        offers_config=spec.offers_config,
     )
     return entry
 

@@ -1,7 +1,7 @@
-"""The metrics of the aperture engine: every counter of every device, and the windows of every VM.
+"""The metrics of the device host: every counter of every device, and the windows of every VM.
 
-Observed when metrics are exported, so the data path pays nothing. Must not know what a counter
-means to a device.
+Each export reads the values, so the data path pays nothing for it. Must not know what a counter
+means.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from services.devicehost.host import DeviceHost, DeviceInfo
 
 REMOVED_FOR_S: Final = 2 * tracing.METRICS_INTERVAL_S
-"""How long a removed device is still told of, so that its last counters are exported too."""
+"""Time for which a removed device is still observed, so that its last counters are exported."""
 
 _BY_RESOURCE: Final = "exhaustions"
-"""The counter that is exported for each resource by itself."""
+"""The one counter that is exported per resource."""
 
 
 def observe(host: DeviceHost) -> None:
@@ -73,7 +73,7 @@ def _of_devices(host: DeviceHost, name: str) -> Callable[[CallbackOptions], Iter
 
 
 def _devices(host: DeviceHost) -> list[DeviceInfo]:
-    # The removed first: of two with the same id, what is observed last counts.
+    # Removed devices come first: of two observations with the same id, the last one counts.
     return [*host.removed_devices(REMOVED_FOR_S), *host.list_devices()]
 
 

@@ -150,7 +150,7 @@ def fs(
         _access(swiotlb, memory),
         ";".join(item for item in items if item),
         persistent=persistent,
-        tells_config=tag is not None,
+        offers_config=tag is not None,
     )
     _serve("fs", spec, socket_path, fd, socket_group, log_level)
 
@@ -188,7 +188,7 @@ def net(
         _access(swiotlb, memory),
         f"client_mac={mac}" if mac else "",
         persistent=persistent,
-        tells_config=mac is not None,
+        offers_config=mac is not None,
     )
     _serve("net", spec, socket_path, fd, socket_group, log_level)
 

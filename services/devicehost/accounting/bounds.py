@@ -1,6 +1,6 @@
 """The bounded resources of one device: how much of each is used, and reports when one is used up.
 
-Must not know what a resource is, metrics or who listens.
+Must not know what a resource is, or what a report is used for.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Bounds:
         return self._by_name[resource].exhausted
 
     def usage(self) -> tuple[Usage, ...]:
-        """Return the use of every resource; what counts them is asked with no lock held here."""
+        """Return the use of every resource; `used` of each is called with no lock held here."""
         with self._lock:
             bounds = list(self._by_name.values())
         return tuple(
@@ -153,6 +153,6 @@ class Bounds:
 def _look_later(look: Callable[[], None]) -> None:
     timer = threading.Timer(LOOK_INTERVAL_S, look)
     timer.name, timer.daemon = "exhaustion", True
-    # Without a thread nobody looks: the episode lasts, and its report was made.
+    # If no thread can be had there is no further look: the episode lasts.
     with contextlib.suppress(RuntimeError):
         timer.start()

@@ -20,7 +20,7 @@ class Meaning:
     """The declaration of one counter.
 
     Attributes:
-        unit: Of the metric, as UCUM has it: By, or what is counted in braces.
+        unit: Of the metric, in UCUM: By for bytes, or the thing counted in braces.
         description: Of the metric.
         is_highest: Whether it is the highest value seen, not a sum.
     """

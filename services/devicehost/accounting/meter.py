@@ -1,7 +1,7 @@
-"""The meter of one device: what it has counted and how much of its bounds is used.
+"""The meter of one device: its counters and its bounds.
 
-The counters of the data path are plain attributes, written by one queue's thread each; the rare
-ones share a lock. Must not know who counts and who reads.
+The counters of the data path are plain attributes, each written by one queue's thread; the rare
+ones share a lock. Must not know the modules that count, or those that read.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ class DeviceMeter:
         for name, meaning in COUNTERS.items():
             values = [getattr(part, name) for part in (total, *parts) if hasattr(part, name)]
             setattr(total, name, max(values) if meaning.is_highest else sum(values))
-        total.exhaustions += self.bounds.exhaustions
+        total.exhaustions = self.bounds.exhaustions
         return total

@@ -1,7 +1,8 @@
-"""The device host itself: which devices exist, for which VM, and what they are going through.
+"""The devices of the host: their life, their parts, and the VM that each belongs to.
 
-`states` is the life of a device as data, `device` one device with all its parts, `registry` all of
-them. No gRPC, protobuf or OpenTelemetry here: the servicer brings those.
+`states` is the life of a device as data, `device` one device with all its parts, `registry` all
+devices by VM, `specs` the requests for devices and shares. Must not know gRPC, protobuf or
+OpenTelemetry.
 """
 
 from services.devicehost.devices import AggregateBackend, FsBackend, NetBackend

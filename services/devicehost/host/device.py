@@ -1,7 +1,7 @@
-"""One device of the host: its parts put together, its state, its doorbells, and what it tells.
+"""One device of the host: its parts, its state, its doorbells, and the reports of its changes.
 
-Owns the order in which the parts of a device are made and torn down. Must not know other devices,
-gRPC or traces: it tells what happens by the callbacks that it was given.
+Owns the order in which the parts of a device are made and torn down. Reports go to callbacks, which
+are called with no lock held. Must not know other devices, gRPC or traces.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class DeviceInfo:
         pool: Its aperture; None without one.
         state: Where it is in its life.
         socket_path: Of its vhost-user socket.
-        counters: What it has counted.
-        bounds: What of it is bounded, and how much of that is used.
+        counters: Its counters.
+        bounds: The use of its bounded resources.
         children: Names of the shares of an aggregate.
     """
 
@@ -76,7 +76,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a device is, from its first moment on; see DeviceInfo."""
+    """The facts of a device that never change; see DeviceInfo."""
 
     vm_id: str
     instance_id: str
@@ -87,12 +87,12 @@ class Identity:
 
 
 class HostedDevice:
-    """One device from its creation to its removal; it is the Observer of its own back-end.
+    """One device from its creation to its removal, and the Observer of its own back-end.
 
     Attributes:
-        identity: What it is.
+        identity: Its facts that never change.
         access: How it reaches guest memory.
-        meter: What it counts, and what of it is bounded.
+        meter: Its counters and bounds.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class HostedDevice:
         """Make an entry; `start` makes the device itself.
 
         Args:
-            identity: What the device is to be.
+            identity: The facts of the device.
             access: How it is to reach guest memory.
-            is_known: Tells whether the device is in the registry.
-            emit: Takes the events of the handshake, on any thread.
-            on_change: Takes each new state and why it came, on any thread.
-            on_exhausted: Takes what is used up, once per episode, on any thread; must not wait.
+            is_known: Returns whether the device is in the registry.
+            emit: Called with each event of the handshake, on any thread.
+            on_change: Called with each new state and its reason, on any thread.
+            on_exhausted: Called once per episode of exhaustion, on any thread; must not wait.
         """
         self.identity = identity
         self.access = access
@@ -127,7 +127,7 @@ class HostedDevice:
         self._lock = threading.Lock()
         self._life = threading.Lock()
         self._doorbells: set[int] = set()
-        self._told: set[str] = set()
+        self._emitted: set[str] = set()
         self._throttle = Throttle()
         self._device: VirtioDevice | None = None
         self._listener: Listener | None = None
@@ -138,7 +138,7 @@ class HostedDevice:
         return self._machine.state
 
     def info(self) -> DeviceInfo:
-        """Tell everything about the device as it is now."""
+        """Return the device as it is now; this counts what is in use, so it may take a while."""
         me, device = self.identity, self._device
         return DeviceInfo(
             me.vm_id,
@@ -160,7 +160,7 @@ class HostedDevice:
         *,
         table: RegionTable | None = None,
         sock: ListeningSocket | None = None,
-        tells_config: bool = True,
+        offers_config: bool = True,
     ) -> None:
         """Make the device and listen; its socket is connectable afterwards.
 
@@ -168,7 +168,7 @@ class HostedDevice:
             make: Makes the virtio device.
             table: Empty, with a guard of its own; None for one that takes sealed memory only.
             sock: Where to listen, the device's from now on; None: at the identity's socket path.
-            tells_config: Whether a front-end can ask for the configuration space.
+            offers_config: Whether a front-end can ask for the configuration space.
 
         Raises:
             PortholeError: It cannot be made; nothing is left behind.
@@ -180,7 +180,7 @@ class HostedDevice:
                 )
             device = make(self.access, self.meter)
             backend = Backend(
-                device, self.access, self.meter, self, tells_config=tells_config, table=table
+                device, self.access, self.meter, self, offers_config=offers_config, table=table
             )
             try:
                 listening = sock or ListeningSocket.at(self.identity.socket_path)
@@ -199,10 +199,10 @@ class HostedDevice:
         self._aggregate().remove_child(name)
 
     def mark_shutting_down(self) -> bool:
-        """Take nothing new from now on.
+        """Refuse everything new from now on.
 
         Returns:
-            Whether this call has marked it: of several callers, one tears the device down.
+            Whether this call has marked it; of several callers, only that one tears it down.
         """
         return self._fire(DeviceEvent.REMOVE, "removed")
 
@@ -216,18 +216,18 @@ class HostedDevice:
             self._listener = self._device = None
 
     def connected(self) -> None:
-        """As `Observer.connected`."""
+        """Report that a front-end has connected."""
         self._fire(DeviceEvent.CONNECT, "a front-end has connected")
 
     def attached(self) -> None:
-        """As `Observer.attached`."""
+        """Report that guest memory is attached; the first time, emit the handshake's event."""
         self._fire(DeviceEvent.ATTACH, f"guest memory is attached: {self.access}")
         event = self.access.attached_event(*self._names())
         if event is not None:
             self._emit_once(event)
 
     def register_doorbell(self, queue: int) -> None:
-        """As `Observer.register_doorbell`.
+        """Let a queue have a kick descriptor.
 
         Raises:
             PermissionDeniedError: DEVICE_UNKNOWN, DEVICE_SHUTTING_DOWN or DOORBELL_LIMIT.
@@ -259,16 +259,16 @@ class HostedDevice:
             self._doorbells.add(queue)
 
     def unregister_doorbell(self, queue: int) -> None:
-        """As `Observer.unregister_doorbell`."""
+        """Note that a queue has given up its kick descriptor."""
         with self._lock:
             self._doorbells.discard(queue)
 
     def first_request(self) -> None:
-        """As `Observer.first_request`."""
+        """Emit the event of the first request; a queue's thread calls this."""
         self._emit_once(events.first_request(*self._names()))
 
     def failed(self, error: PortholeError) -> None:
-        """As `Observer.failed`."""
+        """Log why the device needs a reset, at most once a second, and report it."""
         held_back = self._throttle.admit()
         if held_back is not None:
             me = self.identity
@@ -280,11 +280,11 @@ class HostedDevice:
         self._fire(DeviceEvent.FAIL, error.message)
 
     def was_reset(self) -> None:
-        """As `Observer.was_reset`."""
+        """Report that the device serves again."""
         self._fire(DeviceEvent.RESET, "reset")
 
     def disconnected(self) -> None:
-        """As `Observer.disconnected`."""
+        """Report that the front-end has gone."""
         self._fire(DeviceEvent.DISCONNECT, "the front-end has gone")
 
     def _aggregate(self) -> FsDevice:
@@ -311,15 +311,15 @@ class HostedDevice:
         return me.vm_id, me.instance_id, me.device_class, me.tag
 
     def _emit_once(self, event: events.Event) -> None:
-        """Leave an event the first time only: a front-end that comes back is no new handshake."""
+        """Emit an event the first time only; a front-end that comes back is no new handshake."""
         with self._lock:
-            if event.name in self._told:
+            if event.name in self._emitted:
                 return
-            self._told.add(event.name)
+            self._emitted.add(event.name)
         self._emit(event)
 
     def _fire(self, event: DeviceEvent, detail: str) -> bool:
-        """Move on, and report a new state; returns whether it is a new one."""
+        """Fire an event and report a new state; return whether the state is a new one."""
         with self._lock:
             before = self.state
             after = self._machine.fire(event)

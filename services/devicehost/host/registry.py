@@ -1,4 +1,4 @@
-"""All devices of the host, by VM: adding, removing, and what a VM's devices have in common.
+"""The registry of all devices by VM: adding and removing them, and the pool and quota of each VM.
 
 Owns the order of section 10 of docs/handshake.md: register, create, store; mark shutting down, tear
 down, forget. Must not know gRPC, protobuf or traces.
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from services.handshake.exhaustion import Exhaustion
 
 REMEMBERED_DEVICES: Final = 256
-"""How many removed devices are remembered at most, the latest."""
+"""The most removed devices that are remembered; the latest are kept."""
 
 
 @dataclass(slots=True)
 class _Vm:
-    """What the devices of one VM have in common."""
+    """The pool, the quota on windows and the devices of one VM."""
 
     pool: SwiotlbPool | None = None
     quota: WindowQuota = field(default_factory=WindowQuota)
@@ -58,8 +58,8 @@ class _Vm:
 class DeviceHost:
     """The registry of devices; every method may be called from any thread, and may block.
 
-    Its lock guards the tables alone. Devices are asked, marked and torn down when it is free again,
-    because they call back, and count descriptors, and wait for threads.
+    Its lock guards the tables alone. No device is described, marked or torn down with the lock
+    held, because a device calls back, counts descriptors and waits for threads.
     """
 
     def __init__(
@@ -75,10 +75,9 @@ class DeviceHost:
 
         Args:
             run_dir: Device sockets go to its folder dev.
-            on_change: Takes each new state of a device and why it came, on any thread.
+            on_change: Called with each new state of a device and its reason, on any thread.
             make: Makes virtio devices.
-            on_exhausted: Takes what a device has used up, once per episode, on any thread; must
-                not wait.
+            on_exhausted: Called once per episode of exhaustion, on any thread; must not wait.
         """
         self._socket_dir = run_dir / "dev"
         self._on_change = on_change
@@ -90,7 +89,7 @@ class DeviceHost:
         self._closing = False
 
     def set_swiotlb(self, vm_id: str, token: str) -> None:
-        """Learn which pool a VM has latched; every new device of it must have that token.
+        """Store the pool that a VM has latched; every new device of it must have that token.
 
         Raises:
             InvalidArgumentError: VM_ID_SYNTAX, or a reason of `parse_token`.
@@ -113,8 +112,8 @@ class DeviceHost:
         """Make one device and listen on its socket.
 
         Args:
-            spec: What is asked for.
-            emit: Takes the device's handshake events, on any thread, as long as it lives.
+            spec: The request.
+            emit: Called with the device's handshake events, on any thread, as long as it lives.
 
         Raises:
             InvalidArgumentError: Ids, options or back end are wrong; the reason says which.
@@ -158,9 +157,9 @@ class DeviceHost:
 
         Raises:
             NotFoundError: DEVICE_UNKNOWN.
-            InvalidArgumentError: VM_ID_MISMATCH, TAG_MISMATCH, or as parse_fs_options.
+            InvalidArgumentError: VM_ID_MISMATCH, TAG_MISMATCH, or a reason of parse_fs_options.
             FailedPreconditionError: NO_AGGREGATE.
-            PortholeError: As FsDevice.add_child.
+            PortholeError: A reason of FsDevice.add_child.
         """
         entry = self._find(vm_id, instance_id)
         options = parse_child(child, entry.identity.vm_id)
@@ -176,7 +175,7 @@ class DeviceHost:
         self._find(vm_id, instance_id).remove_child(name)
 
     def forget_vm(self, vm_id: str) -> None:
-        """Tear down what is left of a VM's devices, and forget its pool; harmless when done before.
+        """Tear down the remaining devices of a VM and forget its pool; harmless when repeated.
 
         Raises:
             InvalidArgumentError: VM_ID_SYNTAX.
@@ -193,7 +192,7 @@ class DeviceHost:
         self._tear_down(entries)
 
     def get_device(self, vm_id: str, instance_id: str) -> DeviceInfo:
-        """Tell about one device.
+        """Return one device as it is now.
 
         Raises:
             NotFoundError: DEVICE_UNKNOWN.
@@ -201,7 +200,7 @@ class DeviceHost:
         return self._find(vm_id, instance_id).info()
 
     def list_devices(self, vm_id: str | None = None) -> list[DeviceInfo]:
-        """Tell about all devices, or those of one VM, in the order in which they were added."""
+        """Return all devices, or those of one VM, in the order in which they were added."""
         with self._lock:
             entries = [
                 entry
@@ -212,13 +211,13 @@ class DeviceHost:
         return [entry.info() for entry in entries]
 
     def removed_devices(self, within_s: float) -> list[DeviceInfo]:
-        """Tell the last of the devices that were removed in the past `within_s` seconds."""
+        """Return the final state of the devices that were removed in the last `within_s` s."""
         since = time.monotonic() - within_s
         with self._lock:
             return [info for removed, info in self._removed if removed >= since]
 
     def window_quotas(self) -> dict[str, tuple[int, int]]:
-        """Tell windows used and their limit for every VM that has devices."""
+        """Return windows used, and their limit, of every VM that has devices."""
         with self._lock:
             return {
                 vm_id: (vm.quota.used, vm.quota.limit)
@@ -284,7 +283,7 @@ class DeviceHost:
         with self._lock:
             vm = self._vms.get(me.vm_id)
             if vm is None or vm.devices.get(me.instance_id) is not entry:
-                return  # whoever closed the host meanwhile has forgotten it
+                return  # another call has closed the host meanwhile, and forgotten it
             del vm.devices[me.instance_id]
             if info is not None:
                 self._removed.append((time.monotonic(), info))

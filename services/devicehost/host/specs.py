@@ -1,6 +1,6 @@
-"""What is asked of the device host: devices, shares of an aggregate, and what they serve.
+"""Requests for devices and for shares of an aggregate.
 
-Owns the checks that need no device. Must not know which devices exist.
+Owns the checks of a request that need no device. Must not know which devices exist.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _INSTANCE_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """What CreateDevice asks for.
+    """A device that CreateDevice asks for.
 
     Attributes:
         vm_id: UUID of the VM.
         instance_id: 1 to 64 letters, digits, '-' and '_'; part of the socket's path.
         tag: Name that the guest sees; the options start with it.
         options: "name;key=value;flag;…;vm_id=<uuid>".
-        backend: What the device serves; None is refused.
+        backend: The directory or interface to serve; None is refused.
     """
 
     vm_id: str
@@ -42,7 +42,7 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A share that an aggregate device is to have.
+    """A share that AddChild asks for.
 
     Attributes:
         name: Its name in the device's root; the options start with it.
@@ -56,7 +56,7 @@ class ChildSpec:
 
 
 def parse_device(spec: DeviceSpec) -> tuple[DeviceOptions, DeviceBackend]:
-    """Check what CreateDevice asks for; returns its options, parsed, and its back end.
+    """Check a request for a device; return its options, parsed, and its back end.
 
     Raises:
         InvalidArgumentError: INSTANCE_ID_SYNTAX, BACKEND_MISSING, VM_ID_SYNTAX, VM_ID_MISMATCH,
@@ -80,10 +80,10 @@ def parse_device(spec: DeviceSpec) -> tuple[DeviceOptions, DeviceBackend]:
 
 
 def parse_child(child: ChildSpec, vm_id: str) -> FsOptions:
-    """Check what AddChild asks for, and parse its options.
+    """Check a request for a share; return its options, parsed.
 
     Raises:
-        InvalidArgumentError: VM_ID_MISMATCH, TAG_MISMATCH, or as parse_fs_options.
+        InvalidArgumentError: VM_ID_MISMATCH, TAG_MISMATCH, or a reason of parse_fs_options.
     """
     options = parse_fs_options(child.options)
     _require_same(f"share {child.name!r}", vm_id, child.name, options)
@@ -91,7 +91,7 @@ def parse_child(child: ChildSpec, vm_id: str) -> FsOptions:
 
 
 def _require_same(what: str, vm_id: str, name: str, options: DeviceOptions) -> None:
-    """Refuse options that were written for something else."""
+    """Refuse options that were written for another VM, device or share."""
     for reason, given, in_options in (
         ("VM_ID_MISMATCH", vm_id, options.vm_id),
         ("TAG_MISMATCH", name, options.name),
@@ -106,7 +106,7 @@ def _require_same(what: str, vm_id: str, name: str, options: DeviceOptions) -> N
 
 
 def canonical(vm_id: str) -> str:
-    """Spell a VM's id as it is spelled in options.
+    """Return a VM's id in the spelling that options use.
 
     Raises:
         InvalidArgumentError: VM_ID_SYNTAX.

@@ -1,6 +1,6 @@
 """The life of a device in the device host, as a table (DeviceState in device.proto).
 
-Must not know how a step is done.
+Must not know what a device does in each state.
 """
 
 from __future__ import annotations

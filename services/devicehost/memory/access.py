@@ -1,7 +1,8 @@
 """How one device reaches guest memory: an aperture, windows on demand, or all of it.
 
-Owns everything that follows from that choice. Nothing else asks which of the three a device has: it
-asks for the fact that it needs. Must not know who chose, queues, devices or vhost-user.
+Owns everything that follows from that choice. No other module asks which of the three a device
+has; it asks for the fact that it needs. Must not know why one was chosen, queues, devices or
+vhost-user.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from services.devicehost.memory.regions import RegionTable
 
 MAX_REQUEST_BYTES: Final = 1 << 20
-"""Longest data of a request when no pool bounds it: what Linux uses at most by default (kernel:
-fs/fuse/inode.c, fuse_max_pages_limit = 256)."""
+"""Longest data of a request that no pool bounds, in bytes: the default limit of Linux (kernel:
+fs/fuse/inode.c, fuse_max_pages_limit = 256 pages)."""
 
 
 class Access(ABC):
@@ -38,7 +39,7 @@ class Access(ABC):
         max_request_bytes: Longest data of one request that the guest is able to map, whatever the
             device class.
         log_level: Severity of this choice, of the logging module.
-        warning: What the log says once about a device that is not confined; otherwise empty.
+        warning: The end of a log line about a device that is not confined; otherwise empty.
     """
 
     __slots__ = ()
@@ -59,11 +60,11 @@ class Access(ABC):
 
         Raises:
             InvalidArgumentError: A region cannot be mapped; see Mapping.
-            FailedPreconditionError: The regions do not hold what is to be mapped.
+            FailedPreconditionError: POOL_NOT_IN_GUEST_MEMORY or REGION_CLOSED.
         """
 
     def trim(self, table: RegionTable) -> None:
-        """Close what the device needs no more, now that all of its rings are placed."""
+        """Close the descriptors that are not needed any more, now that all rings are placed."""
         if not self.keeps_descriptors:
             table.close_fds()
 
@@ -75,7 +76,7 @@ class Access(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """Describe for the log what of guest memory is mapped."""
+        """Describe for the log which part of guest memory is mapped."""
 
 
 @final

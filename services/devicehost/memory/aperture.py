@@ -1,7 +1,7 @@
 """The aperture: a mapping of exactly the pool, made once when the device attaches to guest memory.
 
-Memory outside the pool is not mapped, so it cannot be touched, whatever a guest hands in. Must not
-know who chose the pool.
+Memory outside the pool is not mapped, so no address that a guest hands in can reach it. Must not
+know where the pool came from.
 """
 
 from __future__ import annotations
@@ -67,12 +67,15 @@ class ApertureMemory(LinearMemory):
         return offset
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """As `Lease.view`."""
+        """Return [gpa, gpa + length) of the pool; see `Lease.view`."""
         offset = self.translate(gpa, length)
         return self._view[offset : offset + length]
 
     def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
-        """As `Lease.views`; `translate` written out, because every request comes by here."""
+        """Return several ranges of the pool; see `Lease.views`.
+
+        This repeats `translate` inline, because every request calls it.
+        """
         base, high, whole = self._base, self._high, self._view
         views = []
         for place, gpa in enumerate(addresses):

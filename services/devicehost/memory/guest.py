@@ -1,7 +1,7 @@
-"""The one object through which all guest memory is reached, and what it lends.
+"""The interface through which a device reaches all guest memory, and the leases that it grants.
 
-Owns the bound checks' error, the rings' pinned pages and the mappings' life. Must not know whether
-an aperture or windows are behind it.
+Owns the error of bound checks, the pinned pages of rings and the life of mappings. Must not know
+whether an aperture or windows are behind it.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ class Lease(AbstractContextManager["Lease"], Protocol):
     """The right to touch guest buffers until it is closed."""
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """Give [gpa, gpa + length) of guest memory, writable and without a copy.
+        """Return [gpa, gpa + length) of guest memory, writable and without a copy.
 
         Raises:
-            TranslationError: The range is not wholly inside what the device may reach.
+            TranslationError: The range is not wholly inside the memory that the device may reach.
             DeadlineExceededError: WINDOW_DEADLINE: no window came free in time.
             ResourceExhaustedError: WINDOW_QUOTA_TOO_SMALL: more than the whole quota is needed.
         """
 
     def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
-        """Give several ranges, each as `view` does; no object is made for what tells them.
+        """Return several ranges, each as `view` does, without an object per address and length.
 
         Args:
             addresses: Of their first bytes.
@@ -102,16 +102,16 @@ class PinnedRing:
         self._mapping = mapping
 
     def close(self) -> None:
-        """Unmap what was mapped for this part alone."""
+        """Unmap the pages that were mapped for this part alone."""
         if self._mapping is not None:
             self._mapping.close()
 
 
 class GuestMemory(ABC):
-    """What a device can reach of its guest, as long as somebody retains it.
+    """The guest memory that a device can reach; it stays mapped until the last `release`.
 
-    The constructor's caller holds the first reference; every thread that touches views holds one of
-    its own, so that nothing is unmapped under it. The last `release` unmaps.
+    The caller of the constructor holds the first reference. Every thread that touches views holds
+    one of its own, so that no page is unmapped while it does.
 
     Attributes:
         is_pool: Whether buffers can be in a bounce pool only, whose slots are counted.
@@ -131,8 +131,8 @@ class GuestMemory(ABC):
         """Lend guest buffers.
 
         Args:
-            addresses: Of what the borrower will ask for. What has to be mapped for it is mapped at
-                once or, on failure, not at all.
+            addresses: First bytes of the buffers that the borrower will touch. All windows that
+                they need are mapped at once or, on failure, none.
             lengths: As many.
 
         Raises:
@@ -140,7 +140,7 @@ class GuestMemory(ABC):
         """
 
     def spans(self) -> Sequence[Span] | None:
-        """Tell all that requests may touch, when that is mapped for good, by rising address.
+        """Return all stretches that requests may touch, by rising address.
 
         Returns:
             None: guest memory is mapped on demand, and only a lease makes it reachable.
@@ -148,7 +148,7 @@ class GuestMemory(ABC):
         return None
 
     def read(self, gpa: int, length: int) -> bytes:
-        """Copy [gpa, gpa + length): the guest cannot change what was checked afterwards.
+        """Copy [gpa, gpa + length), so that the guest cannot change the bytes after a check.
 
         Raises:
             As `Lease.view`.
@@ -180,16 +180,16 @@ class GuestMemory(ABC):
         return PinnedRing(mapping.view[start - first : start - first + length], mapping)
 
     def keep(self, part: PinnedRing) -> PinnedRing:
-        """Keep mapped until the last `release` what was for a part: a thread may touch it yet.
+        """Keep the pages of a part mapped until the last `release`; a thread may yet touch them.
 
         Returns:
-            The part, without pages of its own, like one inside an aperture.
+            The same part, which does not own its pages, like a part inside an aperture.
         """
         self._kept.append(part)
         return PinnedRing(part.view, None)
 
     def refuse(self, gpa: int, length: int, bound: str) -> TranslationError:
-        """Count a refused address and make the error for it."""
+        """Count a refused address and return the error for it."""
         with self._meter.counting as counters:
             counters.translations_refused += 1
         return TranslationError(gpa, length, bound)

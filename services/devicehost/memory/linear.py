@@ -1,6 +1,6 @@
-"""The kinds of guest memory that are mapped for a device's whole life, and lend themselves.
+"""Guest memory that stays mapped as long as a device is attached to it; it is its own lease.
 
-Owns these mappings' life. Must not know which stretches of guest memory they cover, or why.
+Owns the life of these mappings. Must not know which stretches of guest memory they cover, or why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LinearMemory(GuestMemory):
-    """Guest memory that is its own lease: nothing is made or freed per request."""
+    """Guest memory that is its own lease: a request allocates and frees nothing."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class LinearMemory(GuestMemory):
         """Take over mappings.
 
         Args:
-            table: The guest's regions; a ring may lie in one of which nothing is mapped.
+            table: The guest's regions; a ring may lie in a region that is not mapped.
             meter: Of the device.
             mappings: Each with the guest-physical address of its first byte.
         """
@@ -42,26 +42,29 @@ class LinearMemory(GuestMemory):
 
     @abstractmethod
     def view(self, gpa: int, length: int) -> memoryview:
-        """As `Lease.view`."""
+        """Return [gpa, gpa + length) of guest memory; see `Lease.view`."""
 
     def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
-        """As `Lease.views`."""
+        """Return several ranges; see `Lease.views`."""
         return list(map(self.view, addresses, lengths))
 
     def read(self, gpa: int, length: int) -> bytes:
-        """As `GuestMemory.read`."""
+        """Copy [gpa, gpa + length) without a lease; see `GuestMemory.read`."""
         return self.view(gpa, length).tobytes()
 
     def spans(self) -> Sequence[Span]:
-        """As `GuestMemory.spans`."""
+        """Return all mappings; see `GuestMemory.spans`."""
         return self._spans
 
     def lease(self, addresses: Sequence[int] = (), lengths: Sequence[int] = ()) -> Self:
-        """As `GuestMemory.lease`; always this object."""
+        """Return this object; see `GuestMemory.lease`."""
         return self
 
     def pin(self, gpa: int, length: int) -> PinnedRing:
-        """As `GuestMemory.pin`; a ring inside what is mapped needs no pages of its own."""
+        """Make a part of a ring reachable; see `GuestMemory.pin`.
+
+        A part inside a mapping needs no pages of its own.
+        """
         for span, mapping in zip(self._spans, self._mappings, strict=True):
             offset = gpa - span.gpa
             if offset >= 0 and offset + length <= span.size_bytes:

@@ -1,7 +1,7 @@
 """One stretch of a shared file in this process: mmap, munmap, and the guard against truncation.
 
-Python's own mmap object duplicates the descriptor and keeps it; a closed descriptor is part of what
-an aperture promises, so this module calls mmap(2) itself. Must not know guest addresses.
+Python's own mmap object keeps a duplicate of the descriptor. An aperture promises that every
+descriptor is closed, so this module calls mmap(2) itself. Must not know guest addresses.
 """
 
 from __future__ import annotations
@@ -83,12 +83,11 @@ class Mapping:
 
 
 def guard_against_truncation(fd: int, needed_bytes: int) -> None:
-    """See to it that touching a mapping of `fd` cannot kill this process.
+    """Make sure that touching a mapping of `fd` cannot kill this process.
 
     A file that shrinks under a mapping turns the next access into SIGBUS, which ends the devices of
-    every VM. So only what is sealed against that is taken (fcntl(2), F_SEAL_SHRINK), a memfd
-    therefore: no other file system, that could let an access wait, is behind it either. The size is
-    checked after.
+    every VM. So the file must be sealed against shrinking (fcntl(2), F_SEAL_SHRINK), and its size
+    is checked after. Only a memfd can be sealed, so no access waits for another file system.
 
     Raises:
         InvalidArgumentError: REGION_NOT_SEALED, REGION_FILE_TOO_SHORT.
@@ -107,17 +106,17 @@ def guard_against_truncation(fd: int, needed_bytes: int) -> None:
 
 
 class OwnRisk:
-    """Takes memory that may shrink as well, and warns of the first; a guard for a `RegionTable`.
+    """A guard for a `RegionTable` that also accepts memory that may shrink, and warns once.
 
-    For a process that serves one guest only: whose memory it is that ends it by shrinking has ended
-    nobody else's devices (docs/adr/0010-unsealed-memory-stand-alone.md).
+    It is for a process that serves one guest only: a guest whose memory shrinks ends its own
+    devices and no others (docs/adr/0010-unsealed-memory-stand-alone.md).
     """
 
     def __init__(self) -> None:
         self._warned = False
 
     def __call__(self, fd: int, needed_bytes: int) -> None:
-        """Do as `guard_against_truncation`, but for REGION_NOT_SEALED."""
+        """Check as `guard_against_truncation` does, but accept what is not sealed."""
         try:
             guard_against_truncation(fd, needed_bytes)
         except InvalidArgumentError as error:
@@ -126,7 +125,7 @@ class OwnRisk:
             _check_size(fd, needed_bytes)
             if not self._warned:
                 self._warned = True
-                _LOG.warning("%s; taken all the same: should it shrink, this device ends", error)
+                _LOG.warning("%s; accepted all the same; should it shrink, this device ends", error)
 
 
 def _check_size(fd: int, needed_bytes: int) -> None:

@@ -51,7 +51,7 @@ class Region:
             self.fd = None
 
     def same_place(self, gpa: int, size_bytes: int, user_addr: int) -> bool:
-        """Whether a removal that names these means this region."""
+        """Return whether a removal with these values means this region."""
         return (self.gpa, self.size_bytes, self.user_addr) == (gpa, size_bytes, user_addr)
 
 
@@ -62,8 +62,8 @@ class RegionTable:
         """Make an empty table.
 
         Args:
-            guard: Raises InvalidArgumentError for a file whose mapping must not be touched; it gets
-                the descriptor, and the bytes that the file must have.
+            guard: Called with a descriptor and the least size of its file in bytes; raises
+                InvalidArgumentError if a mapping of it must not be touched.
         """
         self._guard = guard
         self._regions: list[Region] = []
@@ -124,7 +124,7 @@ class RegionTable:
         )
 
     def find(self, gpa: int, length: int) -> Region | None:
-        """Tell the region that holds [gpa, gpa + length) whole; None when there is none."""
+        """Return the region that holds [gpa, gpa + length) whole; None when there is none."""
         for region in self._regions:
             start = gpa - region.gpa
             if start >= 0 and start + length <= region.size_bytes:
@@ -132,7 +132,7 @@ class RegionTable:
         return None
 
     def user_to_gpa(self, user_addr: int, length: int) -> int | None:
-        """Turn a front-end's address into a guest-physical one; None when no region holds it."""
+        """Return the guest-physical address of a front-end's range; None if no region holds it."""
         for region in self._regions:
             start = user_addr - region.user_addr
             if start >= 0 and start + length <= region.size_bytes:

@@ -1,7 +1,7 @@
-"""All of a guest's memory, mapped once: what a device without confinement does.
+"""All of a guest's memory, mapped once, for a device that is not confined.
 
-For a guest that keeps no pool, where speed counts more than what the device could touch. Must not
-know who decided that.
+It suits a guest without a pool, where speed counts more than confinement. Must not know when that
+is so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class WholeMemory(LinearMemory):
         self._views = [mapping.view for _, mapping in mappings]
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """As `Lease.view`."""
+        """Return [gpa, gpa + length) of one region; see `Lease.view`."""
         place = bisect_right(self._starts, gpa) - 1
         if place >= 0:
             region = self._views[place]

@@ -1,8 +1,8 @@
-"""On-demand windows: what a device without a token does, and the quota that a VM's devices share.
+"""On-demand windows, for devices without a token, and the quota that the devices of a VM share.
 
-A window is the pages of one guest buffer. Windows stay mapped after use, least recently used first
-in line to go, whichever device they belong to; a request that needs one while all are in use, or
-as many as one device may use, waits with a deadline. Must not know requests or queues.
+A window is the pages of one guest buffer. It stays mapped after use. When room is needed, the
+least recently used window of any device is unmapped. A request waits, with a deadline, while all
+windows are in use, or as many as one device may use. Must not know requests or queues.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ WINDOW_LIMIT: Final = 512
 """Windows that the devices of one VM may have mapped together, as on the host that WSL runs on."""
 
 DEVICE_SHARE: Final = (3, 4)
-"""Part of them that one device may use at a time: more than a request of 1 MiB in scattered pages
-needs, and less than all, so that its neighbours get some, whatever the guest does with it."""
+"""Part of them that one device may use at a time, as numerator and denominator. It is more than a
+request of 1 MiB in scattered pages needs. It is less than all, so that a guest that uses up one
+device's part leaves windows to the others."""
 
 WINDOW_DEADLINE_S: Final = 5.0
 """How long a request waits for windows."""
@@ -56,7 +57,7 @@ class WindowQuota:
     Attributes:
         limit: Windows of all devices together.
         device_limit: Windows that one of them may use at a time.
-        bound: Of the windows in use.
+        bound: The bound of VM_WINDOWS, the windows in use.
     """
 
     def __init__(self, limit: int = WINDOW_LIMIT, deadline_s: float = WINDOW_DEADLINE_S) -> None:
@@ -106,7 +107,7 @@ class WindowQuota:
             counters.windows_waited += 1
         deadline = time.monotonic() + self.deadline_s
         while True:
-            # It calls back, so the lock is free meanwhile.
+            # A report calls back, so no lock is held.
             owner.meter.bounds.hit(lacking)
             with self._changed:
                 seen = self._wait_for_change(seen, owner, wanted, deadline)
@@ -149,7 +150,7 @@ class WindowQuota:
         self._changed.notify_all()
 
     def _lacking(self, owner: WindowMemory, wanted: Collection[GpaRange]) -> Resource | None:
-        """Tell which quota leaves too little room now; None: there is room."""
+        """Return the resource that leaves too little room now; None when there is room."""
         new = len(wanted)
         for pages in wanted:
             window = self._mapped.get((owner, pages))
@@ -209,7 +210,7 @@ class WindowLease:
         self._windows = windows
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """As `Lease.view`."""
+        """Return [gpa, gpa + length) of a window, mapping it if need be; see `Lease.view`."""
         pages = page_range(gpa, length)
         window = self._windows.get(pages)
         if window is None:
@@ -219,11 +220,11 @@ class WindowLease:
         return window.mapping.view[start : start + length]
 
     def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
-        """As `Lease.views`."""
+        """Return several ranges; see `Lease.views`."""
         return list(map(self.view, addresses, lengths))
 
     def close(self) -> None:
-        """As `Lease.close`."""
+        """Unpin the windows; see `Lease.close`."""
         windows, self._windows = self._windows, {}
         self._memory.quota.release(list(windows.values()))
 
@@ -252,7 +253,7 @@ class WindowMemory(GuestMemory):
         meter.bounds.add(Bound(Resource.WINDOWS, quota.device_limit, lambda: self.in_use))
 
     def lease(self, addresses: Sequence[int] = (), lengths: Sequence[int] = ()) -> WindowLease:
-        """As `GuestMemory.lease`."""
+        """Pin a window for each buffer; see `GuestMemory.lease`."""
         buffers = list(zip(addresses, lengths, strict=True))
         # Checked before any window is asked for: a hostile address must not wait for the quota.
         for gpa, length in buffers:

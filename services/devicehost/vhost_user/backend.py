@@ -82,7 +82,7 @@ class Backend:
         meter: DeviceMeter,
         observer: Observer,
         *,
-        tells_config: bool = True,
+        offers_config: bool = True,
         table: RegionTable | None = None,
     ) -> None:
         """Put a device behind the protocol.
@@ -92,14 +92,14 @@ class Backend:
             access: How the device reaches guest memory.
             meter: Of the device.
             observer: Learns what happens.
-            tells_config: Whether a front-end can ask for the configuration space.
+            offers_config: Whether a front-end can ask for the configuration space.
             table: Empty; None for one that takes sealed memory only.
         """
         self._device = device
         self._access = access
         self._meter = meter
         self._observer = observer
-        self._tells_config = tells_config
+        self._offers_config = offers_config
         self._table = RegionTable() if table is None else table
         self._memory: GuestMemory | None = None
         self._rings = [Ring(index) for index in range(device.num_queues)]
@@ -115,7 +115,7 @@ class Backend:
         return Offer(
             features=TRANSPORT_FEATURES | self._device.features,
             protocol_features=protocol_features(
-                keeps_descriptors=self._access.keeps_descriptors, tells_config=self._tells_config
+                keeps_descriptors=self._access.keeps_descriptors, offers_config=self._offers_config
             ),
             num_queues=self._device.num_queues,
             config=self._device.config(),

@@ -75,19 +75,19 @@ class Offer:
     config: bytes
 
 
-def protocol_features(*, keeps_descriptors: bool, tells_config: bool) -> int:
+def protocol_features(*, keeps_descriptors: bool, offers_config: bool) -> int:
     """Return the vhost-user features that a device offers, as a mask.
 
     Args:
         keeps_descriptors: Whether the device keeps the descriptors of guest memory. One that closes
             them offers no memory slots: without these a front-end sends the whole table, with
             descriptors, each time that it starts the device.
-        tells_config: Whether a front-end can ask for the configuration space.
+        offers_config: Whether a front-end can ask for the configuration space.
     """
     features = PROTOCOL_FEATURES
     if keeps_descriptors:
         features |= PROTOCOL_F_CONFIGURE_MEM_SLOTS
-    if tells_config:
+    if offers_config:
         features |= PROTOCOL_F_CONFIG
     return features
 

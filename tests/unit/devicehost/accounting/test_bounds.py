@@ -1,4 +1,4 @@
-"""The bounds of one device: what is counted, and who hears of it."""
+"""The bounds of one device: use, episodes and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The meter of a device, and what is made of the declaration of its counters."""
+"""The meter of a device, and the declarations of its counters."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class NullDevice:
 
 
 class Rig:
-    """A host whose devices do nothing, and what it tells."""
+    """A host whose devices do nothing, and its reports."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir

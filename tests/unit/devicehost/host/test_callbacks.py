@@ -1,4 +1,4 @@
-"""Whoever is called back, or asked how much is used, may call the registry: its lock is free."""
+"""A callback, or a function that counts what is in use, may call the registry: its lock is free."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_removal_reports_the_new_state_with_the_lock_free(caller: Caller) -> N
     assert caller.called == ["shutting_down"]
 
 
-def test_so_do_the_end_of_a_vm_and_of_the_host(caller: Caller) -> None:
+def test_the_ends_of_a_vm_and_of_the_host_report_with_the_lock_free(caller: Caller) -> None:
     caller.create("d1")
     caller.create("d2")
     caller.create("d3", OTHER_VM)
@@ -84,7 +84,9 @@ def test_so_do_the_end_of_a_vm_and_of_the_host(caller: Caller) -> None:
     assert caller.called == ["shutting_down"] * 3
 
 
-def test_so_do_a_front_end_that_attaches_memory_and_what_it_uses_up(caller: Caller) -> None:
+def test_an_attached_front_end_and_an_exhaustion_are_reported_with_the_lock_free(
+    caller: Caller,
+) -> None:
     info = caller.create()
     ram = GuestRam(32 * MIB)
     with RawFrontEnd(info.socket_path) as front:
@@ -97,7 +99,7 @@ def test_so_do_a_front_end_that_attaches_memory_and_what_it_uses_up(caller: Call
     ram.close()
 
 
-def test_how_much_is_used_is_asked_with_the_lock_free(caller: Caller) -> None:
+def test_use_is_counted_with_the_lock_free(caller: Caller) -> None:
     caller.create()
     asked = []
 

@@ -51,7 +51,7 @@ def test_shares_are_added_listed_and_removed(host: DeviceHost, tmp_path: Path) -
     assert gone.value.reason == "DEVICE_UNKNOWN"
 
 
-def test_what_is_wrong_with_one_share_is_said_of_it_alone(host: DeviceHost, tmp_path: Path) -> None:
+def test_a_share_that_cannot_be_added_fails_alone(host: DeviceHost, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     create(host, "shares", AggregateBackend(), "")
     create(host, "plain", FsBackend(str(tmp_path)), "")

@@ -241,7 +241,7 @@ def test_a_device_that_is_being_created_while_the_host_closes_leaves_nothing(
     assert rig.host.list_devices() == []
 
 
-def test_events_are_told_once_with_the_pool_and_in_order(rig: Rig) -> None:
+def test_events_are_emitted_once_with_the_pool_and_in_order(rig: Rig) -> None:
     info = rig.create()
     ram = GuestRam(32 * MIB)
     for _ in range(2):
@@ -261,7 +261,7 @@ def test_events_are_told_once_with_the_pool_and_in_order(rig: Rig) -> None:
     ram.close()
 
 
-def test_a_device_without_a_token_tells_that_it_has_windows(rig: Rig) -> None:
+def test_a_device_without_a_token_emits_that_it_has_windows(rig: Rig) -> None:
     info = rig.create(token="")
     ram = GuestRam(32 * MIB)
     with RawFrontEnd(info.socket_path) as front:

@@ -114,7 +114,7 @@ def test_only_an_aperture_gives_its_descriptors_up() -> None:
     assert [access.keeps_descriptors for access in KINDS] == [False, True, True]
 
 
-def test_the_handshake_tells_an_aperture_from_windows_and_has_no_word_for_neither() -> None:
+def test_an_aperture_and_windows_have_an_event_each_and_all_of_memory_has_none() -> None:
     assert [access.attached_event(*NAMES) for access in KINDS] == [
         events.aperture_created(*NAMES, POOL),
         events.windows_enabled(*NAMES),

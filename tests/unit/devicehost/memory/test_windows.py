@@ -167,19 +167,21 @@ def test_one_device_leaves_windows_to_its_neighbours(ram: GuestRam) -> None:
     neighbour.close()
 
 
-def test_a_quota_that_is_used_up_is_told_once_by_whoever_needs_more(ram: GuestRam) -> None:
+def test_a_quota_that_is_used_up_is_reported_once_by_each_device_that_needs_more(
+    ram: GuestRam,
+) -> None:
     quota = WindowQuota(limit=4, deadline_s=0.05)
     first, second = Device(ram, quota), Device(ram, quota)
-    told: list[tuple[str, Exhaustion]] = []
+    reported: list[tuple[str, Exhaustion]] = []
     for name, device in (("first", first), ("second", second)):
-        device.meter.bounds.on_exhausted = lambda what, name=name: told.append((name, what))
+        device.meter.bounds.on_exhausted = lambda what, name=name: reported.append((name, what))
     with first.memory.lease((0, PAGE, 2 * PAGE), (8, 8, 8)):
         for _ in range(2):
             with pytest.raises(DeadlineExceededError):
                 first.memory.read(5 * PAGE, 8)
             with pytest.raises(DeadlineExceededError):
                 second.memory.lease((5 * PAGE, 6 * PAGE), (8, 8))
-    assert told == [
+    assert reported == [
         ("first", Exhaustion("windows", 3, 3)),
         ("second", Exhaustion("vm_windows", 3, 4)),
     ]

@@ -18,7 +18,7 @@ from services.handshake.errors import FailedPreconditionError
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Header, Request
 
-ALL_FEATURES = protocol_features(keeps_descriptors=True, tells_config=True)
+ALL_FEATURES = protocol_features(keeps_descriptors=True, offers_config=True)
 OFFER = Offer(TRANSPORT_FEATURES | 1, ALL_FEATURES, 3, b"0123456789")
 NEED_REPLY = wire.VERSION | wire.FLAG_NEED_REPLY
 SIZES = {
@@ -74,7 +74,7 @@ def test_what_is_offered() -> None:
 
 
 def test_a_device_with_an_aperture_offers_no_memory_slots() -> None:
-    features = protocol_features(keeps_descriptors=Aperture.keeps_descriptors, tells_config=True)
+    features = protocol_features(keeps_descriptors=Aperture.keeps_descriptors, offers_config=True)
     connection = negotiated(Offer(TRANSPORT_FEATURES, features, 1, b""))
     with pytest.raises(ProtocolError):
         send(connection, Request.GET_MAX_MEM_SLOTS)

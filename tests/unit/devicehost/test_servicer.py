@@ -117,7 +117,7 @@ async def test_refusals_keep_their_reason_over_the_wire(
     assert caught.value.reason == "SWIOTLB_TOKEN_MISMATCH"
 
 
-async def test_watchers_see_what_happens_to_their_vm(
+async def test_watchers_see_the_changes_of_their_vm(
     stub: DeviceHostAsyncStub, tmp_path: Path
 ) -> None:
     watch = stub.WatchDevices(pb.WatchDevicesRequest(vm_id=VM))
@@ -142,7 +142,7 @@ async def test_watchers_see_what_happens_to_their_vm(
     ]
 
 
-async def test_watchers_are_told_what_is_used_up(
+async def test_an_exhaustion_is_reported_to_watchers(
     servicer: DeviceHostServicer, stub: DeviceHostAsyncStub, tmp_path: Path
 ) -> None:
     watch = stub.WatchDevices(pb.WatchDevicesRequest(vm_id=VM))
@@ -159,7 +159,7 @@ async def test_watchers_are_told_what_is_used_up(
     assert "queued_requests exhausted: 0 of 64" in change.detail
 
 
-async def test_metrics_tell_every_counter_of_every_device(
+async def test_every_counter_of_every_device_is_a_metric(
     servicer: DeviceHostServicer,
     stub: DeviceHostAsyncStub,
     tmp_path: Path,
@@ -191,7 +191,7 @@ async def test_metrics_tell_every_counter_of_every_device(
     provider.shutdown()
 
 
-async def test_metrics_tell_the_last_of_a_device_that_lived_between_two_exports(
+async def test_the_last_counters_of_a_device_that_lived_between_two_exports_are_exported(
     servicer: DeviceHostServicer,
     stub: DeviceHostAsyncStub,
     tmp_path: Path,
@@ -255,7 +255,7 @@ async def test_the_process_maps_the_pool_only_and_leaves_nothing_after_sigterm(
 
 
 class WatchedRegistry:
-    """A registry that keeps which thread has called what of it."""
+    """A registry that records each call of it, and the thread of the call."""
 
     def __init__(self, registry: DeviceHost) -> None:
         self.registry = registry
