@@ -348,3 +348,19 @@ def test_a_quota_that_is_used_up_is_reported_with_its_lock_free(ram: GuestRam) -
         assert served.is_set()
     greedy.close()
     neighbour.close()
+
+
+def test_a_request_that_waits_reports_that_once_while_nothing_changes(
+    ram: GuestRam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = WindowQuota(limit=2, deadline_s=0.05)
+    device = Device(ram, quota)
+    hits: list[str] = []
+    monkeypatch.setattr(device.meter.bounds, "hit", hits.append)
+    with device.memory.lease((0,), (8,)):
+        for _ in range(2):
+            with pytest.raises(DeadlineExceededError):
+                device.memory.lease((PAGE, 2 * PAGE), (8, 8))
+    assert hits == ["windows"] * 2
+    assert device.meter.snapshot().windows_waited == 2
+    device.close()
