@@ -1,7 +1,7 @@
 """What a front-end's commands do to one device: guest memory, rings and their workers.
 
-One thread executes commands; workers only report failure. Must not know bytes, sockets, gRPC or who
-watches.
+One thread executes commands; workers only report failure. Must not know bytes, sockets or gRPC, nor
+the observer but by its interface.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Final, Protocol
 
 from services.devicehost.memory import Region, RegionTable
+from services.devicehost.memory.regions import MAX_SLOTS
 from services.devicehost.vhost_user.connection import (
     TRANSPORT_FEATURES,
     Offer,
@@ -119,10 +120,11 @@ class Backend:
             ),
             num_queues=self._device.num_queues,
             config=self._device.config(),
+            max_mem_slots=MAX_SLOTS,
         )
 
     def connect(self) -> None:
-        """A front-end has connected."""
+        """Report to the observer that a front-end has connected."""
         self._observer.connected()
 
     def execute(self, command: Command) -> VringState | None:
@@ -138,7 +140,7 @@ class Backend:
         return _ACTIONS[command.request](self, command)
 
     def disconnect(self) -> None:
-        """The front-end is gone: stop the rings, unmap its memory, make the device as new."""
+        """Stop the rings, unmap guest memory and reset the device: the front-end has gone."""
         self._reset_device()
         self._unmap()
         self._table.close()
@@ -157,7 +159,7 @@ class Backend:
         self._features = command.body
 
     def _set_mem_table(self, command: Command) -> None:
-        """Take a new table; if it cannot be attached the device has no memory and stands still."""
+        """Take a new table; one that cannot be attached leaves the device without guest memory."""
         fds = [command.fds.pop(0) for _ in command.body]
         regions = [_region(body, fd) for body, fd in zip(command.body, fds, strict=True)]
         self._change_table(lambda: self._table.replace(regions))
@@ -214,8 +216,8 @@ class Backend:
         ring = self._ring(command)
         base = ring.halt()
         self._observer.unregister_doorbell(ring.index)
-        # A front-end stops all rings to pause its guest, and starts them again: the device must
-        # still know what it knew. Only one that has failed has nothing to go on with.
+        # A front-end stops all rings also to pause its guest, and starts them again: the device
+        # keeps its state then. Only a device that has failed is reset.
         if self._failed and not self._any_is_served():
             self._settle()
         return VringState(ring.index, base)
@@ -273,7 +275,7 @@ class Backend:
         self._settle()
 
     def _settle(self) -> None:
-        """No ring runs any more: the device is reset, and a failure is over."""
+        """Reset the device and end its failure; no ring may be served."""
         self._forget_guest()
         with self._failing:
             was_failed, self._failed = self._failed, False
@@ -327,7 +329,7 @@ class Backend:
         return any(ring.state is RingState.SERVED for ring in self._rings)
 
     def _fail(self, error: PortholeError) -> None:
-        """A worker reports that the device cannot go on; called on that worker's thread."""
+        """Stop all rings because of a failure, and report it; called by a worker's thread."""
         with self._failing:
             first, self._failed = not self._failed, True
             rings = self._rings

@@ -1,8 +1,8 @@
-"""One front-end's conversation: what was offered, what was negotiated, and what may follow.
+"""One front-end's connection: what was offered, what was negotiated, and what may follow.
 
-Sans I/O: a message goes in, a command or an answer comes out, and the command's outcome makes the
-reply. First the syntax (`messages`), then the meaning against what was negotiated. Must not know
-sockets, rings or memory.
+Does no I/O: a message goes in, a command or a reply comes out, and the outcome of a command makes
+its reply. The syntax is checked first (`messages`), then the meaning against what was negotiated.
+Must not know sockets, rings or guest memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.memory.regions import MAX_SLOTS
 from services.devicehost.vhost_user.messages import SHAPES, Command, ProtocolError, parse
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.wire.vhost_user import (
@@ -67,12 +66,14 @@ class Offer:
         protocol_features: Of vhost-user.
         num_queues: Virtqueues.
         config: The device's configuration space.
+        max_mem_slots: Regions of guest memory that the back-end takes.
     """
 
     features: int
     protocol_features: int
     num_queues: int
     config: bytes
+    max_mem_slots: int
 
 
 def protocol_features(*, keeps_descriptors: bool, offers_config: bool) -> int:
@@ -113,10 +114,10 @@ class Connection:
 
         Returns:
             A command for the back-end, whose outcome goes to `answer` or `refuse`; or the whole
-            reply when the connection knows it itself; or None when there is nothing to say.
+            reply, if no back-end is needed for it; or None, if the message wants no reply.
 
         Raises:
-            ProtocolError: The message is malformed, or refused without an answer being wanted; the
+            ProtocolError: The message is malformed, or it is refused and wants no reply; the
                 connection must be closed.
         """
         if header.version != VERSION or header.flags & FLAG_REPLY:
@@ -156,7 +157,7 @@ class Connection:
         """Write the reply to a command that was refused.
 
         Raises:
-            ProtocolError: The front-end has no way to learn of it but a closed connection.
+            ProtocolError: Only a closed connection can report the refusal to the front-end.
         """
         return self._refusal(command.request, command.need_reply, error)
 
@@ -201,8 +202,8 @@ class Connection:
 
     def _config(self, wanted: Config) -> bytes:
         end = wanted.offset + wanted.size
-        # Past the end of the device's own space there is nothing but zeros; past what any device's
-        # may be is an error; an empty payload says so.
+        # The rest of the largest possible space reads as zeros. Past that is an error, which an
+        # empty payload reports.
         if end > CONFIG_MAX_BYTES:
             return b""
         data = self._offer.config.ljust(CONFIG_MAX_BYTES, b"\0")[wanted.offset : end]
@@ -225,5 +226,5 @@ _NUMBERS: Final[dict[Request, Callable[[Offer], int]]] = {
     Request.GET_FEATURES: lambda offer: offer.features,
     Request.GET_PROTOCOL_FEATURES: lambda offer: offer.protocol_features,
     Request.GET_QUEUE_NUM: lambda offer: offer.num_queues,
-    Request.GET_MAX_MEM_SLOTS: lambda offer: MAX_SLOTS,
+    Request.GET_MAX_MEM_SLOTS: lambda offer: offer.max_mem_slots,
 }

@@ -1,7 +1,7 @@
-"""The eventfds that a front-end hands over: which descriptors are taken, and who may write to one.
+"""The eventfds that a front-end hands over: which descriptors are taken, and how one is written to.
 
-A front-end shares the flags of an eventfd and its counter, so it can make a write block. Nobody
-therefore holds a lock while writing to one. Must not know rings or queues.
+A front-end shares the flags and the counter of an eventfd, so it can make a write block. Therefore
+no lock is held during a write. Must not know rings, queues or messages.
 """
 
 from __future__ import annotations

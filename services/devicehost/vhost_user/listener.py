@@ -1,7 +1,8 @@
 """The thin shell around a back-end: the one thread that reads from its front-ends.
 
-Serves one front-end at a time; a second one waits in the socket's queue until the first is gone.
-Owns every received descriptor until the back-end takes it. Must not know what messages mean.
+Serves one front-end at a time; a second one waits in the socket's queue until the first has gone.
+Owns every received descriptor until the back-end takes it. Must not know rings, guest memory or
+virtio devices: what a message does to them is the back-end's business.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 ACCEPT_RETRY_MS: Final = 1000
-"""How long a front-end waits that cannot be taken: that a descriptor comes free is no event."""
+"""How long to wait before accepting again after EMFILE; nothing signals that a descriptor became
+free."""
 
 _FD_BYTES: Final = array.array("i").itemsize
 
 
 class _ListenerClosedError(BaseException):
-    """The listener is being closed. No Exception: it is no fault, and passes every handler."""
+    """The listener is being closed. It is no Exception, so that no handler of faults catches it."""
 
 
 class Listener:
@@ -50,7 +52,7 @@ class Listener:
 
         Args:
             sock: Where they connect; the listener's from now on.
-            backend: Carries out what front-ends ask for.
+            backend: Executes the commands of front-ends.
         """
         self._listening = sock
         self._socket = sock.socket
@@ -79,7 +81,7 @@ class Listener:
             return
 
     def _accept(self) -> socket.socket:
-        """Wait for a front-end; one for which no descriptor is free goes on waiting as well."""
+        """Wait for a front-end, and for a free descriptor to take it with."""
         while True:
             self._await(self._socket, select.POLLIN)
             try:
@@ -106,7 +108,7 @@ class Listener:
 
     def _exchange(self, stream: socket.socket, connection: Connection) -> bool:
         """Take one message and send its reply; False when the front-end has closed."""
-        fds: list[int] = []  # those that nobody took are closed before the reply leaves
+        fds: list[int] = []  # those that the back-end did not take are closed before the reply
         try:
             head = self._receive(stream, HEADER_BYTES, fds)
             if not head:

@@ -49,9 +49,9 @@ class Command:
     Attributes:
         request: What is asked for.
         body: The payload, parsed; its type follows from the request.
-        fds: Descriptors that came with it. Whoever keeps one takes it out of the list; the shell
-            closes the rest.
-        need_reply: Whether the sender wants to know the outcome.
+        fds: Descriptors that came with it. The back-end takes those that it keeps out of the list;
+            the listener closes the rest.
+        need_reply: Whether the sender wants a reply even if the request has no answer of its own.
     """
 
     request: Request

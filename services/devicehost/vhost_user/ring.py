@@ -1,9 +1,8 @@
 """One ring as a front-end sets it up: size, base, addresses and descriptors.
 
 Owns the ring's pinned pages, its descriptors and its state; each event of `ring_states` is a method
-here. A worker ends as soon as its ring is not SERVED any more. One thread, which executes the
-front-end's commands, calls everything but what says otherwise. Must not know messages or other
-rings.
+here. A worker ends as soon as its ring is not SERVED any more. The front-end thread calls every
+method, but for those that say "from any thread". Must not know messages or other rings.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class RingContext:
 
 
 class Ring:
-    """One virtqueue of a device, from the front-end's first word about it to the last."""
+    """One virtqueue of a device, as the front-end has set it up so far."""
 
     def __init__(self, index: int) -> None:
         self.index = index

@@ -1,6 +1,7 @@
 """The socket on which a device waits for its front-end: made at a path, or handed in.
 
-Owns which files may be replaced and who may connect. Must not know what is said on the socket.
+Owns which files may be replaced and which users may connect. Must not know the protocol that is
+spoken on the socket.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ListeningSocket:
         Args:
             path: Of the socket.
             sock: Listens there.
-            leaves_file: Whether `path` belongs to somebody else, and stays after `close`.
+            leaves_file: Whether `path` was made by another process, and stays after `close`.
         """
         self.path = path
         self.socket = sock
@@ -81,7 +82,7 @@ class ListeningSocket:
                 or not name
             ):
                 raise _refuse_fd(fd, "no listening Unix stream socket with a path")
-            # What this process starts shall not have it; and an accept must not block.
+            # Processes that this one starts do not inherit it, and accept never blocks.
             sock.set_inheritable(False)
             sock.setblocking(False)
         except BaseException:
@@ -136,8 +137,8 @@ def _remove_stale(path: Path, name: bytes) -> None:
         raise InvalidArgumentError(
             "SOCKET_PATH", f"{str(path)!r} exists and is no socket; choose another path"
         )
-    # A connection would take the place of the front-end that a live device waits for. The kernel
-    # refuses one of the wrong type before that, and one to a socket that nobody has, differently.
+    # A real connection would take the place of the front-end that a live device waits for. One of
+    # the wrong type is refused without that, and differently if no process has the socket.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         if probe.connect_ex(name) in (0, errno.EPROTOTYPE):
             raise InvalidArgumentError(

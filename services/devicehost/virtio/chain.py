@@ -2,7 +2,7 @@
 
 Owns every rule for a chain of VIRTIO 1.2, sections 2.7.4 and 2.7.5. The guest may write to a table
 while it is read, so every descriptor is read once, and an indirect table is copied first. Must not
-know indices, notifications or what a device does with the buffers.
+know queues, notifications or devices.
 """
 
 from __future__ import annotations

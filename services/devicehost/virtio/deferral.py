@@ -1,18 +1,17 @@
-"""Answers that come later than their requests: what a queue does with a chain meanwhile.
+"""Answers that come later than their requests, and what a queue does with a chain meanwhile.
 
 A request that has to wait must not hold up its queue. Its handler returns a Deferred instead of a
-number of bytes, and the queue's thread keeps the chain. Any thread settles the Deferred; the answer
-is written and the chain pushed by the queue's own thread, which an eventfd wakes up. So guest
-memory and the ring are touched by that thread alone, as ever, and a queue without such chains costs
-no descriptor and spins before it sleeps. When the queue stops, what is kept is given up and
-answered before the thread ends: the driver gets every chain back.
+number of bytes, and the queue's thread keeps the chain. Any thread settles the Deferred. An eventfd
+then wakes up the queue's thread, which writes the answer and pushes the chain: no other thread
+touches guest memory or the ring. A queue that keeps no chain has no such eventfd, and spins before
+it sleeps. A queue that stops gives up all requests that it keeps, and answers them before its
+thread ends: the driver gets every chain back.
 
-What is kept is bounded, per queue and per device. The request beyond a bound waits for room, and
-its queue is not read meanwhile: back-pressure, and what is behind it stays in the ring. But what
-would make room may itself be in that ring, the request that unlocks for instance, so the queue
-waits for a while only; then the request beyond the bound is given up and the queue read on. As long
-as the device is known to be in that state, the next ones are given up at once. Must not know
-devices.
+The number of kept chains is bounded, per queue and per device. A queue that keeps one too many
+waits for room and takes no further chain meanwhile. But the request that would make room, an unlock
+for instance, may be in that very ring. So the queue waits for a limited time, then gives the
+request beyond the bound up and goes on. Until there is room again, further requests beyond the
+bound are given up at once. Must not know devices.
 """
 
 from __future__ import annotations
@@ -34,25 +33,26 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.queue import Chain, Queue
 
 MAX_QUEUED: Final = 64
-"""Requests that a device has taken off its rings and not answered, at most, beside the one that
-each of its queues is at: answers that come later, and buffers that wait for a frame."""
+"""Most requests that a device has taken off its rings and not answered: those that wait, and the
+buffers that wait for a frame. The one that each of its queues is at does not count."""
 
 HOLD_DEADLINE_S: Final = 1.0
-"""How long a queue is not read while it waits for room."""
+"""How long a queue waits for room, and takes no chain meanwhile."""
 
 RING_SHARE: Final = 4
 """A queue keeps at most one chain per so many entries of its ring: a request that waits takes up to
-three descriptors (header, arguments, answer), and whatever ends the wait needs room as well."""
+three descriptors (header, arguments, answer), and the request that ends the wait needs room too."""
 
 GIVE_UP_DEADLINE_S: Final = 2.0
-"""How long a queue that stops waits for what it has given up; well below worker.STOP_DEADLINE_S."""
+"""How long a queue that stops waits for requests that it has given up; well below
+vhost_user.worker.STOP_DEADLINE_S."""
 
 
 class Deferred(ABC):
     """An answer that is settled once, by any thread, and written by its queue's thread.
 
     Attributes:
-        result: What it was settled with; of use once it is settled.
+        result: What it was settled with; meaningless before.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Deferred(ABC):
         self._on_settled: Callable[[], None] | None = None
 
     def settle(self, result: int) -> bool:
-        """Decide the answer; from any thread. Tells whether it was undecided until now."""
+        """Decide the answer; from any thread. Return whether it was undecided until now."""
         with self._lock:
             if self._settled.is_set():
                 return False
@@ -78,7 +78,7 @@ class Deferred(ABC):
         return self._settled.wait(timeout_s)
 
     def call_when_settled(self, on_settled: Callable[[], None]) -> None:
-        """Have this called once, by whoever settles it, or at once if it is settled already."""
+        """Have this called once: by the thread that settles it, or at once if it is settled."""
         with self._lock:
             if not self._settled.is_set():
                 self._on_settled = on_settled
@@ -87,15 +87,15 @@ class Deferred(ABC):
 
     @abstractmethod
     def write(self) -> int:
-        """Write the answer that was settled; returns the bytes, as a handler does."""
+        """Write the answer that was settled, and return its length in bytes."""
 
     @abstractmethod
     def give_up(self) -> None:
-        """Ask whoever works on it to settle it soon; returns at once, harmless when repeated."""
+        """Make it be settled soon; return without waiting. Harmless when repeated."""
 
     @abstractmethod
     def expire(self, deadline: float) -> None:
-        """Settle it in any case: as the one who works on it says until then, as failed afterwards.
+        """Wait until it is settled, and settle it as failed if that has not come by a deadline.
 
         Args:
             deadline: By time.monotonic().
@@ -103,7 +103,7 @@ class Deferred(ABC):
 
 
 REFUSE_DEADLINE_S: Final = 0.05
-"""How long a queue then waits for the one that it has given up."""
+"""How long a queue waits for a request beyond the bound that it has given up."""
 
 
 class QueuedRequests:
@@ -126,16 +126,16 @@ class QueuedRequests:
 
     def lacks_room(self, kept: KeptChains) -> bool:
         """Return whether a queue has taken more than there is room for."""
-        with self._lock:  # whatever the other queues hold comes after this one
+        with self._lock:  # the requests for which other queues wait do not count
             return self._count - len(self._held - {kept}) > self._limit
 
     def take(self) -> None:
-        """One more is kept."""
+        """Count one more."""
         with self._lock:
             self._count += 1
 
     def give(self, count: int) -> None:
-        """So many have been answered: queues that wait for room look again."""
+        """Count so many less, which were answered, and wake up the queues that wait for room."""
         with self._lock:
             self._count -= count
             held = tuple(self._held)
@@ -157,7 +157,12 @@ class QueuedRequests:
         return True
 
     def let_go(self, kept: KeptChains, *, in_vain: bool) -> None:
-        """A queue does not wait any more; in vain: the time was over before there was room."""
+        """End a queue's wait.
+
+        Args:
+            kept: Of the queue.
+            in_vain: Whether the time was over before there was room.
+        """
         with self._lock:
             self._held.discard(kept)
             self._in_vain = self._in_vain or in_vain
@@ -167,7 +172,7 @@ class KeptChains:
     """The chains of one queue whose answers come later; for the queue's thread alone.
 
     Attributes:
-        due: Those whose answer is settled; push them by `push_settled`. Other threads add to it.
+        due: Those whose answer is settled, for `push_settled`. Other threads add to it.
     """
 
     def __init__(self, queue: Queue, queued: QueuedRequests | None = None) -> None:
@@ -180,7 +185,7 @@ class KeptChains:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """What the queue must wake up for, besides its buffers; nothing while no chain is kept."""
+        """Descriptors that wake the queue up, besides its buffers; none while no chain is kept."""
         return (self._fd,) if self._kept and self._fd is not None else ()
 
     def keep(self, chain: Chain, deferred: Deferred) -> None:
@@ -202,7 +207,7 @@ class KeptChains:
         with self._lock:
             due, self.due = self.due, []
             if self._fd is not None:
-                with contextlib.suppress(BlockingIOError):  # it says nothing, and that is fine
+                with contextlib.suppress(BlockingIOError):  # nothing was signalled
                     os.eventfd_read(self._fd)
         for chain in due:
             self._queue.push(chain, self._kept.pop(chain).write())
@@ -215,7 +220,7 @@ class KeptChains:
                 os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
-        """Give every answer up, push them all, and let go of the eventfd."""
+        """Give every answer up, push them all, and close the eventfd."""
         for deferred in self._kept.values():
             deferred.give_up()
         deadline = time.monotonic() + GIVE_UP_DEADLINE_S

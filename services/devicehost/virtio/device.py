@@ -1,7 +1,7 @@
-"""What every virtio device offers to its transport, and the loop of a request queue.
+"""The interface of every virtio device to its transport, and the loops of a request queue.
 
-A device knows requests and its own back end. It must not know how its rings came into being, who
-the front-end is, or where guest memory is mapped: it gets a Queue and the buffers of its Chains.
+A device knows requests and its own back end, and gets a Queue and the buffers of its Chains. Must
+not know the transport: how rings are set up, or where guest memory is mapped.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class VirtioDevice(Protocol):
         """Return the device's configuration space; at most 256 bytes."""
 
     def activate(self, features: int) -> None:
-        """Learn which of the offered features were accepted; queues start after this."""
+        """Take the features that were accepted, as a mask; queues start after this."""
 
     def serve(self, index: int, queue: Queue) -> None:
         """Serve one queue on a thread of its own until `queue.stopped`, then return promptly.
@@ -59,7 +59,7 @@ class VirtioDevice(Protocol):
         """
 
     def reset(self) -> None:
-        """Forget everything that a guest did; the next guest finds a new device."""
+        """Forget everything that a guest did, so that the next guest finds a new device."""
 
     def close(self) -> None:
         """Release what the constructor took. May be called once only."""
@@ -75,8 +75,8 @@ def serve_requests(
     Args:
         queue: The queue of this thread.
         handle: Serves one chain; returns the bytes that it wrote, from the first writable byte on,
-            or what settles later how many it writes.
-        queued: Of the device; None: those of this queue alone are bounded.
+            or a Deferred, which settles that later.
+        queued: The queued requests of the device; None: those of this queue are bounded alone.
 
     Raises:
         QueueError: The guest broke a rule of the ring.
@@ -98,11 +98,13 @@ def serve_natively(
 ) -> None:
     """Serve a request queue by a native loop, and by `handle` what the loop leaves.
 
+    Python serves the first request always, because it reports that.
+
     Args:
         queue: The queue of this thread.
-        loop: As of `NativeQueue.lend`.
-        handle: As of `serve_requests`.
-        queued: As of `serve_requests`.
+        loop: Runs the native loop on a ring; see `NativeQueue.lend`.
+        handle: Serves one chain; see `serve_requests`.
+        queued: The queued requests of the device; see `serve_requests`.
 
     Raises:
         QueueError: The guest broke a rule of the ring.

@@ -1,4 +1,4 @@
-"""A virtqueue that the native loop serves in between.
+"""A virtqueue that the native loop can serve, and the choice of a ring's kind of queue.
 
 Owns the hand-over: indices go to the loop and come back when there is something for Python to do.
 The loop and Queue are two implementations of the same rules, never at work at the same time. Must
@@ -36,7 +36,7 @@ def make_queue(setup: QueueSetup, state: QueueState, *, natively: bool) -> Queue
         natively: Whether the device can serve a NativeQueue.
 
     Raises:
-        ResourceExhaustedError: As NativeQueue.
+        ResourceExhaustedError: RING_MEMORY.
     """
     library = fastpath.library
     spans = setup.memory.spans()

@@ -53,11 +53,11 @@ SPIN_MIN_NS: Final = 1_000
 BATCH_REQUESTS: Final = 8
 BATCH_BYTES: Final = 1 << 20
 """A driver is notified after so many completions or bytes, and always before the queue sleeps. The
-native loop also does so when few requests are left (ring.c). Here one takes as long to serve as a
-notification takes to send: more of them cost more than a driver that is awake earlier gains."""
+native loop also does so when few requests are left (ring.c). In Python serving a request takes as
+long as notifying: more notifications cost more than a driver gains by waking up earlier."""
 
 POLL_INTERVAL_MS: Final = 1
-"""How often a ring is looked at whose front-end gave no kick descriptor: it asked for polling."""
+"""How often a queue without a kick descriptor looks at its ring: its front-end wants polling."""
 
 
 class Queue:
@@ -66,7 +66,7 @@ class Queue:
     Attributes:
         index: Of the queue in its device.
         size: Entries of the ring.
-        stopped: Set by `stop`; whoever serves the queue returns when it sees this.
+        stopped: Set by `stop`; the thread that serves the queue returns when it sees this.
     """
 
     def __init__(self, setup: QueueSetup, state: QueueState) -> None:
@@ -124,9 +124,9 @@ class Queue:
         """Take the next chain; None when the driver has made no more available, or after `stop`.
 
         Raises:
-            QueueError: The guest broke a rule of the ring; nothing may be taken any more.
-            TranslationError: A buffer lies outside what the device may reach; likewise. The chain
-                was given back, with nothing written, so that its request fails at once.
+            QueueError: The guest broke a rule of the ring; do not call again.
+            TranslationError: A buffer lies outside what the device may reach; do not call again.
+                The chain was given back, with nothing written, so that its request fails at once.
         """
         while not self.stopped:
             if self._next_avail == self._seen_avail and not self._look():
@@ -221,12 +221,12 @@ class Queue:
 
         Args:
             fds: Further descriptors to wake up for when they are readable.
-            buffers: Whether to wake up for available buffers; False waits for `fds` alone.
-            timeout_s: How long to sleep; None: as long as it takes. Of use without `buffers`.
+            buffers: Whether to wake up for available buffers as well as for `fds`.
+            timeout_s: How long to sleep at most; None: as long as it takes. Without `buffers` only.
 
         Returns:
             Those of `fds` that are readable; empty when buffers came, the time is over or the queue
-            was stopped. Then the ring may be gone, so nothing of it is touched.
+            was stopped. A ring whose queue was stopped is not touched.
 
         Raises:
             QueueError: The available index jumped.
@@ -251,14 +251,18 @@ class Queue:
         return ready & set(fds)
 
     def stop(self) -> None:
-        """Make whoever serves the queue return; from any thread, more than once if need be."""
+        """Make the thread that serves the queue return; from any thread, harmless when repeated."""
         self.stopped = True
         with self._lock:
             if not self._closed:
                 self._wake_ups.stop()
 
     def replace_call(self, call_fd: int | None) -> None:
-        """Notify through another descriptor from now on; the old one is not used any more."""
+        """Notify through another descriptor from the next notification on, and once at once.
+
+        Args:
+            call_fd: As of QueueSetup.
+        """
         with self._lock:
             self._call_fd = call_fd
         if call_fd is not None:  # what was signalled through the old one may have been lost
@@ -267,8 +271,8 @@ class Queue:
     def close(self) -> None:
         """Release what the queue took itself, after `stop`.
 
-        Whoever serves the queue should have returned. One that is stuck may go on to give its chain
-        back later: that touches neither the ring nor a descriptor any more.
+        The thread that serves the queue should have returned. If it is stuck it may give its chain
+        back later, which then touches neither the ring nor a descriptor.
         """
         with self._lock:
             self._closed = True

@@ -1,6 +1,6 @@
 """What a queue is given when it is started, and where in its ring it goes on.
 
-Owns these two values only. Must not know who gives them or how a queue uses them.
+Owns these two values only. Must not know queues, rings or devices.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.vhost_user.event_fds import Notification
+from services.devicehost.vhost_user.event_fds import Notification, check_event_fd
 from tests.support.descriptors import open_fds
 
 if TYPE_CHECKING:
@@ -84,3 +84,10 @@ def test_an_eventfd_is_not_inherited_by_what_the_process_starts(theirs: tuple[in
         assert call.fd is not None
         assert not os.get_inheritable(call.fd)
     call.release()
+
+
+def test_an_eventfd_that_would_block_is_made_not_to(theirs: tuple[int, int]) -> None:
+    """A front-end could make it block again, but does not do so by accident."""
+    os.set_blocking(theirs[0], True)
+    check_event_fd(0, theirs[0])
+    assert not os.get_blocking(theirs[0])
