@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -51,20 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     first = random.randrange(1 << 31) if chosen.seed is None else chosen.seed
     rounds: list[Round] = []
+    # The round that runs is ended, and what has run is reported, whichever signal it is.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with load(chosen.load):
-            for number in range(chosen.rounds):
+            for each in range(chosen.rounds):
                 done = run_round(
-                    first + number, ["-m", chosen.markers, *chosen.pytest], chosen.deadline
+                    first + each, ["-m", chosen.markers, *chosen.pytest], chosen.deadline
                 )
                 rounds.append(done)
                 print(
-                    f"round {number + 1} of {chosen.rounds}, seed {done.seed}: {done.ran} ran, "
+                    f"round {each + 1} of {chosen.rounds}, seed {done.seed}: {done.ran} ran, "
                     f"{done.skipped} skipped, {len(done.failed)} failed, {done.seconds:.0f} s",
                     flush=True,
                 )
     except KeyboardInterrupt:
-        pass  # what has run is reported
+        pass
     print(report(rounds))
     return 1 if any(each.failed for each in rounds) or not rounds else 0
 
