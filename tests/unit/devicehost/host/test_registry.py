@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from services.devicehost.host import DeviceHost, DeviceState, FsBackend, HostedDevice, NetBackend
+from services.devicehost.host.device import Identity
 from services.devicehost.host.registry import REMEMBERED_DEVICES
+from services.devicehost.memory import WindowQuota, confined
 from services.devicehost.throttle import Throttle
 from services.handshake.errors import (
     AlreadyExistsError,
@@ -201,6 +203,23 @@ def test_a_vm_without_devices_is_forgotten_with_its_pool_and_forgetting_it_again
     for _ in range(2):
         rig.host.forget_vm(VM)
     rig.host.set_swiotlb(VM, OTHER_TOKEN)
+
+
+def test_a_device_that_is_removed_before_it_is_made_is_never_made(run_dir: Path) -> None:
+    path = run_dir / "d1.sock"
+    entry = HostedDevice(
+        Identity(VM, "d1", "virtio-fs", "share", "share", path),
+        confined(POOL, WindowQuota()),
+        is_known=lambda: True,
+        emit=lambda event: None,
+        on_change=lambda info, detail: None,
+        on_exhausted=lambda info, exhaustion: None,
+    )
+    assert entry.mark_shutting_down()
+    with pytest.raises(FailedPreconditionError) as caught:
+        entry.start(lambda access, meter: pytest.fail("it was made"))
+    assert caught.value.reason == "HOST_SHUTTING_DOWN"
+    assert not path.exists()
 
 
 def test_close_refuses_new_devices_and_tears_all_down(rig: Rig) -> None:
