@@ -19,16 +19,23 @@ from porthole.devicehost.v1 import device_host_pb2 as pb
 from porthole.devicehost.v1 import device_host_pb2_grpc
 from porthole.handshake.v1 import device_pb2
 
+from services.devicehost import servicer as servicer_module
 from services.devicehost import telemetry
 from services.devicehost.accounting import COUNTERS
-from services.devicehost.servicer import SERVICE, DeviceHostServicer
-from services.handshake.errors import FailedPreconditionError, PortholeError
+from services.devicehost.servicer import CALL_THREADS, SERVICE, DeviceHostServicer
+from services.handshake.errors import (
+    FailedPreconditionError,
+    PortholeError,
+    ResourceExhaustedError,
+)
+from services.handshake.exhaustion import Exhaustion
 from services.rpc import tracing
 from services.rpc.channel import connect
 from services.rpc.server import Servicer, start_server
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import GuestRam, GuestRing
 from tests.unit.devicehost.host.conftest import MIB, OTHER_VM, POOL, TOKEN, VM
+from tests.unit.devicehost.host.conftest import spec as device_spec
 from tests.unit.devicehost.memory.test_aperture import mapped_bytes
 from tests.unit.devicehost.vhost_user.conftest import guest_fds
 
@@ -140,6 +147,32 @@ async def test_watchers_see_the_changes_of_their_vm(
         ("d1", device_pb2.DEVICE_STATE_CONNECTED),
         ("d1", device_pb2.DEVICE_STATE_LISTENING),
     ]
+
+
+class Call:
+    """The context of a call that nobody reads from yet."""
+
+    async def send_initial_metadata(self, metadata: object) -> None:
+        pass
+
+
+async def test_a_watcher_that_reads_too_slowly_is_cut_off_and_holds_up_nobody(
+    servicer: DeviceHostServicer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer_module, "WATCH_BACKLOG", 2)
+    watch = servicer.WatchDevices(pb.WatchDevicesRequest(vm_id=VM), cast("Any", Call()))
+    first = asyncio.ensure_future(anext(watch))
+    await asyncio.sleep(0)  # it watches
+    await asyncio.to_thread(servicer.host.create_device, device_spec("d1"), lambda event: None)
+    bounds = servicer.host._vms[VM].devices["d1"].meter.bounds
+    assert bounds.on_exhausted is not None
+    for _ in range(4):
+        bounds.on_exhausted(Exhaustion("queued_requests", 64, 64))
+    seen = [await first, await anext(watch)]
+    assert [change.device.instance_id for change in seen] == ["d1", "d1"]
+    with pytest.raises(ResourceExhaustedError) as cut:
+        await asyncio.wait_for(anext(watch), 10)
+    assert cut.value.reason == "WATCHER_TOO_SLOW"
 
 
 async def test_an_exhaustion_is_reported_to_watchers(
@@ -314,6 +347,20 @@ async def test_a_device_is_shown_while_others_take_long_to_be_removed(
     assert (await stub.ListDevices(pb.ListDevicesRequest(), timeout=10)).devices == []
     may_leave.set()
     await asyncio.gather(*removals)
+
+
+async def test_the_process_ends_while_all_threads_of_calls_wait(
+    servicer: DeviceHostServicer,
+) -> None:
+    may_end = threading.Event()
+    waiting = [
+        asyncio.create_task(servicer._on_thread(may_end.wait, 30)) for _ in range(CALL_THREADS)
+    ]
+    try:
+        await asyncio.wait_for(servicer.close(), 10)
+    finally:
+        may_end.set()
+    await asyncio.gather(*waiting)
 
 
 async def _awaited(call: Awaitable[object]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +21,7 @@ from services.handshake.errors import (
     InvalidArgumentError,
     NotFoundError,
     PortholeError,
+    UnavailableError,
 )
 from services.handshake.options import parse_fs_options
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -29,7 +33,6 @@ from tests.unit.simguest.echo import DeviceRig, EchoHost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
-    from pathlib import Path
 
 MIB = 1 << 20
 NEW = Kernel("6.18.26.3-microsoft-standard-WSL2", publishes_pool=True)
@@ -54,6 +57,19 @@ async def guest(run_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[
     guest = Guest(GuestPlace(run_dir / "vm", rings_in_pool=request.param))
     yield guest
     await guest.power_off()
+
+
+def share_rig(run_dir: Path, name: str) -> DeviceRig:
+    """Share the folder shared by a device at <name>.sock."""
+    options = parse_fs_options(f"{name};vm_id=5f0c2d5e-0000-4000-8000-000000000001")
+    device = FsDevice(options, FsBackend(str(run_dir / "shared")), Aperture.max_request_bytes)
+    return DeviceRig(run_dir / f"{name}.sock", POOL, device)
+
+
+def ram_descriptors() -> int:
+    """Return how many guests' memory this process holds."""
+    links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return sum("memfd:guest-ram" in link for link in links)
 
 
 def state(guest: Guest) -> GuestState:
@@ -118,6 +134,54 @@ async def test_a_guest_whose_boot_fails_stays_off(guest: Guest, run_dir: Path) -
     await guest.boot(boot_spec())
 
 
+async def test_a_boot_that_fails_keeps_no_memory(guest: Guest, run_dir: Path) -> None:
+    held = ram_descriptors()
+    (run_dir / "vm" / "cmdline").mkdir()  # where a file is to be written
+    with pytest.raises(IsADirectoryError):
+        await guest.boot(boot_spec())
+    assert guest.state is GuestState.OFF
+    assert ram_descriptors() == held
+
+
+async def test_a_workload_that_hangs_does_not_stop_the_power_off(guest: Guest) -> None:
+    await guest.boot(boot_spec())
+    ends = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        asyncio.get_running_loop().set_default_executor(pool)  # which runs the workloads
+        hanging = asyncio.create_task(asyncio.to_thread(ends.wait, 60))
+        try:
+            await asyncio.wait_for(guest.power_off(), 30)
+        finally:
+            ends.set()
+        await hanging
+
+
+async def test_a_driver_that_fails_at_the_end_leaves_no_device_behind(
+    guest: Guest, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise UnavailableError("DEVICE_GONE", "on purpose")
+
+    (run_dir / "shared").mkdir()
+    rigs = [share_rig(run_dir, name) for name in ("one", "two")]
+    await guest.boot(boot_spec())
+    for name in ("one", "two"):
+        await guest.attach(share(run_dir / f"{name}.sock", name, name))
+    monkeypatch.setattr(guest.workload, "detach", failing)
+    with pytest.raises(UnavailableError):
+        await guest.detach("one")
+    assert rigs[0].watch.gone.wait(10)
+    close = guest.workload.close
+    monkeypatch.setattr(guest.workload, "close", failing)
+    with pytest.raises(UnavailableError):
+        await guest.power_off()
+    assert rigs[1].watch.gone.wait(10)
+    monkeypatch.undo()
+    close()
+    for rig in rigs:
+        rig.close()
+
+
 async def test_guest_init_needs_a_path_that_a_socket_can_have(run_dir: Path) -> None:
     guest = Guest(GuestPlace(run_dir / ("d" * 100), rings_in_pool=False))
     with pytest.raises(InvalidArgumentError) as caught:
@@ -150,10 +214,7 @@ async def test_a_share_comes_and_goes_and_leaves_no_slot(guest: Guest, run_dir: 
     shared = run_dir / "shared"
     shared.mkdir()
     (shared / "file").write_bytes(b"content")
-    options = parse_fs_options("data;vm_id=5f0c2d5e-0000-4000-8000-000000000001")
-    backend = FsBackend(str(shared))
-    device = FsDevice(options, backend, Aperture.max_request_bytes)
-    rig = DeviceRig(run_dir / "fs.sock", POOL, device)
+    rig = share_rig(run_dir, "fs")
     await guest.boot(boot_spec())
     await guest.attach(share(run_dir / "fs.sock"))
     for again in (share(run_dir / "fs.sock", tag="other"), share(run_dir / "fs.sock", "dev-2")):

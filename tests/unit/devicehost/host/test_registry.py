@@ -222,6 +222,23 @@ def test_a_device_that_is_removed_before_it_is_made_is_never_made(run_dir: Path)
     assert not path.exists()
 
 
+def test_a_host_that_closes_while_a_device_is_made_forgets_it_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = HostedDevice.start
+
+    def start_late(entry: HostedDevice, *arguments: Any) -> None:
+        rig.host.close()
+        start(entry, *arguments)
+
+    monkeypatch.setattr(HostedDevice, "start", start_late)
+    rig.host.set_swiotlb(VM, TOKEN)  # the VM outlives its devices
+    with pytest.raises(FailedPreconditionError) as caught:
+        rig.create("d1")
+    assert caught.value.reason == "HOST_SHUTTING_DOWN"
+    assert [each.instance_id for each in rig.host.removed_devices(60.0)] == ["d1"]
+
+
 def test_close_refuses_new_devices_and_tears_all_down(rig: Rig) -> None:
     infos = [rig.create("d1"), rig.create("d2", vm_id=OTHER_VM)]
     rig.host.close()

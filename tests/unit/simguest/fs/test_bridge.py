@@ -7,8 +7,9 @@ import hashlib
 import os
 import subprocess
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,10 +19,12 @@ from services.simguest.fs import bridge, mount
 from services.simguest.fs.bridge import SMALL_REPLY_BYTES, reply_bytes
 from services.wire import fuse
 from services.wire.fuse import InHeader, Opcode
+from tests.unit.simguest.fs.watched_device import WatchedQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from services.simguest.memory.dma import Buffer
     from tests.unit.simguest.rig import Rig
 
 needs_fuse = pytest.mark.fuse
@@ -192,6 +195,47 @@ def test_closing_the_workload_unmounts(rig: Rig, shared: Path, mount_point: Path
     rig.workload.close()
     assert not mount.is_mounted(mount_point)
     assert readers() == []
+
+
+@needs_fuse
+def test_unmounting_ends_the_session(rig: Rig, shared: Path, mount_point: Path) -> None:
+    """The kernel sends no DESTROY here, and the device would keep its nodes."""
+    rig.share("data", shared)
+    rig.workload.mount("data", mount_point)
+    before = rig.operations["data"].count(Opcode.DESTROY)
+    rig.workload.unmount("data")
+    assert rig.operations["data"].count(Opcode.DESTROY) == before + 1
+
+
+@needs_fuse
+def test_a_late_reply_is_written_to_no_other_file(
+    rig: Rig, shared: Path, mount_point: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of the bridge's descriptor stays taken while the device may still reply."""
+    replies: SimpleQueue[Future[list[bytes]]] = SimpleQueue()
+    submit = WatchedQueue.submit
+
+    def hold_statfs(queue: WatchedQueue, out: Sequence[Buffer], sizes: Sequence[int]) -> object:
+        if InHeader._make(fuse.IN_HEADER.unpack_from(out[0])).opcode != Opcode.STATFS:
+            return submit(queue, out, sizes)
+        future: Future[list[bytes]] = Future()
+        replies.put(future)
+        return future
+
+    monkeypatch.setattr(WatchedQueue, "submit", hold_statfs)
+    monkeypatch.setattr(bridge, "DRAIN_DEADLINE_S", 0.05)
+    rig.share("data", shared)
+    rig.workload.mount("data", mount_point)
+    mounted = rig.workload._shares["data"].bridge
+    assert mounted is not None
+    with ThreadPoolExecutor(1) as program:
+        asking = program.submit(os.statvfs, mount_point)
+        late = replies.get(timeout=10)
+        rig.workload.unmount("data")
+        assert isinstance(asking.exception(10), OSError)
+    assert Path(f"/proc/self/fd/{mounted._fd}").readlink() == Path(os.devnull)
+    late.set_result([bytes(fuse.OUT_HEADER.size)])
+    os.close(mounted._fd)
 
 
 @needs_fuse

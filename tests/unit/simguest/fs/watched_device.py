@@ -74,7 +74,7 @@ class WatchedDevice:
         self.operations = Operations()
         self._device = device
         self.queues: Sequence[DriverQueue] = [
-            _WatchedQueue(queue, self.operations) for queue in device.queues
+            WatchedQueue(queue, self.operations) for queue in device.queues
         ]
 
     @property
@@ -89,7 +89,9 @@ class WatchedDevice:
         return self._device.config()
 
 
-class _WatchedQueue:
+class WatchedQueue:
+    """A queue of it."""
+
     def __init__(self, queue: DriverQueue, operations: Operations) -> None:
         self._queue, self._operations = queue, operations
         self.index, self.size = queue.index, queue.size
