@@ -123,9 +123,9 @@ class HostedDevice:
         self._on_change = on_change
         self._on_exhausted = on_exhausted
         self.meter.bounds.on_exhausted = self._exhausted
-        self._machine = hosted_device_life(f"device {identity.instance_id} ({identity.tag})")
+        self._life = hosted_device_life(f"device {identity.instance_id} ({identity.tag})")
         self._lock = threading.Lock()
-        self._life = threading.Lock()
+        self._parts_lock = threading.Lock()
         self._doorbells: set[int] = set()
         self._emitted: set[str] = set()
         self._throttle = Throttle()
@@ -135,7 +135,7 @@ class HostedDevice:
     @property
     def state(self) -> DeviceState:
         """Where the device is in its life."""
-        return self._machine.state
+        return self._life.state
 
     def info(self) -> DeviceInfo:
         """Return the device as it is now; this counts what is in use, so it may take a while."""
@@ -173,7 +173,7 @@ class HostedDevice:
         Raises:
             PortholeError: It cannot be made; nothing is left behind.
         """
-        with self._life:
+        with self._parts_lock:
             if self.state is DeviceState.SHUTTING_DOWN:
                 raise FailedPreconditionError(
                     "HOST_SHUTTING_DOWN", "the device host is shutting down and takes no device"
@@ -208,7 +208,7 @@ class HostedDevice:
 
     def tear_down(self) -> None:
         """Drop the front-end, unmap guest memory, remove the socket, release the back end."""
-        with self._life:
+        with self._parts_lock:
             if self._listener is not None:
                 self._listener.close()
             if self._device is not None:
@@ -322,7 +322,7 @@ class HostedDevice:
         """Fire an event and report a new state; return whether the state is a new one."""
         with self._lock:
             before = self.state
-            after = self._machine.fire(event)
+            after = self._life.fire(event)
         if after is before:
             return False
         self._on_change(self.info(), detail)
