@@ -192,16 +192,25 @@ async def test_an_exhaustion_is_reported_to_watchers(
     assert "queued_requests exhausted: 0 of 64" in change.detail
 
 
+@pytest.fixture
+def reader(
+    servicer: DeviceHostServicer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[InMemoryMetricReader]:
+    """Reads the metrics of the host."""
+    found = InMemoryMetricReader()
+    provider = MeterProvider([found], shutdown_on_exit=False)
+    monkeypatch.setattr(tracing, "meter", lambda: provider.get_meter("test"))
+    telemetry.observe(servicer.host)
+    yield found
+    provider.shutdown()
+
+
 async def test_every_counter_of_every_device_is_a_metric(
     servicer: DeviceHostServicer,
     stub: DeviceHostAsyncStub,
+    reader: InMemoryMetricReader,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader], shutdown_on_exit=False)
-    monkeypatch.setattr(tracing, "meter", lambda: provider.get_meter("test"))
-    telemetry.observe(servicer.host)
     await stub.CreateDevice(request(tmp_path))
     for _ in range(2):
         servicer.host._vms[VM].devices["d1"].meter.bounds.hit("queued_requests")
@@ -221,19 +230,15 @@ async def test_every_counter_of_every_device_is_a_metric(
     assert metrics["porthole.device.bound_used"].value == 0
     exhaustions = metrics["porthole.device.exhaustions"]
     assert (exhaustions.value, exhaustions.attributes) == (1, bound.attributes)
-    provider.shutdown()
 
 
 async def test_the_last_counters_of_a_device_that_lived_between_two_exports_are_exported(
     servicer: DeviceHostServicer,
     stub: DeviceHostAsyncStub,
+    reader: InMemoryMetricReader,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader], shutdown_on_exit=False)
-    monkeypatch.setattr(tracing, "meter", lambda: provider.get_meter("test"))
-    telemetry.observe(servicer.host)
     await stub.CreateDevice(request(tmp_path))
     await stub.RemoveDevice(pb.RemoveDeviceRequest(vm_id=VM, instance_id="d1"))
     data = reader.get_metrics_data()
@@ -248,7 +253,6 @@ async def test_the_last_counters_of_a_device_that_lived_between_two_exports_are_
     assert devices["porthole.device.highest_slot"] == ["d1"]
     monkeypatch.setattr(telemetry, "REMOVED_FOR_S", 0.0)
     assert reader.get_metrics_data() is None
-    provider.shutdown()
 
 
 async def test_the_process_maps_the_pool_only_and_leaves_nothing_after_sigterm(
