@@ -21,7 +21,7 @@ struct ph_chain {
     uint64_t writable_bytes;
 };
 
-/* The stretch as buffers for a system call; returns how many they are: no more than the row has. */
+/* Describe a stretch as buffers for a system call; returns their number, at most the row's. */
 int ph_buffers_cut(const struct iovec *row, size_t offset, size_t length, struct iovec *out);
 
 /* Like ph_buffers_read and ph_buffers_write, but without the short cut for the first buffer. */
@@ -36,8 +36,7 @@ static inline void ph_buffers_read(const struct iovec *row, size_t offset, void 
         memcpy(to, (const uint8_t *)row->iov_base + offset, length);
     else
         ph_buffers_read_across(row, offset, to, length);
-    /* The guest may change the original: the copy is checked and used, the original not read again.
-     */
+    /* The guest may change the original, so only the copy is checked and used. */
     __asm__ volatile("" ::: "memory");
 }
 

@@ -1,7 +1,7 @@
 """Builds the native fast path: a plain shared library, next to the module that loads it.
 
-Used as hatchling's build hook and, by `make`, as a script. Where there is no C compiler, or the
-library does not build with it, the device host works without: this says so and fails nothing.
+Used as hatchling's build hook and, by `make`, as a script. Without a C compiler, or if the library
+does not build, the device host works without it: this module prints why, and no step fails.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FastPathHook(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build, and mark the wheel as one of this platform if there is something of it inside."""
+        """Build the library, and mark a wheel that contains it as one of this platform."""
         lack = build(Path(self.root))
         if lack:
             self.app.display_warning(f"Porthole without its native fast path: {lack}")

@@ -40,8 +40,7 @@ static struct vring_desc read_desc(const uint8_t *table, uint32_t index)
     struct vring_desc desc;
 
     memcpy(&desc, table + index * DESC_BYTES, sizeof(desc));
-    /* The guest may change the original: the copy is checked and used, the original not read again.
-     */
+    /* The guest may change the original, so only the copy is checked and used. */
     __asm__ volatile("" ::: "memory");
     desc.addr = le64toh(desc.addr);
     desc.len = le32toh(desc.len);

@@ -1,6 +1,6 @@
 /*
- * Descriptors of this process: which numbers a file system device may use, and opening anew what
- * one refers to; see host_files/descriptors.py. Must not know what they stand for.
+ * Descriptors of this process: which numbers a file system device may use, and opening the file of
+ * a descriptor again; see host_files/descriptors.py. Must not know what they stand for.
  */
 #ifndef PORTHOLE_DESCRIPTORS_H
 #define PORTHOLE_DESCRIPTORS_H
@@ -15,9 +15,10 @@ struct ph_descriptors {
 /* False when /proc/self/fd cannot be opened; then there is nothing to free. */
 bool ph_descriptors_init(struct ph_descriptors *descriptors, int first_unusable);
 void ph_descriptors_free(struct ph_descriptors *descriptors);
-/* Returns the descriptor, or -1 with errno where it is -1 already or its number is not usable. */
+/* Returns `fd`, or -1 with errno if `fd` is -1. Closes a descriptor whose number is not usable, and
+ * returns -1 with EMFILE. */
 int ph_claim(const struct ph_descriptors *descriptors, int fd);
-/* Open what a descriptor refers to with other flags; returns -1 with errno on failure. */
+/* Open the file of a descriptor again, with other flags; returns -1 with errno on failure. */
 int ph_open_again(const struct ph_descriptors *descriptors, int fd, int flags);
 
 #endif

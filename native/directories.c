@@ -51,8 +51,7 @@ static bool is_dots(const char *name)
     return !strcmp(name, ".") || !strcmp(name, "..");
 }
 
-/* Look an entry up for READDIRPLUS. Where that fails the entry has no node, and the listing goes
- * on. */
+/* Look up an entry for READDIRPLUS. If that fails it has no node, and the listing goes on. */
 static void look_up(struct listing *listing, const struct dirent64 *found,
                     struct fuse_entry_out *entry)
 {
@@ -76,8 +75,8 @@ static void look_up(struct listing *listing, const struct dirent64 *found,
 }
 
 /*
- * Read as many entries as certainly fit into the rest of the listing: to go back to an entry that
- * does not fit makes a file system search for its place. If the rest may be too short for one
+ * Read as many entries as certainly fit into the rest of the listing: a file system would have to
+ * search for the place of an entry that did not fit. If the rest may be too short for one
  * entry, try to read one. Returns what getdents64(2) returns; -1 with EINVAL means that no further
  * entry fits.
  */
@@ -135,7 +134,7 @@ static bool add_entry(struct listing *listing, const struct dirent64 *found)
 
 /*
  * List entries from the directory's position on; returns the length of the listing, or PH_PYTHON.
- * `position` becomes where that leaves the directory, or PH_NOWHERE.
+ * Sets `position` to the directory's position afterwards, or to PH_NOWHERE.
  */
 static int64_t list_from_here(struct listing *listing, int64_t *position)
 {

@@ -74,8 +74,8 @@ int64_t ph_do_flush(struct ph_request *request)
     return result;
 }
 
-/* Like preadv2(2) and pwritev2(2). The plain calls cost less, and so do raw ones, at which a thread
- * cannot be cancelled. */
+/* Like preadv2(2) and pwritev2(2). The calls for one buffer cost less, and so do raw system calls,
+ * which are no cancellation points. */
 static ssize_t read_at(int fd, const struct iovec *to, int count, uint64_t offset)
 {
     if (count == 1)

@@ -15,7 +15,7 @@
 
 /* How the files of one share are shown, and what has to be left to Python. */
 struct ph_rules {
-    uint64_t ino_mask; /* tells the inodes of one share of a device from those of another */
+    uint64_t ino_mask; /* flipped in inode numbers, so that the shares of a device differ */
     uint32_t uid;      /* shown as every file's owner; PH_KEEP_ID: the real one */
     uint32_t gid;
     uint32_t keep_dir; /* mode bits that are shown */
@@ -24,7 +24,7 @@ struct ph_rules {
     uint32_t open_flags; /* FOPEN_* of files and directories */
     uint32_t opendir_flags;
     uint32_t read_only;
-    uint32_t writeback; /* the guest keeps back what it writes */
+    uint32_t writeback; /* the guest caches what it writes */
     uint32_t to_python; /* Python serves names, attributes, opening, and what clears set-id bits */
 };
 
@@ -42,7 +42,7 @@ struct ph_mount_setup {
 struct ph_mount;
 
 /* Returns NULL when there is no memory, or the shared directory cannot be read. The caller gets one
- * reference, and releases it in the end; a mount is used by holders of a reference only. */
+ * reference, and releases it in the end; only a holder of a reference may use the mount. */
 struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup);
 void ph_mount_retain(struct ph_mount *mount);
 void ph_mount_release(struct ph_mount *mount);

@@ -1,6 +1,6 @@
 /*
- * What the guest has mounted of one device, by the slot of a share: where the device's queues find
- * the mount that a request is for; see native_mounts.py.
+ * The mounts of one device, by the slot of their share. Its queues find the mount of a request
+ * here; see native_mounts.py.
  *
  * Must not know requests or rings.
  */

@@ -165,7 +165,7 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct s
             ph_node_free(done);
             ph_mutex_take(&mount->mutex);
         } else if (!same) {
-            ph_node_index_remove_key(&mount->index, node); /* the number was used anew */
+            ph_node_index_remove_key(&mount->index, node); /* the number was reused */
         } else if (node->fd < 0) {
             if (!ph_in_use_add(&mount->in_use, node, *fd))
                 return NULL;

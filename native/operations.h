@@ -1,6 +1,6 @@
 /*
- * The operations that are served natively, and what they share. They are those of names.py,
- * files.py, directories.py and metadata.py, by the same rules.
+ * The operations that are served natively, and what they share. They follow the rules of names.py,
+ * files.py, directories.py and metadata.py.
  *
  * An operation returns the length of the data that it placed after the reply's header, a negative
  * errno, or PH_PYTHON. It checks everything that the guest says before it changes anything on the
@@ -44,7 +44,7 @@ struct ph_created {
 
 /* Place data after the reply's header; returns its length. */
 int64_t ph_reply(const struct ph_request *request, const void *data, size_t length);
-/* Returns the request's node, pinned; NULL where its names and attributes are Python's. */
+/* Returns the request's node, pinned; NULL if there is none, or if Python serves its attributes. */
 struct ph_node *ph_pin_native(struct ph_request *request);
 
 /* metadata.c */
@@ -58,7 +58,7 @@ int64_t ph_do_forget(struct ph_request *request);
 int64_t ph_do_batch_forget(struct ph_request *request);
 int64_t ph_do_create(struct ph_request *request);
 int64_t ph_do_unlink(struct ph_request *request);
-/* Look a name up and count the lookup; returns the pinned node, or NULL with errno. */
+/* Look up a name and count the lookup; returns the pinned node, or NULL with errno. */
 struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
                          const struct ph_rules *rules, struct stat *status);
 /* Like ph_enter, and quicker for a name that is probably not known yet. */
@@ -71,7 +71,7 @@ int64_t ph_do_release(struct ph_request *request);
 int64_t ph_do_flush(struct ph_request *request);
 int64_t ph_do_read(struct ph_request *request);
 int64_t ph_do_write(struct ph_request *request);
-/* The flags that a file is opened with on the host; see host_flags of files.py. */
+/* Returns the flags to open a file with on the host; see host_flags of files.py. */
 int ph_host_flags(const struct ph_rules *rules, uint32_t flags);
 int64_t ph_close_file(struct ph_request *request, enum ph_kind kind);
 

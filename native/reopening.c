@@ -48,7 +48,7 @@ static bool add_anchor(struct ph_reopener *reopener, int fd, uint64_t dev)
     struct ph_anchor *anchor;
     struct stat status;
 
-    /* Opening a FIFO, a device or a socket would do something. */
+    /* Opening a FIFO, a device or a socket would have an effect. */
     if (fstat(fd, &status) || (!S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode)))
         return false;
     anchor = malloc(sizeof(*anchor));

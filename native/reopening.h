@@ -1,8 +1,8 @@
 /*
  * Opening a file again after its descriptor was closed, by name_to_handle_at(2); see reopening.py.
  *
- * What the kernel makes of a descriptor names an inode and its generation, so it never leads to
- * another file. From any thread. Must not know nodes or requests.
+ * The kernel's file handle names an inode and its generation, so it never leads to another file.
+ * From any thread. Must not know nodes or requests.
  */
 #ifndef PORTHOLE_REOPENING_H
 #define PORTHOLE_REOPENING_H

@@ -2,9 +2,10 @@
  * One FUSE request: taken apart and answered in place, by the rules of operations/request.py and
  * operations/table.py.
  *
- * A request is served here if it is well formed and its operation succeeds. Every other request is
- * left to Python as if nobody had looked at it, and Python refuses it with the right error. Must
- * not know rings; a request is a chain of buffers.
+ * A request is answered here if it is well formed and its operation succeeds. Every other request
+ * is left to Python with nothing done, and Python refuses it with the right error. Two failures are
+ * answered here all the same: ENOENT of a LOOKUP, and a failure after a file was made or closed on
+ * the host. Must not know rings; a request is a chain of buffers.
  */
 #ifndef PORTHOLE_REQUEST_H
 #define PORTHOLE_REQUEST_H

@@ -36,7 +36,7 @@ void ph_in_use_remove(struct ph_in_use *in_use, struct ph_node *node)
     last->place = node->place;
 }
 
-/* Let one node rest that was not used since the last sweep. */
+/* Let one node rest, if it was not used since the last sweep. */
 static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
 {
     struct ph_in_use *in_use = &mount->in_use;

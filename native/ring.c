@@ -94,8 +94,8 @@ static uint16_t *used_event(struct ph_ring *ring)
 }
 
 /*
- * Whether the requests that are left last just until the driver has woken up: it takes as long as
- * some short requests take to be served. Python's queue has no such rule, because there waking the
+ * Whether the driver must be woken up now to come back before the ring is empty. It needs the time
+ * of a few short requests to wake up. Python's queue has no such rule, because there waking the
  * driver takes as long as a whole request.
  */
 static bool is_running_low(const struct ph_ring *ring)

@@ -10,7 +10,7 @@
 #include "mutex.h"
 #include "ring.h"
 
-/* queue.py, chain.py and pool.py explain them, and have the same. */
+/* The same as in queue.py, chain.py and pool.py, which explain them. */
 enum {
     PH_SPIN_NS = 50000,
     PH_SPIN_MIN_NS = 1000,

@@ -34,7 +34,7 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Give the processor up if another queue may be waiting for it; otherwise that only costs time. */
+/* Yield the processor if another queue may need it; otherwise yielding only costs time. */
 static void relax(void)
 {
     if (atomic_load_explicit(&awake, memory_order_relaxed) > 1) {

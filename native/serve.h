@@ -12,7 +12,7 @@
 #include "ring.h"
 
 enum ph_outcome {
-    PH_OUTCOME_PYTHON = 1, /* the next chain is Python's, or what is wrong with the ring */
+    PH_OUTCOME_PYTHON = 1, /* Python takes the next chain, or reports that the ring is broken */
     PH_OUTCOME_STOPPED = 2,
     PH_OUTCOME_WOKEN = 3, /* the further descriptor is readable */
 };

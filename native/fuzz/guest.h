@@ -54,7 +54,7 @@ void guest_ask(struct guest *guest, struct input *input);
 void guest_poke(struct guest *guest, struct input *input);
 /* With MUTATING, change requests and indirect tables until mutator_end. */
 void guest_begin_mutating(const struct guest *guest);
-/* Expect the chain at this place of the avail ring back as Python gives it back: without a word. */
+/* Expect the chain at this place of the avail ring back with nothing written, as from Python. */
 void guest_expect_python(struct guest *guest, uint16_t next_avail);
 /* Take what was given back, and check it; the loop may serve mounted slots only. */
 void guest_collect(struct guest *guest, const bool is_mounted[GUEST_SLOTS]);

@@ -22,7 +22,7 @@ enum memory_part {
     MEMORY_PARTS = MEMORY_SPAN + MEMORY_SPANS
 };
 
-/* Memory of the guest that may be touched: the end of a stretch of which the rest may not. */
+/* A stretch of guest memory, of which only the end may be touched. */
 struct part {
     uint8_t *pages;
     uint8_t *start;

@@ -3,7 +3,7 @@
  *
  * The input says what guest and owner do in turn: the guest puts requests for any share of the
  * device into its ring, the owner adds and removes shares, has the ring served, and takes it away.
- * What the loop leaves in the ring is taken as Python takes it. With MUTATING, requests change
+ * The target takes what the loop leaves in the ring, as Python does. With MUTATING, requests change
  * while they are served.
  */
 #include "../serve.h"
@@ -83,7 +83,7 @@ static void attach(struct ph_ring_state state)
     ph_ring_set_wake(now.ring, wake_fd);
 }
 
-/* Take the next chain, and give it back without a word. */
+/* Take the next chain, and give it back with nothing written. */
 static bool act_as_python(void)
 {
     struct ph_chain chain;
