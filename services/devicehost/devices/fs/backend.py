@@ -1,6 +1,6 @@
 """What a virtio-fs device may serve, and opening the directory of a share.
 
-Owns what is wrong with a directory that cannot be shared. Must not know devices.
+Owns the errors of a directory that cannot be shared. Must not know devices.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class FsDevice:
         Args:
             options: What the device was asked to be; its name is the tag.
             backend: What is shared; an aggregate begins without any share.
-            max_request_bytes: Longest data of one request that the guest is able to map.
-            meter: Of the device; what is bounded is reported there.
+            max_request_bytes: Most bytes of data that the guest can map for one request.
+            meter: Of the device; its bounds are added there.
 
         Raises:
             InvalidArgumentError: TAG_TOO_LONG beyond 36 bytes; AGGREGATE_OPTION.

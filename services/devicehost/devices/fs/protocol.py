@@ -64,7 +64,7 @@ class FuseSession:
 
         Args:
             served: The share or the shares.
-            max_request_bytes: Longest data of one request that the guest is able to map.
+            max_request_bytes: Most bytes of data that the guest can map for one request.
         """
         self.native_mounts: Final = NativeMounts(served.library) if served.library else None
         self._served: Final = served
@@ -145,9 +145,10 @@ class FuseSession:
         return Mount(self._served, writeback=bool(agreed & fuse.FUSE_WRITEBACK_CACHE))
 
     def _bound(self, totals: dict[Resource, int]) -> None:
-        """Have the bounded resources watched.
+        """Add the bounds of a mount's resources.
 
-        An equal bound is kept from mount to mount, so mounting anew begins no new episode.
+        A bound that has not changed is kept from the mount before, so mounting again begins no
+        episode.
         """
         for resource, total in totals.items():
             if self._served.bounds.total(resource) != total:
@@ -162,7 +163,7 @@ class FuseSession:
             return
         full = [each for each in _LACKING[cause.errno] if mount.is_full(each, request.nodeid)]
         if not full and cause.errno != errno.ENOLCK:
-            full = [Resource.DESCRIPTORS]  # the tables have room, so the host has no more
+            full = [Resource.DESCRIPTORS]  # the tables have room, so descriptors are lacking
         for resource in full:
             self._served.bounds.hit(resource)
 

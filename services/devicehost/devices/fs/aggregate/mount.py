@@ -87,7 +87,7 @@ class AggregateMount:
         return totals(limits, lock_owners=limits.handles)
 
     def used(self, resource: Resource) -> int:
-        """Return how much of a resource the share uses that uses most of it."""
+        """Return how much of a resource is used by the share that uses most of it."""
         return max((mount.used(resource) for mount in self.mounts()), default=0)
 
     def is_full(self, resource: Resource, node_id: int) -> bool:
@@ -101,7 +101,7 @@ class AggregateMount:
             return list(self._mounts.values())
 
     def enter(self, name: bytes) -> bytes:
-        """Look a share up; returns a fuse_entry_out. A share's directory is never forgotten.
+        """Look up a share; returns a fuse_entry_out. A share's directory is never forgotten.
 
         Raises:
             OSError: ENOENT; or the error of the share's directory, which is logged as well.

@@ -65,7 +65,7 @@ def forget(mount: AggregateMount, request: Request) -> int:
 
 
 def batch_forget(mount: AggregateMount, request: Request) -> int:
-    """BATCH_FORGET: take lookups of many nodes back, in any share."""
+    """BATCH_FORGET: take back lookups of many nodes, in any share."""
     (count,) = request.args
     if len(request.body) != count * FORGET_ONE.size:
         raise refusal(errno.EINVAL)

@@ -1,4 +1,4 @@
-"""The shares of one device, whoever the guest is.
+"""The shares of one device, apart from any guest.
 
 A share has a slot, a number that is never used again. Must not know requests, or what a guest has
 of a share.
@@ -61,19 +61,19 @@ class Child:
 
 
 class ShareHolder(Protocol):
-    """An object to which a guest's part of the shares belongs."""
+    """The owner of a guest's mounts of the shares."""
 
     def drop(self, child: Child) -> None:
         """Let go of a share that was removed."""
 
 
 class Aggregate:
-    """The shares of one device, whoever the guest is; safe to use from any thread.
+    """The shares of one device, apart from any guest; safe to use from any thread.
 
     Attributes:
         options: The device's own; its name is the tag.
         limits: What a guest may hold of each share.
-        library: The native fast path, if it serves what it can.
+        library: The native fast path; None: Python serves everything.
         bounds: Of the device.
         changed_ns: When a share was last added or removed, in nanoseconds since the epoch.
     """
@@ -90,7 +90,7 @@ class Aggregate:
         Args:
             options: The device's.
             limits: What a guest may hold of each share.
-            library: The native fast path, if it is to serve what it can.
+            library: The native fast path; None: Python serves everything.
             bounds: Of the device; what a share uses up is reported there.
         """
         self.options: Final = options

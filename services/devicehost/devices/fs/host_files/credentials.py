@@ -27,7 +27,7 @@ _CAP_SETGID: Final = 1 << 6
 _CAP_SETUID: Final = 1 << 7
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _NOBODY: Final = (1 << 32) - 1
-"""Not an id: with it setfsuid and setfsgid change nothing and return the present value."""
+"""Not an id: with it setfsuid and setfsgid change nothing and return the current value."""
 
 _SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
 """By machine; glibc's setgroups would change every thread."""
@@ -73,8 +73,8 @@ def may_switch() -> bool:
 def leave_groups() -> None:
     """Take the calling thread's supplementary groups away, if it may act as any user.
 
-    They are the device host's, and the guest's user is in none of them. On a machine for which the
-    number of the call is not known here, the whole process leaves them.
+    They are the device host's, and the guest's user is in none of them. On an architecture whose
+    number of the system call is not known here, the whole process leaves them.
 
     Raises:
         OSError: An error of setgroups(2) other than EPERM: a user namespace may forbid it for
@@ -104,7 +104,7 @@ NOTHING: Final = Nothing()
 
 
 def is_own(uid: int, gid: int) -> bool:
-    """Return whether these are root's and ours, so that acting as them would change nothing."""
+    """Return whether these ids are root's and the process's own: acting as them changes nothing."""
     return not (uid or gid or os.geteuid() or os.getegid())
 
 
@@ -120,8 +120,8 @@ class ActAs:
             uid: User id of the host.
             gid: Group id of the host.
             override: Keep CAP_DAC_OVERRIDE: the guest kernel has checked permissions already.
-            member: The user is in the group that a file is made for, by a supplementary group. Its
-                set-group-id bit stays then, for which CAP_FSETID is kept.
+            member: A supplementary group makes the user a member of the new file's group.
+                CAP_FSETID is kept, so that the file's set-group-id bit stays.
         """
         self._uid = uid
         self._gid = gid
@@ -157,13 +157,13 @@ class ActAs:
 class KillSuidGid:
     """While this is entered, writing clears set-user-id and set-group-id bits.
 
-    The kernel spares the bits for a thread with CAP_FSETID, so the capability is laid down.
+    The kernel keeps the bits for a thread with CAP_FSETID, so the thread drops the capability.
     """
 
     __slots__ = ()
 
     def __enter__(self) -> None:
-        """Lay the capability down."""
+        """Drop the capability."""
         _change(remove=_CAP_FSETID)
 
     def __exit__(
@@ -172,7 +172,7 @@ class KillSuidGid:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take it up again, where it is permitted."""
+        """Raise the capability again, if it is permitted."""
         _change(add=_CAP_FSETID)
 
 

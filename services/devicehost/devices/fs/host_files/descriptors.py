@@ -36,7 +36,7 @@ class Descriptor:
     __slots__ = ("_owned", "fd")
 
     def __init__(self, fd: int) -> None:
-        """Take a descriptor over, and close it at once if it is one of those left to the rest.
+        """Take over a descriptor; close it at once if its number is not for devices.
 
         The kernel gives the lowest free number, so a high number means that all devices together
         have used theirs up.
@@ -54,7 +54,7 @@ class Descriptor:
             os.close(self.fd)
 
     def detach(self) -> int:
-        """Give the descriptor up without closing it; the caller owns the number."""
+        """Give up the descriptor without closing it; the caller owns the number."""
         self._owned = False
         return self.fd
 
@@ -87,8 +87,8 @@ def raise_descriptor_limit() -> Limits:
 
     A process without CAP_SYS_RESOURCE gets no further than its hard limit.
 
-    Half of it may become descriptors of one share's nodes and an eighth its open files, so that one
-    guest cannot leave the devices of the others without any.
+    The nodes of one share may have up to half of the descriptors and its open files an eighth, so
+    that one guest cannot leave the devices of the others without any.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(hard, WANTED_DESCRIPTORS)

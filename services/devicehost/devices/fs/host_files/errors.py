@@ -18,8 +18,8 @@ def refusal(number: int) -> OSError:
 def errno_of(error: OSError | OverflowError) -> int:
     """Return the errno that the guest gets, 1 to 4095.
 
-    A number that does not fit the C type of a system call (OverflowError) is EINVAL, as the kernel
-    itself says of offsets beyond 2^63. An error without a number is EIO.
+    A number that does not fit the C type of a system call (OverflowError) is EINVAL, which is also
+    the kernel's error for offsets beyond 2^63. An error without a number is EIO.
     """
     if isinstance(error, OverflowError):
         return errno.EINVAL

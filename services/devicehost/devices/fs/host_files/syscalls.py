@@ -237,7 +237,7 @@ def set_record_lock(fd: int, lock: RecordLock, *, wait: bool) -> None:
 
 
 def find_record_lock(fd: int, lock: RecordLock) -> RecordLock:
-    """Return a lock that is in the way of one by `fd`'s description; `kind` is F_UNLCK without one.
+    """Return a lock that conflicts with one of `fd`'s description; its kind is F_UNLCK for none.
 
     Raises:
         OSError: An error of fcntl(2) of F_OFD_GETLK.

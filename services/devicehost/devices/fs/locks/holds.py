@@ -1,4 +1,4 @@
-"""One lock that a guest asks for, in the form that the host has for it.
+"""One lock that a guest asks for, in the form of the host.
 
 Owns what record locks and flock have in common: setting a lock at once, waiting for it, undoing it.
 Must not know requests, or how waiting is arranged.
@@ -64,7 +64,7 @@ class RecordHold:
         self._table.begin_wait(self._owner)
 
     def end_wait(self) -> None:
-        """Let the owner go when its locks do."""
+        """Let the owner be removed with its locks again."""
         self._table.end_wait(self._owner)
 
     def undo(self) -> None:

@@ -1,8 +1,8 @@
 """The owners of record locks: an open file description per node and lock owner.
 
-The kernel keeps the locks themselves and drops them with the description. A description goes when
-its owner closes the file (FLUSH), or when the last handle goes by which the owner has set locks. So
-no lock outlives the guest's open file. Must not know requests or waiting.
+The kernel keeps the locks themselves and drops them with the description. A description is closed
+when its owner closes the file (FLUSH), or when the guest has released all handles by which the
+owner set locks. So no lock outlives the guest's open file. Must not know requests or waiting.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class OwnerTable:
 
     @property
     def locks(self) -> int:
-        """How many record locks there are at most; some may be gone."""
+        """An upper bound on the number of record locks; some may be gone."""
         return self._locks
 
     def find(self, node_id: int, owner_id: int) -> Owner | None:
@@ -114,7 +114,7 @@ class OwnerTable:
             if owner is None:
                 return
             if owner.waits:
-                # A lock that another thread of the process waits for is to stay when it comes.
+                # Another thread of the process waits for a lock, which has to stay when it comes.
                 _unlock(owner)
             else:
                 self._remove(node_id, owner_id)
@@ -142,7 +142,7 @@ class OwnerTable:
             owner.waits += 1
 
     def end_wait(self, owner: Owner) -> None:
-        """Note that it does not any more."""
+        """Note that an owner waits for one lock less."""
         with self._mutex:
             owner.waits -= 1
 
@@ -156,7 +156,7 @@ class OwnerTable:
         """Count a change as one more lock; beyond the bound, count the locks that there are.
 
         Raises:
-            OSError: ENOLCK, also for clearing a lock, since clearing its middle makes two of it.
+            OSError: ENOLCK, also when clearing a lock: clearing its middle splits it in two.
         """
         self._locks += 1
         if self._locks > MAX_LOCKS:

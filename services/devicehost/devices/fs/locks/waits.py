@@ -1,4 +1,4 @@
-"""Waiting for locks: a thread per wait, bounded in number, which can be called off.
+"""Waiting for locks: one thread per wait. Waits are bounded in number and can be called off.
 
 A wait is settled once: by its thread, with the result of the system call, or after a deadline
 without the thread, which may hang in the kernel (a lock on a dead network drive). A lock that such
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.locks.holds import Hold
 
 MAX_WAITS: Final = 96
-"""Threads that wait for locks of one mount; a further wait fails with ENOLCK. They are more than a
-device may have queued (deferral.MAX_QUEUED): a thread that hangs outlives its request."""
+"""Threads that wait for locks of one mount; a further wait fails with ENOLCK. There may be more of
+them than queued requests of a device (deferral.MAX_QUEUED): a thread that hangs outlives its
+request."""
 
 REMEMBERED: Final = 128
 """INTERRUPTs that are remembered, since their request may come later by another queue."""
@@ -67,8 +68,8 @@ class LockWait(Deferred):
     def call_off(self, number: int) -> None:
         """Make the thread settle this with an errno, unless it has the lock by then.
 
-        Repeat this until it is settled: a signal is lost that comes before the thread has entered
-        its system call.
+        Repeat this until it is settled: a signal that comes before the thread has entered its
+        system call is lost.
         """
         with self._thread_mutex:
             self._called_off = self._called_off or number

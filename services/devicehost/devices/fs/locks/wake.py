@@ -1,4 +1,4 @@
-"""Waking a thread out of a system call that waits, here for a lock.
+"""Waking up a thread that waits in a system call, here for a lock.
 
 Linux has no call that ends another thread's F_OFD_SETLKW, but a signal ends it. A handler in Python
 will not do: it can be installed on the main thread only, and runs there. So the handler is a

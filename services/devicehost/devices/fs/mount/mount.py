@@ -51,8 +51,8 @@ class Mount:
     Attributes:
         rules: Of the share.
         root_id: Of the shared directory's node.
-        writeback: Whether the guest keeps back what it writes.
-        native: The mount as the native loop has it; None: nodes and open files are kept by Python.
+        writeback: Whether the guest caches what it writes (FUSE_WRITEBACK_CACHE).
+        native: The library's side of the mount; None: Python keeps nodes and open files.
     """
 
     def __init__(self, share: Share, *, slot: int = 0, writeback: bool = False) -> None:
@@ -126,7 +126,7 @@ class Mount:
         self.lock_owners.clear()
 
     def enter(self, parent: Node | OpenFile, name: bytes) -> tuple[Node, os.stat_result]:
-        """Look a checked name up and count the lookup.
+        """Look up a checked name and count the lookup.
 
         Raises:
             OSError: An error of openat2(2); ENFILE when the guest holds too many nodes.
@@ -134,7 +134,7 @@ class Mount:
         return self.adopt(Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH)))
 
     def look_up(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
-        """Look a checked name up that the guest probably knows: one system call then, not three.
+        """Look up a checked name; a file that the guest knows takes one system call, not three.
 
         Raises:
             OSError: See `enter`.

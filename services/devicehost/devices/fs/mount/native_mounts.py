@@ -56,7 +56,7 @@ class NativeMounts:
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[Callable[[int], int]]:
-        """Enter with the function that serves a queue on the calling thread; see NativeQueue.lend.
+        """Yield the function that serves a queue on the calling thread; see NativeQueue.lend.
 
         Raises:
             OSError: ENOMEM.

@@ -1,7 +1,7 @@
 """Nodes and open files in the native library's tables, in the form of NodeTable and OpenFileTable.
 
-The native loop and Python's operations work on the same tables. What Python has of them is pinned
-as long as it is referenced. Must not know requests.
+The native loop and Python's operations work on the same tables. A node or open file is pinned as
+long as Python references it. Must not know requests.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class NativeMount:
             raise refusal(errno.EIO)
 
     def __del__(self) -> None:
-        """Release it; the native loop may use it for a while."""
+        """Release the library's side, which the native loop may still use for a while."""
         if self.pointer is not None:
             self.library.ph_mount_release(self.pointer)
             self.pointer = None

@@ -4,14 +4,17 @@ Owns node ids and lookup counts. A node is a file, not a name: it stays the same
 renamed, replaced or removed, since no path is looked up a second time. Hard links are one node:
 device and inode number are the key. Ids are never reused.
 
-A node has an O_PATH descriptor as long as it is in use. Beyond a number of descriptors those of
-nodes that were idle lately are closed, and opened again when they are needed (`reopening`); so a
-guest may know more files than a process may have open. A file that has lost its name cannot be
-opened again, so it keeps its descriptor until there are half as many again: the guest knows what
-the host has removed until it needs memory, and that may be any number of files. Such a node is
-ESTALE then, unless it is open. Where nothing can be opened again (see Reopener)
-the number of nodes is bounded by that of descriptors. Past its limit LOOKUP fails with ENFILE until
-the guest forgets some. Must not know requests.
+A node in use has an O_PATH descriptor. When there are too many descriptors, nodes that were not
+used lately become idle: their descriptors are closed, and opened again when they are needed
+(`reopening`). So a guest may know more files than a process may have open.
+
+A file without a name cannot be opened again, so its node keeps the descriptor. But a guest may know
+any number of removed files until it needs memory. So beyond one and a half times the limit on
+descriptors such a node becomes idle too, and is ESTALE unless the file is open.
+
+If no file can be opened again (see Reopener), there are at most as many nodes as descriptors. When
+the table is full, LOOKUP fails with ENFILE until the guest forgets some nodes. Must not know
+requests.
 """
 
 from __future__ import annotations
@@ -55,10 +58,10 @@ class _Entry:
 
     Attributes:
         key: Device and inode number.
-        lookups: How often the guest looked it up and has not forgotten it.
+        lookups: Lookups by the guest, less those that it took back (FORGET).
         node: The node; None while it is idle.
         last: The node as it was when it became idle; requests and open files may still have it.
-        reopen_with: What its file is opened again with, while the node is idle.
+        reopen_with: The kernel's file handle of its file, while the node is idle.
         recently: Whether it was used since the table last looked for idle ones.
     """
 
@@ -129,7 +132,7 @@ class NodeTable:
         return entry.node or self._wake(entry)
 
     def require_room(self) -> None:
-        """Refuse before a file is created for which there would be no node.
+        """Refuse to create a file that would get no node.
 
         Raises:
             OSError: ENFILE when the table is full.
@@ -203,7 +206,7 @@ class NodeTable:
             return node
 
     def _recognize(self, entry: _Entry, found: Descriptor) -> _Entry | None:
-        """Return an idle node's entry if the file found is its file: its number may be reused."""
+        """Return an idle node's entry if `found` is its file; an inode number may be reused."""
         if entry.last is None or entry.last() is None:
             if self._reopener.prepare(found, entry.key[0]) != entry.reopen_with:
                 del self._by_key[entry.key]

@@ -76,7 +76,7 @@ class OpenFileTable:
         return len(self._by_handle)
 
     def require_room(self) -> None:
-        """Refuse before a file is opened or created for which there would be no handle.
+        """Refuse to open or create a file that would get no handle.
 
         Raises:
             OSError: ENFILE when the table is full.
@@ -109,9 +109,9 @@ class OpenFileTable:
         return opened
 
     def mark_locked(self, opened: OpenFile) -> None:
-        """Note that a lock owner may have locks on a file: FLUSH and RELEASE must come by here.
+        """Note that a lock owner may have locks on a file, so Python must serve FLUSH and RELEASE.
 
-        All do in this table, so there is nothing to note.
+        Python serves them all for the files of this table, so there is nothing to note.
         """
 
     def remove(self, handle: int, kind: type[OpenFile]) -> None:

@@ -1,9 +1,9 @@
 """Opening a file again after its descriptor was closed, by the kernel's name_to_handle_at(2).
 
-What the kernel makes of a descriptor names an inode and its generation, so it never leads to
-another file, whatever was renamed, removed or made since. It is made here, of descriptors that a
-lookup gave; none ever comes from a guest, whose handles are numbers of open files. Must not know
-nodes or requests.
+The kernel's file handle names an inode and its generation, so it never leads to another file, even
+after files were renamed, removed or made. File handles are made here, from the descriptors of
+lookups. None comes from a guest: a guest's handles are numbers of open files. Must not know nodes
+or requests.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Reopener:
     """Opens the files of one share again; usable from any thread.
 
     Attributes:
-        usable: Whether it can at all: their file system supports name_to_handle_at(2), and this
-            process has CAP_DAC_READ_SEARCH.
+        usable: Whether files can be opened again: their file system supports
+            name_to_handle_at(2), and this process has CAP_DAC_READ_SEARCH.
     """
 
     def __init__(self, root: Descriptor, device: int) -> None:
@@ -47,7 +47,7 @@ class Reopener:
             self.usable = True
 
     def prepare(self, descriptor: Descriptor, device: int) -> bytes:
-        """Return what `reopen` opens a file again with.
+        """Return the kernel's file handle of a file, for `reopen`.
 
         Args:
             descriptor: O_PATH descriptor of the file.

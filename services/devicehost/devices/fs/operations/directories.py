@@ -78,7 +78,7 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
     with opened.mutex:
         for ino, following, kind, name in entries(opened, cookie):
             if len(listed) + align8(fixed_bytes + len(name)) > room:
-                # Without one entry the guest would take the reply for the end of the directory.
+                # A reply without any entry would look like the end of the directory.
                 if not listed:
                     raise refusal(errno.EINVAL)
                 break
@@ -95,7 +95,7 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
 
 
 def _looked_up(mount: Mount, directory: OpenDirectory, name: bytes) -> bytes:
-    """Look an entry up; an entry that fails, being removed meanwhile, must not hide the others."""
+    """Look up an entry; one that was removed meanwhile must not hide the others."""
     try:
         return mount.entry(*mount.enter(directory, name))
     except OSError:

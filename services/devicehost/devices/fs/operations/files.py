@@ -55,7 +55,7 @@ def open_regular(mount: Mount, node: Node, flags: int, open_flags: int) -> OpenF
 
     Raises:
         OSError: EISDIR, ELOOP or ENXIO when it is a directory, a symlink or a special file; EROFS
-            when a read-only share is to be written; as open(2).
+            when a read-only share is to be written; an error of open(2).
     """
     if node.kind != stat.S_IFREG:
         raise refusal(
@@ -98,7 +98,7 @@ def read(mount: Mount, request: Request) -> int:
 def write(mount: Mount, request: Request) -> int:
     """WRITE: guest memory to page cache, at the offset or, with O_APPEND, at the file's end.
 
-    The payload must be as long as it says.
+    The payload must be as long as the request says.
     """
     number, offset, size, write_flags, _, file_flags = request.args
     opened = mount.open_files.get(number, OpenFile)

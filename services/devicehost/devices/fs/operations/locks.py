@@ -73,7 +73,7 @@ def interrupt(mount: Mount, request: Request) -> int:
 
 
 def _hold(mount: Mount, request: Request) -> Hold | None:
-    """Return the lock that is asked for; None for clearing one of an owner that has none."""
+    """Return the requested lock; None when an owner without locks is to clear one."""
     wanted = LkIn(*request.args)
     opened = mount.open_files.get(wanted.fh, OpenFile)
     if wanted.lk_flags & FUSE_LK_FLOCK:

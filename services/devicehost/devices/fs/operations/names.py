@@ -52,7 +52,7 @@ def forget(mount: Mount, request: Request) -> int:
 
 
 def batch_forget(mount: Mount, request: Request) -> int:
-    """BATCH_FORGET: take lookups of many nodes back."""
+    """BATCH_FORGET: take back lookups of many nodes."""
     (count,) = request.args
     if len(request.body) != count * FORGET_ONE.size:
         raise refusal(errno.EINVAL)
@@ -131,7 +131,7 @@ def mkdir(mount: Mount, request: Request) -> int:
 
 
 def mknod(mount: Mount, request: Request) -> int:
-    """MKNOD: make a regular file, FIFO, socket or (guest root on a root device host) device."""
+    """MKNOD: make a regular file, FIFO or socket; or a device, if guest and host user are root."""
     mode, rdev, _ = request.args
     parent = mount.nodes.get(request.nodeid)
     name = request.name()
@@ -231,7 +231,7 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
 
 
 def _host_mode(mount: Mount, mode: int, *, directory: bool = False) -> int:
-    """Return the permissions to make a file with that a guest wants to have `mode`."""
+    """Return the permissions of the host's file when a guest makes a file with `mode`."""
     kept = mount.rules.metadata
     return kept.host_mode(mode, directory=directory) if kept else mode & _PERMISSIONS
 
@@ -256,7 +256,7 @@ def _undone_by(undo: Callable[[], None]) -> Iterator[None]:
 
 
 def _find(mount: Mount, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
-    """Look a name up as the guest spells it, and count the lookup."""
+    """Look up a name as the guest spells it, and count the lookup."""
     node, status = mount.look_up(parent, name)
     if mount.rules.exact_names:
         try:

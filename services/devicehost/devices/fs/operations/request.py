@@ -37,7 +37,7 @@ class Request:
         opcode, unique, nodeid, uid, gid, pid: Fields of fuse_in_header, unchecked.
         args: The fixed part that follows the header, unpacked by `load`.
         body: The bytes after the fixed part, copied by `load`; not of streamed requests.
-        payload: The same of streamed requests, still in guest memory.
+        payload: The bytes after the fixed part of a streamed request, still in guest memory.
         space_bytes: How many bytes of data the reply may have.
     """
 

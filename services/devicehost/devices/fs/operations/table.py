@@ -1,7 +1,7 @@
 """The table of operations: each opcode with its function, and the checks that come before it.
 
-INIT and DESTROY belong to the session. An opcode that is not here is answered ENOSYS; the guest
-kernel then does without it for good.
+INIT and DESTROY belong to the session. An opcode that is not here is answered with ENOSYS; the
+guest kernel then does without it for good.
 """
 
 from __future__ import annotations

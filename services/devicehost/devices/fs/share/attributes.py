@@ -24,9 +24,9 @@ _U32: Final = (1 << 32) - 1
 
 
 class Overrides(NamedTuple):
-    """What is shown of one file instead of what the host, or an option, has; None: nothing else.
+    """Values that one file shows instead of the host's or an option's; None: no other value.
 
-    A mode is shown as it is, with its type: no mask counts.
+    A mode is shown as it is, with its type; masks do not apply to it.
     """
 
     uid: int | None = None
@@ -40,7 +40,7 @@ class Presentation:
     """How one share shows owners and modes.
 
     Attributes:
-        ino_mask: Inode numbers are shown with these bits turned.
+        ino_mask: Bits that are flipped in the inode numbers that are shown.
         uid, gid: Shown as every file's owner and group; None shows the real ones.
         keep_dir, keep_file: Bits of the mode that are shown.
     """
@@ -62,7 +62,7 @@ class Presentation:
         """Pack a fuse_attr."""
         if overrides is not None:
             return self._attr_with(status, overrides)
-        # As a tuple it has times in whole seconds, whatever its type says.
+        # As a tuple, a stat_result has times in whole seconds, though its type has floats.
         fields: tuple[int, ...] = status  # type: ignore[assignment]
         mode, ino, _, nlink, uid, gid, size, atime, mtime, ctime = fields
         return ATTR.pack(

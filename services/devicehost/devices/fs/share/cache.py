@@ -1,13 +1,13 @@
 """What a guest may keep of a share, and for how long: the options `cache=` and `writeback`.
 
 - none: nothing. Names and attributes are asked for each time, and data never stay in the guest's
-  page cache (FOPEN_DIRECT_IO), but for what is mapped into memory.
-- auto: names and attributes for a second, for the host's side changes without telling; data until a
-  file is opened again or its attributes have changed.
-- always: everything for a day: for shares that nobody else changes.
+  page cache (FOPEN_DIRECT_IO), except data of files that are mapped into memory.
+- auto: names and attributes for a second, because the host changes files without notice; data until
+  a file is opened again or its attributes have changed.
+- always: everything, for a day. It is for shares that only this guest changes.
 
-With `writeback` the guest also keeps what it writes for a while, and its word on sizes and times
-counts. Must not know requests or nodes.
+With `writeback` the guest also keeps its writes back for a while, and then its own sizes and times
+are the valid ones. Must not know requests or nodes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SUPPORTED: Final = (
     | fuse.FUSE_INIT_EXT
     | fuse.FUSE_CREATE_SUPP_GROUP
 )
-"""Capabilities that are accepted when a guest offers them, unless a share's policy is another."""
+"""Capabilities that are accepted when a guest offers them; a cache policy adds or removes some."""
 
 
 class _Policy(NamedTuple):
@@ -76,14 +76,14 @@ class CachePolicy:
     def capabilities(self) -> int:
         """Return the FUSE_* that may be agreed on at INIT."""
         if self._direct:
-            # A lookup that holds for no time is made in vain. Shared mappings would otherwise be
-            # refused where nothing is cached (ENODEV).
+            # The lookups of READDIRPLUS are made in vain if they are valid for no time. Without the
+            # flag, Linux refuses shared mappings of files that it does not cache (ENODEV).
             return SUPPORTED & ~_READDIRPLUS | fuse.FUSE_DIRECT_IO_ALLOW_MMAP
         return SUPPORTED | fuse.FUSE_WRITEBACK_CACHE if self._writeback else SUPPORTED
 
 
 def writeback_flags(flags: int) -> int:
-    """Return the flags to open a file with whose writes the guest keeps back.
+    """Return the flags for opening a file on the host when the guest keeps writes back.
 
     The guest reads the bytes around a write, so the file must be readable.
     """

@@ -3,8 +3,8 @@
 They are kept in extended attributes of the host's file, which belongs to the device host's own
 user. Their names and layouts are those that WSL gives to files of Windows. A device node, FIFO or
 socket is kept as an empty regular file. Linux has such attributes for regular files and directories
-only: a symlink shows its real owner, and a special file of the host shows all that it really has.
-Must not know requests.
+only: a symlink shows its real owner, and a special file of the host its real attributes. Must not
+know requests.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _GID: Final = b"user.$LXGID"
 _MODE: Final = b"user.$LXMOD"
 _DEVICE: Final = b"user.$LXDEV"
 HIDDEN: Final = frozenset({_UID, _GID, _MODE, _DEVICE})
-"""Attributes that no guest of any share sees or sets by name: a mode with a set-user-id bit would
-count in each share of the same files that has `metadata`."""
+"""Attributes that no guest of any share sees or sets by name. Otherwise a guest could set a mode
+with a set-user-id bit, which takes effect in each share of the same files that has `metadata`."""
 
 _VALUE: Final = Struct("<I")
 _NUMBERS: Final = Struct("<II")
 """Major and minor number of a device."""
 _MAJORS: Final = 1 << 12
 _MINORS: Final = 1 << 20
-"""How many there are of each: as many as FUSE encodes (include/linux/kdev_t.h, new_encode_dev)."""
+"""How many of each FUSE can encode (include/linux/kdev_t.h, new_encode_dev)."""
 
 _DEVICES: Final = (stat.S_IFCHR, stat.S_IFBLK)
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
@@ -54,7 +54,7 @@ class LxMetadata:
     """The owners, modes and device numbers that one share keeps."""
 
     def __init__(self, presentation: Presentation) -> None:
-        """Begin.
+        """Keep nothing yet.
 
         Args:
             presentation: How the share shows files for which nothing is kept.
@@ -116,7 +116,7 @@ class LxMetadata:
         os.setxattr(path, _MODE, _VALUE.pack(mode))
 
     def keep_owner(self, file: HostFile, uid: int | None, gid: int | None) -> None:
-        """Keep another owner, group, or both; set-id bits fall, except those of directories.
+        """Keep another owner, group, or both; this clears set-id bits, except of directories.
 
         Raises:
             OSError: An error of setxattr(2).
@@ -145,7 +145,7 @@ class LxMetadata:
         if file.kind != stat.S_IFREG:
             return
         mode = self.shown(file).mode
-        # Without the right to execute for the group, S_ISGID means something else.
+        # Without S_IXGRP, S_ISGID stands for mandatory locking.
         falls = _SET_IDS if mode & stat.S_IXGRP else stat.S_ISUID
         if mode & falls:
             os.setxattr(file.path, _MODE, _VALUE.pack(mode & ~falls))

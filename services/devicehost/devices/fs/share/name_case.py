@@ -1,4 +1,4 @@
-"""Upper and lower case in names, where a directory of the host takes them for the same.
+"""Upper and lower case in names, in directories of the host that ignore case.
 
 Owns the effect of the option `case=`: with `force` a guest finds an entry under exactly its own
 bytes; with `dir` it sees and sets a directory's flag (FS_CASEFOLD_FL) by the attribute that WSL has
@@ -33,9 +33,9 @@ _NO_FLAGS: Final = (errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def require_exact(parent: HostFile, name: bytes, found: os.stat_result) -> None:
     """Refuse an entry that was found by another spelling than its own.
 
-    Most directories do not find an entry by a second spelling, so that is tried first. The names of
-    the directory are read if it does, or if the name is not ASCII, where folding is more than a
-    matter of case.
+    Most directories do not find an entry by a second spelling, so a second spelling is tried first.
+    All names are read only if it leads to the entry, or if the name is not ASCII: folding such a
+    name changes more than case.
 
     Args:
         parent: The directory.
@@ -54,7 +54,7 @@ def require_exact(parent: HostFile, name: bytes, found: os.stat_result) -> None:
 
 
 def require_exact_entry(parent: HostFile, name: bytes) -> None:
-    """Look an entry up, and refuse one that has another spelling.
+    """Look up an entry, and refuse one that has another spelling.
 
     Raises:
         OSError: ENOENT.

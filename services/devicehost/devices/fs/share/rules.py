@@ -31,8 +31,8 @@ class Rules:
         links: Shows absolute symlinks; None: the guest sees the host's targets.
         exact_names: Whether an entry is found under its own spelling alone.
         case_flags: Whether a directory's case-folding flag is shown, and may be set.
-        to_python: Whether Python decides on names and attributes, since they need more than the
-            native fast path does.
+        to_python: Whether Python serves names and attributes, because the native fast path does
+            not know the options that change them.
     """
 
     def __init__(self, options: FsOptions, ino_mask: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What a device serves, whoever the guest is.
+"""One directory that a device serves, apart from any guest.
 
 Must not know guests: what one guest has of a share is a mount.
 """
@@ -26,7 +26,7 @@ class Share:
         root: O_PATH descriptor of the directory.
         options: The share's options.
         limits: How many nodes and open files a guest may hold.
-        library: The native fast path, if it serves what it can.
+        library: The native fast path; None: Python serves everything.
         bounds: Of the device; what a guest uses up is reported there.
     """
 
