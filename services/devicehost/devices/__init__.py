@@ -3,12 +3,12 @@
 - `device.py`: the VirtioDevice: its features, its configuration space, its queues and how each is
   served.
 - `protocol.py`: what the buffers of a driver mean, and what is put into them. Knows no queue.
-- `backend.py`: what of the host a device serves: what may be asked for, how it is opened, and what
-  is wrong when it cannot be. Knows no queue.
+- `backend.py`: the part of the host that a device serves: how a request names it, how it is opened,
+  and which error explains a failure. Knows no queue.
 
-A device that needs more has packages beside these files, as `fs` has. Every VirtioDevice is made of
-options, a back end, the longest request and a meter; the one table from back ends to devices is
-here.
+A device that needs more has packages beside these files, as `fs` has. Every VirtioDevice is made
+from options, a back end, a bound on requests and a meter; the one table from back ends to devices
+is here.
 """
 
 from __future__ import annotations

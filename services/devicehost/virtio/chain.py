@@ -28,10 +28,10 @@ MAX_CHAIN_BYTES: Final = (1 << 32) - 1
 """Longest chain in bytes: a used element has 32 bits for the length (section 2.7.8)."""
 
 MIN_INDIRECT_LIMIT: Final = 1024
-"""Descriptors that an indirect table may have even if the ring is smaller: Linux drivers do so."""
+"""Descriptors that an indirect table may have in any ring: Linux drivers exceed a ring's size."""
 
 _MOST_IN_ORDER: Final = 512
-"""Descriptors of a table that is taken in one step: more than any request of Linux has."""
+"""Most descriptors of a table that is taken in one step; no request of Linux has as many."""
 
 _FLAGS: Final = 12
 """Offset of the low byte of a descriptor's flags."""
@@ -53,7 +53,7 @@ class Chain:
         writable: Buffers that the device may write, in order; never empty ones.
         readable_bytes: Length of all readable buffers.
         writable_bytes: Length of all writable buffers.
-        lease: What keeps the buffers mapped; the queue closes it.
+        lease: Keeps the buffers mapped; the queue closes it.
     """
 
     __slots__ = ("head", "lease", "readable", "readable_bytes", "writable", "writable_bytes")
@@ -203,10 +203,11 @@ def _take_in_order(table: bytes) -> _Buffers | None:
     """Take an indirect table in one step if it is as drivers write it.
 
     That is: each descriptor names the next one, all rules are kept, no bit is unknown and the last
-    buffer is writable. To follow a short chain costs as much, and one of 64 pages more than twice.
+    buffer is writable. `_follow` costs as much for a short chain, and more than twice as much for
+    one of 64 pages.
 
     Returns:
-        As `_follow`; None: it has to be followed.
+        The buffers, as from `_follow`; None: the table has to be followed.
     """
     count = len(table) // DESC_BYTES
     if count > _MOST_IN_ORDER:
@@ -222,9 +223,9 @@ def _take_in_order(table: bytes) -> _Buffers | None:
 
 @functools.lru_cache(maxsize=64)
 def _in_order(count: int, split: int) -> tuple[Struct, tuple[int, ...]]:
-    """Return the layout of a table that is in order, and flags and next of its descriptors as one.
+    """Return the layout of a table that is in order, and the `flags` and `next` that it must have.
 
-    Whatever is in `next` of the last one does not count.
+    The two fields are one number per descriptor. `next` of the last descriptor is ignored.
     """
     layout = Struct("<" + "QII" * (count - 1) + "QIH2x")
     links = [DESC_F_NEXT | following << 16 for following in range(1, count)]

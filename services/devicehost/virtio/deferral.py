@@ -9,9 +9,9 @@ thread ends: the driver gets every chain back.
 
 The number of kept chains is bounded, per queue and per device. A queue that keeps one too many
 waits for room and takes no further chain meanwhile. But the request that would make room, an unlock
-for instance, may be in that very ring. So the queue waits for a limited time, then gives the
-request beyond the bound up and goes on. Until there is room again, further requests beyond the
-bound are given up at once. Must not know devices.
+for instance, may be in that very ring. So the queue waits for a limited time, then gives up the
+request beyond the bound and goes on. Until there is room again, further requests beyond the bound
+are given up at once. Must not know devices.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 MAX_QUEUED: Final = 64
 """Most requests that a device has taken off its rings and not answered: those that wait, and the
-buffers that wait for a frame. The one that each of its queues is at does not count."""
+buffers that wait for a frame. A request that a queue is serving does not count."""
 
 HOLD_DEADLINE_S: Final = 1.0
 """How long a queue waits for room, and takes no chain meanwhile."""
 
 RING_SHARE: Final = 4
-"""A queue keeps at most one chain per so many entries of its ring: a request that waits takes up to
-three descriptors (header, arguments, answer), and the request that ends the wait needs room too."""
+"""Entries of a ring for each chain that its queue may keep: a request that waits takes up to three
+descriptors (header, arguments, answer), and the request that ends the wait needs room too."""
 
 GIVE_UP_DEADLINE_S: Final = 2.0
 """How long a queue that stops waits for requests that it has given up; well below
@@ -78,7 +78,7 @@ class Deferred(ABC):
         return self._settled.wait(timeout_s)
 
     def call_when_settled(self, on_settled: Callable[[], None]) -> None:
-        """Have this called once: by the thread that settles it, or at once if it is settled."""
+        """Call this once: on the thread that settles the answer, or now if it is settled."""
         with self._lock:
             if not self._settled.is_set():
                 self._on_settled = on_settled
@@ -91,11 +91,11 @@ class Deferred(ABC):
 
     @abstractmethod
     def give_up(self) -> None:
-        """Make it be settled soon; return without waiting. Harmless when repeated."""
+        """Cause it to be settled soon, without waiting. Harmless when repeated."""
 
     @abstractmethod
     def expire(self, deadline: float) -> None:
-        """Wait until it is settled, and settle it as failed if that has not come by a deadline.
+        """Wait until it is settled; at a deadline, settle it as failed.
 
         Args:
             deadline: By time.monotonic().
@@ -103,7 +103,7 @@ class Deferred(ABC):
 
 
 REFUSE_DEADLINE_S: Final = 0.05
-"""How long a queue waits for a request beyond the bound that it has given up."""
+"""How long a queue waits for a given-up request beyond the bound to be settled."""
 
 
 class QueuedRequests:
@@ -135,7 +135,7 @@ class QueuedRequests:
             self._count += 1
 
     def give(self, count: int) -> None:
-        """Count so many less, which were answered, and wake up the queues that wait for room."""
+        """Take off requests that were answered, and wake up the queues that wait for room."""
         with self._lock:
             self._count -= count
             held = tuple(self._held)
@@ -143,7 +143,7 @@ class QueuedRequests:
             kept.wake()
 
     def hold(self, kept: KeptChains) -> bool:
-        """Return whether a queue without room is to wait for some, until `let_go`."""
+        """Return whether a queue that lacks room is to wait for it; `let_go` ends its wait."""
         bounds = self._meter.bounds
         known = bounds.is_exhausted(Resource.QUEUED_REQUESTS)
         bounds.hit(Resource.QUEUED_REQUESTS)
@@ -161,7 +161,7 @@ class QueuedRequests:
 
         Args:
             kept: Of the queue.
-            in_vain: Whether the time was over before there was room.
+            in_vain: Whether the deadline came before there was room.
         """
         with self._lock:
             self._held.discard(kept)
@@ -172,7 +172,7 @@ class KeptChains:
     """The chains of one queue whose answers come later; for the queue's thread alone.
 
     Attributes:
-        due: Those whose answer is settled, for `push_settled`. Other threads add to it.
+        due: Chains whose answer is settled and not pushed yet; other threads add to them.
     """
 
     def __init__(self, queue: Queue, queued: QueuedRequests | None = None) -> None:
@@ -214,13 +214,13 @@ class KeptChains:
         self._queued.give(len(due))
 
     def wake(self) -> None:
-        """Make the queue look for room again, if it waits for some; from any thread."""
+        """Make the queue look for room again, if it waits for room; from any thread."""
         with self._lock:  # the descriptor is not closed meanwhile
             if self._fd is not None:
                 os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
-        """Give every answer up, push them all, and close the eventfd."""
+        """Give up every answer, push them all, and close the eventfd."""
         for deferred in self._kept.values():
             deferred.give_up()
         deadline = time.monotonic() + GIVE_UP_DEADLINE_S

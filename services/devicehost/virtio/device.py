@@ -74,9 +74,9 @@ def serve_requests(
 
     Args:
         queue: The queue of this thread.
-        handle: Serves one chain; returns the bytes that it wrote, from the first writable byte on,
-            or a Deferred, which settles that later.
-        queued: The queued requests of the device; None: those of this queue are bounded alone.
+        handle: Serves one chain; returns how many bytes it wrote, from the first writable byte on,
+            or a Deferred for an answer that comes later.
+        queued: The queued requests of the device; None: this queue has a bound of its own.
 
     Raises:
         QueueError: The guest broke a rule of the ring.
@@ -96,9 +96,9 @@ def serve_natively(
     handle: Callable[[Chain], int | Deferred],
     queued: QueuedRequests | None = None,
 ) -> None:
-    """Serve a request queue by a native loop, and by `handle` what the loop leaves.
+    """Serve a request queue: a native loop serves what it can, and `handle` the rest.
 
-    Python serves the first request always, because it reports that.
+    `handle` always serves the first request, because Python reports that one.
 
     Args:
         queue: The queue of this thread.

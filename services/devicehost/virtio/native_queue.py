@@ -59,7 +59,7 @@ class NativeQueue(Queue):
             setup: The ring and its surroundings; it has a kick descriptor.
             state: Where to go on.
             library: The native fast path.
-            spans: Everything that buffers may be in; mapped as long as the queue's memory is.
+            spans: The memory that buffers may be in; mapped as long as the queue's memory is.
 
         Raises:
             ResourceExhaustedError: RING_MEMORY.
@@ -94,13 +94,13 @@ class NativeQueue(Queue):
         self._lent = False
 
     def __del__(self) -> None:
-        """Free what the library has of the ring; its thread has returned, for it had the queue."""
+        """Free the library's side of the ring; a thread that served it would reference this."""
         if self._ring:
             self._library.ph_ring_free(self._ring)
 
     @property
     def state(self) -> QueueState:
-        """See Queue; right as well while the loop has the ring."""
+        """See Queue; also correct while the loop has the ring."""
         return QueueState(self._indices.next_avail if self._lent else self._next_avail)
 
     def lend(self, serve: Callable[[int], int], wake_fd: int = _NO_FD) -> int:
@@ -108,7 +108,7 @@ class NativeQueue(Queue):
 
         Args:
             serve: Runs the loop on the ring that it is given.
-            wake_fd: A further descriptor to come back for when it is readable.
+            wake_fd: A further descriptor; the loop returns when it is readable.
 
         Returns:
             What `serve` returned: fastpath.Outcome.PYTHON, STOPPED or WOKEN.

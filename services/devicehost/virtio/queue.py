@@ -43,9 +43,9 @@ __all__ = ["Chain", "Queue", "QueueError"]
 _LOG = logging.getLogger(__name__)
 
 SPIN_NS: Final = 50_000
-"""How long a queue looks for more work before it sleeps, while looking has paid off lately. A
-driver that sleeps itself takes some 30 µs to wake up in a virtual machine; 20 µs were too short to
-ever meet its next request."""
+"""How long a queue looks for more work before it sleeps, if looking has paid off lately. A driver
+that sleeps takes some 30 µs to wake up in a virtual machine, so looking for 20 µs never met its
+next request."""
 
 SPIN_MIN_NS: Final = 1_000
 """How long it looks when looking has not paid off."""
@@ -178,7 +178,7 @@ class Queue:
             used: Each chain with the bytes written to it, as in `push`.
 
         Raises:
-            ValueError: As `push`.
+            ValueError: See `push`.
         """
         if self._closed:
             for chain, _ in used:
@@ -191,7 +191,7 @@ class Queue:
             self._report_first_request(self._on_first_request)
 
     def put_back(self, chain: Chain) -> None:
-        """Undo the latest `pop` whose chain was neither pushed nor put back: it is available again.
+        """Undo the latest `pop` whose chain was neither pushed nor put back: it can be repeated.
 
         Args:
             chain: What that `pop` gave.
@@ -258,10 +258,10 @@ class Queue:
                 self._wake_ups.stop()
 
     def replace_call(self, call_fd: int | None) -> None:
-        """Notify through another descriptor from the next notification on, and once at once.
+        """Notify through another descriptor from now on, and once immediately.
 
         Args:
-            call_fd: As of QueueSetup.
+            call_fd: See QueueSetup.
         """
         with self._lock:
             self._call_fd = call_fd
@@ -269,10 +269,10 @@ class Queue:
             signal(call_fd)
 
     def close(self) -> None:
-        """Release what the queue took itself, after `stop`.
+        """Release what the queue itself made; call it after `stop`.
 
-        The thread that serves the queue should have returned. If it is stuck it may give its chain
-        back later, which then touches neither the ring nor a descriptor.
+        The thread that serves the queue should have returned. A thread that is stuck may give its
+        chain back later; that touches neither the ring nor a descriptor.
         """
         with self._lock:
             self._closed = True
@@ -338,7 +338,7 @@ class Queue:
         return False
 
     def _arm(self) -> bool:
-        """Ask the driver for a kick; return whether chains came before it could see that."""
+        """Ask the driver for a kick; return whether chains came before it could see the wish."""
         if self._event_idx:
             self._avail_event[0] = self._next_avail
         else:

@@ -1,4 +1,4 @@
-"""What a queue is given when it is started, and where in its ring it goes on.
+"""The setup of a queue that is started, and its position in the ring.
 
 Owns these two values only. Must not know queues, rings or devices.
 """

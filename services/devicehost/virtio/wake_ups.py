@@ -23,10 +23,10 @@ class WakeUps:
     """
 
     def __init__(self, kick_fd: int | None) -> None:
-        """Take what there is, and an eventfd of its own.
+        """Make the eventfd that stops the queue.
 
         Args:
-            kick_fd: The caller keeps it.
+            kick_fd: Of the driver; the caller keeps it.
         """
         self.kick_fd: Final = kick_fd
         self.stop_fd: Final = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -41,7 +41,7 @@ class WakeUps:
             timeout_ms: How long to sleep at most; None: as long as it takes.
 
         Returns:
-            The readable ones of all descriptors; empty when the time is over.
+            All descriptors that are readable; empty when the time is over.
         """
         poll = self._polls.get((fds, kick))
         if poll is None:

@@ -58,7 +58,7 @@ class NetDevice:
         Args:
             options: What the adapter was asked to be.
             backend: The TAP interface.
-            meter: Where dropped frames are counted, and what is bounded.
+            meter: Of the device; counts dropped frames and has its bounds.
 
         Raises:
             InvalidArgumentError: TAP_NAME.

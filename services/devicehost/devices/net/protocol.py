@@ -1,7 +1,7 @@
 """The virtio-net protocol (virtio 1.2, section 5.1.6): frames behind headers in a driver's buffers.
 
 Owns where the header ends and how a frame is spread over buffers. Offloads are not offered, so a
-header says nothing but how many buffers a frame is in. Must not know queues or the back end.
+header carries only the number of buffers of a frame. Must not know queues or the back end.
 """
 
 from __future__ import annotations
