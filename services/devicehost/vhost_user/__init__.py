@@ -1,9 +1,9 @@
 """The vhost-user back-end of one device.
 
-`messages` has the syntax of every request, and `connection` what was negotiated. `backend` carries
-requests out: `ring` is what a front-end sets up, `ring_states` the table of what may happen to it,
-`worker` the thread that serves it. `sockets` makes the socket, and `listener` has the thread that
-reads from it.
+`messages` has the syntax of every request, and `connection` what was negotiated. `backend` executes
+requests: `ring` is one virtqueue as the front-end sets it up, `ring_states` the table of its
+states, `worker` the thread that serves it, and `event_fds` its eventfds. `sockets` makes the
+socket, and `listener` has the thread that reads from it.
 """
 
 from services.devicehost.vhost_user.backend import Backend, Observer

@@ -1,7 +1,7 @@
 """What a front-end's commands do to one device: guest memory, rings and their workers.
 
-One thread executes commands; workers only report failure. Must not know bytes, sockets or gRPC, nor
-the observer but by its interface.
+One thread executes commands; workers only report failure. Must not know bytes, sockets or gRPC, and
+of the observer only its interface.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Backend:
             meter: Of the device.
             observer: Learns what happens.
             offers_config: Whether a front-end can ask for the configuration space.
-            table: Empty; None for one that takes sealed memory only.
+            table: An empty table; None: one that accepts sealed memory only.
         """
         self._device = device
         self._access = access
@@ -173,7 +173,7 @@ class Backend:
         self._change_table(lambda: self._table.remove(gone.gpa, gone.size_bytes, gone.user_addr))
 
     def _change_table(self, change: Callable[[], None]) -> None:
-        """Change the table with the rings paused, and attach to what it says then."""
+        """Pause the rings, change the table, and attach to the guest memory that it then has."""
         for ring in self._rings:
             ring.pause()
         try:
@@ -216,8 +216,8 @@ class Backend:
         ring = self._ring(command)
         base = ring.halt()
         self._observer.unregister_doorbell(ring.index)
-        # A front-end stops all rings also to pause its guest, and starts them again: the device
-        # keeps its state then. Only a device that has failed is reset.
+        # A front-end also stops all rings to pause its guest, and starts them again later. So the
+        # device keeps its state; only a device that has failed is reset.
         if self._failed and not self._any_is_served():
             self._settle()
         return VringState(ring.index, base)
@@ -289,10 +289,10 @@ class Backend:
         try:
             self._device.reset()
         except Exception:
-            _LOG.exception("%s: reset failed; serving on", self._device.device_class)
+            _LOG.exception("%s: reset failed; serving goes on", self._device.device_class)
 
     def _serve_what_can_be_served(self) -> None:
-        """Have every ring served that is started, enabled and reachable.
+        """Start a worker for each ring that is started, enabled and reachable, and has none.
 
         Without F_PROTOCOL_FEATURES every ring is enabled ("Ring states").
         """

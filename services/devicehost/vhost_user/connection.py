@@ -202,8 +202,8 @@ class Connection:
 
     def _config(self, wanted: Config) -> bytes:
         end = wanted.offset + wanted.size
-        # The rest of the largest possible space reads as zeros. Past that is an error, which an
-        # empty payload reports.
+        # The rest of the largest possible space reads as zeros. A range past it is an error, which
+        # an empty payload reports.
         if end > CONFIG_MAX_BYTES:
             return b""
         data = self._offer.config.ljust(CONFIG_MAX_BYTES, b"\0")[wanted.offset : end]

@@ -18,7 +18,7 @@ _EVENTFD: Final = "anon_inode:[eventfd]"
 
 
 def check_event_fd(index: int, fd: int | None) -> None:
-    """Refuse what could block a worker or keep it busy: only an eventfd is taken.
+    """Refuse a descriptor that could block a worker or keep it busy: anything but an eventfd.
 
     Args:
         index: Of the ring that it is for.
@@ -40,7 +40,7 @@ def check_event_fd(index: int, fd: int | None) -> None:
 
 
 class Notification:
-    """The eventfd by which a front-end is notified of one thing; it may give another one.
+    """The eventfd by which a front-end is notified of one thing; the front-end may replace it.
 
     Every eventfd is put under the number of the first, and the number stays open until its last
     holder has released it. So a holder writes to it without a lock: meanwhile the number cannot
@@ -77,7 +77,7 @@ class Notification:
         """Keep the number open until the matching `release`; from any thread.
 
         Returns:
-            Whether it is; False: the last holder has released it.
+            Whether the number is open; False: the last holder has released it.
         """
         with self._lock:
             if self._holders:

@@ -87,7 +87,7 @@ class Listener:
             try:
                 return self._socket.accept()[0]
             except OSError as error:
-                _LOG.warning("%s: no front-end can be taken: %s", self._path.name, error.strerror)
+                _LOG.warning("%s: cannot accept a front-end: %s", self._path.name, error.strerror)
                 self._await(None, 0, ACCEPT_RETRY_MS)
 
     def _serve(self, stream: socket.socket) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class ProtocolError(InvalidArgumentError):
-    """A front-end sent what is no vhost-user message; the connection is closed."""
+    """A front-end broke the vhost-user protocol; its connection is closed."""
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class FdIndex(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a well-formed request looks like.
+    """The form of a well-formed request.
 
     Attributes:
         parse: Turns the payload into the body; None when the length is wrong.

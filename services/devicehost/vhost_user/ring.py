@@ -1,8 +1,8 @@
 """One ring as a front-end sets it up: size, base, addresses and descriptors.
 
 Owns the ring's pinned pages, its descriptors and its state; each event of `ring_states` is a method
-here. A worker ends as soon as its ring is not SERVED any more. The front-end thread calls every
-method, but for those that say "from any thread". Must not know messages or other rings.
+here. A worker ends as soon as its ring is not SERVED any more. Only the front-end thread calls the
+methods, except for those marked "from any thread". Must not know messages or other rings.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Ring:
 
     @property
     def placed(self) -> bool:
-        """Whether the ring is reachable where the front-end has put it since it last stopped."""
+        """Whether the ring is reachable, at addresses that were sent after it last stopped."""
         return self.reachable and self._addr_is_current
 
     def set_size(self, size: int) -> None:
@@ -154,7 +154,7 @@ class Ring:
         """Make the ring's parts reachable; nothing to do for a ring without addresses.
 
         Raises:
-            InvalidArgumentError: As `set_addr`; nothing is pinned then, and the addresses are
+            InvalidArgumentError: See `set_addr`; nothing is pinned then, and the addresses are
                 forgotten.
         """
         if self._addr is None:
@@ -230,7 +230,7 @@ class Ring:
             raise
 
     def ask_to_stop(self) -> None:
-        """Make the worker, if there is one, end soon, without waiting for it; from any thread."""
+        """Ask the worker, if there is one, to end soon; does not wait for it. From any thread."""
         worker = self._worker
         if worker is not None:
             worker.ask_to_stop()
@@ -311,7 +311,7 @@ class Ring:
             ) from error
 
     def _fire(self, event: RingEvent) -> None:
-        """Go where an event leads; the worker ends if that is out of SERVED."""
+        """Change the state by an event; the worker ends when the ring leaves SERVED."""
         worker = self._worker
         if self._life.fire(event) is RingState.SERVED or worker is None:
             return

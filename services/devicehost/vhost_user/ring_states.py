@@ -40,8 +40,8 @@ class RingEvent(StrEnum):
     CONFIGURE = "be configured"
     """SET_VRING_NUM, SET_VRING_BASE or SET_VRING_ADDR changes what a worker relies on."""
     START = "be started"
-    """SET_VRING_KICK. The specification starts a ring at the first kick; whether that has come is
-    seen by the worker, which finds nothing available before it."""
+    """SET_VRING_KICK. The specification starts a ring at the first kick; here a worker may begin
+    before it, and finds nothing available."""
     STOP = "be stopped"
     """GET_VRING_BASE."""
     ENABLE = "be enabled"
@@ -83,8 +83,8 @@ RING_TRANSITIONS: Final[Mapping[tuple[RingState, RingEvent], RingState]] = {
     (RingState.SERVED, RingEvent.DISABLE): RingState.STARTED_DISABLED,
     (RingState.SERVED, RingEvent.PAUSE): RingState.STARTED_ENABLED,
 }
-"""Whatever is not here is illegal: what a worker relies on is not configured under it, and only a
-ring that is started and enabled is served."""
+"""Every other event is illegal: nothing that a worker relies on is configured while it works, and
+only a ring that is started and enabled is served."""
 
 
 def ring_life(index: int) -> StateMachine[RingState, RingEvent]:

@@ -137,8 +137,9 @@ def _remove_stale(path: Path, name: bytes) -> None:
         raise InvalidArgumentError(
             "SOCKET_PATH", f"{str(path)!r} exists and is no socket; choose another path"
         )
-    # A real connection would take the place of the front-end that a live device waits for. One of
-    # the wrong type is refused without that, and differently if no process has the socket.
+    # A stream connection would take the place of the front-end that a live device waits for. A
+    # datagram socket is refused without that: with EPROTOTYPE if a process listens, otherwise with
+    # ECONNREFUSED.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         if probe.connect_ex(name) in (0, errno.EPROTOTYPE):
             raise InvalidArgumentError(

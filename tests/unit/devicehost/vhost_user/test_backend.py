@@ -463,7 +463,7 @@ def test_a_front_end_waits_while_the_process_has_no_descriptor_left(
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:
             first.socket.close()
-            assert eventually(lambda: "no front-end can be taken" in caplog.text)
+            assert eventually(lambda: "cannot accept a front-end" in caplog.text)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with second:
