@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 SERVICE: Final = "porthole.devicehost.v1.DeviceHost"
 
 CALL_THREADS: Final = 32
-"""Calls of the registry that run at a time. One call may take as long as a dead network drive, or a
-worker that does not end; with more threads than such calls, the others are answered meanwhile."""
+"""Most calls to the registry that run at a time. A call may hang on a dead network drive, or on a
+worker that does not end. The others are answered meanwhile, if fewer calls than this hang."""
 
 WATCH_BACKLOG: Final = 1024
 """Changes that may wait for a watcher; a watcher that is further behind is cut off."""
@@ -210,7 +210,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         self._watchers.add(watcher)
         ended = asyncio.create_task(watcher.ended.wait())
         try:
-            # The caller knows from these that it misses nothing from now on.
+            # A caller that has these misses no later change.
             await context.send_initial_metadata(())
             while change := await _next(watcher, ended):
                 yield change

@@ -49,8 +49,8 @@ class StandaloneDevice:
         access: How the device reaches guest memory.
         options: Further options, "key=value;flag", as a share or an adapter takes them.
         persistent: Whether to wait for a further front-end when one has gone.
-        offers_config: Whether a front-end can ask for the configuration space. Most
-            keep their own, and QEMU 7.2 before 7.2.3 crashes when a device needlessly offers it.
+        offers_config: Whether a front-end can ask for the configuration space. Most front-ends keep
+            one of their own, and QEMU 7.2 before 7.2.3 crashes when a device needlessly offers it.
     """
 
     backend: FsBackend | NetBackend

@@ -47,12 +47,12 @@ def observe(host: DeviceHost) -> None:
         unit="{slot}",
         description="2 KiB slots of the device's pool; 0 without a pool",
     )
-    for name, what in (("used", "in use"), ("total", "that there may be")):
+    for name, what in (("used", "amount in use"), ("total", "most that may be in use")):
         meter.create_observable_gauge(
             f"porthole.device.bound_{name}",
             callbacks=[_of_bounds(host, name)],
             unit="1",
-            description=f"windows, handles and so on of a device {what}",
+            description=f"windows, handles and so on of a device: {what}",
         )
     for place, name in enumerate(("used", "limit")):
         meter.create_observable_gauge(

@@ -1,4 +1,4 @@
-"""A bound on how often something that a guest or a front-end can trigger is logged.
+"""A limit on log lines that a guest or a front-end can trigger.
 
 Must not know what is logged.
 """

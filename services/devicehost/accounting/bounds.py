@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LOOK_INTERVAL_S: Final = 1.0
-"""Time between two looks at a resource that is used up. The native loop gives things back without
-Python, so there is no event to wait for. It also bounds how often a guest can begin an episode."""
+"""Time between two looks at a resource that is used up. The native loop gives nodes and handles
+back without Python, so there is no event to wait for. The interval also bounds how often a guest
+can begin an episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Bounds:
         return found.total if found is not None else None
 
     def hit(self, resource: str) -> None:
-        """Note that a request of this device was refused, or has to wait, for want of it."""
+        """Note that a request of this device is refused or has to wait, for want of a resource."""
         self._by_name[resource].hit(self._report)
 
     def is_exhausted(self, resource: str) -> bool:

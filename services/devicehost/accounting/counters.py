@@ -1,7 +1,8 @@
 """The counters of a device: the declaration of each, and those that a queue's thread writes.
 
-A new counter is a field here and a line that counts. One that leaves the process has a field of the
-same name in DeviceCounters (device.proto) too. Must not know metrics or protobuf.
+A new counter is a field of Counters, a line that counts, and a field of the same name in
+DeviceCounters (device.proto), because GetDevice returns all of them. Must not know metrics or
+protobuf.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Counters:
         is_highest=True,
     )
     frames_dropped: int = _counter("{frame}", "frames that a virtio-net device dropped")
-    held_back: int = _counter("{hold}", "times that a queue was not read on, for want of room")
+    held_back: int = _counter("{hold}", "times that a queue was held back, for want of room")
     exhaustions: int = _counter(
         "{episode}",
         "episodes in which something bounded was used up; docs/limits.md lists what is",

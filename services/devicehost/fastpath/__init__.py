@@ -1,7 +1,7 @@
-"""The native fast path: its library, loaded if it was built and is what Python declares.
+"""The native fast path: its library, loaded if it was built and matches Python's declarations.
 
-Owns whether the library is used. The library takes no Python objects and calls none; ctypes gives
-up the interpreter's lock for every call. Must not know what is done with it.
+Owns the decision whether the library is used. The library takes no Python objects and calls none;
+ctypes releases the interpreter's lock for each call. Must not know what the library is used for.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ SWITCH: Final = "PORTHOLE_NATIVE"
 """Environment variable; "0" leaves the library alone."""
 
 ACTIVE: Final = "active"
-"""What `status` is when the library serves."""
+"""The value of `status` when the library serves."""
 
 
 def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
     """Load a library.
 
     Returns:
-        The library, None where it cannot be used, and what `status` is then.
+        The library, or None if it cannot be used; and the value of `status`.
     """
     if os.environ.get(SWITCH) == "0":
         return None, f"off: {SWITCH} is 0"

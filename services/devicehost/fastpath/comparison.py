@@ -1,6 +1,6 @@
-"""Compares what Python declares of the native library with what the library exports of itself.
+"""Compares Python's declarations of the native library with the tables that the library exports.
 
-The compiler made the library's tables (native/layouts.c), so they are true of it. A library that
+The compiler makes these tables (native/layouts.c), so they are true of the library. A library that
 was built from other sources differs in some row, and is refused before it is used. Must not know
 what the declarations are for.
 """
@@ -37,7 +37,7 @@ def compare(library: ctypes.CDLL) -> None:
     """Compare all layouts, constants and signatures.
 
     Args:
-        library: Its functions have their result types.
+        library: The library; the result types of its TABLES are set.
 
     Raises:
         MismatchError: The first thing that differs, by its name.
@@ -97,7 +97,7 @@ def _text(exported: bytes) -> str:
 def _in_our_types(signature: str) -> str:
     """Rewrite a signature of C in the types that Python declares.
 
-    A structure that Python does not declare is only ever pointed to: as void.
+    A pointer to a structure that Python does not declare becomes one to void.
     """
     for of_c, ours in (("const ", ""), (r"enum \w+", "uint32_t"), (r"\bint\b", "int32_t")):
         signature = re.sub(of_c, ours, signature)

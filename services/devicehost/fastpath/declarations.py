@@ -1,7 +1,7 @@
-"""What Python declares of the native library: its constants, structures and functions.
+"""Python's declarations of the native library: its constants, structures and functions.
 
-Each is declared in C too (native/*.h). `comparison` refuses a library in which it is another one.
-Must not know how the library is found, or what is done with it.
+C declares the same (native/*.h), and `comparison` refuses a library whose declarations differ. Must
+not know how the library is found, or what it is used for.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import enum
 from typing import Final
 
 SLOT_SHIFT: Final = 44
-"""The bits of a node's id from this one on are the slot of the share that the node belongs to; the
-slot is 0 where a device has one share. Below it there is room for a million new nodes a second for
-half a year."""
+"""The bits of a node's id from this one up are the slot of its share; the slot is 0 if the device
+has one share. The bits below have room for a million new nodes a second for half a year."""
 
 PYTHON: Final = -(1 << 63)
-"""ph_fuse_serve leaves the request to Python."""
+"""Result of ph_fuse_serve: it leaves the request to Python."""
 
 FILE: Final = 1
 DIRECTORY: Final = 2
 KEEP_ID: Final = 0xFFFF_FFFF
-"""As `uid` or `gid` of Rules: the file's own is shown."""
+"""Value of `uid` or `gid` in Rules that shows the file's own."""
 
 _u16, _u32, _u64 = ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 _i32, _i64, _ptr, _bool = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_bool

@@ -166,8 +166,8 @@ class HostedDevice:
 
         Args:
             make: Makes the virtio device.
-            table: Empty, with a guard of its own; None for one that takes sealed memory only.
-            sock: Where to listen, the device's from now on; None: at the identity's socket path.
+            table: An empty table with its own guard; None: one that accepts sealed memory only.
+            sock: A socket that the device takes over; None: it listens at the identity's path.
             offers_config: Whether a front-end can ask for the configuration space.
 
         Raises:
@@ -311,7 +311,7 @@ class HostedDevice:
         return me.vm_id, me.instance_id, me.device_class, me.tag
 
     def _emit_once(self, event: events.Event) -> None:
-        """Emit an event the first time only; a front-end that comes back is no new handshake."""
+        """Emit an event the first time only; a front-end that reconnects begins no handshake."""
         with self._lock:
             if event.name in self._emitted:
                 return

@@ -1,7 +1,7 @@
 """The registry of all devices by VM: adding and removing them, and the pool and quota of each VM.
 
-Owns the order of section 10 of docs/handshake.md: register, create, store; mark shutting down, tear
-down, forget. Must not know gRPC, protobuf or traces.
+Owns the order in which a device is added (register, create, store) and removed (mark as shutting
+down, tear down, forget). Must not know gRPC, protobuf or traces.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from services.handshake.exhaustion import Exhaustion
 
 REMEMBERED_DEVICES: Final = 256
-"""The most removed devices that are remembered; the latest are kept."""
+"""How many removed devices are remembered: the latest ones."""
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from services.devicehost.memory.regions import RegionTable
 
 MAX_REQUEST_BYTES: Final = 1 << 20
-"""Longest data of a request that no pool bounds, in bytes: the default limit of Linux (kernel:
+"""Most bytes of data in a request that no pool bounds: the default limit of Linux (kernel:
 fs/fuse/inode.c, fuse_max_pages_limit = 256 pages)."""
 
 
@@ -36,7 +36,7 @@ class Access(ABC):
         keeps_descriptors: Whether the descriptors of guest memory stay open while the device is
             attached. Only then can regions be added and removed one at a time; otherwise a
             front-end must send the whole table again, with its descriptors.
-        max_request_bytes: Longest data of one request that the guest is able to map, whatever the
+        max_request_bytes: Most bytes of data that the guest can map for one request, for any
             device class.
         log_level: Severity of this choice, of the logging module.
         warning: The end of a log line about a device that is not confined; otherwise empty.
@@ -72,7 +72,7 @@ class Access(ABC):
     def attached_event(
         self, vm_id: str, instance_id: str, device_class: str, tag: str
     ) -> events.Event | None:
-        """Return the handshake event that follows on attaching; None when none does."""
+        """Return the handshake event that follows on attaching; None if there is none."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -160,5 +160,5 @@ class Whole(Access):
 
 
 def confined(pool: SwiotlbPool | None, quota: WindowQuota) -> Aperture | Windows:
-    """Return the access of a device that is confined: to its VM's pool, or by windows without."""
+    """Return the access of a confined device: to its VM's pool, or without one by windows."""
     return Aperture(pool) if pool is not None else Windows(quota)

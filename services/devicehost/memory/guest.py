@@ -81,7 +81,7 @@ class Lease(AbstractContextManager["Lease"], Protocol):
             lengths: As many.
 
         Raises:
-            As `view`.
+            TranslationError, DeadlineExceededError, ResourceExhaustedError: See `view`.
         """
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class GuestMemory(ABC):
             lengths: As many.
 
         Raises:
-            As `Lease.view`.
+            TranslationError, DeadlineExceededError, ResourceExhaustedError: See `Lease.view`.
         """
 
     def spans(self) -> Sequence[Span] | None:
@@ -151,7 +151,7 @@ class GuestMemory(ABC):
         """Copy [gpa, gpa + length), so that the guest cannot change the bytes after a check.
 
         Raises:
-            As `Lease.view`.
+            TranslationError, DeadlineExceededError, ResourceExhaustedError: See `Lease.view`.
         """
         with self.lease((gpa,), (length,)) as lease:
             return bytes(lease.view(gpa, length))
@@ -169,8 +169,8 @@ class GuestMemory(ABC):
             raise self.refuse(
                 gpa,
                 length,
-                "the memory that the device may map a ring from; it took the rings' "
-                "addresses when they were set first, and now keeps to its aperture"
+                "the memory that is mapped; the device maps no further ring after all its rings "
+                "were placed once, and keeps to its aperture"
                 if region
                 else "guest memory",
             )

@@ -87,7 +87,7 @@ def guard_against_truncation(fd: int, needed_bytes: int) -> None:
 
     A file that shrinks under a mapping turns the next access into SIGBUS, which ends the devices of
     every VM. So the file must be sealed against shrinking (fcntl(2), F_SEAL_SHRINK), and its size
-    is checked after. Only a memfd can be sealed, so no access waits for another file system.
+    is checked afterwards. Only a memfd can be sealed, so no access waits for another file system.
 
     Raises:
         InvalidArgumentError: REGION_NOT_SEALED, REGION_FILE_TOO_SHORT.
@@ -125,7 +125,7 @@ class OwnRisk:
             _check_size(fd, needed_bytes)
             if not self._warned:
                 self._warned = True
-                _LOG.warning("%s; accepted all the same; should it shrink, this device ends", error)
+                _LOG.warning("%s; accepted all the same; this device ends if it shrinks", error)
 
 
 def _check_size(fd: int, needed_bytes: int) -> None:

@@ -96,7 +96,7 @@ class RegionTable:
         """Add one region; on failure nothing changes and its descriptor is closed.
 
         Raises:
-            InvalidArgumentError: As `replace`.
+            InvalidArgumentError: See `replace`.
         """
         try:
             self._check(region)

@@ -132,7 +132,7 @@ class WindowQuota:
     def _wait_for_change(
         self, seen: int, owner: WindowMemory, wanted: Collection[GpaRange], deadline: float
     ) -> int:
-        """Wait until windows have come free since `seen` changes; returns how many there are."""
+        """Wait until windows come free after `seen` changes; return the changes so far."""
         left_s = deadline - time.monotonic()
         if not self._changed.wait_for(lambda: self._changes != seen, left_s):
             raise DeadlineExceededError(
@@ -239,7 +239,7 @@ class WindowMemory(GuestMemory):
     """All of a guest's memory, mapped a buffer at a time.
 
     Attributes:
-        quota: What the devices of the VM share.
+        quota: The windows that the devices of the VM share.
         meter: Of the device.
         in_use: Windows that requests of the device use now; the quota counts them.
     """
