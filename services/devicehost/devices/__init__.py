@@ -90,8 +90,8 @@ def make_device(
     """Make the device that serves a back end.
 
     Args:
-        options: What the device is to be, parsed as DEVICE_TYPES has it.
-        backend: What it serves.
+        options: The device's options, parsed by its row of DEVICE_TYPES.
+        backend: The back end to serve.
         access: How it is to reach guest memory.
         meter: Of the device.
 

@@ -30,7 +30,7 @@ class DeviceState(StrEnum):
 
 
 class DeviceEvent(StrEnum):
-    """What moves a device from state to state."""
+    """The events that move a device from state to state."""
 
     CONNECT = "connect"
     ATTACH = "attach"

@@ -1,4 +1,4 @@
-"""What a front-end's commands do to one device: guest memory, rings and their workers.
+"""The effects of a front-end's commands on one device: guest memory, rings and their workers.
 
 One thread executes commands; workers only report failure. Must not know bytes, sockets or gRPC, and
 of the observer only its interface.

@@ -59,7 +59,7 @@ _ERROR: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a back-end offers to every front-end.
+    """The features and limits that a back-end offers to every front-end.
 
     Attributes:
         features: Virtio feature bits, TRANSPORT_FEATURES included.
@@ -97,7 +97,7 @@ class Connection:
     """The negotiated state of one connection.
 
     Attributes:
-        protocol_features: What the front-end accepted of the protocol, as a mask.
+        protocol_features: Those that the front-end accepted, as a mask.
     """
 
     def __init__(self, offer: Offer) -> None:

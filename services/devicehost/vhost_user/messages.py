@@ -47,7 +47,7 @@ class Command:
     """One request that is well formed.
 
     Attributes:
-        request: What is asked for.
+        request: Its type.
         body: The payload, parsed; its type follows from the request.
         fds: Descriptors that came with it. The back-end takes those that it keeps out of the list;
             the listener closes the rest.

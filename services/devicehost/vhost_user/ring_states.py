@@ -35,7 +35,7 @@ class RingState(StrEnum):
 
 
 class RingEvent(StrEnum):
-    """What moves a ring from state to state."""
+    """The events that move a ring from state to state."""
 
     CONFIGURE = "be configured"
     """SET_VRING_NUM, SET_VRING_BASE or SET_VRING_ADDR changes what a worker relies on."""

@@ -48,7 +48,7 @@ class Chain:
     """The buffers of one request, to be pushed back exactly once.
 
     Attributes:
-        head: Index of the first descriptor; what the used ring names.
+        head: Index of the first descriptor, which the used ring names.
         readable: Buffers that the driver wrote for the device, in order; never empty ones.
         writable: Buffers that the device may write, in order; never empty ones.
         readable_bytes: Length of all readable buffers.

@@ -125,7 +125,7 @@ class Queue:
 
         Raises:
             QueueError: The guest broke a rule of the ring; do not call again.
-            TranslationError: A buffer lies outside what the device may reach; do not call again.
+            TranslationError: The device may not reach a buffer; do not call again.
                 The chain was given back, with nothing written, so that its request fails at once.
         """
         while not self.stopped:
@@ -157,7 +157,7 @@ class Queue:
         """Give a chain back; its buffers must not be touched any more.
 
         Args:
-            chain: What `pop` gave.
+            chain: A chain that `pop` returned.
             written_bytes: Bytes that the device wrote, from the first writable byte on.
 
         Raises:
@@ -194,7 +194,7 @@ class Queue:
         """Undo the latest `pop` whose chain was neither pushed nor put back: it can be repeated.
 
         Args:
-            chain: What that `pop` gave.
+            chain: The chain that this `pop` returned.
         """
         chain.lease.close()
         self._next_avail = (self._next_avail - 1) & U16_MASK

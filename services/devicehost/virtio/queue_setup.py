@@ -53,7 +53,7 @@ class QueueSetup:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """Where a queue is in its ring: what it starts from, and what is left when it has stopped.
+    """The position of a queue in its ring, when it starts or after it has stopped.
 
     Everything else is in guest memory: a queue reads the used index when it starts.
 

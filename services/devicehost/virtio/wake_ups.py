@@ -1,4 +1,4 @@
-"""What a queue sleeps on: the driver's kick, its own stop, and descriptors of its device.
+"""The descriptors that a queue sleeps on: the driver's kick, its own stop, and its device's.
 
 Owns the eventfd that stops a queue, and the rules for descriptors that a front-end shares. Must not
 know rings: when to sleep is the queue's business.

@@ -1,4 +1,4 @@
-"""What a virtio-fs device may serve, and opening the directory of a share.
+"""The back ends of virtio-fs, and opening the directory of a share.
 
 Owns the errors of a directory that cannot be shared. Must not know devices.
 """

@@ -46,8 +46,8 @@ class FsDevice:
         """Open the directory that is shared, and raise the process's limit on open files.
 
         Args:
-            options: What the device was asked to be; its name is the tag.
-            backend: What is shared; an aggregate begins without any share.
+            options: The options of the device; their name is the tag.
+            backend: The directory to share, or an aggregate, which begins without any share.
             max_request_bytes: Most bytes of data that the guest can map for one request.
             meter: Of the device; its bounds are added there.
 
@@ -84,7 +84,7 @@ class FsDevice:
 
         Args:
             name: Its name in the root.
-            options: What it was asked to be.
+            options: The options of the share.
             shared_dir: The directory.
 
         Raises:

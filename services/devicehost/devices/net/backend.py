@@ -1,4 +1,4 @@
-"""What a virtio-net device serves: a TAP interface, for whole frames behind virtio-net headers.
+"""The back end of virtio-net: a TAP interface, for whole frames behind virtio-net headers.
 
 Owns /dev/net/tun, its ioctls (linux/if_tun.h) and the meaning of their failures. Addresses, routes
 and the up flag of the interface belong to its maker. Must not know queues.

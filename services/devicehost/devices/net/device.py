@@ -56,7 +56,7 @@ class NetDevice:
         """Open the TAP interface.
 
         Args:
-            options: What the adapter was asked to be.
+            options: The options of the adapter.
             backend: The TAP interface.
             meter: Of the device; counts dropped frames and has its bounds.
 

@@ -1,4 +1,4 @@
-"""What one guest has of all shares of a device between INIT and DESTROY.
+"""A guest's mount of all shares of a device, between INIT and DESTROY.
 
 Each share has everything of its own: rules, nodes, open files, locks and limits. The ids of its
 nodes begin with its slot, so a request finds its share by the node that it names, and nothing that
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 VALID_S: Final = 1
-"""How long a guest may trust what it knows of the root: shares come and go."""
+"""How long a guest may trust entries and attributes of the root: shares come and go."""
 
 
 class AggregateMount:
-    """What one guest has of all shares between INIT and DESTROY.
+    """A guest's mount of all shares of a device, between INIT and DESTROY.
 
     Attributes:
         read_only: False: the root refuses changes by errors of its own.

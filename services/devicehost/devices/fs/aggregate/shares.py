@@ -1,7 +1,7 @@
 """The shares of one device, apart from any guest.
 
-A share has a slot, a number that is never used again. Must not know requests, or what a guest has
-of a share.
+A share has a slot, a number that is never used again. Must not know requests, or nodes and open
+files of a guest.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Child:
     Attributes:
         name: Its name in the root.
         slot: Its number.
-        share: What is shared.
+        share: The directory and its options.
         ino: Of its directory, as the guest sees it.
         removed: Whether it was removed.
     """
@@ -72,7 +72,7 @@ class Aggregate:
 
     Attributes:
         options: The device's own; its name is the tag.
-        limits: What a guest may hold of each share.
+        limits: How much a guest may hold of each share.
         library: The native fast path; None: Python serves everything.
         bounds: Of the device.
         changed_ns: When a share was last added or removed, in nanoseconds since the epoch.
@@ -89,9 +89,9 @@ class Aggregate:
 
         Args:
             options: The device's.
-            limits: What a guest may hold of each share.
+            limits: How much a guest may hold of each share.
             library: The native fast path; None: Python serves everything.
-            bounds: Of the device; what a share uses up is reported there.
+            bounds: Of the device; they report a resource that a share uses up.
         """
         self.options: Final = options
         self.limits: Final = limits

@@ -90,7 +90,7 @@ class Request:
         self.space_bytes = space_bytes if space_bytes > 0 else 0
 
     def load(self, layout: Struct | None, *, streamed: bool) -> None:
-        """Read what follows the header.
+        """Read the bytes after the header.
 
         Args:
             layout: The fixed part; None when there is none.

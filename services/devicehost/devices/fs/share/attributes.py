@@ -1,9 +1,9 @@
-"""What a guest sees of a file's status: the host's, with the share's options applied.
+"""A file's status as a guest sees it: the host's, with the share's options applied.
 
-Owns the mapping from stat to fuse_attr and fuse_statx, and what the options `uid=`, `gid=`,
-`umask=`, `dmask=` and `fmask=` do to it. A mask takes permission bits away from what is shown;
-`umask=` counts for everything, `dmask=` and `fmask=` add to it for directories and for all else.
-Must not know requests or nodes.
+Owns the mapping from stat to fuse_attr and fuse_statx, and the effects of the options `uid=`,
+`gid=`, `umask=`, `dmask=` and `fmask=` on it. A mask takes permission bits away from the modes that
+are shown: `umask=` from all modes, `dmask=` also from those of directories, and `fmask=` also from
+those of all other files. Must not know requests or nodes.
 """
 
 from __future__ import annotations

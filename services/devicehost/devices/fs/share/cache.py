@@ -1,4 +1,6 @@
-"""What a guest may keep of a share, and for how long: the options `cache=` and `writeback`.
+"""The cache policy of a share: the options `cache=` and `writeback`.
+
+A guest may keep:
 
 - none: nothing. Names and attributes are asked for each time, and data never stay in the guest's
   page cache (FOPEN_DIRECT_IO), except data of files that are mapped into memory.
@@ -60,7 +62,7 @@ _READDIRPLUS: Final = fuse.FUSE_DO_READDIRPLUS | fuse.FUSE_READDIRPLUS_AUTO
 
 
 class CachePolicy:
-    """What one share's guest may keep.
+    """How long a guest may keep names, attributes and data of one share.
 
     Attributes:
         valid_s: How long names and attributes hold.

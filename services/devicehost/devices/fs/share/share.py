@@ -27,7 +27,7 @@ class Share:
         options: The share's options.
         limits: How many nodes and open files a guest may hold.
         library: The native fast path; None: Python serves everything.
-        bounds: Of the device; what a guest uses up is reported there.
+        bounds: Of the device; they report a resource that a guest uses up.
     """
 
     root: Descriptor
