@@ -1,6 +1,6 @@
 /*
- * What Python declares of this library (fastpath/declarations.py), as the compiler laid it out.
- * Python compares the two before it calls anything else.
+ * The structures, constants and functions that Python declares too (fastpath/declarations.py), as
+ * the compiler laid them out. Python compares the two before it calls anything else.
  *
  * A structure, field, constant or function that both sides know is listed here once.
  */

@@ -20,7 +20,7 @@
 /* The request is Python's; nothing has been done. */
 #define PH_PYTHON INT64_MIN
 
-/* What the thread of a queue keeps from request to request. */
+/* Buffers that the thread of a queue keeps from request to request. */
 struct ph_worker;
 
 struct ph_worker *ph_worker_new(void); /* NULL: no memory */

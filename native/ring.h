@@ -20,7 +20,7 @@ struct ph_span {
     uint8_t *address;
 };
 
-/* What Python's queue hands over and takes back; the names are those of queue.py. */
+/* The indices that Python's queue hands over and takes back; the names are those of queue.py. */
 struct ph_ring_state {
     uint16_t next_avail;
     uint16_t seen_avail;
@@ -40,7 +40,7 @@ struct ph_counters {
     uint64_t highest_slot;
 };
 
-/* What does not change while a ring is served. Descriptors are owned by the caller. */
+/* A ring's setup; it stays the same while the ring is served. The caller owns the descriptors. */
 struct ph_ring_setup {
     void *desc;
     void *avail;

@@ -1,5 +1,5 @@
 /*
- * What the parts of a ring (ring.c, chain.c, ring_wait.c) know of each other.
+ * The interface between the parts of a ring: ring.c, chain.c and ring_wait.c.
  */
 #ifndef PORTHOLE_RING_PRIVATE_H
 #define PORTHOLE_RING_PRIVATE_H

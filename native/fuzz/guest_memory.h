@@ -1,5 +1,5 @@
 /*
- * What a fuzzed ring is in: its three parts and the spans that buffers may be in.
+ * The memory of a fuzzed ring: its three parts, and the spans that buffers may be in.
  *
  * Every part lies alone before a page that cannot be touched, with poison in front of it. Must not
  * know what a ring means.

@@ -34,7 +34,7 @@ static void mutate(void)
         memcpy(before, target->start + at, length);
         memcpy(target->start + at, &WORDS[(random >> 44) % 12], length);
         __asm__ volatile("" ::: "memory"); /* it is read by others */
-        /* Undo most of it: the device soon leaves alone what stays broken. */
+        /* Undo most of it: the device soon skips a chain that stays broken. */
         if ((random >> 50) % 64)
             memcpy(target->start + at, before, length);
     }

@@ -116,7 +116,7 @@ static void serve(void)
     guest_collect(&now.guest, now.is_mounted);
 }
 
-/* Take the ring away: what comes too late does not touch it. */
+/* Take the ring away; a request that ends too late does not touch it. */
 static void stop(void)
 {
     static uint8_t before[GUEST_USED_BYTES];
