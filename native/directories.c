@@ -51,9 +51,9 @@ static bool is_dots(const char *name)
     return !strcmp(name, ".") || !strcmp(name, "..");
 }
 
-/* Look up an entry for READDIRPLUS. If that fails it has no node, and the listing goes on. */
-static void look_up(struct listing *listing, const struct dirent64 *found,
-                    struct fuse_entry_out *entry)
+/* Look up a listed entry for READDIRPLUS. If that fails it has no node, and the listing goes on. */
+static void look_up_listed(struct listing *listing, const struct dirent64 *found,
+                           struct fuse_entry_out *entry)
 {
     struct ph_mount *mount = listing->request->mount;
     struct ph_node *node = NULL;
@@ -62,9 +62,9 @@ static void look_up(struct listing *listing, const struct dirent64 *found,
     if (!is_dots(found->d_name)) {
         bool known = ph_node_knows_sibling(mount, listing->directory, found->d_ino);
 
-        node = (known ? ph_enter : ph_enter_new)(mount, ph_open_file_fd(listing->opened),
-                                                 found->d_name, ph_node_rules(listing->directory),
-                                                 &status);
+        node =
+            (known ? ph_look_up : ph_enter)(mount, ph_open_file_fd(listing->opened), found->d_name,
+                                            ph_node_rules(listing->directory), &status);
     }
     if (!node) {
         memset(entry, 0, sizeof(*entry));
@@ -121,7 +121,7 @@ static bool add_entry(struct listing *listing, const struct dirent64 *found)
     if (listing->used + length > listing->room)
         return false;
     if (listing->prefix)
-        look_up(listing, found, (void *)to);
+        look_up_listed(listing, found, (void *)to);
     memset(dirent, 0, length - listing->prefix);
     dirent->ino = shown_ino(listing, found);
     dirent->off = (uint64_t)found->d_off;

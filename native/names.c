@@ -29,8 +29,8 @@ static int open_beneath(const struct ph_mount *mount, int dir_fd, const char *na
     return ph_mount_claim(mount, openat(dir_fd, name, flags | O_NOFOLLOW | O_CLOEXEC, mode));
 }
 
-struct ph_node *ph_enter_new(struct ph_mount *mount, int dir_fd, const char *name,
-                             const struct ph_rules *rules, struct stat *status)
+struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
+                         const struct ph_rules *rules, struct stat *status)
 {
     int fd = open_beneath(mount, dir_fd, name, O_PATH, 0);
 
@@ -43,8 +43,8 @@ struct ph_node *ph_enter_new(struct ph_mount *mount, int dir_fd, const char *nam
     return ph_node_hold(mount, fd, status, rules);
 }
 
-struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
-                         const struct ph_rules *rules, struct stat *status)
+struct ph_node *ph_look_up(struct ph_mount *mount, int dir_fd, const char *name,
+                           const struct ph_rules *rules, struct stat *status)
 {
     struct ph_node *node;
 
@@ -52,7 +52,7 @@ struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
     if (fstatat(dir_fd, name, status, AT_SYMLINK_NOFOLLOW))
         return NULL;
     node = ph_node_hold_known(mount, status);
-    return node ? node : ph_enter_new(mount, dir_fd, name, rules, status);
+    return node ? node : ph_enter(mount, dir_fd, name, rules, status);
 }
 
 int64_t ph_do_lookup(struct ph_request *request)
@@ -64,7 +64,7 @@ int64_t ph_do_lookup(struct ph_request *request)
 
     if (!name || !(parent = ph_pin_native(request)))
         return PH_PYTHON;
-    node = ph_enter(request->mount, ph_node_fd(parent), name, ph_node_rules(parent), &status);
+    node = ph_look_up(request->mount, ph_node_fd(parent), name, ph_node_rules(parent), &status);
     ph_node_unpin(request->mount, parent);
     if (!node)
         return errno == ENOENT ? -ENOENT : PH_PYTHON;

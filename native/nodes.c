@@ -115,7 +115,7 @@ bool ph_node_knows_sibling(struct ph_mount *mount, const struct ph_node *node, u
 }
 
 /* Count a lookup, and pin the node for the caller. */
-static void look_up(struct ph_node *node)
+static void count_and_pin(struct ph_node *node)
 {
     node->lookups++;
     node->pins++;
@@ -130,7 +130,7 @@ struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *st
     node = ph_node_index_find_key(&mount->index, status->st_dev, status->st_ino);
     /* While a descriptor of a file is open, no other file gets its inode number. */
     if (node && node->fd >= 0)
-        look_up(node);
+        count_and_pin(node);
     else
         node = NULL;
     ph_mutex_let_go(&mount->mutex);
@@ -211,7 +211,7 @@ struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *
         node = add_node(mount, &fd, status, rules);
     error = errno;
     if (node) {
-        look_up(node);
+        count_and_pin(node);
         ph_sweep(mount);
     }
     ph_mutex_let_go(&mount->mutex);

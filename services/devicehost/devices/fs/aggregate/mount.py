@@ -100,8 +100,8 @@ class AggregateMount:
         with self._mutex:
             return list(self._mounts.values())
 
-    def enter(self, name: bytes) -> bytes:
-        """Look up a share; returns a fuse_entry_out. A share's directory is never forgotten.
+    def share_entry(self, name: bytes) -> bytes:
+        """Look up a share and return its fuse_entry_out. A share's directory is never forgotten.
 
         Raises:
             OSError: ENOENT; or the error of the share's directory, which is logged as well.

@@ -56,7 +56,7 @@ _Run: TypeAlias = "Callable[[AggregateMount, Request], int | Deferred]"
 def lookup(mount: AggregateMount, request: Request) -> int:
     """LOOKUP: find a share."""
     name = request.name()
-    return request.reply(mount.enter(name))
+    return request.reply(mount.share_entry(name))
 
 
 def forget(mount: AggregateMount, request: Request) -> int:
