@@ -25,7 +25,7 @@ int ph_claim(const struct ph_descriptors *descriptors, int fd)
     return -1;
 }
 
-int ph_open_again(const struct ph_descriptors *descriptors, int fd, int flags)
+int ph_open_via_proc(const struct ph_descriptors *descriptors, int fd, int flags)
 {
     char room[12], *name = &room[sizeof(room) - 1];
 

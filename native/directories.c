@@ -34,7 +34,7 @@ int64_t ph_do_opendir(struct ph_request *request)
         return PH_PYTHON;
     out.open_flags = ph_node_rules(node)->opendir_flags;
     if (S_ISDIR(ph_node_kind(node)) && ph_open_file_has_room(request->mount))
-        fd = ph_mount_open_again(request->mount, ph_node_fd(node), O_RDONLY | O_DIRECTORY);
+        fd = ph_mount_open_via_proc(request->mount, ph_node_fd(node), O_RDONLY | O_DIRECTORY);
     if (fd >= 0)
         out.fh = ph_open_file_add(request->mount, node, fd, PH_DIRECTORY);
     ph_node_unpin(request->mount, node);

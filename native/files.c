@@ -31,8 +31,8 @@ int64_t ph_do_open(struct ph_request *request)
     out.open_flags = ph_node_rules(node)->open_flags;
     if (S_ISREG(ph_node_kind(node)) && !in.open_flags && ph_open_file_has_room(request->mount) &&
         !(ph_node_rules(node)->read_only && in.flags & (O_ACCMODE | O_TRUNC)))
-        fd = ph_mount_open_again(request->mount, ph_node_fd(node),
-                                 ph_host_flags(ph_node_rules(node), in.flags));
+        fd = ph_mount_open_via_proc(request->mount, ph_node_fd(node),
+                                    ph_host_flags(ph_node_rules(node), in.flags));
     if (fd >= 0)
         out.fh = ph_open_file_add(request->mount, node, fd, PH_FILE);
     ph_node_unpin(request->mount, node);

@@ -122,7 +122,7 @@ int ph_mount_claim(const struct ph_mount *mount, int fd)
     return ph_claim(&mount->descriptors, fd);
 }
 
-int ph_mount_open_again(const struct ph_mount *mount, int fd, int flags)
+int ph_mount_open_via_proc(const struct ph_mount *mount, int fd, int flags)
 {
-    return ph_claim(&mount->descriptors, ph_open_again(&mount->descriptors, fd, flags));
+    return ph_claim(&mount->descriptors, ph_open_via_proc(&mount->descriptors, fd, flags));
 }

@@ -52,8 +52,8 @@ uint64_t ph_mount_open_file_count(struct ph_mount *mount);
 const struct ph_rules *ph_mount_rules(const struct ph_mount *mount);
 uint64_t ph_mount_root_id(const struct ph_mount *mount);
 bool ph_mount_may_switch(const struct ph_mount *mount);
-/* Like ph_claim and ph_open_again; what was opened is claimed as well. */
+/* Like ph_claim and ph_open_via_proc; what was opened is claimed as well. */
 int ph_mount_claim(const struct ph_mount *mount, int fd);
-int ph_mount_open_again(const struct ph_mount *mount, int fd, int flags);
+int ph_mount_open_via_proc(const struct ph_mount *mount, int fd, int flags);
 
 #endif

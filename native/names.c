@@ -115,7 +115,7 @@ static int64_t answer_created(struct ph_request *request, struct ph_node *parent
     struct ph_created out = {0};
     struct ph_node *node = NULL;
     struct stat status;
-    int path_fd = ph_mount_open_again(request->mount, made, O_PATH), error;
+    int path_fd = ph_mount_open_via_proc(request->mount, made, O_PATH), error;
 
     if (path_fd >= 0 && !fstat(path_fd, &status))
         node = ph_node_hold(request->mount, path_fd, &status, ph_node_rules(parent));

@@ -55,7 +55,7 @@ static bool add_anchor(struct ph_reopener *reopener, int fd, uint64_t dev)
     if (!anchor)
         return false;
     anchor->dev = dev;
-    anchor->fd = ph_open_again(reopener->descriptors, fd, O_RDONLY | O_NONBLOCK);
+    anchor->fd = ph_open_via_proc(reopener->descriptors, fd, O_RDONLY | O_NONBLOCK);
     if (anchor->fd < 0) {
         free(anchor);
         return false;

@@ -125,7 +125,7 @@ static void open_node(struct ph_node *node)
 
     if (!is_dir && !S_ISREG(ph_node_kind(node)))
         return;
-    fd = ph_mount_open_again(mount, ph_node_fd(node), O_RDONLY);
+    fd = ph_mount_open_via_proc(mount, ph_node_fd(node), O_RDONLY);
     HOLDS(fd >= 0);
     if (!ph_open_file_add(mount, node, fd, is_dir ? PH_DIRECTORY : PH_FILE))
         HOLDS(errno == ENFILE);

@@ -88,13 +88,13 @@ class OwnerTable:
                 once more.
         """
         owner = self.find(node_id, owner_id)
-        made = None if owner else Owner(_open_again(opened))
+        made = None if owner else Owner(_open_for_locks(opened))
         with self._mutex:
             owners = self._by_node.setdefault(node_id, {})
             owner = owners.get(owner_id)
             if owner is None:
                 if made is None:  # dropped meanwhile: the guest closes the file that it locks
-                    made = Owner(_open_again(opened))
+                    made = Owner(_open_for_locks(opened))
                 if self._count >= self.limit:
                     if not owners:
                         del self._by_node[node_id]
@@ -179,7 +179,7 @@ def _unlock(owner: Owner) -> None:
         syscalls.set_record_lock(owner.descriptor.fd, _EVERYTHING, wait=False)
 
 
-def _open_again(opened: Descriptor) -> Descriptor:
+def _open_for_locks(opened: Descriptor) -> Descriptor:
     """Open a file once more, for writing if possible: a write lock needs that.
 
     The error of open(2) is not passed on: EACCES would mean that another lock is in the way.
