@@ -180,7 +180,7 @@ static int64_t list(struct ph_request *request, size_t prefix)
     opened = ph_open_file_pin(request->mount, in.fh, PH_DIRECTORY);
     if (!opened)
         return PH_PYTHON;
-    position = ph_directory_hold(opened);
+    position = ph_directory_lock(opened);
     if (!ph_node_rules(ph_open_file_node(opened))->to_python && in.offset <= INT64_MAX &&
         ((int64_t)in.offset == position ||
          lseek(ph_open_file_fd(opened), (off_t)in.offset, SEEK_SET) >= 0)) {
@@ -196,7 +196,7 @@ static int64_t list(struct ph_request *request, size_t prefix)
         position = (int64_t)in.offset;
         length = list_from_here(&listing, &position);
     }
-    ph_directory_let_go_at(opened, position);
+    ph_directory_unlock_at(opened, position);
     ph_open_file_unpin(request->mount, opened);
     return length < 0 ? PH_PYTHON : ph_reply(request, worker->listing, (size_t)length);
 }

@@ -152,8 +152,8 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_open_file_unpin, void, struct ph_mount *, struct ph_open_file *)                       \
     LIST(ph_open_file_remove, bool, struct ph_mount *, uint64_t, enum ph_kind)                     \
     LIST(ph_open_file_mark_posix_locked, void, struct ph_open_file *)                              \
-    LIST(ph_directory_hold, int64_t, struct ph_open_file *)                                        \
-    LIST(ph_directory_let_go, void, struct ph_open_file *)
+    LIST(ph_directory_lock, int64_t, struct ph_open_file *)                                        \
+    LIST(ph_directory_unlock, void, struct ph_open_file *)
 
 #define IS_DECLARED_SO(function, result, ...)                                                      \
     _Static_assert(                                                                                \

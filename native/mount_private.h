@@ -125,9 +125,9 @@ bool ph_wake(struct ph_mount *mount, struct ph_node *node) PH_WITHOUT(mount->mut
 bool ph_open_file_table_init(struct ph_open_file_table *table);
 /* Free all open files, and the forgotten nodes that only they kept. */
 void ph_open_file_table_free(struct ph_open_file_table *table);
-int64_t ph_directory_hold(struct ph_open_file *opened) PH_TAKES(opened->position_mutex);
-void ph_directory_let_go_at(struct ph_open_file *opened, int64_t position)
+int64_t ph_directory_lock(struct ph_open_file *opened) PH_TAKES(opened->position_mutex);
+void ph_directory_unlock_at(struct ph_open_file *opened, int64_t position)
     PH_LETS_GO_OF(opened->position_mutex);
-void ph_directory_let_go(struct ph_open_file *opened) PH_LETS_GO_OF(opened->position_mutex);
+void ph_directory_unlock(struct ph_open_file *opened) PH_LETS_GO_OF(opened->position_mutex);
 
 #endif

@@ -83,32 +83,32 @@ static struct ph_mount *retain(struct ph_mounts *mounts, uint64_t slot)
     return mount;
 }
 
-static void let_go(struct ph_mount **held)
+static void release(struct ph_mount **cached)
 {
-    if (*held)
-        ph_mount_release(*held);
-    *held = NULL;
+    if (*cached)
+        ph_mount_release(*cached);
+    *cached = NULL;
 }
 
-void ph_mount_holds_let_go(struct ph_mount_holds *holds)
+void ph_mount_cache_release(struct ph_mount_cache *cache)
 {
-    for (int i = 0; i < PH_HELD_MOUNTS; i++)
-        let_go(&holds->held[i].mount);
+    for (int i = 0; i < PH_CACHED_MOUNTS; i++)
+        release(&cache->cached[i].mount);
 }
 
-struct ph_mount *ph_mount_holds_find(struct ph_mount_holds *holds, uint64_t slot)
+struct ph_mount *ph_mount_cache_find(struct ph_mount_cache *cache, uint64_t slot)
 {
-    uint64_t changes = atomic_load_explicit(&holds->mounts->changes, memory_order_acquire);
-    uint64_t place = slot % PH_HELD_MOUNTS;
+    uint64_t changes = atomic_load_explicit(&cache->mounts->changes, memory_order_acquire);
+    uint64_t place = slot % PH_CACHED_MOUNTS;
 
-    if (holds->changes != changes) {
-        ph_mount_holds_let_go(holds);
-        holds->changes = changes;
+    if (cache->changes != changes) {
+        ph_mount_cache_release(cache);
+        cache->changes = changes;
     }
-    if (!holds->held[place].mount || holds->held[place].slot != slot) {
-        let_go(&holds->held[place].mount);
-        holds->held[place].mount = retain(holds->mounts, slot);
-        holds->held[place].slot = slot;
+    if (!cache->cached[place].mount || cache->cached[place].slot != slot) {
+        release(&cache->cached[place].mount);
+        cache->cached[place].mount = retain(cache->mounts, slot);
+        cache->cached[place].slot = slot;
     }
-    return holds->held[place].mount;
+    return cache->cached[place].mount;
 }

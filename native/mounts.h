@@ -24,21 +24,21 @@ void ph_mounts_free(struct ph_mounts *mounts);
  * memory, and nothing was changed. */
 bool ph_mounts_put(struct ph_mounts *mounts, uint64_t slot, struct ph_mount *mount);
 
-enum { PH_HELD_MOUNTS = 8 };
+enum { PH_CACHED_MOUNTS = 8 };
 
-/* The mounts that one queue's thread served last. It holds them until it goes to sleep. */
-struct ph_mount_holds {
+/* The mounts that one queue's thread served last, each with a reference, until it goes to sleep. */
+struct ph_mount_cache {
     struct ph_mounts *mounts;
     uint64_t changes; /* of the mounts, when they were found */
     struct {
         uint64_t slot;
-        struct ph_mount *mount; /* NULL: nothing is held here */
-    } held[PH_HELD_MOUNTS];
+        struct ph_mount *mount; /* NULL: none is cached here */
+    } cached[PH_CACHED_MOUNTS];
 };
 
-/* Returns the mount in a slot, and holds it; NULL when the slot is empty. This also lets go of
- * every mount that was taken out since. */
-struct ph_mount *ph_mount_holds_find(struct ph_mount_holds *holds, uint64_t slot);
-void ph_mount_holds_let_go(struct ph_mount_holds *holds);
+/* Returns the mount in a slot, and caches it; NULL when the slot is empty. This also releases every
+ * mount that was taken out since. */
+struct ph_mount *ph_mount_cache_find(struct ph_mount_cache *cache, uint64_t slot);
+void ph_mount_cache_release(struct ph_mount_cache *cache);
 
 #endif

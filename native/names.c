@@ -40,7 +40,7 @@ struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
         close(fd);
         return NULL;
     }
-    return ph_node_hold(mount, fd, status, rules);
+    return ph_node_count_lookup(mount, fd, status, rules);
 }
 
 struct ph_node *ph_look_up(struct ph_mount *mount, int dir_fd, const char *name,
@@ -51,7 +51,7 @@ struct ph_node *ph_look_up(struct ph_mount *mount, int dir_fd, const char *name,
     /* If the file is known its status is enough, and nothing has to be opened. */
     if (fstatat(dir_fd, name, status, AT_SYMLINK_NOFOLLOW))
         return NULL;
-    node = ph_node_hold_known(mount, status);
+    node = ph_node_count_lookup_if_known(mount, status);
     return node ? node : ph_enter(mount, dir_fd, name, rules, status);
 }
 
@@ -118,7 +118,7 @@ static int64_t answer_created(struct ph_request *request, struct ph_node *parent
     int path_fd = ph_mount_open_via_proc(request->mount, made, O_PATH), error;
 
     if (path_fd >= 0 && !fstat(path_fd, &status))
-        node = ph_node_hold(request->mount, path_fd, &status, ph_node_rules(parent));
+        node = ph_node_count_lookup(request->mount, path_fd, &status, ph_node_rules(parent));
     else if (path_fd >= 0)
         close(path_fd);
     error = errno;

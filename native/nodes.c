@@ -122,7 +122,7 @@ static void count_and_pin(struct ph_node *node)
     node->recently = true;
 }
 
-struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *status)
+struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount, const struct stat *status)
 {
     struct ph_node *node;
 
@@ -199,8 +199,8 @@ static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct st
     return node;
 }
 
-struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *status,
-                             const struct ph_rules *rules)
+struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struct stat *status,
+                                     const struct ph_rules *rules)
 {
     struct ph_node *node;
     int error;

@@ -17,12 +17,13 @@ struct ph_node;
 
 /* Each returns a pinned node, or NULL with errno. */
 struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id);
-/* Find or make the node of an O_PATH descriptor, which is taken over, and count one lookup. */
-struct ph_node *ph_node_hold(struct ph_mount *mount, int fd, const struct stat *status,
-                             const struct ph_rules *rules);
+/* Count one lookup of the file of an O_PATH descriptor, which is taken over; makes the node if the
+ * file is not known. */
+struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struct stat *status,
+                                     const struct ph_rules *rules);
 /* Count one lookup of a file whose status was just read; NULL, without errno, if only a descriptor
  * can show whether the file is known. */
-struct ph_node *ph_node_hold_known(struct ph_mount *mount, const struct stat *status);
+struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount, const struct stat *status);
 void ph_node_unpin(struct ph_mount *mount, struct ph_node *node);
 
 /* Take lookups back; unknown nodes and counts too high are harmless. */

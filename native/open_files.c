@@ -225,19 +225,19 @@ bool ph_open_file_is_posix_locked(const struct ph_open_file *opened)
     return atomic_load(&opened->node->posix_locked);
 }
 
-int64_t ph_directory_hold(struct ph_open_file *opened)
+int64_t ph_directory_lock(struct ph_open_file *opened)
 {
     ph_mutex_take(&opened->position_mutex);
     return opened->position;
 }
 
-void ph_directory_let_go_at(struct ph_open_file *opened, int64_t position)
+void ph_directory_unlock_at(struct ph_open_file *opened, int64_t position)
 {
     opened->position = position;
     ph_mutex_let_go(&opened->position_mutex);
 }
 
-void ph_directory_let_go(struct ph_open_file *opened)
+void ph_directory_unlock(struct ph_open_file *opened)
 {
-    ph_directory_let_go_at(opened, PH_NOWHERE);
+    ph_directory_unlock_at(opened, PH_NOWHERE);
 }

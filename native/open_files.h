@@ -41,10 +41,10 @@ struct ph_node *ph_open_file_node(const struct ph_open_file *opened);
 void ph_open_file_mark_posix_locked(struct ph_open_file *opened);
 bool ph_open_file_is_posix_locked(const struct ph_open_file *opened);
 
-/* Keep other threads from a directory's position on the host; returns the position. */
-int64_t ph_directory_hold(struct ph_open_file *opened);
-void ph_directory_let_go_at(struct ph_open_file *opened, int64_t position);
-/* Let go of a position that is not known. */
-void ph_directory_let_go(struct ph_open_file *opened);
+/* Lock the mutex of a directory's position on the host; returns the position. */
+int64_t ph_directory_lock(struct ph_open_file *opened);
+void ph_directory_unlock_at(struct ph_open_file *opened, int64_t position);
+/* Unlock the mutex, and say that the position is not known. */
+void ph_directory_unlock(struct ph_open_file *opened);
 
 #endif

@@ -36,7 +36,7 @@ bool ph_see_held(struct ph_mount *mount, int fd, struct ph_seen *seen)
         errno = error;
         return false;
     }
-    return see(ph_node_hold(mount, fd, &status, ph_mount_rules(mount)), seen);
+    return see(ph_node_count_lookup(mount, fd, &status, ph_mount_rules(mount)), seen);
 }
 
 bool ph_see_open_file(struct ph_mount *mount, uint64_t handle, uint32_t kind, struct ph_seen *seen)

@@ -21,7 +21,7 @@ struct ph_seen {
 
 /* Each is false with errno where there is nothing to pin. */
 bool ph_see_node(struct ph_mount *mount, uint64_t id, struct ph_seen *seen);
-/* Find or make the node of an O_PATH descriptor, like ph_node_hold. */
+/* Find or make the node of an O_PATH descriptor, like ph_node_count_lookup. */
 bool ph_see_held(struct ph_mount *mount, int fd, struct ph_seen *seen);
 bool ph_see_open_file(struct ph_mount *mount, uint64_t handle, uint32_t kind, struct ph_seen *seen);
 

@@ -16,7 +16,7 @@
 #include "fuzz.h"
 
 enum {
-    GUEST_SLOTS = 12, /* of shares that requests are for: more than a queue holds */
+    GUEST_SLOTS = 12, /* of shares that requests are for: more than a queue caches */
     GUEST_CHAINS = 16,
     GUEST_CHAIN_DESCS = 4, /* two to read, two to write */
     GUEST_RING_SIZE = GUEST_CHAINS * GUEST_CHAIN_DESCS,

@@ -109,13 +109,13 @@ static void look_up(struct actor *actor, unsigned slot, const char *name, int on
 
     if (only_known) {
         if (!fstatat(shared_fd, name, &status, AT_SYMLINK_NOFOLLOW))
-            keep(actor, slot, ph_node_hold_known(mount, &status), &status);
+            keep(actor, slot, ph_node_count_lookup_if_known(mount, &status), &status);
         return;
     }
     fd = openat(shared_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd >= 0) {
         HOLDS(!fstat(fd, &status));
-        keep(actor, slot, ph_node_hold(mount, fd, &status, ph_mount_rules(mount)), &status);
+        keep(actor, slot, ph_node_count_lookup(mount, fd, &status, ph_mount_rules(mount)), &status);
     }
 }
 
@@ -182,9 +182,9 @@ static void act(struct actor *actor, enum op op, unsigned arg)
         break;
     case MARK_POSIX_LOCKED:
         if (actor->opened) {
-            ph_directory_hold(actor->opened);
+            ph_directory_lock(actor->opened);
             ph_open_file_mark_posix_locked(actor->opened);
-            ph_directory_let_go(actor->opened);
+            ph_directory_unlock(actor->opened);
         }
         break;
     case OPS:

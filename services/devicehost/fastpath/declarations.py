@@ -256,8 +256,8 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_open_file_add": (_u64, (_ptr, _ptr, _i32, _u32)),
     "ph_open_file_unpin": (None, (_ptr, _ptr)),
     "ph_open_file_remove": (_bool, (_ptr, _u64, _u32)),
-    "ph_directory_hold": (_i64, (_ptr,)),
-    "ph_directory_let_go": (None, (_ptr,)),
+    "ph_directory_lock": (_i64, (_ptr,)),
+    "ph_directory_unlock": (None, (_ptr,)),
     "ph_open_file_mark_posix_locked": (None, (_ptr,)),
 }
 """Result and arguments of each function that Python calls."""

@@ -92,7 +92,7 @@ def test_a_mount_that_is_replaced_is_let_go_of(loop: Loop, shared: Path, tmp_pat
 def test_a_request_is_served_from_the_slot_that_its_node_names(
     loop: Loop, shared: Path, tmp_path: Path
 ) -> None:
-    """Also when more are mounted than a queue holds."""
+    """Also when more are mounted than a queue caches."""
     places = [shared, *(tmp_path / str(slot) for slot in range(1, 20))]
     for slot, place in enumerate(places):
         place.mkdir(exist_ok=True)

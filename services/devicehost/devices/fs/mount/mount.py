@@ -141,7 +141,7 @@ class Mount:
         """
         if isinstance(self.nodes, NodeTable):
             status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-            known = self.nodes.hold_known(status)
+            known = self.nodes.count_lookup_if_known(status)
             if known is not None:
                 return known, status
         return self.enter(parent, name)
@@ -153,7 +153,7 @@ class Mount:
             OSError: ENFILE when the guest holds too many nodes.
         """
         status = os.fstat(descriptor.fd)
-        return self.nodes.hold(descriptor, status), status
+        return self.nodes.count_lookup(descriptor, status), status
 
     def entry(self, node: Node, status: os.stat_result, longest_s: int = _ANY_S) -> bytes:
         """Pack a fuse_entry_out; the guest may keep its name for `longest_s` seconds at most."""

@@ -124,10 +124,10 @@ class _PositionMutex:
         self._opened = opened
 
     def __enter__(self) -> None:
-        self._library.ph_directory_hold(self._opened.pin)
+        self._library.ph_directory_lock(self._opened.pin)
 
     def __exit__(self, *_: object) -> None:
-        self._library.ph_directory_let_go(self._opened.pin)
+        self._library.ph_directory_unlock(self._opened.pin)
 
 
 class NativeNodeTable:
@@ -162,8 +162,8 @@ class NativeNodeTable:
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
-    def hold(self, descriptor: Descriptor, status: os.stat_result) -> Node:
-        """Count a lookup and take the descriptor over; see NodeTable.hold."""
+    def count_lookup(self, descriptor: Descriptor, status: os.stat_result) -> Node:
+        """Count a lookup and take the descriptor over; see NodeTable.count_lookup."""
         seen = fastpath.Seen()
         found = self._library.ph_see_held(
             self._mount.pointer, descriptor.detach(), ctypes.byref(seen)

@@ -140,7 +140,7 @@ class NodeTable:
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
-    def hold(self, descriptor: Descriptor, status: os.stat_result) -> Node:
+    def count_lookup(self, descriptor: Descriptor, status: os.stat_result) -> Node:
         """Find or make the node of an O_PATH descriptor and count one lookup.
 
         Raises:
@@ -161,7 +161,7 @@ class NodeTable:
             entry.recently = True
             return entry.node or self._wake(entry)
 
-    def hold_known(self, status: os.stat_result) -> Node | None:
+    def count_lookup_if_known(self, status: os.stat_result) -> Node | None:
         """Count one lookup of a node by its status alone, if it has a descriptor.
 
         An open descriptor keeps the inode number from being reused, so an equal number means the
