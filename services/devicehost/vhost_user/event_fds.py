@@ -43,20 +43,20 @@ class Notification:
     """The eventfd by which a front-end is notified of one thing; the front-end may replace it.
 
     Every eventfd is put under the number of the first, and the number stays open until its last
-    holder has released it. So a holder writes to it without a lock: meanwhile the number cannot
-    come to mean another file.
+    reference is released. So a holder of one writes to it without a lock: meanwhile the number
+    cannot come to mean another file.
     """
 
     def __init__(self) -> None:
-        """Begin without an eventfd, and with the caller as the only holder."""
+        """Begin without an eventfd, and with one reference, the caller's."""
         self._number: int | None = None
         self._is_wanted = False
-        self._holders = 1
+        self._references = 1
         self._lock = threading.Lock()
 
     @property
     def fd(self) -> int | None:
-        """The number, for holders; None while the front-end wants no notification."""
+        """The number, for holders of a reference; None: the front-end wants no notification."""
         return self._number if self._is_wanted else None
 
     def replace(self, fd: int | None) -> None:
@@ -73,28 +73,28 @@ class Notification:
                 os.close(fd)
         self._is_wanted = fd is not None
 
-    def hold(self) -> bool:
+    def retain(self) -> bool:
         """Keep the number open until the matching `release`; from any thread.
 
         Returns:
-            Whether the number is open; False: the last holder has released it.
+            Whether the number is open; False: the last reference was released.
         """
         with self._lock:
-            if self._holders:
-                self._holders += 1
-            return self._holders > 0
+            if self._references:
+                self._references += 1
+            return self._references > 0
 
     def release(self) -> None:
-        """Stop holding the number; the last holder closes it. From any thread."""
+        """Give up one reference; the last one closes the number. From any thread."""
         with self._lock:
-            self._holders -= 1
-            is_last = not self._holders
+            self._references -= 1
+            is_last = not self._references
         if is_last and self._number is not None:
             os.close(self._number)
 
     def notify(self) -> None:
         """Notify the front-end, if it wants that; from any thread."""
-        if not self.hold():
+        if not self.retain():
             return
         try:
             fd = self.fd

@@ -52,7 +52,7 @@ class Worker:
             queue: The worker's from now on; it is closed by `stop`, and by a failure to start.
             device: Serves the queue.
             memory: Where ring and buffers are; retained until the thread ends.
-            call: The eventfd for notifying the driver; held until the thread ends.
+            call: The eventfd for notifying the driver; retained until the thread ends.
             on_failure: Called by the thread when the guest broke a rule, or the device failed.
 
         Raises:
@@ -68,7 +68,7 @@ class Worker:
             target=self._serve, name=f"{device.device_class}-q{queue.index}", daemon=True
         )
         memory.retain()
-        call.hold()
+        call.retain()
         try:
             self._thread.start()
         except RuntimeError as error:

@@ -36,7 +36,7 @@ MAX_QUEUED: Final = 64
 """Most requests that a device has taken off its rings and not answered: those that wait, and the
 buffers that wait for a frame. A request that a queue is serving does not count."""
 
-HOLD_DEADLINE_S: Final = 1.0
+ROOM_DEADLINE_S: Final = 1.0
 """How long a queue waits for room, and takes no chain meanwhile."""
 
 RING_SHARE: Final = 4
@@ -119,7 +119,7 @@ class QueuedRequests:
         self._meter = meter
         self._limit = limit
         self._count = 0
-        self._held: set[KeptChains] = set()
+        self._waiting: set[KeptChains] = set()
         self._in_vain = False
         self._lock = threading.Lock()
         meter.bounds.add(Bound(Resource.QUEUED_REQUESTS, limit, lambda: self._count))
@@ -127,7 +127,7 @@ class QueuedRequests:
     def lacks_room(self, kept: KeptChains) -> bool:
         """Return whether a queue has taken more than there is room for."""
         with self._lock:  # the requests for which other queues wait do not count
-            return self._count - len(self._held - {kept}) > self._limit
+            return self._count - len(self._waiting - {kept}) > self._limit
 
     def take(self) -> None:
         """Count one more."""
@@ -138,12 +138,12 @@ class QueuedRequests:
         """Take off requests that were answered, and wake up the queues that wait for room."""
         with self._lock:
             self._count -= count
-            held = tuple(self._held)
-        for kept in held:
+            waiting = tuple(self._waiting)
+        for kept in waiting:
             kept.wake()
 
-    def hold(self, kept: KeptChains) -> bool:
-        """Return whether a queue that lacks room is to wait for it; `let_go` ends its wait."""
+    def begin_wait(self, kept: KeptChains) -> bool:
+        """Return whether a queue that lacks room is to wait for it; `end_wait` ends its wait."""
         bounds = self._meter.bounds
         known = bounds.is_exhausted(Resource.QUEUED_REQUESTS)
         bounds.hit(Resource.QUEUED_REQUESTS)
@@ -151,12 +151,12 @@ class QueuedRequests:
             self._in_vain = known and self._in_vain
             if self._in_vain:
                 return False
-            self._held.add(kept)
+            self._waiting.add(kept)
         with self._meter.counting as counters:
             counters.held_back += 1
         return True
 
-    def let_go(self, kept: KeptChains, *, in_vain: bool) -> None:
+    def end_wait(self, kept: KeptChains, *, in_vain: bool) -> None:
         """End a queue's wait.
 
         Args:
@@ -164,7 +164,7 @@ class QueuedRequests:
             in_vain: Whether the deadline came before there was room.
         """
         with self._lock:
-            self._held.discard(kept)
+            self._waiting.discard(kept)
             self._in_vain = self._in_vain or in_vain
 
 
@@ -196,7 +196,7 @@ class KeptChains:
         self._queued.take()
         deferred.call_when_settled(lambda: self._announce(chain))
         if self._lacks_room():
-            if self._queued.hold(self):
+            if self._queued.begin_wait(self):
                 self._wait_for_room(self._fd)
             if self._lacks_room():
                 deferred.give_up()
@@ -244,13 +244,13 @@ class KeptChains:
 
     def _wait_for_room(self, fd: int) -> None:
         """Push what is settled until there is room, the time is over, or the queue was stopped."""
-        deadline = time.monotonic() + HOLD_DEADLINE_S
-        left_s = HOLD_DEADLINE_S
+        deadline = time.monotonic() + ROOM_DEADLINE_S
+        left_s = ROOM_DEADLINE_S
         while self._lacks_room() and left_s > 0 and not self._queue.stopped:
             self._queue.wait(fd, buffers=False, timeout_s=left_s)
             self.push_settled()
             left_s = deadline - time.monotonic()
-        self._queued.let_go(self, in_vain=left_s <= 0)
+        self._queued.end_wait(self, in_vain=left_s <= 0)
 
     def _announce(self, chain: Chain) -> None:
         with self._lock:  # each chain is announced once, and `close` has waited for all of them

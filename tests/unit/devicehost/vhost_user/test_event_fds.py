@@ -55,13 +55,13 @@ def test_the_number_stays_open_until_its_last_holder_has_released_it(
     call.replace(os.dup(theirs[0]))
     number = call.fd
     assert number is not None
-    assert call.hold()
+    assert call.retain()
     call.release()
     os.eventfd_write(number, 1)
     assert counts(theirs) == [1, 0]
     call.release()
     assert not Path(f"/proc/self/fd/{number}").exists()
-    assert not call.hold()
+    assert not call.retain()
     call.notify()
     assert counts(theirs) == [0, 0]
 

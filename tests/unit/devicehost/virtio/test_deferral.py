@@ -181,7 +181,7 @@ def test_a_queue_that_stops_gives_every_chain_back(rig: Rig, stubborn: bool, res
 def test_a_ring_cannot_be_filled_with_waiting_requests(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.05)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 0.05)
     ring = rig.ring(32)
     with served(rig.queue(ring)) as server:
         share = 32 // RING_SHARE
@@ -239,7 +239,7 @@ class Device:
 
 def test_a_ring_is_not_read_until_there_is_room(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request beyond the bound waits, and so does what is behind it; none of them fails."""
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 60.0)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 60.0)
     ring = rig.ring(64)
     device = Device(rig, 2)
     with served(rig.queue(ring), queued=device.queued) as server:
@@ -266,7 +266,7 @@ def test_a_ring_with_what_would_make_room_is_read_on_after_a_while(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request behind the one that waits ends the other waits, as one that unlocks does."""
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.05)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 0.05)
     ring = rig.ring(64)
     device = Device(rig, 1)
     with served(rig.queue(ring), queued=device.queued) as server:
@@ -284,7 +284,7 @@ def test_a_ring_with_what_would_make_room_is_read_on_after_a_while(
 def test_the_bound_is_the_devices_and_room_on_one_queue_helps_another(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 60.0)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 60.0)
     device = Device(rig, 1)
     other_rig = type(rig)()
     ring, other_ring = rig.ring(64), other_rig.ring(64)
@@ -307,7 +307,7 @@ def test_the_bound_is_the_devices_and_room_on_one_queue_helps_another(
 def test_a_queue_that_waits_for_room_stops_when_told(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 60.0)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 60.0)
     ring = rig.ring(64)
     device = Device(rig, 1)
     with served(rig.queue(ring), queued=device.queued) as server:
@@ -326,7 +326,7 @@ def test_queues_that_wait_for_room_are_woken_without_a_lock(
     locked: list[bool] = []
     monkeypatch.setattr(kept, "wake", lambda: locked.append(queued._lock.locked()))
     queued.take()
-    assert queued.hold(kept)
+    assert queued.begin_wait(kept)
     queued.give(1)
     assert locked == [False]
 
@@ -352,13 +352,13 @@ def test_room_is_waited_for_until_it_is_known_to_be_in_vain(
     woken: list[None] = []
     monkeypatch.setattr(kept, "wake", lambda: woken.append(None))
     queued.take()
-    assert queued.hold(kept)
-    queued.let_go(kept, in_vain=False)
+    assert queued.begin_wait(kept)
+    queued.end_wait(kept, in_vain=False)
     queued.give(0)
     assert woken == [], "it waits no more"
-    assert queued.hold(kept)
-    queued.let_go(kept, in_vain=True)
-    assert not queued.hold(kept)
+    assert queued.begin_wait(kept)
+    queued.end_wait(kept, in_vain=True)
+    assert not queued.begin_wait(kept)
     queued.give(1)
     assert woken == []
 
@@ -366,7 +366,7 @@ def test_room_is_waited_for_until_it_is_known_to_be_in_vain(
 def test_a_queue_that_got_room_in_time_waits_the_next_time_as_well(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.9)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 0.9)
     ring = rig.ring(32)
     ring.chain(0, writable=[(DATA, 4)])
     ring.offer(0, 0)
@@ -391,7 +391,7 @@ def test_a_queue_that_got_room_in_time_waits_the_next_time_as_well(
 def test_a_queue_that_waits_for_room_sleeps_whatever_is_in_its_ring(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.05)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 0.05)
     ring = rig.ring(32)
     ring.chain(0, writable=[(DATA, 4)])
     ring.offer(0, 0, 0)
@@ -427,7 +427,7 @@ def test_what_other_queues_hold_takes_no_room(rig: Rig) -> None:
     for kept in (first, second):
         queued.take()
         assert queued.lacks_room(kept)
-        assert queued.hold(kept)
+        assert queued.begin_wait(kept)
     queued.give(1)
     assert not queued.lacks_room(first)
 
@@ -435,7 +435,7 @@ def test_what_other_queues_hold_takes_no_room(rig: Rig) -> None:
 def test_what_is_refused_has_a_short_time_to_be_settled(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.01)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 0.01)
     deadlines: list[float] = []
     monkeypatch.setattr(Later, "expire", lambda _, deadline: deadlines.append(deadline))
     ring = rig.ring(32)
@@ -449,7 +449,7 @@ def test_what_is_refused_has_a_short_time_to_be_settled(
 
 
 def test_a_small_ring_keeps_one_chain(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deferral, "HOLD_DEADLINE_S", 0.01)
+    monkeypatch.setattr(deferral, "ROOM_DEADLINE_S", 0.01)
     ring = rig.ring(4)
     queue = rig.queue(ring)
     kept = KeptChains(queue, Device(rig, 8).queued)

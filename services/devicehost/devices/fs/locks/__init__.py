@@ -7,7 +7,7 @@ How it is done:
   description of its own, and the lock becomes an open-file-description lock of it (F_OFD_SETLK),
   which conflicts with the POSIX locks of host processes as well (`owners`).
 - A guest's flock lock belongs to an open file, on the host as in the guest: to the handle's own
-  description (`holds`).
+  description (`host_locks`).
 - A lock that is free is set at once. If it is not free and the guest wants to wait, a thread waits
   in the kernel, first come, first served (`waits`); the request's chain is kept by its queue and
   answered later (virtio/deferral.py). So a wait never holds a queue up. The waits of one mount are

@@ -74,8 +74,8 @@ class OwnerTable:
         """Find an owner that has, or had, locks."""
         return self._by_node.get(node_id, {}).get(owner_id)
 
-    def hold(self, node_id: int, owner_id: int, handle: int, opened: Descriptor) -> Owner:
-        """Find or make the owner, which is about to change a lock.
+    def find_or_add(self, node_id: int, owner_id: int, handle: int, opened: Descriptor) -> Owner:
+        """Find or add the owner, which is about to change a lock.
 
         Args:
             node_id: The file.

@@ -19,7 +19,7 @@ from services.devicehost.virtio.deferral import Deferred
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.devicehost.devices.fs.locks.holds import Hold
+    from services.devicehost.devices.fs.locks.host_locks import HostLock
 
 MAX_WAITS: Final = 96
 """Threads that wait for locks of one mount; a further wait fails with ENOLCK. There may be more of
@@ -40,13 +40,13 @@ class LockWait(Deferred):
     """One request that waits for a lock."""
 
     def __init__(
-        self, waits: LockWaits, unique: int, answer: Callable[[int], int], hold: Hold
+        self, waits: LockWaits, unique: int, answer: Callable[[int], int], wanted: HostLock
     ) -> None:
         super().__init__()
         self._waits = waits
         self._unique = unique
         self._answer = answer
-        self._hold = hold
+        self._wanted = wanted
         self._called_off = 0
         self._running = True
         self._thread_mutex = threading.Lock()
@@ -58,11 +58,11 @@ class LockWait(Deferred):
         Raises:
             RuntimeError: The process may have no further thread.
         """
-        self._hold.begin_wait()
+        self._wanted.begin_wait()
         try:
             self._thread.start()
         except RuntimeError:
-            self._hold.end_wait()
+            self._wanted.end_wait()
             raise
 
     def call_off(self, number: int) -> None:
@@ -108,15 +108,15 @@ class LockWait(Deferred):
         result = self._wait_for_lock()
         with self._thread_mutex:
             self._running = False
-        self._hold.end_wait()
+        self._wanted.end_wait()
         self._waits.remove(self._unique)
         if not self.settle(result) and result == 0:
-            self._hold.undo()
+            self._wanted.undo()
 
     def _wait_for_lock(self) -> int:
         while not self._called_off:
             try:
-                self._hold.set(wait=True)
+                self._wanted.set(wait=True)
             except InterruptedError:
                 continue
             except (OSError, OverflowError) as error:
@@ -137,19 +137,19 @@ class LockWaits:
     def __len__(self) -> int:
         return len(self._by_unique)
 
-    def start(self, unique: int, answer: Callable[[int], int], hold: Hold) -> LockWait:
+    def start(self, unique: int, answer: Callable[[int], int], wanted: HostLock) -> LockWait:
         """Wait for a lock on behalf of a request.
 
         Args:
             unique: The request's number.
             answer: Answers the request with an errno, or 0; returns the bytes that it wrote.
-            hold: The lock.
+            wanted: The lock.
 
         Raises:
             OSError: ENOLCK when there are too many waits; EINTR when the request was interrupted
                 before it came; EINVAL when another request of the same number waits.
         """
-        wait = LockWait(self, unique, answer, hold)
+        wait = LockWait(self, unique, answer, wanted)
         with self._mutex:
             if self._ended:
                 raise refusal(self._ended)

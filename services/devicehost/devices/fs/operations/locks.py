@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX, RecordLock
-from services.devicehost.devices.fs.locks.holds import FileHold, Hold, RecordHold
+from services.devicehost.devices.fs.locks.host_locks import HostFileLock, HostLock, HostRecordLock
 from services.devicehost.devices.fs.mount.open_files import OpenFile
 from services.wire.fuse import FUSE_LK_FLOCK, LK_OUT, LkIn
 
@@ -41,21 +41,21 @@ def getlk(mount: Mount, request: Request) -> int:
 
 def setlk(mount: Mount, request: Request) -> int:
     """SETLK: set or clear a lock, or fail at once when another is in the way."""
-    hold = _hold(mount, request)
-    if hold is not None:
-        hold.set(wait=False)
+    lock = _lock(mount, request)
+    if lock is not None:
+        lock.set(wait=False)
     return 0
 
 
 def setlkw(mount: Mount, request: Request) -> int | Deferred:
     """SETLKW: set a lock, now or when it is free."""
-    hold = _hold(mount, request)
-    if hold is None:
+    lock = _lock(mount, request)
+    if lock is None:
         return 0
     try:
-        hold.set(wait=False)
+        lock.set(wait=False)
     except BlockingIOError:
-        return mount.lock_waits.start(request.unique, request.finish, hold)
+        return mount.lock_waits.start(request.unique, request.finish, lock)
     return 0
 
 
@@ -72,21 +72,23 @@ def interrupt(mount: Mount, request: Request) -> int:
     return 0
 
 
-def _hold(mount: Mount, request: Request) -> Hold | None:
+def _lock(mount: Mount, request: Request) -> HostLock | None:
     """Return the requested lock; None when an owner without locks is to clear one."""
     wanted = LkIn(*request.args)
     opened = mount.open_files.get(wanted.fh, OpenFile)
     if wanted.lk_flags & FUSE_LK_FLOCK:
-        return FileHold(opened.descriptor, wanted.type)
-    lock = _record(wanted)
-    unlock = lock.kind == fcntl.F_UNLCK
+        return HostFileLock(opened.descriptor, wanted.type)
+    record = _record(wanted)
+    unlock = record.kind == fcntl.F_UNLCK
     if unlock and mount.lock_owners.find(opened.node.id, wanted.owner) is None:
         return None
-    owner = mount.lock_owners.hold(opened.node.id, wanted.owner, wanted.fh, opened.descriptor)
+    owner = mount.lock_owners.find_or_add(
+        opened.node.id, wanted.owner, wanted.fh, opened.descriptor
+    )
     if not unlock:
         owner.pid = wanted.pid
         mount.open_files.mark_locked(opened)
-    return RecordHold(mount.lock_owners, owner, lock)
+    return HostRecordLock(mount.lock_owners, owner, record)
 
 
 def _record(wanted: LkIn) -> RecordLock:

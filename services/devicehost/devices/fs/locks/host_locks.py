@@ -25,7 +25,7 @@ _OPERATIONS: Final = {
 }
 
 
-class Hold(Protocol):
+class HostLock(Protocol):
     """A lock that a guest asks for."""
 
     def set(self, *, wait: bool) -> None:
@@ -47,7 +47,7 @@ class Hold(Protocol):
         """Clear it: it came after the wait was settled."""
 
 
-class RecordHold:
+class HostRecordLock:
     """A POSIX lock."""
 
     def __init__(self, table: OwnerTable, owner: Owner, lock: RecordLock) -> None:
@@ -56,7 +56,7 @@ class RecordHold:
         self._lock = lock
 
     def set(self, *, wait: bool) -> None:
-        """Set or clear it; see Hold.set."""
+        """Set or clear it; see HostLock.set."""
         syscalls.set_record_lock(self._owner.descriptor.fd, self._lock, wait=wait)
 
     def begin_wait(self) -> None:
@@ -68,12 +68,12 @@ class RecordHold:
         self._table.end_wait(self._owner)
 
     def undo(self) -> None:
-        """Clear it; see Hold.undo."""
+        """Clear it; see HostLock.undo."""
         unlock = self._lock._replace(kind=fcntl.F_UNLCK)
         syscalls.set_record_lock(self._owner.descriptor.fd, unlock, wait=False)
 
 
-class FileHold:
+class HostFileLock:
     """A flock lock."""
 
     def __init__(self, opened: Descriptor, kind: int) -> None:
@@ -92,7 +92,7 @@ class FileHold:
         self._operation = _OPERATIONS[kind]
 
     def set(self, *, wait: bool) -> None:
-        """Set or clear it; see Hold.set."""
+        """Set or clear it; see HostLock.set."""
         operation = self._operation if wait else self._operation | fcntl.LOCK_NB
         syscalls.set_file_lock(self._opened.fd, operation)
 
@@ -103,5 +103,5 @@ class FileHold:
         """Nothing to note."""
 
     def undo(self) -> None:
-        """Clear it; see Hold.undo."""
+        """Clear it; see HostLock.undo."""
         syscalls.set_file_lock(self._opened.fd, fcntl.LOCK_UN)
