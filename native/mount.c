@@ -14,7 +14,7 @@ PH_ALONE static bool add_root(struct ph_mount *mount, uint64_t root_id, int root
         close(root_fd);
         return false;
     }
-    mount->root->fd = root_fd; /* it is not among the nodes in use, so it never rests */
+    mount->root->fd = root_fd; /* it is not among the resident nodes, so it is never evicted */
     ph_node_index_add(&mount->index, mount->root);
     return true;
 }
@@ -36,7 +36,7 @@ PH_ALONE static void free_mount(struct ph_mount *mount)
 {
     ph_open_file_table_free(&mount->open_files);
     ph_node_index_free(&mount->index);
-    free(mount->in_use.nodes);
+    free(mount->resident.nodes);
     ph_reopener_free(&mount->reopener);
     ph_descriptors_free(&mount->descriptors);
     ph_mutex_destroy(&mount->mutex);
@@ -58,7 +58,7 @@ PH_ALONE struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
     mount->references = 1;
     mount->next_id = setup->root_id + 1;
     mount->open_file_limit = setup->handles;
-    mount->in_use.most = (uint32_t)setup->descriptors;
+    mount->resident.most = (uint32_t)setup->descriptors;
     mount->may_switch = setup->may_switch;
     if (!ph_node_index_init(&mount->index) || !ph_open_file_table_init(&mount->open_files)) {
         close(setup->root_fd);
@@ -69,8 +69,8 @@ PH_ALONE struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
         free_mount(mount);
         return NULL;
     }
-    mount->in_use.rests = can_reopen(mount);
-    mount->node_limit = mount->in_use.rests || setup->nodes < setup->descriptors
+    mount->resident.can_evict = can_reopen(mount);
+    mount->node_limit = mount->resident.can_evict || setup->nodes < setup->descriptors
                             ? setup->nodes
                             : setup->descriptors;
     return mount;

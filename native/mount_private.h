@@ -1,5 +1,5 @@
 /*
- * What the parts of a mount (mount.c, nodes.c, node_index.c, resting.c, open_files.c) know of each
+ * What the parts of a mount (mount.c, nodes.c, node_index.c, eviction.c, open_files.c) know of each
  * other. The mount's mutex guards every field that changes, unless the field says otherwise.
  *
  * No descriptor is opened or closed while the mutex is held. A function that takes a node or an
@@ -28,14 +28,14 @@ struct ph_node {
     uint32_t pins;
     uint32_t opens;
     uint64_t lookups;
-    struct file_handle *reopen_with; /* made when the node first becomes idle */
-    int fd;                          /* -1: idle */
+    struct file_handle *reopen_with; /* made when the node is first evicted */
+    int fd;                          /* -1: evicted */
     bool recently;                   /* used since a sweep came by */
     bool known;                      /* found by its id */
     bool keyed;                      /* found by its inode */
     struct ph_node *next_by_id;
     struct ph_node *next_by_key;
-    uint32_t place; /* in in_use.nodes */
+    uint32_t place; /* in resident.nodes */
 };
 
 /* Nodes by their ids, and by device and inode number. */
@@ -46,13 +46,13 @@ struct ph_node_index {
 };
 
 /* Nodes besides the root that have a descriptor. */
-struct ph_in_use {
+struct ph_resident_nodes {
     struct ph_node **nodes;
     uint32_t count;
     uint32_t room;
     uint32_t most;
-    uint32_t hand; /* where the next sweep begins */
-    bool rests;    /* whether idle nodes can be opened again */
+    uint32_t hand;  /* where the next sweep begins */
+    bool can_evict; /* whether evicted nodes can be reopened */
 };
 
 struct ph_open_file {
@@ -88,7 +88,7 @@ struct ph_mount {
     atomic_ullong open_file_count;
     struct ph_mutex mutex;
     struct ph_node_index index PH_GUARDED_BY(mutex);
-    struct ph_in_use in_use PH_GUARDED_BY(mutex);
+    struct ph_resident_nodes resident PH_GUARDED_BY(mutex);
     uint64_t next_id PH_GUARDED_BY(mutex);
     struct ph_open_file_table open_files PH_GUARDED_BY(mutex);
 };
@@ -113,13 +113,14 @@ struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node) PH
 /* Close the descriptor and free the node; NULL is none. */
 void ph_node_free(struct ph_node *node);
 
-/* resting.c */
-bool ph_in_use_add(struct ph_in_use *in_use, struct ph_node *node, int fd); /* or ENOMEM */
-void ph_in_use_remove(struct ph_in_use *in_use, struct ph_node *node);
-/* Let some nodes rest if too many have a descriptor; the mutex is let go of in between. */
+/* eviction.c */
+/* Give a node this descriptor; false with ENOMEM. */
+bool ph_resident_add(struct ph_resident_nodes *resident, struct ph_node *node, int fd);
+void ph_resident_remove(struct ph_resident_nodes *resident, struct ph_node *node);
+/* Evict some nodes if too many have a descriptor; the mutex is let go of in between. */
 void ph_sweep(struct ph_mount *mount) PH_WITH(mount->mutex);
-/* Give a pinned idle node its descriptor back; false with errno. */
-bool ph_wake(struct ph_mount *mount, struct ph_node *node) PH_WITHOUT(mount->mutex);
+/* Give a pinned node that was evicted a descriptor again; false with errno. */
+bool ph_node_reopen(struct ph_mount *mount, struct ph_node *node) PH_WITHOUT(mount->mutex);
 
 /* open_files.c */
 bool ph_open_file_table_init(struct ph_open_file_table *table);

@@ -37,7 +37,7 @@ struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node)
     if (node->known || node->pins || node->opens)
         return NULL;
     if (node->fd >= 0)
-        ph_in_use_remove(&mount->in_use, node);
+        ph_resident_remove(&mount->resident, node);
     return node;
 }
 
@@ -80,21 +80,21 @@ void ph_node_unpin(struct ph_mount *mount, struct ph_node *node)
 struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id)
 {
     struct ph_node *node;
-    bool idle = false;
+    bool evicted = false;
 
     ph_mutex_take(&mount->mutex);
     node = ph_node_index_find(&mount->index, id);
     if (node) {
         node->pins++;
         node->recently = true;
-        idle = node->fd < 0;
+        evicted = node->fd < 0;
     }
     ph_mutex_let_go(&mount->mutex);
     if (!node) {
         errno = ESTALE;
         return NULL;
     }
-    if (idle && !ph_wake(mount, node)) {
+    if (evicted && !ph_node_reopen(mount, node)) {
         int error = errno;
 
         ph_node_unpin(mount, node);
@@ -138,7 +138,7 @@ struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount, const stru
 }
 
 /*
- * Find the node of a descriptor; an idle node only if it is of the very same file. Such a node
+ * Find the node of a descriptor; an evicted one only if it is of the very same file. Such a node
  * takes the descriptor over, and *fd becomes -1. The mutex is let go of in between.
  */
 static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct stat *status)
@@ -167,7 +167,7 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct s
         } else if (!same) {
             ph_node_index_remove_key(&mount->index, node); /* the number was reused */
         } else if (node->fd < 0) {
-            if (!ph_in_use_add(&mount->in_use, node, *fd))
+            if (!ph_resident_add(&mount->resident, node, *fd))
                 return NULL;
             *fd = -1;
         }
@@ -186,7 +186,7 @@ static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct st
         return NULL;
     }
     node = ph_node_new(mount->next_id, status, rules);
-    if (!node || !ph_in_use_add(&mount->in_use, node, *fd)) {
+    if (!node || !ph_resident_add(&mount->resident, node, *fd)) {
         ph_node_free(node);
         errno = ENOMEM;
         return NULL;

@@ -3,7 +3,7 @@
  * threads use at once.
  *
  * Every third byte of the input is one thread's: a call, or something that happens to the files.
- * The limits are low, so nodes come to rest and are found again all the time. Whatever a thread has
+ * The limits are low, so nodes are evicted and found again all the time. Whatever a thread has
  * pinned must go on being the file that it was.
  */
 #include "fuzz.h"

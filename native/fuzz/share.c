@@ -173,7 +173,7 @@ struct ph_mount *share_open_at(uint64_t root_id, const struct ph_rules *rules, i
 
     setup.root_fd = share_fd();
     mount = ph_mount_new(&setup);
-    HOLDS(mount && ph_mount_node_limit(mount) == NODES); /* idle nodes can be found again */
+    HOLDS(mount && ph_mount_node_limit(mount) == NODES); /* evicted nodes can be reopened */
     return mount;
 }
 

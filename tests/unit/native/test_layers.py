@@ -20,7 +20,7 @@ LIBRARY = (
         "seen",
         "mounts",
     ),
-    ("mount mount_private nodes node_index resting open_files",),
+    ("mount mount_private nodes node_index eviction open_files",),
     ("reopening",),
     ("descriptors", "credentials", "buffers", "mutex"),
 )

@@ -4,17 +4,16 @@ Owns node ids and lookup counts. A node is a file, not a name: it stays the same
 renamed, replaced or removed, since no path is looked up a second time. Hard links are one node:
 device and inode number are the key. Ids are never reused.
 
-A node in use has an O_PATH descriptor. When there are too many descriptors, nodes that were not
-used lately become idle: their descriptors are closed, and opened again when they are needed
-(`reopening`). So a guest may know more files than a process may have open.
+A node is resident while it has an O_PATH descriptor. When there are too many descriptors, nodes
+that were not used lately are evicted: their descriptors are closed, and reopened when they are
+needed (`reopening`). So a guest may know more files than a process may have open.
 
-A file without a name cannot be opened again, so its node keeps the descriptor. But a guest may know
-any number of removed files until it needs memory. So beyond one and a half times the limit on
-descriptors such a node becomes idle too, and is ESTALE unless the file is open.
+A file without a name cannot be reopened, so its node stays resident. But a guest may know any
+number of removed files until it needs memory. So beyond one and a half times the limit on
+descriptors such a node is evicted too, and is ESTALE unless the file is open.
 
-If no file can be opened again (see Reopener), there are at most as many nodes as descriptors. When
-the table is full, LOOKUP fails with ENFILE until the guest forgets some nodes. Must not know
-requests.
+If no file can be reopened (see Reopener), there are at most as many nodes as descriptors. When the
+table is full, LOOKUP fails with ENFILE until the guest forgets some nodes. Must not know requests.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _SWEEP_STEPS: Final = 16
 
 
 class Node(HostFile):
-    """A file of the host that the guest knows, while it is in use.
+    """A file of the host that the guest knows, while it is resident.
 
     Attributes:
         id: The number by which the guest names it.
@@ -59,10 +58,10 @@ class _Entry:
     Attributes:
         key: Device and inode number.
         lookups: Lookups by the guest, less those that it took back (FORGET).
-        node: The node; None while it is idle.
-        last: The node as it was when it became idle; requests and open files may still have it.
-        reopen_with: The kernel's file handle of its file, while the node is idle.
-        recently: Whether it was used since the table last looked for idle ones.
+        node: The node; None while it is evicted.
+        last: The node as it was when it was evicted; requests and open files may still have it.
+        reopen_with: The kernel's file handle of its file, while the node is evicted.
+        recently: Whether it was used since the last sweep came by.
     """
 
     __slots__ = ("id", "key", "kind", "last", "lookups", "node", "recently", "reopen_with")
@@ -82,7 +81,7 @@ class NodeTable:
     """All nodes of one mount; safe to use from every queue's thread.
 
     Attributes:
-        root: The shared directory; it is never forgotten and never idle.
+        root: The shared directory; it is never forgotten and never evicted.
         limit: Most nodes besides the root.
     """
 
@@ -106,12 +105,12 @@ class NodeTable:
         self.limit: Final = (
             limits.nodes if self._reopener.usable else min(limits.nodes, limits.descriptors)
         )
-        self._most_in_use: Final = limits.descriptors
+        self._most_resident: Final = limits.descriptors
         self._next_id = root_id + 1
         entry = _Entry(self.root, (status.st_dev, status.st_ino))
         self._by_id = {root_id: entry}
         self._by_key = {entry.key: entry}
-        self._in_use: deque[_Entry] = deque()
+        self._resident: deque[_Entry] = deque()
         self._mutex = threading.RLock()
 
     def __len__(self) -> int:
@@ -123,13 +122,13 @@ class NodeTable:
 
         Raises:
             OSError: ESTALE when the guest never looked it up or has forgotten it, or when it was
-                idle and its file is gone.
+                evicted and its file is gone.
         """
         entry = self._by_id.get(node_id)
         if entry is None:
             raise refusal(errno.ESTALE)
         entry.recently = True
-        return entry.node or self._wake(entry)
+        return entry.node or self._reopen(entry)
 
     def require_room(self) -> None:
         """Refuse to create a file that would get no node.
@@ -156,10 +155,10 @@ class NodeTable:
                 node = Node(self._next_id, descriptor, stat.S_IFMT(status.st_mode))
                 self._next_id += 1
                 entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, key)
-                self._use(entry)
+                self._add_resident(entry)
             entry.lookups += 1
             entry.recently = True
-            return entry.node or self._wake(entry)
+            return entry.node or self._reopen(entry)
 
     def count_lookup_if_known(self, status: os.stat_result) -> Node | None:
         """Count one lookup of a node by its status alone, if it has a descriptor.
@@ -188,8 +187,8 @@ class NodeTable:
                     del self._by_key[entry.key]
                 entry.node = None  # the sweep sees it later, but must not keep the descriptor
 
-    def _wake(self, entry: _Entry) -> Node:
-        """Give an idle node its descriptor back.
+    def _reopen(self, entry: _Entry) -> Node:
+        """Give an evicted node a descriptor again.
 
         Raises:
             OSError: ESTALE when its file is gone.
@@ -202,42 +201,42 @@ class NodeTable:
                 descriptor = self._reopener.reopen(entry.key[0], entry.reopen_with)
                 node = Node(entry.id, descriptor, entry.kind)
             entry.node = node
-            self._use(entry)
+            self._add_resident(entry)
             return node
 
     def _recognize(self, entry: _Entry, found: Descriptor) -> _Entry | None:
-        """Return an idle node's entry if `found` is its file; an inode number may be reused."""
+        """Return an evicted node's entry if `found` is its file; an inode number may be reused."""
         if entry.last is None or entry.last() is None:
             if self._reopener.prepare(found, entry.key[0]) != entry.reopen_with:
                 del self._by_key[entry.key]
                 return None
             entry.node = Node(entry.id, found, entry.kind)
-            self._use(entry)
+            self._add_resident(entry)
         return entry
 
-    def _use(self, entry: _Entry) -> None:
+    def _add_resident(self, entry: _Entry) -> None:
         if not self._reopener.usable:
             return
-        self._in_use.append(entry)
+        self._resident.append(entry)
         for _ in range(_SWEEP_STEPS):
-            if len(self._in_use) <= self._most_in_use:
+            if len(self._resident) <= self._most_resident:
                 return
             self._sweep_one()
 
     def _sweep_one(self) -> None:
-        """Look at the node that came into use first: make it idle, or pass it over once more."""
-        entry = self._in_use.popleft()
+        """Look at the node that is resident longest: evict it, or pass it over once more."""
+        entry = self._resident.popleft()
         if entry.node is None:
             return  # forgotten meanwhile
-        if entry.recently or not self._rest(entry, entry.node):
+        if entry.recently or not self._evict(entry, entry.node):
             entry.recently = False
-            self._in_use.append(entry)
+            self._resident.append(entry)
 
-    def _rest(self, entry: _Entry, node: Node) -> bool:
-        """Make a node idle; False when its file could not be found again."""
+    def _evict(self, entry: _Entry, node: Node) -> bool:
+        """Evict a node; False when its file could not be reopened."""
         try:
             # Nothing leads back to a file without a name.
-            crowded = len(self._in_use) >= self._most_in_use + self._most_in_use // 2
+            crowded = len(self._resident) >= self._most_resident + self._most_resident // 2
             if os.fstat(node.fd).st_nlink == 0 and not crowded:
                 return False
             entry.reopen_with = self._reopener.prepare(node.descriptor, entry.key[0])

@@ -23,7 +23,7 @@ class OpenFile:
     """A regular file that is open on the host.
 
     Attributes:
-        node: The file; it does not become idle while it is open.
+        node: The file; it is not evicted while it is open.
         descriptor: The open descriptor.
         fd: Its number; valid while this object is referenced.
     """

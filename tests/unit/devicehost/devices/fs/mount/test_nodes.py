@@ -1,4 +1,4 @@
-"""Nodes beyond the number of descriptors: they become idle, and are found again."""
+"""Nodes beyond the number of descriptors: they are evicted, and reopened."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_guest_knows_more_files_than_it_has_descriptors(crowded: FuseGuest, sh
 
 
 @pytest.mark.root
-def test_an_idle_node_is_found_under_its_new_name(crowded: FuseGuest, shared: Path) -> None:
+def test_an_evicted_node_is_found_under_its_new_name(crowded: FuseGuest, shared: Path) -> None:
     nodes = look_at_all(crowded)
     (shared / "dir").mkdir()
     (shared / "000").rename(shared / "dir" / "elsewhere")
@@ -63,7 +63,7 @@ def test_an_idle_node_is_found_under_its_new_name(crowded: FuseGuest, shared: Pa
 
 
 @pytest.mark.root
-def test_an_idle_node_is_gone_with_its_file(crowded: FuseGuest, shared: Path) -> None:
+def test_an_evicted_node_is_gone_with_its_file(crowded: FuseGuest, shared: Path) -> None:
     nodes = look_at_all(crowded)
     inode = (shared / "000").stat().st_ino
     (shared / "000").unlink()
@@ -84,7 +84,7 @@ def test_an_idle_node_is_gone_with_its_file(crowded: FuseGuest, shared: Path) ->
 
 
 @pytest.mark.root
-def test_an_open_file_without_a_name_never_becomes_idle(crowded: FuseGuest, shared: Path) -> None:
+def test_an_open_file_without_a_name_is_never_evicted(crowded: FuseGuest, shared: Path) -> None:
     entry, handle = crowded.create(b"brief")
     crowded.unlink(b"brief")
     nodes = look_at_all(crowded)
@@ -142,7 +142,7 @@ def test_where_nothing_can_be_reopened_there_are_as_many_nodes_as_descriptors(
 
 
 @pytest.mark.root
-def test_an_idle_fifo_is_not_opened(make_guest: MakeGuest, shared: Path) -> None:
+def test_an_evicted_fifo_is_not_opened(make_guest: MakeGuest, shared: Path) -> None:
     """A file system below the share needs a file of its own for this: a FIFO must not be it."""
     inner = shared / "inner"
     inner.mkdir()

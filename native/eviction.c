@@ -1,0 +1,106 @@
+/*
+ * Evicting nodes: the descriptors of those that were not used lately are closed beyond a number,
+ * and reopened when they are needed.
+ */
+#include "mount_private.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum { SWEEP_STEPS = 16 };
+
+bool ph_resident_add(struct ph_resident_nodes *resident, struct ph_node *node, int fd)
+{
+    if (resident->count == resident->room) {
+        uint32_t room = resident->room ? resident->room * 2 : 64;
+        struct ph_node **nodes = realloc(resident->nodes, room * sizeof(struct ph_node *));
+
+        if (!nodes) {
+            errno = ENOMEM;
+            return false;
+        }
+        resident->nodes = nodes;
+        resident->room = room;
+    }
+    node->fd = fd;
+    node->place = resident->count++;
+    resident->nodes[node->place] = node;
+    return true;
+}
+
+void ph_resident_remove(struct ph_resident_nodes *resident, struct ph_node *node)
+{
+    struct ph_node *last = resident->nodes[--resident->count];
+
+    resident->nodes[node->place] = last;
+    last->place = node->place;
+}
+
+/* Look at one node, and evict it, if it was not used since the last sweep. */
+static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
+{
+    struct ph_resident_nodes *resident = &mount->resident;
+    struct ph_node *node = resident->nodes[resident->hand++ % resident->count], *done = NULL;
+    struct file_handle *reopen_with;
+    struct stat status;
+    bool evict, crowded;
+    int fd = -1;
+
+    if (node->recently || node->pins || node->opens) {
+        node->recently = false;
+        return;
+    }
+    crowded = resident->count > resident->most + resident->most / 2;
+    node->pins++; /* so that no other thread evicts it */
+    ph_mutex_let_go(&mount->mutex);
+    /* Nothing leads back to a file without a name; see nodes.py. */
+    evict = !fstat(node->fd, &status) && (status.st_nlink || crowded);
+    reopen_with = node->reopen_with;
+    if (evict && !reopen_with)
+        reopen_with = ph_reopener_prepare(&mount->reopener, node->fd, node->dev);
+    ph_mutex_take(&mount->mutex);
+    node->reopen_with = reopen_with;
+    node->pins--;
+    if (evict && reopen_with && node->known && !node->pins && !node->opens && !node->recently) {
+        ph_resident_remove(resident, node);
+        fd = node->fd;
+        node->fd = -1;
+    } else {
+        node->recently = true; /* not again at once */
+        done = ph_node_if_done(mount, node);
+    }
+    ph_mutex_let_go(&mount->mutex);
+    if (fd >= 0)
+        close(fd);
+    ph_node_free(done);
+    ph_mutex_take(&mount->mutex);
+}
+
+void ph_sweep(struct ph_mount *mount)
+{
+    const struct ph_resident_nodes *resident = &mount->resident;
+
+    for (int i = 0; resident->can_evict && i < SWEEP_STEPS && resident->count > resident->most; i++)
+        sweep_one(mount);
+}
+
+bool ph_node_reopen(struct ph_mount *mount, struct ph_node *node)
+{
+    int fd = ph_reopener_reopen(&mount->reopener, node->dev, node->reopen_with);
+    bool resident;
+
+    if (fd < 0)
+        return false;
+    ph_mutex_take(&mount->mutex);
+    resident = node->fd >= 0; /* another thread was quicker */
+    if (!resident && ph_resident_add(&mount->resident, node, fd)) {
+        resident = true;
+        fd = -1;
+        ph_sweep(mount);
+    }
+    ph_mutex_let_go(&mount->mutex);
+    if (fd >= 0)
+        close(fd);
+    return resident;
+}
