@@ -5,9 +5,9 @@
 #include "buffers.h"
 #include "mounts.h"
 #include "open_files.h"
+#include "python_pins.h"
 #include "request.h"
 #include "ring.h"
-#include "seen.h"
 #include "serve.h"
 
 #define WHOLE(type) {.name = #type, .field = "", .size_bytes = sizeof(struct type)}
@@ -106,12 +106,12 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_mount_setup, descriptor_limit),
     FIELD(ph_mount_setup, may_switch),
 
-    WHOLE(ph_seen),
-    FIELD(ph_seen, id),
-    FIELD(ph_seen, pin),
-    FIELD(ph_seen, fd),
-    FIELD(ph_seen, node_fd),
-    FIELD(ph_seen, kind),
+    WHOLE(ph_python_pin),
+    FIELD(ph_python_pin, id),
+    FIELD(ph_python_pin, pinned),
+    FIELD(ph_python_pin, fd),
+    FIELD(ph_python_pin, node_fd),
+    FIELD(ph_python_pin, kind),
 
     {.name = NULL},
 };
@@ -143,9 +143,10 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_mount_node_count, uint64_t, struct ph_mount *)                                         \
     LIST(ph_mount_node_limit, uint64_t, const struct ph_mount *)                                   \
     LIST(ph_mount_open_file_count, uint64_t, struct ph_mount *)                                    \
-    LIST(ph_see_node, bool, struct ph_mount *, uint64_t, struct ph_seen *)                         \
-    LIST(ph_see_held, bool, struct ph_mount *, int, struct ph_seen *)                              \
-    LIST(ph_see_open_file, bool, struct ph_mount *, uint64_t, uint32_t, struct ph_seen *)          \
+    LIST(ph_python_pin_node, bool, struct ph_mount *, uint64_t, struct ph_python_pin *)            \
+    LIST(ph_python_count_and_pin, bool, struct ph_mount *, int, struct ph_python_pin *)            \
+    LIST(ph_python_pin_open_file, bool, struct ph_mount *, uint64_t, uint32_t,                     \
+         struct ph_python_pin *)                                                                   \
     LIST(ph_node_unpin, void, struct ph_mount *, struct ph_node *)                                 \
     LIST(ph_node_forget, void, struct ph_mount *, uint64_t, uint64_t)                              \
     LIST(ph_open_file_add, uint64_t, struct ph_mount *, struct ph_node *, int, enum ph_kind)       \

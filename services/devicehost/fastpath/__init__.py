@@ -26,10 +26,10 @@ from services.devicehost.fastpath.declarations import (
     IoVec,
     MountSetup,
     Outcome,
+    PhPythonPin,
     RingSetup,
     RingState,
     Rules,
-    Seen,
     Span,
 )
 
@@ -46,10 +46,10 @@ __all__ = [
     "IoVec",
     "MountSetup",
     "Outcome",
+    "PhPythonPin",
     "RingSetup",
     "RingState",
     "Rules",
-    "Seen",
     "Span",
     "library",
     "load",

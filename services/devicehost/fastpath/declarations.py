@@ -141,16 +141,16 @@ class MountSetup(ctypes.Structure):
     )
 
 
-class Seen(ctypes.Structure):
-    """struct ph_seen."""
+class PhPythonPin(ctypes.Structure):
+    """struct ph_python_pin."""
 
     id: int
-    pin: int
+    pinned: int
     fd: int
     node_fd: int
     kind: int
 
-    _fields_ = (("id", _u64), ("pin", _ptr), ("fd", _i32), ("node_fd", _i32), ("kind", _u32))
+    _fields_ = (("id", _u64), ("pinned", _ptr), ("fd", _i32), ("node_fd", _i32), ("kind", _u32))
 
 
 class IoVec(ctypes.Structure):
@@ -213,7 +213,7 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "ph_chain": Chain,
     "ph_rules": Rules,
     "ph_mount_setup": MountSetup,
-    "ph_seen": Seen,
+    "ph_python_pin": PhPythonPin,
 }
 """By their names in C."""
 
@@ -248,9 +248,9 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_mount_node_count": (_u64, (_ptr,)),
     "ph_mount_node_limit": (_u64, (_ptr,)),
     "ph_mount_open_file_count": (_u64, (_ptr,)),
-    "ph_see_node": (_bool, (_ptr, _u64, ctypes.POINTER(Seen))),
-    "ph_see_held": (_bool, (_ptr, _i32, ctypes.POINTER(Seen))),
-    "ph_see_open_file": (_bool, (_ptr, _u64, _u32, ctypes.POINTER(Seen))),
+    "ph_python_pin_node": (_bool, (_ptr, _u64, ctypes.POINTER(PhPythonPin))),
+    "ph_python_count_and_pin": (_bool, (_ptr, _i32, ctypes.POINTER(PhPythonPin))),
+    "ph_python_pin_open_file": (_bool, (_ptr, _u64, _u32, ctypes.POINTER(PhPythonPin))),
     "ph_node_unpin": (None, (_ptr, _ptr)),
     "ph_node_forget": (None, (_ptr, _u64, _u64)),
     "ph_open_file_add": (_u64, (_ptr, _ptr, _i32, _u32)),

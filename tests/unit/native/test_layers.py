@@ -17,7 +17,7 @@ LIBRARY = (
     (
         "request operations names files directories metadata",
         "ring ring_private ring_wait chain",
-        "seen",
+        "python_pins",
         "mounts",
     ),
     ("mount mount_private nodes node_index eviction open_files",),

@@ -44,7 +44,7 @@ def test_the_library_of_these_sources_is_used(tmp_path: Path) -> None:
     assert status == fastpath.ACTIVE
 
 
-FIELD = r"    FIELD\(ph_seen, kind\),\n"
+FIELD = r"    FIELD\(ph_python_pin, kind\),\n"
 REFUSED = {
     "a field elsewhere": (
         [(r"(uint32_t valid_s;.*\n)(\s*uint32_t open_flags;.*\n)", r"\2\1")],
@@ -53,20 +53,20 @@ REFUSED = {
     ),
     "a field of another size": (
         [(r"int32_t node_fd;", "int64_t node_fd;")],
-        "field node_fd of struct ph_seen is 8 bytes at offset 24 in the library and 4 bytes at "
-        "offset 20 in Python",
+        "field node_fd of struct ph_python_pin is 8 bytes at offset 24 in the library and 4 bytes "
+        "at offset 20 in Python",
     ),
     "a structure of another size": (
         [(r"(uint64_t spin_ns;)", r"\1 uint64_t fresh;")],
         "struct ph_ring_state is 40 bytes in the library and 32 bytes in Python",
     ),
-    "a field less": ([(FIELD, "")], "the library has no field kind of struct ph_seen"),
+    "a field less": ([(FIELD, "")], "the library has no field kind of struct ph_python_pin"),
     "a field more": (
         [
             (r"(uint32_t kind;.*\n)(\};)", r"\1uint32_t fresh;\n\2"),
-            (FIELD, r"\g<0>FIELD(ph_seen, fresh),"),
+            (FIELD, r"\g<0>FIELD(ph_python_pin, fresh),"),
         ],
-        "Python has no field fresh of struct ph_seen",
+        "Python has no field fresh of struct ph_python_pin",
     ),
     "a structure less": (
         [(r"    (WHOLE|FIELD)\(ph_counters\b.*\n", "")],

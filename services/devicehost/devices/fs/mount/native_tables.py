@@ -153,9 +153,9 @@ class NativeNodeTable:
 
     def get(self, node_id: int) -> Node:
         """Find a node; see NodeTable.get."""
-        seen = fastpath.Seen()
-        found = self._library.ph_see_node(self._mount.pointer, node_id, ctypes.byref(seen))
-        return self._node(seen, found)
+        found = fastpath.PhPythonPin()
+        pinned = self._library.ph_python_pin_node(self._mount.pointer, node_id, ctypes.byref(found))
+        return self._node(found, pinned)
 
     def require_room(self) -> None:
         """Refuse when there is no room; see NodeTable.require_room."""
@@ -164,21 +164,21 @@ class NativeNodeTable:
 
     def count_lookup(self, descriptor: Descriptor, status: os.stat_result) -> Node:
         """Count a lookup and take the descriptor over; see NodeTable.count_lookup."""
-        seen = fastpath.Seen()
-        found = self._library.ph_see_held(
-            self._mount.pointer, descriptor.detach(), ctypes.byref(seen)
+        found = fastpath.PhPythonPin()
+        pinned = self._library.ph_python_count_and_pin(
+            self._mount.pointer, descriptor.detach(), ctypes.byref(found)
         )
-        return self._node(seen, found)
+        return self._node(found, pinned)
 
     def forget(self, node_id: int, count: int) -> None:
         """Take lookups back; see NodeTable.forget."""
         self._library.ph_node_forget(self._mount.pointer, node_id, count)
 
-    def _node(self, seen: fastpath.Seen, found: bool) -> Node:
-        if not found:
+    def _node(self, found: fastpath.PhPythonPin, pinned: bool) -> Node:
+        if not pinned:
             raise refusal(ctypes.get_errno())
-        pin = _Pin(self._mount, self._library.ph_node_unpin, seen.pin, seen.fd)
-        return Node(seen.id, pin, seen.kind)
+        pin = _Pin(self._mount, self._library.ph_node_unpin, found.pinned, found.fd)
+        return Node(found.id, pin, found.kind)
 
 
 class NativeOpenFileTable:
@@ -217,13 +217,13 @@ class NativeOpenFileTable:
 
     def get(self, handle: int, kind: type[OpenFileT]) -> OpenFileT:
         """Find an open file; see OpenFileTable.get."""
-        seen = fastpath.Seen()
-        if not self._library.ph_see_open_file(
-            self._mount.pointer, handle, _KINDS[kind], ctypes.byref(seen)
+        found = fastpath.PhPythonPin()
+        if not self._library.ph_python_pin_open_file(
+            self._mount.pointer, handle, _KINDS[kind], ctypes.byref(found)
         ):
             raise refusal(ctypes.get_errno())
-        pin = _Pin(self._mount, self._library.ph_open_file_unpin, seen.pin, seen.fd)
-        node = Node(seen.id, _Kept(pin, seen.node_fd), seen.kind)
+        pin = _Pin(self._mount, self._library.ph_open_file_unpin, found.pinned, found.fd)
+        node = Node(found.id, _Kept(pin, found.node_fd), found.kind)
         if issubclass(kind, OpenDirectory):
             return kind(node, pin, _PositionMutex(self._library, pin))
         return kind(node, pin)
