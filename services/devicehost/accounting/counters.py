@@ -79,4 +79,4 @@ class QueueCounters:
     requests: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    native: fastpath.Counters = field(default_factory=fastpath.Counters)
+    native: fastpath.PhCounters = field(default_factory=fastpath.PhCounters)

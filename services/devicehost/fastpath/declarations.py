@@ -1,7 +1,8 @@
 """Python's declarations of the native library: its constants, structures and functions.
 
-C declares the same (native/*.h), and `comparison` refuses a library whose declarations differ. Must
-not know how the library is found, or what it is used for.
+C declares the same (native/*.h), and `comparison` refuses a library whose declarations differ. A
+structure is named after its name in C: PhSpan is struct ph_span. Must not know how the library is
+found, or what it is used for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PYTHON: Final = -(1 << 63)
 FILE: Final = 1
 DIRECTORY: Final = 2
 KEEP_ID: Final = 0xFFFF_FFFF
-"""Value of `uid` or `gid` in Rules that shows the file's own."""
+"""Value of `uid` or `gid` in PhRules that shows the file's own."""
 
 _u16, _u32, _u64 = ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 _i32, _i64, _ptr, _bool = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_bool
@@ -35,13 +36,13 @@ class Outcome(enum.IntEnum):
     WOKEN = 3
 
 
-class Span(ctypes.Structure):
+class PhSpan(ctypes.Structure):
     """struct ph_span."""
 
     _fields_ = (("gpa", _u64), ("size_bytes", _u64), ("address", _ptr))
 
 
-class RingState(ctypes.Structure):
+class PhRingState(ctypes.Structure):
     """struct ph_ring_state."""
 
     next_avail: int
@@ -65,7 +66,7 @@ class RingState(ctypes.Structure):
     )
 
 
-class Counters(ctypes.Structure):
+class PhCounters(ctypes.Structure):
     """struct ph_counters: what the native loop counts of one queue.
 
     Attributes:
@@ -88,7 +89,7 @@ class Counters(ctypes.Structure):
     )
 
 
-class RingSetup(ctypes.Structure):
+class PhRingSetup(ctypes.Structure):
     """struct ph_ring_setup."""
 
     _fields_ = (
@@ -108,7 +109,7 @@ class RingSetup(ctypes.Structure):
     )
 
 
-class Rules(ctypes.Structure):
+class PhRules(ctypes.Structure):
     """struct ph_rules."""
 
     _fields_ = (
@@ -126,11 +127,11 @@ class Rules(ctypes.Structure):
     )
 
 
-class MountSetup(ctypes.Structure):
+class PhMountSetup(ctypes.Structure):
     """struct ph_mount_setup."""
 
     _fields_ = (
-        ("rules", Rules),
+        ("rules", PhRules),
         ("root_id", _u64),
         ("nodes", _u64),
         ("descriptors", _u64),
@@ -159,7 +160,7 @@ class IoVec(ctypes.Structure):
     _fields_ = (("iov_base", _ptr), ("iov_len", _u64))
 
 
-class Chain(ctypes.Structure):
+class PhChain(ctypes.Structure):
     """struct ph_chain."""
 
     _fields_ = (
@@ -172,7 +173,7 @@ class Chain(ctypes.Structure):
     )
 
 
-class Layout(ctypes.Structure):
+class PhLayout(ctypes.Structure):
     """struct ph_layout: a field, or with an empty field name the whole structure."""
 
     name: bytes | None
@@ -183,7 +184,7 @@ class Layout(ctypes.Structure):
     _fields_ = (("name", _name), ("field", _name), ("offset", _u64), ("size_bytes", _u64))
 
 
-class Constant(ctypes.Structure):
+class PhConstant(ctypes.Structure):
     """struct ph_constant."""
 
     name: bytes | None
@@ -192,7 +193,7 @@ class Constant(ctypes.Structure):
     _fields_ = (("name", _name), ("value", _i64))
 
 
-class Function(ctypes.Structure):
+class PhFunction(ctypes.Structure):
     """struct ph_function."""
 
     name: bytes | None
@@ -202,17 +203,17 @@ class Function(ctypes.Structure):
 
 
 STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
-    "ph_layout": Layout,
-    "ph_constant": Constant,
-    "ph_function": Function,
-    "ph_span": Span,
-    "ph_ring_state": RingState,
-    "ph_counters": Counters,
-    "ph_ring_setup": RingSetup,
+    "ph_layout": PhLayout,
+    "ph_constant": PhConstant,
+    "ph_function": PhFunction,
+    "ph_span": PhSpan,
+    "ph_ring_state": PhRingState,
+    "ph_counters": PhCounters,
+    "ph_ring_setup": PhRingSetup,
     "iovec": IoVec,
-    "ph_chain": Chain,
-    "ph_rules": Rules,
-    "ph_mount_setup": MountSetup,
+    "ph_chain": PhChain,
+    "ph_rules": PhRules,
+    "ph_mount_setup": PhMountSetup,
     "ph_python_pin": PhPythonPin,
 }
 """By their names in C."""
@@ -229,8 +230,8 @@ CONSTANTS: Final[dict[str, int]] = {
 }
 
 FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
-    "ph_ring_new": (_ptr, (ctypes.POINTER(RingSetup),)),
-    "ph_ring_state": (ctypes.POINTER(RingState), (_ptr,)),
+    "ph_ring_new": (_ptr, (ctypes.POINTER(PhRingSetup),)),
+    "ph_ring_state": (ctypes.POINTER(PhRingState), (_ptr,)),
     "ph_ring_stop": (None, (_ptr,)),
     "ph_ring_set_call": (None, (_ptr, _i32)),
     "ph_ring_set_wake": (None, (_ptr, _i32)),
@@ -242,8 +243,8 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_mounts_put": (_bool, (_ptr, _u64, _ptr)),
     "ph_mounts_free": (None, (_ptr,)),
     "ph_serve": (_i32, (_ptr, _ptr, _ptr)),
-    "ph_fuse_serve": (_i64, (_ptr, _ptr, ctypes.POINTER(Chain))),
-    "ph_mount_new": (_ptr, (ctypes.POINTER(MountSetup),)),
+    "ph_fuse_serve": (_i64, (_ptr, _ptr, ctypes.POINTER(PhChain))),
+    "ph_mount_new": (_ptr, (ctypes.POINTER(PhMountSetup),)),
     "ph_mount_release": (None, (_ptr,)),
     "ph_mount_node_count": (_u64, (_ptr,)),
     "ph_mount_node_limit": (_u64, (_ptr,)),
@@ -263,8 +264,8 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
 """Result and arguments of each function that Python calls."""
 
 TABLES: Final[dict[str, type[ctypes.Structure]]] = {
-    "ph_layouts": Layout,
-    "ph_constants": Constant,
-    "ph_functions": Function,
+    "ph_layouts": PhLayout,
+    "ph_constants": PhConstant,
+    "ph_functions": PhFunction,
 }
 """Functions that return what the library declares; each table ends with a row without a name."""

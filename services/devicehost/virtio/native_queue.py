@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.queue_setup import QueueSetup
 
 _NO_FD: Final = -1
-_HANDED_OVER: Final = [(name, f"_{name}") for name, _ in fastpath.RingState._fields_]
+_HANDED_OVER: Final = [(name, f"_{name}") for name, _ in fastpath.PhRingState._fields_]
 
 
 def make_queue(setup: QueueSetup, state: QueueState, *, natively: bool) -> Queue:
@@ -66,10 +66,10 @@ class NativeQueue(Queue):
         """
         super().__init__(setup, state)
         self._library: Final = library
-        self._kept: Final = (fastpath.Span * len(spans))(
-            *(fastpath.Span(span.gpa, span.size_bytes, span.address) for span in spans)
+        self._kept: Final = (fastpath.PhSpan * len(spans))(
+            *(fastpath.PhSpan(span.gpa, span.size_bytes, span.address) for span in spans)
         )
-        native_setup = fastpath.RingSetup(
+        native_setup = fastpath.PhRingSetup(
             desc=_address(setup.desc),
             avail=_address(setup.avail),
             used=_address(setup.used),

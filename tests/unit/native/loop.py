@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from services.devicehost import fastpath
 from services.devicehost.fastpath import (
-    Chain,
-    Counters,
-    MountSetup,
-    RingSetup,
-    RingState,
-    Rules,
-    Span,
+    PhChain,
+    PhCounters,
+    PhMountSetup,
+    PhRingSetup,
+    PhRingState,
+    PhRules,
+    PhSpan,
 )
 from services.wire import fuse
 from services.wire.virtio_ring import DESC_F_NEXT, DESC_F_WRITE
@@ -51,13 +51,13 @@ class Loop:
         self.outcomes: list[int] = []
         self._memory = mmap.mmap(-1, RAM_BYTES)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._span = Span(GPA, len(self._memory), base)
-        self._counters = Counters()
-        self._chain = Chain()
+        self._span = PhSpan(GPA, len(self._memory), base)
+        self._counters = PhCounters()
+        self._chain = PhChain()
         self.kick_fd, self.call_fd, self._stop_fd, self.wake_fd = (
             os.eventfd(0, os.EFD_NONBLOCK) for _ in range(4)
         )
-        setup = RingSetup(
+        setup = PhRingSetup(
             desc=base,
             avail=base + _AVAIL,
             used=base + _USED,
@@ -89,8 +89,8 @@ class Loop:
             os.close(fd)
 
     @property
-    def state(self) -> RingState:
-        state: RingState = self.library.ph_ring_state(self.ring).contents
+    def state(self) -> PhRingState:
+        state: PhRingState = self.library.ph_ring_state(self.ring).contents
         return state
 
     @property
@@ -112,8 +112,8 @@ class Loop:
         may_switch: bool = False,
     ) -> int:
         """Mount a directory; the mount is in the slot, and the caller has a reference."""
-        setup = MountSetup(
-            rules=Rules(
+        setup = PhMountSetup(
+            rules=PhRules(
                 uid=fastpath.KEEP_ID,
                 gid=fastpath.KEEP_ID,
                 keep_dir=0o177777,

@@ -39,7 +39,7 @@ def notified_after(rig: Rig, length: int, waiting: int = 16) -> list[int]:
     ring.offer(*[0] * ring.size)
     queue = make_queue(rig.setup(ring), QueueState(), natively=True)
     assert isinstance(queue, NativeQueue)
-    chain = fastpath.Chain()
+    chain = fastpath.PhChain()
 
     def serve_one(ring: int) -> int:
         pointer = ctypes.c_void_p(ring)
@@ -129,7 +129,7 @@ class NoMemory:
 
     def ph_ring_new(self, reference: Any) -> None:
         setup = reference._obj
-        array = (fastpath.Span * setup.span_count).from_address(setup.spans)
+        array = (fastpath.PhSpan * setup.span_count).from_address(setup.spans)
         self.spans = [(span.gpa, span.size_bytes, span.address) for span in array]
         self.asked = {name: getattr(setup, name) for name, _ in setup._fields_}
 
@@ -180,7 +180,7 @@ def test_the_state_is_right_before_during_and_after_the_loop(rig: Rig) -> None:
     queue = make_queue(rig.setup(ring), QueueState(base), natively=True)
     assert isinstance(queue, NativeQueue)
     seen = [queue.state.next_avail]
-    chain = fastpath.Chain()
+    chain = fastpath.PhChain()
 
     def serve(ring: int) -> int:
         pointer = ctypes.c_void_p(ring)
@@ -246,7 +246,7 @@ def test_the_loop_touches_neither_the_ring_nor_a_descriptor_of_a_closed_queue(ri
     ring.offer(0)
     queue = make_queue(rig.setup(ring), QueueState(), natively=True)
     assert isinstance(queue, NativeQueue)
-    chain = fastpath.Chain()
+    chain = fastpath.PhChain()
 
     def come_back_late(ring: int) -> int:
         pointer = ctypes.c_void_p(ring)

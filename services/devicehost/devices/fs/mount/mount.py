@@ -204,7 +204,7 @@ class Mount:
 
     def _native(self, share: Share, library: ctypes.CDLL) -> NativeMount:
         shown, cache = self.rules.presentation, self.rules.cache
-        rules = fastpath.Rules(
+        rules = fastpath.PhRules(
             ino_mask=shown.ino_mask,
             uid=fastpath.KEEP_ID if shown.uid is None else shown.uid,
             gid=fastpath.KEEP_ID if shown.gid is None else shown.gid,

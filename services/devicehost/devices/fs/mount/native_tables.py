@@ -43,7 +43,7 @@ class NativeMount:
         self,
         library: ctypes.CDLL,
         root: Descriptor,
-        rules: fastpath.Rules,
+        rules: fastpath.PhRules,
         limits: Limits,
         *,
         root_id: int,
@@ -64,7 +64,7 @@ class NativeMount:
         """
         self.library: Final = library
         self.root_id: Final = root_id
-        setup = fastpath.MountSetup(
+        setup = fastpath.PhMountSetup(
             rules=rules,
             root_id=root_id,
             nodes=limits.nodes,

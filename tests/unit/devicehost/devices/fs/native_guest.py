@@ -35,7 +35,7 @@ class NativeGuest(FuseGuest):
     def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int | Deferred:
         mount = self._mount(b"".join(readable))
         if mount is not None:
-            chain = fastpath.Chain(
+            chain = fastpath.PhChain(
                 readable=_vectors(readable),
                 writable=_vectors(writable),
                 readable_count=len(readable),

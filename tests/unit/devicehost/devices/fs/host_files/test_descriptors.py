@@ -51,7 +51,7 @@ def test_a_pin_may_be_collected_after_its_tables(tmp_path: Path) -> None:
     tables = NativeMount(
         fastpath.library,
         Descriptor(os.open(tmp_path, os.O_PATH)),
-        fastpath.Rules(),
+        fastpath.PhRules(),
         Limits(nodes=16, descriptors=16, handles=16),
         root_id=1,
         may_switch=False,
