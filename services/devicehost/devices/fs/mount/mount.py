@@ -22,11 +22,8 @@ from services.devicehost.devices.fs.host_files.descriptors import (
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.locks.owners import MAX_LOCKS, OwnerTable
 from services.devicehost.devices.fs.locks.waits import MAX_WAITS, LockWaits
-from services.devicehost.devices.fs.mount.native_tables import (
-    NativeMount,
-    NativeNodeTable,
-    NativeOpenFileTable,
-)
+from services.devicehost.devices.fs.mount.native_mount import NativeMount
+from services.devicehost.devices.fs.mount.native_tables import NativeNodeTable, NativeOpenFileTable
 from services.devicehost.devices.fs.mount.nodes import Node, NodeTable
 from services.devicehost.devices.fs.mount.open_files import OpenFile, OpenFileTable
 from services.devicehost.devices.fs.share.rules import Rules

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable, Iterator
 
-    from services.devicehost.devices.fs.mount.native_tables import NativeMount
+    from services.devicehost.devices.fs.mount.native_mount import NativeMount
 
 
 class NativeMounts:

@@ -11,7 +11,7 @@ from services.wire import fuse
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest
 
 if TYPE_CHECKING:
-    from services.devicehost.devices.fs.mount.native_tables import NativeMount
+    from services.devicehost.devices.fs.mount.native_mount import NativeMount
     from services.devicehost.virtio.deferral import Deferred
 
 

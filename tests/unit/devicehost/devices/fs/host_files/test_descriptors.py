@@ -19,7 +19,8 @@ from services.devicehost.devices.fs.host_files.descriptors import (
     Limits,
     raise_descriptor_limit,
 )
-from services.devicehost.devices.fs.mount.native_tables import NativeMount, _Pin
+from services.devicehost.devices.fs.mount.native_mount import NativeMount
+from services.devicehost.devices.fs.mount.native_tables import _Pin
 from tests.support.descriptors import open_fds
 
 CAP_SYS_RESOURCE = 24
