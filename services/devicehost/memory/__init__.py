@@ -11,7 +11,7 @@ from services.devicehost.memory.aperture import ApertureMemory
 from services.devicehost.memory.guest import (
     GuestMemory,
     Lease,
-    PinnedRing,
+    PinnedPart,
     Span,
     TranslationError,
 )
@@ -27,7 +27,7 @@ __all__ = [
     "GuestMemory",
     "Lease",
     "OwnRisk",
-    "PinnedRing",
+    "PinnedPart",
     "Region",
     "RegionTable",
     "Span",

@@ -88,7 +88,7 @@ class Lease(AbstractContextManager["Lease"], Protocol):
         """Give the buffers back; harmless when done before."""
 
 
-class PinnedRing:
+class PinnedPart:
     """One part of a ring, reachable until `close`; see `GuestMemory.pin`.
 
     Attributes:
@@ -123,7 +123,7 @@ class GuestMemory(ABC):
         self._table = table
         self._meter = meter
         self._references = 1
-        self._kept: list[PinnedRing] = []
+        self._kept: list[PinnedPart] = []
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -156,7 +156,7 @@ class GuestMemory(ABC):
         with self.lease((gpa,), (length,)) as lease:
             return bytes(lease.view(gpa, length))
 
-    def pin(self, gpa: int, length: int) -> PinnedRing:
+    def pin(self, gpa: int, length: int) -> PinnedPart:
         """Map the pages of one part of a ring, and no others, until the part is closed.
 
         Rings are not counted in the quota on windows: their number is bounded by the queues.
@@ -177,16 +177,16 @@ class GuestMemory(ABC):
         start = region.file_offset + gpa - region.gpa
         first = start - start % PAGE_BYTES
         mapping = Mapping(region.fd, first, _page_end(start + length) - first)
-        return PinnedRing(mapping.view[start - first : start - first + length], mapping)
+        return PinnedPart(mapping.view[start - first : start - first + length], mapping)
 
-    def keep(self, part: PinnedRing) -> PinnedRing:
+    def keep(self, part: PinnedPart) -> PinnedPart:
         """Keep the pages of a part mapped until the last `release`; a thread may yet touch them.
 
         Returns:
             The same part, which does not own its pages, like a part inside an aperture.
         """
         self._kept.append(part)
-        return PinnedRing(part.view, None)
+        return PinnedPart(part.view, None)
 
     def refuse(self, gpa: int, length: int, bound: str) -> TranslationError:
         """Count a refused address and return the error for it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Self
 
-from services.devicehost.memory.guest import GuestMemory, PinnedRing, Span
+from services.devicehost.memory.guest import GuestMemory, PinnedPart, Span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ class LinearMemory(GuestMemory):
         """Return this object; see `GuestMemory.lease`."""
         return self
 
-    def pin(self, gpa: int, length: int) -> PinnedRing:
+    def pin(self, gpa: int, length: int) -> PinnedPart:
         """Make a part of a ring reachable; see `GuestMemory.pin`.
 
         A part inside a mapping needs no pages of its own.
@@ -68,7 +68,7 @@ class LinearMemory(GuestMemory):
         for span, mapping in zip(self._spans, self._mappings, strict=True):
             offset = gpa - span.gpa
             if offset >= 0 and offset + length <= span.size_bytes:
-                return PinnedRing(mapping.view[offset : offset + length], None)
+                return PinnedPart(mapping.view[offset : offset + length], None)
         return super().pin(gpa, length)
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from services.devicehost.accounting import QueueCounters
-    from services.devicehost.memory import GuestMemory, PinnedRing, RegionTable
+    from services.devicehost.memory import GuestMemory, PinnedPart, RegionTable
     from services.devicehost.virtio.device import VirtioDevice
     from services.devicehost.virtio.queue import Queue
     from services.handshake.errors import PortholeError
@@ -72,7 +72,7 @@ class Ring:
         self._queue_state = QueueState()
         self._addr: VringAddr | None = None
         self._addr_is_current = False
-        self._parts: tuple[PinnedRing, PinnedRing, PinnedRing] | None = None
+        self._parts: tuple[PinnedPart, PinnedPart, PinnedPart] | None = None
         self._kick_fd: int | None = None
         self._call = Notification()
         self._err = Notification()
@@ -164,7 +164,7 @@ class Ring:
             (self._addr.avail, avail_bytes(self._size), AVAIL_ALIGN),
             (self._addr.used, used_bytes(self._size), USED_ALIGN),
         )
-        parts: list[PinnedRing] = []
+        parts: list[PinnedPart] = []
         try:
             for user_addr, length, align in wanted:
                 parts.append(self._pin_part(table, memory, user_addr, length, align))
@@ -184,7 +184,8 @@ class Ring:
 
     def set_kick(self, fd: int | None) -> None:
         """SET_VRING_KICK: start the ring; None asks for polling. Takes the descriptor."""
-        self._fire(RingEvent.START)
+        self._life.fire(RingEvent.START)
+        self._end_worker()
         _close(self._kick_fd)
         self._kick_fd = fd
 
@@ -200,11 +201,12 @@ class Ring:
 
     def enable(self) -> None:
         """Enable the ring: it may be served once it is started."""
-        self._fire(RingEvent.ENABLE)
+        self._life.fire(RingEvent.ENABLE)
 
     def disable(self) -> None:
         """Disable the ring: nobody serves it from now on."""
-        self._fire(RingEvent.DISABLE)
+        self._life.fire(RingEvent.DISABLE)
+        self._end_worker()
 
     def serve(self, context: RingContext) -> None:
         """Have a worker serve the ring from now on.
@@ -219,14 +221,14 @@ class Ring:
             raise FailedPreconditionError(
                 "RING_NOT_STARTED", f"ring {self.index} has no addresses yet"
             )
-        self._fire(RingEvent.SERVE)
+        self._life.fire(RingEvent.SERVE)
         try:
             queue = self._make_queue(context, *self._parts)
             self._worker = Worker(
                 queue, context.device, context.memory, self._call, context.on_failure
             )
         except BaseException:
-            self._fire(RingEvent.PAUSE)
+            self._life.fire(RingEvent.PAUSE)
             raise
 
     def ask_to_stop(self) -> None:
@@ -238,11 +240,13 @@ class Ring:
     def pause(self) -> None:
         """End the worker, if there is one; the ring can be served again at once."""
         if self.state is RingState.SERVED:
-            self._fire(RingEvent.PAUSE)
+            self._life.fire(RingEvent.PAUSE)
+            self._end_worker()
 
     def halt(self) -> int:
         """GET_VRING_BASE: stop the ring until the next SET_VRING_KICK; return where it stopped."""
-        self._fire(RingEvent.STOP)
+        self._life.fire(RingEvent.STOP)
+        self._end_worker()
         self._addr_is_current = False
         _close(self._kick_fd)
         self._kick_fd = None
@@ -263,7 +267,7 @@ class Ring:
 
     def _pin_part(
         self, table: RegionTable, memory: GuestMemory, user_addr: int, length: int, align: int
-    ) -> PinnedRing:
+    ) -> PinnedPart:
         gpa = table.user_to_gpa(user_addr, length)
         if gpa is None:
             raise memory.refuse(user_addr, length, "guest memory (an address of the front-end)")
@@ -277,7 +281,7 @@ class Ring:
         return memory.pin(gpa, length)
 
     def _make_queue(
-        self, context: RingContext, desc: PinnedRing, avail: PinnedRing, used: PinnedRing
+        self, context: RingContext, desc: PinnedPart, avail: PinnedPart, used: PinnedPart
     ) -> Queue:
         setup = QueueSetup(
             index=self.index,
@@ -302,7 +306,7 @@ class Ring:
             FailedPreconditionError: RING_RUNNING.
         """
         try:
-            self._fire(RingEvent.CONFIGURE)
+            self._life.fire(RingEvent.CONFIGURE)
         except FailedPreconditionError as error:
             raise FailedPreconditionError(
                 "RING_RUNNING",
@@ -310,10 +314,13 @@ class Ring:
                 queue=self.index,
             ) from error
 
-    def _fire(self, event: RingEvent) -> None:
-        """Change the state by an event; the worker ends when the ring leaves SERVED."""
+    def _end_worker(self) -> None:
+        """End the worker, if there is one, after an event has led out of SERVED.
+
+        This waits for the thread, for worker.STOP_DEADLINE_S at most.
+        """
         worker = self._worker
-        if self._life.fire(event) is RingState.SERVED or worker is None:
+        if worker is None:
             return
         if not worker.stop() and self._parts is not None:
             # The thread that is left behind may still touch the ring's own pages.
