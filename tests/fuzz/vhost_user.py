@@ -160,7 +160,7 @@ class Conversation:
             try:
                 answer = connection.answer(command, self._backend.execute(command))
             except PortholeError as error:
-                answer = connection.refuse(command, error)
+                answer = connection.refusal_reply(command, error)
         if answer is not None:
             reply = Header.parse(answer)
             assert reply.request == header.request

@@ -2,7 +2,9 @@
 
 - `device.py`: the VirtioDevice: its features, its configuration space, its queues and how each is
   served.
-- `protocol.py`: what the buffers of a driver mean, and what is put into them. Knows no queue.
+- `protocol.py`: what the buffers of a driver mean, and what is put into them. Knows no queue. Each
+  frame of `net` stands alone, so its protocol is functions. Requests of `fs` are valid from INIT to
+  DESTROY, so its protocol is a FuseSession, which has the guest's mount in between.
 - `backend.py`: the part of the host that a device serves: how a request names it, how it is opened,
   and which error explains a failure. Knows no queue.
 

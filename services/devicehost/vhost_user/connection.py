@@ -113,8 +113,8 @@ class Connection:
             fds: Descriptors that came with it; they stay the caller's, see Command.
 
         Returns:
-            A command for the back-end, whose outcome goes to `answer` or `refuse`; or the whole
-            reply, if no back-end is needed for it; or None, if the message wants no reply.
+            A command for the back-end, whose outcome goes to `answer` or `refusal_reply`; or the
+            whole reply, if no back-end is needed for it; or None, if the message wants no reply.
 
         Raises:
             ProtocolError: The message is malformed, or it is refused and wants no reply; the
@@ -138,7 +138,7 @@ class Connection:
             self._check(command)
             known = self._answer_myself(command)
         except (InvalidArgumentError, FailedPreconditionError) as error:
-            return self._refusal(header.request, header.need_reply, error)
+            return self._refusal_reply(header.request, header.need_reply, error)
         if known is not None:
             return known
         if command.request in _DONE_HERE:
@@ -153,15 +153,15 @@ class Connection:
             return reply(command.request, U64.pack(_OK))
         return None
 
-    def refuse(self, command: Command, error: PortholeError) -> bytes:
+    def refusal_reply(self, command: Command, error: PortholeError) -> bytes:
         """Write the reply to a command that was refused.
 
         Raises:
             ProtocolError: Only a closed connection can report the refusal to the front-end.
         """
-        return self._refusal(command.request, command.need_reply, error)
+        return self._refusal_reply(command.request, command.need_reply, error)
 
-    def _refusal(self, request: int, need_reply: bool, error: PortholeError) -> bytes:
+    def _refusal_reply(self, request: int, need_reply: bool, error: PortholeError) -> bytes:
         answers = request in SHAPES and SHAPES[Request(request)].answers
         if need_reply and not answers and self.protocol_features & PROTOCOL_F_REPLY_ACK:
             return reply(request, U64.pack(_ERROR))

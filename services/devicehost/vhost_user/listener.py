@@ -137,7 +137,7 @@ class Listener:
             outcome = self._backend.execute(command)
         except PortholeError as error:
             self._warn(f"{command.request.name} refused", error)
-            return connection.refuse(command, error)
+            return connection.refusal_reply(command, error)
         return connection.answer(command, outcome)
 
     def _warn(self, what: str, error: PortholeError) -> None:

@@ -213,9 +213,9 @@ def test_outcomes_are_told_only_to_who_wants_to_know() -> None:
     assert isinstance(curious, Command)
     assert connection.answer(quiet, None) is None
     assert number(connection.answer(curious, None)) == 0
-    assert number(connection.refuse(curious, FailedPreconditionError("X", "no"))) == 1
+    assert number(connection.refusal_reply(curious, FailedPreconditionError("X", "no"))) == 1
     with pytest.raises(ProtocolError, match="no"):
-        connection.refuse(quiet, FailedPreconditionError("X", "no"))
+        connection.refusal_reply(quiet, FailedPreconditionError("X", "no"))
 
 
 @given(
