@@ -40,9 +40,21 @@ _LACKS = {
     else "needs libvirtd and virsh",
 }
 
+_KERNEL = tuple(
+    Path(__file__).parent / folder
+    for folder in ("conformance", "integration", "unit/devicehost/vhost_user", "unit/simguest")
+)
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, and say why; where nothing may be skipped, let it fail."""
+    """Mark what `make flaky` runs, and skip what this machine cannot run, and say why.
+
+    Where nothing may be skipped, what the machine lacks makes the test fail.
+    """
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in _KERNEL):
+            item.add_marker("kernel")
     if os.environ.get("PORTHOLE_SKIP_NOTHING"):
         return
     for item in items:

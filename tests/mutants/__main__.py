@@ -57,7 +57,7 @@ def copy_tree(package: Package, modules: Sequence[str], *, again: bool) -> Path:
         "only_mutate": [m if m.endswith(".py") else f"{m}/*" for m in modules],
         "also_copy": list(_COPIED[1:]),
         "pytest_add_cli_args": [
-            *("-p", "no:cacheprovider"),
+            *("-p", "no:cacheprovider", "-p", "tests.mutants.garbage"),
             *(f"--ignore={path}" for path in package.left_out),
         ],
         "pytest_add_cli_args_test_selection": list(package.tests),
@@ -121,8 +121,9 @@ def judge(modules: Sequence[str], outcome: Outcome, *, complete: bool) -> bool:
         print(f"{each.path}: `{each.function}`: explained, but it lives no more: {each.change}")
     counts = outcome.counts
     print(
-        f"{counts['killed']} killed, {counts['lived']} lived ({outcome.wording} of them change "
-        f"only a sentence, {len(open_ones)} are not explained), {counts['not run']} not run"
+        f"{counts['killed']} killed, {counts['timed out']} timed out, {counts['lived']} lived "
+        f"({outcome.wording} of them change only a sentence, {len(open_ones)} are not explained), "
+        f"{counts['not run']} not run"
     )
     return not open_ones and not (complete and stale)
 

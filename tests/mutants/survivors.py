@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SURVIVED: Final = {0: "survived", 5: "no test reaches it", 33: "no test reaches it"}
 """What mutmut notes of a mutant that lives; None is one that was not run."""
+_TIMED_OUT: Final = {36, 24, -24, 152, 255}
+"""What mutmut notes of a mutant whose tests did not end: its own limit, or SIGXCPU."""
 _SENTENCE: Final = re.compile(r"[A-Za-z].* |.* [A-Za-z]", re.DOTALL)
 
 
@@ -50,7 +52,7 @@ class Outcome:
     Attributes:
         survivors: Those that change more than words.
         wording: How many more changed only words for people.
-        counts: How many mutants were killed, lived, and were not run.
+        counts: How many mutants were killed, timed out, lived, and were not run.
     """
 
     survivors: list[Survivor]
@@ -78,7 +80,10 @@ def read_outcome(scratch: Path) -> Outcome:
 
 
 def read_alive(scratch: Path) -> list[str]:
-    """Return the names of the mutants that the last run in `scratch` did not kill."""
+    """Return the names of the mutants that the last run in `scratch` did not kill.
+
+    One that timed out is among them: a busy machine may have been the reason.
+    """
     return [
         name
         for meta in sorted((scratch / "mutants").rglob("*.py.meta"))
@@ -88,7 +93,9 @@ def read_alive(scratch: Path) -> list[str]:
 
 
 def _fate(code: int | None) -> str:
-    return "not run" if code is None else "lived" if code in _SURVIVED else "killed"
+    if code is None:
+        return "not run"
+    return "lived" if code in _SURVIVED else "timed out" if code in _TIMED_OUT else "killed"
 
 
 def _functions(mutant: str, source: Path) -> tuple[str, str]:
