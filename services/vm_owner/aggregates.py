@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 from services.handshake import events
 from services.handshake.errors import NotFoundError, PortholeError
 from services.handshake.options import build_options
-from services.handshake.states import Operation
 from services.vm_owner.device_hosts import NewChild
 from services.vm_owner.guest_devices import DeviceSpec, check_length
+from services.vm_owner.operations import Operation
 from services.vm_owner.record import DeviceEvent
 from services.vm_owner.shares import Share
 from services.vm_owner.warnings import share_failed

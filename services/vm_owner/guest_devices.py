@@ -19,21 +19,21 @@ from services.handshake.errors import (
     PortholeError,
 )
 from services.handshake.options import build_options, parse_fs_options, parse_net_options
-from services.handshake.states import (
+from services.vm_owner.device_hosts import NewDevice
+from services.vm_owner.device_names import check_name
+from services.vm_owner.machines import AttachSpec
+from services.vm_owner.operations import Operation
+from services.vm_owner.record import DeviceEvent
+from services.vm_owner.states import (
     ADD_ORDER,
     BEST_EFFORT,
     REMOVE_ORDER,
     SHUTDOWN_ORDER,
     UNDO,
-    DeviceLife,
     DeviceStep,
-    Operation,
+    GuestDeviceState,
     guest_device_life,
 )
-from services.vm_owner.device_hosts import NewDevice
-from services.vm_owner.device_names import check_name
-from services.vm_owner.machines import AttachSpec
-from services.vm_owner.record import DeviceEvent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -83,7 +83,7 @@ class GuestDevice:
     """
 
     spec: DeviceSpec
-    life: StateMachine[DeviceLife, DeviceStep] = field(
+    life: StateMachine[GuestDeviceState, DeviceStep] = field(
         default_factory=lambda: guest_device_life("the device")
     )
     instance_id: str = ""

@@ -24,14 +24,15 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.handshake.states import Operation, VmState
 from services.rpc import tracing
 from services.vm_owner.device_hosts import UNSPECIFIED
 from services.vm_owner.kernel_command_line import kernel_command_line
 from services.vm_owner.machines import LOW_RAM_LIMIT
+from services.vm_owner.operations import Operation
 from services.vm_owner.record import DeviceEvent, DeviceExhausted, VmFacts, VmKind, VmRecord
 from services.vm_owner.shares import ShareSpec, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
+from services.vm_owner.states import VmState
 from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
 from services.vm_owner.wslconfig import parse_wslconfig
 
@@ -182,22 +183,22 @@ class VmOwner:
             logger.info("VM %s (%s) is %s", vm_id, vm.record.facts.kind, vm.record.state)
             return vm
 
-    async def read_capabilities(self, vm_id: str, report: Report) -> tuple[bool, str]:
+    async def apply_capabilities(self, vm_id: str, report: Report) -> tuple[bool, str]:
         """Apply what a guest reported.
 
         Returns:
             Whether it had been applied before, and the token; empty without a pool.
 
         Raises:
-            PortholeError: See VmRecord.read_capabilities.
+            PortholeError: See VmRecord.apply_capabilities.
         """
         vm = self.find(vm_id)
 
-        async def read() -> tuple[bool, str]:
-            already_applied = await vm.read_capabilities(report)
+        async def apply() -> tuple[bool, str]:
+            already_applied = await vm.apply_capabilities(report)
             return already_applied, vm.record.token or ""
 
-        return await self._change(vm, Operation.APPLY_CAPABILITIES, read)
+        return await self._change(vm, Operation.APPLY_CAPABILITIES, apply)
 
     async def add_share(self, vm_id: str, spec: ShareSpec) -> tuple[Share, bool]:
         """Add a share; see Vm.add_share."""
@@ -319,7 +320,7 @@ class VmOwner:
             seen.add(spec.tag)
 
     async def _report(self, vm_id: str, report: Report) -> bool:
-        _, token = await self.read_capabilities(vm_id, report)
+        _, token = await self.apply_capabilities(vm_id, report)
         return bool(token)
 
     async def _change(self, vm: Vm, name: str, work: Callable[[], Awaitable[T]]) -> T:

@@ -1,6 +1,6 @@
 """The record of one VM: its state, pool, token, capabilities and warnings, and its watchers.
 
-Owns the rules of reading capabilities and latching a pool (handshake.md section 4). Must not know
+Owns the rules of applying capabilities and latching a pool (handshake.md section 4). Must not know
 machines, device hosts or protobuf: vm.py has those.
 """
 
@@ -20,9 +20,10 @@ from services.handshake.pool import (
     format_token,
     pool_from_announcement,
 )
-from services.handshake.states import Operation, VmEvent, VmState, require, vm_life
 from services.vm_owner import warnings
 from services.vm_owner.event_stream import EventStream, Subscription
+from services.vm_owner.operations import Operation, require
+from services.vm_owner.states import VmEvent, VmState, vm_life
 from services.vm_owner.warnings import VmWarning
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class VmRecord:
         """Refuse an operation that the present state does not allow.
 
         Raises:
-            FailedPreconditionError: The reason is that of states.REFUSALS.
+            FailedPreconditionError: The reason is that of operations.REFUSALS.
         """
         require(operation, self.vm_id, self.state)
 
@@ -198,7 +199,7 @@ class VmRecord:
             first.append(PoolLatched(self.pool))
         return self._stream.subscribe([*first, *devices])
 
-    def read_capabilities(self, report: Report) -> bool:
+    def apply_capabilities(self, report: Report) -> bool:
         """Apply a guest's report: latch its pool if it is valid.
 
         The VM is RUNNING afterwards, also when the pool was refused; it then runs without one. A
@@ -226,7 +227,7 @@ class VmRecord:
             self._latch(pool)
         elif pool is None:
             self._miss_pool(report)
-        self.fire(VmEvent.READ_CAPABILITIES)
+        self.fire(VmEvent.APPLY_CAPABILITIES)
         return already_applied
 
     def _checked_pool(self, report: Report) -> SwiotlbPool | None:
@@ -279,7 +280,7 @@ class VmRecord:
             return
         self.report = report
         self._warn_once(warnings.pool_refused(refusal))
-        self.fire(VmEvent.READ_CAPABILITIES)
+        self.fire(VmEvent.APPLY_CAPABILITIES)
 
     def _conflict(
         self, report: Report, pool: SwiotlbPool | None, latched: SwiotlbPool

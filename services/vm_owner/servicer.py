@@ -17,7 +17,6 @@ from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
 from services.handshake import events
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.states import VmState
 from services.rpc.convert import (
     device_class_from_proto,
     device_class_to_proto,
@@ -40,6 +39,7 @@ from services.vm_owner.record import (
     WatchEvent,
 )
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
+from services.vm_owner.states import VmState
 from services.vm_owner.warnings import VmWarning
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     async def ApplyGuestCapabilities(  # noqa: N802, D102
         self, request: vm_owner_pb2.ApplyGuestCapabilitiesRequest, context: object
     ) -> vm_owner_pb2.ApplyGuestCapabilitiesResponse:
-        already_applied, token = await self._owner.read_capabilities(
+        already_applied, token = await self._owner.apply_capabilities(
             request.vm_id, report_from_proto(request.capabilities)
         )
         return vm_owner_pb2.ApplyGuestCapabilitiesResponse(

@@ -24,14 +24,15 @@ from services.handshake.errors import (
     PortholeError,
     UnavailableError,
 )
-from services.handshake.states import Operation, VmEvent, VmState
 from services.vm_owner.aggregates import AggregateShares
 from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
 from services.vm_owner.machines import BootSpec
 from services.vm_owner.networking import NetworkEngine
+from services.vm_owner.operations import Operation
 from services.vm_owner.record import DeviceExhausted, VmKind
 from services.vm_owner.shares import Share, ShareSpec, share_key
+from services.vm_owner.states import VmEvent, VmState
 from services.vm_owner.warnings import guest_ended, share_failed
 
 if TYPE_CHECKING:
@@ -144,14 +145,14 @@ class Vm:
                 await self._add_pending_shares()
             self._require_not_ended()
 
-    async def read_capabilities(self, report: Report) -> bool:
-        """Apply what the guest reported; see VmRecord.read_capabilities. The lock is held.
+    async def apply_capabilities(self, report: Report) -> bool:
+        """Apply what the guest reported; see VmRecord.apply_capabilities. The lock is held.
 
         The pending shares of a WSLC VM are added once it is RUNNING, with or without a pool.
         """
         unlatched = self.record.token is None
         try:
-            return self.record.read_capabilities(report)
+            return self.record.apply_capabilities(report)
         finally:
             if unlatched and self.record.token is not None:
                 await self._device_hosts.announce(self.vm_id, self.record.token)

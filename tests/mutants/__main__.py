@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("modules", nargs="*", metavar="folder or module")
     chosen = parser.parse_args(arguments)
     by_package: dict[Package, list[str]] = {}
-    for module in chosen.modules or [package.source for package in PACKAGES]:
+    for module in chosen.modules or [source for package in PACKAGES for source in package.sources]:
         by_package.setdefault(package_of(module), []).append(module)
     fine = True
     for package, modules in by_package.items():

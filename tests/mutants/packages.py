@@ -11,31 +11,36 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package whose rules its own tests must hold.
+    """A package, or modules of one, whose rules its own tests must hold.
 
     Attributes:
         name: What it is called in docs/mutants.md and in the scratch folder.
-        source: Its folder.
-        tests: Folders of the tests that hold it.
+        sources: Its folder, or its modules.
+        tests: The tests that hold it, as folders or modules.
         left_out: Tests in them that mutmut cannot run.
     """
 
     name: str
-    source: str
+    sources: tuple[str, ...]
     tests: tuple[str, ...]
     left_out: tuple[str, ...] = ()
 
 
 PACKAGES: Final = (
+    Package("handshake", ("services/handshake",), ("tests/unit/handshake",)),
     Package(
-        "handshake", "services/handshake", ("tests/unit/handshake", "tests/unit/handshake_states")
+        "vm_owner",
+        ("services/vm_owner/states.py", "services/vm_owner/operations.py"),
+        ("tests/unit/vm_owner/test_states.py", "tests/unit/vm_owner/test_operations.py"),
     ),
-    Package("accounting", "services/devicehost/accounting", ("tests/unit/devicehost/accounting",)),
-    Package("memory", "services/devicehost/memory", ("tests/unit/devicehost/memory",)),
-    Package("virtio", "services/devicehost/virtio", ("tests/unit/devicehost/virtio",)),
+    Package(
+        "accounting", ("services/devicehost/accounting",), ("tests/unit/devicehost/accounting",)
+    ),
+    Package("memory", ("services/devicehost/memory",), ("tests/unit/devicehost/memory",)),
+    Package("virtio", ("services/devicehost/virtio",), ("tests/unit/devicehost/virtio",)),
     Package(
         "fs",
-        "services/devicehost/devices/fs",
+        ("services/devicehost/devices/fs",),
         ("tests/unit/devicehost/devices/fs",),
         ("tests/unit/devicehost/devices/fs/test_differential.py",),
     ),
@@ -49,6 +54,6 @@ def package_of(path: str) -> Package:
         KeyError: It belongs to none that is mutated.
     """
     for package in PACKAGES:
-        if path == package.source or path.startswith(package.source + "/"):
+        if any(path == source or path.startswith(f"{source}/") for source in package.sources):
             return package
     raise KeyError(path)

@@ -33,10 +33,9 @@ OF_MISTAKES = {
     *("BUFFER_EMPTY", "CHAIN_LENGTH", "FRAME_LENGTH", "GPA_OUTSIDE_RAM", "MAPPING_TOO_LONG"),
     *("NO_FRAME", "RECEIVE_BUFFERS", "SOCKET_MISSING"),
 }
-# Other words in upper case: states, a status, variables, names in modules, a verdict.
+# Other words in upper case: a status, variables, names in modules, a verdict.
 NO_REASONS = {
-    *("DEADLINE_EXCEEDED", "IDLE_TAGS", "RTA_DST", "SHUTTING_DOWN", "TORN_DOWN", "TRACE_MISSING"),
-    "XDG_RUNTIME_DIR",
+    *("DEADLINE_EXCEEDED", "IDLE_TAGS", "RTA_DST", "TRACE_MISSING", "XDG_RUNTIME_DIR"),
     *("PORTHOLE_OWNER", "PORTHOLE_RUN_DIR", "PORTHOLE_TRACE_FILE"),
 }
 

@@ -14,10 +14,10 @@ from services.handshake.errors import (
     PortholeError,
     UnavailableError,
 )
-from services.handshake.states import VmState
 from services.vm_owner import warnings
 from services.vm_owner.aggregates import TAGS
 from services.vm_owner.shares import ShareSpec
+from services.vm_owner.states import VmState
 from tests.support.owner_peers import TOKEN, Rig
 
 if TYPE_CHECKING:

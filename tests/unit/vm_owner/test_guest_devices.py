@@ -20,10 +20,10 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.handshake.exhaustion import Exhaustion
-from services.handshake.states import VmState
 from services.vm_owner.guest_devices import DeviceSpec
 from services.vm_owner.record import DeviceExhausted
 from services.vm_owner.shares import ShareSpec
+from services.vm_owner.states import VmState
 from tests.support.owner_peers import TOKEN
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.handshake.options import parse_net_options
-from services.handshake.states import VmState
 from services.vm_owner import taps
 from services.vm_owner.networking import SubnetPool
+from services.vm_owner.states import VmState
 from tests.support.owner_peers import TOKEN
 
 if TYPE_CHECKING:

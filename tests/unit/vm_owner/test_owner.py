@@ -17,11 +17,11 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.handshake.states import VmState
 from services.vm_owner import warnings
 from services.vm_owner.owner import TERMINATED_KEPT, MachineSpec
 from services.vm_owner.record import DeviceEvent, Report, VmKind
 from services.vm_owner.shares import ShareSpec
+from services.vm_owner.states import VmState
 from tests.support.owner_peers import POOL, TOKEN, report
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ async def test_a_wslc_vm_waits_for_its_session(
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path)))
     assert early.value.reason == "CAPABILITIES_NOT_READ"
     assert "CreateDevice" not in rig.script.calls()
-    assert await rig.owner.read_capabilities(vm_id, GOOD) == (False, TOKEN)
-    assert await rig.owner.read_capabilities(vm_id, GOOD) == (True, TOKEN)
+    assert await rig.owner.apply_capabilities(vm_id, GOOD) == (False, TOKEN)
+    assert await rig.owner.apply_capabilities(vm_id, GOOD) == (True, TOKEN)
     assert [share.device.options for share in vm.shares.values()] == [f"data;{TOKEN};vm_id={vm_id}"]
     assert names(trace) == [
         events.VM_CREATED,
@@ -134,7 +134,7 @@ async def test_a_refused_pool_lets_a_wslc_vm_run_with_its_shares_but_without_tok
     )
     vm_id = vm.vm_id
     with pytest.raises(InvalidArgumentError) as refused:
-        await rig.owner.read_capabilities(vm_id, replace(GOOD, base=1))
+        await rig.owner.apply_capabilities(vm_id, replace(GOOD, base=1))
     assert refused.value.reason == "SWIOTLB_BASE_UNALIGNED"
     assert vm.record.state is VmState.RUNNING
     assert [share.device.options for share in vm.shares.values()] == [f"data;vm_id={vm_id}"]
@@ -248,7 +248,7 @@ async def test_one_bad_share_does_not_disturb_the_others(rig: Rig, tmp_path: Pat
     shares = (ShareSpec(str(gone), "gone"), ShareSpec(str(tmp_path), "data"))
     vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC, shares=shares))
     gone.rmdir()
-    await rig.owner.read_capabilities(vm.vm_id, GOOD)
+    await rig.owner.apply_capabilities(vm.vm_id, GOOD)
     assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
     [warning] = vm.record.warnings
     assert warning.id == warnings.SHARE_FAILED
@@ -336,7 +336,7 @@ async def test_shutdown_tears_all_down_before_the_machine_and_detaches_nothing(
     assert names(trace)[-1:] == [events.VM_TERMINATED]
     assert rig.owner.find(vm_id).record.state is VmState.TERMINATED
     with pytest.raises(FailedPreconditionError) as late:
-        await rig.owner.read_capabilities(vm_id, GOOD)
+        await rig.owner.apply_capabilities(vm_id, GOOD)
     assert late.value.reason == "VM_TERMINATED"
 
 
@@ -429,7 +429,7 @@ async def test_unknown_vms_are_not_found(rig: Rig) -> None:
         rig.owner.remove_share("nope", "x"),
         rig.owner.remove_device("nope", "x"),
         rig.owner.configure_networking("nope"),
-        rig.owner.read_capabilities("nope", GOOD),
+        rig.owner.apply_capabilities("nope", GOOD),
     ):
         with pytest.raises(NotFoundError, match="nope") as refused:
             await call

@@ -1,4 +1,4 @@
-"""Reading capabilities and latching: handshake.md section 4, rule by rule."""
+"""Applying capabilities and latching: handshake.md section 4, rule by rule."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from services.handshake import events
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError, PortholeError
 from services.handshake.events import Event
 from services.handshake.pool import Gpa, SwiotlbPool
-from services.handshake.states import VmEvent, VmState
 from services.vm_owner import warnings
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.record import PoolLatched, Report, VmFacts, VmKind, VmRecord
+from services.vm_owner.states import VmEvent, VmState
 from services.vm_owner.wslconfig import NetworkingMode
 
 MIB = 1 << 20
@@ -49,12 +49,12 @@ def warned(record: VmRecord) -> list[str]:
 
 def test_a_pool_is_latched_and_the_token_formatted_once() -> None:
     record, trace = make()
-    assert record.read_capabilities(GOOD) is False
+    assert record.apply_capabilities(GOOD) is False
     assert record.state is VmState.RUNNING
     assert record.pool == SwiotlbPool(Gpa(0x3C00_0000), 64 * MIB)
     token = record.token
     assert token == "swiotlb=0x3c000000,67108864"
-    assert record.read_capabilities(GOOD) is True
+    assert record.apply_capabilities(GOOD) is True
     assert record.token is token
     assert trace.names == [
         events.GUEST_KERNEL_INFO,
@@ -77,10 +77,10 @@ def test_a_pool_is_latched_and_the_token_formatted_once() -> None:
 )
 def test_other_values_than_the_latched_change_nothing(other: Report) -> None:
     record, trace = make(VmKind.WSLC)
-    record.read_capabilities(GOOD)
+    record.apply_capabilities(GOOD)
     pool, token = record.pool, record.token
     with pytest.raises(FailedPreconditionError) as refused:
-        record.read_capabilities(other)
+        record.apply_capabilities(other)
     assert refused.value.reason == "SWIOTLB_ALREADY_LATCHED"
     assert "0x3c000000" in refused.value.message
     assert (record.pool, record.report, record.state) == (pool, GOOD, VmState.RUNNING)
@@ -107,7 +107,7 @@ def test_a_bad_pool_is_refused_and_the_vm_runs_without(
 ) -> None:
     record, trace = make(kind)
     with pytest.raises(InvalidArgumentError) as refused:
-        record.read_capabilities(report)
+        record.apply_capabilities(report)
     assert refused.value.reason == reason
     assert (record.state, record.pool, record.token) == (VmState.RUNNING, None, None)
     assert trace.names[-1] == events.POOL_REFUSED
@@ -120,15 +120,15 @@ def test_a_guest_that_repeats_itself_is_warned_of_once() -> None:
     record, _ = make()
     for _ in range(5):
         with pytest.raises(InvalidArgumentError):
-            record.read_capabilities(Report(0x1001, 64 * MIB, "no version here"))
+            record.apply_capabilities(Report(0x1001, 64 * MIB, "no version here"))
     assert warned(record) == [warnings.KERNEL_RELEASE_UNREADABLE, warnings.POOL_REFUSED]
 
 
 def test_a_bad_pool_does_not_shake_a_latched_one() -> None:
     record, _ = make()
-    record.read_capabilities(GOOD)
+    record.apply_capabilities(GOOD)
     with pytest.raises(InvalidArgumentError):
-        record.read_capabilities(Report(0x1001, 64 * MIB))
+        record.apply_capabilities(Report(0x1001, 64 * MIB))
     assert record.report is GOOD
     assert record.token == "swiotlb=0x3c000000,67108864"
     assert record.warnings == []
@@ -138,11 +138,11 @@ def test_a_bad_pool_does_not_shake_a_latched_one() -> None:
 def test_no_pool_may_be_followed_by_a_pool(first: Report) -> None:
     record, _ = make(VmKind.WSLC)
     try:
-        assert record.read_capabilities(first) is False
+        assert record.apply_capabilities(first) is False
     except PortholeError:
         assert record.pool is None
     assert record.token is None
-    assert record.read_capabilities(GOOD) is False
+    assert record.apply_capabilities(GOOD) is False
     assert record.token == "swiotlb=0x3c000000,67108864"
 
 
@@ -158,8 +158,8 @@ def test_the_old_kernel_warning_comes_once_and_only_when_due(
     kind: VmKind, requested_bytes: int, due: bool
 ) -> None:
     record, trace = make(kind, requested_bytes)
-    record.read_capabilities(NONE)
-    record.read_capabilities(NONE)
+    record.apply_capabilities(NONE)
+    record.apply_capabilities(NONE)
     assert warned(record) == [warnings.KERNEL_UNSUPPORTED] * due
     assert trace.names.count(events.KERNEL_UNSUPPORTED) == due
     if due:
@@ -171,11 +171,11 @@ def test_capabilities_are_not_read_before_boot_nor_after_the_end() -> None:
     facts = make()[0].facts
     record = VmRecord(facts, load_manifest(), Traced().append)
     with pytest.raises(FailedPreconditionError, match="ApplyGuestCapabilities") as early:
-        record.read_capabilities(GOOD)
+        record.apply_capabilities(GOOD)
     record.fire(VmEvent.BOOT)
     record.fire(VmEvent.SHUT_DOWN)
     with pytest.raises(FailedPreconditionError) as late:
-        record.read_capabilities(GOOD)
+        record.apply_capabilities(GOOD)
     assert (early.value.reason, late.value.reason) == ("VM_NOT_BOOTED", "VM_SHUTTING_DOWN")
     assert record.token is None
 
@@ -183,8 +183,8 @@ def test_capabilities_are_not_read_before_boot_nor_after_the_end() -> None:
 async def test_a_watcher_sees_the_present_first_then_everything_in_order() -> None:
     record, _ = make()
     with record.watch() as early:
-        record.read_capabilities(GOOD)
-        record.read_capabilities(GOOD)  # changes nothing, so there is nothing to see
+        record.apply_capabilities(GOOD)
+        record.apply_capabilities(GOOD)  # changes nothing, so there is nothing to see
         with record.watch() as late:
             record.fire(VmEvent.SHUT_DOWN)
             record.fire(VmEvent.TERMINATE)
