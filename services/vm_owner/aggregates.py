@@ -16,9 +16,9 @@ from services.handshake.options import build_options
 from services.vm_owner.device_hosts import NewChild
 from services.vm_owner.guest_devices import DeviceSpec, check_length
 from services.vm_owner.operations import Operation
-from services.vm_owner.record import DeviceEvent
 from services.vm_owner.shares import Share
 from services.vm_owner.warnings import share_failed
+from services.vm_owner.watch_items import DeviceChange
 
 if TYPE_CHECKING:
     from services.vm_owner.device_hosts import DeviceHosts
@@ -147,4 +147,4 @@ class AggregateShares:
     def _publish(self, share: Share, change: str) -> None:
         device = share.device
         detail = f"share {share.share_id} was {change}: {share.key.canonical_path}"
-        self._record.publish(DeviceEvent(device.instance_id, device.spec.tag, "attached", detail))
+        self._record.publish(DeviceChange(device.instance_id, device.spec.tag, "attached", detail))

@@ -23,7 +23,6 @@ from services.vm_owner.device_hosts import NewDevice
 from services.vm_owner.device_names import check_name
 from services.vm_owner.machines import AttachSpec
 from services.vm_owner.operations import Operation
-from services.vm_owner.record import DeviceEvent
 from services.vm_owner.states import (
     ADD_ORDER,
     BEST_EFFORT,
@@ -34,6 +33,7 @@ from services.vm_owner.states import (
     GuestDeviceState,
     guest_device_life,
 )
+from services.vm_owner.watch_items import DeviceChange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -285,7 +285,7 @@ class GuestDevices:
         return self._record.vm_id, device.instance_id, spec.device_class, spec.tag
 
     def _publish(self, device: GuestDevice, state: str, detail: str) -> None:
-        self._record.publish(DeviceEvent(device.instance_id, device.spec.tag, state, detail))
+        self._record.publish(DeviceChange(device.instance_id, device.spec.tag, state, detail))
 
 
 def check_length(name: str, options: str) -> None:

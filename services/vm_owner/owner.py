@@ -29,11 +29,12 @@ from services.vm_owner.device_hosts import UNSPECIFIED
 from services.vm_owner.kernel_command_line import kernel_command_line
 from services.vm_owner.machines import LOW_RAM_LIMIT
 from services.vm_owner.operations import Operation
-from services.vm_owner.record import DeviceEvent, DeviceExhausted, VmFacts, VmKind, VmRecord
+from services.vm_owner.record import VmFacts, VmKind, VmRecord
 from services.vm_owner.shares import ShareSpec, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
 from services.vm_owner.states import VmState
 from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
+from services.vm_owner.watch_items import DeviceChange, DeviceExhausted
 from services.vm_owner.wslconfig import parse_wslconfig
 
 if TYPE_CHECKING:
@@ -375,7 +376,7 @@ class VmOwner:
             vm.record.publish(DeviceExhausted(status.instance_id, status.tag, status.exhaustion))
         else:
             vm.record.publish(
-                DeviceEvent(status.instance_id, status.tag, status.state, status.detail)
+                DeviceChange(status.instance_id, status.tag, status.state, status.detail)
             )
 
     def _on_device_host_lost(self, elevated: bool) -> None:
@@ -384,5 +385,5 @@ class VmOwner:
                 if device.spec.elevated == elevated:
                     lost = "its device host cannot be reached"
                     vm.record.publish(
-                        DeviceEvent(device.instance_id, device.spec.tag, UNSPECIFIED, lost)
+                        DeviceChange(device.instance_id, device.spec.tag, UNSPECIFIED, lost)
                     )

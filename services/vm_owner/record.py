@@ -24,7 +24,7 @@ from services.vm_owner import warnings
 from services.vm_owner.event_stream import EventStream, Subscription
 from services.vm_owner.operations import Operation, require
 from services.vm_owner.states import VmEvent, VmState, vm_life
-from services.vm_owner.warnings import VmWarning
+from services.vm_owner.watch_items import PoolLatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from services.handshake.capabilities import KernelVersion
     from services.handshake.errors import PortholeError
     from services.handshake.events import Event
-    from services.handshake.exhaustion import Exhaustion
     from services.vm_owner.manifest import Manifest
+    from services.vm_owner.warnings import VmWarning
+    from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, WatchItem
     from services.vm_owner.wslconfig import NetworkingMode
 
 
@@ -42,37 +43,6 @@ class VmKind(StrEnum):
 
     WSL2 = "WSL2"
     WSLC = "WSLC"
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceEvent:
-    """A change of a device.
-
-    Attributes:
-        state: The device host's name of the state, lower case; "unspecified" when unknown.
-        detail: The cause, for people.
-    """
-
-    instance_id: str
-    tag: str
-    state: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceExhausted:
-    """A device has used up a bounded resource."""
-
-    instance_id: str
-    tag: str
-    exhaustion: Exhaustion
-
-
-@dataclass(frozen=True, slots=True)
-class PoolLatched:
-    """A pool was latched."""
-
-    pool: SwiotlbPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +86,6 @@ class VmFacts:
     traceparent: str
 
 
-WatchEvent = VmState | VmWarning | PoolLatched | DeviceEvent | DeviceExhausted
-"""An item of a watcher's stream."""
-
-
 class VmRecord:
     """The record of one VM.
 
@@ -151,7 +117,7 @@ class VmRecord:
         self.token: str | None = None
         self._manifest = manifest
         self._life = vm_life(facts.vm_id)
-        self._stream: EventStream[WatchEvent] = EventStream()
+        self._stream: EventStream[WatchItem] = EventStream()
 
     @property
     def vm_id(self) -> str:
@@ -188,13 +154,13 @@ class VmRecord:
         self.warnings.append(warning)
         self._stream.publish(warning)
 
-    def publish(self, event: DeviceEvent | DeviceExhausted) -> None:
-        """Publish an event of a device to the watchers."""
-        self._stream.publish(event)
+    def publish(self, item: DeviceChange | DeviceExhausted) -> None:
+        """Publish an item about a device to the watchers."""
+        self._stream.publish(item)
 
-    def watch(self, devices: Iterable[DeviceEvent] = ()) -> Subscription[WatchEvent]:
+    def watch(self, devices: Iterable[DeviceChange] = ()) -> Subscription[WatchItem]:
         """Watch the VM: its present state, warnings, pool and `devices`, then all that follows."""
-        first: list[WatchEvent] = [self.state, *self.warnings]
+        first: list[WatchItem] = [self.state, *self.warnings]
         if self.pool is not None:
             first.append(PoolLatched(self.pool))
         return self._stream.subscribe([*first, *devices])

@@ -30,17 +30,11 @@ from services.vm_owner.device_hosts import DeviceStatus
 from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
 from services.vm_owner.owner import MachineSpec, VmOwner, VmSpec
-from services.vm_owner.record import (
-    DeviceEvent,
-    DeviceExhausted,
-    PoolLatched,
-    Report,
-    VmKind,
-    WatchEvent,
-)
+from services.vm_owner.record import Report, VmKind
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
 from services.vm_owner.states import VmState
 from services.vm_owner.warnings import VmWarning
+from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, PoolLatched, WatchItem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -113,7 +107,7 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
         vm = self._owner.find(request.vm_id)
         statuses = await self._owner.statuses(vm)
         present = [
-            DeviceEvent(
+            DeviceChange(
                 device.instance_id,
                 device.spec.tag,
                 _status_of(device, statuses).state,
@@ -122,8 +116,8 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
             for device in vm.devices.all()
         ]
         with vm.record.watch(present) as stream:
-            async for event in stream:
-                yield _watch_response(event)
+            async for item in stream:
+                yield _watch_response(item)
 
     async def ApplyGuestCapabilities(  # noqa: N802, D102
         self, request: vm_owner_pb2.ApplyGuestCapabilitiesRequest, context: object
@@ -382,15 +376,15 @@ def _warning(warning: VmWarning) -> vm_owner_pb2.Warning:
     return vm_owner_pb2.Warning(id=warning.id, text=warning.text)
 
 
-def _watch_response(event: WatchEvent) -> vm_owner_pb2.WatchVmResponse:
-    match event:
+def _watch_response(item: WatchItem) -> vm_owner_pb2.WatchVmResponse:
+    match item:
         case VmState():
-            return vm_owner_pb2.WatchVmResponse(state=_state(event))
+            return vm_owner_pb2.WatchVmResponse(state=_state(item))
         case VmWarning():
-            return vm_owner_pb2.WatchVmResponse(warning=_warning(event))
+            return vm_owner_pb2.WatchVmResponse(warning=_warning(item))
         case PoolLatched(pool):
             return vm_owner_pb2.WatchVmResponse(pool_latched=pool_to_proto(pool))
-        case DeviceEvent(instance_id, tag, state, detail):
+        case DeviceChange(instance_id, tag, state, detail):
             device = vm_owner_pb2.DeviceEvent(instance_id=instance_id, tag=tag, detail=detail)
             device.state = device_state_to_proto(state)
             return vm_owner_pb2.WatchVmResponse(device=device)

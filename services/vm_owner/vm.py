@@ -30,10 +30,11 @@ from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
 from services.vm_owner.machines import BootSpec
 from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.operations import Operation
-from services.vm_owner.record import DeviceExhausted, VmKind
+from services.vm_owner.record import VmKind
 from services.vm_owner.shares import Share, ShareSpec, share_key
 from services.vm_owner.states import VmEvent, VmState
 from services.vm_owner.warnings import guest_ended, share_failed
+from services.vm_owner.watch_items import DeviceExhausted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -21,9 +21,9 @@ from services.handshake.errors import (
 )
 from services.handshake.exhaustion import Exhaustion
 from services.vm_owner.guest_devices import DeviceSpec
-from services.vm_owner.record import DeviceExhausted
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
+from services.vm_owner.watch_items import DeviceExhausted
 from tests.support.owner_peers import TOKEN
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from services.handshake.errors import (
 )
 from services.vm_owner import warnings
 from services.vm_owner.owner import TERMINATED_KEPT, MachineSpec
-from services.vm_owner.record import DeviceEvent, Report, VmKind
+from services.vm_owner.record import Report, VmKind
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
+from services.vm_owner.watch_items import DeviceChange
 from tests.support.owner_peers import POOL, TOKEN, report
 
 if TYPE_CHECKING:
@@ -364,7 +365,7 @@ async def test_all_devices_are_marked_before_the_first_is_torn_down(
         marked: list[str] = []
         async with asyncio.timeout(5):
             async for event in stream:
-                if isinstance(event, DeviceEvent):
+                if isinstance(event, DeviceChange):
                     marked.append(event.tag)
                 if len(marked) == 2:
                     break

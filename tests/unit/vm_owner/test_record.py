@@ -10,8 +10,9 @@ from services.handshake.events import Event
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.vm_owner import warnings
 from services.vm_owner.manifest import load_manifest
-from services.vm_owner.record import PoolLatched, Report, VmFacts, VmKind, VmRecord
+from services.vm_owner.record import Report, VmFacts, VmKind, VmRecord
 from services.vm_owner.states import VmEvent, VmState
+from services.vm_owner.watch_items import PoolLatched
 from services.vm_owner.wslconfig import NetworkingMode
 
 MIB = 1 << 20
