@@ -76,16 +76,16 @@ class BootSpec:
 
     Attributes:
         ram_bytes: Length of its RAM.
-        command_line: The kernel command line.
+        kernel_command_line: Its kernel command line.
         kernel: The kernel to boot.
-        init_channel: The address that guest init reports to; empty when it must not report.
+        init_channel_address: The address that guest init reports to; empty when it must not report.
         vm_id: The VM's id, for metrics.
     """
 
     ram_bytes: int
-    command_line: str
+    kernel_command_line: str
     kernel: Kernel
-    init_channel: str
+    init_channel_address: str
     vm_id: str = ""
 
 
@@ -268,14 +268,14 @@ class Guest:
     async def _start_init(self, spec: BootSpec, pool: SwiotlbPool | None) -> GuestInitProcess:
         publish_dir = publish_pool(pool, self._place.directory)
         cmdline_file = self._place.directory / "cmdline"
-        cmdline_file.write_text(f"{spec.command_line}\n", encoding="utf-8")
+        cmdline_file.write_text(f"{spec.kernel_command_line}\n", encoding="utf-8")
         return await GuestInitProcess.start(
             InitBoot(
                 publish_dir=publish_dir,
                 cmdline_file=cmdline_file,
                 kernel_release=spec.kernel.release,
                 listen=self._init_address(),
-                owner=spec.init_channel,
+                owner=spec.init_channel_address,
                 telemetry=self._place.telemetry,
             )
         )
@@ -316,7 +316,7 @@ class Guest:
 
 def _make_memory(spec: BootSpec, rings_in_pool: bool, exhaustions: Exhaustions) -> _Memory:
     ram = GuestRam(spec.ram_bytes)
-    pool = reserve_pool(spec.kernel, spec.command_line, ram.regions[0])
+    pool = reserve_pool(spec.kernel, spec.kernel_command_line, ram.regions[0])
     direct = DirectDma(ram, PageAllocator(ordinary_ranges(ram.regions, pool)))
     bounce = BouncePool(ram, pool, on_exhausted=exhaustions.report) if pool else None
     buffers: Dma = bounce or direct

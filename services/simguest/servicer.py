@@ -59,9 +59,9 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
     ) -> machine_pb2.BootResponse:
         spec = BootSpec(
             ram_bytes=request.ram_bytes,
-            command_line=request.kernel_command_line,
+            kernel_command_line=request.kernel_command_line,
             kernel=Kernel(request.kernel_release, request.publishes_pool),
-            init_channel=request.init_channel_address,
+            init_channel_address=request.init_channel_address,
             vm_id=request.vm_id,
         )
         address = await self._to_the_end(self._guest.boot(spec))

@@ -44,7 +44,7 @@ POOL = SwiotlbPool(Gpa(120 * MIB), 8 * MIB)
 
 
 def boot_spec(kernel: Kernel = NEW, command_line: str = COMMAND_LINE, ram: int = 128) -> BootSpec:
-    return BootSpec(ram * MIB, command_line, kernel, init_channel="")
+    return BootSpec(ram * MIB, command_line, kernel, init_channel_address="")
 
 
 def share(path: Path, instance_id: str = "dev-1", tag: str = "data") -> AttachSpec:
