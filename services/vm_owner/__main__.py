@@ -16,10 +16,10 @@ from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
 from services.vm_owner.machines.embedded import START_DEADLINE_S, EmbeddedMachine
 from services.vm_owner.machines.external import ExternalMachine
 from services.vm_owner.manifest import load_manifest
-from services.vm_owner.networking import SubnetPool
 from services.vm_owner.owner import MachineSpec, Surroundings, VmOwner
 from services.vm_owner.servicer import open_init_channel, vm_owner_servicer
 from services.vm_owner.settings import OwnerSettings
+from services.vm_owner.subnets import SubnetPool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

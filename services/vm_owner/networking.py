@@ -20,7 +20,6 @@ from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     PortholeError,
-    ResourceExhaustedError,
 )
 from services.vm_owner import taps
 from services.vm_owner.guest_devices import DeviceSpec
@@ -31,14 +30,12 @@ if TYPE_CHECKING:
 
     from services.vm_owner.guest_devices import GuestDevice, GuestDevices
     from services.vm_owner.record import VmRecord
+    from services.vm_owner.subnets import SubnetPool
 
 logger = logging.getLogger(__name__)
 
 ADAPTERS: Final = ("eth0", "loopback0")
 """The adapters of VirtioProxy networking, in the order in which they are added."""
-
-SUBNET_PREFIX: Final = 30
-"""Prefix length of one adapter's subnet."""
 
 
 class Taps(Protocol):
@@ -52,44 +49,6 @@ class Taps(Protocol):
 
     def host_networks(self) -> Iterable[ipaddress.IPv4Network]:
         """List the networks that the host is on."""
-
-
-class SubnetPool:
-    """The subnets that this owner may give to adapters.
-
-    Args:
-        network: At least a /30.
-    """
-
-    def __init__(self, network: ipaddress.IPv4Network) -> None:
-        self._network = network
-        self._taken: set[ipaddress.IPv4Network] = set()
-
-    def take(self, in_use: Iterable[ipaddress.IPv4Network]) -> ipaddress.IPv4Network:
-        """Take a free subnet that overlaps none of `in_use`.
-
-        Raises:
-            ResourceExhaustedError: SUBNETS_EXHAUSTED, naming the pool, used and total.
-        """
-        # A route that covers the whole pool does not mean that its addresses are taken.
-        narrow = [used for used in in_use if used.prefixlen > self._network.prefixlen]
-        for subnet in self._network.subnets(new_prefix=SUBNET_PREFIX):
-            if subnet not in self._taken and not any(subnet.overlaps(used) for used in narrow):
-                self._taken.add(subnet)
-                return subnet
-        total = 1 << (SUBNET_PREFIX - self._network.prefixlen)
-        raise ResourceExhaustedError(
-            "SUBNETS_EXHAUSTED",
-            f"no free subnet is left in {self._network}: {len(self._taken)} of {total} are used by "
-            "VMs of this owner, the rest by this host; terminate VMs, or start the owner with a "
-            "larger --subnet-pool",
-            used=len(self._taken),
-            total=total,
-        )
-
-    def give_back(self, subnet: ipaddress.IPv4Network) -> None:
-        """Return a subnet."""
-        self._taken.discard(subnet)
 
 
 @dataclass(slots=True)

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
     from services.vm_owner.machines import Machine
     from services.vm_owner.manifest import Manifest
-    from services.vm_owner.networking import Network, SubnetPool
+    from services.vm_owner.networking import Network
     from services.vm_owner.record import Report
     from services.vm_owner.shares import Share
+    from services.vm_owner.subnets import SubnetPool
 
 logger = logging.getLogger(__name__)
 

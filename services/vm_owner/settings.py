@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from services.handshake.errors import PortholeError
 from services.rpc.address import parse_address
 from services.rpc.settings import ServiceSettings
-from services.vm_owner.networking import SUBNET_PREFIX
+from services.vm_owner.subnets import SUBNET_PREFIX
 
 _LONGEST_VM_SOCKET = "vm/00000000-0000-0000-0000-000000000000/guest-init.sock"
 

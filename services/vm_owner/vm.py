@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from services.vm_owner.device_hosts import DeviceHosts
     from services.vm_owner.guest_devices import GuestDevice
     from services.vm_owner.machines import Machine
-    from services.vm_owner.networking import Network, SubnetPool
+    from services.vm_owner.networking import Network
     from services.vm_owner.record import Report, VmRecord
+    from services.vm_owner.subnets import SubnetPool
 
 logger = logging.getLogger(__name__)
 

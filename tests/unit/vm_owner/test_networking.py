@@ -1,4 +1,4 @@
-"""The network engine: adapters, subnets, modes, and TAPs that are never left behind."""
+"""The network engine: adapters, modes, and TAPs that are never left behind."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
-    ResourceExhaustedError,
     UnavailableError,
 )
 from services.handshake.options import parse_net_options
 from services.vm_owner import taps
-from services.vm_owner.networking import SubnetPool
 from services.vm_owner.states import VmState
 from tests.support.owner_peers import TOKEN
 
@@ -170,22 +168,6 @@ async def test_an_adapter_that_was_removed_before_does_not_keep_its_vm_or_its_ta
     await rig.owner.remove_device(vm_id, network.adapters[0].instance_id)
     await rig.owner.terminate(vm_id)
     assert (vm.record.state, fake.taps) == (VmState.TERMINATED, {})
-
-
-def test_subnets_are_given_once_and_back() -> None:
-    pool = SubnetPool(IPv4Network("10.9.0.0/29"))
-    first, second = pool.take([]), pool.take([])
-    assert (str(first), str(second)) == ("10.9.0.0/30", "10.9.0.4/30")
-    with pytest.raises(ResourceExhaustedError, match="2 of 2") as exhausted:
-        pool.take([])
-    assert exhausted.value.reason == "SUBNETS_EXHAUSTED"
-    pool.give_back(first)
-    assert pool.take([]) == first
-
-
-def test_a_subnet_that_the_host_uses_is_left_out() -> None:
-    pool = SubnetPool(IPv4Network("10.9.0.0/24"))
-    assert str(pool.take([IPv4Network("10.9.0.2/32")])) == "10.9.0.4/30"
 
 
 def _in_a_network_of_its_own() -> None:
