@@ -1,0 +1,240 @@
+"""Conversion between the messages of VmOwner and InitChannel and the owner's values.
+
+Owns the checks of syntax: enum values, and the sizes of messages. Must not know gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from porthole.handshake.v1.device_pb2 import DeviceCounters
+from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
+from porthole.vmowner.v1 import vm_owner_pb2
+
+from services.handshake import events
+from services.handshake.errors import InvalidArgumentError
+from services.rpc.convert import (
+    device_class_from_proto,
+    device_class_to_proto,
+    device_state_to_proto,
+    exhaustion_to_proto,
+    pool_to_proto,
+)
+from services.vm_owner.device_hosts import DeviceStatus
+from services.vm_owner.device_names import check_interface
+from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
+from services.vm_owner.owner import MachineSpec
+from services.vm_owner.record import Report, VmKind
+from services.vm_owner.shares import Share, ShareSpec, canonical_directory
+from services.vm_owner.states import VmState
+from services.vm_owner.warnings import VmWarning
+from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, PoolLatched, WatchItem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from services.vm_owner.vm import Vm
+
+CAPABILITIES_LIMIT_BYTES: Final = 64 << 10
+"""Largest capabilities that are accepted: the owner keeps them, and a guest is not trusted."""
+
+RELEASE_LIMIT: Final = 255
+"""Longest kernel release that is accepted; Linux has at most 64 characters (utsname.h)."""
+
+_KINDS: Final[Mapping[int, VmKind]] = {
+    vm_owner_pb2.VM_KIND_WSL2: VmKind.WSL2,
+    vm_owner_pb2.VM_KIND_WSLC: VmKind.WSLC,
+}
+
+
+def vm_kind_from_proto(value: int) -> VmKind:
+    """Convert the kind of a VM.
+
+    Raises:
+        InvalidArgumentError: VM_KIND_UNKNOWN.
+    """
+    kind = _KINDS.get(value)
+    if kind is None:
+        known = ", ".join(f"{kind} ({number})" for number, kind in _KINDS.items())
+        raise InvalidArgumentError(
+            "VM_KIND_UNKNOWN",
+            f"VM kind {value} is not known; the known ones are {known}",
+            kind=value,
+        )
+    return kind
+
+
+def machine_spec_from_proto(request: vm_owner_pb2.CreateVmRequest) -> MachineSpec:
+    """Convert the machine that CreateVm asks for.
+
+    Raises:
+        InvalidArgumentError: MACHINE_ADDRESS or KERNEL_RELEASE_SYNTAX.
+    """
+    if request.WhichOneof("machine") == "external":
+        machine: vm_owner_pb2.ExternalMachine | vm_owner_pb2.EmbeddedMachine = request.external
+        spec = MachineSpec(address=request.external.address)
+        if not spec.address:
+            raise InvalidArgumentError(
+                "MACHINE_ADDRESS", "an external machine needs its address, for instance unix:/run/…"
+            )
+    else:
+        machine, spec = request.embedded, MachineSpec()
+    publishes = machine.publishes_pool if machine.HasField("publishes_pool") else None
+    _check_release(machine.kernel_release)
+    return replace(spec, kernel_release=machine.kernel_release, publishes_pool=publishes)
+
+
+def _check_release(release: str) -> None:
+    # The release becomes a flag of guest init, and a part of warnings.
+    if len(release) > RELEASE_LIMIT or not release.isprintable():
+        raise InvalidArgumentError(
+            "KERNEL_RELEASE_SYNTAX",
+            f"kernel release {release[:32]!r} has {len(release)} characters; it needs at most "
+            f"{RELEASE_LIMIT}, all printable",
+            length=len(release),
+            limit=RELEASE_LIMIT,
+        )
+
+
+def report_from_proto(message: GuestCapabilities) -> Report:
+    """Read a guest's capabilities, and keep the message for the fields that are unknown here.
+
+    The pool is not judged.
+
+    Raises:
+        InvalidArgumentError: CAPABILITIES_TOO_LARGE or KERNEL_RELEASE_SYNTAX.
+    """
+    size_bytes = message.ByteSize()
+    if size_bytes > CAPABILITIES_LIMIT_BYTES:
+        raise InvalidArgumentError(
+            "CAPABILITIES_TOO_LARGE",
+            f"guest capabilities of {size_bytes} bytes are more than {CAPABILITIES_LIMIT_BYTES}",
+            size=size_bytes,
+            limit=CAPABILITIES_LIMIT_BYTES,
+        )
+    _check_release(message.kernel_release)
+    seccomp = (
+        message.seccomp_user_notification if message.HasField("seccomp_user_notification") else None
+    )
+    return Report(
+        base=message.swiotlb_pool.base,
+        size_bytes=message.swiotlb_pool.size_bytes,
+        kernel_release=message.kernel_release,
+        seccomp_user_notification=seccomp,
+        received=message.SerializeToString(),
+    )
+
+
+def share_spec_from_proto(message: vm_owner_pb2.ShareSpec) -> ShareSpec:
+    """Convert a share that was asked for."""
+    return ShareSpec(
+        message.host_path, message.tag, message.options, message.elevated, message.aggregate
+    )
+
+
+async def device_spec_from_proto(request: vm_owner_pb2.AddGuestDeviceRequest) -> DeviceSpec:
+    """Convert a device that was asked for, with the canonical path of its directory.
+
+    Raises:
+        PortholeError: See device_class_from_proto, canonical_directory and check_interface.
+    """
+    device_class = device_class_from_proto(request.device_class)
+    backend = request.backend
+    if device_class == events.FS:
+        backend = await asyncio.to_thread(canonical_directory, backend)
+    else:
+        check_interface(backend)
+    return DeviceSpec(device_class, request.tag, request.options, backend, request.elevated)
+
+
+def vm_to_proto(vm: Vm, statuses: Mapping[str, DeviceStatus]) -> vm_owner_pb2.Vm:
+    """Convert a VM, with the states and counters of its devices."""
+    record, facts = vm.record, vm.record.facts
+    received = record.report.received if record.report else None
+    return vm_owner_pb2.Vm(
+        vm_id=facts.vm_id,
+        kind=vm_owner_pb2.VmKind.Value(f"VM_KIND_{facts.kind}"),
+        state=_state(record.state),
+        ram_bytes=facts.ram_bytes,
+        kernel_command_line=facts.kernel_command_line,
+        # Parsed from the message as received, so that it keeps the fields that are unknown here.
+        capabilities=None if received is None else GuestCapabilities.FromString(received),
+        latched_pool=pool_to_proto(record.pool) if record.pool else None,
+        swiotlb_option=record.token or "",
+        shares=[share_to_proto(share) for share in vm.shares.values()],
+        devices=[device_to_proto(device, statuses) for device in vm.devices.all()],
+        warnings=[_warning(warning) for warning in record.warnings],
+        networking_mode=vm_owner_pb2.NetworkingMode.Value(
+            f"NETWORKING_MODE_{facts.networking_mode.name}"
+        ),
+        guest_init_address=vm.guest_init_address,
+        machine_address=vm.machine.address,
+        traceparent=facts.traceparent,
+    )
+
+
+def _state(state: VmState) -> vm_owner_pb2.VmState.ValueType:
+    return vm_owner_pb2.VmState.Value(f"VM_STATE_{state}")
+
+
+def share_to_proto(share: Share) -> vm_owner_pb2.Share:
+    """Convert a share."""
+    return vm_owner_pb2.Share(
+        share_id=share.share_id,
+        instance_id=share.device.instance_id,
+        host_path=share.key.canonical_path,
+        tag=share.device.spec.tag,
+        options=share.spec.options,
+        elevated=share.spec.elevated,
+        aggregate=share.spec.aggregate,
+    )
+
+
+def status_of(device: GuestDevice, statuses: Mapping[str, DeviceStatus]) -> DeviceStatus:
+    """Return the status of a device; UNSPECIFIED, without counters, when it is missing."""
+    unknown = DeviceStatus("", device.instance_id, device.spec.tag)
+    return statuses.get(device.instance_id, unknown)
+
+
+def device_to_proto(
+    device: GuestDevice, statuses: Mapping[str, DeviceStatus]
+) -> vm_owner_pb2.Device:
+    """Convert a device, with its state and counters."""
+    status = status_of(device, statuses)
+    return vm_owner_pb2.Device(
+        instance_id=device.instance_id,
+        device_class=device_class_to_proto(device.spec.device_class),
+        tag=device.spec.tag,
+        options=device.options,
+        socket_path=device.socket_path,
+        counters=DeviceCounters(**status.counters),
+        elevated=device.spec.elevated,
+        state=device_state_to_proto(status.state),
+    )
+
+
+def _warning(warning: VmWarning) -> vm_owner_pb2.Warning:
+    return vm_owner_pb2.Warning(id=warning.id, text=warning.text)
+
+
+def watch_item_to_proto(item: WatchItem) -> vm_owner_pb2.WatchVmResponse:
+    """Convert an item of a watcher's stream."""
+    match item:
+        case VmState():
+            return vm_owner_pb2.WatchVmResponse(state=_state(item))
+        case VmWarning():
+            return vm_owner_pb2.WatchVmResponse(warning=_warning(item))
+        case PoolLatched(pool):
+            return vm_owner_pb2.WatchVmResponse(pool_latched=pool_to_proto(pool))
+        case DeviceChange(instance_id, tag, state, detail):
+            device = vm_owner_pb2.DeviceEvent(instance_id=instance_id, tag=tag, detail=detail)
+            device.state = device_state_to_proto(state)
+            return vm_owner_pb2.WatchVmResponse(device=device)
+        case DeviceExhausted(instance_id, tag, what):
+            exhausted = vm_owner_pb2.DeviceExhausted(
+                instance_id=instance_id, tag=tag, detail=str(what)
+            )
+            exhausted.exhaustion.CopyFrom(exhaustion_to_proto(what))
+            return vm_owner_pb2.WatchVmResponse(exhausted=exhausted)
