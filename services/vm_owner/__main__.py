@@ -46,7 +46,7 @@ def _owner(settings: OwnerSettings) -> VmOwner:
         return EmbeddedMachine(directory, _environment(settings), dial)
 
     def connect_device_hosts(
-        on_status: Callable[[DeviceStatus], None], on_lost: Callable[[bool], None]
+        on_status: Callable[[DeviceStatus], None], on_stream_end: Callable[[bool], None]
     ) -> DeviceHosts:
         addresses = {False: settings.devicehost_address, True: settings.elevated_devicehost}
         dial: dict[bool, Callable[[], Awaitable[DeviceHost]]] = {
@@ -54,7 +54,7 @@ def _owner(settings: OwnerSettings) -> VmOwner:
             for elevated, address in addresses.items()
             if address is not None
         }
-        return DeviceHosts(dial, on_status, on_lost)
+        return DeviceHosts(dial, on_status, on_stream_end)
 
     surroundings = Surroundings(
         run_dir=settings.run_dir.absolute(),

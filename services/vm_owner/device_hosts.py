@@ -125,18 +125,19 @@ class DeviceHosts:
         dial: Connects to the ordinary (False) or the elevated (True) device host. There may be no
             elevated one.
         on_status: Called with each status of a device that its device host reports.
-        on_lost: Called when the event stream of a device host ends; True: of the elevated one.
+        on_stream_end: Called when the event stream of a device host ends; True: of the elevated
+            one.
     """
 
     def __init__(
         self,
         dial: Mapping[bool, Callable[[], Awaitable[DeviceHost]]],
         on_status: Callable[[DeviceStatus], None],
-        on_lost: Callable[[bool], None],
+        on_stream_end: Callable[[bool], None],
     ) -> None:
         self._dial = dial
         self._on_status = on_status
-        self._on_lost = on_lost
+        self._on_stream_end = on_stream_end
         self._hosts: dict[bool, DeviceHost] = {}
         self._dialling = {elevated: asyncio.Lock() for elevated in (False, True)}
         self._watches: list[asyncio.Task[None]] = []
@@ -220,16 +221,16 @@ class DeviceHosts:
         self._hosts.clear()
 
     async def _watch(self, host: DeviceHost, elevated: bool) -> None:
-        lost = False
+        ended = False
         while True:
             try:
                 async for status in host.watch():
-                    lost = False
+                    ended = False
                     self._on_status(status)
             except PortholeError as failure:
-                if not lost:
+                if not ended:
                     logger.warning("the event stream of a device host ended: %s", failure)
-            if not lost:
-                self._on_lost(elevated)
-            lost = True
+            if not ended:
+                self._on_stream_end(elevated)
+            ended = True
             await asyncio.sleep(WATCH_RETRY_S)

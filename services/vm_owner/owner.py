@@ -122,7 +122,7 @@ class VmOwner:
     Args:
         surroundings: The parts and settings that all VMs use.
         connect_device_hosts: Makes the connections to both device hosts. Its arguments are called
-            with each status of a device, and when a device host is lost.
+            with each status of a device, and when the event stream of a device host ends.
     """
 
     def __init__(
@@ -133,7 +133,9 @@ class VmOwner:
         ],
     ) -> None:
         self._surroundings = surroundings
-        self._device_hosts = connect_device_hosts(self._on_device_status, self._on_device_host_lost)
+        self._device_hosts = connect_device_hosts(
+            self._on_device_status, self._on_device_host_stream_end
+        )
         self._vms: dict[str, Vm] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -380,11 +382,11 @@ class VmOwner:
                 DeviceChange(status.instance_id, status.tag, status.state, status.detail)
             )
 
-    def _on_device_host_lost(self, elevated: bool) -> None:
+    def _on_device_host_stream_end(self, elevated: bool) -> None:
         for vm in self._vms.values():
             for device in vm.devices.all():
                 if device.spec.elevated == elevated:
-                    lost = "its device host cannot be reached"
+                    cause = "its device host cannot be reached"
                     vm.record.publish(
-                        DeviceChange(device.instance_id, device.spec.tag, UNSPECIFIED, lost)
+                        DeviceChange(device.instance_id, device.spec.tag, UNSPECIFIED, cause)
                     )

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from services.vm_owner.machines import Machine
     from services.vm_owner.networking import Network
     from services.vm_owner.record import Report, VmRecord
+    from services.vm_owner.shares import ShareKey
     from services.vm_owner.subnets import SubnetPool
 
 logger = logging.getLogger(__name__)
@@ -175,26 +176,12 @@ class Vm:
         self.record.require(Operation.ADD_SHARE)
         self._require_virtio(Operation.ADD_SHARE)
         key = await asyncio.to_thread(share_key, spec)
-        for share in tuple(self.shares.values()):
-            if share.key == key:
-                if await self._is_served(share):
-                    return share, True
-                await self._remove_share(share)
-        share_id = str(uuid.uuid4())
-        if spec.aggregate:
-            return await self._aggregates.add(share_id, spec, key), False
-        device = await self.devices.add(
-            DeviceSpec(
-                device_class=events.FS,
-                tag=spec.tag or f"share-{share_id[:8]}",
-                extra_options=spec.options,
-                backend=key.canonical_path,
-                elevated=spec.elevated,
-            )
-        )
-        share = Share(share_id, spec, key, device)
-        self.shares[share_id] = share
-        return share, False
+        equal = next((share for share in self.shares.values() if share.key == key), None)
+        if equal is None:
+            return await self._add_new_share(spec, key), False
+        if await self._device_host_has(equal):
+            return equal, True
+        return await self._replace_lost_share(equal, spec, key), False
 
     async def remove_share(self, share_id: str) -> None:
         """Remove a share. The lock is held.
@@ -350,11 +337,33 @@ class Vm:
             except PortholeError as failure:
                 self.record.warn(share_failed(spec.host_path, failure))
 
-    async def _is_served(self, share: Share) -> bool:
+    async def _add_new_share(self, spec: ShareSpec, key: ShareKey) -> Share:
+        share_id = str(uuid.uuid4())
+        if spec.aggregate:
+            return await self._aggregates.add(share_id, spec, key)
+        device = await self.devices.add(
+            DeviceSpec(
+                device_class=events.FS,
+                tag=spec.tag or f"share-{share_id[:8]}",
+                extra_options=spec.options,
+                backend=key.canonical_path,
+                elevated=spec.elevated,
+            )
+        )
+        share = Share(share_id, spec, key, device)
+        self.shares[share_id] = share
+        return share
+
+    async def _device_host_has(self, share: Share) -> bool:
         device = await self.devices.status(share.device)
         return device is not None and (
             not share.spec.aggregate or share.share_id in device.children
         )
+
+    async def _replace_lost_share(self, lost: Share, spec: ShareSpec, key: ShareKey) -> Share:
+        """Add a share that its device host no longer has; its id changes (section 10)."""
+        await self._remove_share(lost)
+        return await self._add_new_share(spec, key)
 
     async def _remove_share(self, share: Share) -> None:
         if share.spec.aggregate:

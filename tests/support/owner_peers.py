@@ -303,13 +303,13 @@ class Rig:
         )
 
     def _hosts(
-        self, on_status: Callable[[DeviceStatus], None], on_lost: Callable[[bool], None]
+        self, on_status: Callable[[DeviceStatus], None], on_stream_end: Callable[[bool], None]
     ) -> DeviceHosts:
         dial: dict[bool, Callable[[], Awaitable[DeviceHost]]] = {
             False: partial(dial_device_host, self._address("devicehost"), 0.3),
             True: partial(dial_device_host, self._address("elevated"), 0.3),
         }
-        return DeviceHosts(dial, on_status, on_lost)
+        return DeviceHosts(dial, on_status, on_stream_end)
 
 
 @asynccontextmanager
