@@ -152,7 +152,7 @@ def _parse(text: str, keys: Mapping[str, Callable[[str], object]]) -> tuple[str,
     return name, {key: keys[key](value or "") for key, value in raw.items()}
 
 
-def _refuse(value: str, want: str) -> InvalidArgumentError:
+def _refusal(value: str, want: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         "OPTION_VALUE", f"option value {value!r} is not {want}", value=value
     )
@@ -170,25 +170,25 @@ def _uuid(value: str) -> str:
     try:
         return str(uuid.UUID(value))
     except ValueError:
-        raise _refuse(value, "a UUID") from None
+        raise _refusal(value, "a UUID") from None
 
 
 def _id(value: str) -> int:
     if _DECIMAL.fullmatch(value) and int(value) < (1 << 32) - 1:
         return int(value)
-    raise _refuse(value, f"a user or group id from 0 to {(1 << 32) - 2}")
+    raise _refusal(value, f"a user or group id from 0 to {(1 << 32) - 2}")
 
 
 def _mask(value: str) -> int:
     if re.fullmatch(r"0?[0-7]{1,4}", value, re.ASCII) and int(value, 8) <= 0o777:
         return int(value, 8)
-    raise _refuse(value, "an octal mask from 0 to 777")
+    raise _refusal(value, "an octal mask from 0 to 777")
 
 
 def _queues(value: str) -> int:
     if _DECIMAL.fullmatch(value) and 1 <= int(value) <= MAX_QUEUES:
         return int(value)
-    raise _refuse(value, f"a number of queues from 1 to {MAX_QUEUES}")
+    raise _refusal(value, f"a number of queues from 1 to {MAX_QUEUES}")
 
 
 def _case(value: str) -> str:
@@ -202,20 +202,20 @@ def _cache(value: str) -> str:
 def _one_of(values: tuple[str, ...], value: str) -> str:
     if value in values:
         return value
-    raise _refuse(value, f"one of {', '.join(values)}")
+    raise _refusal(value, f"one of {', '.join(values)}")
 
 
 def _path(value: str) -> str:
     if value.startswith("/"):
         return value
-    raise _refuse(value, "an absolute path")
+    raise _refusal(value, "an absolute path")
 
 
 def _ipv4(value: str) -> str:
     try:
         return str(ipaddress.IPv4Interface(value))
     except ValueError:
-        raise _refuse(
+        raise _refusal(
             value, "an IPv4 address with a prefix length, for instance 192.0.2.2/24"
         ) from None
 
@@ -224,7 +224,7 @@ def _ipv6(value: str) -> str:
     try:
         return str(ipaddress.IPv6Interface(value))
     except ValueError:
-        raise _refuse(
+        raise _refusal(
             value, "an IPv6 address with a prefix length, for instance fd00::2/64"
         ) from None
 
@@ -233,13 +233,13 @@ def _gateway(value: str) -> str:
     try:
         return str(ipaddress.ip_address(value))
     except ValueError:
-        raise _refuse(value, "an IP address") from None
+        raise _refusal(value, "an IP address") from None
 
 
 def _mac(value: str) -> bytes:
     if _MAC.fullmatch(value):
         return bytes.fromhex(value.replace(":", ""))
-    raise _refuse(value, "a MAC address, for instance 52:54:00:12:34:56")
+    raise _refusal(value, "a MAC address, for instance 52:54:00:12:34:56")
 
 
 _FS_KEYS: Final[dict[str, Callable[[str], object]]] = {

@@ -99,7 +99,7 @@ def check_pool(pool: SwiotlbPool, low_ram_bytes: int) -> None:
             SWIOTLB_OUTSIDE_RAM.
     """
 
-    def refuse(reason: str, what: str, bound: int) -> InvalidArgumentError:
+    def refusal(reason: str, what: str, bound: int) -> InvalidArgumentError:
         return InvalidArgumentError(
             reason,
             f"pool base 0x{pool.base:x}, size {pool.size_bytes}: {what}; the VM runs "
@@ -110,25 +110,25 @@ def check_pool(pool: SwiotlbPool, low_ram_bytes: int) -> None:
         )
 
     if pool.base % PAGE_BYTES:
-        raise refuse(
+        raise refusal(
             "SWIOTLB_BASE_UNALIGNED", f"the base is not a multiple of {PAGE_BYTES}", PAGE_BYTES
         )
     if pool.size_bytes <= 0 or pool.size_bytes % PAGE_BYTES:
-        raise refuse(
+        raise refusal(
             "SWIOTLB_SIZE_UNALIGNED",
             f"the size is not a positive multiple of {PAGE_BYTES}",
             PAGE_BYTES,
         )
     if pool.end > _U64:
-        raise refuse("SWIOTLB_OVERFLOW", "base + size overflows 64 bits", _U64)
+        raise refusal("SWIOTLB_OVERFLOW", "base + size overflows 64 bits", _U64)
     if pool.end > DMA32_LIMIT:
-        raise refuse(
+        raise refusal(
             "SWIOTLB_ABOVE_4G",
             f"it ends at 0x{pool.end:x}, above 4 GiB (0x{DMA32_LIMIT:x})",
             DMA32_LIMIT,
         )
     if pool.end > low_ram_bytes:
-        raise refuse(
+        raise refusal(
             "SWIOTLB_OUTSIDE_RAM",
             f"it ends at 0x{pool.end:x}, outside the VM's RAM below 4 GiB, which ends at "
             f"0x{low_ram_bytes:x}",

@@ -36,7 +36,7 @@ def parse_otlp_lines(text: str, name: str) -> list[TraceEvent]:
         if line.strip():
             found += _events(_parse(line, where), where)
     if rest:
-        raise _refuse(f"{name} line {len(lines) + 1}", "the line has no end; the file was cut off")
+        raise _refusal(f"{name} line {len(lines) + 1}", "the line has no end; the file was cut off")
     return found
 
 
@@ -44,7 +44,7 @@ def _parse(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _refuse(where, f"not JSON: {error}") from None
+        raise _refusal(where, f"not JSON: {error}") from None
 
 
 def _events(request: Any, where: str) -> Iterator[TraceEvent]:
@@ -54,7 +54,9 @@ def _events(request: Any, where: str) -> Iterator[TraceEvent]:
                 for span in scope_spans.get("spans", ()):
                     yield from _events_of_span(span, where)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise _refuse(where, f"not an OTLP trace export: {type(error).__name__}: {error}") from None
+        raise _refusal(
+            where, f"not an OTLP trace export: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _events_of_span(span: dict[str, Any], where: str) -> Iterator[TraceEvent]:
@@ -88,5 +90,5 @@ def _attributes(pairs: Any) -> Iterator[tuple[str, Attribute]]:
                 yield pair["key"], int(number)
 
 
-def _refuse(where: str, why: str) -> InvalidArgumentError:
+def _refusal(where: str, why: str) -> InvalidArgumentError:
     return InvalidArgumentError("TRACE_SYNTAX", f"{where}: {why}", where=where)

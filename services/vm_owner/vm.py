@@ -361,7 +361,7 @@ class Vm:
         )
 
     async def _replace_lost_share(self, lost: Share, spec: ShareSpec, key: ShareKey) -> Share:
-        """Add a share that its device host no longer has; its id changes (section 10)."""
+        """Add a share that its device host lost, with a new id (handshake.md section 10)."""
         await self._remove_share(lost)
         return await self._add_new_share(spec, key)
 
