@@ -1,6 +1,6 @@
 """The rules of a valid handshake, one function each, and their stable names.
 
-Owns what makes the trace of one VM valid (docs/handshake.md section 9). A rule yields one sentence
+Owns what makes the trace of one VM valid (handshake.md section 9). A rule yields one sentence
 per breach. Rules are independent: a missing event breaks only the rule that demands it, not the
 rules about its order.
 """

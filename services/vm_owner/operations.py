@@ -1,4 +1,4 @@
-"""The operations on a VM, and the states that refuse each, as data (docs/handshake.md section 10).
+"""The operations on a VM, and the states that refuse each, as data (handshake.md section 10).
 
 Owns the reasons and the explanations of the refusals. Must not know how an operation is done.
 """

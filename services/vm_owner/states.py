@@ -1,4 +1,4 @@
-"""The states of VMs and of their devices, as data (docs/handshake.md section 10).
+"""The states of VMs and of their devices, as data (handshake.md section 10).
 
 Owns the states of a VM and of a device, and the order in which a device is added, removed and
 undone. Must not know how a step is done: vm.py and guest_devices.py do the steps, and fire an event

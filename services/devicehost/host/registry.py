@@ -1,7 +1,7 @@
 """The registry of all devices by VM: adding and removing them, and the pool and quota of each VM.
 
 Owns the order in which a device is added (register, create, store) and removed (mark as shutting
-down, tear down, forget). Must not know gRPC, protobuf or traces.
+down, tear down, forget); see handshake.md section 10. Must not know gRPC, protobuf or traces.
 """
 
 from __future__ import annotations

@@ -81,6 +81,21 @@ def test_every_rule_of_the_checker_is_documented() -> None:
     assert [rule for rule in RULES if f"`{rule}`" not in text] == []
 
 
+def test_every_cited_section_of_the_handshake_exists() -> None:
+    text = (ROOT / "docs" / "handshake.md").read_text()
+    numbers = re.findall(r"^## (\d+)\. ", text, re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    cited = {
+        (str(file.relative_to(ROOT)), number)
+        for folder in ("services", "tests")
+        for file in (ROOT / folder).rglob("*.*")
+        if file.suffix in (".py", ".toml")
+        for number in re.findall(r"handshake\.md\s+section\s+(\d+)", file.read_text())
+    }
+    assert len(cited) > 10
+    assert {(file, number) for file, number in cited if number not in numbers} == set()
+
+
 def test_the_readme_has_every_exit_code() -> None:
     codes = {value for name, value in vars(exit_codes).items() if name.isupper()}
     codes = {code for code in codes if isinstance(code, int)}
