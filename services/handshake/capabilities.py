@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)\.(\d+).*", re.ASCII | re.DOTALL)
 
 _DIGITS: Final = 9
-"""More digits than any version has; a guest may send megabytes of them."""
+"""Most digits of one number of a version; a guest may send megabytes of them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -28,7 +28,7 @@ class Resource(StrEnum):
 
 REMEDIES: Final[dict[str, str]] = {
     Resource.WINDOWS: "requests wait, then fail; a guest with a bounce pool needs no windows",
-    Resource.VM_WINDOWS: "requests of all its VM's devices wait, then fail; a guest with a bounce "
+    Resource.VM_WINDOWS: "requests of all devices of the VM wait, then fail; a guest with a bounce "
     "pool needs no windows",
     Resource.NODES: "look-ups fail with ENFILE until the guest forgets files",
     Resource.HANDLES: "opens fail with ENFILE until the guest closes files; a higher hard limit on "
@@ -72,14 +72,14 @@ class Exhaustion:
 
 
 class Episode:
-    """The rule of when a bounded resource counts as used up.
+    """Decides when an episode begins and ends.
 
-    An episode begins when a request is refused or has to wait. It ends with the first look at which
-    at most three quarters are in use and no request has been refused since the look before. Threads
-    that share one take turns by a lock of their own.
+    An episode begins when a request is refused or has to wait. It ends at the first look that finds
+    at most three quarters in use and no refusal since the look before. It has no lock: threads that
+    share it need one.
 
     Attributes:
-        lasts: Whether an episode lasts.
+        lasts: Whether an episode has begun and not ended.
     """
 
     __slots__ = ("_hit", "lasts")
@@ -89,13 +89,13 @@ class Episode:
         self._hit = False
 
     def hit(self) -> bool:
-        """Note that a request is refused or has to wait; return whether this begins an episode."""
+        """Note that a request is refused or has to wait; return whether an episode begins."""
         self._hit = True
         begins, self.lasts = not self.lasts, True
         return begins
 
     def look(self, used: int, total: int) -> bool:
-        """See whether the episode is over; return whether it lasts, so that another look is due.
+        """End the episode if it is over; return whether it lasts, so that another look is due.
 
         Args:
             used: Amount in use now.

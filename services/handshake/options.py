@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MAX_QUEUES: Final = 8
-"""Most request queues of a virtio-fs device."""
+"""Largest number of request queues of a virtio-fs device."""
 
 CASE_MODES: Final = ("off", "dir", "force")
-"""Values of `case=`, as in WSL's drvfs."""
+"""Values of `case=`; WSL's drvfs has the same."""
 
 CACHE_MODES: Final = ("none", "auto", "always")
-"""Values of `cache=`, as of virtiofsd."""
+"""Values of `cache=`; virtiofsd has the same."""
 
 _DECIMAL: Final = re.compile(r"\d{1,10}", re.ASCII)
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)

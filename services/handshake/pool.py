@@ -54,7 +54,7 @@ class SwiotlbPool:
 
 
 def pool_from_announcement(base: int, size_bytes: int) -> SwiotlbPool | None:
-    """Return the pool that base and size of an announcement stand for.
+    """Return the pool that an announcement describes.
 
     Args:
         base: Guest-physical address, or 0.

@@ -1,6 +1,6 @@
 """A state machine whose table is data: an illegal event raises and changes nothing.
 
-Owns firing. The tables are where their states are.
+Owns the firing of events. Each table is in the module of its states.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class StateMachine(Generic[State, Trigger]):
     Args:
         subject: Name of the thing in error messages, for instance "VM 7".
         initial: The first state.
-        transitions: The next state by state and event; what is absent is illegal.
+        transitions: The next state by state and event; an absent pair is illegal.
     """
 
     def __init__(

@@ -105,7 +105,7 @@ class DeviceTrace:
     events: Sequence[TraceEvent]
 
     def first(self, *names: str) -> TraceEvent | None:
-        """The first event of one of these names."""
+        """Return the first event of one of these names; None: there is none."""
         return next((event for event in self.events if event.name in names), None)
 
     @property
@@ -120,7 +120,7 @@ class DeviceTrace:
 
     @property
     def add_failed(self) -> bool:
-        """Whether its addition failed and was undone, which happens on the span that added it."""
+        """Whether its addition failed and was undone: one span both added and removed it."""
         added, removed = self.first(events.DEVICE_ADDED), self.first(events.DEVICE_REMOVED)
         return added is not None and removed is not None and added.span_id == removed.span_id
 

@@ -169,12 +169,12 @@ def _pool_mismatch(vm: VmTrace) -> Iterator[str]:
     answered = {event.numbers for event in answers}
     for event in vm.announcements if answers else ():
         if event.numbers != NO_POOL and event.numbers not in answered:
-            yield f"{event.name} has {_show(event.numbers)}, the answer was about other values"
+            yield f"{event.name} has {_show(event.numbers)}, which no answer of the owner has"
     yield from _read_and_applied_differ(vm)
 
 
 def _read_and_applied_differ(vm: VmTrace) -> Iterator[str]:
-    # A refused application changed nothing, so it need not equal what was read.
+    # A refused application changed nothing, so it may differ from the values that were read.
     refused = {event.numbers for event in vm.all(events.POOL_REFUSED)}
     read: TraceEvent | None = None
     for event in vm.all(events.WSLC_READ, events.WSLC_APPLY):
@@ -206,7 +206,7 @@ def _token_malformed(vm: VmTrace) -> Iterator[str]:
         base, size_bytes = event.numbers
         due = format_token(SwiotlbPool(Gpa(base), size_bytes))
         if event.text(events.TOKEN) != due:
-            yield f"the token is {event.text(events.TOKEN)!r}, of this pool it is {due!r}"
+            yield f"the token is {event.text(events.TOKEN)!r}, but this pool's token is {due!r}"
 
 
 def _added(vm: VmTrace) -> Iterator[tuple[DeviceTrace, list[str], list[str]]]:
@@ -228,7 +228,7 @@ def _token_mismatch(vm: VmTrace) -> Iterator[str]:
     for device, _, tokens in _added(vm):
         due = vm.token_due(device)
         if due is not None and tokens and tokens != [due]:
-            yield f"{device} got {';'.join(tokens)!r}, verbatim it is {due!r}"
+            yield f"{device} got {';'.join(tokens)!r}, but the VM's token is {due!r}"
 
 
 def _token_unexpected(vm: VmTrace) -> Iterator[str]:
@@ -272,15 +272,15 @@ def _windows_missing(vm: VmTrace) -> Iterator[str]:
 def _windows_unexpected(vm: VmTrace) -> Iterator[str]:
     for device, _, tokens in _added(vm):
         if tokens and device.first(events.WINDOWS_ENABLED):
-            yield f"{device} has a token, and works by windows"
+            yield f"{device} has a token, and got windows"
 
 
 def _first_request_missing(vm: VmTrace) -> Iterator[str]:
     """Yield the attached devices that never completed a request.
 
-    A virtio-fs driver sends INIT while the device is being attached, so a virtio-fs device always
-    has a request. A network adapter sends when its guest does, so one that was removed, or whose VM
-    ended, before that is no breach. The caller excepts others by tag.
+    A virtio-fs driver sends INIT while the device is being attached, so every virtio-fs device has
+    a request. A network adapter has none until its guest uses the network, so an adapter that was
+    removed, or whose VM ended, may have none. The caller names further exceptions by tag.
     """
     ended = vm.first(events.VM_TERMINATED) is not None
     for device in vm.devices:

@@ -1,8 +1,8 @@
 """The states of VMs and of their devices, as data (handshake.md section 10).
 
-Owns the states of a VM and of a device, and the order in which a device is added, removed and
-undone. Must not know how a step is done: vm.py and guest_devices.py do the steps, and fire an event
-when its step is done.
+Owns the states of a VM and of a device, and the steps that add a device, remove it, and undo a
+failed addition. Must not know how a step is done: vm.py and guest_devices.py do the steps, and fire
+an event when its step is done.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ VM_TRANSITIONS: Final[Mapping[tuple[VmState, VmEvent], VmState]] = {
 
 
 class GuestDeviceState(StrEnum):
-    """How far the VM owner has come with adding or removing one device."""
+    """The VM owner's progress in adding or removing one device."""
 
     ABSENT = "ABSENT"
     IDENTIFIED = "IDENTIFIED"
@@ -62,7 +62,7 @@ class GuestDeviceState(StrEnum):
     STORED = "STORED"
     """The entry knows the socket."""
     ATTACHED = "ATTACHED"
-    """The guest has it."""
+    """The guest has probed it."""
     SHUTTING_DOWN = "SHUTTING_DOWN"
     TORN_DOWN = "TORN_DOWN"
     FORGOTTEN = "FORGOTTEN"
@@ -122,18 +122,18 @@ the next step. Nothing is detached, because the machine is stopped next."""
 UNDO: Final[Mapping[GuestDeviceState, tuple[DeviceStep, ...]]] = {
     GuestDeviceState.ABSENT: (),
     GuestDeviceState.IDENTIFIED: (),
-    # The device host may have created the device though its answer was lost.
+    # The device host may have created the device although its answer was lost.
     GuestDeviceState.REGISTERED: SHUTDOWN_ORDER,
     GuestDeviceState.CREATED: SHUTDOWN_ORDER,
-    # The machine may have attached it, likewise.
+    # The machine may have attached the device although its answer was lost.
     GuestDeviceState.STORED: REMOVE_ORDER,
     GuestDeviceState.ATTACHED: REMOVE_ORDER,
 }
-"""The steps that undo a failed addition, by how far it had come."""
+"""The steps that undo a failed addition, by the progress that it had made."""
 
 BEST_EFFORT: Final = frozenset({DeviceStep.TEAR_DOWN, DeviceStep.DETACH})
 """Steps whose failure is reported but does not stop a removal: a peer that is gone has nothing left
-to remove, and the rest must be removed all the same."""
+to remove, and the other parts must still be removed."""
 
 
 def vm_life(vm_id: str) -> StateMachine[VmState, VmEvent]:

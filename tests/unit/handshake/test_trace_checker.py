@@ -352,7 +352,7 @@ SHOWN = "base 0x30000000, size 67108864"
                 (
                     "TOKEN_MISMATCH",
                     with_options(wsl2(), f"src;{TOKEN};{TOKEN};vm_id={VM}"),
-                    f"got '{TOKEN};{TOKEN}', verbatim it is '{TOKEN}'",
+                    f"got '{TOKEN};{TOKEN}', but the VM's token is '{TOKEN}'",
                 ),
                 (
                     "TOKEN_UNEXPECTED",
