@@ -1,1 +1,1 @@
-"""Porthole's services; see docs/architecture.md for who may import whom."""
+"""Porthole's services; docs/architecture.md lists the imports that are allowed."""

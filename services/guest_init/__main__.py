@@ -52,7 +52,7 @@ async def run(settings: GuestInitSettings) -> None:
     guest = guest_from(
         [SysfsReader(settings.publish_dir)], settings.cmdline_file, settings.kernel_release
     )
-    # The task runs from the first wait of `serve` on, when telemetry is set up.
+    # The task first runs when `serve` waits for the first time; telemetry is set up by then.
     reporting = asyncio.create_task(_report(guest, settings))
 
     async def stop_reporting() -> None:

@@ -22,7 +22,7 @@ INIT_CHANNEL: Final = "porthole.guest.v1.InitChannel"
 
 
 class InitChannelClient:
-    """An init channel that is connected. A method raises the PortholeError of a failed call."""
+    """A connected init channel. A method raises the PortholeError of a failed call."""
 
     def __init__(self, stub: guest_init_pb2_grpc.InitChannelAsyncStub) -> None:
         self._stub = stub

@@ -26,7 +26,7 @@ class Guest:
 
     Attributes:
         readers: Readers of the pool, in the order in which they are asked.
-        kernel_release: `uname -r`; in a user-space guest, the release that it plays.
+        kernel_release: `uname -r`; in a user-space guest, the release that it simulates.
         traceparent: W3C context of the VM from the kernel command line; empty when it has none.
     """
 

@@ -19,7 +19,7 @@ _NR_SECCOMP: Final = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 
 
 def user_notification_available(actions_file: Path = _ACTIONS_FILE) -> bool:
-    """Return whether a seccomp filter may hand a system call to a supervisor.
+    """Return whether a seccomp filter can pass a system call to a supervisor.
 
     Args:
         actions_file: The kernel's list of seccomp actions (Linux 4.14 and later).

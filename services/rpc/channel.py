@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OPTIONS: Final = (
-    # A proxy that the environment names is for the internet, not for our peers.
+    # The environment's proxy is for the internet; calls to peers must not go through it.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),

@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GRACE_S: Final = 2.0
-"""Longest that running calls take to end after the server has begun to stop."""
+"""Longest time that running calls get to end after the server has begun to stop."""
 
 SHUTDOWN_DEADLINE_S: Final = 30.0
-"""Longest that a service's `on_shutdown` takes; then the server stops without it."""
+"""Longest time that a service's `on_shutdown` gets; then the server stops without it."""
 
 # Time for the failures of cancelled calls to reach their callers.
 _ABORT_S: Final = 1.0
 _SOCKET_MODE: Final = 0o600
 _RUN_DIR_MODE: Final = 0o700
 _OPTIONS: Final = (
-    # With SO_REUSEPORT, two services could listen on one TCP port and each get some of the calls.
+    # With SO_REUSEPORT two services could listen on one TCP port, and each would get some calls.
     ("grpc.so_reuseport", 0),
-    # Clients keep quiet streams alive (channel.py); the server must not take that for abuse.
+    # Clients keep idle streams alive (channel.py); the server must not treat that as abuse.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
@@ -180,7 +180,7 @@ async def serve(
 
 
 async def _run_bounded(on_shutdown: Callable[[], Awaitable[None]]) -> None:
-    # Whatever fails there, the server must stop and telemetry must be flushed.
+    # Even if `on_shutdown` fails, the server must stop and telemetry must be flushed.
     try:
         async with asyncio.timeout(SHUTDOWN_DEADLINE_S):
             await on_shutdown()

@@ -60,7 +60,7 @@ _KINDS: Final[Mapping[str, type[PortholeError]]] = {
     )
 }
 
-# The meaning of a status that gRPC itself set, on one of the two sides, and no service of ours.
+# The errors for statuses that gRPC itself sets, on either side; no service of ours sets them.
 _FOREIGN: Final[Mapping[grpc.StatusCode, tuple[type[PortholeError], str]]] = {
     grpc.StatusCode.UNAVAILABLE: (UnavailableError, "PEER_UNAVAILABLE"),
     grpc.StatusCode.CANCELLED: (UnavailableError, "PEER_CANCELLED"),

@@ -1,8 +1,8 @@
 """Traces and metrics of one process: set-up, exporters, and the operations that others use.
 
 Owns the contact with OpenTelemetry. All spans of a VM are in one trace: the VM keeps the context of
-its CreateVm as a W3C traceparent, and `operation` continues that context, whatever trace its caller
-has.
+its CreateVm as a W3C traceparent, and `operation` continues that context even if its caller has
+another one.
 """
 
 from __future__ import annotations

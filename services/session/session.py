@@ -87,7 +87,7 @@ class Session:
         if not vm.guest_init_address:
             raise FailedPreconditionError(
                 "GUEST_INIT_ABSENT",
-                f"VM {vm.vm_id} has no guest init to ask; it has not booted, or has ended",
+                f"VM {vm.vm_id} has no guest init: it has not booted, or has ended",
                 vm_id=vm.vm_id,
             )
         with tracing.operation("SessionRead", vm_traceparent=vm.traceparent):
@@ -108,7 +108,7 @@ class Session:
 
 
 def _as_announced(message: Capabilities) -> GuestCapabilities:
-    """Return the numbers of the guest for the trace, valid or not."""
+    """Return the capabilities for the trace, with the guest's numbers, valid or not."""
     pool = message.swiotlb_pool
     announced = pool.base or pool.size_bytes
     return GuestCapabilities(

@@ -117,7 +117,7 @@ def request_name(request: int) -> str:
 
 
 class Header(NamedTuple):
-    """What precedes every payload.
+    """The header of a message, which precedes its payload.
 
     Attributes:
         request: A `Request`, or any other number.
@@ -141,7 +141,7 @@ class Header(NamedTuple):
 
     @property
     def need_reply(self) -> bool:
-        """Whether the sender wants an answer even where the message has none of its own."""
+        """Whether the sender wants an answer even to a message that has none of its own."""
         return bool(self.flags & FLAG_NEED_REPLY)
 
 
@@ -185,11 +185,11 @@ CONFIG_F_MIGRATION: Final = 2
 
 
 class VringState(NamedTuple):
-    """A queue and one number of it.
+    """A number that belongs to a queue.
 
     Attributes:
         queue: Index of the queue.
-        num: Its size, base index, or whether it is enabled.
+        num: Its size, its base index, or 1 or 0 for enabled or disabled.
     """
 
     queue: int
@@ -206,7 +206,7 @@ class VringState(NamedTuple):
 
 
 class VringAddr(NamedTuple):
-    """Where a queue's three parts are, in the front-end's own address space ("user addresses").
+    """The addresses of a queue's three parts, in the front-end's address space ("user addresses").
 
     Attributes:
         queue: Index of the queue.
@@ -241,7 +241,7 @@ class MemRegion(NamedTuple):
         gpa: Guest-physical address of the first byte.
         size_bytes: Length.
         user_addr: Address of the first byte in the front-end.
-        mmap_offset: Where the region starts in the descriptor's file, in bytes.
+        mmap_offset: Offset of the region in the descriptor's file, in bytes.
     """
 
     gpa: int
@@ -279,8 +279,8 @@ class Config(NamedTuple):
     """A part of the device's configuration space.
 
     Attributes:
-        offset: Of the first byte.
-        size: Of the part, in bytes.
+        offset: Offset of the part, in bytes.
+        size: Length of the part, in bytes.
         flags: CONFIG_F_*; unknown bits survive.
         data: The bytes; zeros in a GET_CONFIG request.
     """

@@ -53,7 +53,7 @@ S_LINK_UP: Final = 1
 S_ANNOUNCE: Final = 2
 
 SPEED_UNKNOWN: Final = 0xFFFFFFFF
-"""virtio_net_config.speed of an adapter that does not say (section 5.1.4)."""
+"""virtio_net_config.speed of an adapter that reports no speed (section 5.1.4)."""
 DUPLEX_UNKNOWN: Final = 0xFF
 
 CONFIG: Final = Struct("<6sHHHIBBHI")
@@ -63,7 +63,7 @@ HEADER: Final = Struct("<BBHHHHH")
 """struct virtio_net_hdr_v1 (section 5.1.6), 12 bytes; with VERSION_1 it always has num_buffers."""
 HEADER_BYTES: Final = HEADER.size
 NUM_BUFFERS: Final = Struct("<H")
-"""The last field of HEADER, which the device writes when a frame's buffers are counted."""
+"""num_buffers, the last field of HEADER; the device sets it to the number of chains of a frame."""
 NUM_BUFFERS_OFFSET: Final = 10
 
 # virtio_net_hdr_v1.flags and .gso_type, section 5.1.6.
@@ -79,7 +79,7 @@ HDR_GSO_ECN: Final = 0x80
 
 MAC_BYTES: Final = 6
 ETHERNET_HEADER_BYTES: Final = 14
-"""Destination, source and type; the shortest thing that is a frame."""
+"""Destination, source and type; the shortest frame has only these."""
 MIN_MTU: Final = 68
 """Smallest MTU that a device may announce (section 5.1.4.1)."""
 MAX_MTU: Final = 65535
