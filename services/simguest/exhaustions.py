@@ -1,4 +1,4 @@
-"""Reports of resources that the guest's kernel has used up, for those that watch the machine.
+"""Reports of resources that the guest's kernel has used up, for the watchers of the machine.
 
 Owns the hand-over from the drivers' threads to the event loop. Must not know gRPC or pools.
 """
@@ -39,18 +39,18 @@ class Exhaustions:
             return dict(self._counts)
 
     def report(self, device_id: str, exhaustion: Exhaustion) -> None:
-        """Log an exhaustion and report it to the watchers, without waiting; from any thread."""
+        """Log an exhaustion and report it to the watchers. Never waits; any thread may call it."""
         with self._lock:
             self._counts[device_id, exhaustion.resource] += 1
         _log.warning("kernel: device %s: %s", device_id, exhaustion)
         self._offer((device_id, exhaustion))
 
     def end(self) -> None:
-        """End every `watch` that runs now."""
+        """End every running `watch`."""
         self._offer(None)
 
     async def watch(self) -> AsyncGenerator[tuple[str, Exhaustion], None]:
-        """Yield the id of the device and the exhaustion of each report from now on, until `end`."""
+        """Yield the device id and the exhaustion of each report from now on, until `end`."""
         reports: _Reports = asyncio.Queue(BACKLOG)
         self._watchers[reports] = asyncio.get_running_loop()
         try:

@@ -3,8 +3,8 @@
 Owns the order in which the guest's parts come up and go down. Must not know gRPC.
 
 Power-off stops the drivers with their mounts and the network namespace, then the queues, the
-vhost-user sockets, guest init, and last the RAM. A guest runs on when its owner dies, like a VM
-whose manager has crashed; `exit_with_parent` changes that.
+vhost-user sockets, guest init, and last the RAM. A guest keeps running when its owner dies, like a
+VM whose manager has crashed, unless `exit_with_parent` is set.
 """
 
 from __future__ import annotations
@@ -137,19 +137,19 @@ class Guest:
         self._init: GuestInitProcess | None = None
         self._devices: dict[str, tuple[AttachSpec, VirtioDevice]] = {}
         self._order = asyncio.Lock()
-        # A thread for these changes alone: a workload that hangs must not stop the power-off.
+        # These changes have a thread of their own: a hung workload must not prevent the power-off.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guest")
 
     @property
     def state(self) -> GuestState:
-        """Where the guest is in its life."""
+        """The state of the guest."""
         return self._life.state
 
     async def boot(self, spec: BootSpec) -> str:
         """Boot, once: reserve and publish the pool, then start guest init.
 
         Returns:
-            The address where guest init serves, or will in a moment.
+            The address at which guest init serves; it may still be starting.
 
         Raises:
             FailedPreconditionError: GUEST_STATE.
@@ -236,11 +236,11 @@ class Guest:
         return memory.pool, memory.bounce.usage()
 
     def _fire(self, event: GuestEvent) -> None:
-        """Go where `event` leads.
+        """Change the state as the table says.
 
         Raises:
-            FailedPreconditionError: GUEST_STATE, and nothing changed. ILLEGAL_EVENT would read as
-                a refusal by the owner, which has a state machine for the same VM.
+            FailedPreconditionError: GUEST_STATE; nothing has changed. The reason is not
+                ILLEGAL_EVENT, which would read as a refusal by the owner's own state machine.
         """
         try:
             self._life.fire(event)

@@ -1,4 +1,4 @@
-"""Guest init, which in a VM is process 1: here a child process that lives as long as the guest.
+"""Guest init: process 1 of a VM, here a child process that lives as long as the guest.
 
 Owns starting and ending services.guest_init. Must not import it: it is another program, which takes
 flags.

@@ -1,8 +1,8 @@
 """The guest's kernel, as far as the handshake sees it: it reserves a pool and publishes it.
 
-Owns reading the command line, choosing the place of the pool, and the files under
-/sys/bus/vmbus/drivers/hv_pci. Only the kernel chooses the place; the owner must not expect a
-certain one. Must not know devices or the readers of the files.
+Owns reading the command line, choosing the address of the pool, and the files under
+/sys/bus/vmbus/drivers/hv_pci. Only the kernel chooses the address; the owner must not rely on a
+particular one. Must not know devices or the readers of the files.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def parse_command_line(text: str) -> dict[str, str]:
 def wanted_pool_bytes(command_line: str) -> int:
     """Return the length of the pool that the command line asks for.
 
-    The value is parsed like the kernel's memparse() does: decimal or 0x-hexadecimal, with an
-    optional K, M or G. A value that does not parse gives a kernel warning and no pool.
+    The value has the syntax of the kernel's memparse(): decimal or 0x-hexadecimal, with an optional
+    K, M or G. A value that does not parse gives a kernel warning and no pool.
 
     Returns:
         The length in bytes, rounded up to 2 MiB; 0 for no pool.

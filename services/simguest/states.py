@@ -1,7 +1,7 @@
 """The life of the user-space guest, as a table.
 
-Owns what may happen to a guest in which state. Must not know how a step is done: guest.py does the
-steps, and fires the events.
+Owns the states of a guest and the events that each state allows. Must not know how a step is done:
+guest.py does the steps, and fires the events.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class GuestState(StrEnum):
-    """Where a guest is in its life."""
+    """The state of a guest."""
 
     OFF = "not booted"
     BOOTING = "booting"
@@ -25,7 +25,7 @@ class GuestState(StrEnum):
 
 
 class GuestEvent(StrEnum):
-    """What moves a guest from state to state."""
+    """An event that changes the state of a guest."""
 
     BOOT = "boot"
     BOOT_DONE = "finish booting"
@@ -39,7 +39,7 @@ TRANSITIONS: Final[Mapping[tuple[GuestState, GuestEvent], GuestState]] = {
     (GuestState.OFF, GuestEvent.BOOT): GuestState.BOOTING,
     (GuestState.OFF, GuestEvent.POWER_OFF): GuestState.POWERED_OFF,
     (GuestState.BOOTING, GuestEvent.BOOT_DONE): GuestState.RUNNING,
-    # Nothing of a boot that failed is left, so the owner may try again.
+    # A failed boot leaves nothing behind, so the owner may try again.
     (GuestState.BOOTING, GuestEvent.BOOT_FAILED): GuestState.OFF,
     (GuestState.RUNNING, GuestEvent.ATTACH): GuestState.RUNNING,
     (GuestState.RUNNING, GuestEvent.DETACH): GuestState.RUNNING,

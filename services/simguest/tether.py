@@ -20,7 +20,7 @@ def tie_to_parent(parent_pid: int) -> None:
     """Ask the kernel for SIGTERM when the parent of this process ends; exec keeps that.
 
     Args:
-        parent_pid: The expected parent; if it is another process by now, that one has ended.
+        parent_pid: The process that should be the parent; if it no longer is, it has ended.
 
     Raises:
         OSError: prctl failed.

@@ -1,8 +1,8 @@
 """A share as a real mount point: the host kernel's FUSE client, bridged to a virtio-fs device.
 
 Requests are read from /dev/fuse and sent to the device unchanged; its replies are written back.
-INIT is no exception, so the kernel and the device negotiate with each other. Owns the connection,
-the requests in flight and the order of mounting and unmounting. Must not know what requests mean,
+That includes INIT, so the kernel and the device negotiate with each other. Owns the connection, the
+requests in flight and the order of mounting and unmounting. Must not know the meaning of requests,
 except how long a reply may be and which requests wait for locks.
 
 The bridge unmounts when the process ends normally. When the process is killed, the kernel fails
@@ -45,8 +45,8 @@ MOUNT_DEADLINE_S: Final = 10.0
 DRAIN_DEADLINE_S: Final = 5.0
 
 _URGENT: Final = NO_REPLY | ERROR_REPLY
-"""Opcodes for the high-priority queue (VIRTIO 1.2, section 5.11.6.1). A device replies to INTERRUPT
-only to have it sent again; this one remembers the interrupt instead, so no reply is awaited."""
+"""Opcodes for the high-priority queue (VIRTIO 1.2, section 5.11.6.1). No reply is awaited: a device
+replies to INTERRUPT only to ask for a repetition, and ours remembers the interrupt instead."""
 
 _HEADER: Final = fuse.IN_HEADER.size
 _READ_SIZE_AT: Final = _HEADER + 16
@@ -55,7 +55,7 @@ _IOCTL_OUT_SIZE_AT: Final = _HEADER + 28
 _IOCTL_OUT_BYTES: Final = 16
 _PATH_MAX: Final = 4096
 _INTERRUPT_BIT: Final = 1
-"""Set in the unique number of an INTERRUPT, which is otherwise that of its request (Linux,
+"""The bit by which the unique number of an INTERRUPT differs from that of its request (Linux,
 fs/fuse/fuse_dev_i.h, FUSE_INT_REQ_BIT)."""
 _U32: Final = 4
 _SIZE_AT: Final[dict[int, tuple[int, int]]] = {

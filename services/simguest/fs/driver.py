@@ -66,7 +66,7 @@ class Pending(Generic[T]):
         self._unique = unique
 
     def result(self) -> T:
-        """Wait for the reply and return what it decodes to; may be called from any thread.
+        """Wait for the reply and return its decoded value; may be called from any thread.
 
         Raises:
             OSError: The errno of the reply; EIO when the reply is malformed.
@@ -137,7 +137,7 @@ class FsDriver:
         self._hiprio: DriverQueue = device.queues[virtio_fs.HIPRIO_QUEUE]
         self._queues: Sequence[DriverQueue] = device.queues[1 : 1 + count]
         self._owner = (uid, gid, os.getpid())
-        self._uniques = itertools.count(2, 2)  # odd ones are the kernel's, for INTERRUPT
+        self._uniques = itertools.count(2, 2)  # Linux uses odd numbers for INTERRUPT
         self._lock = threading.Lock()
         self._running = False
         self.max_read = self.max_write = self.flags = 0

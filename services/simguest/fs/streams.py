@@ -108,7 +108,7 @@ class Writer:
     def _settle(self) -> None:
         request, offset, part = self._pending.popleft()
         done = request.result()
-        while done < len(part):  # as a kernel does: write the rest, until none is left or an error
+        while done < len(part):  # after a short write a kernel writes the rest, too
             rest = part[done:]
             done += self._operations.begin_write(*self._file, offset + done, rest).result()
 
@@ -162,7 +162,7 @@ def _find(operations: FsOperations, nodeid: int, name: bytes) -> Node | None:
 
 
 def read_file(operations: FsOperations, node: Node) -> Iterator[bytes]:
-    """Open a file, read it to its end and close it; `read_all` says what is raised."""
+    """Open a file, read it to its end and close it; raises what `read_all` raises."""
     fh = operations.begin_open(node.nodeid).result()
     try:
         yield from read_all(operations, node.nodeid, fh, node.attr.size)

@@ -2,5 +2,5 @@
 
 Owns the RAM (ram), its ordinary pages (pages), the interface for mapping buffers with its direct
 kind (dma), and the kind that copies through a bounce pool (bounce). Must not know virtqueues,
-drivers or how the kernel chose the pool's place.
+drivers or how the kernel chose the pool's address.
 """

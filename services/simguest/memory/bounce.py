@@ -1,4 +1,4 @@
-"""The bounce pool: the only memory that a device behind it can reach, handed out slot by slot.
+"""The bounce pool: the only memory that a confined device can reach, handed out slot by slot.
 
 Owns the slots of one pool with the geometry of Linux' swiotlb (kernel/dma/swiotlb.c,
 include/linux/swiotlb.h): 2 KiB slots, segments of 128 slots that no mapping crosses, and areas with
@@ -191,7 +191,7 @@ class BouncePool:
         if (mappings := self._take_all(lengths)) is not None:
             return mappings
         self._note_exhausted(device_id)
-        self._wake()  # the slots that were taken and given back may suffice for another thread
+        self._wake()  # slots that were taken and given back may be enough for another thread
         return self._wait_for_room(lengths, deadline_s)
 
     def sync_for_device(self, mappings: Iterable[Mapping], buffers: Iterable[Buffer]) -> None:
@@ -252,7 +252,7 @@ class BouncePool:
         found: list[int] = []
         home, count = self._home_area(), len(self._areas)
         before = -1
-        # Go round again after progress: an area that was passed may have room for the next run.
+        # After progress all areas are tried again: one without room for this run may fit the next.
         while before < len(found) < len(wanted):
             before = len(found)
             for i in range(count):
@@ -296,7 +296,7 @@ class BouncePool:
             _call_later(self._look)
 
     def _look(self) -> None:
-        """See whether the slots are still used up, until they are not."""
+        """Look whether the episode is over; as long as it lasts, schedule the next look."""
         with self._counters:
             lasts = self._episode.look(self._used, self._slots_total)
         if lasts:
@@ -327,7 +327,7 @@ class DevicePool:
         self.unmap = pool.unmap
 
     def map(self, lengths: Sequence[int], deadline_s: float) -> list[Mapping]:
-        """Map buffers of this device; `BouncePool.map` is the contract."""
+        """Map buffers of this device; see `BouncePool.map`."""
         return self._pool.map(lengths, deadline_s, self._device_id)
 
 

@@ -2,5 +2,5 @@
 
 Owns the driver (driver), the guest's network namespace (namespace), and the TAP interface that
 joins the two (tap). Must not know virtqueues below `virtio.interface`, how buffers are mapped, or
-what programs send.
+the contents of frames.
 """

@@ -1,7 +1,7 @@
 """A virtio device as the guest's kernel brings it up: connect, negotiate, start its queues.
 
 Owns the order of the vhost-user messages and the life of a device's rings; it provides
-`interface.ProbedDevice`. Must not know what the device does or how buffers are mapped.
+`interface.ProbedDevice`. Must not know the purpose of the device or how buffers are mapped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RING_DEADLINE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """The guest's memory as its devices need it.
+    """The guest's memory, for its devices.
 
     Attributes:
         ram: All of it; the device host gets its descriptor and maps the parts that it may reach.
@@ -145,8 +145,8 @@ class VirtioDevice:
         if not offered & F_VERSION_1:
             raise FailedPreconditionError(
                 "DEVICE_LEGACY",
-                f"{self.name} offers features 0x{offered:x} without VERSION_1; only devices of "
-                "virtio 1.0 or later are driven",
+                f"{self.name} offers features 0x{offered:x} without VERSION_1; this guest has "
+                "drivers only for devices of virtio 1.0 or later",
                 features=offered,
             )
         self.features = offered & (_TRANSPORT_FEATURES | kind.features)
@@ -155,8 +155,8 @@ class VirtioDevice:
         if offered & wire.F_PROTOCOL_FEATURES:
             acked |= wire.F_PROTOCOL_FEATURES
             queues = self._negotiate_protocol()
-        # ACCESS_PLATFORM would make ring addresses I/O virtual ones, for an IOMMU that this guest
-        # lacks. As in QEMU, the bit stays between driver and front-end.
+        # With ACCESS_PLATFORM, ring addresses would be I/O virtual addresses of an IOMMU, which
+        # this guest lacks. So the bit is not passed on to the device; QEMU does the same.
         front_end.send(wire.Request.SET_FEATURES, wire.U64.pack(acked & ~F_ACCESS_PLATFORM))
         return queues
 

@@ -101,7 +101,7 @@ class FrontEnd:
             return self._answer(request)
 
     def send(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a message that has no answer of its own; with REPLY_ACK, wait until it is done.
+        """Send a message that has no answer of its own; with REPLY_ACK, wait for its status.
 
         Raises:
             FailedPreconditionError: DEVICE_REFUSED when the device could not do it.

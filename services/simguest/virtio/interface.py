@@ -1,4 +1,4 @@
-"""What a virtio driver of this guest sees: a probed device and its queues.
+"""The interface of a virtio driver of this guest: a probed device and its queues.
 
 Owns the interface only; device.py and queue.py provide it. Drivers (virtio-fs, virtio-net) code
 against it and must not know the ring, the bounce pool or the vhost-user front-end below it.
@@ -54,8 +54,9 @@ class DriverQueue(Protocol):
             short or empty when the device wrote less. Its callbacks run on the queue's completion
             thread and must not block on this queue. It cannot be cancelled. It fails with
             UnavailableError (DEVICE_GONE) when the device disappears, and with
-            FailedPreconditionError: DEVICE_NEEDS_RESET when the device reports an error,
-            DEVICE_BROKEN when it breaks the ring's rules, QUEUE_CLOSED when the queue is closed.
+            FailedPreconditionError for one of these reasons: DEVICE_NEEDS_RESET when the device
+            reports an error, DEVICE_BROKEN when it breaks the ring's rules, QUEUE_CLOSED when the
+            queue is closed.
 
         Raises:
             InvalidArgumentError: MAPPING_TOO_LONG, BUFFER_EMPTY or CHAIN_LENGTH.

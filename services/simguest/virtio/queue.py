@@ -4,8 +4,9 @@ Owns the requests in flight on one ring, their mappings and the eventfds. The de
 when it breaks a rule, the queue fails and the guest goes on. Must not know vhost-user or what the
 requests mean.
 
-Submitters share a lock. The completion thread takes it only when a submitter waits for room, and no
-system call is made under it: that would let another thread run only to wait for the lock.
+Submitters share a lock. The completion thread takes it only when a submitter waits for room. No
+system call is made under it, because another thread could run during the call, and would only wait
+for the lock.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _eventfd() -> int:
 
 
 class _Doorbell:
-    """The kick eventfd, closed with its last reference, so that a late kick hits no other file."""
+    """The kick eventfd. It is closed with its last reference, so a late kick hits no other file."""
 
     __slots__ = ("fd",)
 
@@ -135,7 +136,7 @@ class SplitQueue:
         *,
         deadline_s: float = REQUEST_DEADLINE_S,
     ) -> Future[list[bytes]]:
-        """Make one request available; `DriverQueue.submit` is the contract."""
+        """Make one request available; see `DriverQueue.submit`."""
         if self._error is not None:
             raise self._error
         end = time.monotonic() + deadline_s
@@ -153,7 +154,7 @@ class SplitQueue:
         else:
             *chain, table = self._dma.map([*lengths, count * DESC_BYTES], deadline_s)
         future: Future[list[bytes]] = Future()
-        future.set_running_or_notify_cancel()  # the device cannot give a request back
+        future.set_running_or_notify_cancel()  # a request cannot be taken back from the device
         request = _Request(chain, len(out), table, future)
         try:
             if table is None:
@@ -175,7 +176,7 @@ class SplitQueue:
         deadline_s: float = REQUEST_DEADLINE_S,
         timeout_s: float | None = None,
     ) -> list[bytes]:
-        """Submit and wait for the answer; `DriverQueue.transact` is the contract."""
+        """Submit and wait for the answer; see `DriverQueue.transact`."""
         future = self.submit(out, in_sizes, deadline_s=deadline_s)
         try:
             return future.result(timeout_s)
@@ -187,7 +188,7 @@ class SplitQueue:
             ) from None
 
     def post_receive(self, buffers: int, size_bytes: int, on_data: Callable[[bytes], None]) -> None:
-        """Post receive buffers for good; `DriverQueue.post_receive` is the contract."""
+        """Post long-lived receive buffers; see `DriverQueue.post_receive`."""
         if self._error is not None:
             raise self._error
         if not 0 < buffers <= self.size or self._received is not None:
@@ -223,8 +224,8 @@ class SplitQueue:
     def stop(self) -> None:
         """End the completion thread and fail all requests in flight.
 
-        Not from a callback of the queue. The buffers stay mapped until `release`, because the
-        device may still write to them.
+        Must not be called from a callback of the queue. The buffers stay mapped until `release`,
+        because the device may still write to them.
         """
         if self._thread is not None:
             os.eventfd_write(self._stop_fd, 1)
@@ -259,7 +260,9 @@ class SplitQueue:
             doorbell.ring()
 
     def _wait_for_descriptors(self, needed: int, end: float) -> None:
-        self._waiting += 1  # first: the completion thread sees this, or its descriptors are seen
+        # Before the look at free descriptors: either the completion thread sees this count, or the
+        # look sees its descriptors.
+        self._waiting += 1
         try:
             while len(self._free) < needed and self._error is None:
                 left = end - time.monotonic()
@@ -346,7 +349,7 @@ class SplitQueue:
                 raise BrokenRingError(f"used element names head {head}, which is not available")
             if written > request.room:
                 raise BrokenRingError(
-                    f"{written} bytes are used of a request with room for {request.room}"
+                    f"the device wrote {written} bytes to a request with room for {request.room}"
                 )
             self._requests[head] = None
             data = self._dma.sync_for_cpu(request.writable, written)

@@ -1,7 +1,7 @@
 """The regular files of a tree, and reading many small ones at once.
 
 Owns batching: the requests of one batch are in flight together, so that a tree of small files does
-not wait for one reply after the other. Must not know what is done with the contents.
+not wait for one reply after the other. Must not know the use of the contents.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ def read_small(
 def settle(
     requests: Iterable[tuple[bytes, Pending[T]]], taken: Callable[[int, T], object]
 ) -> list[T]:
-    """Wait for many requests whose results must be given back, such as handles.
+    """Wait for many requests whose results must be released, for instance handles.
 
     Args:
         requests: The path and the request of each.
         taken: Called with index and value of every result, before any failure is raised; it
-            arranges for the result to be given back.
+            arranges for the result to be released.
 
     Raises:
         OSError: The first failure, with its path.

@@ -1,4 +1,4 @@
-"""The work that a test or a demonstration gives to the guest, done through its virtio drivers.
+"""The work that a test or a demonstration makes the guest do, through its virtio drivers.
 
 Owns the drivers, by tag, and the rule that either the guest's own driver or a mount point uses a
 share's device, never both. Every method blocks and may be called from any thread; every refusal is

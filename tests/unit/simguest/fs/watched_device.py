@@ -1,6 +1,6 @@
-"""A device whose requests are counted by FUSE operation, where its driver hands them over.
+"""A device that counts the requests of its driver by FUSE operation.
 
-Owns the counts. Must not know what an operation means, only that for some of them nobody waits.
+Owns the counts. Must not know the meaning of an operation, only whether a caller waits for it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ UNAWAITED: Final = frozenset(
         *(Opcode.RELEASE, Opcode.RELEASEDIR),
     }
 )
-"""The kernel sends these at a time of its own: the call that caused them has returned by then."""
+"""The kernel sends these asynchronously, after the call that caused them has returned."""
 
 
 class Operations:
-    """What a driver has asked of a device so far.
+    """The requests that a driver has sent to a device so far, by operation.
 
     A request counts before the device has it, so whatever a call needed counts when it returns.
     """
@@ -51,24 +51,24 @@ class Operations:
             self._read_bytes += size_bytes
 
     def count(self, opcode: Opcode) -> int:
-        """Return how often an operation was asked for."""
+        """Return the number of requests with this operation."""
         with self._lock:
             return self._counts[opcode]
 
     def awaited(self) -> dict[int, int]:
-        """Return how often each operation was asked for that a call waits for."""
+        """Return the number of requests with each operation that a caller waits for."""
         with self._lock:
             return {code: n for code, n in self._counts.items() if code not in UNAWAITED}
 
     @property
     def read_bytes(self) -> int:
-        """How many bytes the READs asked for."""
+        """The sum of the sizes of all READs."""
         with self._lock:
             return self._read_bytes
 
 
 class WatchedDevice:
-    """A device whose `operations` says what its driver asks of it."""
+    """A device whose `operations` counts the requests of its driver."""
 
     def __init__(self, device: ProbedDevice) -> None:
         self.operations = Operations()
@@ -90,7 +90,7 @@ class WatchedDevice:
 
 
 class WatchedQueue:
-    """A queue of it."""
+    """A queue of a watched device."""
 
     def __init__(self, queue: DriverQueue, operations: Operations) -> None:
         self._queue, self._operations = queue, operations
