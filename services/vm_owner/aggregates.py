@@ -1,7 +1,7 @@
 """The aggregate devices of one VM: one for the ordinary user's shares, one for the elevated user's.
 
-Owns when such a device is made, how a share is added to it and removed, and how it is made again
-with its shares after its device host has lost it. The caller of every method holds the VM's lock.
+Owns the making of such a device, the addition and removal of its shares, and making it anew with
+its shares after its device host has lost it. The caller of every method holds the VM's lock.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TAGS: Final = {False: "porthole-shares", True: "porthole-shares-elevated"}
-"""Mount tags, by whether the elevated user's device host serves the device."""
+"""Mount tags; the key is whether the elevated user's device host serves the device."""
 
 QUEUES: Final = 4
 """Request queues of an aggregate device, whose shares are used at the same time."""

@@ -32,8 +32,8 @@ DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
 MACHINE: Final = "porthole.machine.v1.Machine"
 
 LIST_DEADLINE_S: Final = 3.0
-"""Deadline of DeviceHost.ListDevices. GetVm asks two device hosts, one after the other, and its
-caller waits for 10 s by default, so both may hang and GetVm still answers."""
+"""Deadline of DeviceHost.ListDevices. GetVm calls it on two device hosts, one after the other, and
+its own caller waits 10 s by default; so GetVm answers in time even if both hang."""
 
 BOOT_DEADLINE_S: Final = 30.0
 """Deadline of Machine.Boot, in which the guest starts its init."""

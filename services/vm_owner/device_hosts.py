@@ -73,7 +73,7 @@ class DeviceStatus:
     Attributes:
         state: Name of the state, lower case.
         counters: Values by the names of porthole.handshake.v1.DeviceCounters.
-        exhaustion: The resource that it has just used up; its state has not changed then.
+        exhaustion: The resource that it has just used up; None: the status reports a state.
         children: Names of the shares of an aggregate.
     """
 
@@ -152,10 +152,10 @@ class DeviceHosts:
         if elevated not in self._dial:
             raise FailedPreconditionError(
                 "NO_ELEVATED_DEVICE_HOST",
-                "this owner has no device host of the elevated user; start the owner with "
+                "this owner has no device host for the elevated user; start the owner with "
                 "--elevated-devicehost <address>, or add the device without elevated",
             )
-        # One attempt at a time: with two connections, every change would be watched twice.
+        # One attempt at a time: with two connections, every change would be reported twice.
         async with self._dialling[elevated]:
             if elevated not in self._hosts:
                 host = await self._dial[elevated]()

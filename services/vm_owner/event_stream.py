@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 QUEUE_LIMIT: Final = 256
-"""Most items that wait for one watcher, not counting the snapshot that it begins with."""
+"""Most items that wait for one watcher, in addition to its snapshot."""
 
 
 class Subscription(Generic[T]):

@@ -51,7 +51,7 @@ OPTIONS_LIMIT: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """A device that was asked for.
+    """A requested device.
 
     Attributes:
         device_class: events.FS or events.NET.
@@ -131,9 +131,9 @@ class GuestDevices:
         return any(device.spec.tag == tag for device in self._entries.values())
 
     async def status(self, device: GuestDevice) -> DeviceStatus | None:
-        """Return the status that its device host reports of a device; None: it does not have it.
+        """Return the status of a device; None: its device host does not have the device.
 
-        A device host that has restarted has none of its devices.
+        A device host that has restarted has no devices.
 
         Raises:
             UnavailableError: The device host cannot be reached.
@@ -289,7 +289,7 @@ class GuestDevices:
 
 
 def check_length(name: str, options: str) -> None:
-    """Refuse options that would take too much of the owner's memory.
+    """Refuse options that are too long: the owner keeps them in memory.
 
     Raises:
         InvalidArgumentError: OPTIONS_TOO_LONG.

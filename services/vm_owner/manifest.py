@@ -1,6 +1,6 @@
 """The manifest of component versions, read from manifest.toml next to this file.
 
-Owns what a kernel's version implies for its pool. Must not know VMs.
+Owns the rule that derives from a kernel's version whether it publishes a pool. Must not know VMs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from services.handshake.errors import InvalidArgumentError
 
 
 class Manifest(BaseModel):
-    """The versions that the handshake needs (handshake.md section 8)."""
+    """The component versions that the handshake depends on (handshake.md section 8)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

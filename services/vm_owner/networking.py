@@ -39,7 +39,7 @@ ADAPTERS: Final = ("eth0", "loopback0")
 
 
 class Taps(Protocol):
-    """A maker of TAP interfaces, as the module `taps` is. Its calls block: run them in a thread."""
+    """A maker of TAP interfaces, for instance the module `taps`. Its calls block; use a thread."""
 
     def create_tap(self, name: str, host_address: ipaddress.IPv4Interface) -> None:
         """Create a TAP with an address; a failure leaves nothing behind."""
@@ -95,7 +95,7 @@ class NetworkEngine:
         self._adapters: list[_Adapter] = []
 
     async def configure(self) -> Network:
-        """Add both adapters. After a failure neither is left, and it may be repeated.
+        """Add both adapters. After a failure neither is left, and the call may be repeated.
 
         Raises:
             AlreadyExistsError: NETWORKING_CONFIGURED.
@@ -107,7 +107,8 @@ class NetworkEngine:
         if self._adapters:
             raise AlreadyExistsError(
                 "NETWORKING_CONFIGURED",
-                f"networking of VM {self._record.vm_id} is configured already; it is done once",
+                f"networking of VM {self._record.vm_id} is configured already; that can be done "
+                "only once",
                 vm_id=self._record.vm_id,
             )
         try:

@@ -1,10 +1,10 @@
 """The VMs of this owner: created, found, changed one operation at a time, and ended.
 
-Owns the registry, the serialisation of operations, and their traces. Must not know protobuf:
-`Surroundings` has the parts that do.
+Owns the registry, the serialisation of operations, and their traces. Must not know protobuf; the
+parts that use it come in `Surroundings`.
 
 An operation that changes a VM runs to its end even when its caller goes away, so that no device is
-left half added. Only CreateVm is abandoned with its caller; it then takes down what it had begun.
+left half added. Only CreateVm is abandoned with its caller; it then takes the new VM down.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_FIXED_SHARES: Final = 64
-"""Most shares that a VM has from the beginning."""
+"""Most shares that CreateVm accepts."""
 
 TERMINATED_KEPT: Final = 64
 """Most terminated VMs that stay visible; the oldest is forgotten first."""
@@ -80,7 +80,7 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class VmSpec:
-    """A VM that CreateVm was asked for.
+    """A VM that CreateVm requests.
 
     Attributes:
         ram_bytes: Memory of the guest; 0: the configured size, or 2 GiB.
@@ -103,9 +103,9 @@ class Surroundings:
 
     Attributes:
         run_dir: Directory of sockets and per-VM files.
-        capabilities_deadline_s: Longest that a WSL2 guest takes from boot to its report.
+        capabilities_deadline_s: Longest time that a WSL2 guest gets from boot to its report.
         machine_for: Makes the machine of a VM from the VM's directory and the spec.
-        open_init_channel: Opens the init channel in a VM's directory; reports go to the callback.
+        open_init_channel: Opens the init channel in a VM's directory; the callback gets reports.
     """
 
     run_dir: Path
@@ -230,7 +230,7 @@ class VmOwner:
         return await self._change(vm, Operation.CONFIGURE_NETWORKING, vm.configure_networking)
 
     async def terminate(self, vm_id: str) -> None:
-        """Shut a VM down in order; for a VM that has ended this does nothing.
+        """Shut a VM down in order; does nothing for a VM that has ended.
 
         Raises:
             NotFoundError: VM_NOT_FOUND.
@@ -336,7 +336,7 @@ class VmOwner:
         return await self._finish(run())
 
     async def _shut_down(self, vm: Vm, name: str) -> None:
-        # Before the lock is taken: the operation that holds it sees this after its present step and
+        # Before the lock is taken: an operation that holds it sees this after its present step, and
         # gives up.
         vm.begin_shutdown()
         with tracing.operation(name, vm_traceparent=vm.record.facts.traceparent):

@@ -1,7 +1,7 @@
 """The record of one VM: its state, pool, token, capabilities and warnings, and its watchers.
 
 Owns the rules of applying capabilities and latching a pool (handshake.md section 4). Must not know
-machines, device hosts or protobuf: vm.py has those.
+machines, device hosts or protobuf.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class VmRecord:
 
     Attributes:
         warnings: All warnings so far.
-        report: The last report that was not refused, or the last of all while no pool is latched.
+        report: The last report that was not refused; while no pool is latched, the last report.
         pool: The latched pool; None: none.
         token: The device option of the latched pool; None: none.
     """
@@ -234,7 +234,7 @@ class VmRecord:
                 self.emit(events.kernel_unsupported(self.vm_id, warning.text))
 
     def _warn_once(self, warning: VmWarning) -> bool:
-        # A guest that repeats a report must not fill the owner's memory with warnings.
+        # A guest that repeats its report must not fill the owner's memory with warnings.
         if any(known.id == warning.id for known in self.warnings):
             return False
         self.warn(warning)
@@ -270,7 +270,7 @@ class VmRecord:
 
 
 def _as_announced(report: Report) -> GuestCapabilities:
-    """Return the report as a value for the trace, with its very numbers, valid or not."""
+    """Return the capabilities for the trace, with the numbers of the report, valid or not."""
     announced = report.base or report.size_bytes
     return GuestCapabilities(
         pool=SwiotlbPool(Gpa(report.base), report.size_bytes) if announced else None,

@@ -155,6 +155,6 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
 
 
 def vm_owner_servicer(owner: VmOwner, manifest: Manifest) -> Servicer:
-    """Return what the owner's server serves."""
+    """Return the service of the owner's server."""
     add = vm_owner_pb2_grpc.add_VmOwnerServicer_to_server
     return Servicer(add, VmOwnerServicer(owner, manifest), VM_OWNER)

@@ -35,7 +35,7 @@ class OwnerSettings(ServiceSettings):
         default=10.0, description="longest wait for a device host or machine that is not up yet"
     )
     capabilities_deadline_s: Annotated[float, Field(gt=0, le=3600)] = Field(
-        default=20.0, description="longest that a WSL2 guest takes from boot to its report"
+        default=20.0, description="longest time that a WSL2 guest gets from boot to its report"
     )
     subnet_pool: IPv4Network = Field(
         default=IPv4Network("10.231.0.0/16"),

@@ -1,7 +1,7 @@
 """Shares: the directories of the host that a VM gets.
 
-Owns the checks of a host path, and the identity of a share (handshake.md section 6). vm.py and
-aggregates.py make a share a device, or a part of one.
+Owns the checks of a host path, and the identity of a share (handshake.md section 6). vm.py makes a
+share a device, and aggregates.py makes it a part of one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ANY_VM: Final = "00000000-0000-0000-0000-000000000000"
 
 @dataclass(frozen=True, slots=True)
 class ShareSpec:
-    """A share that was asked for.
+    """A requested share.
 
     Attributes:
         host_path: Absolute path of a directory.
@@ -82,8 +82,8 @@ def share_key(spec: ShareSpec) -> ShareKey:
     if spec.tag and spec.aggregate:
         raise InvalidArgumentError(
             "AGGREGATE_TAG",
-            f"a share of the aggregate device has its id for a name, so it cannot have the tag "
-            f"{spec.tag!r}; leave out one of the two",
+            f"a share of the aggregate device is named by its id, so it cannot have the tag "
+            f"{spec.tag!r}; leave out the tag, or aggregate",
             tag=spec.tag,
         )
     if spec.tag:
@@ -114,7 +114,7 @@ def canonical_directory(host_path: str) -> str:
     except PermissionError:
         raise PermissionDeniedError(
             "SHARE_PATH_DENIED",
-            f"host path {host_path!r}: this owner may not look at it",
+            f"host path {host_path!r}: this owner has no permission to read it",
             host_path=host_path,
         ) from None
     except NotADirectoryError:

@@ -1,4 +1,4 @@
-"""The sizes of a VM: its memory, and the pool that it asks its kernel for (handshake.md section 5).
+"""The sizes of a VM: its memory, and the pool that it requests (handshake.md section 5).
 
 Owns the defaults and their bounds. Must not know configuration syntax: wslconfig.py parses that.
 """
@@ -16,7 +16,7 @@ DEFAULT_POOL_BYTES: Final = 64 << 20
 """Default size of a pool."""
 
 DEFAULT_POOL_MIN_RAM_BYTES: Final = (1 << 30) + DEFAULT_POOL_BYTES
-"""Least RAM of a VM that asks for a pool by default."""
+"""Least RAM of a VM that gets a pool by default."""
 
 DEFAULT_RAM_BYTES: Final = 2 << 30
 """Default memory of a VM."""
@@ -32,7 +32,7 @@ class Size:
 
     Attributes:
         bytes: The size; 0: none.
-        warning: Why the configured size does not apply; None: it does.
+        warning: The reason why the configured size does not apply; None: it applies.
     """
 
     bytes: int

@@ -1,8 +1,8 @@
 """One virtual machine and its parts: record, machine, init channel, devices, shares, network.
 
 Owns the order in which the parts are brought up and taken down (handshake.md section 10). owner.py
-finds, creates and traces VMs. The caller holds `lock` where a docstring says so; it serialises what
-changes this VM, and no other VM waits for it.
+finds, creates and traces VMs. The caller holds `lock` where a docstring says so. The lock
+serialises the changes of this VM; no other VM waits for it.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class InitChannel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BringUpPlan:
-    """How a VM is brought up.
+    """The parameters of bringing a VM up.
 
     Attributes:
         kernel_release: `uname -r` of its kernel.
         publishes_pool: Whether its kernel publishes the pool that it reserves.
-        capabilities_deadline_s: Longest that a WSL2 guest takes from boot to its report.
+        capabilities_deadline_s: Longest time that a WSL2 guest gets from boot to its report.
         shares: Shares that it has from the beginning.
         open_init_channel: Opens the channel that a WSL2 guest's init reports to.
     """
@@ -90,7 +90,7 @@ class Vm:
         device_hosts: Both device hosts.
         subnets: Subnets for its adapters.
         directory: Directory of its files; removed when it ends.
-        plan: How it is brought up.
+        plan: The parameters of bringing it up.
 
     Attributes:
         lock: Held by every operation that changes this VM.

@@ -1,8 +1,8 @@
 """The `.wslconfig` parser: text in, typed configuration and warnings out (handshake.md section 5).
 
-Owns the syntax, the keys, their defaults, and the effect of virtio=false. No text prevents a VM: a
-value that cannot be used is a warning, and the default applies. Must not know VMs or files: the
-caller passes the text.
+Owns the syntax, the keys, their defaults, and the effect of virtio=false. A wrong line never
+prevents a VM: a value that cannot be used gives a warning, and the default applies. Must not know
+VMs or files: the caller passes the text.
 
 The default networking mode is VirtioProxy, whose adapters are the only ones that this owner adds.
 """
@@ -27,7 +27,7 @@ MAX_TEXT_BYTES: Final = 64 << 10
 """Longest .wslconfig that is accepted."""
 
 MAX_WARNINGS: Final = 100
-"""Most warnings of one file; further ones would be noise."""
+"""Most warnings about one file; further ones would be noise."""
 
 
 class NetworkingMode(StrEnum):
@@ -61,7 +61,7 @@ class WslConfig(BaseModel):
 
     @property
     def device_bounces(self) -> bool:
-        """Whether a device that bounces is in use."""
+        """Whether the VM uses a device that bounces through the pool."""
         return self.virtiofs or self.virtio9p or self.networking_mode is NetworkingMode.VIRTIO_PROXY
 
 
@@ -190,7 +190,7 @@ def _read_key(reading: _Reading, section: str, line: str, number: int) -> None:
 
 
 def _without_virtio(config: WslConfig, reading: _Reading) -> ParsedConfig:
-    """Switch off what needs virtio when virtio is off, with a warning for each."""
+    """Without virtio, switch off the keys that need it, with a warning for each."""
     if config.virtio:
         return ParsedConfig(config, tuple(reading.warnings))
     explicit_mode = "wsl2.networkingMode" in reading.given

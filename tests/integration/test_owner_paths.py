@@ -1,6 +1,6 @@
 """Both owner paths with real processes: device host, owner, guest, guest init, session.
 
-Each kind of VM of handshake.md behaves as it says there, and its trace is valid in the end.
+Each kind of VM behaves as docs/handshake.md describes it, and its trace is valid in the end.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ LOW_RAM_LIMIT: Final = 3 << 30
 
 @dataclass(frozen=True, slots=True)
 class BootSpec:
-    """How to boot a guest.
+    """The parameters of booting a guest.
 
     Attributes:
         init_channel_address: The channel that guest init reports to; empty: it does not report.
@@ -37,7 +37,7 @@ class BootSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttachSpec:
-    """How to attach a device.
+    """The parameters of attaching a device.
 
     Attributes:
         client_address: The guest's address on a network adapter, with prefix length; empty: none.

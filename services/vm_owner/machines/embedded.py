@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 START_DEADLINE_S: Final = 30.0
-"""Longest that the process takes until it serves; an earlier end is noticed at once."""
+"""Longest time that the process gets until it serves; an earlier end is noticed at once."""
 
 STOP_DEADLINE_S: Final = 5.0
-"""Longest that the process takes to end after SIGTERM; then it is killed."""
+"""Longest time that the process gets to end after SIGTERM; then it is killed."""
 
 LOG_TAIL_BYTES: Final = 400
 """Bytes of the end of the guest's log that an error quotes."""
@@ -79,7 +79,7 @@ class EmbeddedMachine:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 *("--listen", self.address, "--vm-dir", str(self._vm_dir)),
-                # A guest is of no use without its owner, even if the owner was killed.
+                # Without its owner a guest is useless, so it ends even when the owner is killed.
                 "--exit-with-parent",
                 env={**os.environ, **self._environment},
                 stdin=asyncio.subprocess.DEVNULL,
