@@ -103,7 +103,7 @@ class OwnerClient:
         await self._stub.RemoveShare(request, timeout=BOOT_DEADLINE_S)
 
     async def configure_networking(self, vm_id: str) -> str:
-        """Add the VM's adapters; returns the host's address on eth0's network, empty: none."""
+        """Add the VM's adapters; return the host's address on eth0's network, empty: none."""
         request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm_id)
         answer = await self._stub.ConfigureNetworking(request, timeout=BOOT_DEADLINE_S)
         return answer.gateway_address
@@ -123,7 +123,7 @@ class OwnerClient:
 
 
 class WorkloadClient:
-    """A connected guest, which works through its drivers. A method raises PortholeError."""
+    """A connected guest, which works through its drivers. A failed call raises PortholeError."""
 
     def __init__(self, stub: machine_pb2_grpc.WorkloadAsyncStub) -> None:
         self._stub = stub
@@ -215,7 +215,7 @@ async def device_host_version(address: str, wait_s: float) -> VersionView:
         answer = await peer.stub.GetVersion(device_host_pb2.GetVersionRequest())
     finally:
         await peer.close()
-    version, fast_path = answer.version, answer.native_fast_path or "unknown: it does not say"
+    version, fast_path = answer.version, answer.native_fast_path or "unknown: not reported"
     return VersionView(
         version.service,
         version.software_version,

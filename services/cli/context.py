@@ -1,6 +1,6 @@
 """The context of a command that calls services: settings from root flags and PORTHOLE_ variables.
 
-Owns how these are combined, and telemetry in this process. Must not know single commands.
+Owns how these are combined, and telemetry in this process. Must not know individual commands.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from services.cli.views import VersionView
 
 CONNECT_S: Final = 0.2
-"""Seconds that connecting to a running service takes at most; --wait 0 waits so long."""
+"""Longest time to connect to a running service; --wait 0 stands for it."""
 
 
 class CliSettings(ServiceSettings):

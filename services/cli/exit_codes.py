@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from services.handshake.errors import PortholeError
 
 OK: Final = 0
-"""Done; what was checked is valid."""
+"""Done; a check found everything valid."""
 
 NEGATIVE: Final = 1
-"""The command ran, and the answer is no: an invalid handshake, a failed comparison."""
+"""The command ran, and its answer is no: an invalid handshake, a failed comparison."""
 
 USAGE: Final = 2
 """The command line is wrong, or an input cannot be read."""

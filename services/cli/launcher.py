@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 START_DEADLINE_S: Final = 30.0
-"""Longest that a service takes until it is ready."""
+"""Longest time that a service gets until it is ready."""
 
 STOP_DEADLINE_S: Final = 40.0
-"""Longest that a service takes to end after SIGTERM; longer than its own deadline."""
+"""Longest time that a service gets to end after SIGTERM; longer than its own deadline."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
 """Longest line of output of a service."""
@@ -219,7 +219,7 @@ class Services:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=LINE_LIMIT_BYTES,
-            # Ctrl-C must reach this process only, which ends the others in order.
+            # Ctrl-C must reach only this process, which ends the others in order.
             start_new_session=True,
         )
         service = Running(program, process)

@@ -109,7 +109,7 @@ def main() -> None:
 def device_fs() -> None:
     """Run `porthole device fs`; the console script `porthole-fs`.
 
-    libvirt and others can be configured with another path for virtiofsd, but not with a command.
+    libvirt and others accept a path in place of virtiofsd's, but no command with arguments.
     """
     app(["device", "fs", *sys.argv[1:]])
 

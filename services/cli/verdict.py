@@ -10,7 +10,7 @@ from services.handshake.trace_checker import IDLE_TAGS, VmVerdict, verify
 from services.handshake.trace_otlp import parse_otlp_lines
 
 VALID: Final = "valid"
-"""The word for a valid handshake in outputs, which otherwise have the broken rule."""
+"""The word for a valid handshake in output; an invalid one shows the broken rule instead."""
 
 
 def judge(file: Path, idle: frozenset[str] = frozenset()) -> list[VmVerdict]:

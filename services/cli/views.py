@@ -1,7 +1,7 @@
-"""What the command shows of VMs, shares, devices and guests, as values: views.
+"""Views: the values that commands show of VMs, shares, devices and guests.
 
-Their JSON form is their fields. clients.py fills them from answers; tables.py and `--json` print
-them.
+The JSON form of a view is its fields. clients.py fills views from answers; tables.py and `--json`
+print them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class DeviceView:
     """One virtio device.
 
     Attributes:
-        counters: Values since it was created, by the names of DeviceCounters (device.proto); bytes
-            as the device moved them.
+        counters: Values since it was created, by the names of DeviceCounters (device.proto);
+            bytes_in and bytes_out are counted from the device's side.
     """
 
     instance_id: str
@@ -108,7 +108,7 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """The amount that a guest copied."""
+    """The counts of a guest's copy."""
 
     directories: int
     files: int

@@ -20,7 +20,7 @@ _ITEM: Final = re.compile(r"(?:[^,]|,,)+")
 """libvirt doubles a comma in a value (virQEMUBuildBufferEscapeComma)."""
 
 _AS_IT_IS: Final = ("xattr", "flock", "posix_lock", "no_writeback", "sandbox=none")
-"""Options that ask for what this device always does."""
+"""Options that are accepted because this device always behaves so."""
 
 _NEVER: Final = {
     "no_xattr": "extended attributes are always served",

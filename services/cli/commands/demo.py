@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 DEFAULT_OUT: Final = Path("build/demo")
 
 PORTION_FILES: Final = 1000
-"""About how many files are also written and mounted, so that it all takes under a minute."""
+"""Approximate number of files that are also written, and read through a mount point; with this many
+the demonstration takes under a minute."""
 
 NOT_THE_LIBRARY: Final = ("site-packages", "dist-packages")
-"""Directories of third parties' packages below that of the standard library."""
+"""Directories of other parties' packages, below the directory of the standard library."""
 
 
 def register(root: typer.Typer) -> None:
@@ -59,7 +60,7 @@ def demo(
     portion: Annotated[
         int,
         typer.Option(
-            help="About how many files are also written, and read through a mount point.", min=1
+            help="Approximate number of files also written, and read through a mount point.", min=1
         ),
     ] = PORTION_FILES,
     out_dir: Annotated[

@@ -1,7 +1,7 @@
 """`porthole device fs` and `net`: one device alone, for QEMU, libvirt or Cloud Hypervisor.
 
-Owns the names of the flags, which are those of virtiofsd if it has the same. The device host is
-imported only when a device is about to run.
+Owns the names of the flags; a flag that virtiofsd has, too, has the same name here. The device host
+is imported only when a device is about to run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 DEFAULT_TAG: Final = "porthole"
-"""Mount tag of a device whose front-end, for instance QEMU, has its own tag for the guest."""
+"""Mount tag of a device without --tag; its front-end, for instance QEMU, has the guest's tag."""
 
 
 class Memory(StrEnum):
@@ -122,7 +122,7 @@ def fs(
     ] = "",
     virtiofsd_options: Annotated[
         list[str] | None,
-        typer.Option("-o", metavar="KEY=VALUE,…", help="Options as libvirt gives them: source=…"),
+        typer.Option("-o", metavar="KEY=VALUE,…", help="Options in libvirt's form: source=…"),
     ] = None,
     swiotlb: Swiotlb = None,
     memory: MemoryKind = Memory.WHOLE,

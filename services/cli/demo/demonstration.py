@@ -1,6 +1,7 @@
 """The demonstration: three VMs work on a real directory tree, and everything is compared.
 
-Owns the list of VMs and what they share. vm.py has what is shown of each VM, report.py the wording.
+Owns the list of VMs and the tree that they share. vm.py has the steps for each VM, report.py the
+wording of the report.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class DemoPlan:
         tree: Directory that is shared read-only.
         exclude: Names of entries of that directory that are left out.
         out: Directory for all results.
-        portion_files: About how many files are also written, and read through a mount point.
+        portion_files: Approximate number of files also written, and read through a mount point.
         trace_file: File to which every process appends its spans.
         mount: Whether a real mount point can be shown.
         network: Whether the adapters can be shown.
@@ -74,7 +75,7 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
     environment = {
         "PORTHOLE_TRACE_FILE": str(plan.trace_file),
         "PORTHOLE_METRICS_FILE": str(plan.out / "metrics.jsonl"),
-        # The services may run on the very library that is the tree.
+        # The tree may be the library that the services run on: they must not write .pyc files.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     with _run_dir(plan.out) as run_dir, (plan.out / "services.log").open("a", buffering=1) as log:

@@ -53,7 +53,7 @@ def has_capabilities(*numbers: int) -> bool:
 
 
 def lacks() -> dict[str, str]:
-    """Return what cannot be shown here, "mount" or "network", and why; empty: all can."""
+    """Return the parts that cannot be shown here, "mount" or "network", each with the reason."""
     missing = {}
     for name, need in _NEEDS.items():
         if not has_capabilities(*need.capabilities):
@@ -68,7 +68,8 @@ def enter() -> None:
 
     Child processes inherit them. The host's interfaces, routes and mount table never change, and
     the kernel removes the namespaces when the last process has ended. Call it before any thread is
-    started. Without the capabilities it does nothing: the process cannot change the host's either.
+    started. Without the capabilities it does nothing; then the process cannot change the host's
+    namespaces either.
 
     Raises:
         OSError: The kernel refused.
@@ -90,7 +91,7 @@ def enter() -> None:
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base's
-        """Log nothing: the demonstration reports what the guest fetched."""
+        """Log nothing: the demonstration reports the guest's requests."""
 
 
 @contextlib.contextmanager

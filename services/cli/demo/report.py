@@ -33,7 +33,7 @@ class VmReport:
         bytes_out: Bytes that its devices wrote to guest memory.
         files: Number of files that the guest read and that were compared with the host.
         mismatches: Comparisons that failed: contents, modes, links, fetched files.
-        refused: Number of addresses that its devices refused.
+        refused: Number of guest addresses that its devices refused.
         name: Name of the VM in this demonstration.
         degraded: Whether it works without a pool, with windows on demand.
         failures: Every failure, as a sentence.

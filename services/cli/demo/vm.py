@@ -39,7 +39,7 @@ BY_MOUNT: Final = "by-mount"
 """Name of the directory of the target share that is written through a mount point."""
 
 BY_MOUNT_FILES: Final = 200
-"""About how many files are written there; the kernel sends some twenty requests for each."""
+"""Approximate number of files written there; for each, the kernel sends some twenty requests."""
 
 WAIT_S: Final = 30.0
 HTTP_DEADLINE_S: Final = 30.0
