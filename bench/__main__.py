@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 DISK_DIR: Final = Path("build/bench/shared")
 OUTPUT: Final = {Size.FULL: Path("docs/benchmarks")}
-"""Where a run is written; a smaller one must not take the place of a whole one."""
+"""Output folder by size; only a full run may replace the published results."""
 OTHER_OUTPUT: Final = Path("build/bench/results")
 SECONDS: Final = {Size.SMOKE: (0.1, 0.02, 1), Size.QUICK: (0.2, 0.05, 5), Size.FULL: (0.2, 0.05, 7)}
 """Seconds, warm-up and rounds of each measurement."""
 DEVICES: Final = {Size.SMOKE: (1, 4), Size.QUICK: (1, 64), Size.FULL: (1, 8, 64, 256)}
 GUEST_DEVICES: Final = {Size.SMOKE: (2,), Size.QUICK: (1, 8), Size.FULL: (1, 2, 4, 8, 16)}
 PROFILE_S: Final = 2.0
-"""Seconds of a run that is sampled."""
+"""Length of a profiled run, in seconds."""
 PARTS: Final = ("cases", "scale", "pools", "profiles")
 
 
@@ -51,7 +51,7 @@ def main() -> None:
         if given.against is not None:
             _against(given, settings, runner)
             return
-        # Scale and pools read on tmpfs, so its tree is made in any case.
+        # The parts "scale" and "pools" always read on tmpfs, whatever the cases use.
         trees.make_tree(settings.shared[Medium.TMPFS], WORKING_SET_BYTES)
         cases = list(_cases(given, settings, runner)) if "cases" in given.parts else []
         rows = list(_scale(given, settings)) if "scale" in given.parts else []
@@ -84,17 +84,21 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--size", type=Size, metavar="smoke|quick|full", default=Size.QUICK)
-    parser.add_argument("--only", type=re.compile, default=re.compile(""), help="cases, by a regex")
+    parser.add_argument(
+        "--only", type=re.compile, default=re.compile(""), help="regex that selects cases by name"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=float, help="of each measurement")
+    parser.add_argument("--seconds", type=float, help="length of each measurement")
     parser.add_argument("--anywhere", action="store_true", help="do not pin threads to CPUs")
-    parser.add_argument("--precedence", action="store_true", help="run before others (niceness)")
+    parser.add_argument(
+        "--precedence", action="store_true", help="take precedence over other processes (niceness)"
+    )
     parser.add_argument(
         "--against",
         type=_checkout,
         metavar="CHECKOUT",
-        help="compare with the devices of another checkout that is set up; cases alone",
+        help="run the cases only, on our devices and on those of another checkout, which is set up",
     )
     parser.add_argument("--output", type=Path, help="folder of results.md and results.json")
     return parser.parse_args()
@@ -183,7 +187,7 @@ def _pools(given: argparse.Namespace, settings: Settings) -> Iterator[PoolRow]:
 
 
 def _profiles(results: Results, runner: Runner) -> Iterator[Profile]:
-    """Sample the worst case of each goal that was missed, on our device and on virtiofsd."""
+    """Profile the worst case of each goal that was missed, on our device and on virtiofsd."""
     by_name = {result.case.name: result.case for result in results.cases}
     known = {target.name: target for target in (all_targets.NATIVE, all_targets.PYTHON)}
     done = set()

@@ -1,7 +1,7 @@
 """Compares our devices with those of another checkout, pair by pair in the same rounds.
 
-Owns when a case counts as slower, and the table that says so. Must not know how figures are
-measured.
+Owns the rule that decides whether a case is slower, and the table of results. Must not know how
+figures are measured.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Pair:
         case: Name of the case.
         program: Name of the device.
         ratio: Rate now divided by the rate before, round by round.
-        noise: How far two measurements of the same program in the same round differ in nine of ten
-            rounds of this run, as a share of one.
+        noise: 90th percentile, over this run, of the relative difference between two measurements
+            of the same program in the same round.
     """
 
     case: str
@@ -41,7 +41,7 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """Whether the case has changed by more than the noise, in nine of ten rounds."""
+        """The change: "slower" or "faster" if nine of ten rounds agree and it exceeds the noise."""
         if self.ratio.p90 < 1 and self.ratio.median < 1 - self.noise:
             return "slower"
         if self.ratio.p10 > 1 and self.ratio.median > 1 + self.noise:
@@ -50,7 +50,7 @@ class Pair:
 
 
 def pairs(results: Sequence[CaseResult]) -> list[Pair]:
-    """Pair what was measured of both checkouts."""
+    """Pair the results of both checkouts."""
     again = differences(results)
     noise = percentile(again, 90) if again else 0.0
     return [
@@ -62,7 +62,7 @@ def pairs(results: Sequence[CaseResult]) -> list[Pair]:
 
 
 def summary(found: Sequence[Pair]) -> list[str]:
-    """Say for each device how it compares over all cases."""
+    """Summarize the comparison of each device over all cases, one line per device."""
     lines = []
     for program in dict.fromkeys(pair.program for pair in found):
         mine = [pair for pair in found if pair.program == program]

@@ -1,4 +1,4 @@
-"""The cases that are measured: each is one workload, and the matrix says which ones a run has.
+"""The cases: each is one workload, and the matrix lists the cases of a run.
 
 Owns the matrix. Must not know devices or how a case is run.
 """
@@ -17,7 +17,7 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 WORKING_SET_BYTES: Final = 64 * MIB
 UNCACHED_SPAN_BYTES: Final = 32 * MIB
-"""Buffers that take turns over so much memory find no window of theirs mapped (512 are kept)."""
+"""Memory that uncached buffers rotate over: more than the 512 windows that stay mapped."""
 
 
 class Medium(Enum):
@@ -28,7 +28,7 @@ class Medium(Enum):
 
 
 class Size(Enum):
-    """How much of the matrix a run has."""
+    """The part of the matrix that a run measures."""
 
     SMOKE = "smoke"
     QUICK = "quick"
@@ -36,7 +36,7 @@ class Size(Enum):
 
 
 class Kind(Enum):
-    """Which target of docs/benchmarks a case counts for."""
+    """The group of goals (verdicts.py) that a case counts towards."""
 
     SMALL = "small"
     LARGE = "large"
@@ -49,17 +49,17 @@ class Case:
     """One workload.
 
     Attributes:
-        operation: As the front-end calls it.
-        block_bytes: Of READ and WRITE; of a READDIRPLUS reply otherwise.
+        operation: Its name on the front-end's command line.
+        block_bytes: Bytes per READ or WRITE; for other operations, per READDIRPLUS reply.
         depth: Operations in flight on each queue.
-        queues: Request queues; a device that has fewer is driven by all that it has.
-        sequential: Whether places in the file follow each other; otherwise they are random.
-        scattered: Whether buffers are 4 KiB pages, no two side by side, or in one piece.
-        polling: Whether the driver looks for replies instead of sleeping until it is interrupted.
+        queues: Request queues; a device that has fewer uses all of its own.
+        sequential: Whether file offsets are sequential; otherwise they are random.
+        scattered: Whether a buffer is 4 KiB pages that are not adjacent, or contiguous memory.
+        polling: Whether the driver polls for replies; otherwise it sleeps until an interrupt.
         medium: The file system that the shared directory is on.
-        files: In the directory that is looked at.
-        span_bytes: Buffers take turns over so much memory; 0: as few as the depth needs.
-        memory_kinds: Whether our device's ways to reach guest memory are compared.
+        files: Number of files in the directory that the case works on.
+        span_bytes: Memory that the buffers rotate over; 0: only as many buffers as the depth needs.
+        memory_kinds: Whether the case compares our device's ways to reach guest memory.
     """
 
     operation: str
@@ -81,7 +81,7 @@ class Case:
 
     @property
     def kind(self) -> Kind:
-        """Which target it counts for."""
+        """The group of goals that it counts towards."""
         if self.span_bytes:
             return Kind.UNCACHED
         if self.memory_kinds:
@@ -92,7 +92,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Return what it is in a few words, unique in the matrix."""
+        """A short description, unique in the matrix."""
         words = []
         if self.moves_data:
             order = "sequential" if self.sequential else "random"

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = Path("build/bench/front_end")
 POOL_BASE: Final = 0x4100_0000
-"""Where the front-end's guest has its pool: RAM_GPA + POOL_AT of ram.h."""
+"""Guest-physical address of the front-end's pool: RAM_GPA + POOL_AT of ram.h."""
 POOL_BYTES: Final = 128 << 20
 POOL: Final = f"0x{POOL_BASE:x},{POOL_BYTES}"
 DEADLINE_S: Final = 120.0
-"""How long a run may take beyond its own time; the front-end itself gives up after 60 s."""
+"""Longest that a run of the front-end takes; it gives up by itself when a device hangs for 60 s."""
 
 
 class FrontEndError(Exception):
@@ -48,22 +48,22 @@ class Measurement(BaseModel):
     """The figures of one run of the front-end.
 
     Attributes:
-        operation: Its name.
-        ops: Operations done while the clock ran.
-        bytes: Moved by them.
-        entries: Of directories, listed by them.
-        seconds: How long the clock ran; for listings, how long they took together.
-        checked_pages: Pages whose content was looked at.
+        operation: Name of the operation.
+        ops: Operations completed in the measured time.
+        bytes: Bytes that they moved.
+        entries: Directory entries that they listed.
+        seconds: The measured time; for listings, the sum of their times.
+        checked_pages: Pages whose content was checked.
         device_cpu_s: CPU time of the device's processes, in steps of 10 ms.
         front_end_cpu_s: CPU time of the front-end.
-        ns: Of single operations.
+        ns: Times of single operations.
         features: Virtio features that were negotiated.
-        fuse_minor: The device's FUSE version is 7.fuse_minor.
-        max_write_bytes: The longest request that the device takes.
-        parts: Requests that one block takes.
+        fuse_minor: Minor number of the device's FUSE version, 7.fuse_minor.
+        max_write_bytes: Largest WRITE that the device accepts.
+        parts: Requests per block.
         kicks: Notifications sent to the device.
         interrupts: Notifications that the device sent.
-        attach_ns: From connecting to INIT's reply, for each device.
+        attach_ns: Time from connecting to the reply to INIT, for each device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +87,7 @@ class Measurement(BaseModel):
 
     @property
     def rate(self) -> float:
-        """Operations, or entries of directories, per second."""
+        """Operations per second; for listings, directory entries per second."""
         return (self.entries or self.ops) / self.seconds if self.seconds else 0.0
 
 
@@ -117,11 +117,11 @@ def run(
 
     Args:
         arguments: Its command line.
-        cpus: Where it may run; empty: anywhere.
-        under: A program that starts it and leaves standard output to it.
+        cpus: CPUs that it may use; empty: all.
+        under: A command that runs the front-end and prints nothing itself, for instance perf.
 
     Raises:
-        FrontEndError: It failed, with what it said.
+        FrontEndError: It failed; the message is its stderr.
     """
     pinned = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
     try:

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on: what it is, and how a run takes precedence on it.
+"""The machine that figures were measured on: its description, its load, and a run's priority on it.
 
 Must not know what is measured.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NICENESS: Final = -10
-"""Enough that another process costs a tenth, and not so much that it starves."""
+"""Another process then takes about a tenth of a CPU that it shares with the run, and still runs."""
 
 _AUTOGROUP: Final = Path("/proc/self/autogroup")
 
@@ -29,12 +29,12 @@ class Machine(BaseModel):
 
     Attributes:
         date: When the run began, in UTC.
-        cpu: Its model.
-        cpus: How many this process may use.
-        memory_bytes: Of the machine.
+        cpu: The model of the CPU.
+        cpus: Number of CPUs that this process may use.
+        memory_bytes: All memory of the machine.
         kernel: Release and architecture.
         hypervisor: Whether the CPU reports that it belongs to a virtual machine.
-        load: The load average of the last minute, before the run: others that were busy.
+        load: Load average of the minute before the run, all of it caused by other processes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,11 +49,11 @@ class Machine(BaseModel):
 
 
 class Busyness(BaseModel):
-    """The load by others while figures were taken, as shares of all CPU time of the machine.
+    """The load by others during a run, as fractions of all CPU time of the machine.
 
     Attributes:
-        others: Of other processes here.
-        stolen: Of other guests of the hypervisor.
+        others: CPU time of other processes on this machine.
+        stolen: CPU time that the hypervisor gave to other guests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,13 +63,13 @@ class Busyness(BaseModel):
 
 
 class Watch:
-    """Measures what else runs, from its construction on."""
+    """Measures the load by others, starting when it is constructed."""
 
     def __init__(self) -> None:
         self._before = _ticks()
 
     def read(self) -> Busyness:
-        """Look; time of child processes counts as ours once they have ended."""
+        """Return the load so far; a child process counts as ours only once it has ended."""
         total, busy, stolen, own = (
             after - before for after, before in zip(_ticks(), self._before, strict=True)
         )
@@ -79,7 +79,7 @@ class Watch:
 
 
 def _ticks() -> tuple[float, float, float, float]:
-    """CPU time of the machine, of what ran on it, stolen from it, and of ours (proc(5), stat)."""
+    """Return total, busy and stolen CPU time (proc(5), stat), and that of this process."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, idle, iowait, irq, softirq, stolen = map(int, words)
     busy = user + nice + system + irq + softirq
@@ -88,7 +88,7 @@ def _ticks() -> tuple[float, float, float, float]:
 
 
 def describe() -> Machine:
-    """Look at this machine."""
+    """Describe this machine."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     return Machine(
@@ -104,7 +104,7 @@ def describe() -> Machine:
 
 @contextlib.contextmanager
 def precedence() -> Iterator[bool]:
-    """Run before others that are busy; returns whether this process has the right to.
+    """Raise this process's priority; yields whether it was allowed to.
 
     With autogroups, niceness counts within a session only, so the session's is set as well.
     """

@@ -1,4 +1,4 @@
-"""How much two measurements of the same program in the same round differ. Pure."""
+"""The difference between two measurements of the same program in the same round. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bar charts as SVG. Owns their look; must not know what they show."""
+"""Bar charts as SVG. Owns their look; must not know the meaning of the figures."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Bars:
     """One group of bars.
 
     Attributes:
-        label: On its left.
-        values: One for each series; None leaves the bar out.
+        label: Text to the left of the group.
+        values: One value per series; None leaves the bar out.
     """
 
     label: str
@@ -45,11 +45,11 @@ def chart(
     """Draw horizontal bars with whiskers from the 10th to the 90th percentile.
 
     Args:
-        title: Above.
+        title: Text above the chart.
         series: Names of the bars of a group.
-        groups: From the top.
+        groups: The groups, the topmost first.
         goals: Values at which a line is drawn.
-        linear: Over an axis from zero; else over a logarithmic one, for ratios.
+        linear: Whether the axis is linear and begins at zero; otherwise it is logarithmic.
     """
     values = [value for group in groups for value in group.values if value is not None]
     numbers = [n for value in values for n in (value.p10, value.p90, value.median) if n > 0]
@@ -102,7 +102,7 @@ def _bar(left: float, right: float, p10: float, p90: float, y: float, colour: st
 
 
 def _bounds(numbers: Sequence[float]) -> tuple[float, float]:
-    """A 1, 2 or 5 times a power of ten at or below all numbers, and one above them."""
+    """Return bounds around all numbers, each 1, 2 or 5 times a power of ten."""
     low, high = min(numbers, default=1.0), max(numbers, default=1.0)
     steps = _ticks(low / 10, high * 10)
     below = [step for step in steps if step <= low]
@@ -117,7 +117,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _figure(value: float) -> str:
-    """Write a number with three digits that count."""
+    """Write a number with three significant digits."""
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
 

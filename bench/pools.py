@@ -1,8 +1,8 @@
-"""One bounce pool for all devices of a guest against a pool for each, in the user-space guest.
+"""Compares one bounce pool for all devices of a user-space guest with a pool for each.
 
-Owns the two guests that are compared. They have the same memory in all, the same devices and the
-same work; the guest's own code, which is Python, is most of what is measured. Must not know goals
-or how figures are reported.
+Owns the two guests that are compared. Both have the same devices, the same work and the same amount
+of pool memory. Most of the measured time is spent in the guest's own code, which is Python. Must
+not know goals or how figures are reported.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ BLOCKS: Final = (4 * KIB, 128 * KIB)
 DEPTH: Final = 4
 """Reads in flight on each device."""
 POOL_BYTES: Final = 64 * MIB
-"""Of one pool, or of all together: room for 16 devices' reads either way."""
+"""Size of the one pool, or of all pools together; either way 16 devices' reads fit in."""
 
 
 def measure(settings: Settings, counts: Sequence[int]) -> Iterator[PoolRow]:
-    """Measure guests of so many devices; the two kinds of guest take turns in each round.
+    """Measure a pair of guests for each number of devices; the two take turns in each round.
 
     Raises:
         OSError: A device answered wrongly.
@@ -72,16 +72,16 @@ def measure(settings: Settings, counts: Sequence[int]) -> Iterator[PoolRow]:
 
 
 class Reader:
-    """Reads a file of one device at random places, `DEPTH` blocks at a time."""
+    """Reads a file of one device at random offsets, `DEPTH` blocks at a time."""
 
     def __init__(self, operations: FsOperations, seed: int) -> None:
         self._operations = operations
-        self._random = random.Random(seed)  # noqa: S311  # the same places each time
+        self._random = random.Random(seed)  # noqa: S311  # the same offsets each time
         self._node = operations.lookup(fuse.FUSE_ROOT_ID, trees.READ_FILE.encode()).nodeid
         self._handle = operations.begin_open(self._node).result()
 
     def read(self, block_bytes: int) -> int:
-        """Read `DEPTH` blocks and check that each is the right one; returns how many."""
+        """Read `DEPTH` blocks, check their contents, and return their number."""
         blocks = [self._random.randrange(WORKING_SET_BYTES // block_bytes) for _ in range(DEPTH)]
         begun = [
             self._operations.begin_read(self._node, self._handle, block * block_bytes, block_bytes)
@@ -92,13 +92,13 @@ class Reader:
             first = int.from_bytes(data[:8], "little")
             page = block * block_bytes // PAGE_BYTES
             if len(data) != block_bytes or first != trees.page_stamp(trees.SEED, page):
-                raise OSError(f"{len(data)} bytes of another place than block {block}")
+                raise OSError(f"{len(data)} bytes that are not those of block {block}")
         return DEPTH
 
 
 @contextlib.contextmanager
 def _guest(settings: Settings, count: int, pools: int) -> Iterator[list[Reader]]:
-    """Boot a guest with so many devices behind so many pools, of `POOL_BYTES` together."""
+    """Set up a guest with `count` devices and `pools` pools, `POOL_BYTES` in total."""
     size = POOL_BYTES // pools
     ranges = [SwiotlbPool(Gpa(IMAGE_END + i * size), size) for i in range(pools)]
     place = Place(
@@ -130,7 +130,7 @@ def _guest(settings: Settings, count: int, pools: int) -> Iterator[list[Reader]]
 
 
 def _rate(readers: Sequence[Reader], block_bytes: int, settings: Settings) -> float:
-    """Let all readers read for the time of a measurement; returns reads per second of all."""
+    """Run all readers for one measurement; return their reads per second, all together."""
     done = [0] * len(readers)
     failed: list[Exception] = []
     begin = time.monotonic() + settings.warmup_s
@@ -156,7 +156,7 @@ def _rate(readers: Sequence[Reader], block_bytes: int, settings: Settings) -> fl
 
 @contextlib.contextmanager
 def _on(cpus: Sequence[int]) -> Iterator[None]:
-    """Keep this thread, and those that it starts, to some CPUs."""
+    """Pin this thread, and the threads that it starts, to `cpus`; empty: to none."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus or before)
     try:

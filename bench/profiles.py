@@ -1,7 +1,7 @@
-"""Where CPU time goes in a case that fell short: the device is sampled by perf(1), or by py-spy.
+"""Profiles a device while a case runs: samples it by perf(1), or by py-spy.
 
-perf sees the kernel, C and Rust; of a program in Python it sees the interpreter only, so py-spy is
-used for that where it is installed. Owns their command lines. Must not know goals.
+perf sees the kernel, C and Rust, but only the interpreter of a Python program; py-spy samples that,
+where it is installed. Owns the command lines of both. Must not know goals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PERF: Final = "perf"
 PY_SPY: Final = "py-spy"
 SAMPLES_PER_S: Final = 1999
 SHOWN: Final = 14
-"""Symbols of a profile."""
+"""Most symbols of one profile."""
 
 
 def is_possible() -> bool:
@@ -44,9 +44,9 @@ def record(runner: Runner, case: Case, target: Target, *, python: bool) -> Profi
     """Run a case once and sample its device.
 
     Args:
-        runner: Runs it.
-        case: What to run.
-        target: On what.
+        runner: Runs the case.
+        case: The case.
+        target: The device to sample.
         python: Whether to sample Python functions.
 
     Raises:
@@ -58,7 +58,7 @@ def record(runner: Runner, case: Case, target: Target, *, python: bool) -> Profi
         data = Path(folder) / "samples"
         pid = str(running.process.pid)
         if target.serves_again:
-            runner.drive(case, target, running)  # imports and first requests are not sampled
+            runner.drive(case, target, running)  # first, so that start-up is not sampled
         if spy:
             _spy(pid, data, lambda: runner.drive(case, target, running))
         else:
@@ -68,7 +68,7 @@ def record(runner: Runner, case: Case, target: Target, *, python: bool) -> Profi
 
 
 def _perf(pid: str, data: Path) -> list[str]:
-    # With a command perf samples the process for as long as the command runs.
+    # With a command, perf samples the process until the command ends.
     rate = ["-F", str(SAMPLES_PER_S)]
     return [PERF, "record", "-q", "-e", "cpu-clock", *rate, "-p", pid, "-o", str(data), "--"]
 

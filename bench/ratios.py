@@ -1,4 +1,4 @@
-"""Medians, spreads and paired ratios of what was measured in rounds. Pure."""
+"""Medians, spreads and paired ratios of figures that were measured in rounds. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The middle of some numbers, and where four fifths of them lie."""
+    """The median of some numbers, and the range that holds the middle four fifths of them."""
 
     median: float
     p10: float
@@ -23,10 +23,10 @@ class Spread:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Interpolate between the two nearest ranks.
+    """Return a percentile, interpolated between the two nearest ranks.
 
     Args:
-        values: In any order, at least one.
+        values: The numbers, in any order; at least one.
         percent: 0 to 100.
 
     Raises:
@@ -53,12 +53,12 @@ def spread(values: Sequence[float]) -> Spread:
 def paired(
     rounds: Iterable[Mapping[str, float]], target: str, baselines: Iterable[str]
 ) -> list[float]:
-    """Divide a target's rate by the best baseline's of the same round, for each round with both.
+    """Divide a target's rate by the best baseline's rate, for each round that has both.
 
     Args:
-        rounds: The rate of each target by its name.
-        target: Whose ratios are wanted.
-        baselines: What it is compared with; those that a round lacks are left out of it.
+        rounds: For each round, the rates by target.
+        target: Name of the target.
+        baselines: Names of the targets that it is compared with; a round may lack some of them.
     """
     names = tuple(baselines)
     found = []

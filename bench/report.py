@@ -40,7 +40,7 @@ def write(results: Results, folder: Path) -> None:
 
 
 def case_lines(result: CaseResult) -> list[str]:
-    """Return one case as plain text, for people who watch a run."""
+    """Describe one case in plain text, for people who watch a run."""
     lines = [result.case.name]
     for row in result.rows:
         once = row.name.removesuffix(AGAIN)
@@ -53,7 +53,7 @@ def case_lines(result: CaseResult) -> list[str]:
 
 
 def scale_line(row: ScaleRow) -> str:
-    """Return one device host as plain text."""
+    """Describe one device host in plain text."""
     return (
         f"{row.devices} devices in one host, {row.host}: {spread(row.rates).median:,.0f}/s of one, "
         f"{spread(row.busy_rates).median:,.0f}/s of all, {row.rss_bytes / 2**20:.0f} MiB, "
@@ -62,7 +62,7 @@ def scale_line(row: ScaleRow) -> str:
 
 
 def pool_line(row: PoolRow) -> str:
-    """Return one number of devices of the user-space guest as plain text."""
+    """Describe one comparison of pools in plain text."""
     return (
         f"{row.devices} devices of a guest, {row.block_bytes >> 10} KiB reads: "
         f"{spread(row.one_pool).median:,.0f}/s behind one pool, "
@@ -71,7 +71,7 @@ def pool_line(row: PoolRow) -> str:
 
 
 def goal_rows(goals: Iterable[Goal]) -> list[list[str]]:
-    """Say for each goal whether it was reached, and by how much it was missed at worst."""
+    """Return a row per goal: its bound, whether it was reached, and the worst case."""
     rows = []
     for goal in goals:
         misses, count = goal.misses(), len(goal.findings)
@@ -138,7 +138,7 @@ def _rounds(results: Results) -> str:
 
 
 def _noise(cases: Iterable[CaseResult]) -> str:
-    """How much a second measurement of the same program in the same round differs."""
+    """Describe the difference between two measurements of a program in the same round."""
     found = differences(cases)
     if not found:
         return "not measured"
@@ -327,7 +327,7 @@ def _plots(results: Results) -> dict[str, str]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lay rows out as Markdown."""
+    """Write rows as a Markdown table."""
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",

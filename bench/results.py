@@ -1,4 +1,4 @@
-"""The findings of a run, as they are written to JSON and read back for tables and plots.
+"""The results of a run, in the form of results.json.
 
 Owns the format of results.json. Must not know how figures are measured or reported.
 """
@@ -27,15 +27,15 @@ class Row(_Model):
     """One program in one case.
 
     Attributes:
-        name: The program's.
-        rates: Of each round, in operations (or entries of directories) per second.
-        p50_us: Median over the rounds of the median time of one operation, in microseconds.
-        p99_us: The same of the 99th percentile.
-        device_cpu_us: CPU time of the device for one operation, in microseconds; 0 of what has no
-            device, and of listings, whose first one is not counted.
-        driver_cpu_us: The same of the front-end.
-        kicks: Notifications sent to the device for one operation.
-        interrupts: Notifications that the device sent for one operation.
+        name: Name of the program.
+        rates: The rate of each round, in operations (or directory entries) per second.
+        p50_us: Median time of one operation, in microseconds; the median over the rounds.
+        p99_us: 99th percentile of that time; the median over the rounds.
+        device_cpu_us: CPU time of the device per operation, in microseconds. It is 0 for a floor,
+            which has no device, and for listings, because it includes their uncounted first one.
+        driver_cpu_us: CPU time of the front-end per operation; 0 for listings.
+        kicks: Notifications sent to the device, per operation.
+        interrupts: Notifications that the device sent, per operation.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Row(_Model):
 
     @property
     def rate(self) -> Spread:
-        """The rates' median and spread."""
+        """Median and spread of the rates."""
         return spread(self.rates)
 
 
@@ -64,7 +64,7 @@ class CaseResult(_Model):
         return next((row for row in self.rows if row.name == name), None)
 
     def ratio(self, name: str, baselines: Iterable[str]) -> Spread | None:
-        """Divide a program's rate by the best baseline's, round by round; None without both."""
+        """Divide a program's rate by the best baseline's, per round; None if either is missing."""
         rounds = [
             dict(zip([row.name for row in self.rows], rates, strict=True))
             for rates in zip(*(row.rates for row in self.rows), strict=True)
@@ -74,17 +74,17 @@ class CaseResult(_Model):
 
 
 class ScaleRow(_Model):
-    """One number of devices in one device host, all attached.
+    """One device host with a number of devices, all of them attached.
 
     Attributes:
-        host: How the device host works.
-        devices: How many.
-        attach_ms: From connecting to INIT's reply, one value for each device.
-        rss_bytes: Resident memory of the device host, all of it.
-        anonymous_bytes: The part that is no file's and no guest's.
+        host: Kind of device host: native or Python alone.
+        devices: Number of devices.
+        attach_ms: Time from connecting to the reply to INIT, for each device.
+        rss_bytes: Resident memory of the device host.
+        anonymous_bytes: The part of it that belongs to no file and to no guest.
         idle_cpu_ms: CPU time that the device host uses in a second while all devices idle.
-        rates: One device's 4 KiB reads per second while the others idle, for each round.
-        busy_rates: The reads of all devices together while all work, for each round.
+        rates: 4 KiB reads per second of one device while the others idle, for each round.
+        busy_rates: Reads per second of all devices together while all are busy, for each round.
     """
 
     host: str
@@ -98,13 +98,13 @@ class ScaleRow(_Model):
 
 
 class PoolRow(_Model):
-    """One number of devices of a user-space guest, behind one pool or a pool each.
+    """A user-space guest with a number of devices: one pool compared with a pool per device.
 
     Attributes:
-        devices: How many, all busy.
-        block_bytes: Of each read.
-        one_pool: Reads per second of all devices together behind one pool, for each round.
-        pool_each: The same behind as many pools, together as large.
+        devices: Number of devices, all of them busy.
+        block_bytes: Bytes per read.
+        one_pool: With one pool: reads per second of all devices together, for each round.
+        pool_each: The same with a pool per device; the pools together have the size of the one.
     """
 
     devices: int
@@ -114,7 +114,7 @@ class PoolRow(_Model):
 
 
 class Symbol(_Model):
-    """A place where a program spends its time."""
+    """A function and its share of the samples, in percent."""
 
     share: float
     module: str
@@ -122,7 +122,7 @@ class Symbol(_Model):
 
 
 class Profile(_Model):
-    """Where one program's CPU time goes in one case, the most expensive places first."""
+    """The profile of one program in one case, the most expensive functions first."""
 
     case: str
     program: str
@@ -133,17 +133,17 @@ class Results(_Model):
     """A whole run.
 
     Attributes:
-        machine: Where, and when.
-        busyness: The load by others meanwhile.
-        size: How much of the matrix.
-        seconds: Of each measurement.
-        rounds: Of each case, at most.
-        duration_s: Of the run.
-        versions: Of the programs, by their names.
-        cases: In the order in which they ran.
-        scale: Devices in one device host.
-        pools: Pools in the user-space guest.
-        profiles: Of what fell short.
+        machine: The machine, and the date.
+        busyness: The load by others during the run.
+        size: The part of the matrix that was measured.
+        seconds: Length of each measurement.
+        rounds: Most rounds of a case.
+        duration_s: Length of the whole run.
+        versions: Versions of the programs, by their names.
+        cases: The cases, in the order in which they ran.
+        scale: Device hosts with different numbers of devices.
+        pools: Comparisons of pools in the user-space guest.
+        profiles: Profiles of the worst case of each goal that was missed.
     """
 
     machine: Machine
@@ -160,7 +160,7 @@ class Results(_Model):
 
 
 def summarize(name: str, rounds: Sequence[Measurement]) -> Row:
-    """Make a program's row of its measurements, one for each round."""
+    """Summarize the measurements of a program, one per round."""
     done = sum(m.ops for m in rounds if not m.entries)
 
     def each(total: float, digits: int = 2) -> float:

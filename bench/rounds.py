@@ -1,7 +1,7 @@
-"""Runs cases in rounds: every target once a round, in an order that turns.
+"""Runs cases in rounds: each round measures every target once, and each begins with another target.
 
-So the measurements of a pair are made within seconds. Owns the order. Must not know how figures are
-reported.
+The two measurements of a pair are therefore only seconds apart. Owns the order. Must not know how
+figures are reported.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from bench.front_end import Measurement
 
 AGAIN: Final = " again"
-"""Follows a target's name in its second measurement of a round, which shows the noise."""
+"""Suffix of a target's name in its second measurement of a round, which shows the noise."""
 FLOORS: Final = {"read": "floor: pread", "write": "floor: pwrite"}
 MEMCPY: Final = "floor: memcpy"
 LISTED: Final = 20_000
-"""Entries of directories that a measurement of READDIRPLUS lists, or one directory."""
+"""Directory entries that a measurement of READDIRPLUS lists; at least one whole directory."""
 CASE_S: Final = 18.0
-"""Once a case has taken so long, it gets no more rounds than LEAST_ROUNDS: a run has to end."""
+"""Seconds after which a case gets no further round, once it has had LEAST_ROUNDS."""
 LEAST_ROUNDS: Final = 3
 
 
@@ -41,14 +41,14 @@ class Settings:
     """How cases are run.
 
     Attributes:
-        seconds: Of each measurement.
-        warmup_s: Before it.
-        rounds: Of each case, on a machine that is not too busy for them.
-        run_dir: For sockets.
+        seconds: Length of each measurement.
+        warmup_s: Time before each measurement that does not count.
+        rounds: Rounds of each case; fewer when they take too long (CASE_S).
+        run_dir: Directory for sockets.
         shared: The shared directory on each medium.
-        driver_cpus: Where the front-end may run; empty: anywhere.
-        device_cpus: Where devices may run; empty: anywhere.
-        ops: Operations of each measurement of a device, instead of a time; 0: for the time.
+        driver_cpus: CPUs that the front-end may use; empty: all.
+        device_cpus: CPUs that devices may use; empty: all.
+        ops: Number of operations after which a measurement ends; 0: it ends after `seconds`.
     """
 
     seconds: float
@@ -72,9 +72,9 @@ class Runner:
         """Run all rounds of a case.
 
         Args:
-            case: What to run.
-            targets: What to run it on.
-            twice: One of them, which is measured a second time in each round.
+            case: The case.
+            targets: The programs that are measured.
+            twice: The one of them that is measured a second time in each round; None: none is.
 
         Raises:
             FrontEndError: A device answered wrongly.
@@ -110,11 +110,11 @@ class Runner:
             return self.drive(case, target, started)
 
     def start(self, target: Target, case: Case) -> Running:
-        """Start a target for a case, and make the files that the case looks at."""
+        """Start a target for a case, and make the files that the case needs."""
         settings = self._settings
         if not case.moves_data and case.operation != "create":
             trees.make_directory(settings.shared[case.medium], case.files)
-        # A folder for each: two processes must not take each other's sockets.
+        # A folder per process: two processes must not replace each other's sockets.
         run_dir = Path(tempfile.mkdtemp(dir=settings.run_dir))
         place = Place(run_dir, settings.shared[case.medium], settings.device_cpus)
         return target.start(place, min(case.queues, target.max_queues))
@@ -122,13 +122,13 @@ class Runner:
     def drive(
         self, case: Case, target: Target, running: Running, under: Sequence[str] = ()
     ) -> Measurement:
-        """Measure a case once on a target that runs; `under` as in front_end.run.
+        """Measure a case once on a running target; see front_end.run for `under`.
 
         Raises:
             FrontEndError: The device answered wrongly.
         """
         queues = min(case.queues, target.max_queues)
-        # The depth is that of the whole device, so that fewer queues do not mean less work.
+        # A device with fewer queues gets as many requests in flight, spread over its queues.
         depth = case.depth * case.queues // queues
         arguments = [
             *self._arguments(case),
@@ -142,10 +142,10 @@ class Runner:
 
     def _arguments(self, case: Case) -> list[str]:
         settings = self._settings
-        # What is written differs from what was there, so that a lost write is seen.
+        # Each run writes other data than the one before, so that a lost write is noticed.
         seed = next(self._seeds) if case.operation in ("write", "create") else trees.SEED
         directory = trees.SCRATCH if case.operation == "create" else trees.directory_of(case.files)
-        # A listing takes as long as it takes: so many are made, not as many as fit in a time.
+        # Listings are limited by number, because a single one may outlast the measured time.
         listings = max(1, LISTED // case.files) if case.operation == "list" else 0
         ops = settings.ops or listings
         return [
@@ -153,7 +153,7 @@ class Runner:
             *front_end.arguments(
                 case,
                 seconds=settings.seconds,
-                # A device meets each buffer for the first time, and faults its page in, before.
+                # Uncached buffers are many: the warm-up must use each once and fault it in.
                 warmup_s=settings.warmup_s * (10 if case.span_bytes else 1),
                 seed=seed,
             ),

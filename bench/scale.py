@@ -1,4 +1,4 @@
-"""Many devices in one device host: one of them busy or all of them, and what an idle one costs.
+"""Many devices in one device host: rates with one or all of them busy, and the cost of an idle one.
 
 Owns the hosts and the idle front-ends. Must not know goals or how figures are reported.
 """
@@ -33,12 +33,12 @@ ALL: Final = Case(operation="read", depth=4)
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """A device host, and one front-end that has all of its devices but the first attached.
+    """A device host, and a front-end to which all of its devices but the first are attached.
 
     Attributes:
         running: The host.
-        idle: The front-end; None when there is one device only.
-        attach_ns: How long each attachment took.
+        idle: The front-end; None when there is only one device.
+        attach_ns: Time of each attachment.
     """
 
     running: Running
@@ -59,7 +59,7 @@ class Crowd:
 
 
 def measure(settings: Settings, counts: Sequence[int], *, native: bool) -> Iterator[ScaleRow]:
-    """Measure hosts of so many devices, in rounds that take them in turn.
+    """Measure one host for each number of devices; every round measures all of them.
 
     Raises:
         FrontEndError: A device answered wrongly.
@@ -71,7 +71,7 @@ def measure(settings: Settings, counts: Sequence[int], *, native: bool) -> Itera
         rates: dict[int, list[float]] = {count: [] for count in counts}
         memory = {}
         for count, crowd in crowds.items():
-            # Idle devices must not count what a first request allocates for good.
+            # The first request allocates memory for good, which must not count for idle devices.
             crowd.attach_ns.extend(_drive(settings, crowd, ONE, ["--ops=1"]).attach_ns)
             memory[count] = resident(crowd.running.process.pid)
         idle = {count: _idle_cpu_ms(crowd, settings.seconds) for count, crowd in crowds.items()}
@@ -146,12 +146,12 @@ def _drive(
 
 
 def _idle_cpu_ms(crowd: Crowd, seconds: float) -> float:
-    """CPU time that the host's threads use in a second, in milliseconds (proc(5), schedstat)."""
+    """Return the CPU time of the host's threads in milliseconds per second (proc(5), schedstat)."""
     tasks = Path(f"/proc/{crowd.running.process.pid}/task")
 
     def used_ns() -> int:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
 
     before, begin = used_ns(), time.monotonic()
-    time.sleep(seconds)  # to be idle for so long is what is measured
+    time.sleep(seconds)  # the measurement itself: the CPU time of an idle host
     return (used_ns() - before) / 1e6 / (time.monotonic() - begin)

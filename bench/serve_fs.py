@@ -1,7 +1,7 @@
 """A device host process with any number of virtio-fs devices over one directory, without gRPC.
 
-Owns the process: it prints which sockets are ready, one JSON object on a line, and serves until its
-standard input ends. Must not know what is measured.
+Owns the process: it prints the paths of the ready sockets as one line of JSON, and serves until its
+standard input ends. Must not know the benchmark's cases.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from services.devicehost.host import DeviceHost, DeviceSpec, FsBackend
 
 
 def main() -> None:
-    """Make the devices, each of a VM of its own, and serve."""
+    """Make the devices, each for a VM of its own, and serve."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--run-dir", type=Path, required=True, help="sockets go to its folder dev")
+    parser.add_argument(
+        "--run-dir", type=Path, required=True, help="its folder dev gets the sockets"
+    )
     parser.add_argument("--shared-dir", type=Path, required=True)
-    parser.add_argument("--token", action="append", required=True, help="for each device")
+    parser.add_argument("--token", action="append", required=True, help="token; one per device")
     given = parser.parse_args()
     (given.run_dir / "dev").mkdir(parents=True, exist_ok=True)
     host = DeviceHost(given.run_dir, on_change=lambda info, why: None)

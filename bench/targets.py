@@ -1,7 +1,7 @@
-"""The programs that are measured: our device in its variants, virtiofsd, and the floor.
+"""The programs that are measured: our device in its variants, and virtiofsd.
 
-Owns how each is started and ended; for virtiofsd that is its fastest setting that works
-(docs/benchmarks/README.md says what was tried). Must not know cases.
+Owns how each is started and ended. Each virtiofsd runs in its fastest setting that works
+(docs/benchmarks/README.md). Must not know cases.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ C_VIRTIOFSD: Final = Path("/usr/lib/qemu/virtiofsd")
 RUST_VIRTIOFSD: Final = Path("build/bench/virtiofsd/run")
 STOP_DEADLINE_S: Final = 30.0
 OTHER_DESCRIPTORS: Final = 1000
-"""More than a virtiofsd has open besides those of files."""
+"""Upper bound on the descriptors that a virtiofsd has open besides those of files."""
 BEFORE: Final = ", before"
-"""Follows a target's name in another checkout."""
+"""Suffix of the name of a target that belongs to another checkout."""
 _PORTHOLE: Final = Path(sys.executable).with_name("porthole")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a device runs.
+    """The surroundings of a device.
 
     Attributes:
-        run_dir: For its sockets.
-        shared_dir: What it shares.
-        cpus: Where its threads may run; empty: anywhere.
+        run_dir: Directory for its sockets.
+        shared_dir: Directory that it shares.
+        cpus: CPUs that its threads may use; empty: all.
     """
 
     run_dir: Path
@@ -58,9 +58,9 @@ class Running:
     """A process that serves devices, until `close`.
 
     Attributes:
-        process: The process, which ends with its standard input, or on SIGTERM when it has none of
-            its own. Its command line replaces the shell's and taskset's, so the id is its own.
-        sockets: Of its devices.
+        process: The process. It ends when its standard input is closed, or on SIGTERM when it has
+            none. Its id is that of the program itself: taskset replaces itself by the program.
+        sockets: Paths of its devices' sockets.
     """
 
     process: subprocess.Popen[str]
@@ -88,10 +88,10 @@ class Target:
     """A program that serves one virtio-fs device on a socket that it inherits.
 
     Attributes:
-        name: In tables.
-        command: Its command line but the socket; `{shared_dir}` and `{queues}` are filled in.
-        environment: Added to ours.
-        max_queues: Request queues that it can have.
+        name: Its name in tables.
+        command: Its command line without the socket; `{shared_dir}` and `{queues}` are filled in.
+        environment: Variables that are added to ours.
+        max_queues: Most request queues that it can have.
         serves_again: Whether the process outlives a front-end.
     """
 
@@ -102,7 +102,7 @@ class Target:
     serves_again: bool = False
 
     def start(self, place: Place, queues: int = 1) -> Running:
-        """Start it; a front-end may connect at once, and waits while the program gets ready."""
+        """Start it. A front-end may connect at once, and then waits until the program is ready."""
         path = place.run_dir / "device.sock"
         path.unlink(missing_ok=True)
         words = [word.format(shared_dir=place.shared_dir, queues=queues) for word in self.command]
@@ -156,7 +156,7 @@ RUST: Final = Target(
 
 
 def porthole_of(checkout: Path) -> Path:
-    """Return where the command of a checkout is, once `make setup` has run there."""
+    """Return the path of a checkout's `porthole`, which `make setup` installs there."""
     return checkout.absolute() / ".venv/bin/porthole"
 
 
@@ -175,14 +175,14 @@ def before(checkout: Path) -> list[tuple[Target, Target]]:
 
 
 RUST_BY_HANDLE: Final = replace(RUST, command=(*RUST.command, "--inode-file-handles=prefer"))
-"""It keeps no descriptor for each file that the guest knows."""
+"""A variant that keeps no descriptor per file that the guest knows."""
 _VIRTIOFSDS: Final = ((C, C_VIRTIOFSD), (RUST, RUST_VIRTIOFSD))
 
 
 def virtiofsds(files: int = 0) -> list[Target]:
-    """List those that this machine has, in the setting in which they can hold so many files.
+    """List the virtiofsd programs of this machine, set up for this number of known files.
 
-    The C one needs a descriptor for each; where there are too few of them, it is left out.
+    The C one needs a descriptor for each known file, and is left out if it may not open so many.
     """
     found = [target for target, program in _VIRTIOFSDS if os.access(program, os.X_OK)]
     if files + OTHER_DESCRIPTORS < resource.getrlimit(resource.RLIMIT_NOFILE)[1]:

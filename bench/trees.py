@@ -1,4 +1,4 @@
-"""The shared directories: a file of a known pattern to read, one to write, directories to look at.
+"""The shared directories: a file to read with a known pattern, one to write, and directories.
 
 Owns the layout that the front-end expects. Must not know devices.
 """
@@ -17,14 +17,14 @@ READ_FILE: Final = "data.bin"
 WRITE_FILE: Final = "written.bin"
 SCRATCH: Final = "scratch"
 SEED: Final = 1
-"""Of the pattern in READ_FILE."""
+"""Seed of the pattern in READ_FILE."""
 
 _MASK: Final = (1 << 64) - 1
 _WORDS: Final = PAGE_BYTES // 8
 
 
 def page_stamp(seed: int, page: int) -> int:
-    """Return the number that a page is known by, as pattern.c of the front-end does."""
+    """Return the number that identifies a page; pattern.c of the front-end computes the same."""
     z = (seed * 0x9E3779B97F4A7C15 + page + 1) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -32,16 +32,16 @@ def page_stamp(seed: int, page: int) -> int:
 
 
 def directory_of(files: int) -> str:
-    """Name the directory that has so many files."""
+    """Return the name of the directory with this number of files."""
     return f"files-{files}"
 
 
 def make_tree(root: Path, size_bytes: int) -> None:
-    """Make the files and an empty directory to create in; what is there already stays.
+    """Make the files, and an empty directory for CREATE; existing ones stay.
 
     Args:
         root: The shared directory.
-        size_bytes: Of each file, a multiple of the page size.
+        size_bytes: Size of each file, a multiple of the page size.
     """
     (root / SCRATCH).mkdir(parents=True, exist_ok=True)
     data = root / READ_FILE
@@ -53,14 +53,14 @@ def make_tree(root: Path, size_bytes: int) -> None:
                 file.write(struct.pack(f"<{_WORDS}Q", *words))
     written = root / WRITE_FILE
     if not written.exists() or written.stat().st_size != size_bytes:
-        # Written, not truncated to size: a first write to a hole would measure allocation.
+        # The file is written, not truncated to size: writing into a hole would measure allocation.
         with written.open("wb") as file:
             for _ in range(size_bytes // PAGE_BYTES):
                 file.write(bytes(PAGE_BYTES))
 
 
 def make_directory(root: Path, files: int) -> None:
-    """Make the directory of so many files; file i has i bytes, by which it is known."""
+    """Make the directory with this number of files; file i has i bytes, which identifies it."""
     directory = root / directory_of(files)
     if directory.exists():
         return

@@ -1,4 +1,4 @@
-"""The goals, and by how much each was reached or missed.
+"""The goals, and which of them a run reached.
 
 Owns the goals. Must not know how figures are measured or reported.
 """
@@ -26,17 +26,17 @@ WINDOWS: Final = ", windows"
 VIRTIOFSDS: Final = (C.name, RUST.name)
 
 MAX_IDLE_BYTES: Final = 2 * MIB
-"""Memory that one more attached device may take while it idles."""
+"""Most memory that each further idle device may add to its device host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One figure that is held against a goal.
+    """One figure that is compared with a goal.
 
     Attributes:
         what: The case.
-        figure: What was found.
-        program: Whose figure it is, where that can be profiled.
+        figure: The measured figure.
+        program: The program that was measured; empty when it cannot be profiled.
     """
 
     what: str
@@ -49,13 +49,13 @@ class Goal:
     """One goal.
 
     Attributes:
-        name: What it is about.
-        bound: The least figure, or the most when `at_most`.
+        name: The figure that it is about.
+        bound: The smallest figure that reaches it, or the largest when `at_most`.
         findings: The figures.
         at_most: Whether smaller is better.
-        unit: Behind figures.
-        lenient: Whether a figure misses the goal only if nine of ten rounds miss it. That is for
-            "no drop", which a median of equals misses every other time.
+        unit: Unit of the figures, with a space before it.
+        lenient: Whether a figure misses the goal only if nine of ten rounds miss it. The goal "no
+            drop" needs this: of two equal rates, the median ratio is below 1 half of the time.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Goal:
 
 
 def judge(results: Results) -> list[Goal]:
-    """Hold a run against all goals; those that it has no figures for are left out."""
+    """Compare a run with all goals; a goal without figures is left out."""
     cases = results.cases
     goals = [
         Goal("small operations, native, to the better virtiofsd", 2.0, _small(cases, NATIVE)),
@@ -138,7 +138,7 @@ def _uncached(cases: list[CaseResult], program: str) -> list[Finding]:
 
 
 def _by_host(results: Results) -> Iterator[tuple[ScaleRow, list[ScaleRow]]]:
-    """Pair the host of one device with those of more, for each way in which a host works."""
+    """Pair the host with one device and the hosts with more, separately for each kind of host."""
     for host in dict.fromkeys(row.host for row in results.scale):
         rows = [row for row in results.scale if row.host == host]
         alone = next((row for row in rows if row.devices == 1), None)

@@ -34,7 +34,7 @@ struct reply device_ask(struct device *device, uint32_t opcode, uint64_t node, c
     request_send(ring, request, opcode, node, in_args, out_args, data_bytes ? DATA_OUT : NO_DATA);
     await_used(&ring, 1, device->options->polling);
     if (ring_reap(ring, &written) != request)
-        die("the device answers what was not asked");
+        die("%s: the device replied to a request that was not sent", device->connection.path);
     reply = request_reply(request, &device->ram, written);
     if (reply.error)
         die("%s: opcode %u fails: %s", device->connection.path, opcode, strerror(reply.error));
@@ -136,8 +136,8 @@ void device_attach(struct device *device, const struct options *options, unsigne
     begin_ns = now_ns();
     connection_open(connection, options->sockets[number], options->without_features);
     if (options->queues + 1 > connection->queues)
-        die("%s: has %llu queues; %u request queues and one more are wanted", connection->path,
-            (unsigned long long)connection->queues, options->queues);
+        die("%s: the device has %llu queues; %u request queues and one more are needed",
+            connection->path, (unsigned long long)connection->queues, options->queues);
     ring_make(&device->high_priority, &device->ram, 0, 2 * MAX_FORGETS, connection->features);
     for (unsigned i = 0; i < options->queues; i++)
         ring_make(&device->queues[i].ring, &device->ram, i + 1, options->ring_size,
@@ -254,7 +254,7 @@ void device_prepare(struct device *device)
         prepare_queue(device, i);
 }
 
-/* Check the first and the last page of some blocks that were written; returns how many pages. */
+/* Check the first and the last page of some written blocks; return the number of pages checked. */
 uint64_t device_verify_writes(struct device *device)
 {
     const struct options *options = device->options;
@@ -276,7 +276,7 @@ uint64_t device_verify_writes(struct device *device)
             if (reply.bytes != PAGE_BYTES ||
                 !page_has_stamp(device->ram.base + device->control_pages[0],
                                 page_stamp(options->seed, offset / PAGE_BYTES), false))
-                die("%s: what was written at offset %llu is not there", device->connection.path,
+                die("%s: the data written at offset %llu was lost", device->connection.path,
                     (unsigned long long)offset);
         }
     }

@@ -1,5 +1,5 @@
-/* What no device can beat: the same blocks read from the file, or copied from memory, straight into
- * the buffers of the pool, without a ring in between.
+/* The floor, which no device can beat: the same blocks, read from the file or copied from memory
+ * straight into the buffers of the pool, without a ring in between.
  *
  * Must not know devices.
  */
@@ -69,8 +69,7 @@ void floor_run(const struct options *options, struct worker *worker, double *sec
         if (fd >= 0 && options->operation == OP_READ &&
             !page_has_stamp(parts[0].iov_base, page_stamp(options->seed, offset / PAGE_BYTES),
                             false))
-            die("%s: data of another place at offset %llu", options->file,
-                (unsigned long long)offset);
+            die("%s: wrong data at offset %llu", options->file, (unsigned long long)offset);
         now = now_ns();
         if (start < begin_ns)
             continue;

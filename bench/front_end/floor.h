@@ -1,4 +1,4 @@
-/* What no device can beat. */
+/* The floor, which no device can beat. */
 #ifndef FRONT_END_FLOOR_H
 #define FRONT_END_FLOOR_H
 

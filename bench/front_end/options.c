@@ -99,7 +99,7 @@ static unsigned choice(const char *text, const char *const *names)
     for (unsigned i = 0; names[i]; i++)
         if (strcmp(text, names[i]) == 0)
             return i;
-    die("'%s' is no word that is known here", text);
+    die("'%s' is not one of the values of this option", text);
 }
 
 static void take(struct options *o, int option)
@@ -211,18 +211,18 @@ void options_parse(struct options *options, int argc, char **argv)
     while ((option = getopt_long(argc, argv, "", table, NULL)) != -1)
         take(options, option);
     if (optind < argc)
-        die("'%s' is more than is asked for", argv[optind]);
+        die("unexpected argument '%s'", argv[optind]);
     if (options->target == TARGET_DEVICE && options->socket_count == 0)
         die("give a --socket");
     if (options->busy > options->socket_count)
         options->busy = options->socket_count;
     if (options->block_bytes & (options->block_bytes - 1))
-        die("a block of %u bytes is no power of two", options->block_bytes);
+        die("a block of %u bytes is not a power of two", options->block_bytes);
     if (options->ring_size & (options->ring_size - 1))
-        die("a ring of %u entries is no power of two", options->ring_size);
+        die("a ring of %u entries is not a power of two", options->ring_size);
     if (options->working_set_bytes % options->block_bytes)
-        die("a working set of %llu bytes is no number of blocks",
+        die("a working set of %llu bytes is not a multiple of the block size",
             (unsigned long long)options->working_set_bytes);
     if (options->operation == OP_LIST && (options->queues > 1 || options->depth > 1))
-        die("a directory is listed by one queue, one request at a time");
+        die("the operation list takes one queue and a depth of 1");
 }

@@ -1,4 +1,4 @@
-/* What a run is, as the command line says it. */
+/* The parameters of a run, from the command line. */
 #ifndef FRONT_END_OPTIONS_H
 #define FRONT_END_OPTIONS_H
 
@@ -15,7 +15,7 @@ enum target { TARGET_DEVICE, TARGET_FILE, TARGET_MEMORY };
 
 struct options {
     const char *sockets[MAX_SOCKETS];
-    unsigned socket_count, busy; /* devices attached, and those of them that work */
+    unsigned socket_count, busy; /* devices that are attached, and how many of them are busy */
     enum operation operation;
     enum target target;
     unsigned depth, queues, ring_size, files;

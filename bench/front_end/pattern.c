@@ -1,11 +1,11 @@
-/* The pattern that data is known by, and random numbers that are the same everywhere. */
+/* The pattern that identifies data, and random numbers that are the same everywhere. */
 #include "pattern.h"
 
 #include <string.h>
 
 #include "ram.h"
 
-/* The number that a page of a file is known by (the finalizer of splitmix64). */
+/* Return the number that identifies a page of a file (the finalizer of splitmix64). */
 uint64_t page_stamp(uint64_t seed, uint64_t page)
 {
     uint64_t z = seed * 0x9e3779b97f4a7c15ull + page + 1;
@@ -17,8 +17,8 @@ uint64_t page_stamp(uint64_t seed, uint64_t page)
 
 enum { PAGE_WORDS = PAGE_BYTES / 8 };
 
-/* Word i of a page is its stamp plus i. A write sets the ends only: filling would be measured too.
- */
+/* Word i of a page is its stamp plus i. A write sets only the ends, because filling the whole page
+ * would be measured, too. */
 void stamp_page(uint8_t *page, uint64_t stamp)
 {
     uint64_t last = stamp + PAGE_WORDS - 1;

@@ -1,4 +1,4 @@
-/* The pattern that data is known by, and random numbers that are the same everywhere. */
+/* The pattern that identifies data, and random numbers that are the same everywhere. */
 #ifndef FRONT_END_PATTERN_H
 #define FRONT_END_PATTERN_H
 

@@ -1,4 +1,4 @@
-/* What every part needs of this process: clocks, memory, and a way to end with a message.
+/* This process: its clocks, its memory, and its end with a message. Every part uses it.
  *
  * Must not know what is measured.
  */

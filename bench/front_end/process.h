@@ -1,4 +1,4 @@
-/* What every part needs of this process: clocks, memory, and a way to end with a message.
+/* This process: its clocks, its memory, and its end with a message. Every part uses it.
  *
  * Must not know what is measured.
  */
@@ -10,12 +10,12 @@
 
 uint64_t now_ns(void);
 void sleep_until(uint64_t ns); /* by the clock of now_ns */
-/* CPU time that this process has used, and that other processes have. */
+/* CPU time of this process, and of other processes. */
 double own_cpu_s(void);
 double cpu_s_of(const int *pids, unsigned count);
 /* Zeroed memory; the process ends when there is none. */
 void *allocate(size_t count, size_t bytes);
-/* End the process with a message that says why. */
+/* End the process with a message. */
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

@@ -2,7 +2,7 @@
  * arguments, pages. Each part has a slot of its own in the pool, where a bounced mapping would put
  * it.
  *
- * Owns layout and headers of a request. Must not know what is asked for or why.
+ * Owns layout and headers of a request. Must not know the purpose of a request.
  */
 #include "requests.h"
 
@@ -89,7 +89,7 @@ struct reply request_reply(const struct request *request, const struct ram *ram,
 
     if (written < sizeof *header || header->len > written || header->len < sizeof *header ||
         header->unique != request->unique)
-        die("opcode %u: a reply of %u bytes that says %u, for request %llu instead of %llu",
+        die("opcode %u: a reply of %u bytes with length %u, for request %llu instead of %llu",
             request->opcode, written, header->len, (unsigned long long)header->unique,
             (unsigned long long)request->unique);
     return (struct reply){.error = -header->error,

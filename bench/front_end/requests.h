@@ -10,7 +10,7 @@
 struct slot;
 
 struct request {
-    struct slot *slot; /* NULL: no slot waits for the reply */
+    struct slot *slot; /* the slot that waits for the reply; NULL: none */
     uint64_t at_in_header, at_in_args, at_out_header, at_out_args;
     const uint64_t *pages; /* data buffers of this request, when it has data */
     uint32_t page_bytes;   /* of each but the last */

@@ -197,7 +197,7 @@ void *ring_reap(struct ring *ring, uint32_t *written)
         return NULL;
     elem = used->ring[ring->last_used & (ring->size - 1)];
     if (elem.head >= ring->size || !(owner = ring->owners[elem.head]))
-        die("ring %u: the device gave back chain %u, which it does not have", ring->index,
+        die("ring %u: the device returned chain %u, which it does not have", ring->index,
             elem.head);
     ring->last_used++;
     ring->owners[elem.head] = NULL;
@@ -208,7 +208,7 @@ void *ring_reap(struct ring *ring, uint32_t *written)
     return owner;
 }
 
-/* Ask for no interrupts: the driver is awake. */
+/* Disable interrupts: the driver is awake. */
 void ring_hush(struct ring *ring)
 {
     if (ring->event_idx)
@@ -218,7 +218,7 @@ void ring_hush(struct ring *ring)
         avail_of(ring)->flags = AVAIL_F_NO_INTERRUPT;
 }
 
-/* Ask for an interrupt at the next used chain; false when there is one already. */
+/* Enable an interrupt at the next used chain; return false when a used chain is there already. */
 bool ring_arm(struct ring *ring)
 {
     if (ring->event_idx)

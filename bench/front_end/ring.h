@@ -28,7 +28,7 @@ struct ring {
     int kick_fd, call_fd;
     uint64_t at_desc, at_avail, at_used;
     uint64_t *at_tables; /* one indirect table for each head */
-    void **owners;       /* who waits for the chain that starts at a head */
+    void **owners;       /* the owner of the chain in flight that starts at a head */
     uint16_t *next;      /* free list, and links of direct chains */
     uint16_t free_head, free_count;
     uint16_t avail_index, last_used;

@@ -78,7 +78,7 @@ static void send_message(struct connection *c, uint32_t request, uint32_t flags,
         memcpy(CMSG_DATA(rights), &fd, sizeof fd);
     }
     if (sendmsg(c->fd, &message, MSG_NOSIGNAL) != (ssize_t)(sizeof header + bytes))
-        die("%s: message %u was not taken: %m", c->path, request);
+        die("%s: cannot send message %u: %m", c->path, request);
 }
 
 static void receive_exactly(struct connection *c, void *data, size_t bytes)
@@ -127,19 +127,20 @@ static void send_request(struct connection *c, uint32_t request, const void *pay
         die("%s: the device refused message %u", c->path, request);
 }
 
-static void tell_state(struct connection *c, uint32_t request, uint32_t index, uint32_t number)
+static void send_state(struct connection *c, uint32_t request, uint32_t index, uint32_t number)
 {
     struct vring_state state = {index, number};
 
     send_request(c, request, &state, sizeof state, -1);
 }
 
-static void tell_event(struct connection *c, uint32_t request, uint64_t index, int fd)
+static void send_event(struct connection *c, uint32_t request, uint64_t index, int fd)
 {
     send_request(c, request, &index, sizeof index, fd);
 }
 
-/* Connect and negotiate; features that the device does not offer are done without. */
+/* Connect and negotiate. Of the features wanted, only VERSION_1 and PROTOCOL_FEATURES are required.
+ */
 void connection_open(struct connection *c, const char *path, uint64_t without_features)
 {
     const uint64_t wanted = F_VERSION_1 | F_PROTOCOL_FEATURES | F_INDIRECT_DESC | F_EVENT_IDX;
@@ -150,7 +151,7 @@ void connection_open(struct connection *c, const char *path, uint64_t without_fe
 
     *c = (struct connection){.path = path, .queues = 2};
     if (strlen(path) >= sizeof address.sun_path)
-        die("%s: longer than a socket's path may be", path);
+        die("%s: too long for the path of a socket", path);
     strcpy(address.sun_path, path);
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0)
@@ -181,10 +182,10 @@ void connection_start_ring(struct connection *c, const struct ram *ram, const st
     struct vring_addr addr = {ring->index,           0, base + ring->at_desc, base + ring->at_used,
                               base + ring->at_avail, 0};
 
-    tell_state(c, SET_VRING_NUM, ring->index, ring->size);
-    tell_state(c, SET_VRING_BASE, ring->index, 0);
+    send_state(c, SET_VRING_NUM, ring->index, ring->size);
+    send_state(c, SET_VRING_BASE, ring->index, 0);
     send_request(c, SET_VRING_ADDR, &addr, sizeof addr, -1);
-    tell_event(c, SET_VRING_KICK, ring->index, ring->kick_fd);
-    tell_event(c, SET_VRING_CALL, ring->index, ring->call_fd);
-    tell_state(c, SET_VRING_ENABLE, ring->index, 1);
+    send_event(c, SET_VRING_KICK, ring->index, ring->kick_fd);
+    send_event(c, SET_VRING_CALL, ring->index, ring->call_fd);
+    send_state(c, SET_VRING_ENABLE, ring->index, 1);
 }

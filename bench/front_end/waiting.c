@@ -1,6 +1,6 @@
-/* Waiting for a device: by looking, or asleep until it interrupts.
+/* Waiting for a device: by polling, or asleep until it interrupts.
  *
- * Must not know what it is asked for.
+ * Must not know the requests that are waited for.
  */
 #include "waiting.h"
 
@@ -27,7 +27,7 @@ void await_used(struct ring *const *rings, unsigned count, bool polling)
     if (polling)
         die("the device has not answered for %llu s", ANSWER_DEADLINE_NS / 1000000000ull);
     for (;;) {
-        /* Look again each time: the interrupt may have been for a chain that was taken already. */
+        /* Check the rings each time: an interrupt may be for a chain that was taken already. */
         for (unsigned i = 0; i < count; i++)
             pending |= !ring_arm(rings[i]);
         if (pending)

@@ -1,4 +1,4 @@
-/* A run, and what one of its workers has measured. */
+/* A run, and the measurements of one of its workers. */
 #ifndef FRONT_END_WORKER_H
 #define FRONT_END_WORKER_H
 
@@ -15,7 +15,7 @@ enum phase { PHASE_WARM, PHASE_TIMED, PHASE_OVER };
 struct run {
     const struct options *options;
     _Atomic int phase;
-    _Atomic int64_t budget; /* operations that may still begin, when they are limited */
+    _Atomic int64_t budget; /* operations that may still begin, if their number is limited */
 };
 
 struct worker {

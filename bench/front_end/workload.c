@@ -1,5 +1,5 @@
-/* Operations, each a row of requests: what is sent first, what follows a reply, and what a reply
- * must be.
+/* Operations, each a sequence of requests: the first request, the request after each reply, and the
+ * checks of replies.
  *
  * Must not know that there are many operations at once; engine.c does.
  */
@@ -35,7 +35,7 @@ static void send_release(struct slot *slot)
     send(slot, FUSE_RELEASE, slot->node, &release, sizeof release, 0);
 }
 
-/* Send one block, in as many requests as the device's max_write makes necessary. */
+/* Read or write one block, in as many requests as the device's max_write makes necessary. */
 static void begin_block(struct queue *queue, struct slot *slot)
 {
     struct device *device = queue->device;
@@ -152,7 +152,7 @@ static void check_block(struct worker *worker, const struct request *request, st
         need(page_has_stamp(
                  page, page_stamp(device->options->seed, (request->offset + done) / PAGE_BYTES),
                  worker->run->phase == PHASE_WARM),
-             request, "data of another place");
+             request, "wrong data");
         worker->checked_pages++;
     }
 }
@@ -213,7 +213,7 @@ bool operation_goes_on(struct worker *worker, struct request *request, struct re
     }
 }
 
-/* List the whole directory, as a guest that knows nothing of it, and forget its nodes. */
+/* List the whole directory, as a guest without any of it in its cache, and forget its nodes. */
 void list_directory(struct worker *worker, struct device *device, bool timed)
 {
     const struct options *options = device->options;

@@ -105,7 +105,7 @@ def test_data_that_is_not_the_file_s_fails_a_run(settings: Settings, shared_dir:
     target = targets.PYTHON
     with (
         Runner(wrong).start(target, CASES[0]) as running,
-        pytest.raises(FrontEndError, match="data of another place"),
+        pytest.raises(FrontEndError, match="wrong data"),
     ):
         Runner(wrong).drive(CASES[0], target, running)
     shutil.rmtree(other)
