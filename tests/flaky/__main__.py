@@ -1,7 +1,7 @@
-"""Runs what meets a kernel again and again, under load and in random order.
+"""Repeats the tests that meet a kernel, in rounds, under load and in random order.
 
-At the end it lists which tests failed how often, with the seeds that repeat those rounds. Each
-round leaves its log in build/flaky. Fails when any test has failed.
+At the end it lists the tests that failed, how often, and the seeds that repeat those rounds. Each
+round leaves its log in build/flaky. The exit code is 1 when any test has failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KERNEL: Final = "kernel or root or fuse or tap or qemu or libvirt or fio or stre
 
 
 def report(rounds: Sequence[Round]) -> str:
-    """Say which tests failed how often, the most frequent first."""
+    """Return a line per test that failed: how often, and the seeds; the most frequent first."""
     seeds: dict[str, list[int]] = {}
     for each in rounds:
         for test in each.failed:
@@ -40,19 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 1 when a test has failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.flaky", description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, help="of the first round; each next one has one more")
+    parser.add_argument("--seed", type=int, help="seed of the first round; each next round adds 1")
     parser.add_argument(
         "--load", type=int, default=os.cpu_count(), help="processes that keep the machine busy"
     )
-    parser.add_argument("--markers", default=KERNEL, help="which tests run: pytest's -m")
+    parser.add_argument("--markers", default=KERNEL, help="the tests that run: pytest's -m")
     parser.add_argument(
-        "--deadline", type=float, default=3600.0, help="of one round, in seconds", metavar="S"
+        "--deadline", type=float, default=3600.0, help="seconds that one round gets", metavar="S"
     )
-    parser.add_argument("pytest", nargs="*", help="paths, or after -- any arguments for pytest")
+    parser.add_argument("pytest", nargs="*", help="paths; after --, any arguments for pytest")
     chosen = parser.parse_args(arguments)
     first = random.randrange(1 << 31) if chosen.seed is None else chosen.seed
     rounds: list[Round] = []
-    # The round that runs is ended, and what has run is reported, whichever signal it is.
+    # Both signals end the round that runs; the rounds before it are reported.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:

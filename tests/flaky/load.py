@@ -1,6 +1,6 @@
-"""Keeps the processors busy, so that what a test waits for comes late and in another order.
+"""Keeps the processors busy, so that the events that tests wait for come late and reordered.
 
-Owns the processes that do so. Must not know what runs meanwhile.
+Owns the processes that do so. Must not know the tests.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _STOP_S: Final = 10
 
 
 def commands(workers: int) -> list[Sequence[str]]:
-    """Return what makes this machine busy: stress-ng where it is installed, else Python.
+    """Return commands that keep this machine busy: stress-ng where it is installed, else Python.
 
     Args:
-        workers: How many processes compute; with stress-ng, as many pairs switch contexts as well.
+        workers: Number of processes that compute; stress-ng adds as many that switch contexts.
     """
     if not workers:
         return []
@@ -34,7 +34,7 @@ def commands(workers: int) -> list[Sequence[str]]:
 
 @contextmanager
 def load(workers: int) -> Iterator[None]:
-    """Keep the machine busy meanwhile; see `commands`."""
+    """Keep the machine busy while the body runs; see `commands`."""
     running = [subprocess.Popen([*_ENDS_WITH_US, *command]) for command in commands(workers)]
     try:
         yield

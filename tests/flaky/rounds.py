@@ -1,6 +1,6 @@
-"""One run of tests in an order that a seed decides, and which of them failed.
+"""One run of the tests, in an order that a seed decides, and its result.
 
-Owns the call of pytest and what it wrote. Must not know the load, or other rounds.
+Owns the call of pytest and pytest's output. Must not know the load, or other rounds.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 BUILD: Final = Path("build/flaky")
 STUCK_S: Final = 900
-"""A test that takes so long has its stacks written to the log."""
+"""Seconds after which pytest writes the stacks of a running test to the log."""
 
 _ENDED: Final = {0, 1, 5}
-"""pytest's exit codes for all passed, some failed, none chosen."""
+"""pytest's exit codes of a run that ended by itself: all passed, some failed, none chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one run has come to.
+    """The result of one run.
 
     Attributes:
-        seed: Repeats it.
+        seed: The seed that repeats it.
         failed: The tests that failed, and the run itself if it did not end by itself.
-        ran: How many tests ran.
-        skipped: How many were skipped.
-        seconds: How long it took.
-        log: What pytest wrote.
+        ran: Number of tests that ran.
+        skipped: Number of tests that were skipped.
+        seconds: Its duration.
+        log: File with pytest's output.
     """
 
     seed: int
@@ -51,10 +51,10 @@ def run_round(seed: int, chosen: Sequence[str], deadline_s: float, folder: Path 
     """Run tests once, in an order and with random numbers that the seed decides.
 
     Args:
-        seed: Of the order, of hypothesis, and of the conformance tests' random calls.
+        seed: Seed of the order, of hypothesis, and of the conformance tests' random calls.
         chosen: Arguments for pytest that choose tests.
-        deadline_s: The run is ended after so many seconds.
-        folder: Where the log is left.
+        deadline_s: Seconds after which the run is ended.
+        folder: Folder for the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log, results = folder / f"{seed}.log", folder / f"{seed}.xml"

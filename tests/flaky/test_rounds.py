@@ -1,4 +1,4 @@
-"""What a round reads of pytest's results, and what all rounds together report."""
+"""Reading pytest's results of one round, and the report of all rounds."""
 
 from __future__ import annotations
 

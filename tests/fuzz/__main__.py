@@ -1,7 +1,7 @@
-"""Fuzzes each target for some time, one after the other, beginning with the inputs that are kept.
+"""Fuzzes one target after the other, each for some time, starting from the kept inputs.
 
-What fails is put beside the regressions, which the tests replay. New inputs that reach further are
-left in build/fuzz; with --keep the smallest set of them replaces the corpus.
+An input that fails is added to the regressions, which the tests replay. New inputs that reach more
+code are left in build/fuzz; with --keep the smallest set of them replaces the corpus.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 MAX_INPUT_BYTES: Final = 4096
 HANG_S: Final = 25
-"""A worker that does not stop is left behind after 10 s: that must come first."""
+"""Seconds after which an input counts as a hang; longer than the 10 s after which the product
+leaves a worker behind that does not stop."""
 KEPT_INPUT_BYTES: Final = 512
 _FIGURES: Final = re.compile(r"^#\d+\s+DONE\s+(cov: \d+).*$|^Done (\d+) runs", re.MULTILINE)
 
 
 def fuzz(target: Target, seconds: int, *, keep: bool) -> bool:
-    """Fuzz one target; whether nothing was found."""
+    """Fuzz one target; return whether no input failed."""
     command = target.build()
     grown = BUILD / target.name / "corpus"
     found = BUILD / target.name / "found"
@@ -76,8 +77,8 @@ def _keep(target: Target, command: list[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 1 when something was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=600, help="for each target")
-    parser.add_argument("--keep", action="store_true", help="keep what reaches further")
+    parser.add_argument("--seconds", type=int, default=600, help="seconds for each target")
+    parser.add_argument("--keep", action="store_true", help="replace the corpus by the new inputs")
     parser.add_argument(
         "names", nargs="*", choices=[[], *(t.name for t in TARGETS)], metavar="target"
     )

@@ -1,7 +1,7 @@
-"""Runs the vhost-user target under libFuzzer, which atheris brings for Python.
+"""Runs the vhost-user target under libFuzzer, which atheris provides for Python.
 
-Takes libFuzzer's arguments, and makes the directory that the device shares where it is started;
-libFuzzer leaves no occasion to remove it. Needs what `make fuzz` installs.
+Takes libFuzzer's arguments. Makes the directory that the device shares in the present directory and
+never removes it, because libFuzzer ends the process. Needs the packages that `make fuzz` installs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     logging.getLogger("services").propagate = False
     shared_dir = Path("share").absolute()
     shared_dir.mkdir(exist_ok=True)
-    # To find the smallest set of inputs libFuzzer starts itself anew, by its first argument.
+    # To find the smallest set of inputs, libFuzzer runs its first argument as a new process.
     again = Path("again").absolute()
     again.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.fuzz.guided "$@"\n')
     again.chmod(0o700)

@@ -1,4 +1,4 @@
-"""Takes a fuzzer's input apart; what is missing reads as zeros, so every input is a valid one."""
+"""Takes a fuzzer's input apart. Past the end it reads zeros, so every input is valid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Reader:
         self._at = 0
 
     def __bool__(self) -> bool:
-        """Whether something is left."""
+        """Whether bytes are left."""
         return self._at < len(self._data)
 
     def bytes(self, count: int) -> bytes:

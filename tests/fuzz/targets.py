@@ -1,7 +1,7 @@
 """The fuzz targets: how each is built, and how it is run.
 
-Those of the native fast path are C programs (native/fuzz) with libFuzzer, AddressSanitizer and
-UndefinedBehaviorSanitizer, which clang brings. Must not know what a target does.
+The targets of the native fast path are C programs (native/fuzz) with clang's libFuzzer,
+AddressSanitizer and UndefinedBehaviorSanitizer. Must not know what a target tests.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Target:
     """One program that takes inputs.
 
     Attributes:
-        name: Of its regressions too, and of its corpus.
-        sources: In native/fuzz; none for the target that is in Python.
-        defines: For the compiler.
+        name: Its name; its corpus and its regressions have the same.
+        sources: Its files in native/fuzz; none for the target that is in Python.
+        defines: Macro definitions for the compiler.
         borrows: The target whose corpus it uses; empty: it has its own.
         needs_root: Whether it makes a mount namespace.
-        repeats: How often an input has to be tried; a race is not lost each time.
+        repeats: How often a kept input is run, because a race does not show each time.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Target:
 
     @property
     def corpus(self) -> Path:
-        """Where the inputs are that reach what there is to reach."""
+        """Directory of the inputs that together reach the most code."""
         return NATIVE / "fuzz" / "corpus" / (self.borrows or self.name)
 
     @property
     def regressions(self) -> Path:
-        """Where the inputs are that found something once."""
+        """Directory of the inputs that once found a fault."""
         return NATIVE / "fuzz" / "regressions" / self.name
 
     def inputs(self) -> list[Path]:
-        """All inputs that are kept."""
+        """Return all kept inputs."""
         return [path for kept in (self.corpus, self.regressions) for path in sorted(kept.glob("*"))]
 
     def build(self) -> list[str]:
-        """Build the target; how to start it.
+        """Build the target; return the command that starts it.
 
         Raises:
             RuntimeError: There is no clang, or it cannot build the target.
@@ -82,7 +82,7 @@ class Target:
         return [str(program)]
 
     def run(self, command: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the target where it may write: in a directory of its own."""
+        """Run the target in a directory of its own, where it may write."""
         place = BUILD / self.name
         place.mkdir(parents=True, exist_ok=True)
         return subprocess.run(
@@ -113,5 +113,5 @@ TARGETS: Final = (
 
 
 def clang() -> str | None:
-    """The compiler, if there is one."""
+    """Return the compiler; None: there is none."""
     return os.environ.get("FUZZ_CC") or shutil.which("clang") or shutil.which("clang-14")

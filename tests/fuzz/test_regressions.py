@@ -1,4 +1,4 @@
-"""Every input that is kept goes through its target, whether anybody fuzzes or not."""
+"""Every kept input of every fuzz target is replayed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NATIVE = [
 def test_the_native_fast_path(target: Target) -> None:
     program = target.build()
     assert any(target.corpus.iterdir())
-    # What other targets have found is a race's only by chance.
+    # A borrowed corpus was not made to show a race, so each of its inputs is run several times.
     often = target.repeats if target.borrows else 1
     for folder, repeats in ((target.corpus, often), (target.regressions, target.repeats)):
         inputs = sorted(map(str, folder.glob("*")))
@@ -40,5 +40,5 @@ def test_the_native_fast_path(target: Target) -> None:
 
 @pytest.mark.parametrize("path", CONVERSATIONS.inputs(), ids=lambda path: path.name)
 def test_vhost_user_messages(path: Path, tmp_path: Path) -> None:
-    gc.collect()  # what other tests left must not be let go of while descriptors are compared
+    gc.collect()  # garbage of other tests must not close descriptors while these are compared
     converse(Reader(path.read_bytes()), tmp_path)

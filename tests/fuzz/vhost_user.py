@@ -1,9 +1,9 @@
-"""Fuzz target: what a front-end says to the back-end of a device, services/devicehost/vhost_user.
+"""Fuzz target: messages of a front-end to a device's back-end, services/devicehost/vhost_user.
 
-An input is a conversation: messages, made of their parts or just bytes, with descriptors of all
-kinds, and in between what the guest writes into its memory. A real device serves real memory. The
-only exceptions may be those that the listener turns into a refusal; afterwards nothing is left open
-or mapped, and no thread runs.
+An input is a conversation: messages, well-formed or just bytes, with descriptors of all kinds, and
+between them the guest's writes into its memory. A real device serves real memory. The only
+exceptions allowed are those that the listener turns into a refusal. Afterwards nothing may be open
+or mapped, and no thread may run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SIZES: Final = (RAM_BYTES, 4096, POOL.base, POOL.size_bytes, 0, 4097, 1 << 40, 
 
 
 class _Faults(logging.Handler):
-    """What the back-end says of itself when it should not have failed."""
+    """Collects the log messages of failures that the back-end should not have."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -59,7 +59,7 @@ class _Faults(logging.Handler):
 
 
 class _Watcher:
-    """Notes nothing but that the device has failed by itself."""
+    """Notes only that the device has failed by itself."""
 
     def __init__(self) -> None:
         self.doorbells: set[int] = set()
@@ -174,7 +174,7 @@ class Conversation:
         os.eventfd_write(self._kick_fd, 1)
 
     def _payload(self, request: int) -> tuple[bytes, int]:
-        """A payload that fits the request, and how many descriptors belong to it."""
+        """Return a payload that fits the request, and the number of its descriptors."""
         reader = self._reader
         match request:
             case Request.SET_FEATURES:
@@ -271,7 +271,7 @@ _DESCRIPTORS: Final[tuple[Callable[[], int], ...]] = (
 
 
 def open_files() -> list[str]:
-    """What this process has open, and which guest memory it has mapped."""
+    """Return the open files of this process, and the guest memory that it has mapped."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -284,8 +284,8 @@ def converse(reader: Reader, shared_dir: Path) -> None:
     """Run one input.
 
     Raises:
-        AssertionError: Something is wrong afterwards.
-        BaseException: What no back-end may raise.
+        AssertionError: Something is left open, mapped or running, or an error was logged.
+        BaseException: The back-end raised an exception that it must not raise.
     """
     before, threads = open_files(), threading.active_count()
     faults = _Faults()

@@ -35,12 +35,12 @@ _STOP_S: Final = 30
 
 
 def copy_tree(package: Package, modules: Sequence[str], *, again: bool) -> Path:
-    """Copy what is needed into a scratch folder of its own, and say there what is mutated.
+    """Copy the files that a run needs into a scratch folder, and configure mutmut there.
 
     Args:
-        package: Whose tests are run.
+        package: The package whose tests are run.
         modules: The folders or modules to mutate.
-        again: Whether to keep what the last run found; mutmut forgets it of changed functions.
+        again: Whether to keep the results of the last run; mutmut drops those of changed functions.
     """
     scratch = SCRATCH / package.name
     if not again:
@@ -72,13 +72,13 @@ def copy_tree(package: Package, modules: Sequence[str], *, again: bool) -> Path:
 
 
 def run_mutmut(scratch: Path, mutants: Sequence[str], *, processes: int, seconds: float) -> bool:
-    """Run mutants; whether the run came to its end.
+    """Run mutants; return whether all of them were run.
 
     Args:
-        scratch: From `copy_tree`.
-        mutants: Their names, or patterns of names; none for all.
-        processes: How many tests run at a time.
-        seconds: When to stop; what was found by then stays.
+        scratch: The folder that `copy_tree` returned.
+        mutants: Names of mutants, or patterns of names; none for all.
+        processes: Number of mutants that are tested at a time.
+        seconds: Time after which the run is stopped; its results so far stay.
     """
     command = [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", "run"]
     command += ["--max-children", str(processes), *mutants]
@@ -101,12 +101,15 @@ def run_mutmut(scratch: Path, mutants: Sequence[str], *, processes: int, seconds
 
 
 def judge(modules: Sequence[str], outcome: Outcome, *, complete: bool) -> bool:
-    """Print the survivors that nothing explains, and the explanations without one; if none, true.
+    """Print survivors without explanation, and explanations without survivor.
 
     Args:
         modules: The folders or modules that were mutated.
-        outcome: What the run found.
-        complete: Whether every mutant was run; if not, a mutant may be missing by that alone.
+        outcome: The results of the run.
+        complete: Whether every mutant was run. If not, an explanation without survivor is no error.
+
+    Returns:
+        Whether there are none.
     """
     explanations = [
         each

@@ -19,10 +19,10 @@ _ROW: Final = re.compile(r"\| `([\w.]+)` \| (?:`(.+)`|(any)) \| (\S.*) \|")
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a mutant lives, or all mutants of a function.
+    """The reason why a mutant, or every mutant of a function, survives.
 
     Attributes:
-        change: As in Survivor; None for every mutant of the function.
+        change: The change, in the form of Survivor.change; None: every mutant of the function.
     """
 
     path: str
@@ -38,10 +38,10 @@ class Explanation:
 
 
 def read_explanations(text: str) -> list[Explanation]:
-    """Read the tables that stand under the headings which name a module.
+    """Read the tables under headings that name a module.
 
     Raises:
-        ValueError: A row under such a heading does not have the form.
+        ValueError: A row under such a heading does not have the form of one.
     """
     found: list[Explanation] = []
     path = ""
@@ -59,6 +59,6 @@ def read_explanations(text: str) -> list[Explanation]:
 
 
 def as_row(survivor: Survivor) -> str:
-    """Write the row that would explain a survivor, without the explanation."""
+    """Write the row for a survivor, with a gap for the explanation."""
     change = survivor.change.replace("|", r"\|")
     return f"| `{survivor.function}` | `{change}` | … |"

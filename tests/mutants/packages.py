@@ -1,6 +1,6 @@
-"""Which packages are mutated, and which tests hold each of them.
+"""The packages that are mutated, and the tests that must notice it.
 
-Must not know what makes mutants, or what becomes of them.
+Must not know mutmut, or the results of a run.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package, or modules of one, whose rules its own tests must hold.
+    """A package, or modules of one, that are mutated.
 
     Attributes:
-        name: What it is called in docs/mutants.md and in the scratch folder.
+        name: Name of its scratch folder.
         sources: Its folder, or its modules.
-        tests: The tests that hold it, as folders or modules.
+        tests: Its own tests, which must notice every mutant, as folders or modules.
         left_out: Tests in them that mutmut cannot run.
     """
 
@@ -51,7 +51,7 @@ def package_of(path: str) -> Package:
     """Return the package that a folder or a module belongs to.
 
     Raises:
-        KeyError: It belongs to none that is mutated.
+        KeyError: It belongs to no package that is mutated.
     """
     for package in PACKAGES:
         if any(path == source or path.startswith(f"{source}/") for source in package.sources):

@@ -1,7 +1,7 @@
 """The mutants that no test killed, read from the folder in which mutmut worked.
 
-Owns what a survivor is, where its line stands, and whether it changes only words that people read.
-Must not know which survivors are explained.
+Owns reading mutmut's files, finding the line of a survivor, and deciding whether it changes only
+text for people. Must not know which survivors are explained.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SURVIVED: Final = {0: "survived", 5: "no test reaches it", 33: "no test reaches it"}
-"""What mutmut notes of a mutant that lives; None is one that was not run."""
+"""mutmut's exit codes of a surviving mutant. A mutant that was not run has None."""
 _TIMED_OUT: Final = {36, 24, -24, 152, 255}
-"""What mutmut notes of a mutant whose tests did not end: its own limit, or SIGXCPU."""
+"""mutmut's exit codes of a mutant whose tests did not end: its own limit, or SIGXCPU."""
 _SENTENCE: Final = re.compile(r"[A-Za-z].* |.* [A-Za-z]", re.DOTALL)
 
 
@@ -32,10 +32,10 @@ class Survivor:
 
     Attributes:
         path: The module, from the top of the repository.
-        line: Where the changed code begins.
+        line: Line at which the changed code begins.
         function: The function or "Class.method".
         change: The lines taken out and put in, as `before → after`; never a line number.
-        how: Why it lives, as far as the run can see.
+        how: The run's verdict: it survived, or no test reaches it.
     """
 
     path: str
@@ -47,12 +47,12 @@ class Survivor:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
-        survivors: Those that change more than words.
-        wording: How many more changed only words for people.
-        counts: How many mutants were killed, timed out, lived, and were not run.
+        survivors: The survivors that change more than text for people.
+        wording: Number of further survivors, which change only such text.
+        counts: Number of mutants that were killed, timed out, lived, and were not run.
     """
 
     survivors: list[Survivor]
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def read_outcome(scratch: Path) -> Outcome:
-    """Read what mutmut left in `scratch`."""
+    """Read the results that mutmut left in `scratch`."""
     outcome = Outcome([], 0, Counter())
     with contextlib.chdir(scratch):
         for meta in sorted(Path("mutants").rglob("*.py.meta")):
@@ -110,9 +110,10 @@ def _functions(mutant: str, source: Path) -> tuple[str, str]:
 
 
 def _words_masked(function: str) -> str:
-    """Dump a function's syntax with each string that is a sentence made empty.
+    """Dump a function's syntax tree, with every sentence replaced by an empty string.
 
-    A sentence has a letter and a space: a reason, a key or an option has no space.
+    A string counts as a sentence when it has a letter and a space: a reason, a key or an option has
+    no space.
     """
     tree = ast.parse(function)
     for node in ast.walk(tree):
@@ -136,7 +137,7 @@ def _survivor(source: Path, mutant: str, before: str, after: str, code: int) -> 
 
 
 def _changed_lines(before: str, after: str) -> tuple[list[str], list[str], int]:
-    """Return the lines taken out, those put in, and how far down the first of them stands."""
+    """Return the removed lines, the added lines, and the offset of the first change in lines."""
     old, new = before.strip().split("\n"), after.strip().split("\n")
     removed: list[str] = []
     added: list[str] = []
@@ -150,7 +151,7 @@ def _changed_lines(before: str, after: str) -> tuple[list[str], list[str], int]:
 
 
 def _line_of(source: str, function: str, text: str, offset: int) -> int:
-    """Return where `text` stands in a function: the place nearest to where it is expected."""
+    """Return the line of a function that has `text`: of several, the nearest to `offset`."""
     lines = source.split("\n")
     node = find_function(ast.parse(source), function)
     last = node.end_lineno or node.lineno
