@@ -17,7 +17,7 @@ from tests.support.linux_guest import GUEST
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What a machine is busy with must not fail a property.
+# A busy machine must not fail a property test: no deadline for single examples.
 hypothesis.settings.register_profile("porthole", deadline=None)
 hypothesis.settings.load_profile("porthole")
 

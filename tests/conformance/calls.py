@@ -39,7 +39,7 @@ _AT_SYMLINK_FOLLOW: Final = 0x400
 _STATX_BTIME: Final = 0x800
 
 _COARSE_CLOCK: Final = 5
-"""CLOCK_REALTIME_COARSE (linux/time.h): what time stamps of files are made of."""
+"""CLOCK_REALTIME_COARSE (linux/time.h), the clock of file timestamps."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -308,7 +308,7 @@ class Calls:
         return " ".join(sorted(map(_show, os.listdir(name)))) or "empty"
 
     def tree(self, name: bytes) -> str:
-        """Return all below a directory, except what depends on when and where it was made."""
+        """Describe everything below a directory, without facts that depend on time and place."""
         return "\n".join(f"{_show(path)} {describe(status)}" for path, status in _walk(name))
 
     def exactly(self, name: bytes) -> str:

@@ -28,7 +28,7 @@ TEST_DEADLINE_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a test works.
+    """The directories that a test works in.
 
     Attributes:
         kind: One of PLACES.

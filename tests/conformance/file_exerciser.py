@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _FILE_BYTES: Final = 1 << 20
 _MOST_BYTES: Final = 1 << 17
-"""Of one call."""
+"""Most bytes of one call."""
 _SHOWN_CALLS: Final = 40
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 3

@@ -233,7 +233,7 @@ class ShareMachine(RuleBasedStateMachine):
     @has_handles
     @rule(which=st.integers(0, CLOSE_RANGE_MOST), offset=OFFSETS, whence=_WHENCES)
     def lseek(self, which: int, offset: int, whence: int) -> None:
-        if not self.reserved:  # or whether a block counts as data is the page cache's business
+        if not self.reserved:  # the page cache decides whether a reserved block counts as data
             self._handle_call(which, lambda tree, handle: tree.lseek(handle, offset, whence))
 
     @has_handles

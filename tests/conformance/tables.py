@@ -1,15 +1,15 @@
 """The cases of the tables in tables/, read from text.
 
-A table has cases. A case begins with its name in brackets and is a line per call:
+A table has cases. A case begins with its name in brackets, followed by one line per call:
 
     [a name that is too long {kind}] kind = file dir
     root: make {kind} f
     alice: rename f <256> -> ENAMETOOLONG
 
-A case with a variable stands for one case per word of it; every pair of values, when there are two.
+A case with a variable stands for one case per value; with two variables, one per pair of values.
 `<256>` is a name of 256 bytes, `<path:4096>` a path of 4096 bytes that leads to `.`; `\\xff` is a
 byte. The required answer follows the arrow: an errno or a result. Without an arrow the call must
-succeed; `*` is any answer that both give. Lines that begin with "#" are remarks.
+succeed; `*` allows any answer that is the same on both. Lines that begin with "#" are remarks.
 """
 
 from __future__ import annotations

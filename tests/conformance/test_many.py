@@ -29,14 +29,14 @@ STAYS: Final = [f"stays-{number:06}" for number in range(FILES)]
 DESCRIPTORS: Final = 2048
 DEADLINE_S: Final = 240.0
 MARKED: Final = 1000
-"""Every so-manieth entry's place is returned to."""
+"""The test seeks back to one entry in so many."""
 THERE: Final = 64
-"""Of what comes and goes, how many are there at a time."""
+"""Number of temporary files that exist at a time."""
 CHANGED: Final = 50
-"""Every so-manieth file is changed."""
+"""The test changes one file in so many."""
 
 _D_NAME_AT: Final = 19
-"""Of struct dirent of 64-bit Linux."""
+"""Offset of d_name in struct dirent of 64-bit Linux."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name in ("opendir", "readdir"):
@@ -81,7 +81,7 @@ def populate(path: Path) -> None:
 
 @contextmanager
 def coming_and_going(path: Path, prefix: str) -> Iterator[Callable[[], int]]:
-    """Make and remove names, none of them twice; returns how many there were."""
+    """Make and remove files while the body runs, each name once; yields a count of those made."""
     stop = threading.Event()
     made = 0
 
@@ -109,7 +109,7 @@ class Many:
     Attributes:
         shared: Their directory on the host.
         mounted: The same, through the device.
-        pid: Of the device host.
+        pid: Process of the device host.
     """
 
     shared: Path
@@ -174,13 +174,13 @@ def test_what_stays_is_listed_once_while_others_come_and_go(many: Many) -> None:
 
 def test_more_files_are_known_than_may_be_open(many: Many) -> None:
     inodes = {entry.name: entry.inode() for entry in os.scandir(many.shared)}
-    # Each is asked for, so the kernel lists with READDIRPLUS, which looks up.
+    # The test asks for the status of each entry, so the kernel uses READDIRPLUS, which looks up.
     with os.scandir(many.mounted) as entries:
         found = {entry.name: entry.stat(follow_symlinks=False).st_ino for entry in entries}
     assert found == inodes
     assert resource.prlimit(many.pid, resource.RLIMIT_NOFILE) == (DESCRIPTORS, DESCRIPTORS)
     assert len(list(Path(f"/proc/{many.pid}/fd").iterdir())) < DESCRIPTORS
-    # What became idle is still the same file, under another name, too.
+    # A node that became idle is still the same file, even under another name.
     for number, name in enumerate(STAYS[::CHANGED]):
         moved = many.shared / f"moved-{number}"
         os.rename(many.shared / name, moved)

@@ -1,4 +1,4 @@
-"""Known programs at work on a share: fio, which verifies what it wrote, and stress-ng."""
+"""Known test programs on a share: fio, which verifies its own writes, and stress-ng."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIO: Final = {
     "vectors": "--ioengine=pvsync2 --rw=write --bs=1m",
     "while it writes": "--ioengine=psync --rw=randwrite --bs=16k --verify_backlog=64",
 }
-"""How fio works on files of its own, four processes at a time."""
+"""Arguments of fio; four of its processes work at a time, each on a file of its own."""
 
 STRESSORS: Final = {
     "names": "chdir dentry dir dirdeep dirmany filename getdent handle link mknod open rename "
@@ -37,14 +37,14 @@ STRESSORS: Final = {
     "sendfile splice sync-file",
     "locks": "flock locka lockf lockofd",
 }
-"""Those of stress-ng that use file systems, by what they work on; each group runs at a time. Not
-among them: those for calls that FUSE has not (fiemap, verity, leases, inode flags)."""
+"""The stressors that use file systems, in groups; those of a group run at the same time. Stressors
+for calls that FUSE lacks (fiemap, verity, leases, inode flags) are left out."""
 
 SIZES: Final = [
     *("--copy-file-bytes=128m", "--fallocate-bytes=16m", "--hdd-bytes=16m", "--iomix-bytes=16m"),
     *("--mmap-bytes=16m", "--readahead-bytes=16m", "--seek-size=16m", "--sync-file-bytes=16m"),
 ]
-"""Of what is up to 1 GiB otherwise, so that all of them find room on the tmpfs at a time."""
+"""Sizes of files that are up to 1 GiB by default; with these, all fit on the tmpfs together."""
 
 _numbers = itertools.count()
 

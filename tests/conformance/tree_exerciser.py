@@ -28,12 +28,12 @@ class Tree:
     """Calls below one directory.
 
     Attributes:
-        RACES: What a call may answer when others work there too; 0 is success. EINVAL is a
-            directory that would move into itself, EPERM a link to a directory, ENODATA an attribute
-            that another file has.
-        HOST_RACES: The same when others work on the host, too. ESTALE is a kernel's that finds a
-            directory elsewhere and cannot move it while something else moves (__d_unalias in Linux,
-            fs/dcache.c).
+        RACES: Errnos that a call may have while others work there, too; 0 is success. EINVAL: a
+            directory would be moved into itself. EPERM: a link to a directory. ENODATA: the name
+            now leads to a file without the attribute.
+        HOST_RACES: The same while others work on the host, too. ESTALE: the kernel finds a
+            directory at another place, and cannot move it there while another one is being moved
+            (__d_unalias in Linux, fs/dcache.c).
     """
 
     RACES: Final = {

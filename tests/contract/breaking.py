@@ -1,7 +1,7 @@
-"""Which changes of .proto files break a peer that was built from the older ones.
+"""Finds changes of .proto files that break a peer built from the older ones.
 
-Compares two descriptor sets. What may be added: files, messages, fields, enum values, services and
-methods. What may not: anything that changes the meaning of bytes or of a method path.
+Compares two descriptor sets. Files, messages, fields, enum values, services and methods may be
+added. No change may alter the meaning of bytes or of a method path.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The descriptors that this process has open.
 
-What other tests left behind may be closed at any time: garbage is collected before all descriptors
-are counted, and who can say where its own lead counts those.
+Descriptors in the garbage of other tests may be closed at any time. So `open_fds` collects garbage
+before it counts; a test that knows the directory of its own files counts only those.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 def open_fds() -> int:
-    """Return how many there are."""
-    gc.collect()  # the traceback of a failed assertion keeps some
+    """Return the number of open descriptors."""
+    gc.collect()  # the traceback of a failed assertion keeps some open
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def open_descriptors(under: Path) -> list[str]:
-    """Return the paths of those that lead into a directory."""
+    """Return the paths of the open descriptors that lead into a directory."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
         try:

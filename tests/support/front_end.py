@@ -1,6 +1,6 @@
-"""A vhost-user front-end for tests of the back-end: it sends whatever a test asks for.
+"""A vhost-user front-end for tests of the back-end, which can send any message.
 
-services.simguest has the lawful one.
+services.simguest has the front-end that keeps to the protocol.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class RawFrontEnd:
         return state.num
 
     def is_closed(self) -> bool:
-        """Wait for the back-end's next word; whether it is the end of the connection."""
+        """Wait for the back-end's next message; return whether the connection ends instead."""
         try:
             return self.socket.recv(1) == b""
         except ConnectionResetError:

@@ -1,6 +1,6 @@
-"""A guest of the simplest kind, for tests of the device side: a memfd and hand-written rings.
+"""A minimal guest for tests of the device side: a memfd and hand-written rings.
 
-It writes whatever a test asks for, lawful or not; services.simguest is the lawful guest.
+It can write anything into them; services.simguest is the guest that keeps to the rules.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 USER_BASE = 0x7F00_0000_0000
-"""Where the guest's memory seems to be in its front-end: user address = USER_BASE + gpa."""
+"""The address that its front-end gives for guest memory: user address = USER_BASE + gpa."""
 
 
 class GuestRam:

@@ -1,8 +1,8 @@
-"""A libvirtd of a test's own, which neither sees nor changes what the machine's libvirt has.
+"""A libvirtd for one test, separate from the machine's libvirt.
 
-It has namespaces for mounts, processes and the network: its files lie in the test's directory (the
-machine gets an empty directory, at most, where one of them is mounted), and whatever it starts ends
-with it. Domains are emulated by software, and boot what `linux_guest` has.
+It has mount, process and network namespaces of its own. Its files are in the test's directory; the
+machine gets at most empty directories, as mount points for them. All processes that it starts end
+with it. Domains are emulated by software, and boot the kernel of `linux_guest`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ for each in passwd group; do mount --bind "$ROOT/$each" "/etc/$each"; done
 libvirtd &
 wait
 """
-"""Process 1 of the namespaces: it waits for whatever is left to it, also by daemons."""
+"""Process 1 of the namespaces; it waits for all orphans, including those of daemons."""
 
 _CONFIGURATION = """
 user = "root"
@@ -43,7 +43,7 @@ namespaces = []
 stdio_handler = "file"
 """
 _USER = "libvirt-qemu"
-"""Debian's libvirt does not start without this user, whom another package makes."""
+"""Debian's libvirt does not start without this user, which another package creates."""
 
 _DOMAIN = """
 <domain type='qemu'>
@@ -74,7 +74,7 @@ class Libvirt:
     """Use as a context manager.
 
     Attributes:
-        root: What its directories are in.
+        root: Directory that holds its directories.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -92,7 +92,7 @@ class Libvirt:
     def __enter__(self) -> Self:
         """Start it, and wait until it takes commands."""
         with contextlib.ExitStack() as stack:
-            # Whatever libvirtd starts inherits the address and may send something to it as well.
+            # Programs that libvirtd starts inherit the address, and may send to it, too.
             notices = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             notices.settimeout(DEADLINE_S)
             notices.bind(str(self._run_dir / "notify"))
@@ -126,7 +126,7 @@ class Libvirt:
         self._stack.close()
 
     def write(self, path: str, content: str) -> None:
-        """Write a file that it is to see below one of its directories."""
+        """Write a file below one of its directories."""
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
@@ -135,7 +135,7 @@ class Libvirt:
         return (self.root / "libvirtd.log").read_text()
 
     def virsh(self, *arguments: str | Path) -> str:
-        """Run a command of virsh that must succeed; what it said."""
+        """Run a command of virsh, which must succeed; return its output."""
         pid = self._process.pid
         done = subprocess.run(
             [

@@ -1,7 +1,7 @@
-"""What tests boot: a Debian kernel, an initramfs with busybox, and a shell on a serial line.
+"""The guest that tests boot: a Debian kernel, an initramfs with busybox, a shell on a serial line.
 
-`make guest` fetches it. The kernel's log goes to the first serial line; commands go over the
-second, whose shell prints the exit code of each. Must not know what emulates the machine.
+`make guest` fetches the kernel. The kernel's log goes to the first serial line; commands go over
+the second, whose shell prints the exit code of each. Must not know the emulator of the machine.
 """
 
 from __future__ import annotations
@@ -65,18 +65,18 @@ class LinuxGuest:
         assert (code, said) == (0, ""), said
 
     def attempt(self, command: str) -> tuple[int, str]:
-        """Run a command; its exit code and what it said."""
+        """Run a command; return its exit code and output."""
         self._shell.sendall(command.encode() + b"\n")
         return self._answer()
 
     def run(self, command: str) -> str:
-        """Run a command that must succeed; what it said."""
+        """Run a command, which must succeed; return its output."""
         code, said = self.attempt(command)
         assert code == 0, f"{command}: exit code {code}: {said}"
         return said
 
     def pool(self) -> SwiotlbPool:
-        """Where the guest's kernel says that its bounce pool is."""
+        """Return the bounce pool that the guest's kernel logged."""
         found = re.search(
             r"software IO TLB: mapped \[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\]", self.run("dmesg")
         )
@@ -85,7 +85,7 @@ class LinuxGuest:
         return SwiotlbPool(Gpa(base), end - base)
 
     def say_power_off(self) -> None:
-        """Have the guest end in order; nothing is answered."""
+        """Power the guest off in order, without waiting for it."""
         self._shell.sendall(b"poweroff -f\n")
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class LinuxGuest:
 
 
 def kernel() -> Path:
-    """Return where the kernel is."""
+    """Return the path of the kernel."""
     kernels = list((GUEST / "boot").glob("vmlinuz-*"))
     assert kernels, f"there is no kernel in {GUEST}: run `make guest`"
     return kernels[0]

@@ -1,4 +1,4 @@
-"""What a user of Linux does with a share, looked at from both sides."""
+"""The work of a Linux user on a share, checked from both sides."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def in_the_guest(guest: LinuxGuest, tree: str) -> dict[str, str]:
 
 
 def exercise(guest: LinuxGuest, shared: Path) -> None:
-    """What a user does with a share, looked at from both sides."""
+    """Work on a share as a user does, and check the results from both sides."""
     assert in_the_guest(guest, "/mnt/tree") == on_the_host(shared / "tree")
 
     guest.run("mkdir -p /tmp/made/deep/er")
@@ -59,7 +59,7 @@ def exercise(guest: LinuxGuest, shared: Path) -> None:
     assert (shared / "pointer").readlink().name == "renamed"
     guest.run("rm /mnt/linked && [ $(stat -c %h /mnt/renamed) = 1 ]")
 
-    # Appended lines go where the file ends now, though the guest has cached another size.
+    # A line is appended at the file's present end, although the guest has cached an older size.
     guest.run("echo guest > /mnt/log")
     with (shared / "log").open("a") as log:
         log.write("host\n")

@@ -95,17 +95,17 @@ class Locker:
 
 
 def waiting_locks(path: Path) -> int:
-    """Return how many locks on a file of the host are being waited for."""
+    """Return the number of requests that wait for a lock on a file of the host."""
     inode = f":{path.stat().st_ino} "
     lines = _proc_locks().splitlines()
     return sum(inode in line and line.split()[1] == "->" for line in lines)
 
 
 def until_waiting(path: Path, count: int = 1) -> None:
-    """Wait until so many locks on a file are waited for; the kernel has no event for it."""
+    """Wait until this many requests wait for a lock on a file; the kernel has no event for it."""
     deadline = time.monotonic() + DEADLINE_S
     while waiting_locks(path) != count:
-        assert time.monotonic() < deadline, f"{waiting_locks(path)} are waited for"
+        assert time.monotonic() < deadline, f"{waiting_locks(path)} wait"
         time.sleep(0.01)
 
 

@@ -38,8 +38,8 @@ class MountedShares:
     """Use as a context manager.
 
     Args:
-        run_dir: Of both processes, and of the mount points.
-        prefix: Put before the device host's command, to take rights from it.
+        run_dir: Directory for both processes and for the mount points.
+        prefix: Command that runs the device host, for instance with fewer rights.
     """
 
     def __init__(self, run_dir: Path, prefix: Sequence[str] = ()) -> None:
@@ -66,7 +66,7 @@ class MountedShares:
         self._stack.close()
 
     def mount(self, tag: str, directory: Path, options: str = "") -> Path:
-        """Share a directory and mount it; return where."""
+        """Share a directory and mount it; return the mount point."""
         mount_point = self._run_dir / f"mount-{tag}"
         mount_point.mkdir()
         self._run(self._mount(tag, directory, options, mount_point))
@@ -74,7 +74,7 @@ class MountedShares:
 
     @contextlib.contextmanager
     def deadline(self, seconds: float) -> Iterator[None]:
-        """Kill the guest after so long: a device that hangs fails a test, and stops no run."""
+        """Kill the guest after this time: a hung device then fails a test, but blocks no run."""
         timer = threading.Timer(seconds, self._guest.kill)
         timer.start()
         yield

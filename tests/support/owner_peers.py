@@ -1,6 +1,6 @@
 """Peers of a VM owner, in process but over real gRPC: device hosts and a machine with a journal.
 
-A test says which call fails or waits; nothing here pretends to move data.
+A test chooses the calls that fail or wait. No data is moved.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Script:
 
     Attributes:
         journal: Every call, in order: (peer, call, its main argument).
-        failures: A call that fails, and how; by the name of the call.
-        gates: A call that waits until its event is set; by the name of the call.
+        failures: The error of each call that fails, by the name of the call.
+        gates: The event that each waiting call waits for, by the name of the call.
         reached: Set when a gated call is waiting.
     """
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PORT = ("-device", "pcie-root-port,id=port0,chassis=1")
-"""Where `QemuGuest.plug` adds a device."""
+"""The port to which `QemuGuest.plug` adds a device."""
 RAM_MIB = 512
 LOW_RAM_MIB = 256
 """Below 4 GiB. The rest lies above: only such a guest's kernel logs where its bounce pool is."""
@@ -85,7 +85,7 @@ class QemuGuest(LinuxGuest):
             iommu_platform=True,
             **{"num-request-queues": queues},
         )
-        # Whoever scans first, this or the hot-plug interrupt, the device has a driver afterwards.
+        # The device then has a driver, whether this scan or the hot-plug interrupt found it first.
         self.run("echo 1 > /sys/bus/pci/rescan")
 
     def power_off(self) -> None:
@@ -104,7 +104,7 @@ class QemuGuest(LinuxGuest):
 
 @contextmanager
 def booted(run_dir: Path, *arguments: str, kernel_arguments: str = "") -> Iterator[QemuGuest]:
-    """A guest whose shell takes commands; gone afterwards."""
+    """Boot a guest whose shell takes commands; it is ended after the body."""
     guest = QemuGuest(run_dir, *arguments, kernel_arguments=kernel_arguments)
     try:
         guest.await_shell()

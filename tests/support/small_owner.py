@@ -24,10 +24,10 @@ class SmallOwner:
     """An owner of one VM.
 
     Attributes:
-        vm: What GetVm answers; None when there is no VM.
+        vm: The answer to GetVm; None when there is no VM.
         applied: The bytes of every ApplyGuestCapabilities, as they arrived.
         trace_ids: The traces that those calls belonged to.
-        refusal: What to raise instead of applying.
+        refusal: The error to raise instead of applying; None: it applies.
     """
 
     def __init__(self, vm: pb.Vm | None) -> None:

@@ -1,4 +1,4 @@
-"""A `porthole device` process as a test starts it."""
+"""A `porthole device` process that a test starts."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Process:
         return Path(self.line.removesuffix("\n").rpartition(" unix:")[2])
 
     def mapped_bytes(self, name: str = "guest-ram") -> int:
-        """How much of a guest's memory, a memfd of that name, the process has mapped."""
+        """Return how many bytes of a guest's memory, a memfd of that name, it has mapped."""
         maps = Path(f"/proc/{self.process.pid}/maps").read_text()
         found = re.finditer(rf"([0-9a-f]+)-([0-9a-f]+) .*/memfd:{re.escape(name)}", maps)
         return sum(int(m[2], 16) - int(m[1], 16) for m in found)
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end that a test has brought about; exit code and log."""
+        """Wait until the process has ended; return exit code and log."""
         log = self.process.communicate(timeout=DEADLINE_S)[1]
         return self.process.returncode, log
 
@@ -55,7 +55,7 @@ class Process:
         return self.end()
 
     def terminate_by_another_thread(self) -> tuple[int, str]:
-        """Send SIGTERM so that not the main thread takes it."""
+        """Send SIGTERM so that a thread other than the main one receives it."""
         pid = self.process.pid
         (other, *_) = (
             int(t.name) for t in Path(f"/proc/{pid}/task").iterdir() if int(t.name) != pid
