@@ -1,4 +1,4 @@
-"""What a guest kernel published, as values, and the reader of its release string.
+"""What a guest kernel published, as values, and the readers of its release string.
 
 services.rpc converts these values to and from protobuf.
 """
@@ -14,7 +14,9 @@ from services.handshake.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from services.handshake.pool import SwiotlbPool
 
-_RELEASE: Final = re.compile(r"(\d+)\.(\d+)\.(\d+).*", re.ASCII | re.DOTALL)
+_RELEASE: Final = re.compile(
+    r"(\d+)\.(\d+)\.(\d+)(?:\.(\d+))?(?:-(\d+)(?!\w))?.*", re.ASCII | re.DOTALL
+)
 
 _DIGITS: Final = 9
 """Most digits of one number of a version; a guest may send megabytes of them."""
@@ -22,7 +24,10 @@ _DIGITS: Final = 9
 
 @dataclass(frozen=True, slots=True, order=True)
 class KernelVersion:
-    """Major, minor and patch level of a kernel release."""
+    """Major, minor and patch level of a kernel release, which telemetry has.
+
+    They are too coarse for a decision: that takes a ComponentVersion.
+    """
 
     major: int
     minor: int
@@ -38,15 +43,55 @@ def parse_kernel_release(release: str) -> KernelVersion:
     Raises:
         InvalidArgumentError: KERNEL_RELEASE_SYNTAX, naming the string.
     """
+    return KernelVersion(*component_version(release).numbers[:3])
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentVersion:
+    """The whole version of a component, a kernel or a device host, for instance 6.18.26.3-1.
+
+    Attributes:
+        numbers: The numbers between dots; the fourth is 0 when there are three.
+        revision: The number of the package; None when not given. `uname -r` does not give it.
+    """
+
+    numbers: tuple[int, int, int, int]
+    revision: int | None = None
+
+    def at_least(self, first: ComponentVersion) -> bool:
+        """Return whether this is `first` or later.
+
+        A revision that is not given is not held against either version: a kernel that reports
+        6.18.26.3 counts as 6.18.26.3-1, because its package is not known to be older.
+        """
+        if self.numbers != first.numbers or self.revision is None or first.revision is None:
+            return self.numbers >= first.numbers
+        return self.revision >= first.revision
+
+
+def component_version(release: str) -> ComponentVersion:
+    """Parse the whole version that a `uname -r` string, or the version of a package, begins with.
+
+    Args:
+        release: For instance "6.18.26.3-microsoft-standard-WSL2" or "1.2.29-0".
+
+    Raises:
+        InvalidArgumentError: KERNEL_RELEASE_SYNTAX, naming the string.
+    """
     match = _RELEASE.fullmatch(release)
-    if match is None or any(len(group) > _DIGITS for group in match.groups()):
+    groups = match.groups() if match else ()
+    if not groups or any(group is not None and len(group) > _DIGITS for group in groups):
         raise InvalidArgumentError(
             "KERNEL_RELEASE_SYNTAX",
             f"kernel release {release!r} does not start with major.minor.patch, for instance "
             "6.18.26.3-microsoft-standard",
             release=release,
         )
-    return KernelVersion(*(int(group) for group in match.groups()))
+    major, minor, patch, build, revision = groups
+    return ComponentVersion(
+        (int(major), int(minor), int(patch), int(build or 0)),
+        None if revision is None else int(revision),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from importlib import resources
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from services.handshake.capabilities import parse_kernel_release
+from services.handshake.capabilities import component_version
 from services.handshake.errors import InvalidArgumentError
 
 
@@ -25,11 +25,11 @@ class Manifest(BaseModel):
     bundled_kernel: str
     bundled_kernel_release: str
 
-    @field_validator("first_kernel_with_pool", "bundled_kernel", "bundled_kernel_release")
+    @field_validator("*")
     @classmethod
-    def _is_a_kernel(cls, value: str) -> str:
+    def _is_a_version(cls, value: str) -> str:
         try:
-            parse_kernel_release(value)
+            component_version(value)
         except InvalidArgumentError as error:
             raise ValueError(error.message) from None
         return value
@@ -40,8 +40,8 @@ class Manifest(BaseModel):
         Raises:
             InvalidArgumentError: KERNEL_RELEASE_SYNTAX, naming the string.
         """
-        first = parse_kernel_release(self.first_kernel_with_pool)
-        return parse_kernel_release(kernel_release) >= first
+        first = component_version(self.first_kernel_with_pool)
+        return component_version(kernel_release).at_least(first)
 
     def explain_missing_pool(self, kernel_release: str) -> str:
         """Explain, in half a sentence, why a kernel that was asked for a pool published none.

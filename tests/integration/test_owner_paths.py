@@ -31,7 +31,8 @@ from services.session import apply_guest_capabilities
 from tests.support.house import MACHINE, GuestStub, House
 
 MIB = 1 << 20
-OLD = vm_owner_pb2.EmbeddedMachine(kernel_release="5.15.167.4-microsoft-standard-WSL2")
+OLD = vm_owner_pb2.EmbeddedMachine(kernel_release="6.18.26.1-microsoft-standard-WSL2")
+"""Just older than the first kernel that publishes its pool; its version triple is the same."""
 WSL2 = vm_owner_pb2.VM_KIND_WSL2
 WSLC = vm_owner_pb2.VM_KIND_WSLC
 RUNNING = vm_owner_pb2.VM_STATE_RUNNING

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from services.handshake import errors, events
 from services.handshake.capabilities import (
+    ComponentVersion,
     GuestCapabilities,
     KernelVersion,
+    component_version,
     parse_kernel_release,
 )
 from services.handshake.errors import InvalidArgumentError, PortholeError
@@ -51,6 +53,52 @@ def test_a_text_that_is_no_kernel_release_is_named(release: str) -> None:
         parse_kernel_release(release)
     assert caught.value.reason == "KERNEL_RELEASE_SYNTAX"
     assert repr(release) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        ("6.18.26.3-microsoft-standard-WSL2", ComponentVersion((6, 18, 26, 3))),
+        ("6.18.26.3-1", ComponentVersion((6, 18, 26, 3), 1)),
+        ("6.18.26.3-1-microsoft", ComponentVersion((6, 18, 26, 3), 1)),
+        ("1.2.29-0", ComponentVersion((1, 2, 29, 0), 0)),
+        ("6.1.0-18-amd64", ComponentVersion((6, 1, 0, 0), 18)),
+        ("6.18.0-rc1+\n", ComponentVersion((6, 18, 0, 0))),
+        ("6.18.26.3-1.fc42", ComponentVersion((6, 18, 26, 3), 1)),
+        ("6.18.26.3-1st", ComponentVersion((6, 18, 26, 3))),
+        ("6.18.26.3.7-1", ComponentVersion((6, 18, 26, 3))),
+        ("5.15.167", ComponentVersion((5, 15, 167, 0))),
+    ],
+)
+def test_the_whole_version_of_a_component(release: str, version: ComponentVersion) -> None:
+    assert component_version(release) == version
+
+
+@pytest.mark.parametrize("release", ["1.2.3." + "4" * 5000, "1.2.3-" + "4" * 5000, "1.2", ""])
+def test_a_text_that_is_no_component_version_is_named(release: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        component_version(release)
+    assert caught.value.reason == "KERNEL_RELEASE_SYNTAX"
+    assert repr(release) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("release", "reaches"),
+    [
+        ("6.18.26.1-1", False),
+        ("6.18.26.2-9", False),
+        ("6.18.26.3-0", False),
+        ("6.18.26.3-1", True),
+        ("6.18.26.3-10", True),
+        ("6.18.26.3", True),
+        ("6.18.26.10-0", True),
+        ("6.18.26", False),
+        ("6.18.27", True),
+        ("6.9.99.9-9", False),
+    ],
+)
+def test_whole_versions_are_compared(release: str, reaches: bool) -> None:
+    assert component_version(release).at_least(component_version("6.18.26.3-1")) is reaches
 
 
 def test_versions_are_ordered_by_number() -> None:

@@ -60,6 +60,22 @@ async def test_a_wsl2_vm_has_reported_when_it_is_created(
     assert boot.ram_bytes == 2048 * MIB
 
 
+@pytest.mark.parametrize(
+    ("release", "publishes"),
+    [
+        ("6.18.26.1-microsoft-standard-WSL2", False),
+        ("6.18.26.2-microsoft-standard-WSL2", False),
+        ("6.18.26.3-microsoft-standard-WSL2", True),
+    ],
+)
+async def test_the_whole_version_of_a_kernel_decides_whether_it_publishes(
+    rig: Rig, release: str, publishes: bool
+) -> None:
+    await rig.owner.create(rig.vm_spec(machine=MachineSpec(kernel_release=release)))
+    [boot] = rig.machine.boots
+    assert boot.publishes_pool is publishes
+
+
 NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n"
 
 

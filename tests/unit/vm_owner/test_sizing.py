@@ -1,4 +1,4 @@
-"""Sizing, the kernel command line, and the manifest."""
+"""Sizing and the kernel command line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import pytest
 from services.handshake.errors import InvalidArgumentError
 from services.vm_owner import warnings
 from services.vm_owner.kernel_command_line import kernel_command_line
-from services.vm_owner.manifest import load_manifest
 from services.vm_owner.sizing import Size, choose_ram, size_pool
-from services.vm_owner.warnings import kernel_unsupported
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -90,34 +88,3 @@ def test_command_line_with_a_pool() -> None:
 
 def test_command_line_without_a_pool_says_nothing_of_it() -> None:
     assert kernel_command_line(0, "the-id", "") == "porthole.vm_id=the-id"
-
-
-def test_manifest() -> None:
-    manifest = load_manifest()
-    assert manifest.first_kernel_with_pool == "6.18.26.3-1"
-    assert manifest.first_device_host_with_token == "1.2.29-0"
-    assert manifest.publishes_pool(manifest.bundled_kernel_release)
-
-
-@pytest.mark.parametrize(
-    ("release", "publishes"),
-    [
-        ("6.18.26.3-microsoft-standard-WSL2", True),
-        ("6.18.27", True),
-        ("7.0.0", True),
-        ("6.18.25.9-microsoft", False),
-        ("5.15.167.4-microsoft-standard-WSL2", False),
-    ],
-)
-def test_the_kernel_version_explains_a_missing_pool(release: str, publishes: bool) -> None:
-    manifest = load_manifest()
-    assert manifest.publishes_pool(release) == publishes
-    text = kernel_unsupported(release, manifest).text
-    assert release in text
-    assert ("older than 6.18.26.3-1" in text) == (not publishes)
-
-
-def test_a_kernel_without_a_version_is_an_error_naming_it() -> None:
-    with pytest.raises(InvalidArgumentError, match="weird"):
-        load_manifest().publishes_pool("weird")
-    assert "6.18.26.3-1" in kernel_unsupported("", load_manifest()).text
