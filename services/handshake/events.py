@@ -5,8 +5,8 @@ the same vocabulary back. Must not know OpenTelemetry, clocks or spans.
 
 The order of one VM's events (docs/handshake.md): VmCreated, GuestBooted,
 GuestKernelInfo (WSL2) or WSLCReadGuestCapabilities and WSLCApplyGuestCapabilities (WSLC),
-PoolLatched or PoolRefused, then per device AddGuestDevice, ApertureCreated or WindowsEnabled,
-FirstRequestCompleted, RemoveGuestDevice; VmTerminated.
+PoolLatched (and PoolNotAsRequested) or PoolRefused, then per device AddGuestDevice,
+ApertureCreated or WindowsEnabled, FirstRequestCompleted, RemoveGuestDevice; VmTerminated.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 VM_ID: Final = "porthole.vm.id"
 VM_KIND: Final = "porthole.vm.kind"
 RAM_BYTES: Final = "porthole.vm.ram_bytes"
+VIRTIO: Final = "porthole.vm.virtio"
+DEVICE_BOUNCES: Final = "porthole.vm.device_bounces"
+CONFIGURED_BYTES: Final = "porthole.pool.configured_bytes"
 REQUESTED_BYTES: Final = "porthole.pool.requested_bytes"
 POOL_BASE: Final = "porthole.pool.base"
 POOL_SIZE_BYTES: Final = "porthole.pool.size_bytes"
@@ -46,6 +49,7 @@ GUEST_KERNEL_INFO: Final = "GuestKernelInfo"
 WSLC_READ: Final = "WSLCReadGuestCapabilities"
 WSLC_APPLY: Final = "WSLCApplyGuestCapabilities"
 POOL_LATCHED: Final = "PoolLatched"
+POOL_NOT_AS_REQUESTED: Final = "PoolNotAsRequested"
 POOL_REFUSED: Final = "PoolRefused"
 KERNEL_UNSUPPORTED: Final = "MessageSwiotlbKernelUnsupported"
 DEVICE_ADDED: Final = "AddGuestDevice"
@@ -57,6 +61,9 @@ VM_TERMINATED: Final = "VmTerminated"
 
 FS: Final = "virtio-fs"
 NET: Final = "virtio-net"
+
+NOT_CONFIGURED: Final = -1
+"""The configured size of a pool when the configuration has none; 0 is a size: it asks for none."""
 
 Attribute = str | int | bool
 _I64_MAX: Final = (1 << 63) - 1
@@ -70,6 +77,25 @@ class Event:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """The size of the pool that a VM asks for, and what it was decided from.
+
+    Attributes:
+        ram_bytes: RAM of the VM.
+        virtio: Whether virtio devices are allowed.
+        device_bounces: Whether a device that bounces is in use.
+        configured_bytes: Configured size of the pool; None: not configured.
+        requested_bytes: Size that the kernel command line asks for; 0: no pool.
+    """
+
+    ram_bytes: int
+    virtio: bool
+    device_bounces: bool
+    configured_bytes: int | None
+    requested_bytes: int
+
+
 def _numbers(base: int, size_bytes: int) -> dict[str, Attribute]:
     # OpenTelemetry integers are signed. A pool at a higher address is refused in any case.
     return {POOL_BASE: min(base, _I64_MAX), POOL_SIZE_BYTES: min(size_bytes, _I64_MAX)}
@@ -79,15 +105,19 @@ def _pool(pool: SwiotlbPool | None) -> dict[str, Attribute]:
     return _numbers(pool.base, pool.size_bytes) if pool else _numbers(0, 0)
 
 
-def vm_created(vm_id: str, kind: str, ram_bytes: int, requested_bytes: int) -> Event:
-    """A VM exists. Its kernel command line asks for `requested_bytes`; 0: for no pool."""
+def vm_created(vm_id: str, kind: str, sizing: Sizing) -> Event:
+    """A VM exists, and its kernel command line is written."""
+    configured_bytes = sizing.configured_bytes
     return Event(
         VM_CREATED,
         {
             VM_ID: vm_id,
             VM_KIND: kind,
-            RAM_BYTES: ram_bytes,
-            REQUESTED_BYTES: requested_bytes,
+            RAM_BYTES: sizing.ram_bytes,
+            VIRTIO: sizing.virtio,
+            DEVICE_BOUNCES: sizing.device_bounces,
+            CONFIGURED_BYTES: NOT_CONFIGURED if configured_bytes is None else configured_bytes,
+            REQUESTED_BYTES: sizing.requested_bytes,
         },
     )
 
@@ -126,6 +156,12 @@ def wslc_apply(vm_id: str, base: int, size_bytes: int) -> Event:
 def pool_latched(vm_id: str, pool: SwiotlbPool, token: str) -> Event:
     """The VM owner has latched a pool; every device that is added later gets the token."""
     return Event(POOL_LATCHED, {VM_ID: vm_id, **_pool(pool), TOKEN: token})
+
+
+def pool_not_as_requested(vm_id: str, pool: SwiotlbPool, requested_bytes: int) -> Event:
+    """The latched pool is valid, but not of the size that the command line asked for."""
+    attributes = {VM_ID: vm_id, **_pool(pool), REQUESTED_BYTES: requested_bytes}
+    return Event(POOL_NOT_AS_REQUESTED, attributes)
 
 
 def pool_refused(vm_id: str, base: int, size_bytes: int, reason: str, detail: str) -> Event:

@@ -86,6 +86,11 @@ def pool_from_announcement(base: int, size_bytes: int) -> SwiotlbPool | None:
     return SwiotlbPool(Gpa(base), size_bytes)
 
 
+def reserved_pool_bytes(requested_bytes: int) -> int:
+    """Return the size of the pool that a WSL kernel reserves for a request: rounded up to 2 MiB."""
+    return -(-requested_bytes // POOL_ALIGN_BYTES) * POOL_ALIGN_BYTES
+
+
 def check_pool(pool: SwiotlbPool, low_ram_bytes: int) -> None:
     """Refuse a pool that no kernel could have reserved in this VM.
 

@@ -30,6 +30,9 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.VM_CREATED: {
         events.VM_KIND: str,
         events.RAM_BYTES: int,
+        events.VIRTIO: bool,
+        events.DEVICE_BOUNCES: bool,
+        events.CONFIGURED_BYTES: int,
         events.REQUESTED_BYTES: int,
     },
     events.GUEST_BOOTED: {},
@@ -44,6 +47,7 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.WSLC_READ: _POOL,
     events.WSLC_APPLY: _POOL,
     events.POOL_LATCHED: {**_POOL, events.TOKEN: str},
+    events.POOL_NOT_AS_REQUESTED: {**_POOL, events.REQUESTED_BYTES: int},
     events.POOL_REFUSED: {**_POOL, events.REASON: str, events.DETAIL: str},
     events.KERNEL_UNSUPPORTED: {events.DETAIL: str},
     events.DEVICE_ADDED: {**_DEVICE, events.DEVICE_OPTIONS: str},

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from services.handshake.pool import POOL_ALIGN_BYTES, Gpa, SwiotlbPool
+from services.handshake.pool import POOL_ALIGN_BYTES, Gpa, SwiotlbPool, reserved_pool_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ def wanted_pool_bytes(command_line: str) -> int:
     wanted = (
         int(match[1], 0 if match[1].startswith("0x") else 10) << _SUFFIX_SHIFT[match[2].lower()]
     )
-    return -(-wanted // POOL_ALIGN_BYTES) * POOL_ALIGN_BYTES
+    return reserved_pool_bytes(wanted)
 
 
 def reserve_pool(kernel: Kernel, command_line: str, low_ram: RamRegion) -> SwiotlbPool | None:

@@ -24,10 +24,10 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
+from services.handshake.sizing import low_ram_bytes
 from services.rpc import tracing
 from services.vm_owner.device_hosts import UNSPECIFIED
 from services.vm_owner.kernel_command_line import kernel_command_line
-from services.vm_owner.machines import LOW_RAM_LIMIT
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmFacts, VmKind, VmRecord
 from services.vm_owner.shares import ShareSpec, share_key
@@ -260,10 +260,9 @@ class VmOwner:
                 f"{len(spec.shares)} shares are asked for with [wsl2] virtio=false; drop either",
             )
         ram = choose_ram(spec.ram_bytes, config.memory_bytes)
+        device_bounces = config.device_bounces or bool(spec.shares)
         size = size_pool(
-            ram.bytes,
-            device_bounces=config.device_bounces or bool(spec.shares),
-            explicit_bytes=config.swiotlb_bytes,
+            ram.bytes, device_bounces=device_bounces, explicit_bytes=config.swiotlb_bytes
         )
         release = spec.machine.kernel_release or surroundings.manifest.bundled_kernel_release
         publishes = surroundings.manifest.publishes_pool(release)
@@ -274,7 +273,7 @@ class VmOwner:
             vm_id=vm_id,
             kind=spec.kind,
             ram_bytes=ram.bytes,
-            low_ram_bytes=min(ram.bytes, LOW_RAM_LIMIT),
+            low_ram_bytes=low_ram_bytes(ram.bytes),
             requested_bytes=size.bytes,
             kernel_command_line=kernel_command_line(size.bytes, vm_id, traceparent),
             networking_mode=config.networking_mode,
@@ -302,7 +301,19 @@ class VmOwner:
             plan,
         )
         self._vms[vm_id] = vm
-        record.emit(events.vm_created(vm_id, spec.kind, ram.bytes, size.bytes))
+        record.emit(
+            events.vm_created(
+                vm_id,
+                spec.kind,
+                events.Sizing(
+                    ram_bytes=ram.bytes,
+                    virtio=config.virtio,
+                    device_bounces=device_bounces,
+                    configured_bytes=config.swiotlb_bytes,
+                    requested_bytes=size.bytes,
+                ),
+            )
+        )
         return vm
 
     async def _check_shares(self, shares: tuple[ShareSpec, ...]) -> None:

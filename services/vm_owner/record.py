@@ -19,6 +19,7 @@ from services.handshake.pool import (
     check_pool,
     format_token,
     pool_from_announcement,
+    reserved_pool_bytes,
 )
 from services.vm_owner import warnings
 from services.vm_owner.event_stream import EventStream, Subscription
@@ -225,6 +226,10 @@ class VmRecord:
         self.pool, self.token = pool, format_token(pool)
         self.emit(events.pool_latched(self.vm_id, pool, self.token))
         self._stream.publish(PoolLatched(pool))
+        requested_bytes = self.facts.requested_bytes
+        if pool.size_bytes != reserved_pool_bytes(requested_bytes):
+            self.emit(events.pool_not_as_requested(self.vm_id, pool, requested_bytes))
+            self.warn(warnings.pool_not_as_requested(pool, requested_bytes))
 
     def _miss_pool(self, report: Report) -> None:
         due = self.facts.kind is VmKind.WSL2 and self.facts.requested_bytes > 0

@@ -1,6 +1,7 @@
-"""The sizes of a VM: its memory, and the pool that it requests (handshake.md section 5).
+"""What applies of a VM's configured sizes, and the warning where one does not apply.
 
-Owns the defaults and their bounds. Must not know configuration syntax: wslconfig.py parses that.
+The rules are in services.handshake.sizing. Must not know configuration syntax: wslconfig.py parses
+that.
 """
 
 from __future__ import annotations
@@ -9,21 +10,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.handshake.errors import InvalidArgumentError
-from services.vm_owner.machines import LOW_RAM_LIMIT
+from services.handshake.sizing import (
+    MAX_RAM_BYTES,
+    MIN_RAM_BYTES,
+    RAM_STEP_BYTES,
+    is_ram,
+    low_ram_bytes,
+    requested_pool_bytes,
+)
 from services.vm_owner.warnings import VmWarning, memory_unusable, pool_too_large
-
-DEFAULT_POOL_BYTES: Final = 64 << 20
-"""Default size of a pool."""
-
-DEFAULT_POOL_MIN_RAM_BYTES: Final = (1 << 30) + DEFAULT_POOL_BYTES
-"""Least RAM of a VM that gets a pool by default."""
 
 DEFAULT_RAM_BYTES: Final = 2 << 30
 """Default memory of a VM."""
-
-MIN_RAM_BYTES: Final = 64 << 20
-MAX_RAM_BYTES: Final = 1 << 40
-RAM_STEP_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ def choose_ram(asked_bytes: int, configured_bytes: int | None) -> Size:
         InvalidArgumentError: RAM_BYTES, naming the value and the bounds.
     """
     if asked_bytes:
-        if not _is_ram(asked_bytes):
+        if not is_ram(asked_bytes):
             raise InvalidArgumentError(
                 "RAM_BYTES",
                 f"ram_bytes {asked_bytes} is not a multiple of {RAM_STEP_BYTES} from "
@@ -63,7 +61,7 @@ def choose_ram(asked_bytes: int, configured_bytes: int | None) -> Size:
     if configured_bytes is None:
         return Size(DEFAULT_RAM_BYTES)
     rounded_bytes = configured_bytes - configured_bytes % RAM_STEP_BYTES
-    if not _is_ram(rounded_bytes):
+    if not is_ram(rounded_bytes):
         return Size(
             DEFAULT_RAM_BYTES,
             memory_unusable(configured_bytes, MIN_RAM_BYTES, MAX_RAM_BYTES, DEFAULT_RAM_BYTES),
@@ -71,26 +69,12 @@ def choose_ram(asked_bytes: int, configured_bytes: int | None) -> Size:
     return Size(rounded_bytes)
 
 
-def _is_ram(size_bytes: int) -> bool:
-    return MIN_RAM_BYTES <= size_bytes <= MAX_RAM_BYTES and size_bytes % RAM_STEP_BYTES == 0
-
-
 def size_pool(ram_bytes: int, *, device_bounces: bool, explicit_bytes: int | None = None) -> Size:
-    """Decide on the pool of one VM.
-
-    Args:
-        ram_bytes: Memory of the VM.
-        device_bounces: Whether a device that bounces is in use: virtio-fs, virtio-9p, or user-mode
-            (VirtioProxy) networking.
-        explicit_bytes: `experimental.swiotlb`: overrides the default, also on a small VM and when
-            no device bounces yet; 0 asks for none. None: not configured.
-    """
-    default_bytes = (
-        DEFAULT_POOL_BYTES if device_bounces and ram_bytes >= DEFAULT_POOL_MIN_RAM_BYTES else 0
+    """Decide on the pool of one VM; see `requested_pool_bytes`."""
+    requested_bytes = requested_pool_bytes(
+        ram_bytes, device_bounces=device_bounces, configured_bytes=explicit_bytes
     )
-    if explicit_bytes is None:
-        return Size(default_bytes)
-    limit_bytes = min(ram_bytes, LOW_RAM_LIMIT)
-    if explicit_bytes >= limit_bytes:
-        return Size(default_bytes, pool_too_large(explicit_bytes, limit_bytes, default_bytes))
-    return Size(explicit_bytes)
+    limit_bytes = low_ram_bytes(ram_bytes)
+    if explicit_bytes is not None and explicit_bytes >= limit_bytes:
+        return Size(requested_bytes, pool_too_large(explicit_bytes, limit_bytes, requested_bytes))
+    return Size(requested_bytes)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from services.handshake.errors import PortholeError
+    from services.handshake.pool import SwiotlbPool
     from services.vm_owner.manifest import Manifest
 
 KERNEL_UNSUPPORTED: Final = "MessageSwiotlbKernelUnsupported"
 POOL_REFUSED: Final = "SwiotlbPoolRefused"
+POOL_NOT_AS_REQUESTED: Final = "PoolNotAsRequested"
 POOL_TOO_LARGE: Final = "SwiotlbTooLarge"
 MEMORY_UNUSABLE: Final = "MemoryUnusable"
 KERNEL_RELEASE_UNREADABLE: Final = "KernelReleaseUnreadable"
@@ -74,6 +76,17 @@ def pool_refused(refusal: PortholeError) -> VmWarning:
         POOL_REFUSED,
         f"The DMA bounce pool that the guest announced was refused ({refusal.reason}): "
         f"{refusal.message}. Virtio devices added meanwhile work without it, but slower.",
+    )
+
+
+def pool_not_as_requested(pool: SwiotlbPool, requested_bytes: int) -> VmWarning:
+    """The latched pool has another size than the kernel command line asked for."""
+    asked = f"a pool of {requested_bytes} bytes" if requested_bytes else "no pool"
+    return VmWarning(
+        POOL_NOT_AS_REQUESTED,
+        f"The guest was asked for {asked} and announced {pool} of {pool.size_bytes} bytes. Its "
+        "devices use what it announced; a kernel that keeps to hv_pci_swiotlb= reserves what is "
+        "asked for, rounded up to 2 MiB.",
     )
 
 

@@ -7,15 +7,12 @@ device hosts or shares: it boots a command line and attaches vhost-user sockets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from services.handshake.exhaustion import Exhaustion
-
-LOW_RAM_LIMIT: Final = 3 << 30
-"""RAM up to here is at guest-physical address 0, the rest at 4 GiB (machine.proto, BootRequest)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from services.handshake.pool import (
     format_token,
     parse_token,
     pool_from_announcement,
+    reserved_pool_bytes,
 )
 
 GIB = 1 << 30
@@ -205,3 +206,11 @@ def test_a_refused_token_is_named() -> None:
     with pytest.raises(InvalidArgumentError, match="'swiotlb=no' is not a pool token") as caught:
         parse_token("swiotlb=no")
     assert caught.value.metadata == {"token": "swiotlb=no"}
+
+
+@pytest.mark.parametrize(
+    ("requested_bytes", "reserved_bytes"),
+    [(0, 0), (1, 2 << 20), (2 << 20, 2 << 20), ((2 << 20) + 1, 4 << 20), (64 << 20, 64 << 20)],
+)
+def test_a_kernel_rounds_a_request_up_to_2_mib(requested_bytes: int, reserved_bytes: int) -> None:
+    assert reserved_pool_bytes(requested_bytes) == reserved_bytes

@@ -35,6 +35,7 @@ from tests.unit.handshake.traces import (
     record,
     refused,
     repeat,
+    sizing,
     without,
     wsl2,
     wslc,
@@ -88,7 +89,7 @@ def test_every_vm_is_judged_by_itself() -> None:
 def test_a_vm_that_never_booted_is_judged_only_when_there_is_no_other() -> None:
     stillborn = record(
         [
-            ("create", events.vm_created("other", "WSL2", 2 << 30, 0)),
+            ("create", events.vm_created("other", "WSL2", sizing(0))),
             ("end", events.vm_terminated("other")),
         ]
     )

@@ -132,13 +132,14 @@ def test_only_an_error_that_may_pass_by_itself_is_retryable() -> None:
 
 DEVICE: tuple[str, str, str, str] = ("vm", "id", events.FS, "src")
 MADE = [
-    events.vm_created("vm", "WSL2", 1 << 30, 0),
+    events.vm_created("vm", "WSL2", events.Sizing(1 << 30, True, True, None, 0)),
     events.guest_booted("vm"),
     events.guest_kernel_info("vm", GuestCapabilities(POOL, "6.1.2"), KernelVersion(6, 1, 2)),
     events.guest_kernel_info("vm", GuestCapabilities(), None),
     events.wslc_read("vm", GuestCapabilities(POOL)),
     events.wslc_apply("vm", 0, 4096),
     events.pool_latched("vm", POOL, "swiotlb=0x3c000000,67108864"),
+    events.pool_not_as_requested("vm", POOL, 0),
     events.pool_refused("vm", 1, 2, "REASON", "detail"),
     events.kernel_unsupported("vm", "text"),
     events.device_added(*DEVICE, "src;vm_id=vm"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities, KernelVersion
-from services.handshake.events import FS, NET, Event
+from services.handshake.events import FS, NET, Event, Sizing
 from services.handshake.options import build_options
 from services.handshake.pool import Gpa, SwiotlbPool, format_token
 from services.handshake.trace_checker import TraceEvent
@@ -44,9 +44,20 @@ def device(name: str, kind: str, token: str | None, ident: str = "") -> Steps:
     ]
 
 
+def sizing(requested: int) -> Sizing:
+    """What a VM asks for with 2 GiB of RAM; it has a device that bounces if it asks for a pool."""
+    return Sizing(
+        ram_bytes=2 << 30,
+        virtio=True,
+        device_bounces=requested > 0,
+        configured_bytes=None,
+        requested_bytes=requested,
+    )
+
+
 def _created(kind: str, requested: int) -> Steps:
     return [
-        ("create", events.vm_created(VM, kind, 2 << 30, requested)),
+        ("create", events.vm_created(VM, kind, sizing(requested))),
         ("create", events.guest_booted(VM)),
     ]
 

@@ -168,6 +168,41 @@ def test_the_old_kernel_warning_comes_once_and_only_when_due(
         assert "slower" in record.warnings[0].text
 
 
+@pytest.mark.parametrize("kind", VmKind)
+@pytest.mark.parametrize(
+    ("requested_bytes", "size_bytes", "due"),
+    [
+        (64 * MIB, 64 * MIB, False),
+        (64 * MIB, MIB, True),
+        (32 * MIB, 64 * MIB, True),
+        (0, 64 * MIB, True),
+        (3 * MIB + 1, 4 * MIB, False),
+        (3 * MIB + 1, 3 * MIB, True),
+    ],
+)
+def test_a_valid_pool_that_is_not_what_was_asked_for_is_latched_with_a_warning(
+    kind: VmKind, requested_bytes: int, size_bytes: int, due: bool
+) -> None:
+    record, trace = make(kind, requested_bytes)
+    for _ in range(2):
+        record.apply_capabilities(Report(0x10_0000, size_bytes))
+    assert record.token == f"swiotlb=0x100000,{size_bytes}"
+    assert warned(record) == [warnings.POOL_NOT_AS_REQUESTED] * due
+    found = [event for event in trace if event.name == events.POOL_NOT_AS_REQUESTED]
+    assert [event.attributes for event in found] == [
+        {
+            events.VM_ID: "vm-1",
+            events.POOL_BASE: 0x10_0000,
+            events.POOL_SIZE_BYTES: size_bytes,
+            events.REQUESTED_BYTES: requested_bytes,
+        }
+    ] * due
+    if due:
+        text = record.warnings[0].text
+        assert f"{size_bytes} bytes" in text
+        assert (f"{requested_bytes} bytes" if requested_bytes else "no pool") in text
+
+
 def test_capabilities_are_not_read_before_boot_nor_after_the_end() -> None:
     facts = make()[0].facts
     record = VmRecord(facts, load_manifest(), Traced().append)

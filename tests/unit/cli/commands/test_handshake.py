@@ -13,6 +13,7 @@ from services.cli.exit_codes import NEGATIVE, OK, USAGE
 from services.cli.main import app
 from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities, KernelVersion
+from services.handshake.events import Sizing
 from services.handshake.pool import Gpa, SwiotlbPool, format_token
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def handshake(aperture: SwiotlbPool = POOL) -> list[Event]:
     capabilities = GuestCapabilities(POOL, "6.18.26.3-microsoft", seccomp_user_notification=True)
     device = (VM_ID, "d1", events.FS, "data")
     return [
-        events.vm_created(VM_ID, "WSL2", 2 << 30, POOL.size_bytes),
+        events.vm_created(VM_ID, "WSL2", Sizing(2 << 30, True, True, None, POOL.size_bytes)),
         events.guest_booted(VM_ID),
         events.guest_kernel_info(VM_ID, capabilities, version),
         events.pool_latched(VM_ID, POOL, TOKEN),
