@@ -13,9 +13,12 @@ C_SOURCES := $(wildcard native/*.c native/fuzz/*.c bench/front_end/*.c)
 C_HEADERS := $(wildcard native/*.h native/fuzz/*.h bench/front_end/*.h)
 TIDY := $(C_SOURCES:%.c=build/tidy/%.ok)
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
+BUF := build/buf/node_modules/.bin/buf
+# The newest release; before the first one there is only unreleased.binpb, which sorts before v….
+BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz flaky mutants front-end check-c tidy clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz flaky mutants front-end check-protos check-c tidy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -58,8 +61,24 @@ check: $(READY) $(FASTPATH) ## formatting, lint, types, layers, protos; of C too
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/protolint lint protos
+	@$(MAKE) --no-print-directory check-protos
 	@$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) $(C_HEADERS)
 	@$(MAKE) --no-print-directory check-c
+
+check-protos:
+	@if ! command -v npm >/dev/null; then \
+		echo "npm was not found: buf does not check the .proto files"; \
+	else \
+		$(MAKE) --no-print-directory --silent $(BUF) && \
+		$(BUF) format --diff --exit-code protos && \
+		$(BUF) lint protos && \
+		$(BUF) breaking protos --against $(BASELINE); \
+	fi
+
+$(BUF): protos/package.json protos/package-lock.json
+	@mkdir -p build/buf && cp $^ build/buf
+	@cd build/buf && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 check-c:
 	@if ! command -v $(firstword $(CC)) >/dev/null; then \
@@ -80,6 +99,7 @@ fmt: $(READY) ## format the code and mend what lint can mend
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_SOURCES) $(C_HEADERS)
+	@test ! -x $(BUF) || $(BUF) format -w protos
 
 protos: $(READY) ## generate protos/gen from the .proto files
 	@rm -rf protos/gen && mkdir -p protos/gen
@@ -87,9 +107,8 @@ protos: $(READY) ## generate protos/gen from the .proto files
 		--python_out=protos/gen --grpc_python_out=protos/gen \
 		--mypy_out=quiet:protos/gen --mypy_grpc_out=quiet,async_only:protos/gen $(PROTOS)
 
-baseline: $(READY) ## accept the present .proto files as what the breaking-change test compares with
-	@$(BIN)/python -m grpc_tools.protoc -I protos --include_imports \
-		--descriptor_set_out=protos/baseline.binpb $(PROTOS)
+baseline: $(READY) ## accept the present .proto files as what buf compares with (RELEASE=v1.2.3: for good)
+	@protos/baseline.sh $(RELEASE)
 
 fuzz: $(READY) $(FASTPATH) ## fuzz what guests and front-ends write, FUZZ_SECONDS=600 for each target
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.fuzz.targets import clang
+from tests.support.buf import BUF
 from tests.support.linux_guest import GUEST
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _LACKS = {
     "tap": None
     if os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK)
     else "needs root and /dev/net/tun",
+    "buf": None if BUF.exists() else "needs buf; run `make check` where there is npm",
     "fio": None if shutil.which("fio") else "needs fio",
     "stress_ng": None if shutil.which("stress-ng") else "needs stress-ng",
     "fuzz": None if clang() else "needs clang and its sanitizers (libclang-rt)",

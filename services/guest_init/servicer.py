@@ -31,10 +31,10 @@ class GuestInitServicer(guest_init_pb2_grpc.GuestInitServicer):
         self._guest = guest
 
     async def GetVersion(  # noqa: N802
-        self, request: guest_init_pb2.GetVersionRequest, context: Context
-    ) -> guest_init_pb2.GetVersionResponse:
+        self, request: guest_init_pb2.GuestInitGetVersionRequest, context: Context
+    ) -> guest_init_pb2.GuestInitGetVersionResponse:
         """Announce API versions."""
-        return guest_init_pb2.GetVersionResponse(version=service_version(GUEST_INIT))
+        return guest_init_pb2.GuestInitGetVersionResponse(version=service_version(GUEST_INIT))
 
     async def GetGuestCapabilities(  # noqa: N802
         self, request: guest_init_pb2.GetGuestCapabilitiesRequest, context: Context

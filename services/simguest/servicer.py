@@ -50,9 +50,9 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
         self._running: set[asyncio.Task[Any]] = set()
 
     async def GetVersion(  # noqa: N802, D102
-        self, request: machine_pb2.GetVersionRequest, context: object
-    ) -> machine_pb2.GetVersionResponse:
-        return machine_pb2.GetVersionResponse(version=service_version(MACHINE))
+        self, request: machine_pb2.MachineGetVersionRequest, context: object
+    ) -> machine_pb2.MachineGetVersionResponse:
+        return machine_pb2.MachineGetVersionResponse(version=service_version(MACHINE))
 
     async def Boot(  # noqa: N802, D102
         self, request: machine_pb2.BootRequest, context: object
@@ -117,9 +117,9 @@ class WorkloadServicer(machine_pb2_grpc.WorkloadServicer):
         self._workload = guest.workload
 
     async def GetVersion(  # noqa: N802, D102
-        self, request: machine_pb2.GetVersionRequest, context: object
-    ) -> machine_pb2.GetVersionResponse:
-        return machine_pb2.GetVersionResponse(version=service_version(WORKLOAD))
+        self, request: machine_pb2.WorkloadGetVersionRequest, context: object
+    ) -> machine_pb2.WorkloadGetVersionResponse:
+        return machine_pb2.WorkloadGetVersionResponse(version=service_version(WORKLOAD))
 
     async def Stats(  # noqa: N802, D102
         self, request: machine_pb2.StatsRequest, context: object

@@ -33,9 +33,9 @@ class InitChannelServicer(guest_init_pb2_grpc.InitChannelServicer):
         self._on_report = on_report
 
     async def GetVersion(  # noqa: N802, D102
-        self, request: guest_init_pb2.GetVersionRequest, context: object
-    ) -> guest_init_pb2.GetVersionResponse:
-        return guest_init_pb2.GetVersionResponse(version=service_version(INIT_CHANNEL))
+        self, request: guest_init_pb2.InitChannelGetVersionRequest, context: object
+    ) -> guest_init_pb2.InitChannelGetVersionResponse:
+        return guest_init_pb2.InitChannelGetVersionResponse(version=service_version(INIT_CHANNEL))
 
     async def ReportGuestCapabilities(  # noqa: N802, D102
         self, request: guest_init_pb2.ReportGuestCapabilitiesRequest, context: object

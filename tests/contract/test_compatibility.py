@@ -135,8 +135,8 @@ async def answering(
 
 
 def version_of(service: str) -> Callable[[bytes], bytes]:
-    # GetVersionResponse has the same shape in every package: one ServiceVersion, field 1.
-    answer = guest_init_pb2.GetVersionResponse(version=service_version(service))
+    # The answers of all services have the same shape: one ServiceVersion, field 1.
+    answer = guest_init_pb2.GuestInitGetVersionResponse(version=service_version(service))
     return lambda _: answer.SerializeToString()
 
 

@@ -200,7 +200,7 @@ async def test_a_guest_outlives_its_owner_unless_it_is_tied_to_it(
         if tied:
             await end
         else:
-            await peer.stub.GetVersion(machine_pb2.GetVersionRequest())
+            await peer.stub.GetVersion(machine_pb2.MachineGetVersionRequest())
             os.kill(guest, signal.SIGTERM)
             await end
         await peer.close()

@@ -184,9 +184,9 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
         self.watchable = True
 
     async def GetVersion(  # noqa: N802
-        self, request: machine_pb2.GetVersionRequest, context: object
-    ) -> machine_pb2.GetVersionResponse:
-        return machine_pb2.GetVersionResponse(version=service_version(MACHINE))
+        self, request: machine_pb2.MachineGetVersionRequest, context: object
+    ) -> machine_pb2.MachineGetVersionResponse:
+        return machine_pb2.MachineGetVersionResponse(version=service_version(MACHINE))
 
     async def Boot(  # noqa: N802
         self, request: machine_pb2.BootRequest, context: object

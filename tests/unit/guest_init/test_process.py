@@ -36,9 +36,9 @@ class Owner(pb_grpc.InitChannelServicer):
         self._errors = list(errors)
 
     async def GetVersion(  # noqa: N802
-        self, request: pb.GetVersionRequest, context: Context
-    ) -> pb.GetVersionResponse:
-        return pb.GetVersionResponse(version=service_version(INIT_CHANNEL))
+        self, request: pb.InitChannelGetVersionRequest, context: Context
+    ) -> pb.InitChannelGetVersionResponse:
+        return pb.InitChannelGetVersionResponse(version=service_version(INIT_CHANNEL))
 
     async def ReportGuestCapabilities(  # noqa: N802
         self, request: pb.ReportGuestCapabilitiesRequest, context: Context

@@ -58,11 +58,11 @@ class Probe(pb_grpc.InitChannelServicer):
         self._api_versions = api_versions
 
     async def GetVersion(  # noqa: N802
-        self, request: pb.GetVersionRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.GetVersionResponse:
+        self, request: pb.InitChannelGetVersionRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.InitChannelGetVersionResponse:
         version = service_version(SERVICE)
         version.api_versions[:] = self._api_versions
-        return pb.GetVersionResponse(version=version)
+        return pb.InitChannelGetVersionResponse(version=version)
 
     async def ReportGuestCapabilities(  # noqa: N802
         self,

@@ -26,7 +26,7 @@ from services.rpc.version import service_version
 NAME = "porthole.machine.v1.Machine"
 class Machine(machine_pb2_grpc.MachineServicer):
     async def GetVersion(self, request, context):
-        return machine_pb2.GetVersionResponse(version=service_version(NAME))
+        return machine_pb2.MachineGetVersionResponse(version=service_version(NAME))
     async def Boot(self, request, context):
         return machine_pb2.BootResponse(guest_init_address=os.environ["PORTHOLE_LOG_LEVEL"])
     async def PowerOff(self, request, context):

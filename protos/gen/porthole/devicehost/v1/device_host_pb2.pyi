@@ -22,6 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GetVersionRequest(_message.Message):
+    """GetVersionRequest asks the device host for its versions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -37,6 +39,8 @@ Global___GetVersionRequest: _TypeAlias = GetVersionRequest  # noqa: Y015
 
 @_typing.final
 class GetVersionResponse(_message.Message):
+    """GetVersionResponse has the versions of the device host."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
@@ -46,7 +50,9 @@ class GetVersionResponse(_message.Message):
     why it does not. Empty: the device host is older than this field.
     """
     @_builtins.property
-    def version(self) -> _guest_capabilities_pb2.ServiceVersion: ...
+    def version(self) -> _guest_capabilities_pb2.ServiceVersion:
+        """Name and versions of porthole.devicehost.v1.DeviceHost."""
+
     def __init__(
         self,
         *,
@@ -63,11 +69,14 @@ Global___GetVersionResponse: _TypeAlias = GetVersionResponse  # noqa: Y015
 
 @_typing.final
 class SetSwiotlbRequest(_message.Message):
+    """SetSwiotlbRequest has the pool that a VM has latched."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     SWIOTLB_OPTION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     swiotlb_option: _builtins.str
     """The token, verbatim as the VM owner formatted it: "swiotlb=0x{base:x},{size}"."""
     def __init__(
@@ -86,6 +95,8 @@ Global___SetSwiotlbRequest: _TypeAlias = SetSwiotlbRequest  # noqa: Y015
 
 @_typing.final
 class SetSwiotlbResponse(_message.Message):
+    """SetSwiotlbResponse says that the pool is known."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -101,11 +112,13 @@ Global___SetSwiotlbResponse: _TypeAlias = SetSwiotlbResponse  # noqa: Y015
 
 @_typing.final
 class FsBackend(_message.Message):
+    """FsBackend is a virtio-fs device that shares one directory."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SHARED_DIR_FIELD_NUMBER: _builtins.int
     shared_dir: _builtins.str
-    """Directory on the host."""
+    """Directory on the host, an absolute path."""
     def __init__(
         self,
         *,
@@ -140,11 +153,13 @@ Global___AggregateBackend: _TypeAlias = AggregateBackend  # noqa: Y015
 
 @_typing.final
 class NetBackend(_message.Message):
+    """NetBackend is a virtio-net device on a TAP interface."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TAP_FIELD_NUMBER: _builtins.int
     tap: _builtins.str
-    """Name of the TAP interface that the device opens."""
+    """Name of the TAP interface that the device opens; at most 15 bytes."""
     def __init__(
         self,
         *,
@@ -160,6 +175,8 @@ Global___NetBackend: _TypeAlias = NetBackend  # noqa: Y015
 
 @_typing.final
 class CreateDeviceRequest(_message.Message):
+    """CreateDeviceRequest describes a device to be started."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
@@ -170,17 +187,25 @@ class CreateDeviceRequest(_message.Message):
     NET_FIELD_NUMBER: _builtins.int
     AGGREGATE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     instance_id: _builtins.str
+    """Id of the device: 1 to 64 letters, digits, `-` and `_`, unique in its VM."""
     tag: _builtins.str
     """The mount tag or the adapter name."""
     options: _builtins.str
     """"name;key=value;flag;…;vm_id=<uuid>", as the VM owner wrote it."""
     @_builtins.property
-    def fs(self) -> Global___FsBackend: ...
+    def fs(self) -> Global___FsBackend:
+        """A virtio-fs device of one directory."""
+
     @_builtins.property
-    def net(self) -> Global___NetBackend: ...
+    def net(self) -> Global___NetBackend:
+        """A virtio-net device."""
+
     @_builtins.property
-    def aggregate(self) -> Global___AggregateBackend: ...
+    def aggregate(self) -> Global___AggregateBackend:
+        """A virtio-fs device of several directories."""
+
     def __init__(
         self,
         *,
@@ -204,6 +229,8 @@ Global___CreateDeviceRequest: _TypeAlias = CreateDeviceRequest  # noqa: Y015
 
 @_typing.final
 class CreateDeviceResponse(_message.Message):
+    """CreateDeviceResponse has the socket of a started device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SOCKET_PATH_FIELD_NUMBER: _builtins.int
@@ -224,12 +251,16 @@ Global___CreateDeviceResponse: _TypeAlias = CreateDeviceResponse  # noqa: Y015
 
 @_typing.final
 class RemoveDeviceRequest(_message.Message):
+    """RemoveDeviceRequest names a device to be torn down."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     instance_id: _builtins.str
+    """Id of the device: 1 to 64 letters, digits, `-` and `_`, unique in its VM."""
     def __init__(
         self,
         *,
@@ -246,6 +277,8 @@ Global___RemoveDeviceRequest: _TypeAlias = RemoveDeviceRequest  # noqa: Y015
 
 @_typing.final
 class RemoveDeviceResponse(_message.Message):
+    """RemoveDeviceResponse says that the device is gone."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -261,6 +294,8 @@ Global___RemoveDeviceResponse: _TypeAlias = RemoveDeviceResponse  # noqa: Y015
 
 @_typing.final
 class AddChildRequest(_message.Message):
+    """AddChildRequest describes a share of an aggregate device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
@@ -269,6 +304,7 @@ class AddChildRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     SHARED_DIR_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     instance_id: _builtins.str
     """Id of the aggregate device."""
     name: _builtins.str
@@ -278,7 +314,7 @@ class AddChildRequest(_message.Message):
     that concern the whole device: swiotlb, queues and writeback.
     """
     shared_dir: _builtins.str
-    """Directory on the host."""
+    """Directory on the host, an absolute path."""
     def __init__(
         self,
         *,
@@ -298,6 +334,8 @@ Global___AddChildRequest: _TypeAlias = AddChildRequest  # noqa: Y015
 
 @_typing.final
 class AddChildResponse(_message.Message):
+    """AddChildResponse says that the guest can see the share."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -313,14 +351,19 @@ Global___AddChildResponse: _TypeAlias = AddChildResponse  # noqa: Y015
 
 @_typing.final
 class RemoveChildRequest(_message.Message):
+    """RemoveChildRequest names a share of an aggregate device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     instance_id: _builtins.str
+    """Id of the device: 1 to 64 letters, digits, `-` and `_`, unique in its VM."""
     name: _builtins.str
+    """Name of the share's directory in the device's root."""
     def __init__(
         self,
         *,
@@ -338,6 +381,8 @@ Global___RemoveChildRequest: _TypeAlias = RemoveChildRequest  # noqa: Y015
 
 @_typing.final
 class RemoveChildResponse(_message.Message):
+    """RemoveChildResponse says that the guest no longer sees the share."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -353,10 +398,13 @@ Global___RemoveChildResponse: _TypeAlias = RemoveChildResponse  # noqa: Y015
 
 @_typing.final
 class ForgetVmRequest(_message.Message):
+    """ForgetVmRequest names a VM that has ended."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     def __init__(
         self,
         *,
@@ -372,6 +420,8 @@ Global___ForgetVmRequest: _TypeAlias = ForgetVmRequest  # noqa: Y015
 
 @_typing.final
 class ForgetVmResponse(_message.Message):
+    """ForgetVmResponse says that nothing of the VM is left."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -394,8 +444,9 @@ class ApertureInfo(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     base: _builtins.int
-    """Guest-physical [base, base + size_bytes); 0 for a device without a token."""
+    """Guest-physical address of the first byte; 0 for a device without a token."""
     size_bytes: _builtins.int
+    """Length in bytes; 0 for a device without a token."""
     def __init__(
         self,
         *,
@@ -412,6 +463,8 @@ Global___ApertureInfo: _TypeAlias = ApertureInfo  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):
+    """Device is a device and its present state."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
@@ -425,17 +478,27 @@ class Device(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     instance_id: _builtins.str
+    """Id of the device: 1 to 64 letters, digits, `-` and `_`, unique in its VM."""
     device_class: _device_pb2.DeviceClass.ValueType
+    """Class of the device."""
     tag: _builtins.str
+    """The mount tag or the adapter name."""
     state: _device_pb2.DeviceState.ValueType
+    """Present state."""
     socket_path: _builtins.str
+    """Path of the vhost-user socket."""
     options: _builtins.str
     """The options string, verbatim."""
     @_builtins.property
-    def aperture(self) -> Global___ApertureInfo: ...
+    def aperture(self) -> Global___ApertureInfo:
+        """The guest memory that the device reaches."""
+
     @_builtins.property
-    def counters(self) -> _device_pb2.DeviceCounters: ...
+    def counters(self) -> _device_pb2.DeviceCounters:
+        """Counters since the device was created."""
+
     @_builtins.property
     def children(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the shares of an aggregate device."""
@@ -464,12 +527,16 @@ Global___Device: _TypeAlias = Device  # noqa: Y015
 
 @_typing.final
 class GetDeviceRequest(_message.Message):
+    """GetDeviceRequest names a device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     instance_id: _builtins.str
+    """Id of the device: 1 to 64 letters, digits, `-` and `_`, unique in its VM."""
     def __init__(
         self,
         *,
@@ -486,11 +553,15 @@ Global___GetDeviceRequest: _TypeAlias = GetDeviceRequest  # noqa: Y015
 
 @_typing.final
 class GetDeviceResponse(_message.Message):
+    """GetDeviceResponse has the device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def device(self) -> Global___Device: ...
+    def device(self) -> Global___Device:
+        """The device."""
+
     def __init__(
         self,
         *,
@@ -506,6 +577,8 @@ Global___GetDeviceResponse: _TypeAlias = GetDeviceResponse  # noqa: Y015
 
 @_typing.final
 class ListDevicesRequest(_message.Message):
+    """ListDevicesRequest chooses devices."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
@@ -526,11 +599,15 @@ Global___ListDevicesRequest: _TypeAlias = ListDevicesRequest  # noqa: Y015
 
 @_typing.final
 class ListDevicesResponse(_message.Message):
+    """ListDevicesResponse has the chosen devices."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """The devices, in the order in which they were created."""
+
     def __init__(
         self,
         *,
@@ -546,6 +623,8 @@ Global___ListDevicesResponse: _TypeAlias = ListDevicesResponse  # noqa: Y015
 
 @_typing.final
 class WatchDevicesRequest(_message.Message):
+    """WatchDevicesRequest chooses devices."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
@@ -566,6 +645,8 @@ Global___WatchDevicesRequest: _TypeAlias = WatchDevicesRequest  # noqa: Y015
 
 @_typing.final
 class WatchDevicesResponse(_message.Message):
+    """WatchDevicesResponse is one change of a device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
@@ -574,7 +655,9 @@ class WatchDevicesResponse(_message.Message):
     detail: _builtins.str
     """Cause of the change, for instance the address that was refused."""
     @_builtins.property
-    def device(self) -> Global___Device: ...
+    def device(self) -> Global___Device:
+        """The device after the change."""
+
     @_builtins.property
     def exhaustion(self) -> _device_pb2.Exhaustion:
         """The resource that the device has used up; its state has not changed then."""

@@ -25,27 +25,31 @@ _sym_db = _symbol_database.Default()
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"porthole/guest/v1/guest_init.proto\x12\x11porthole.guest.v1\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x13\n\x11GetVersionRequest\"L\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1d\n\x1bGetGuestCapabilitiesRequest\"^\n\x1cGetGuestCapabilitiesResponse\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"`\n\x1eReportGuestCapabilitiesRequest\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"7\n\x1fReportGuestCapabilitiesResponse\x12\x14\n\x0cpool_latched\x18\x01 \x01(\x08\x32\xdf\x01\n\tGuestInit\x12Y\n\nGetVersion\x12$.porthole.guest.v1.GetVersionRequest\x1a%.porthole.guest.v1.GetVersionResponse\x12w\n\x14GetGuestCapabilities\x12..porthole.guest.v1.GetGuestCapabilitiesRequest\x1a/.porthole.guest.v1.GetGuestCapabilitiesResponse2\xeb\x01\n\x0bInitChannel\x12Y\n\nGetVersion\x12$.porthole.guest.v1.GetVersionRequest\x1a%.porthole.guest.v1.GetVersionResponse\x12\x80\x01\n\x17ReportGuestCapabilities\x12\x31.porthole.guest.v1.ReportGuestCapabilitiesRequest\x1a\x32.porthole.guest.v1.ReportGuestCapabilitiesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"porthole/guest/v1/guest_init.proto\x12\x11porthole.guest.v1\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1c\n\x1aGuestInitGetVersionRequest\"U\n\x1bGuestInitGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1e\n\x1cInitChannelGetVersionRequest\"W\n\x1dInitChannelGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1d\n\x1bGetGuestCapabilitiesRequest\"^\n\x1cGetGuestCapabilitiesResponse\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"`\n\x1eReportGuestCapabilitiesRequest\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"7\n\x1fReportGuestCapabilitiesResponse\x12\x14\n\x0cpool_latched\x18\x01 \x01(\x08\x32\xf1\x01\n\tGuestInit\x12k\n\nGetVersion\x12-.porthole.guest.v1.GuestInitGetVersionRequest\x1a..porthole.guest.v1.GuestInitGetVersionResponse\x12w\n\x14GetGuestCapabilities\x12..porthole.guest.v1.GetGuestCapabilitiesRequest\x1a/.porthole.guest.v1.GetGuestCapabilitiesResponse2\x81\x02\n\x0bInitChannel\x12o\n\nGetVersion\x12/.porthole.guest.v1.InitChannelGetVersionRequest\x1a\x30.porthole.guest.v1.InitChannelGetVersionResponse\x12\x80\x01\n\x17ReportGuestCapabilities\x12\x31.porthole.guest.v1.ReportGuestCapabilitiesRequest\x1a\x32.porthole.guest.v1.ReportGuestCapabilitiesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'porthole.guest.v1.guest_init_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETVERSIONREQUEST']._serialized_start=105
-  _globals['_GETVERSIONREQUEST']._serialized_end=124
-  _globals['_GETVERSIONRESPONSE']._serialized_start=126
-  _globals['_GETVERSIONRESPONSE']._serialized_end=202
-  _globals['_GETGUESTCAPABILITIESREQUEST']._serialized_start=204
-  _globals['_GETGUESTCAPABILITIESREQUEST']._serialized_end=233
-  _globals['_GETGUESTCAPABILITIESRESPONSE']._serialized_start=235
-  _globals['_GETGUESTCAPABILITIESRESPONSE']._serialized_end=329
-  _globals['_REPORTGUESTCAPABILITIESREQUEST']._serialized_start=331
-  _globals['_REPORTGUESTCAPABILITIESREQUEST']._serialized_end=427
-  _globals['_REPORTGUESTCAPABILITIESRESPONSE']._serialized_start=429
-  _globals['_REPORTGUESTCAPABILITIESRESPONSE']._serialized_end=484
-  _globals['_GUESTINIT']._serialized_start=487
-  _globals['_GUESTINIT']._serialized_end=710
-  _globals['_INITCHANNEL']._serialized_start=713
-  _globals['_INITCHANNEL']._serialized_end=948
+  _globals['_GUESTINITGETVERSIONREQUEST']._serialized_start=105
+  _globals['_GUESTINITGETVERSIONREQUEST']._serialized_end=133
+  _globals['_GUESTINITGETVERSIONRESPONSE']._serialized_start=135
+  _globals['_GUESTINITGETVERSIONRESPONSE']._serialized_end=220
+  _globals['_INITCHANNELGETVERSIONREQUEST']._serialized_start=222
+  _globals['_INITCHANNELGETVERSIONREQUEST']._serialized_end=252
+  _globals['_INITCHANNELGETVERSIONRESPONSE']._serialized_start=254
+  _globals['_INITCHANNELGETVERSIONRESPONSE']._serialized_end=341
+  _globals['_GETGUESTCAPABILITIESREQUEST']._serialized_start=343
+  _globals['_GETGUESTCAPABILITIESREQUEST']._serialized_end=372
+  _globals['_GETGUESTCAPABILITIESRESPONSE']._serialized_start=374
+  _globals['_GETGUESTCAPABILITIESRESPONSE']._serialized_end=468
+  _globals['_REPORTGUESTCAPABILITIESREQUEST']._serialized_start=470
+  _globals['_REPORTGUESTCAPABILITIESREQUEST']._serialized_end=566
+  _globals['_REPORTGUESTCAPABILITIESRESPONSE']._serialized_start=568
+  _globals['_REPORTGUESTCAPABILITIESRESPONSE']._serialized_end=623
+  _globals['_GUESTINIT']._serialized_start=626
+  _globals['_GUESTINIT']._serialized_end=867
+  _globals['_INITCHANNEL']._serialized_start=870
+  _globals['_INITCHANNEL']._serialized_end=1127
 # @@protoc_insertion_point(module_scope)

@@ -18,7 +18,9 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class GetVersionRequest(_message.Message):
+class GuestInitGetVersionRequest(_message.Message):
+    """GuestInitGetVersionRequest asks guest init for its versions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -30,15 +32,19 @@ class GetVersionRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetVersionRequest: _TypeAlias = GetVersionRequest  # noqa: Y015
+Global___GuestInitGetVersionRequest: _TypeAlias = GuestInitGetVersionRequest  # noqa: Y015
 
 @_typing.final
-class GetVersionResponse(_message.Message):
+class GuestInitGetVersionResponse(_message.Message):
+    """GuestInitGetVersionResponse has the versions of guest init."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def version(self) -> _guest_capabilities_pb2.ServiceVersion: ...
+    def version(self) -> _guest_capabilities_pb2.ServiceVersion:
+        """Name and versions of porthole.guest.v1.GuestInit."""
+
     def __init__(
         self,
         *,
@@ -50,10 +56,53 @@ class GetVersionResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetVersionResponse: _TypeAlias = GetVersionResponse  # noqa: Y015
+Global___GuestInitGetVersionResponse: _TypeAlias = GuestInitGetVersionResponse  # noqa: Y015
+
+@_typing.final
+class InitChannelGetVersionRequest(_message.Message):
+    """InitChannelGetVersionRequest asks the VM owner for the versions of a channel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InitChannelGetVersionRequest: _TypeAlias = InitChannelGetVersionRequest  # noqa: Y015
+
+@_typing.final
+class InitChannelGetVersionResponse(_message.Message):
+    """InitChannelGetVersionResponse has the versions of a channel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> _guest_capabilities_pb2.ServiceVersion:
+        """Name and versions of porthole.guest.v1.InitChannel."""
+
+    def __init__(
+        self,
+        *,
+        version: _guest_capabilities_pb2.ServiceVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InitChannelGetVersionResponse: _TypeAlias = InitChannelGetVersionResponse  # noqa: Y015
 
 @_typing.final
 class GetGuestCapabilitiesRequest(_message.Message):
+    """GetGuestCapabilitiesRequest asks for what the guest's kernel publishes."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -69,11 +118,15 @@ Global___GetGuestCapabilitiesRequest: _TypeAlias = GetGuestCapabilitiesRequest  
 
 @_typing.final
 class GetGuestCapabilitiesResponse(_message.Message):
+    """GetGuestCapabilitiesResponse has what the guest's kernel publishes."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities: ...
+    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
+        """Always present; empty when the kernel publishes nothing."""
+
     def __init__(
         self,
         *,
@@ -89,11 +142,15 @@ Global___GetGuestCapabilitiesResponse: _TypeAlias = GetGuestCapabilitiesResponse
 
 @_typing.final
 class ReportGuestCapabilitiesRequest(_message.Message):
+    """ReportGuestCapabilitiesRequest has what the guest's kernel published."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities: ...
+    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
+        """At most 64 KiB, with the fields that the owner does not know."""
+
     def __init__(
         self,
         *,
@@ -109,6 +166,8 @@ Global___ReportGuestCapabilitiesRequest: _TypeAlias = ReportGuestCapabilitiesReq
 
 @_typing.final
 class ReportGuestCapabilitiesResponse(_message.Message):
+    """ReportGuestCapabilitiesResponse has the outcome of a report."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     POOL_LATCHED_FIELD_NUMBER: _builtins.int

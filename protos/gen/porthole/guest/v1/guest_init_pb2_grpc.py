@@ -37,8 +37,8 @@ class GuestInitStub:
         """
         self.GetVersion = channel.unary_unary(
                 '/porthole.guest.v1.GuestInit/GetVersion',
-                request_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionRequest.SerializeToString,
-                response_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionResponse.FromString,
+                request_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GuestInitGetVersionRequest.SerializeToString,
+                response_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GuestInitGetVersionResponse.FromString,
                 _registered_method=True)
         self.GetGuestCapabilities = channel.unary_unary(
                 '/porthole.guest.v1.GuestInit/GetGuestCapabilities',
@@ -71,8 +71,8 @@ def add_GuestInitServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVersion,
-                    request_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionRequest.FromString,
-                    response_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionResponse.SerializeToString,
+                    request_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GuestInitGetVersionRequest.FromString,
+                    response_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GuestInitGetVersionResponse.SerializeToString,
             ),
             'GetGuestCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGuestCapabilities,
@@ -106,8 +106,8 @@ class GuestInit:
             request,
             target,
             '/porthole.guest.v1.GuestInit/GetVersion',
-            porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionRequest.SerializeToString,
-            porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionResponse.FromString,
+            porthole_dot_guest_dot_v1_dot_guest__init__pb2.GuestInitGetVersionRequest.SerializeToString,
+            porthole_dot_guest_dot_v1_dot_guest__init__pb2.GuestInitGetVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -159,8 +159,8 @@ class InitChannelStub:
         """
         self.GetVersion = channel.unary_unary(
                 '/porthole.guest.v1.InitChannel/GetVersion',
-                request_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionRequest.SerializeToString,
-                response_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionResponse.FromString,
+                request_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.InitChannelGetVersionRequest.SerializeToString,
+                response_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.InitChannelGetVersionResponse.FromString,
                 _registered_method=True)
         self.ReportGuestCapabilities = channel.unary_unary(
                 '/porthole.guest.v1.InitChannel/ReportGuestCapabilities',
@@ -183,7 +183,8 @@ class InitChannelServicer:
 
     def ReportGuestCapabilities(self, request, context):
         """ReportGuestCapabilities reports what the kernel published
-        (LX_INIT_GUEST_CAPABILITIES).
+        (LX_INIT_GUEST_CAPABILITIES). A report with an invalid pool is refused with
+        INVALID_ARGUMENT; the VM then runs without a pool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,8 +195,8 @@ def add_InitChannelServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVersion,
-                    request_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionRequest.FromString,
-                    response_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionResponse.SerializeToString,
+                    request_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.InitChannelGetVersionRequest.FromString,
+                    response_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.InitChannelGetVersionResponse.SerializeToString,
             ),
             'ReportGuestCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportGuestCapabilities,
@@ -230,8 +231,8 @@ class InitChannel:
             request,
             target,
             '/porthole.guest.v1.InitChannel/GetVersion',
-            porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionRequest.SerializeToString,
-            porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetVersionResponse.FromString,
+            porthole_dot_guest_dot_v1_dot_guest__init__pb2.InitChannelGetVersionRequest.SerializeToString,
+            porthole_dot_guest_dot_v1_dot_guest__init__pb2.InitChannelGetVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

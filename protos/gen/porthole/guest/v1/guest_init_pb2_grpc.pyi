@@ -33,7 +33,7 @@ class GuestInitStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GuestInitAsyncStub: ...
-    GetVersion: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.GetVersionRequest, _guest_init_pb2.GetVersionResponse]
+    GetVersion: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.GuestInitGetVersionRequest, _guest_init_pb2.GuestInitGetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     GetGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.GetGuestCapabilitiesRequest, _guest_init_pb2.GetGuestCapabilitiesResponse]
     """GetGuestCapabilities returns what the kernel publishes at the time of the
@@ -45,7 +45,7 @@ class GuestInitAsyncStub(GuestInitStub):
     """GuestInit is served inside the guest. A WSLC session calls it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetVersion: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GetVersionRequest, _guest_init_pb2.GetVersionResponse]  # type: ignore[assignment]
+    GetVersion: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GuestInitGetVersionRequest, _guest_init_pb2.GuestInitGetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     GetGuestCapabilities: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GetGuestCapabilitiesRequest, _guest_init_pb2.GetGuestCapabilitiesResponse]  # type: ignore[assignment]
     """GetGuestCapabilities returns what the kernel publishes at the time of the
@@ -58,9 +58,9 @@ class GuestInitServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetVersion(
         self,
-        request: _guest_init_pb2.GetVersionRequest,
+        request: _guest_init_pb2.GuestInitGetVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_guest_init_pb2.GetVersionResponse, _abc.Awaitable[_guest_init_pb2.GetVersionResponse]]:
+    ) -> _typing.Union[_guest_init_pb2.GuestInitGetVersionResponse, _abc.Awaitable[_guest_init_pb2.GuestInitGetVersionResponse]]:
         """GetVersion announces the API versions that this service understands."""
 
     @_abc_1.abstractmethod
@@ -84,11 +84,12 @@ class InitChannelStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InitChannelAsyncStub: ...
-    GetVersion: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.GetVersionRequest, _guest_init_pb2.GetVersionResponse]
+    GetVersion: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.InitChannelGetVersionRequest, _guest_init_pb2.InitChannelGetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     ReportGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.ReportGuestCapabilitiesRequest, _guest_init_pb2.ReportGuestCapabilitiesResponse]
     """ReportGuestCapabilities reports what the kernel published
-    (LX_INIT_GUEST_CAPABILITIES).
+    (LX_INIT_GUEST_CAPABILITIES). A report with an invalid pool is refused with
+    INVALID_ARGUMENT; the VM then runs without a pool.
     """
 
 @_typing.type_check_only
@@ -98,11 +99,12 @@ class InitChannelAsyncStub(InitChannelStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetVersion: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GetVersionRequest, _guest_init_pb2.GetVersionResponse]  # type: ignore[assignment]
+    GetVersion: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.InitChannelGetVersionRequest, _guest_init_pb2.InitChannelGetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     ReportGuestCapabilities: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.ReportGuestCapabilitiesRequest, _guest_init_pb2.ReportGuestCapabilitiesResponse]  # type: ignore[assignment]
     """ReportGuestCapabilities reports what the kernel published
-    (LX_INIT_GUEST_CAPABILITIES).
+    (LX_INIT_GUEST_CAPABILITIES). A report with an invalid pool is refused with
+    INVALID_ARGUMENT; the VM then runs without a pool.
     """
 
 class InitChannelServicer(metaclass=_abc_1.ABCMeta):
@@ -113,9 +115,9 @@ class InitChannelServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetVersion(
         self,
-        request: _guest_init_pb2.GetVersionRequest,
+        request: _guest_init_pb2.InitChannelGetVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_guest_init_pb2.GetVersionResponse, _abc.Awaitable[_guest_init_pb2.GetVersionResponse]]:
+    ) -> _typing.Union[_guest_init_pb2.InitChannelGetVersionResponse, _abc.Awaitable[_guest_init_pb2.InitChannelGetVersionResponse]]:
         """GetVersion announces the API versions that this service understands."""
 
     @_abc_1.abstractmethod
@@ -125,7 +127,8 @@ class InitChannelServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_guest_init_pb2.ReportGuestCapabilitiesResponse, _abc.Awaitable[_guest_init_pb2.ReportGuestCapabilitiesResponse]]:
         """ReportGuestCapabilities reports what the kernel published
-        (LX_INIT_GUEST_CAPABILITIES).
+        (LX_INIT_GUEST_CAPABILITIES). A report with an invalid pool is refused with
+        INVALID_ARGUMENT; the VM then runs without a pool.
         """
 
 def add_InitChannelServicer_to_server(servicer: InitChannelServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

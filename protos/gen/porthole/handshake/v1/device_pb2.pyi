@@ -24,15 +24,24 @@ class _DeviceClass:
 class _DeviceClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceClass.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DEVICE_CLASS_UNSPECIFIED: _DeviceClass.ValueType  # 0
+    """Not a class; a request with it is refused."""
     DEVICE_CLASS_VIRTIO_FS: _DeviceClass.ValueType  # 1
+    """A share of files, virtio device 26."""
     DEVICE_CLASS_VIRTIO_NET: _DeviceClass.ValueType  # 2
+    """A network adapter, virtio device 1."""
 
 class DeviceClass(_DeviceClass, metaclass=_DeviceClassEnumTypeWrapper):
-    """The messages about a virtio device that several services share."""
+    """The messages about a virtio device that several services share.
+
+    DeviceClass is the kind of a virtio device.
+    """
 
 DEVICE_CLASS_UNSPECIFIED: DeviceClass.ValueType  # 0
+"""Not a class; a request with it is refused."""
 DEVICE_CLASS_VIRTIO_FS: DeviceClass.ValueType  # 1
+"""A share of files, virtio device 26."""
 DEVICE_CLASS_VIRTIO_NET: DeviceClass.ValueType  # 2
+"""A network adapter, virtio device 1."""
 Global___DeviceClass: _TypeAlias = DeviceClass  # noqa: Y015
 
 class _DeviceState:
@@ -42,6 +51,7 @@ class _DeviceState:
 class _DeviceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DEVICE_STATE_UNSPECIFIED: _DeviceState.ValueType  # 0
+    """Not known: the device host cannot be reached, or is newer than this file."""
     DEVICE_STATE_LISTENING: _DeviceState.ValueType  # 1
     """Listening; no front-end has connected."""
     DEVICE_STATE_CONNECTED: _DeviceState.ValueType  # 2
@@ -53,9 +63,11 @@ class _DeviceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceSta
     DEVICE_STATE_SHUTTING_DOWN: _DeviceState.ValueType  # 5
     """The device is being torn down and accepts no further request."""
 
-class DeviceState(_DeviceState, metaclass=_DeviceStateEnumTypeWrapper): ...
+class DeviceState(_DeviceState, metaclass=_DeviceStateEnumTypeWrapper):
+    """DeviceState is the state of a device, as its device host reports it."""
 
 DEVICE_STATE_UNSPECIFIED: DeviceState.ValueType  # 0
+"""Not known: the device host cannot be reached, or is newer than this file."""
 DEVICE_STATE_LISTENING: DeviceState.ValueType  # 1
 """Listening; no front-end has connected."""
 DEVICE_STATE_CONNECTED: DeviceState.ValueType  # 2
@@ -150,6 +162,7 @@ class Exhaustion(_message.Message):
     total when that request needed several at once.
     """
     total: _builtins.int
+    """The bound, in the unit of the resource."""
     def __init__(
         self,
         *,

@@ -21,7 +21,9 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class GetVersionRequest(_message.Message):
+class MachineGetVersionRequest(_message.Message):
+    """MachineGetVersionRequest asks a machine for its versions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -33,15 +35,19 @@ class GetVersionRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetVersionRequest: _TypeAlias = GetVersionRequest  # noqa: Y015
+Global___MachineGetVersionRequest: _TypeAlias = MachineGetVersionRequest  # noqa: Y015
 
 @_typing.final
-class GetVersionResponse(_message.Message):
+class MachineGetVersionResponse(_message.Message):
+    """MachineGetVersionResponse has the versions of a machine."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def version(self) -> _guest_capabilities_pb2.ServiceVersion: ...
+    def version(self) -> _guest_capabilities_pb2.ServiceVersion:
+        """Name and versions of porthole.machine.v1.Machine."""
+
     def __init__(
         self,
         *,
@@ -53,10 +59,53 @@ class GetVersionResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetVersionResponse: _TypeAlias = GetVersionResponse  # noqa: Y015
+Global___MachineGetVersionResponse: _TypeAlias = MachineGetVersionResponse  # noqa: Y015
+
+@_typing.final
+class WorkloadGetVersionRequest(_message.Message):
+    """WorkloadGetVersionRequest asks a guest for the versions of its workload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkloadGetVersionRequest: _TypeAlias = WorkloadGetVersionRequest  # noqa: Y015
+
+@_typing.final
+class WorkloadGetVersionResponse(_message.Message):
+    """WorkloadGetVersionResponse has the versions of a workload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> _guest_capabilities_pb2.ServiceVersion:
+        """Name and versions of porthole.machine.v1.Workload."""
+
+    def __init__(
+        self,
+        *,
+        version: _guest_capabilities_pb2.ServiceVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkloadGetVersionResponse: _TypeAlias = WorkloadGetVersionResponse  # noqa: Y015
 
 @_typing.final
 class BootRequest(_message.Message):
+    """BootRequest describes the guest to be booted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
@@ -66,8 +115,9 @@ class BootRequest(_message.Message):
     KERNEL_RELEASE_FIELD_NUMBER: _builtins.int
     PUBLISHES_POOL_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     ram_bytes: _builtins.int
-    """RAM up to 3 GiB is at guest-physical address 0, the rest at 4 GiB."""
+    """RAM in bytes, a multiple of 4 KiB. RAM up to 3 GiB is at guest-physical address 0, the rest at 4 GiB."""
     kernel_command_line: _builtins.str
     """The kernel command line, as the VM owner wrote it."""
     init_channel_address: _builtins.str
@@ -96,6 +146,8 @@ Global___BootRequest: _TypeAlias = BootRequest  # noqa: Y015
 
 @_typing.final
 class BootResponse(_message.Message):
+    """BootResponse has the address of the booted guest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     GUEST_INIT_ADDRESS_FIELD_NUMBER: _builtins.int
@@ -116,6 +168,8 @@ Global___BootResponse: _TypeAlias = BootResponse  # noqa: Y015
 
 @_typing.final
 class AttachDeviceRequest(_message.Message):
+    """AttachDeviceRequest describes a device to be attached."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
@@ -125,14 +179,19 @@ class AttachDeviceRequest(_message.Message):
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     GATEWAY_ADDRESS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
+    """Id of the device."""
     device_class: _device_pb2.DeviceClass.ValueType
+    """Class of the device; the guest probes for it."""
     tag: _builtins.str
     """The mount tag or the adapter name."""
     socket_path: _builtins.str
     """Path of the vhost-user socket."""
     client_address: _builtins.str
-    """Addresses of a network adapter, for instance "192.0.2.2/24"; empty: none."""
+    """The guest's address on a network adapter, for instance "192.0.2.2/24";
+    empty: none.
+    """
     gateway_address: _builtins.str
+    """The gateway of a network adapter, for instance "192.0.2.1"; empty: none."""
     def __init__(
         self,
         *,
@@ -153,6 +212,8 @@ Global___AttachDeviceRequest: _TypeAlias = AttachDeviceRequest  # noqa: Y015
 
 @_typing.final
 class AttachDeviceResponse(_message.Message):
+    """AttachDeviceResponse says that the guest has the device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -168,10 +229,13 @@ Global___AttachDeviceResponse: _TypeAlias = AttachDeviceResponse  # noqa: Y015
 
 @_typing.final
 class DetachDeviceRequest(_message.Message):
+    """DetachDeviceRequest names a device to be detached."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
+    """Id of the device."""
     def __init__(
         self,
         *,
@@ -187,6 +251,8 @@ Global___DetachDeviceRequest: _TypeAlias = DetachDeviceRequest  # noqa: Y015
 
 @_typing.final
 class DetachDeviceResponse(_message.Message):
+    """DetachDeviceResponse says that the guest no longer has the device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -202,6 +268,8 @@ Global___DetachDeviceResponse: _TypeAlias = DetachDeviceResponse  # noqa: Y015
 
 @_typing.final
 class WatchMachineRequest(_message.Message):
+    """WatchMachineRequest asks for all exhaustions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -217,6 +285,8 @@ Global___WatchMachineRequest: _TypeAlias = WatchMachineRequest  # noqa: Y015
 
 @_typing.final
 class WatchMachineResponse(_message.Message):
+    """WatchMachineResponse is one exhaustion."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
@@ -224,7 +294,9 @@ class WatchMachineResponse(_message.Message):
     instance_id: _builtins.str
     """The device whose request needed more of the resource."""
     @_builtins.property
-    def exhaustion(self) -> _device_pb2.Exhaustion: ...
+    def exhaustion(self) -> _device_pb2.Exhaustion:
+        """The resource, how much of it was in use, and its bound."""
+
     def __init__(
         self,
         *,
@@ -241,6 +313,8 @@ Global___WatchMachineResponse: _TypeAlias = WatchMachineResponse  # noqa: Y015
 
 @_typing.final
 class PowerOffRequest(_message.Message):
+    """PowerOffRequest asks for the end of the guest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -256,6 +330,8 @@ Global___PowerOffRequest: _TypeAlias = PowerOffRequest  # noqa: Y015
 
 @_typing.final
 class PowerOffResponse(_message.Message):
+    """PowerOffResponse says that the guest has stopped."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -271,6 +347,8 @@ Global___PowerOffResponse: _TypeAlias = PowerOffResponse  # noqa: Y015
 
 @_typing.final
 class StatsRequest(_message.Message):
+    """StatsRequest asks for the use of the bounce pool."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -286,6 +364,8 @@ Global___StatsRequest: _TypeAlias = StatsRequest  # noqa: Y015
 
 @_typing.final
 class StatsResponse(_message.Message):
+    """StatsResponse is the use of the bounce pool; all 0 when no pool is in use."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     POOL_BASE_FIELD_NUMBER: _builtins.int
@@ -295,12 +375,17 @@ class StatsResponse(_message.Message):
     SLOTS_USED_HIGH_WATER_FIELD_NUMBER: _builtins.int
     BYTES_BOUNCED_FIELD_NUMBER: _builtins.int
     pool_base: _builtins.int
-    """0 when no pool is in use."""
+    """Guest-physical address of the pool."""
     pool_size_bytes: _builtins.int
+    """Length of the pool in bytes."""
     slots_total: _builtins.int
+    """Slots of 2 KiB that the pool has."""
     slots_used: _builtins.int
+    """Slots that are in use now."""
     slots_used_high_water: _builtins.int
+    """Most slots that were in use at a time since boot."""
     bytes_bounced: _builtins.int
+    """Bytes that were copied into or out of the pool since boot."""
     def __init__(
         self,
         *,
@@ -321,12 +406,16 @@ Global___StatsResponse: _TypeAlias = StatsResponse  # noqa: Y015
 
 @_typing.final
 class MountRequest(_message.Message):
+    """MountRequest names a share and where it is mounted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TAG_FIELD_NUMBER: _builtins.int
     MOUNT_POINT_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
+    """Mount tag of the share."""
     mount_point: _builtins.str
+    """An existing directory on the host, as an absolute path."""
     def __init__(
         self,
         *,
@@ -343,6 +432,8 @@ Global___MountRequest: _TypeAlias = MountRequest  # noqa: Y015
 
 @_typing.final
 class MountResponse(_message.Message):
+    """MountResponse says that the share is mounted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -358,10 +449,13 @@ Global___MountResponse: _TypeAlias = MountResponse  # noqa: Y015
 
 @_typing.final
 class UnmountRequest(_message.Message):
+    """UnmountRequest names a mounted share."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TAG_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
+    """Mount tag of the share."""
     def __init__(
         self,
         *,
@@ -377,6 +471,8 @@ Global___UnmountRequest: _TypeAlias = UnmountRequest  # noqa: Y015
 
 @_typing.final
 class UnmountResponse(_message.Message):
+    """UnmountResponse says that the share is no longer mounted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -392,12 +488,15 @@ Global___UnmountResponse: _TypeAlias = UnmountResponse  # noqa: Y015
 
 @_typing.final
 class HashTreeRequest(_message.Message):
+    """HashTreeRequest names a tree of files."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TAG_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     EXCLUDE_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
+    """Mount tag of the share."""
     path: _builtins.str
     """Directory in the share, relative to its root; empty: the root."""
     @_builtins.property
@@ -427,7 +526,9 @@ class HashTreeResponse(_message.Message):
 
     FILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileDigest]: ...
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileDigest]:
+        """Files in no particular order; each file of the tree comes once."""
+
     def __init__(
         self,
         *,
@@ -443,6 +544,8 @@ Global___HashTreeResponse: _TypeAlias = HashTreeResponse  # noqa: Y015
 
 @_typing.final
 class FileDigest(_message.Message):
+    """FileDigest is one file and the digest of its bytes."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
@@ -451,7 +554,9 @@ class FileDigest(_message.Message):
     path: _builtins.bytes
     """Path relative to the requested directory, in raw bytes, as Linux has them."""
     size_bytes: _builtins.int
+    """Bytes of the file."""
     sha256: _builtins.bytes
+    """SHA-256 of the bytes, 32 bytes."""
     def __init__(
         self,
         *,
@@ -469,6 +574,8 @@ Global___FileDigest: _TypeAlias = FileDigest  # noqa: Y015
 
 @_typing.final
 class CopyTreeRequest(_message.Message):
+    """CopyTreeRequest names a tree of files and the place of its copy."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SOURCE_TAG_FIELD_NUMBER: _builtins.int
@@ -477,9 +584,13 @@ class CopyTreeRequest(_message.Message):
     TARGET_PATH_FIELD_NUMBER: _builtins.int
     EXCLUDE_FIELD_NUMBER: _builtins.int
     source_tag: _builtins.str
+    """Mount tag of the share that is read."""
     source_path: _builtins.str
+    """Directory in that share, relative to its root; empty: the root."""
     target_tag: _builtins.str
+    """Mount tag of the share that is written."""
     target_path: _builtins.str
+    """Directory in that share, relative to its root; it is made if need be."""
     @_builtins.property
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of entries of the source directory that are left out."""
@@ -503,6 +614,8 @@ Global___CopyTreeRequest: _TypeAlias = CopyTreeRequest  # noqa: Y015
 
 @_typing.final
 class CopyTreeResponse(_message.Message):
+    """CopyTreeResponse counts what was copied."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DIRECTORIES_FIELD_NUMBER: _builtins.int
@@ -510,9 +623,13 @@ class CopyTreeResponse(_message.Message):
     SYMBOLIC_LINKS_FIELD_NUMBER: _builtins.int
     BYTES_COPIED_FIELD_NUMBER: _builtins.int
     directories: _builtins.int
+    """Directories."""
     files: _builtins.int
+    """Regular files."""
     symbolic_links: _builtins.int
+    """Symbolic links."""
     bytes_copied: _builtins.int
+    """Bytes of regular files."""
     def __init__(
         self,
         *,
@@ -531,12 +648,16 @@ Global___CopyTreeResponse: _TypeAlias = CopyTreeResponse  # noqa: Y015
 
 @_typing.final
 class HttpGetRequest(_message.Message):
+    """HttpGetRequest names a URL."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     URL_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     url: _builtins.str
+    """An http URL."""
     timeout_s: _builtins.float
+    """For connecting, and between two pieces of the answer, in seconds; 0: 10 s."""
     def __init__(
         self,
         *,
@@ -553,14 +674,19 @@ Global___HttpGetRequest: _TypeAlias = HttpGetRequest  # noqa: Y015
 
 @_typing.final
 class HttpGetResponse(_message.Message):
+    """HttpGetResponse describes what the server answered."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STATUS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     status: _builtins.int
+    """HTTP status, for instance 200."""
     size_bytes: _builtins.int
+    """Bytes of the body."""
     sha256: _builtins.bytes
+    """SHA-256 of the body, 32 bytes."""
     def __init__(
         self,
         *,
@@ -578,14 +704,19 @@ Global___HttpGetResponse: _TypeAlias = HttpGetResponse  # noqa: Y015
 
 @_typing.final
 class PingRequest(_message.Message):
+    """PingRequest names an address."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     address: _builtins.str
+    """IPv4 or IPv6 address."""
     count: _builtins.int
+    """Echo requests to send, 1 to 1000; 0: 1."""
     timeout_s: _builtins.float
+    """Longest wait for each reply, in seconds; 0: 10 s."""
     def __init__(
         self,
         *,
@@ -603,14 +734,19 @@ Global___PingRequest: _TypeAlias = PingRequest  # noqa: Y015
 
 @_typing.final
 class PingResponse(_message.Message):
+    """PingResponse has the outcome of all echo requests."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SENT_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
     ROUND_TRIP_MEDIAN_S_FIELD_NUMBER: _builtins.int
     sent: _builtins.int
+    """Echo requests that were sent."""
     received: _builtins.int
+    """Replies that arrived in time."""
     round_trip_median_s: _builtins.float
+    """Median of the round-trip times, in seconds; 0 when no reply arrived."""
     def __init__(
         self,
         *,

@@ -38,8 +38,8 @@ class MachineStub:
         """
         self.GetVersion = channel.unary_unary(
                 '/porthole.machine.v1.Machine/GetVersion',
-                request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.SerializeToString,
-                response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.FromString,
+                request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.MachineGetVersionRequest.SerializeToString,
+                response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.MachineGetVersionResponse.FromString,
                 _registered_method=True)
         self.Boot = channel.unary_unary(
                 '/porthole.machine.v1.Machine/Boot',
@@ -122,8 +122,8 @@ def add_MachineServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVersion,
-                    request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.FromString,
-                    response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.SerializeToString,
+                    request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.MachineGetVersionRequest.FromString,
+                    response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.MachineGetVersionResponse.SerializeToString,
             ),
             'Boot': grpc.unary_unary_rpc_method_handler(
                     servicer.Boot,
@@ -178,8 +178,8 @@ class Machine:
             request,
             target,
             '/porthole.machine.v1.Machine/GetVersion',
-            porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.SerializeToString,
-            porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.FromString,
+            porthole_dot_machine_dot_v1_dot_machine__pb2.MachineGetVersionRequest.SerializeToString,
+            porthole_dot_machine_dot_v1_dot_machine__pb2.MachineGetVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -339,8 +339,8 @@ class WorkloadStub:
         """
         self.GetVersion = channel.unary_unary(
                 '/porthole.machine.v1.Workload/GetVersion',
-                request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.SerializeToString,
-                response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.FromString,
+                request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.WorkloadGetVersionRequest.SerializeToString,
+                response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.WorkloadGetVersionResponse.FromString,
                 _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/porthole.machine.v1.Workload/Stats',
@@ -447,8 +447,8 @@ def add_WorkloadServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVersion,
-                    request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.FromString,
-                    response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.SerializeToString,
+                    request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.WorkloadGetVersionRequest.FromString,
+                    response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.WorkloadGetVersionResponse.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -513,8 +513,8 @@ class Workload:
             request,
             target,
             '/porthole.machine.v1.Workload/GetVersion',
-            porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionRequest.SerializeToString,
-            porthole_dot_machine_dot_v1_dot_machine__pb2.GetVersionResponse.FromString,
+            porthole_dot_machine_dot_v1_dot_machine__pb2.WorkloadGetVersionRequest.SerializeToString,
+            porthole_dot_machine_dot_v1_dot_machine__pb2.WorkloadGetVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,7 +35,7 @@ class MachineStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MachineAsyncStub: ...
-    GetVersion: _grpc.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]
+    GetVersion: _grpc.UnaryUnaryMultiCallable[_machine_pb2.MachineGetVersionRequest, _machine_pb2.MachineGetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     Boot: _grpc.UnaryUnaryMultiCallable[_machine_pb2.BootRequest, _machine_pb2.BootResponse]
     """Boot starts the guest; it can be called once per machine."""
@@ -59,7 +59,7 @@ class MachineAsyncStub(MachineStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetVersion: _aio.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]  # type: ignore[assignment]
+    GetVersion: _aio.UnaryUnaryMultiCallable[_machine_pb2.MachineGetVersionRequest, _machine_pb2.MachineGetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     Boot: _aio.UnaryUnaryMultiCallable[_machine_pb2.BootRequest, _machine_pb2.BootResponse]  # type: ignore[assignment]
     """Boot starts the guest; it can be called once per machine."""
@@ -84,9 +84,9 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetVersion(
         self,
-        request: _machine_pb2.GetVersionRequest,
+        request: _machine_pb2.MachineGetVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_machine_pb2.GetVersionResponse, _abc.Awaitable[_machine_pb2.GetVersionResponse]]:
+    ) -> _typing.Union[_machine_pb2.MachineGetVersionResponse, _abc.Awaitable[_machine_pb2.MachineGetVersionResponse]]:
         """GetVersion announces the API versions that this service understands."""
 
     @_abc_1.abstractmethod
@@ -144,7 +144,7 @@ class WorkloadStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkloadAsyncStub: ...
-    GetVersion: _grpc.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]
+    GetVersion: _grpc.UnaryUnaryMultiCallable[_machine_pb2.WorkloadGetVersionRequest, _machine_pb2.WorkloadGetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     Stats: _grpc.UnaryUnaryMultiCallable[_machine_pb2.StatsRequest, _machine_pb2.StatsResponse]
     """Stats returns the use of the guest's bounce pool."""
@@ -172,7 +172,7 @@ class WorkloadAsyncStub(WorkloadStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetVersion: _aio.UnaryUnaryMultiCallable[_machine_pb2.GetVersionRequest, _machine_pb2.GetVersionResponse]  # type: ignore[assignment]
+    GetVersion: _aio.UnaryUnaryMultiCallable[_machine_pb2.WorkloadGetVersionRequest, _machine_pb2.WorkloadGetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     Stats: _aio.UnaryUnaryMultiCallable[_machine_pb2.StatsRequest, _machine_pb2.StatsResponse]  # type: ignore[assignment]
     """Stats returns the use of the guest's bounce pool."""
@@ -201,9 +201,9 @@ class WorkloadServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetVersion(
         self,
-        request: _machine_pb2.GetVersionRequest,
+        request: _machine_pb2.WorkloadGetVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_machine_pb2.GetVersionResponse, _abc.Awaitable[_machine_pb2.GetVersionResponse]]:
+    ) -> _typing.Union[_machine_pb2.WorkloadGetVersionResponse, _abc.Awaitable[_machine_pb2.WorkloadGetVersionResponse]]:
         """GetVersion announces the API versions that this service understands."""
 
     @_abc_1.abstractmethod

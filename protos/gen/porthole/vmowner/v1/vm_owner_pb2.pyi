@@ -28,14 +28,17 @@ class _VmKind:
 class _VmKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VM_KIND_UNSPECIFIED: _VmKind.ValueType  # 0
+    """Not a kind; a request with it is refused."""
     VM_KIND_WSL2: _VmKind.ValueType  # 1
     """Guest init reports the capabilities; the kernel may be the user's own."""
     VM_KIND_WSLC: _VmKind.ValueType  # 2
     """A session pulls the capabilities and forwards them; the kernel is bundled."""
 
-class VmKind(_VmKind, metaclass=_VmKindEnumTypeWrapper): ...
+class VmKind(_VmKind, metaclass=_VmKindEnumTypeWrapper):
+    """VmKind decides how the capabilities of a guest reach the owner."""
 
 VM_KIND_UNSPECIFIED: VmKind.ValueType  # 0
+"""Not a kind; a request with it is refused."""
 VM_KIND_WSL2: VmKind.ValueType  # 1
 """Guest init reports the capabilities; the kernel may be the user's own."""
 VM_KIND_WSLC: VmKind.ValueType  # 2
@@ -49,24 +52,33 @@ class _VmState:
 class _VmStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VM_STATE_UNSPECIFIED: _VmState.ValueType  # 0
+    """Not a state."""
     VM_STATE_CREATED: _VmState.ValueType  # 1
+    """The VM is being created; its guest is not up."""
     VM_STATE_BOOTED: _VmState.ValueType  # 2
     """The guest is up; its capabilities have not been read."""
     VM_STATE_RUNNING: _VmState.ValueType  # 3
     """The capabilities have been read; devices may be added."""
     VM_STATE_SHUTTING_DOWN: _VmState.ValueType  # 4
+    """The VM is being taken down; it accepts no further operation."""
     VM_STATE_TERMINATED: _VmState.ValueType  # 5
+    """The VM has ended; nothing of it is left but its record."""
 
-class VmState(_VmState, metaclass=_VmStateEnumTypeWrapper): ...
+class VmState(_VmState, metaclass=_VmStateEnumTypeWrapper):
+    """VmState is the state of a VM. It only moves downwards in this list."""
 
 VM_STATE_UNSPECIFIED: VmState.ValueType  # 0
+"""Not a state."""
 VM_STATE_CREATED: VmState.ValueType  # 1
+"""The VM is being created; its guest is not up."""
 VM_STATE_BOOTED: VmState.ValueType  # 2
 """The guest is up; its capabilities have not been read."""
 VM_STATE_RUNNING: VmState.ValueType  # 3
 """The capabilities have been read; devices may be added."""
 VM_STATE_SHUTTING_DOWN: VmState.ValueType  # 4
+"""The VM is being taken down; it accepts no further operation."""
 VM_STATE_TERMINATED: VmState.ValueType  # 5
+"""The VM has ended; nothing of it is left but its record."""
 Global___VmState: _TypeAlias = VmState  # noqa: Y015
 
 class _NetworkingMode:
@@ -76,20 +88,31 @@ class _NetworkingMode:
 class _NetworkingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkingMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     NETWORKING_MODE_UNSPECIFIED: _NetworkingMode.ValueType  # 0
+    """Not a mode."""
     NETWORKING_MODE_NONE: _NetworkingMode.ValueType  # 1
+    """No networking."""
     NETWORKING_MODE_NAT: _NetworkingMode.ValueType  # 2
+    """The host's NAT; this owner adds no adapter."""
     NETWORKING_MODE_VIRTIO_PROXY: _NetworkingMode.ValueType  # 3
+    """User-mode networking: virtio-net adapters of this owner."""
 
-class NetworkingMode(_NetworkingMode, metaclass=_NetworkingModeEnumTypeWrapper): ...
+class NetworkingMode(_NetworkingMode, metaclass=_NetworkingModeEnumTypeWrapper):
+    """NetworkingMode is what `[wsl2] networkingMode` in .wslconfig chose."""
 
 NETWORKING_MODE_UNSPECIFIED: NetworkingMode.ValueType  # 0
+"""Not a mode."""
 NETWORKING_MODE_NONE: NetworkingMode.ValueType  # 1
+"""No networking."""
 NETWORKING_MODE_NAT: NetworkingMode.ValueType  # 2
+"""The host's NAT; this owner adds no adapter."""
 NETWORKING_MODE_VIRTIO_PROXY: NetworkingMode.ValueType  # 3
+"""User-mode networking: virtio-net adapters of this owner."""
 Global___NetworkingMode: _TypeAlias = NetworkingMode  # noqa: Y015
 
 @_typing.final
 class GetVersionRequest(_message.Message):
+    """GetVersionRequest asks the VM owner for its versions."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -105,6 +128,8 @@ Global___GetVersionRequest: _TypeAlias = GetVersionRequest  # noqa: Y015
 
 @_typing.final
 class GetVersionResponse(_message.Message):
+    """GetVersionResponse has the versions of the VM owner and its manifest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
@@ -118,7 +143,9 @@ class GetVersionResponse(_message.Message):
     bundled_kernel: _builtins.str
     """The kernel of WSLC VMs."""
     @_builtins.property
-    def version(self) -> _guest_capabilities_pb2.ServiceVersion: ...
+    def version(self) -> _guest_capabilities_pb2.ServiceVersion:
+        """Name and versions of porthole.vmowner.v1.VmOwner."""
+
     def __init__(
         self,
         *,
@@ -175,8 +202,9 @@ class ExternalMachine(_message.Message):
     address: _builtins.str
     """Address of its porthole.machine.v1.Machine, for instance "unix:/run/…"."""
     kernel_release: _builtins.str
-    """See EmbeddedMachine."""
+    """`uname -r` of the guest; empty: that of the bundled kernel."""
     publishes_pool: _builtins.bool
+    """Whether the kernel publishes its pool; absent: its version decides."""
     def __init__(
         self,
         *,
@@ -236,6 +264,8 @@ Global___ShareSpec: _TypeAlias = ShareSpec  # noqa: Y015
 
 @_typing.final
 class CreateVmRequest(_message.Message):
+    """CreateVmRequest describes the VM to be created."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KIND_FIELD_NUMBER: _builtins.int
@@ -246,19 +276,24 @@ class CreateVmRequest(_message.Message):
     EXTERNAL_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
     kind: Global___VmKind.ValueType
+    """Kind of the VM; required."""
     ram_bytes: _builtins.int
-    """Memory of the guest; 0: 2 GiB."""
+    """Memory of the guest in bytes; 0: the configured size, or 2 GiB."""
     wslconfig: _builtins.str
-    """Text of a .wslconfig file; empty: all defaults."""
+    """Text of a .wslconfig file, at most 64 KiB; empty: all defaults."""
     wslconfig_name: _builtins.str
     """Name of that file, for warnings."""
     @_builtins.property
-    def embedded(self) -> Global___EmbeddedMachine: ...
+    def embedded(self) -> Global___EmbeddedMachine:
+        """A user-space guest that the owner starts."""
+
     @_builtins.property
-    def external(self) -> Global___ExternalMachine: ...
+    def external(self) -> Global___ExternalMachine:
+        """A machine that is running already."""
+
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShareSpec]:
-        """Shares that the VM has from the beginning. Those of a WSLC VM are added when
+        """Shares that the VM has from the beginning, at most 64. Those of a WSLC VM are added when
         its capabilities are applied.
         """
 
@@ -285,6 +320,8 @@ Global___CreateVmRequest: _TypeAlias = CreateVmRequest  # noqa: Y015
 
 @_typing.final
 class Warning(_message.Message):
+    """Warning is something that the owner did otherwise than it was asked to."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -292,6 +329,7 @@ class Warning(_message.Message):
     id: _builtins.str
     """Id for programs, for instance "MessageSwiotlbKernelUnsupported"."""
     text: _builtins.str
+    """The warning for people: value, bound and remedy."""
     def __init__(
         self,
         *,
@@ -308,6 +346,8 @@ Global___Warning: _TypeAlias = Warning  # noqa: Y015
 
 @_typing.final
 class Share(_message.Message):
+    """Share is a directory of the host that a VM has."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SHARE_ID_FIELD_NUMBER: _builtins.int
@@ -318,11 +358,17 @@ class Share(_message.Message):
     ELEVATED_FIELD_NUMBER: _builtins.int
     AGGREGATE_FIELD_NUMBER: _builtins.int
     share_id: _builtins.str
+    """Id of the share, a UUID."""
     instance_id: _builtins.str
+    """Id of the device that serves it."""
     host_path: _builtins.str
+    """Canonical path of the directory on the host."""
     tag: _builtins.str
+    """Mount tag of the device."""
     options: _builtins.str
+    """The options that were asked for, without name and token."""
     elevated: _builtins.bool
+    """Whether the elevated user's device host serves it."""
     aggregate: _builtins.bool
     """Whether it is a directory of the device with this tag, named by its id."""
     def __init__(
@@ -346,6 +392,8 @@ Global___Share: _TypeAlias = Share  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):
+    """Device is a virtio device of a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
@@ -357,16 +405,23 @@ class Device(_message.Message):
     ELEVATED_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
+    """Id of the device, unique in its VM."""
     device_class: _device_pb2.DeviceClass.ValueType
+    """Class of the device."""
     tag: _builtins.str
+    """The mount tag or the adapter name."""
     options: _builtins.str
     """The whole options string, verbatim."""
     socket_path: _builtins.str
+    """Path of the vhost-user socket."""
     elevated: _builtins.bool
+    """Whether the elevated user's device host serves it."""
     state: _device_pb2.DeviceState.ValueType
     """The state that the device host reports; unspecified when it is unreachable."""
     @_builtins.property
-    def counters(self) -> _device_pb2.DeviceCounters: ...
+    def counters(self) -> _device_pb2.DeviceCounters:
+        """Counters of the device; empty when the device host cannot be reached."""
+
     def __init__(
         self,
         *,
@@ -389,6 +444,8 @@ Global___Device: _TypeAlias = Device  # noqa: Y015
 
 @_typing.final
 class Vm(_message.Message):
+    """Vm is a VM and all that it has."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
@@ -407,16 +464,23 @@ class Vm(_message.Message):
     MACHINE_ADDRESS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
     kind: Global___VmKind.ValueType
+    """Kind of the VM."""
     state: Global___VmState.ValueType
+    """Present state."""
     ram_bytes: _builtins.int
+    """Memory of the guest in bytes."""
     kernel_command_line: _builtins.str
+    """The kernel command line that the owner wrote."""
     swiotlb_option: _builtins.str
     """The token; empty when no pool is latched."""
     networking_mode: Global___NetworkingMode.ValueType
+    """Networking mode of the VM."""
     guest_init_address: _builtins.str
     """Address at which the guest's init serves GuestInit, for a WSLC session."""
     machine_address: _builtins.str
+    """Address of the machine that runs the guest."""
     traceparent: _builtins.str
     """W3C traceparent that is the parent of all spans of this VM."""
     @_builtins.property
@@ -428,11 +492,17 @@ class Vm(_message.Message):
         """The latched pool; absent: none."""
 
     @_builtins.property
-    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]: ...
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]:
+        """The shares, in the order in which they were added."""
+
     @_builtins.property
-    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """The devices, in the order in which they were added."""
+
     @_builtins.property
-    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Warning]: ...
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Warning]:
+        """All warnings so far."""
+
     def __init__(
         self,
         *,
@@ -462,11 +532,15 @@ Global___Vm: _TypeAlias = Vm  # noqa: Y015
 
 @_typing.final
 class CreateVmResponse(_message.Message):
+    """CreateVmResponse has the new VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def vm(self) -> Global___Vm: ...
+    def vm(self) -> Global___Vm:
+        """The VM, booted."""
+
     def __init__(
         self,
         *,
@@ -482,10 +556,13 @@ Global___CreateVmResponse: _TypeAlias = CreateVmResponse  # noqa: Y015
 
 @_typing.final
 class GetVmRequest(_message.Message):
+    """GetVmRequest names a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     def __init__(
         self,
         *,
@@ -501,11 +578,15 @@ Global___GetVmRequest: _TypeAlias = GetVmRequest  # noqa: Y015
 
 @_typing.final
 class GetVmResponse(_message.Message):
+    """GetVmResponse has the VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def vm(self) -> Global___Vm: ...
+    def vm(self) -> Global___Vm:
+        """The VM."""
+
     def __init__(
         self,
         *,
@@ -521,6 +602,8 @@ Global___GetVmResponse: _TypeAlias = GetVmResponse  # noqa: Y015
 
 @_typing.final
 class ListVmsRequest(_message.Message):
+    """ListVmsRequest asks for all VMs."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -536,11 +619,15 @@ Global___ListVmsRequest: _TypeAlias = ListVmsRequest  # noqa: Y015
 
 @_typing.final
 class ListVmsResponse(_message.Message):
+    """ListVmsResponse has the VMs."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vm]: ...
+    def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vm]:
+        """The VMs, in the order in which they were created."""
+
     def __init__(
         self,
         *,
@@ -556,10 +643,13 @@ Global___ListVmsResponse: _TypeAlias = ListVmsResponse  # noqa: Y015
 
 @_typing.final
 class WatchVmRequest(_message.Message):
+    """WatchVmRequest names a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     def __init__(
         self,
         *,
@@ -575,6 +665,8 @@ Global___WatchVmRequest: _TypeAlias = WatchVmRequest  # noqa: Y015
 
 @_typing.final
 class DeviceEvent(_message.Message):
+    """DeviceEvent is a change of a device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
@@ -582,9 +674,13 @@ class DeviceEvent(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
+    """Id of the device."""
     tag: _builtins.str
+    """The mount tag or the adapter name."""
     state: _device_pb2.DeviceState.ValueType
+    """State of the device after the change."""
     detail: _builtins.str
+    """Cause of the change, for people."""
     def __init__(
         self,
         *,
@@ -612,11 +708,15 @@ class DeviceExhausted(_message.Message):
     EXHAUSTION_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
+    """Id of the device."""
     tag: _builtins.str
+    """The mount tag or the adapter name."""
     detail: _builtins.str
     """The exhaustion and its remedy, for people."""
     @_builtins.property
-    def exhaustion(self) -> _device_pb2.Exhaustion: ...
+    def exhaustion(self) -> _device_pb2.Exhaustion:
+        """The resource, how much of it was in use, and its bound."""
+
     def __init__(
         self,
         *,
@@ -635,6 +735,8 @@ Global___DeviceExhausted: _TypeAlias = DeviceExhausted  # noqa: Y015
 
 @_typing.final
 class WatchVmResponse(_message.Message):
+    """WatchVmResponse is one event of a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
@@ -643,14 +745,23 @@ class WatchVmResponse(_message.Message):
     POOL_LATCHED_FIELD_NUMBER: _builtins.int
     EXHAUSTED_FIELD_NUMBER: _builtins.int
     state: Global___VmState.ValueType
+    """The state of the VM."""
     @_builtins.property
-    def warning(self) -> Global___Warning: ...
+    def warning(self) -> Global___Warning:
+        """A warning."""
+
     @_builtins.property
-    def device(self) -> Global___DeviceEvent: ...
+    def device(self) -> Global___DeviceEvent:
+        """A change of a device."""
+
     @_builtins.property
-    def pool_latched(self) -> _guest_capabilities_pb2.SwiotlbPool: ...
+    def pool_latched(self) -> _guest_capabilities_pb2.SwiotlbPool:
+        """The pool that the VM has latched."""
+
     @_builtins.property
-    def exhausted(self) -> Global___DeviceExhausted: ...
+    def exhausted(self) -> Global___DeviceExhausted:
+        """A device has used up a bounded resource."""
+
     def __init__(
         self,
         *,
@@ -672,13 +783,18 @@ Global___WatchVmResponse: _TypeAlias = WatchVmResponse  # noqa: Y015
 
 @_typing.final
 class ApplyGuestCapabilitiesRequest(_message.Message):
+    """ApplyGuestCapabilitiesRequest has the capabilities of a VM's guest."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     @_builtins.property
-    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities: ...
+    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
+        """The capabilities as guest init reported them, at most 64 KiB."""
+
     def __init__(
         self,
         *,
@@ -695,6 +811,8 @@ Global___ApplyGuestCapabilitiesRequest: _TypeAlias = ApplyGuestCapabilitiesReque
 
 @_typing.final
 class ApplyGuestCapabilitiesResponse(_message.Message):
+    """ApplyGuestCapabilitiesResponse has what is in force after the call."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALREADY_APPLIED_FIELD_NUMBER: _builtins.int
@@ -719,13 +837,18 @@ Global___ApplyGuestCapabilitiesResponse: _TypeAlias = ApplyGuestCapabilitiesResp
 
 @_typing.final
 class AddShareRequest(_message.Message):
+    """AddShareRequest describes a share to be added to a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     @_builtins.property
-    def share(self) -> Global___ShareSpec: ...
+    def share(self) -> Global___ShareSpec:
+        """The share."""
+
     def __init__(
         self,
         *,
@@ -742,6 +865,8 @@ Global___AddShareRequest: _TypeAlias = AddShareRequest  # noqa: Y015
 
 @_typing.final
 class AddShareResponse(_message.Message):
+    """AddShareResponse has the share."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SHARE_FIELD_NUMBER: _builtins.int
@@ -749,7 +874,9 @@ class AddShareResponse(_message.Message):
     already_existed: _builtins.bool
     """Whether an equal share existed, which is then returned."""
     @_builtins.property
-    def share(self) -> Global___Share: ...
+    def share(self) -> Global___Share:
+        """The share, which the guest can mount."""
+
     def __init__(
         self,
         *,
@@ -766,12 +893,16 @@ Global___AddShareResponse: _TypeAlias = AddShareResponse  # noqa: Y015
 
 @_typing.final
 class RemoveShareRequest(_message.Message):
+    """RemoveShareRequest names a share of a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     SHARE_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     share_id: _builtins.str
+    """Id of the share."""
     def __init__(
         self,
         *,
@@ -788,6 +919,8 @@ Global___RemoveShareRequest: _TypeAlias = RemoveShareRequest  # noqa: Y015
 
 @_typing.final
 class RemoveShareResponse(_message.Message):
+    """RemoveShareResponse says that the guest no longer has the share."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -803,6 +936,8 @@ Global___RemoveShareResponse: _TypeAlias = RemoveShareResponse  # noqa: Y015
 
 @_typing.final
 class AddGuestDeviceRequest(_message.Message):
+    """AddGuestDeviceRequest describes a device to be added to a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
@@ -812,13 +947,17 @@ class AddGuestDeviceRequest(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     ELEVATED_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     device_class: _device_pb2.DeviceClass.ValueType
+    """Class of the device; required."""
     tag: _builtins.str
+    """The mount tag, at most 36 bytes, or the adapter name, at most 15 bytes."""
     options: _builtins.str
     """"key=value;flag;…" without name, token and vm_id, which the owner adds."""
     backend: _builtins.str
     """The directory of a virtio-fs device, or the TAP of a virtio-net device."""
     elevated: _builtins.bool
+    """Whether the elevated user's device host serves it."""
     def __init__(
         self,
         *,
@@ -839,11 +978,15 @@ Global___AddGuestDeviceRequest: _TypeAlias = AddGuestDeviceRequest  # noqa: Y015
 
 @_typing.final
 class AddGuestDeviceResponse(_message.Message):
+    """AddGuestDeviceResponse has the device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def device(self) -> Global___Device: ...
+    def device(self) -> Global___Device:
+        """The device, which the guest has probed."""
+
     def __init__(
         self,
         *,
@@ -859,12 +1002,16 @@ Global___AddGuestDeviceResponse: _TypeAlias = AddGuestDeviceResponse  # noqa: Y0
 
 @_typing.final
 class RemoveGuestDeviceRequest(_message.Message):
+    """RemoveGuestDeviceRequest names a device of a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     instance_id: _builtins.str
+    """Id of the device."""
     def __init__(
         self,
         *,
@@ -881,6 +1028,8 @@ Global___RemoveGuestDeviceRequest: _TypeAlias = RemoveGuestDeviceRequest  # noqa
 
 @_typing.final
 class RemoveGuestDeviceResponse(_message.Message):
+    """RemoveGuestDeviceResponse says that the device is gone."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -896,10 +1045,13 @@ Global___RemoveGuestDeviceResponse: _TypeAlias = RemoveGuestDeviceResponse  # no
 
 @_typing.final
 class ConfigureNetworkingRequest(_message.Message):
+    """ConfigureNetworkingRequest names a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     def __init__(
         self,
         *,
@@ -915,6 +1067,8 @@ Global___ConfigureNetworkingRequest: _TypeAlias = ConfigureNetworkingRequest  # 
 
 @_typing.final
 class ConfigureNetworkingResponse(_message.Message):
+    """ConfigureNetworkingResponse has the adapters of a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTERS_FIELD_NUMBER: _builtins.int
@@ -922,7 +1076,9 @@ class ConfigureNetworkingResponse(_message.Message):
     gateway_address: _builtins.str
     """The host's address on eth0's network; empty when there is no adapter."""
     @_builtins.property
-    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """The adapters, eth0 first; empty when the mode has none."""
+
     def __init__(
         self,
         *,
@@ -939,10 +1095,13 @@ Global___ConfigureNetworkingResponse: _TypeAlias = ConfigureNetworkingResponse  
 
 @_typing.final
 class TerminateVmRequest(_message.Message):
+    """TerminateVmRequest names a VM."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    """Id of the VM."""
     def __init__(
         self,
         *,
@@ -958,6 +1117,8 @@ Global___TerminateVmRequest: _TypeAlias = TerminateVmRequest  # noqa: Y015
 
 @_typing.final
 class TerminateVmResponse(_message.Message):
+    """TerminateVmResponse says that the VM has ended."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
