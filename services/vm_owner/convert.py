@@ -5,8 +5,8 @@ Owns the checks of syntax: enum values, and the sizes of messages. Must not know
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from porthole.handshake.v1.device_pb2 import DeviceCounters
@@ -35,6 +35,7 @@ from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, PoolLat
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from services.vm_owner.host_paths import HostPaths
     from services.vm_owner.vm import Vm
 
 CAPABILITIES_LIMIT_BYTES: Final = 64 << 10
@@ -134,16 +135,19 @@ def share_spec_from_proto(message: vm_owner_pb2.ShareSpec) -> ShareSpec:
     )
 
 
-async def device_spec_from_proto(request: vm_owner_pb2.AddGuestDeviceRequest) -> DeviceSpec:
+async def device_spec_from_proto(
+    request: vm_owner_pb2.AddGuestDeviceRequest, host_paths: HostPaths
+) -> DeviceSpec:
     """Convert a device that was asked for, with the canonical path of its directory.
 
     Raises:
-        PortholeError: See device_class_from_proto, canonical_directory and check_interface.
+        PortholeError: See device_class_from_proto, canonical_directory, HostPaths.look and
+            check_interface.
     """
     device_class = device_class_from_proto(request.device_class)
     backend = request.backend
     if device_class == events.FS:
-        backend = await asyncio.to_thread(canonical_directory, backend)
+        backend = await host_paths.look(backend, partial(canonical_directory, backend))
     else:
         check_interface(backend)
     return DeviceSpec(device_class, request.tag, request.options, backend, request.elevated)

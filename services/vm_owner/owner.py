@@ -13,7 +13,8 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from services.handshake import events
@@ -27,6 +28,7 @@ from services.handshake.errors import (
 from services.handshake.sizing import low_ram_bytes
 from services.rpc import tracing
 from services.vm_owner.device_hosts import UNSPECIFIED
+from services.vm_owner.host_paths import HostPaths
 from services.vm_owner.kernel_command_line import kernel_command_line
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmFacts, VmKind, VmRecord
@@ -106,6 +108,7 @@ class Surroundings:
         capabilities_deadline_s: Longest time that a WSL2 guest gets from boot to its report.
         machine_for: Makes the machine of a VM from the VM's directory and the spec.
         open_init_channel: Opens the init channel in a VM's directory; the callback gets reports.
+        host_paths: Looks at the directories that are to be shared.
     """
 
     run_dir: Path
@@ -114,6 +117,7 @@ class Surroundings:
     capabilities_deadline_s: float
     machine_for: MachineFor
     open_init_channel: OpenInitChannel
+    host_paths: HostPaths = field(default_factory=HostPaths)
 
 
 class VmOwner:
@@ -139,6 +143,11 @@ class VmOwner:
         self._vms: dict[str, Vm] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._closing = False
+
+    @property
+    def host_paths(self) -> HostPaths:
+        """Looks at the directories that are to be shared."""
+        return self._surroundings.host_paths
 
     def find(self, vm_id: str) -> Vm:
         """Return a VM by its id.
@@ -171,7 +180,7 @@ class VmOwner:
                 TOO_MANY_SHARES.
             AlreadyExistsError: TAG_EXISTS, for two of the shares.
             FailedPreconditionError: VIRTIO_OFF, for any share.
-            PortholeError: See share_key.
+            PortholeError: See share_key and HostPaths.look.
             UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, or the machine does not start.
             DeadlineExceededError: GUEST_INIT_SILENT.
         """
@@ -297,6 +306,7 @@ class VmOwner:
             surroundings.machine_for(directory, spec.machine),
             self._device_hosts,
             surroundings.subnets,
+            surroundings.host_paths,
             directory,
             plan,
         )
@@ -327,7 +337,7 @@ class VmOwner:
             )
         seen: set[str] = set()
         for spec in shares:
-            await asyncio.to_thread(share_key, spec)
+            await self.host_paths.look(spec.host_path, partial(share_key, spec))
             if spec.tag and spec.tag in seen:
                 raise AlreadyExistsError(
                     "TAG_EXISTS", f"two shares have the tag {spec.tag!r}", tag=spec.tag

@@ -125,7 +125,7 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
         self, request: vm_owner_pb2.AddGuestDeviceRequest, context: object
     ) -> vm_owner_pb2.AddGuestDeviceResponse:
         self._owner.find(request.vm_id)
-        spec = await device_spec_from_proto(request)
+        spec = await device_spec_from_proto(request, self._owner.host_paths)
         device = await self._owner.add_device(request.vm_id, spec)
         return vm_owner_pb2.AddGuestDeviceResponse(device=device_to_proto(device, {}))
 

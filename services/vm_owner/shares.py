@@ -70,7 +70,7 @@ class Share:
 
 
 def share_key(spec: ShareSpec) -> ShareKey:
-    """Check a share and return its identity. It reads the file system: run it in a thread.
+    """Check a share and return its identity. It reads the file system: see host_paths.py.
 
     Raises:
         InvalidArgumentError: DEVICE_NAME, AGGREGATE_TAG, SHARE_PATH_SYNTAX, or a reason of
@@ -94,7 +94,7 @@ def share_key(spec: ShareSpec) -> ShareKey:
 
 
 def canonical_directory(host_path: str) -> str:
-    """Resolve the symbolic links in the path of a directory. It blocks: run it in a thread.
+    """Resolve the symbolic links in the path of a directory. It blocks: see host_paths.py.
 
     Raises:
         InvalidArgumentError: SHARE_PATH_SYNTAX when it is relative or has a NUL.

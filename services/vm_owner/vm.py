@@ -14,6 +14,7 @@ import shutil
 import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from services.handshake import events
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from services.vm_owner.device_hosts import DeviceHosts
     from services.vm_owner.guest_devices import GuestDevice
+    from services.vm_owner.host_paths import HostPaths
     from services.vm_owner.machines import Machine
     from services.vm_owner.networking import Network
     from services.vm_owner.record import Report, VmRecord
@@ -89,6 +91,7 @@ class Vm:
         machine: The machine that runs its guest.
         device_hosts: Both device hosts.
         subnets: Subnets for its adapters.
+        host_paths: Looks at the directories that are to be shared.
         directory: Directory of its files; removed when it ends.
         plan: The parameters of bringing it up.
 
@@ -104,6 +107,7 @@ class Vm:
         machine: Machine,
         device_hosts: DeviceHosts,
         subnets: SubnetPool,
+        host_paths: HostPaths,
         directory: Path,
         plan: BringUpPlan,
     ) -> None:
@@ -115,6 +119,7 @@ class Vm:
         self.guest_init_address = ""
         self.lock = asyncio.Lock()
         self._device_hosts = device_hosts
+        self._host_paths = host_paths
         self._network = NetworkEngine(record, self.devices, subnets)
         self._directory = directory
         self._plan = plan
@@ -171,11 +176,11 @@ class Vm:
             The new share, or an equal one; and whether it existed.
 
         Raises:
-            PortholeError: See share_key and GuestDevices.add.
+            PortholeError: See share_key, HostPaths.look and GuestDevices.add.
         """
         self.record.require(Operation.ADD_SHARE)
         self._require_virtio(Operation.ADD_SHARE)
-        key = await asyncio.to_thread(share_key, spec)
+        key = await self._host_paths.look(spec.host_path, partial(share_key, spec))
         equal = next((share for share in self.shares.values() if share.key == key), None)
         if equal is None:
             return await self._add_new_share(spec, key), False

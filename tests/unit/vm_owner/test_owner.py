@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
+from services.vm_owner import vm as vm_module
 from services.vm_owner import warnings
 from services.vm_owner.owner import TERMINATED_KEPT, MachineSpec
 from services.vm_owner.record import Report, VmKind
@@ -403,6 +405,22 @@ async def test_one_slow_vm_does_not_hold_up_another(rig: Rig, tmp_path: Path) ->
     assert not adding.done()
     rig.script.gates["CreateDevice"].set()
     await adding
+
+
+async def test_a_file_system_that_never_answers_holds_up_nobody(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await rig.owner.create(rig.vm_spec())
+    answers = threading.Event()
+    monkeypatch.setattr(vm_module, "share_key", lambda _: answers.wait())
+    monkeypatch.setattr(rig.owner.host_paths, "_deadline_s", 0.05)
+    try:
+        with pytest.raises(DeadlineExceededError) as refused:
+            await rig.owner.add_share(vm.vm_id, ShareSpec(str(tmp_path)))
+        assert refused.value.reason == "SHARE_PATH_SILENT"
+        await asyncio.wait_for(rig.owner.terminate(vm.vm_id), 10)
+    finally:
+        answers.set()
 
 
 async def test_a_caller_of_add_share_who_goes_away_leaves_a_whole_share(
