@@ -139,11 +139,13 @@ class DeviceHosts:
         self._on_status = on_status
         self._on_stream_end = on_stream_end
         self._hosts: dict[bool, DeviceHost] = {}
-        self._dialling = {elevated: asyncio.Lock() for elevated in (False, True)}
+        self._connecting: dict[bool, asyncio.Task[DeviceHost]] = {}
         self._watches: list[asyncio.Task[None]] = []
 
     async def get(self, *, elevated: bool) -> DeviceHost:
         """Return a connected device host; connect at the first use.
+
+        It waits for one attempt to connect at most, which others may have begun.
 
         Raises:
             UnavailableError: PEER_UNAVAILABLE.
@@ -155,18 +157,17 @@ class DeviceHosts:
                 "this owner has no device host for the elevated user; start the owner with "
                 "--elevated-devicehost <address>, or add the device without elevated",
             )
-        # One attempt at a time: with two connections, every change would be reported twice.
-        async with self._dialling[elevated]:
-            if elevated not in self._hosts:
-                host = await self._dial[elevated]()
-                self._hosts[elevated] = host
-                # The task gets a context of its own: it outlives the operation that connected, and
-                # belongs to no VM's trace.
-                watch = asyncio.create_task(
-                    self._watch(host, elevated), context=contextvars.Context()
-                )
-                self._watches.append(watch)
+        if elevated in self._hosts:
             return self._hosts[elevated]
+        # There is one attempt at a time, because with two connections every change would be
+        # reported twice. All waiting operations share its outcome: each of them holds the lock of a
+        # VM, and must not hold it for one attempt per VM. The task has a context of its own: it
+        # outlives the operation that began it, and belongs to no VM's trace.
+        if elevated not in self._connecting:
+            self._connecting[elevated] = asyncio.create_task(
+                self._connect(elevated), context=contextvars.Context()
+            )
+        return await asyncio.shield(self._connecting[elevated])
 
     def connected(self, *, elevated: bool) -> DeviceHost | None:
         """Return a device host if it is connected."""
@@ -211,14 +212,24 @@ class DeviceHosts:
 
     async def close(self) -> None:
         """Disconnect from both."""
-        for watch in self._watches:
-            watch.cancel()
-        for watch in self._watches:
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
+        tasks = [*self._connecting.values(), *self._watches]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError, PortholeError):
+                await task
         for host in self._hosts.values():
             await host.close()
         self._hosts.clear()
+
+    async def _connect(self, elevated: bool) -> DeviceHost:
+        try:
+            host = await self._dial[elevated]()
+        finally:
+            del self._connecting[elevated]
+        self._hosts[elevated] = host
+        self._watches.append(asyncio.create_task(self._watch(host, elevated)))
+        return host
 
     async def _watch(self, host: DeviceHost, elevated: bool) -> None:
         ended = False

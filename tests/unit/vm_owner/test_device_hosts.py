@@ -1,21 +1,21 @@
-"""Streams from device hosts and machines outlive the operation that opened them."""
+"""Connections to device hosts are shared, and streams outlive the operation that opened them."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from services.handshake.errors import UnavailableError
 from services.handshake.exhaustion import Exhaustion
 from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
 from services.vm_owner.machines.external import ExternalMachine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    import pytest
 
     from tests.support.owner_peers import Rig
 
@@ -68,3 +68,64 @@ async def test_the_stream_of_a_machine_is_in_no_vms_trace(
     with trace.use_span(NonRecordingSpan(ONE_VM)):
         await rig.owner.create(rig.vm_spec())
     assert not (await asyncio.wait_for(watched, 10)).is_valid
+
+
+async def test_all_that_wait_for_a_device_host_share_one_attempt() -> None:
+    """Each of them holds the lock of a VM: it must not wait for one attempt per VM."""
+    attempts = 0
+    gate = asyncio.Event()
+
+    async def dial() -> Any:
+        nonlocal attempts
+        attempts += 1
+        await gate.wait()
+        raise UnavailableError("PEER_UNAVAILABLE", "on purpose")
+
+    hosts = DeviceHosts({False: dial}, lambda _: None, lambda _: None)
+    waiting = [asyncio.create_task(hosts.get(elevated=False)) for _ in range(3)]
+    await asyncio.sleep(0)
+    gate.set()
+    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 3
+    assert attempts == 1
+    with pytest.raises(UnavailableError):
+        await hosts.get(elevated=False)
+    assert attempts == 2
+    await hosts.close()
+
+
+async def test_a_caller_who_goes_away_leaves_the_attempt_to_the_others() -> None:
+    host = Host()
+    gate = asyncio.Event()
+
+    async def dial() -> Any:
+        await gate.wait()
+        return host
+
+    hosts = DeviceHosts({False: dial}, lambda _: None, lambda _: None)
+    first, second = (asyncio.create_task(hosts.get(elevated=False)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    gate.set()
+    assert await asyncio.wait_for(second, 10) is cast("object", host)
+    await hosts.close()
+
+
+async def test_closing_ends_an_attempt() -> None:
+    ended = asyncio.Event()
+
+    async def dial() -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    hosts = DeviceHosts({False: dial}, lambda _: None, lambda _: None)
+    waiting = asyncio.create_task(hosts.get(elevated=False))
+    await asyncio.sleep(0.01)
+    await asyncio.wait_for(hosts.close(), 10)
+    assert ended.is_set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
