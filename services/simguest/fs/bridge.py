@@ -15,9 +15,11 @@ import atexit
 import contextlib
 import errno
 import logging
+import math
 import os
 import select
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import FailedPreconditionError, PortholeError, UnavailableError
@@ -98,6 +100,7 @@ class FuseBridge:
         self._refusal = ""
         self._closing = threading.Lock()
         self._closed = False
+        self._read_until = math.inf
         self._fd = system.mount(self.tag, self.mount_point)
         atexit.register(self.close)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -127,6 +130,7 @@ class FuseBridge:
             system.unmount(self.mount_point)
             # The kernel ends the connection with its last user, and the readers see that. While a
             # program has a file open, they are stopped here; closing the descriptor then aborts it.
+            self._read_until = time.monotonic() + DRAIN_DEADLINE_S
             os.eventfd_write(self._stop_fd, 1)
             for reader in self._readers:
                 reader.join()
@@ -153,11 +157,15 @@ class FuseBridge:
         for unique in waiting:
             # The kernel must not see EINTR: without a signal it would pass on ERESTARTSYS.
             self._write([_error_reply(unique, errno.ENOTCONN)])
-            length = _HEADER + fuse.INTERRUPT_IN.size
-            header = InHeader(length, Opcode.INTERRUPT, unique | _INTERRUPT_BIT, 0, 0, 0, 0)
-            with contextlib.suppress(PortholeError):  # a device that is gone holds no request
+        # A device that is gone holds no request; one that leaves no room is not asked again.
+        with contextlib.suppress(PortholeError):
+            for unique in waiting:
+                length = _HEADER + fuse.INTERRUPT_IN.size
+                header = InHeader(length, Opcode.INTERRUPT, unique | _INTERRUPT_BIT, 0, 0, 0, 0)
                 self._hiprio.submit(
-                    [fuse.IN_HEADER.pack(*header), fuse.INTERRUPT_IN.pack(unique)], []
+                    [fuse.IN_HEADER.pack(*header), fuse.INTERRUPT_IN.pack(unique)],
+                    [],
+                    deadline_s=DRAIN_DEADLINE_S,
                 )
 
     def _destroy(self) -> None:
@@ -167,18 +175,23 @@ class FuseBridge:
             self._queues[0].transact(
                 [fuse.IN_HEADER.pack(*header)],
                 [fuse.OUT_HEADER.size],
+                deadline_s=DRAIN_DEADLINE_S,
                 timeout_s=DRAIN_DEADLINE_S,
             )
 
     # From the kernel to the device.
 
     def _read_requests(self) -> None:
-        """Read and forward requests until the connection ends or the bridge stops."""
+        """Read and forward requests until the connection ends, or the bridge stops.
+
+        It stops at the first pause, and in time without one: a program that has a file open may
+        make requests without end.
+        """
         buffer = memoryview(bytearray(REQUEST_BYTES))
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.register(self._stop_fd, select.POLLIN)
-        while True:
+        while time.monotonic() < self._read_until:
             try:
                 length = os.readv(self._fd, [buffer])
             except BlockingIOError:

@@ -11,9 +11,14 @@ import errno
 import itertools
 import os
 import threading
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+from services.handshake.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+)
 from services.handshake.pool import PAGE_BYTES
 from services.wire import fuse, virtio_fs
 from services.wire.fuse import InHeader, InitOut, Opcode, OutHeader
@@ -34,6 +39,10 @@ WANTED_FEATURES: Final = 0
 MAX_READAHEAD_BYTES: Final = 128 << 10
 DEFAULT_MAX_PAGES: Final = 32
 """Pages of one request without FUSE_MAX_PAGES (kernel: fs/fuse/fuse_i.h)."""
+
+SESSION_DEADLINE_S: Final = 10.0
+"""Longest that a device takes to answer INIT or DESTROY. The guest waits for both with locks held,
+and powers off even if a device answers nothing."""
 
 SESSION_FLAGS: Final = (
     fuse.FUSE_ASYNC_READ
@@ -65,14 +74,24 @@ class Pending(Generic[T]):
         self._opcode = opcode
         self._unique = unique
 
-    def result(self) -> T:
+    def result(self, timeout_s: float | None = None) -> T:
         """Wait for the reply and return its decoded value; may be called from any thread.
+
+        Args:
+            timeout_s: How long to wait for the reply, in seconds; None waits for ever.
 
         Raises:
             OSError: The errno of the reply; EIO when the reply is malformed.
+            DeadlineExceededError: REQUEST_TIMEOUT; the device keeps the request.
             PortholeError: The device is gone or its queue is closed.
         """
-        head, *rest = self._future.result()
+        try:
+            head, *rest = self._future.result(timeout_s)
+        except FutureTimeoutError:
+            raise DeadlineExceededError(
+                "REQUEST_TIMEOUT",
+                f"the device has not answered {self._opcode.name} within {timeout_s} s",
+            ) from None
         if len(head) != fuse.OUT_HEADER.size:
             raise self._malformed(f"{len(head)} bytes of header")
         reply = OutHeader._make(fuse.OUT_HEADER.unpack(head))
@@ -148,6 +167,7 @@ class FsDriver:
         Raises:
             FailedPreconditionError: FUSE_VERSION, when the device speaks another protocol.
             OSError: The device refused.
+            DeadlineExceededError: REQUEST_TIMEOUT, after SESSION_DEADLINE_S.
             PortholeError: The device is gone.
         """
         with self._lock:
@@ -161,13 +181,14 @@ class FsDriver:
 
         Raises:
             OSError: The device refused; the session is over all the same.
-            PortholeError: The device is gone; the session is over all the same.
+            PortholeError: The device is gone, or REQUEST_TIMEOUT after SESSION_DEADLINE_S; the
+                session is over all the same.
         """
         with self._lock:
             if not self._running:
                 return
             self._running = False
-            self._request(Opcode.DESTROY, 0, b"", 0, nothing).result()
+            self._request(Opcode.DESTROY, 0, b"", 0, nothing).result(SESSION_DEADLINE_S)
 
     def submit(
         self,
@@ -241,7 +262,8 @@ class FsDriver:
             SESSION_FLAGS & 0xFFFFFFFF,
             SESSION_FLAGS >> 32,
         )
-        body = self._request(Opcode.INIT, 0, request, fuse.INIT_OUT.size, bytes).result()
+        pending = self._request(Opcode.INIT, 0, request, fuse.INIT_OUT.size, bytes)
+        body = pending.result(SESSION_DEADLINE_S)
         reply = InitOut._make(unpack(Opcode.INIT, fuse.INIT_OUT, body))
         if reply.major != fuse.FUSE_KERNEL_VERSION or reply.minor < fuse.FUSE_MIN_MINOR_VERSION:
             raise FailedPreconditionError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import (
@@ -150,6 +151,7 @@ class FrontEnd:
 
     def _write(self, data: bytes, fds: Sequence[int]) -> None:
         try:
+            self._socket.settimeout(self._deadline_s)
             sent = socket.send_fds(self._socket, [data], list(fds)) if fds else 0
             self._socket.sendall(data[sent:])
         except TimeoutError:
@@ -158,7 +160,8 @@ class FrontEnd:
             raise self._gone() from None
 
     def _answer(self, request: Request) -> bytes:
-        header = Header.parse(self._receive(HEADER_BYTES))
+        end = time.monotonic() + self._deadline_s
+        header = Header.parse(self._receive(HEADER_BYTES, end))
         if (
             header.request != request
             or header.version != VERSION
@@ -166,12 +169,16 @@ class FrontEnd:
             or header.size > MAX_PAYLOAD_BYTES
         ):
             raise self._misfit(request, f"{header}")
-        return self._receive(header.size)
+        return self._receive(header.size, end)
 
-    def _receive(self, size: int) -> bytes:
+    def _receive(self, size: int, end: float) -> bytes:
         data = b""
         while len(data) < size:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise self._timeout()
             try:
+                self._socket.settimeout(left)
                 part = self._socket.recv(size - len(data))
             except TimeoutError:
                 raise self._timeout() from None

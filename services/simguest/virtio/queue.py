@@ -240,7 +240,8 @@ class SplitQueue:
         """
         with self._lock:
             withdrawn, self._withdrawn = self._withdrawn, []
-            self._doorbell = None
+            doorbell, self._doorbell = self._doorbell, None
+        del doorbell  # closed here, or by the submitter that still has it
         self._dma.unmap(withdrawn)
         for fd in (self.call_fd, self.err_fd, self._stop_fd):
             os.close(fd)

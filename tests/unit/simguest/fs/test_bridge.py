@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
 import subprocess
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,10 +16,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+from services.handshake.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+)
 from services.simguest.fs import bridge, mount
-from services.simguest.fs.bridge import SMALL_REPLY_BYTES, reply_bytes
-from services.wire import fuse
+from services.simguest.fs.bridge import SMALL_REPLY_BYTES, FuseBridge, reply_bytes
+from services.simguest.virtio.interface import REQUEST_DEADLINE_S
+from services.wire import fuse, virtio_fs
 from services.wire.fuse import InHeader, Opcode
 from tests.unit.simguest.fs.watched_device import WatchedQueue
 
@@ -236,6 +243,106 @@ def test_a_late_reply_is_written_to_no_other_file(
     assert Path(f"/proc/self/fd/{mounted._fd}").readlink() == Path(os.devnull)
     late.set_result([bytes(fuse.OUT_HEADER.size)])
     os.close(mounted._fd)
+
+
+class FakeQueue:
+    """A queue whose device answers everything at once, but for SETLKW; `room` ends `submit`."""
+
+    index, size = 0, 256
+
+    def __init__(self) -> None:
+        self.room = True
+        self.deadlines: list[float] = []
+
+    def submit(
+        self,
+        out: Sequence[Buffer],
+        in_sizes: Sequence[int],
+        *,
+        deadline_s: float = REQUEST_DEADLINE_S,
+    ) -> Future[list[bytes]]:
+        self.deadlines.append(deadline_s)
+        if not self.room:
+            raise ResourceExhaustedError("RING_FULL", "on purpose")
+        future: Future[list[bytes]] = Future()
+        if InHeader._make(fuse.IN_HEADER.unpack_from(out[0])).opcode != Opcode.SETLKW:
+            future.set_result([bytes(size) for size in in_sizes])
+        return future
+
+    def transact(
+        self,
+        out: Sequence[Buffer],
+        in_sizes: Sequence[int],
+        *,
+        deadline_s: float = REQUEST_DEADLINE_S,
+        timeout_s: float | None = None,
+    ) -> list[bytes]:
+        return self.submit(out, in_sizes, deadline_s=deadline_s).result(timeout_s)
+
+    def post_receive(self, buffers: int, size_bytes: int, on_data: object) -> None: ...
+
+
+class FakeDevice:
+    """A virtio-fs device with fake queues."""
+
+    features = 0
+    max_mapping_bytes = 1 << 20
+
+    def __init__(self) -> None:
+        self.queues = [FakeQueue(), FakeQueue()]
+
+    def config(self) -> bytes:
+        return virtio_fs.CONFIG.pack(b"data", 1)
+
+
+def fake_kernel(monkeypatch: pytest.MonkeyPatch, connection: int) -> None:
+    """Give a bridge this descriptor in place of /dev/fuse, and short deadlines."""
+    monkeypatch.setattr(mount, "mount", lambda *_: connection)
+    monkeypatch.setattr(bridge, "DRAIN_DEADLINE_S", 0.05)
+
+
+def test_a_bridge_closes_while_requests_come_without_end(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device of zeros is a kernel that always has a request; none of them is INIT."""
+    fake_kernel(monkeypatch, os.open("/dev/zero", os.O_RDWR | os.O_CLOEXEC))
+    monkeypatch.setattr(bridge, "MOUNT_DEADLINE_S", 0.05)
+    outcome: SimpleQueue[str] = SimpleQueue()
+
+    def refused() -> None:
+        with pytest.raises(FailedPreconditionError) as raised:
+            FuseBridge(FakeDevice(), run_dir)
+        outcome.put(raised.value.reason)
+
+    threading.Thread(target=refused, daemon=True).start()
+    assert outcome.get(timeout=20) == "FUSE_REFUSED"
+
+
+def test_a_device_without_room_is_asked_once_to_interrupt(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, connection = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.setblocking(False)
+    number = connection.detach()
+    fake_kernel(monkeypatch, number)
+    device = FakeDevice()
+
+    def request(opcode: Opcode, unique: int) -> None:
+        size = fuse.IN_HEADER.size
+        kernel.send(fuse.IN_HEADER.pack(*InHeader(size, opcode, unique, 1, 0, 0, 0, 0)))
+
+    with kernel:
+        request(Opcode.INIT, 2)
+        mounted = FuseBridge(device, run_dir)
+        for unique in (4, 6, 8):
+            request(Opcode.SETLKW, unique)
+        end = time.monotonic() + 10
+        while len(mounted._waiting) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        device.queues[0].room = False
+        mounted.close()
+    assert device.queues[0].deadlines == [bridge.DRAIN_DEADLINE_S]
+    os.close(number)  # the requests were not answered, so the bridge kept its number
 
 
 @needs_fuse

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
 
 from services.handshake.errors import (
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     PortholeError,
     UnavailableError,
 )
+from services.simguest.fs import driver as fs_driver
 from services.simguest.fs import replies
 from services.simguest.fs.driver import FsDriver, read_config
 from services.simguest.fs.operations import FsOperations
@@ -37,6 +40,23 @@ def test_the_session_behind_a_pool_keeps_requests_mappable(rig: Rig, shared: Pat
     assert driver.max_read == MAX_POOL_REQUEST
     assert driver.max_write == MAX_POOL_REQUEST
     assert driver.flags & fuse.FUSE_MAX_PAGES
+
+
+def test_a_session_neither_begins_nor_ends_without_a_deadline(
+    rig: Rig, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest waits for both with locks held, which its power-off needs."""
+    monkeypatch.setattr(fs_driver, "SESSION_DEADLINE_S", 0.05)
+    rig.share("data", shared)
+    driver = rig.workload.files("data").operations.driver
+    for queue in driver._queues:
+        monkeypatch.setattr(queue, "submit", lambda *_, **__: Future())
+    for change in (driver.stop, driver.start):
+        with pytest.raises(DeadlineExceededError) as raised:
+            change()
+        assert raised.value.reason == "REQUEST_TIMEOUT"
+    driver.stop()  # does nothing: no session runs
+    monkeypatch.undo()
 
 
 def test_files_come_and_go_by_path(any_rig: Rig, shared: Path) -> None:

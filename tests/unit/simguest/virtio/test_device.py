@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from services.simguest.memory.dma import DirectDma
 from services.simguest.memory.pages import PageAllocator
 from services.simguest.memory.ram import GuestRam
 from services.simguest.virtio.device import QUEUE_SIZE, DeviceKind, DeviceMemory, VirtioDevice
+from services.simguest.virtio.front_end import FrontEnd
 from services.simguest.virtio.ring import ring_bytes
 from services.wire import vhost_user as wire
 from services.wire.virtio_ring import (
@@ -378,3 +380,27 @@ def test_a_socket_that_answers_garbage_is_a_clear_error(
         thread.join(10)
     assert caught.value.reason == why
     assert rig.pages.used_bytes == before
+
+
+def test_an_answer_that_comes_byte_by_byte_has_the_same_deadline(run_dir: Path) -> None:
+    path = run_dir / "slow.sock"
+    answer = wire.reply(wire.Request.GET_FEATURES, bytes(8))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen(1)
+
+        def speak() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                for i in range(len(answer)):
+                    connection.sendall(answer[i : i + 1])
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        front_end = FrontEnd(path, "slow", deadline_s=0.5)
+        with pytest.raises(DeadlineExceededError) as caught:
+            front_end.ask_u64(wire.Request.GET_FEATURES)
+        front_end.close()
+        thread.join(10)
+    assert caught.value.reason == "DEVICE_TIMEOUT"
