@@ -5,15 +5,15 @@
 #include <linux/virtio_ring.h>
 #include <string.h>
 
-#include "ring_private.h"
+#include "queue_private.h"
 
 #define DESC_BYTES sizeof(struct vring_desc)
 
 /* Returns where [gpa, gpa + length) is; NULL if the device may not reach all of it. */
-static uint8_t *find(const struct ph_ring *ring, uint64_t gpa, uint32_t length)
+static uint8_t *find(const struct ph_queue *queue, uint64_t gpa, uint32_t length)
 {
-    for (uint32_t i = 0; i < ring->setup.span_count; i++) {
-        const struct ph_span *span = &ring->setup.spans[i];
+    for (uint32_t i = 0; i < queue->setup.span_count; i++) {
+        const struct ph_span *span = &queue->setup.spans[i];
         uint64_t offset = gpa - span->gpa;
 
         if (gpa >= span->gpa && offset <= span->size_bytes && length <= span->size_bytes - offset)
@@ -23,14 +23,14 @@ static uint8_t *find(const struct ph_ring *ring, uint64_t gpa, uint32_t length)
 }
 
 /* Like find, for memory that will be used: also notes the highest slot of the pool in use. */
-static uint8_t *reach(struct ph_ring *ring, uint64_t gpa, uint32_t length)
+static uint8_t *reach(struct ph_queue *queue, uint64_t gpa, uint32_t length)
 {
-    uint8_t *address = find(ring, gpa, length);
+    uint8_t *address = find(queue, gpa, length);
 
-    if (address && ring->setup.counts_slots &&
-        gpa + length - ring->setup.spans[0].gpa > ring->high) {
-        ring->high = gpa + length - ring->setup.spans[0].gpa;
-        ring->setup.counters->highest_slot = (ring->high + PH_SLOT_BYTES - 1) / PH_SLOT_BYTES;
+    if (address && queue->setup.counts_slots &&
+        gpa + length - queue->setup.spans[0].gpa > queue->high) {
+        queue->high = gpa + length - queue->setup.spans[0].gpa;
+        queue->setup.counters->highest_slot = (queue->high + PH_SLOT_BYTES - 1) / PH_SLOT_BYTES;
     }
     return address;
 }
@@ -56,19 +56,19 @@ static void end_readable(struct ph_chain *chain, uint32_t count, uint64_t bytes)
 }
 
 /*
- * Collect the buffers of the chain that begins at ring->head; false where it breaks a rule. More
+ * Collect the buffers of the chain that begins at queue->head; false where it breaks a rule. More
  * than IOV_MAX descriptors of one direction are left to Python, which refuses them.
  */
-static bool follow(struct ph_ring *ring, struct ph_chain *chain)
+static bool follow(struct ph_queue *queue, struct ph_chain *chain)
 {
-    const struct ph_ring_setup *setup = &ring->setup;
+    const struct ph_queue_setup *setup = &queue->setup;
     const uint8_t *table = setup->desc;
-    uint32_t size = setup->size, limit = size, index = ring->head, steps = 0, count = 0;
+    uint32_t size = setup->size, limit = size, index = queue->head, steps = 0, count = 0;
     uint32_t most = (size > PH_MIN_INDIRECT_LIMIT ? size : PH_MIN_INDIRECT_LIMIT) * DESC_BYTES;
     uint32_t pieces = 0;
     uint64_t bytes = 0;
     bool nested = false, writing = false;
-    struct iovec *iov = ring->iov;
+    struct iovec *iov = queue->iov;
 
     for (;;) {
         struct vring_desc desc;
@@ -82,7 +82,7 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
                 return false;
             if (!desc.len || desc.len % DESC_BYTES || desc.len > most)
                 return false;
-            table = reach(ring, desc.addr, desc.len);
+            table = reach(queue, desc.addr, desc.len);
             if (!table)
                 return false;
             size = limit = desc.len / DESC_BYTES;
@@ -90,7 +90,7 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
             index = steps = 0;
             continue;
         }
-        address = reach(ring, desc.addr, desc.len);
+        address = reach(queue, desc.addr, desc.len);
         if (!desc.len || !address)
             return false;
         if (desc.flags & VRING_DESC_F_WRITE && !writing) {
@@ -123,19 +123,19 @@ static bool follow(struct ph_ring *ring, struct ph_chain *chain)
 }
 
 /* Find the head of the chain `ahead` places on; false when the driver has made none available. */
-static bool find_head(const struct ph_ring *ring, uint16_t ahead, uint16_t *head)
+static bool find_head(const struct ph_queue *queue, uint16_t ahead, uint16_t *head)
 {
-    uint16_t place = (uint16_t)(ring->state.next_avail + ahead);
+    uint16_t place = (uint16_t)(queue->state.next_avail + ahead);
 
-    if ((uint16_t)(ring->state.seen_avail - ring->state.next_avail) <= ahead)
+    if ((uint16_t)(queue->state.seen_avail - queue->state.next_avail) <= ahead)
         return false;
-    *head = ph_load16(&ring->avail[2 + (place & (ring->setup.size - 1))]);
-    return *head < ring->setup.size;
+    *head = ph_load16(&queue->avail[2 + (place & (queue->setup.size - 1))]);
+    return *head < queue->setup.size;
 }
 
-static void prefetch_what(const struct ph_ring *ring, const struct vring_desc *desc)
+static void prefetch_what(const struct ph_queue *queue, const struct vring_desc *desc)
 {
-    const uint8_t *address = find(ring, desc->addr, desc->len);
+    const uint8_t *address = find(queue, desc->addr, desc->len);
 
     if (address) {
         __builtin_prefetch(address);
@@ -147,44 +147,44 @@ static void prefetch_what(const struct ph_ring *ring, const struct vring_desc *d
  * Prefetch the next chains, which the driver has written on another processor, one step of each at
  * a time. What is read here only says what to prefetch; it is read again to be used.
  */
-static void prefetch_ahead(const struct ph_ring *ring)
+static void prefetch_ahead(const struct ph_queue *queue)
 {
-    const uint8_t *descs = ring->setup.desc, *table;
+    const uint8_t *descs = queue->setup.desc, *table;
     struct vring_desc desc;
     uint16_t head;
 
-    if (find_head(ring, 3, &head))
+    if (find_head(queue, 3, &head))
         __builtin_prefetch(descs + head * DESC_BYTES);
-    if (find_head(ring, 2, &head)) {
+    if (find_head(queue, 2, &head)) {
         desc = read_desc(descs, head);
-        prefetch_what(ring, &desc); /* an indirect table */
+        prefetch_what(queue, &desc); /* an indirect table */
     }
-    if (!find_head(ring, 1, &head))
+    if (!find_head(queue, 1, &head))
         return;
     desc = read_desc(descs, head);
-    table = desc.flags & VRING_DESC_F_INDIRECT ? find(ring, desc.addr, desc.len) : NULL;
+    table = desc.flags & VRING_DESC_F_INDIRECT ? find(queue, desc.addr, desc.len) : NULL;
     if (table && desc.len >= DESC_BYTES) {
         desc = read_desc(table, 0);
-        prefetch_what(ring, &desc); /* the request */
+        prefetch_what(queue, &desc); /* the request */
     }
 }
 
-/* Take the next chain, which `ph_ring_look` has seen; false leaves it in the ring for Python. */
-bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain)
+/* Take the next chain, which `ph_queue_look` has seen; false leaves it in the ring for Python. */
+bool ph_queue_take(struct ph_queue *queue, struct ph_chain *chain)
 {
-    prefetch_ahead(ring);
-    ring->head = ph_load16(&ring->avail[2 + (ring->state.next_avail & (ring->setup.size - 1))]);
-    if (!follow(ring, chain))
+    prefetch_ahead(queue);
+    queue->head = ph_load16(&queue->avail[2 + (queue->state.next_avail & (queue->setup.size - 1))]);
+    if (!follow(queue, chain))
         return false;
-    ring->state.next_avail++;
-    ring->taken_bytes = chain->readable_bytes + chain->writable_bytes;
-    ring->setup.counters->bytes_in += chain->readable_bytes;
+    queue->state.next_avail++;
+    queue->taken_bytes = chain->readable_bytes + chain->writable_bytes;
+    queue->setup.counters->bytes_in += chain->readable_bytes;
     return true;
 }
 
 /* Undo the latest take, so that Python serves this chain. */
-void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain)
+void ph_queue_put_back(struct ph_queue *queue, const struct ph_chain *chain)
 {
-    ring->state.next_avail--;
-    ring->setup.counters->bytes_in -= chain->readable_bytes;
+    queue->state.next_avail--;
+    queue->setup.counters->bytes_in -= chain->readable_bytes;
 }

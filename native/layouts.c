@@ -6,8 +6,8 @@
 #include "mounts.h"
 #include "open_files.h"
 #include "python_pins.h"
+#include "queue.h"
 #include "request.h"
-#include "ring.h"
 #include "serve.h"
 
 #define WHOLE(type) {.name = #type, .field = "", .size_bytes = sizeof(struct type)}
@@ -40,15 +40,15 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_span, size_bytes),
     FIELD(ph_span, address),
 
-    WHOLE(ph_ring_state),
-    FIELD(ph_ring_state, next_avail),
-    FIELD(ph_ring_state, seen_avail),
-    FIELD(ph_ring_state, next_used),
-    FIELD(ph_ring_state, signalled_used),
-    FIELD(ph_ring_state, signal_due),
-    FIELD(ph_ring_state, unsignalled),
-    FIELD(ph_ring_state, unsignalled_bytes),
-    FIELD(ph_ring_state, spin_ns),
+    WHOLE(ph_queue_state),
+    FIELD(ph_queue_state, next_avail),
+    FIELD(ph_queue_state, seen_avail),
+    FIELD(ph_queue_state, next_used),
+    FIELD(ph_queue_state, signalled_used),
+    FIELD(ph_queue_state, signal_due),
+    FIELD(ph_queue_state, unsignalled),
+    FIELD(ph_queue_state, unsignalled_bytes),
+    FIELD(ph_queue_state, spin_ns),
 
     WHOLE(ph_counters),
     FIELD(ph_counters, requests),
@@ -56,20 +56,20 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_counters, bytes_out),
     FIELD(ph_counters, highest_slot),
 
-    WHOLE(ph_ring_setup),
-    FIELD(ph_ring_setup, desc),
-    FIELD(ph_ring_setup, avail),
-    FIELD(ph_ring_setup, used),
-    FIELD(ph_ring_setup, spans),
-    FIELD(ph_ring_setup, counters),
-    FIELD(ph_ring_setup, span_count),
-    FIELD(ph_ring_setup, size),
-    FIELD(ph_ring_setup, kick_fd),
-    FIELD(ph_ring_setup, call_fd),
-    FIELD(ph_ring_setup, stop_fd),
-    FIELD(ph_ring_setup, event_idx),
-    FIELD(ph_ring_setup, indirect),
-    FIELD(ph_ring_setup, counts_slots),
+    WHOLE(ph_queue_setup),
+    FIELD(ph_queue_setup, desc),
+    FIELD(ph_queue_setup, avail),
+    FIELD(ph_queue_setup, used),
+    FIELD(ph_queue_setup, spans),
+    FIELD(ph_queue_setup, counters),
+    FIELD(ph_queue_setup, span_count),
+    FIELD(ph_queue_setup, size),
+    FIELD(ph_queue_setup, kick_fd),
+    FIELD(ph_queue_setup, call_fd),
+    FIELD(ph_queue_setup, stop_fd),
+    FIELD(ph_queue_setup, event_idx),
+    FIELD(ph_queue_setup, indirect),
+    FIELD(ph_queue_setup, counts_slots),
 
     WHOLE(iovec),
     FIELD(iovec, iov_base),
@@ -124,19 +124,19 @@ static const struct ph_constant CONSTANTS[] = {
 
 /* Name, result, arguments. */
 #define FUNCTIONS(LIST)                                                                            \
-    LIST(ph_ring_new, struct ph_ring *, const struct ph_ring_setup *)                              \
-    LIST(ph_ring_state, struct ph_ring_state *, struct ph_ring *)                                  \
-    LIST(ph_ring_stop, void, struct ph_ring *)                                                     \
-    LIST(ph_ring_set_call, void, struct ph_ring *, int)                                            \
-    LIST(ph_ring_set_wake, void, struct ph_ring *, int)                                            \
-    LIST(ph_ring_close, void, struct ph_ring *)                                                    \
-    LIST(ph_ring_free, void, struct ph_ring *)                                                     \
+    LIST(ph_queue_new, struct ph_queue *, const struct ph_queue_setup *)                           \
+    LIST(ph_queue_state, struct ph_queue_state *, struct ph_queue *)                               \
+    LIST(ph_queue_stop, void, struct ph_queue *)                                                   \
+    LIST(ph_queue_set_call, void, struct ph_queue *, int)                                          \
+    LIST(ph_queue_set_wake, void, struct ph_queue *, int)                                          \
+    LIST(ph_queue_close, void, struct ph_queue *)                                                  \
+    LIST(ph_queue_free, void, struct ph_queue *)                                                   \
     LIST(ph_worker_new, struct ph_worker *, void)                                                  \
     LIST(ph_worker_delete, void, struct ph_worker *)                                               \
     LIST(ph_mounts_new, struct ph_mounts *, void)                                                  \
     LIST(ph_mounts_put, bool, struct ph_mounts *, uint64_t, struct ph_mount *)                     \
     LIST(ph_mounts_free, void, struct ph_mounts *)                                                 \
-    LIST(ph_serve, int, struct ph_ring *, struct ph_worker *, struct ph_mounts *)                  \
+    LIST(ph_serve, int, struct ph_queue *, struct ph_worker *, struct ph_mounts *)                 \
     LIST(ph_fuse_serve, int64_t, struct ph_worker *, struct ph_mount *, const struct ph_chain *)   \
     LIST(ph_mount_new, struct ph_mount *, const struct ph_mount_setup *)                           \
     LIST(ph_mount_release, void, struct ph_mount *)                                                \

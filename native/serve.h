@@ -8,8 +8,8 @@
 #define PORTHOLE_SERVE_H
 
 #include "mounts.h"
+#include "queue.h"
 #include "request.h"
-#include "ring.h"
 
 enum ph_outcome {
     PH_OUTCOME_PYTHON = 1, /* Python takes the next chain, or reports that the ring is broken */
@@ -18,6 +18,6 @@ enum ph_outcome {
 };
 
 /* Returns an enum ph_outcome. */
-int ph_serve(struct ph_ring *ring, struct ph_worker *worker, struct ph_mounts *mounts);
+int ph_serve(struct ph_queue *queue, struct ph_worker *worker, struct ph_mounts *mounts);
 
 #endif

@@ -12,7 +12,7 @@
 #include <stdbool.h>
 
 #include "../mounts.h"
-#include "../ring.h"
+#include "../queue.h"
 #include "fuzz.h"
 
 enum {

@@ -9,7 +9,7 @@
 
 #include <stdbool.h>
 
-#include "../ring.h"
+#include "../queue.h"
 #include "fuzz.h"
 
 enum { MEMORY_SPANS = 3 };

@@ -1,10 +1,10 @@
 /*
- * Fuzz target: a guest's ring and its descriptor chains, native/ring.c and chain.c.
+ * Fuzz target: a guest's ring and its descriptor chains, native/queue.c and chain.c.
  *
  * The input is the guest's memory (ring and spans), and then what guest and device do in turn. With
  * MUTATING, the memory changes all the time.
  */
-#include "../ring.h"
+#include "../queue.h"
 
 #include <sys/eventfd.h>
 
@@ -23,8 +23,8 @@ enum op { LOOK, TAKE, PUT_BACK, PUSH, NOTIFY, OFFER, DESCRIBE, POKE, WAIT, SET_C
 
 /* The device of one input, and what is known of it. */
 struct device {
-    struct ph_ring *ring;
-    struct ph_ring_state *state;
+    struct ph_queue *queue;
+    struct ph_queue_state *state;
     struct ph_counters counters;
     uint32_t size, span_count;
     struct ph_chain chain;
@@ -90,7 +90,7 @@ static void act_as_guest(struct input *input, enum op op, uint32_t size)
 
 static void look(struct device *device)
 {
-    enum ph_look look = ph_ring_look(device->ring);
+    enum ph_look look = ph_queue_look(device->queue);
     uint16_t waiting = (uint16_t)(device->state->seen_avail - device->state->next_avail);
 
     HOLDS(look == PH_LOOK_PYTHON ||
@@ -102,13 +102,13 @@ static void look(struct device *device)
 
 static void take(struct device *device)
 {
-    struct ph_ring_state was = *device->state;
+    struct ph_queue_state was = *device->state;
     struct ph_counters counted = device->counters;
     const struct ph_chain *chain = &device->chain;
 
     if (!device->seen || device->taken)
         return;
-    device->taken = ph_ring_take(device->ring, &device->chain);
+    device->taken = ph_queue_take(device->queue, &device->chain);
     device->seen = false;
     if (!device->taken) {
         HOLDS(!memcmp(&was, device->state, sizeof(was)));
@@ -130,7 +130,7 @@ static void put_back(struct device *device)
     uint16_t next_avail = device->state->next_avail;
 
     if (device->taken) {
-        ph_ring_put_back(device->ring, &device->chain);
+        ph_queue_put_back(device->queue, &device->chain);
         HOLDS(device->state->next_avail == (uint16_t)(next_avail - 1));
     }
     device->taken = false;
@@ -156,7 +156,7 @@ static void push(struct device *device, struct input *input)
     if (device->taken) {
         uint32_t written = take16(input) * 64u;
 
-        ph_ring_push(device->ring, written);
+        ph_queue_push(device->queue, written);
         if (!device->closed)
             check_pushed(device, written);
         HOLDS(device->counters.requests == requests + 1);
@@ -175,7 +175,7 @@ static void wait(struct device *device, struct input *input)
         return;
     if (take8(input) & 1)
         eventfd_write(kick_fd, 1);
-    ph_ring_wait(device->ring, nothing, NULL);
+    ph_queue_wait(device->queue, nothing, NULL);
 }
 
 static void act_as_device(struct device *device, struct input *input, enum op op)
@@ -194,18 +194,18 @@ static void act_as_device(struct device *device, struct input *input, enum op op
         push(device, input);
         break;
     case NOTIFY:
-        ph_ring_notify(device->ring);
+        ph_queue_notify(device->queue);
         HOLDS(!device->state->unsignalled && !device->state->unsignalled_bytes);
         break;
     case WAIT:
         wait(device, input);
         break;
     case SET_CALL:
-        ph_ring_set_call(device->ring, take8(input) & 1 ? call_fd : -1);
+        ph_queue_set_call(device->queue, take8(input) & 1 ? call_fd : -1);
         break;
     case CLOSE:
-        ph_ring_stop(device->ring);
-        ph_ring_close(device->ring);
+        ph_queue_stop(device->queue);
+        ph_queue_close(device->queue);
         device->closed = true;
         break;
     default:
@@ -239,7 +239,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
         .size = 1u << take8(&input) % 9,
         .span_count = flags & 8 ? 1 : MEMORY_SPANS, /* a pool is the only span */
     };
-    struct ph_ring_setup setup = {
+    struct ph_queue_setup setup = {
         .spans = spans,
         .counters = &device.counters,
         .span_count = device.span_count,
@@ -256,14 +256,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
     setup.desc = parts[MEMORY_DESC].start;
     setup.avail = parts[MEMORY_AVAIL].start;
     setup.used = parts[MEMORY_USED].start;
-    HOLDS((device.ring = ph_ring_new(&setup)));
-    device.state = ph_ring_state(device.ring);
-    *device.state = (struct ph_ring_state){.next_avail = base, .next_used = base};
+    HOLDS((device.queue = ph_queue_new(&setup)));
+    device.state = ph_queue_state(device.queue);
+    *device.state = (struct ph_queue_state){.next_avail = base, .next_used = base};
     for (int i = 0; i < MEMORY_PARTS; i++)
         targets[i] = (struct target){parts[i].start, parts[i].size};
     mutator_begin(targets, MEMORY_PARTS, data_size ? data[data_size - 1] + 256 * data_size : 0);
     drive(&input, &device);
     mutator_end();
-    ph_ring_free(device.ring);
+    ph_queue_free(device.queue);
     return 0;
 }

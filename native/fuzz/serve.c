@@ -28,8 +28,8 @@ enum step { REQUEST, SERVE, MOUNT, UNMOUNT, STOP, SET_CALL, POKE, KICK, STEPS };
 static struct {
     struct guest guest;
     struct ph_counters counters;
-    struct ph_ring_setup setup;
-    struct ph_ring *ring;
+    struct ph_queue_setup setup;
+    struct ph_queue *queue;
     struct ph_mounts *mounts;
     bool is_mounted[GUEST_SLOTS];
     struct ph_mount *kept[GUEST_SLOTS]; /* to be put in again and again */
@@ -76,11 +76,11 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 }
 
 /* Serve the ring from where it was left, as a queue's thread does when it begins. */
-static void attach(struct ph_ring_state state)
+static void attach(struct ph_queue_state state)
 {
-    HOLDS((now.ring = ph_ring_new(&now.setup)));
-    *ph_ring_state(now.ring) = state;
-    ph_ring_set_wake(now.ring, wake_fd);
+    HOLDS((now.queue = ph_queue_new(&now.setup)));
+    *ph_queue_state(now.queue) = state;
+    ph_queue_set_wake(now.queue, wake_fd);
 }
 
 /* Take the next chain, and give it back with nothing written. */
@@ -88,12 +88,12 @@ static bool act_as_python(void)
 {
     struct ph_chain chain;
 
-    if (ph_ring_look(now.ring) != PH_LOOK_CHAIN || !ph_ring_take(now.ring, &chain)) {
+    if (ph_queue_look(now.queue) != PH_LOOK_CHAIN || !ph_queue_take(now.queue, &chain)) {
         HOLDS(now.guest.is_hostile);
         return false;
     }
-    guest_expect_python(&now.guest, (uint16_t)(ph_ring_state(now.ring)->next_avail - 1));
-    ph_ring_push(now.ring, 0);
+    guest_expect_python(&now.guest, (uint16_t)(ph_queue_state(now.queue)->next_avail - 1));
+    ph_queue_push(now.queue, 0);
     return true;
 }
 
@@ -103,13 +103,13 @@ static void serve(void)
 
     do {
         guest_begin_mutating(&now.guest);
-        outcome = (enum ph_outcome)ph_serve(now.ring, worker, now.mounts);
+        outcome = (enum ph_outcome)ph_serve(now.queue, worker, now.mounts);
         mutator_end();
         HOLDS(outcome == PH_OUTCOME_PYTHON || outcome == PH_OUTCOME_WOKEN);
         if (outcome == PH_OUTCOME_PYTHON && !act_as_python()) {
-            ph_ring_free(now.ring);
+            ph_queue_free(now.queue);
             guest_reset(&now.guest);
-            attach((struct ph_ring_state){0});
+            attach((struct ph_queue_state){0});
             return;
         }
     } while (outcome == PH_OUTCOME_PYTHON);
@@ -120,17 +120,17 @@ static void serve(void)
 static void stop(void)
 {
     static uint8_t before[GUEST_USED_BYTES];
-    struct ph_ring_state state;
+    struct ph_queue_state state;
 
-    ph_ring_stop(now.ring);
-    ph_ring_close(now.ring);
+    ph_queue_stop(now.queue);
+    ph_queue_close(now.queue);
     memcpy(before, now.guest.used, sizeof(before));
-    HOLDS(ph_serve(now.ring, worker, now.mounts) == PH_OUTCOME_STOPPED);
-    ph_ring_push(now.ring, 0);
-    ph_ring_notify(now.ring);
+    HOLDS(ph_serve(now.queue, worker, now.mounts) == PH_OUTCOME_STOPPED);
+    ph_queue_push(now.queue, 0);
+    ph_queue_notify(now.queue);
     HOLDS(!memcmp(before, now.guest.used, sizeof(before)));
-    state = *ph_ring_state(now.ring);
-    ph_ring_free(now.ring);
+    state = *ph_queue_state(now.queue);
+    ph_queue_free(now.queue);
     attach(state);
 }
 
@@ -157,7 +157,7 @@ static void take_step(struct input *input)
             HOLDS(ph_mounts_put(now.mounts, slot, NULL));
             now.is_mounted[slot] = false;
         } else {
-            ph_ring_set_call(now.ring, flags & 1 ? call_fd : -1);
+            ph_queue_set_call(now.queue, flags & 1 ? call_fd : -1);
         }
         break;
     case STOP:
@@ -183,7 +183,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memset(&now, 0, sizeof(now));
     guest_make(&now.guest);
     HOLDS((now.mounts = ph_mounts_new()));
-    now.setup = (struct ph_ring_setup){
+    now.setup = (struct ph_queue_setup){
         .desc = now.guest.desc,
         .avail = now.guest.avail,
         .used = now.guest.used,
@@ -198,11 +198,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .indirect = 1,
         .counts_slots = flags >> 1 & 1,
     };
-    attach((struct ph_ring_state){0});
+    attach((struct ph_queue_state){0});
     put_mount(0, flags >> 2);
     for (int i = 0; i < MAX_STEPS && input.size; i++)
         take_step(&input);
-    ph_ring_free(now.ring);
+    ph_queue_free(now.queue);
     ph_mounts_free(now.mounts);
     for (int i = 0; i < GUEST_SLOTS; i++)
         if (now.kept[i])

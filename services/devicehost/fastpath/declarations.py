@@ -42,8 +42,8 @@ class PhSpan(ctypes.Structure):
     _fields_ = (("gpa", _u64), ("size_bytes", _u64), ("address", _ptr))
 
 
-class PhRingState(ctypes.Structure):
-    """struct ph_ring_state."""
+class PhQueueState(ctypes.Structure):
+    """struct ph_queue_state."""
 
     next_avail: int
     seen_avail: int
@@ -89,8 +89,8 @@ class PhCounters(ctypes.Structure):
     )
 
 
-class PhRingSetup(ctypes.Structure):
-    """struct ph_ring_setup."""
+class PhQueueSetup(ctypes.Structure):
+    """struct ph_queue_setup."""
 
     _fields_ = (
         ("desc", _ptr),
@@ -207,9 +207,9 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "ph_constant": PhConstant,
     "ph_function": PhFunction,
     "ph_span": PhSpan,
-    "ph_ring_state": PhRingState,
+    "ph_queue_state": PhQueueState,
     "ph_counters": PhCounters,
-    "ph_ring_setup": PhRingSetup,
+    "ph_queue_setup": PhQueueSetup,
     "iovec": IoVec,
     "ph_chain": PhChain,
     "ph_rules": PhRules,
@@ -230,13 +230,13 @@ CONSTANTS: Final[dict[str, int]] = {
 }
 
 FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
-    "ph_ring_new": (_ptr, (ctypes.POINTER(PhRingSetup),)),
-    "ph_ring_state": (ctypes.POINTER(PhRingState), (_ptr,)),
-    "ph_ring_stop": (None, (_ptr,)),
-    "ph_ring_set_call": (None, (_ptr, _i32)),
-    "ph_ring_set_wake": (None, (_ptr, _i32)),
-    "ph_ring_close": (None, (_ptr,)),
-    "ph_ring_free": (None, (_ptr,)),
+    "ph_queue_new": (_ptr, (ctypes.POINTER(PhQueueSetup),)),
+    "ph_queue_state": (ctypes.POINTER(PhQueueState), (_ptr,)),
+    "ph_queue_stop": (None, (_ptr,)),
+    "ph_queue_set_call": (None, (_ptr, _i32)),
+    "ph_queue_set_wake": (None, (_ptr, _i32)),
+    "ph_queue_close": (None, (_ptr,)),
+    "ph_queue_free": (None, (_ptr,)),
     "ph_worker_new": (_ptr, ()),
     "ph_worker_delete": (None, (_ptr,)),
     "ph_mounts_new": (_ptr, ()),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.queue_setup import QueueSetup
 
 _NO_FD: Final = -1
-_HANDED_OVER: Final = [(name, f"_{name}") for name, _ in fastpath.PhRingState._fields_]
+_HANDED_OVER: Final = [(name, f"_{name}") for name, _ in fastpath.PhQueueState._fields_]
 
 
 def make_queue(setup: QueueSetup, state: QueueState, *, natively: bool) -> Queue:
@@ -48,7 +48,7 @@ def make_queue(setup: QueueSetup, state: QueueState, *, natively: bool) -> Queue
 class NativeQueue(Queue):
     """A Queue whose thread may go into the native loop."""
 
-    _ring = 0
+    _pointer = 0
 
     def __init__(
         self, setup: QueueSetup, state: QueueState, library: ctypes.CDLL, spans: Sequence[Span]
@@ -69,7 +69,7 @@ class NativeQueue(Queue):
         self._kept: Final = (fastpath.PhSpan * len(spans))(
             *(fastpath.PhSpan(span.gpa, span.size_bytes, span.address) for span in spans)
         )
-        native_setup = fastpath.PhRingSetup(
+        native_setup = fastpath.PhQueueSetup(
             desc=_address(setup.desc),
             avail=_address(setup.avail),
             used=_address(setup.used),
@@ -84,19 +84,19 @@ class NativeQueue(Queue):
             indirect=setup.indirect,
             counts_slots=setup.memory.is_pool,
         )
-        self._ring = library.ph_ring_new(ctypes.byref(native_setup)) or 0
-        if not self._ring:
+        self._pointer = library.ph_queue_new(ctypes.byref(native_setup)) or 0
+        if not self._pointer:
             super().close()
             raise ResourceExhaustedError(
                 "RING_MEMORY", f"ring {self.index} gets no memory for its native side"
             )
-        self._indices = library.ph_ring_state(self._ring).contents
+        self._indices = library.ph_queue_state(self._pointer).contents
         self._lent = False
 
     def __del__(self) -> None:
         """Free the library's side of the ring; a thread that served it would reference this."""
-        if self._ring:
-            self._library.ph_ring_free(self._ring)
+        if self._pointer:
+            self._library.ph_queue_free(self._pointer)
 
     @property
     def state(self) -> QueueState:
@@ -115,9 +115,9 @@ class NativeQueue(Queue):
         """
         for name, mine in _HANDED_OVER:
             setattr(self._indices, name, getattr(self, mine))
-        self._library.ph_ring_set_wake(self._ring, wake_fd)
+        self._library.ph_queue_set_wake(self._pointer, wake_fd)
         self._lent = True
-        outcome = serve(self._ring)
+        outcome = serve(self._pointer)
         for name, mine in _HANDED_OVER:
             setattr(self, mine, getattr(self._indices, name))
         self._lent = False
@@ -125,17 +125,17 @@ class NativeQueue(Queue):
 
     def stop(self) -> None:
         """Make the loop return too; see Queue.stop."""
-        self._library.ph_ring_stop(self._ring)
+        self._library.ph_queue_stop(self._pointer)
         super().stop()
 
     def replace_call(self, call_fd: int | None) -> None:
         """Replace the descriptor in the loop too; see Queue.replace_call."""
-        self._library.ph_ring_set_call(self._ring, _fd(call_fd))
+        self._library.ph_queue_set_call(self._pointer, _fd(call_fd))
         super().replace_call(call_fd)
 
     def close(self) -> None:
         """Close the ring of the loop too; see Queue.close."""
-        self._library.ph_ring_close(self._ring)
+        self._library.ph_queue_close(self._pointer)
         super().close()
 
 

@@ -14,8 +14,8 @@ from services.devicehost.fastpath import (
     PhChain,
     PhCounters,
     PhMountSetup,
-    PhRingSetup,
-    PhRingState,
+    PhQueueSetup,
+    PhQueueState,
     PhRules,
     PhSpan,
 )
@@ -57,7 +57,7 @@ class Loop:
         self.kick_fd, self.call_fd, self._stop_fd, self.wake_fd = (
             os.eventfd(0, os.EFD_NONBLOCK) for _ in range(4)
         )
-        setup = PhRingSetup(
+        setup = PhQueueSetup(
             desc=base,
             avail=base + _AVAIL,
             used=base + _USED,
@@ -71,7 +71,7 @@ class Loop:
             event_idx=False,
             indirect=indirect,
         )
-        self.ring: int = self.library.ph_ring_new(ctypes.byref(setup))
+        self.queue: int = self.library.ph_queue_new(ctypes.byref(setup))
         self._mounts: int = self.library.ph_mounts_new()
         self._worker: int = self.library.ph_worker_new()
         self._asked = 0
@@ -82,15 +82,15 @@ class Loop:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self.library.ph_ring_free(self.ring)
+        self.library.ph_queue_free(self.queue)
         self.library.ph_mounts_free(self._mounts)
         self.library.ph_worker_delete(self._worker)
         for fd in (self.kick_fd, self.call_fd, self._stop_fd, self.wake_fd):
             os.close(fd)
 
     @property
-    def state(self) -> PhRingState:
-        state: PhRingState = self.library.ph_ring_state(self.ring).contents
+    def state(self) -> PhQueueState:
+        state: PhQueueState = self.library.ph_queue_state(self.queue).contents
         return state
 
     @property
@@ -178,9 +178,9 @@ class Loop:
 
     def take(self) -> bool:
         """Take the next chain out of the ring, if the loop would serve it."""
-        ring = ctypes.c_void_p(self.ring)
-        assert self.library.ph_ring_look(ring) == 1
-        return bool(self.library.ph_ring_take(ring, ctypes.byref(self._chain)) & 0xFF)
+        queue = ctypes.c_void_p(self.queue)
+        assert self.library.ph_queue_look(queue) == 1
+        return bool(self.library.ph_queue_take(queue, ctypes.byref(self._chain)) & 0xFF)
 
     def getattr(self, node: int) -> int:
         return self.ask(fuse.Opcode.GETATTR, node, bytes(16))
@@ -198,8 +198,8 @@ class Loop:
     def serve(self) -> int:
         """Have the loop serve what is there; returns its outcome."""
         os.eventfd_write(self.wake_fd, 1)
-        self.library.ph_ring_set_wake(self.ring, self.wake_fd)
-        outcome: int = self.library.ph_serve(self.ring, self._worker, self._mounts)
+        self.library.ph_queue_set_wake(self.queue, self.wake_fd)
+        outcome: int = self.library.ph_serve(self.queue, self._worker, self._mounts)
         os.eventfd_read(self.wake_fd)
         return outcome
 
@@ -212,7 +212,7 @@ class Loop:
         """
         if not sleeps:
             self.state.spin_ns = _FOREVER_NS
-        self.library.ph_ring_set_wake(self.ring, self.wake_fd if wakes else -1)
+        self.library.ph_queue_set_wake(self.queue, self.wake_fd if wakes else -1)
         self._memory[_USED] = _NO_NOTIFY  # as it is while the ring is served
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -224,7 +224,7 @@ class Loop:
     def stop(self) -> None:
         """End the thread, whatever it waits for."""
         if self._thread is not None:
-            self.library.ph_ring_stop(self.ring)
+            self.library.ph_queue_stop(self.queue)
             os.eventfd_write(self._stop_fd, 1)
             os.eventfd_write(self.kick_fd, 1)
             self.join()
@@ -237,7 +237,7 @@ class Loop:
         self._thread = None
 
     def _run(self) -> None:
-        self.outcomes.append(self.library.ph_serve(self.ring, self._worker, self._mounts))
+        self.outcomes.append(self.library.ph_serve(self.queue, self._worker, self._mounts))
 
 
 def root_of(slot: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from services.devicehost.virtio import chain, queue
 from services.handshake import pool
 
-HEADER = Path(__file__).resolve().parents[3] / "native" / "ring_private.h"
+HEADER = Path(__file__).resolve().parents[3] / "native" / "queue_private.h"
 
 OURS = {
     "PH_SPIN_NS": queue.SPIN_NS,

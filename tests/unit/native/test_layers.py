@@ -16,7 +16,7 @@ LIBRARY = (
     ("serve",),
     (
         "request operations names files directories metadata",
-        "ring ring_private ring_wait chain",
+        "queue queue_private queue_wait chain",
         "python_pins",
         "mounts",
     ),
@@ -68,7 +68,7 @@ def test_files_include_downwards_only(folder: str, rows: tuple[tuple[str, ...], 
 @pytest.mark.parametrize(
     ("folder", "names", "unknown"),
     [
-        ("native", "ring ring_private ring_wait chain", "linux/fuse.h"),
+        ("native", "queue queue_private queue_wait chain", "linux/fuse.h"),
         ("native", "mount nodes open_files reopening mounts", "linux/(fuse|virtio_ring).h"),
         ("native", "request operations names files directories metadata", "linux/virtio_ring.h"),
         ("bench/front_end", "ring vhost_user waiting engine main options ram", "linux/fuse.h"),

@@ -151,12 +151,12 @@ def test_a_file_that_was_made_is_not_left_to_python(loop: Loop, shared: Path) ->
 
 def test_a_ring_that_was_closed_notifies_nobody(loop: Loop) -> None:
     """A thread that was stuck in a request comes back when its device may be gone."""
-    ring = ctypes.c_void_p(loop.ring)
-    loop.library.ph_ring_notify(ring)
+    queue = ctypes.c_void_p(loop.queue)
+    loop.library.ph_queue_notify(queue)
     assert os.eventfd_read(loop.call_fd) == 1
-    loop.library.ph_ring_close(ring)
-    loop.library.ph_ring_notify(ring)
-    loop.library.ph_ring_push(ring, ctypes.c_uint32(0))
+    loop.library.ph_queue_close(queue)
+    loop.library.ph_queue_notify(queue)
+    loop.library.ph_queue_push(queue, ctypes.c_uint32(0))
     with pytest.raises(BlockingIOError):
         os.eventfd_read(loop.call_fd)
     assert loop.used == 0

@@ -58,7 +58,7 @@ REFUSED = {
     ),
     "a structure of another size": (
         [(r"(uint64_t spin_ns;)", r"\1 uint64_t fresh;")],
-        "struct ph_ring_state is 40 bytes in the library and 32 bytes in Python",
+        "struct ph_queue_state is 40 bytes in the library and 32 bytes in Python",
     ),
     "a field less": ([(FIELD, "")], "the library has no field kind of struct ph_python_pin"),
     "a field more": (
@@ -105,23 +105,23 @@ REFUSED = {
     ),
     "another argument": (
         [
-            (r"(ph_ring_set_wake\(struct ph_ring \*ring,) int", r"\1 int64_t"),
-            (r"(ph_ring_set_wake, void, struct ph_ring \*,) int", r"\1 int64_t"),
+            (r"(ph_queue_set_wake\(struct ph_queue \*queue,) int", r"\1 int64_t"),
+            (r"(ph_queue_set_wake, void, struct ph_queue \*,) int", r"\1 int64_t"),
         ],
-        "function ph_ring_set_wake is void(void *, int64_t) in the library and void(void *, "
+        "function ph_queue_set_wake is void(void *, int64_t) in the library and void(void *, "
         "int32_t) in Python",
     ),
     "another structure as an argument": (
         [
-            (r"(ph_ring_new\(const struct) ph_ring_setup \*setup\);", r"\1 ph_chain *chain);"),
+            (r"(ph_queue_new\(const struct) ph_queue_setup \*setup\);", r"\1 ph_chain *chain);"),
             (
-                r"(ph_ring_new\(const struct) ph_ring_setup \*setup\)\n\{",
-                r"\1 ph_chain *chain)\n{ const struct ph_ring_setup *setup = (const void *)chain;",
+                r"(ph_queue_new\(const struct) ph_queue_setup \*setup\)\n\{",
+                r"\1 ph_chain *chain)\n{ const struct ph_queue_setup *setup = (const void *)chain;",
             ),
-            (r"(ph_ring_new, struct ph_ring \*, const struct) ph_ring_setup", r"\1 ph_chain"),
+            (r"(ph_queue_new, struct ph_queue \*, const struct) ph_queue_setup", r"\1 ph_chain"),
         ],
-        "function ph_ring_new is void *(struct ph_chain *) in the library and void *(struct "
-        "ph_ring_setup *) in Python",
+        "function ph_queue_new is void *(struct ph_chain *) in the library and void *(struct "
+        "ph_queue_setup *) in Python",
     ),
     "a function less": (
         [(r"    LIST\(ph_worker_new,.*\n", "")],

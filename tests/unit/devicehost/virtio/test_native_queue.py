@@ -41,11 +41,11 @@ def notified_after(rig: Rig, length: int, waiting: int = 16) -> list[int]:
     assert isinstance(queue, NativeQueue)
     chain = fastpath.PhChain()
 
-    def serve_one(ring: int) -> int:
-        pointer = ctypes.c_void_p(ring)
-        library.ph_ring_look(pointer)
-        assert library.ph_ring_take(pointer, ctypes.byref(chain)) & 0xFF
-        library.ph_ring_push(pointer, ctypes.c_uint32(length))
+    def serve_one(native: int) -> int:
+        pointer = ctypes.c_void_p(native)
+        library.ph_queue_look(pointer)
+        assert library.ph_queue_take(pointer, ctypes.byref(chain)) & 0xFF
+        library.ph_queue_push(pointer, ctypes.c_uint32(length))
         return fastpath.Outcome.PYTHON
 
     try:
@@ -95,9 +95,9 @@ def test_a_call_descriptor_that_blocks_holds_up_no_other_thread(rig: Rig) -> Non
     begun = threading.Event()
     other = os.eventfd(0, os.EFD_NONBLOCK)
 
-    def notify(ring: int) -> int:
+    def notify(native: int) -> int:
         begun.set()
-        library.ph_ring_notify(ctypes.c_void_p(ring))
+        library.ph_queue_notify(ctypes.c_void_p(native))
         return fastpath.Outcome.PYTHON
 
     def control() -> None:
@@ -127,7 +127,7 @@ class NoMemory:
         self.spans: list[tuple[int, int, int]] = []
         self.asked: dict[str, int] = {}
 
-    def ph_ring_new(self, reference: Any) -> None:
+    def ph_queue_new(self, reference: Any) -> None:
         setup = reference._obj
         array = (fastpath.PhSpan * setup.span_count).from_address(setup.spans)
         self.spans = [(span.gpa, span.size_bytes, span.address) for span in array]
@@ -182,12 +182,12 @@ def test_the_state_is_right_before_during_and_after_the_loop(rig: Rig) -> None:
     seen = [queue.state.next_avail]
     chain = fastpath.PhChain()
 
-    def serve(ring: int) -> int:
-        pointer = ctypes.c_void_p(ring)
-        library.ph_ring_look(pointer)
-        library.ph_ring_take(pointer, ctypes.byref(chain))
+    def serve(native: int) -> int:
+        pointer = ctypes.c_void_p(native)
+        library.ph_queue_look(pointer)
+        library.ph_queue_take(pointer, ctypes.byref(chain))
         seen.append(queue.state.next_avail)
-        library.ph_ring_push(pointer, ctypes.c_uint32(0))
+        library.ph_queue_push(pointer, ctypes.c_uint32(0))
         return fastpath.Outcome.PYTHON
 
     queue.lend(serve)
@@ -205,8 +205,8 @@ def test_the_loop_and_python_notify_through_a_new_call_descriptor(rig: Rig) -> N
     assert isinstance(queue, NativeQueue)
     other = os.eventfd(0, os.EFD_NONBLOCK)
 
-    def notify(ring: int) -> int:
-        library.ph_ring_notify(ctypes.c_void_p(ring))
+    def notify(native: int) -> int:
+        library.ph_queue_notify(ctypes.c_void_p(native))
         return fastpath.Outcome.PYTHON
 
     queue.replace_call(other)
@@ -227,8 +227,8 @@ def test_a_queue_that_is_stopped_stops_the_loop(rig: Rig) -> None:
     assert isinstance(queue, NativeQueue)
     stopped: list[bool] = []
 
-    def look(ring: int) -> int:
-        stopped.append(bool(library.ph_ring_is_stopped(ctypes.c_void_p(ring)) & 0xFF))
+    def look(native: int) -> int:
+        stopped.append(bool(library.ph_queue_is_stopped(ctypes.c_void_p(native)) & 0xFF))
         return fastpath.Outcome.PYTHON
 
     queue.lend(look)
@@ -248,14 +248,14 @@ def test_the_loop_touches_neither_the_ring_nor_a_descriptor_of_a_closed_queue(ri
     assert isinstance(queue, NativeQueue)
     chain = fastpath.PhChain()
 
-    def come_back_late(ring: int) -> int:
-        pointer = ctypes.c_void_p(ring)
-        library.ph_ring_look(pointer)
-        assert library.ph_ring_take(pointer, ctypes.byref(chain)) & 0xFF
+    def come_back_late(native: int) -> int:
+        pointer = ctypes.c_void_p(native)
+        library.ph_queue_look(pointer)
+        assert library.ph_queue_take(pointer, ctypes.byref(chain)) & 0xFF
         queue.stop()
         queue.close()
-        library.ph_ring_push(pointer, ctypes.c_uint32(4))
-        library.ph_ring_notify(pointer)
+        library.ph_queue_push(pointer, ctypes.c_uint32(4))
+        library.ph_queue_notify(pointer)
         return fastpath.Outcome.STOPPED
 
     before = ring.ram.read(ring.desc, ring.end - ring.desc)
@@ -265,7 +265,7 @@ def test_the_loop_touches_neither_the_ring_nor_a_descriptor_of_a_closed_queue(ri
 
 
 class CountsFreed:
-    """The native library, which counts the rings that are freed."""
+    """The native library, which counts the queues that are freed."""
 
     def __init__(self) -> None:
         self.freed = 0
@@ -273,13 +273,13 @@ class CountsFreed:
     def __getattr__(self, name: str) -> object:
         return getattr(fastpath.library, name)
 
-    def ph_ring_free(self, ring: int) -> None:
+    def ph_queue_free(self, queue: int) -> None:
         self.freed += 1
         assert fastpath.library is not None
-        fastpath.library.ph_ring_free(ring)
+        fastpath.library.ph_queue_free(queue)
 
 
-def test_what_the_library_has_of_a_ring_is_freed_with_its_queue_and_not_before(rig: Rig) -> None:
+def test_what_the_library_has_of_a_queue_is_freed_with_it_and_not_before(rig: Rig) -> None:
     """A thread that is left behind uses it until it ends, and has the queue as long."""
     library = CountsFreed()
     setup = rig.setup(rig.ring())

@@ -71,6 +71,6 @@ class NativeMounts:
 
 
 def _serve(
-    serve: Callable[[int, int, int | None], int], worker: int, mounts: int | None, ring: int
+    serve: Callable[[int, int, int | None], int], worker: int, mounts: int | None, queue: int
 ) -> int:
-    return serve(ring, worker, mounts)
+    return serve(queue, worker, mounts)

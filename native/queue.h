@@ -5,8 +5,8 @@
  * write to all of this memory at any time, so everything is read once. A chain that breaks a rule
  * is left in the ring: Python takes, refuses and reports it. Must not know what requests mean.
  */
-#ifndef PORTHOLE_RING_H
-#define PORTHOLE_RING_H
+#ifndef PORTHOLE_QUEUE_H
+#define PORTHOLE_QUEUE_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -21,7 +21,7 @@ struct ph_span {
 };
 
 /* The indices that Python's queue hands over and takes back; the names are those of queue.py. */
-struct ph_ring_state {
+struct ph_queue_state {
     uint16_t next_avail;
     uint16_t seen_avail;
     uint16_t next_used;
@@ -41,7 +41,7 @@ struct ph_counters {
 };
 
 /* A ring's setup; it stays the same while the ring is served. The caller owns the descriptors. */
-struct ph_ring_setup {
+struct ph_queue_setup {
     void *desc;
     void *avail;
     void *used;
@@ -70,25 +70,25 @@ enum ph_wait {
     PH_WAIT_PYTHON,
 };
 
-struct ph_ring;
+struct ph_queue;
 
-struct ph_ring *ph_ring_new(const struct ph_ring_setup *setup);
-void ph_ring_free(struct ph_ring *ring);
-struct ph_ring_state *ph_ring_state(struct ph_ring *ring);
+struct ph_queue *ph_queue_new(const struct ph_queue_setup *setup);
+void ph_queue_free(struct ph_queue *queue);
+struct ph_queue_state *ph_queue_state(struct ph_queue *queue);
 
 /* From any thread. */
-void ph_ring_stop(struct ph_ring *ring);
-void ph_ring_set_call(struct ph_ring *ring, int call_fd);
-void ph_ring_close(struct ph_ring *ring);
-bool ph_ring_is_stopped(const struct ph_ring *ring);
+void ph_queue_stop(struct ph_queue *queue);
+void ph_queue_set_call(struct ph_queue *queue, int call_fd);
+void ph_queue_close(struct ph_queue *queue);
+bool ph_queue_is_stopped(const struct ph_queue *queue);
 
 /* By the thread that serves the ring. */
-void ph_ring_set_wake(struct ph_ring *ring, int wake_fd); /* a further descriptor; -1: none */
-enum ph_look ph_ring_look(struct ph_ring *ring);
-bool ph_ring_take(struct ph_ring *ring, struct ph_chain *chain);
-void ph_ring_put_back(struct ph_ring *ring, const struct ph_chain *chain);
-void ph_ring_push(struct ph_ring *ring, uint32_t written_bytes);
-void ph_ring_notify(struct ph_ring *ring);
-enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), void *context);
+void ph_queue_set_wake(struct ph_queue *queue, int wake_fd); /* a further descriptor; -1: none */
+enum ph_look ph_queue_look(struct ph_queue *queue);
+bool ph_queue_take(struct ph_queue *queue, struct ph_chain *chain);
+void ph_queue_put_back(struct ph_queue *queue, const struct ph_chain *chain);
+void ph_queue_push(struct ph_queue *queue, uint32_t written_bytes);
+void ph_queue_notify(struct ph_queue *queue);
+enum ph_wait ph_queue_wait(struct ph_queue *queue, void (*before_sleep)(void *), void *context);
 
 #endif

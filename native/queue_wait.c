@@ -7,23 +7,23 @@
 #include <sched.h>
 #include <time.h>
 
-#include "ring_private.h"
+#include "queue_private.h"
 
 /* How many queues of this process are at work, or look for work. */
 static atomic_uint awake;
 
-void ph_ring_set_awake(struct ph_ring *ring, bool is_awake)
+void ph_queue_set_awake(struct ph_queue *queue, bool is_awake)
 {
-    if (is_awake && !ring->is_awake)
+    if (is_awake && !queue->is_awake)
         atomic_fetch_add_explicit(&awake, 1, memory_order_relaxed);
-    else if (!is_awake && ring->is_awake)
+    else if (!is_awake && queue->is_awake)
         atomic_fetch_sub_explicit(&awake, 1, memory_order_relaxed);
-    ring->is_awake = is_awake;
+    queue->is_awake = is_awake;
 }
 
-static uint16_t *avail_event(struct ph_ring *ring)
+static uint16_t *avail_event(struct ph_queue *queue)
 {
-    return (uint16_t *)(ring->used + 4 + 8 * (size_t)ring->setup.size);
+    return (uint16_t *)(queue->used + 4 + 8 * (size_t)queue->setup.size);
 }
 
 static uint64_t now_ns(void)
@@ -49,74 +49,74 @@ static void relax(void)
 }
 
 /* Look for chains for some time, which is longer when that has paid off lately. */
-static enum ph_look spin(struct ph_ring *ring)
+static enum ph_look spin(struct ph_queue *queue)
 {
-    uint64_t end = now_ns() + ring->state.spin_ns;
+    uint64_t end = now_ns() + queue->state.spin_ns;
 
     do {
-        enum ph_look look = ph_ring_look(ring);
+        enum ph_look look = ph_queue_look(queue);
 
         if (look != PH_LOOK_NOTHING) {
-            ring->state.spin_ns = PH_SPIN_NS;
+            queue->state.spin_ns = PH_SPIN_NS;
             return look;
         }
         relax();
-    } while (!ph_ring_is_stopped(ring) && now_ns() < end);
-    ring->state.spin_ns /= 2;
-    if (ring->state.spin_ns < PH_SPIN_MIN_NS)
-        ring->state.spin_ns = PH_SPIN_MIN_NS;
+    } while (!ph_queue_is_stopped(queue) && now_ns() < end);
+    queue->state.spin_ns /= 2;
+    if (queue->state.spin_ns < PH_SPIN_MIN_NS)
+        queue->state.spin_ns = PH_SPIN_MIN_NS;
     return PH_LOOK_NOTHING;
 }
 
 /* Ask for a kick, and look once more: chains may have come before the driver could see that. */
-static enum ph_look arm(struct ph_ring *ring)
+static enum ph_look arm(struct ph_queue *queue)
 {
-    if (ring->setup.event_idx)
-        ph_store16(avail_event(ring), ring->state.next_avail);
+    if (queue->setup.event_idx)
+        ph_store16(avail_event(queue), queue->state.next_avail);
     else
-        ph_store16((uint16_t *)ring->used, 0);
+        ph_store16((uint16_t *)queue->used, 0);
     atomic_thread_fence(memory_order_seq_cst);
-    return ph_ring_look(ring);
+    return ph_queue_look(queue);
 }
 
 /* Consume a kick, and ask for no more while the ring is served. */
-static void disarm(struct ph_ring *ring)
+static void disarm(struct ph_queue *queue)
 {
     uint64_t kicks;
     struct iovec room = {&kicks, sizeof(kicks)};
     /* The front-end shares the descriptor's flags, and could make a plain read(2) block. */
-    ssize_t got = preadv2(ring->setup.kick_fd, &room, 1, -1, RWF_NOWAIT);
+    ssize_t got = preadv2(queue->setup.kick_fd, &room, 1, -1, RWF_NOWAIT);
 
     (void)got;
-    if (!ring->setup.event_idx)
-        ph_store16((uint16_t *)ring->used, VRING_USED_F_NO_NOTIFY);
+    if (!queue->setup.event_idx)
+        ph_store16((uint16_t *)queue->used, VRING_USED_F_NO_NOTIFY);
 }
 
 /* Notify, look for chains for some microseconds, then call `before_sleep` and sleep. */
-enum ph_wait ph_ring_wait(struct ph_ring *ring, void (*before_sleep)(void *), void *context)
+enum ph_wait ph_queue_wait(struct ph_queue *queue, void (*before_sleep)(void *), void *context)
 {
     struct pollfd fds[] = {
-        {.fd = ring->setup.kick_fd, .events = POLLIN},
-        {.fd = ring->setup.stop_fd, .events = POLLIN},
-        {.fd = ring->wake_fd, .events = POLLIN},
+        {.fd = queue->setup.kick_fd, .events = POLLIN},
+        {.fd = queue->setup.stop_fd, .events = POLLIN},
+        {.fd = queue->wake_fd, .events = POLLIN},
     };
     enum ph_look look;
 
-    ph_ring_set_awake(ring, true);
-    if (ring->state.unsignalled)
-        ph_ring_notify(ring);
-    look = spin(ring);
-    if (look == PH_LOOK_NOTHING && !ph_ring_is_stopped(ring))
-        look = arm(ring);
+    ph_queue_set_awake(queue, true);
+    if (queue->state.unsignalled)
+        ph_queue_notify(queue);
+    look = spin(queue);
+    if (look == PH_LOOK_NOTHING && !ph_queue_is_stopped(queue))
+        look = arm(queue);
     if (look != PH_LOOK_NOTHING)
         return look == PH_LOOK_PYTHON ? PH_WAIT_PYTHON : PH_WAIT_CHAIN;
     before_sleep(context);
-    ph_ring_set_awake(ring, false);
-    while (!ph_ring_is_stopped(ring) && poll(fds, 3, -1) < 0 && errno == EINTR)
+    ph_queue_set_awake(queue, false);
+    while (!ph_queue_is_stopped(queue) && poll(fds, 3, -1) < 0 && errno == EINTR)
         continue;
-    ph_ring_set_awake(ring, true);
-    if (ph_ring_is_stopped(ring))
+    ph_queue_set_awake(queue, true);
+    if (ph_queue_is_stopped(queue))
         return PH_WAIT_STOPPED;
-    disarm(ring);
+    disarm(queue);
     return fds[2].revents ? PH_WAIT_WOKEN : PH_WAIT_CHAIN;
 }

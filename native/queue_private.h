@@ -1,14 +1,14 @@
 /*
- * The interface between the parts of a ring: ring.c, chain.c and ring_wait.c.
+ * The interface between the parts of a queue: queue.c, chain.c and queue_wait.c.
  */
-#ifndef PORTHOLE_RING_PRIVATE_H
-#define PORTHOLE_RING_PRIVATE_H
+#ifndef PORTHOLE_QUEUE_PRIVATE_H
+#define PORTHOLE_QUEUE_PRIVATE_H
 
 #include <endian.h>
 #include <stdatomic.h>
 
 #include "mutex.h"
-#include "ring.h"
+#include "queue.h"
 
 /* The same as in queue.py, chain.py and pool.py, which explain them. */
 enum {
@@ -21,9 +21,9 @@ enum {
 };
 #define PH_MAX_CHAIN_BYTES 0xffffffffu
 
-struct ph_ring {
-    struct ph_ring_setup setup; /* its call_fd is not used */
-    struct ph_ring_state state;
+struct ph_queue {
+    struct ph_queue_setup setup; /* its call_fd is not used */
+    struct ph_queue_state state;
     uint16_t *avail; /* flags, idx, ring[size], used_event */
     uint8_t *used;   /* flags, idx, {id, len} ring[size], avail_event */
     uint16_t head;   /* of the latest chain */
@@ -49,7 +49,7 @@ static inline void ph_store16(uint16_t *field, uint16_t value)
     __atomic_store_n(field, htole16(value), __ATOMIC_RELAXED);
 }
 
-/* Count the ring among those that are at work, or take it out of that count. */
-void ph_ring_set_awake(struct ph_ring *ring, bool is_awake);
+/* Count the queue among those that are at work, or take it out of that count. */
+void ph_queue_set_awake(struct ph_queue *queue, bool is_awake);
 
 #endif
