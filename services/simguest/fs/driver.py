@@ -224,7 +224,7 @@ class FsDriver:
         return self._request(opcode, nodeid, args, reply_bytes, decode, payload)
 
     def submit_hiprio(self, opcode: Opcode, nodeid: int, args: bytes) -> None:
-        """Put a request that has no reply (FORGET, BATCH_FORGET, INTERRUPT) on the hiprio queue.
+        """Put a FORGET, BATCH_FORGET or INTERRUPT, which has no reply, on the high-priority queue.
 
         Raises:
             PortholeError: An error of `DriverQueue.submit`.

@@ -1,4 +1,4 @@
-"""What holds for every test of the device host."""
+"""The fixture that every test of the device host uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_look_outlives_its_test() -> Iterator[None]:
-    """A bound that was used up is looked at a second later, which may be in another test."""
+    """End the timers of bounds that were used up: they fire a second later, in another test."""
     yield
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):

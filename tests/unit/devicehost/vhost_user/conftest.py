@@ -27,9 +27,9 @@ DEADLINE_S = 10.0
 
 
 class EchoDevice:
-    """Writes what it reads, in upper case; two queues.
+    """Writes each request back in upper case; two queues.
 
-    It waits for `unblock` when that begins with "block", and fails when it ends with "fail".
+    It waits for `unblock` when a request begins with "block", and fails when one ends with "fail".
     """
 
     device_class = "virtio-fs"
@@ -150,7 +150,7 @@ def window_service(run_dir: Path) -> Iterator[Service]:
 
 
 def guest_fds(pid: int | str = "self") -> int:
-    """Descriptors of a process that are a guest's memory."""
+    """Return the number of a process's descriptors that are guest memory."""
     count = 0
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -161,7 +161,7 @@ def guest_fds(pid: int | str = "self") -> int:
 
 
 def eventually(question: Callable[[], bool]) -> bool:
-    """Ask again until the answer is yes; what threads let go of has no event to wait for."""
+    """Ask again until the answer is yes; a thread that releases something sends no event."""
     deadline = time.monotonic() + DEADLINE_S
     while not (answer := question()) and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -169,5 +169,5 @@ def eventually(question: Callable[[], bool]) -> bool:
 
 
 def workers() -> set[str]:
-    """Names of the threads that serve a ring."""
+    """Return the names of the threads that serve a ring."""
     return {thread.name for thread in threading.enumerate() if "-q" in thread.name}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 POOL = SwiotlbPool(Gpa(4 << 20), 4 << 20)
 DATA = POOL.base + (1 << 20)
-"""Where tests put buffers; the ring is at the pool's start."""
+"""Address of the tests' buffers; the ring is at the start of the pool."""
 
 
 class Rig:
@@ -83,7 +83,7 @@ class Rig:
         os.eventfd_write(self.kick_fd, 1)
 
     def calls(self) -> int:
-        """Notifications since the last time this was asked."""
+        """Return the number of notifications since the last call."""
         ready, _, _ = select.select([self.call_fd], [], [], 0)
         return os.eventfd_read(self.call_fd) if ready else 0
 
@@ -98,7 +98,7 @@ class Rig:
 
 
 class CountingLease:
-    """Stands for what keeps a chain's buffers mapped.
+    """A lease that keeps a chain's buffers mapped, and counts how often it is closed.
 
     Attributes:
         closed: How often it was closed.
@@ -135,7 +135,7 @@ def full_and_blocking(fd: int) -> Iterator[None]:
 
 
 def eventually(question: Callable[[], bool]) -> bool:
-    """Ask again until the answer is yes: what the other thread does has no event to wait for."""
+    """Ask again until the answer is yes: the other thread sends no event."""
     deadline = time.monotonic() + 10
     while not (answer := question()) and time.monotonic() < deadline:
         time.sleep(0.001)

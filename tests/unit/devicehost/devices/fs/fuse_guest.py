@@ -73,7 +73,7 @@ class FuseGuest:
         return self.session.handle(chain(readable, writable))
 
     def request(self, opcode: int, nodeid: int, body: bytes, *, extra: int = 0) -> bytes:
-        """Pack a request; `extra` makes the header lie about its length."""
+        """Pack a request; the length in its header is `extra` bytes too large."""
         self.unique += 2
         body += self.extensions
         length = fuse.IN_HEADER.size + len(body) + extra
@@ -82,7 +82,7 @@ class FuseGuest:
         return fuse.IN_HEADER.pack(length, opcode, self.unique, nodeid, *ids, units) + body
 
     def raw(self, readable: list[memoryview], writable: list[memoryview]) -> tuple[int, bytes]:
-        """Hand buffers over; returns the reply's errno and data, having checked its form."""
+        """Serve a request and check the form of the reply; return its errno and data."""
         room = sum(map(len, writable))
         written = self.serve(readable, writable)
         assert isinstance(written, int), "it waits"
@@ -98,7 +98,7 @@ class FuseGuest:
     def call(
         self, opcode: int, nodeid: int = 1, body: bytes = b"", *, room: int = 70000, extra: int = 0
     ) -> bytes:
-        """Make a call as Linux cuts it: header, rest; header, data."""
+        """Make a call with the buffers that Linux uses: header, rest; header, data."""
         readable = buffers(self.request(opcode, nodeid, body, extra=extra), 40)
         error, data = self.raw(readable, buffers(bytes(16 + room), 16))
         if error:

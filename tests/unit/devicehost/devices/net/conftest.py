@@ -81,7 +81,7 @@ class Rig:
         self.wire.send(virtio_net.HEADER.pack(*NetHeader()) + frame)
 
     def await_used(self, ring: GuestRing, count: int) -> list[tuple[int, int]]:
-        """Sleep on the call descriptor until so many chains were used."""
+        """Sleep on the call descriptor until `count` chains were used."""
         while ring.used_idx < count:
             assert select.select([self.queues.call_fd], [], [], 10)[0], self.failure
             os.eventfd_read(self.queues.call_fd)

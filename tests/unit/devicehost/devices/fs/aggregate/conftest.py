@@ -29,7 +29,7 @@ LIMITS = Limits(nodes=100, descriptors=100, handles=20)
 
 
 ROOM_S = 10.0
-"""How long something may take that no event reports."""
+"""Longest wait for a change that no event reports."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ def refused(number: int, call: Callable[[], object]) -> None:
 
 
 def awaited(condition: Callable[[], bool]) -> bool:
-    """Wait for a condition that comes true when threads have let go of something."""
+    """Wait until a condition is true; return whether it became true in time."""
     deadline = time.monotonic() + ROOM_S
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.001)
