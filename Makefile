@@ -95,7 +95,7 @@ $(TIDY): build/tidy/%.ok: %.c $(C_HEADERS) .clang-tidy compile_flags.txt $(READY
 	@$(BIN)/clang-tidy --quiet $< 2>$(@:.ok=.log) || { cat $(@:.ok=.log) >&2; exit 1; }
 	@touch $@
 
-fmt: $(READY) ## format the code and mend what lint can mend
+fmt: $(READY) ## format the code, and fix the lint that can be fixed by itself
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_SOURCES) $(C_HEADERS)
@@ -110,14 +110,14 @@ protos: $(READY) ## generate protos/gen from the .proto files
 baseline: $(READY) ## accept the present .proto files as what buf compares with (RELEASE=v1.2.3: for good)
 	@protos/baseline.sh $(RELEASE)
 
-fuzz: $(READY) $(FASTPATH) ## fuzz what guests and front-ends write, FUZZ_SECONDS=600 for each target
+fuzz: $(READY) $(FASTPATH) ## fuzz the input of guests and front-ends, FUZZ_SECONDS=600 for each target
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
 	@nice $(BIN)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)
 
-flaky: $(READY) $(FASTPATH) ## run what meets a kernel FLAKY_ROUNDS=20 times, under load, in random order
+flaky: $(READY) $(FASTPATH) ## run the tests that meet a kernel FLAKY_ROUNDS=20 times, under load, in random order
 	@nice $(BIN)/python -m tests.flaky --rounds $${FLAKY_ROUNDS:-20} $(ARGS)
 
-mutants: $(READY) $(FASTPATH) ## change the code, list what no test notices (PACKAGES="folder …", ARGS=--help)
+mutants: $(READY) $(FASTPATH) ## list changes of the code that no test notices (PACKAGES="folder …", ARGS=--help)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-mutants.lock
 	@nice $(BIN)/python -m tests.mutants $(PACKAGES) $(ARGS)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Brings the cluster up with a real container engine, runs the handshake in it, checks the trace, and
-# takes everything down again. As root. It works on a bare Debian machine without an image registry:
-# an engine that is not there is installed, and one that is not running is started aside, with data of
-# its own; the base image that the Dockerfile names is then made by debootstrap.
+# takes everything down again. Needs root. It works on a bare Debian machine without an image registry:
+# it installs an engine if there is none, and starts one, with data of its own, if none is running; it
+# then makes the base image that the Dockerfile names by debootstrap.
 #
 # PORTHOLE_VERIFY_CACHE (default: ~/.cache/porthole-verify) keeps the base image for the next time.
 set -euo pipefail
@@ -28,7 +28,7 @@ install_missing() {
   ((${#missing[@]})) || return 0
   say "installing ${missing[*]}"
   apt-get update -qq
-  # A package that starts a daemon must not: the engine here is ours, or it was there before.
+  # Packages must not start daemons: this script starts the engine, unless one was running before.
   printf '#!/bin/sh\nexit 101\n' >"$work/policy-rc.d"
   chmod +x "$work/policy-rc.d"
   [[ -e /usr/sbin/policy-rc.d ]] || { cp "$work/policy-rc.d" /usr/sbin/; own_policy=1; }
@@ -54,7 +54,7 @@ start_engine() {
   done
 }
 
-# What any engine leaves outside its own directories, as far as it is there.
+# Prints the paths that exist of those that any engine leaves outside its own directories.
 engine_paths() {
   find /run/docker /run/containerd /etc/docker/key.json -maxdepth 0 2>/dev/null || true
   find /sys/fs/cgroup -maxdepth 2 -type d -name docker
@@ -87,7 +87,7 @@ debian_mirror() {
 # A stand-in for the image that the Dockerfile names, from the distribution's own packages.
 make_base_image() {
   docker image inspect "$named_image" >/dev/null 2>&1 && return 0
-  # Under a name of its own: on an engine that is not ours nobody must take it for the real one.
+  # The image has a name of its own, so that an engine that is not ours never uses it as the real one.
   export PORTHOLE_BASE_IMAGE=$stand_in
   mkdir -p "$cache"
   if [[ ! -s $cache/base.tar ]]; then
@@ -110,7 +110,7 @@ make_base_image() {
     "$cache/base.tar" "$stand_in" >/dev/null
 }
 
-# A table that was empty is not in what iptables-save wrote, so restoring alone would leave ours.
+# iptables-save writes no empty table, so a table that was empty before must be cleared as well.
 restore_firewall() {
   local table
   for table in $(iptables-save | sed -n 's/^\*//p'); do
@@ -138,7 +138,7 @@ tear_down() {
     restore_firewall
     cat "$work/ip_forward" >/proc/sys/net/ipv4/ip_forward
     engine_paths | grep -vxFf "$work/paths" | while read -r path; do
-      # A control group is removed, once it is empty, without the files in it.
+      # A control group is removed by rmdir: its files go with it, and cannot be removed.
       if [[ $path == /sys/* ]]; then find "$path" -depth -type d -exec rmdir {} +; else rm -rf "$path"; fi
     done
   fi
