@@ -220,7 +220,7 @@ async def device_host_version(address: str, wait_s: float) -> VersionView:
         version.service,
         version.software_version,
         tuple(version.api_versions),
-        {"native_fast_path": fast_path},
+        {"native_fast_path": fast_path, "features": " ".join(answer.features) or "none"},
     )
 
 

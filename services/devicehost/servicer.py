@@ -26,6 +26,7 @@ from services.devicehost.host import (
     NetBackend,
 )
 from services.handshake.errors import ResourceExhaustedError
+from services.handshake.features import FEATURES
 from services.rpc import tracing
 from services.rpc.convert import (
     device_class_to_proto,
@@ -97,9 +98,9 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             device_host_pb2.GetVersionRequest, device_host_pb2.GetVersionResponse
         ],
     ) -> device_host_pb2.GetVersionResponse:
-        """Announce the API versions, and whether the native fast path serves."""
+        """Announce the API versions, the features, and whether the native fast path serves."""
         return device_host_pb2.GetVersionResponse(
-            version=service_version(SERVICE), native_fast_path=fastpath.status
+            version=service_version(SERVICE), native_fast_path=fastpath.status, features=FEATURES
         )
 
     async def SetSwiotlb(  # noqa: N802

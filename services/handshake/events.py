@@ -7,6 +7,7 @@ The order of one VM's events (docs/handshake.md): VmCreated, GuestBooted,
 GuestKernelInfo (WSL2) or WSLCReadGuestCapabilities and WSLCApplyGuestCapabilities (WSLC),
 PoolLatched (and PoolNotAsRequested) or PoolRefused, then per device AddGuestDevice,
 ApertureCreated or WindowsEnabled, FirstRequestCompleted, RemoveGuestDevice; VmTerminated.
+SwiotlbDeviceHostUnsupported follows the first AddGuestDevice whose device host takes no token.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ DEVICE_ID: Final = "porthole.device.id"
 DEVICE_CLASS: Final = "porthole.device.class"
 DEVICE_TAG: Final = "porthole.device.tag"
 DEVICE_OPTIONS: Final = "porthole.device.options"
+DEVICE_HOST_FEATURES: Final = "porthole.device_host.features"
 RESOURCE: Final = "porthole.resource"
 
 VM_CREATED: Final = "VmCreated"
@@ -52,6 +54,7 @@ POOL_LATCHED: Final = "PoolLatched"
 POOL_NOT_AS_REQUESTED: Final = "PoolNotAsRequested"
 POOL_REFUSED: Final = "PoolRefused"
 KERNEL_UNSUPPORTED: Final = "MessageSwiotlbKernelUnsupported"
+DEVICE_HOST_UNSUPPORTED: Final = "SwiotlbDeviceHostUnsupported"
 DEVICE_ADDED: Final = "AddGuestDevice"
 APERTURE_CREATED: Final = "ApertureCreated"
 WINDOWS_ENABLED: Final = "WindowsEnabled"
@@ -175,12 +178,26 @@ def kernel_unsupported(vm_id: str, text: str) -> Event:
     return Event(KERNEL_UNSUPPORTED, {VM_ID: vm_id, DETAIL: text})
 
 
-def device_added(vm_id: str, device_id: str, device_class: str, tag: str, options: str) -> Event:
-    """The VM owner is about to create a device with these options, the whole string."""
-    return Event(
-        DEVICE_ADDED,
-        {**_device(vm_id, device_id, device_class, tag), DEVICE_OPTIONS: options},
-    )
+def device_host_unsupported(vm_id: str, text: str) -> Event:
+    """The user was warned that a device host takes no token."""
+    return Event(DEVICE_HOST_UNSUPPORTED, {VM_ID: vm_id, DETAIL: text})
+
+
+def device_added(
+    vm_id: str, device_id: str, device_class: str, tag: str, options: str, features: str
+) -> Event:
+    """The VM owner is about to create a device.
+
+    Args:
+        vm_id: Id of its VM.
+        device_id: Its id.
+        device_class: FS or NET.
+        tag: Its mount tag or adapter name.
+        options: The whole options string.
+        features: The features that its device host announced, as of features.feature_list.
+    """
+    attributes = {DEVICE_OPTIONS: options, DEVICE_HOST_FEATURES: features}
+    return Event(DEVICE_ADDED, {**_device(vm_id, device_id, device_class, tag), **attributes})
 
 
 def aperture_created(

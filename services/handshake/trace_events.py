@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
+from services.handshake.features import SWIOTLB_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +51,12 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.POOL_NOT_AS_REQUESTED: {**_POOL, events.REQUESTED_BYTES: int},
     events.POOL_REFUSED: {**_POOL, events.REASON: str, events.DETAIL: str},
     events.KERNEL_UNSUPPORTED: {events.DETAIL: str},
-    events.DEVICE_ADDED: {**_DEVICE, events.DEVICE_OPTIONS: str},
+    events.DEVICE_HOST_UNSUPPORTED: {events.DETAIL: str},
+    events.DEVICE_ADDED: {
+        **_DEVICE,
+        events.DEVICE_OPTIONS: str,
+        events.DEVICE_HOST_FEATURES: str,
+    },
     events.APERTURE_CREATED: {**_DEVICE, **_POOL},
     events.WINDOWS_ENABLED: {**_DEVICE, **_POOL},
     events.FIRST_REQUEST: _DEVICE,
@@ -194,12 +200,33 @@ class VmTrace:
         return [DeviceTrace(device_id, listed) for device_id, listed in found.items()]
 
     def token_due(self, device: DeviceTrace) -> str | None:
-        """Return the token that a device must have; None: it was added before the pool latched."""
+        """Return the token that a device must have; None: none.
+
+        A device has none that was added before the pool latched, or whose device host takes none.
+        """
+        added = self._added_with_pool(device)
+        if added is None or self.latched is None or not _takes_token(added):
+            return None
+        return self.latched.text(events.TOKEN)
+
+    @cached_property
+    def tokens_left_out(self) -> list[DeviceTrace]:
+        """The devices that would have a token if their device hosts took one."""
+        return [
+            device
+            for device in self.devices
+            if (added := self._added_with_pool(device)) is not None and not _takes_token(added)
+        ]
+
+    def _added_with_pool(self, device: DeviceTrace) -> TraceEvent | None:
         added = device.first(events.DEVICE_ADDED)
         if added is None or self.latched is None:
             return None
-        before = self.position(self.latched) < self.position(added)
-        return self.latched.text(events.TOKEN) if before else None
+        return added if self.position(self.latched) < self.position(added) else None
+
+
+def _takes_token(added: TraceEvent) -> bool:
+    return SWIOTLB_TOKEN in added.text(events.DEVICE_HOST_FEATURES).split()
 
 
 def group_by_vm(recorded: Iterable[TraceEvent], may_be_idle: frozenset[str]) -> list[VmTrace]:

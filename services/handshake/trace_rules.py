@@ -37,6 +37,7 @@ _VM_ORDER: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "ORDER_POOL": ((events.POOL_LATCHED, events.POOL_REFUSED), _CAPABILITIES),
     "ORDER_WARNING": ((events.KERNEL_UNSUPPORTED,), _CAPABILITIES),
     "ORDER_DEVICE": ((events.DEVICE_ADDED,), _CAPABILITIES),
+    "ORDER_DEVICE_HOST_WARNING": ((events.DEVICE_HOST_UNSUPPORTED,), (events.DEVICE_ADDED,)),
 }
 _DEVICE_ORDER: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "ORDER_ADDED": ((*_ATTACHED, events.FIRST_REQUEST), (events.DEVICE_ADDED,)),
@@ -234,7 +235,8 @@ def _token_mismatch(vm: VmTrace) -> Iterator[str]:
 def _token_unexpected(vm: VmTrace) -> Iterator[str]:
     for device, _, tokens in _added(vm):
         if vm.token_due(device) is None and tokens:
-            yield f"{device} got {';'.join(tokens)!r} although no pool was latched"
+            why = "its device host takes none" if vm.latched else "no pool was latched"
+            yield f"{device} got {';'.join(tokens)!r} although {why}"
 
 
 def _options_malformed(vm: VmTrace) -> Iterator[str]:
@@ -327,6 +329,15 @@ def _warning_repeated(vm: VmTrace) -> Iterator[str]:
         yield f"the user was warned {count} times"
 
 
+def _device_host_warning(vm: VmTrace) -> Iterator[str]:
+    count = len(vm.all(events.DEVICE_HOST_UNSUPPORTED))
+    if vm.tokens_left_out and count != 1:
+        device = vm.tokens_left_out[0]
+        yield f"{device} lacks its token, and the user was warned {count} times, not once"
+    elif count and not vm.tokens_left_out:
+        yield "the user was warned of a device host without tokens, although no token was left out"
+
+
 RULES: Final[Mapping[str, Rule]] = {
     "ATTRIBUTE_INVALID": _attribute_invalid,
     "KIND_MISMATCH": _kind_mismatch,
@@ -357,5 +368,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "WARNING_MISSING": _warning_missing,
     "WARNING_UNEXPECTED": _warning_unexpected,
     "WARNING_REPEATED": _warning_repeated,
+    "DEVICE_HOST_WARNING": _device_host_warning,
 }
 """Every rule by its stable name."""

@@ -18,7 +18,7 @@ from services.rpc.convert import (
     device_state_from_proto,
     exhaustion_from_proto,
 )
-from services.vm_owner.device_hosts import DeviceStatus
+from services.vm_owner.device_hosts import DeviceHostVersion, DeviceStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,6 +44,11 @@ class DeviceHostClient:
 
     def __init__(self, peer: Peer[device_host_pb2_grpc.DeviceHostAsyncStub]) -> None:
         self._peer = peer
+
+    async def version(self) -> DeviceHostVersion:
+        """Ask for the version; a device host that has restarted may have another."""
+        answer = await self._peer.stub.GetVersion(device_host_pb2.GetVersionRequest())
+        return DeviceHostVersion(answer.version.software_version, frozenset(answer.features))
 
     async def set_swiotlb(self, vm_id: str, token: str) -> None:
         """Announce the pool that a VM has latched."""

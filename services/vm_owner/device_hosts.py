@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from services.handshake.errors import FailedPreconditionError, PortholeError
+from services.handshake.features import SWIOTLB_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -27,6 +28,19 @@ WATCH_RETRY_S: Final = 1.0
 
 UNSPECIFIED: Final = "unspecified"
 """State of a device whose device host does not report one."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceHostVersion:
+    """What a device host announces of itself.
+
+    Attributes:
+        software: Version of its software, for people.
+        features: Its features, with those that this owner does not know.
+    """
+
+    software: str
+    features: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,9 @@ class DeviceStatus:
 
 class DeviceHost(Protocol):
     """A connected device host; every failure of a call is a PortholeError."""
+
+    async def version(self) -> DeviceHostVersion:
+        """Ask for the version; a device host that has restarted may have another."""
 
     async def set_swiotlb(self, vm_id: str, token: str) -> None:
         """Announce the pool that a VM has latched."""
@@ -174,14 +191,15 @@ class DeviceHosts:
         return self._hosts.get(elevated)
 
     async def announce(self, vm_id: str, token: str) -> None:
-        """Announce a latched pool to the connected device hosts.
+        """Announce a latched pool to the connected device hosts that take tokens.
 
         GuestDevices announces it again before every device, which covers a device host that
         connects later or cannot be reached now.
         """
         for host in tuple(self._hosts.values()):
             try:
-                await host.set_swiotlb(vm_id, token)
+                if SWIOTLB_TOKEN in (await host.version()).features:
+                    await host.set_swiotlb(vm_id, token)
             except PortholeError as failure:
                 logger.warning(
                     "VM %s: its pool was not announced to a device host: %s", vm_id, failure

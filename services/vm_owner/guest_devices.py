@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Final
 from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     PortholeError,
 )
+from services.handshake.features import AGGREGATE, SWIOTLB_TOKEN, feature_list
 from services.handshake.options import build_options, parse_fs_options, parse_net_options
-from services.vm_owner.device_hosts import NewDevice
+from services.vm_owner.device_hosts import DeviceHostVersion, NewDevice
 from services.vm_owner.device_names import check_name
 from services.vm_owner.machines import AttachSpec
 from services.vm_owner.operations import Operation
@@ -33,6 +35,7 @@ from services.vm_owner.states import (
     GuestDeviceState,
     guest_device_life,
 )
+from services.vm_owner.warnings import device_host_unsupported
 from services.vm_owner.watch_items import DeviceChange
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class GuestDevice:
 
     Attributes:
         options: The whole options string; empty before REGISTER.
+        device_host_version: What its device host announced; nothing before REGISTER.
         socket_path: Its vhost-user socket; empty before STORE.
         created_socket: The socket that the device host answered; empty before CREATE.
     """
@@ -88,6 +92,9 @@ class GuestDevice:
     )
     instance_id: str = ""
     options: str = ""
+    device_host_version: DeviceHostVersion = field(
+        default_factory=lambda: DeviceHostVersion("", frozenset())
+    )
     socket_path: str = ""
     created_socket: str = ""
 
@@ -150,7 +157,8 @@ class GuestDevices:
         Raises:
             InvalidArgumentError: The tag or the options are wrong.
             AlreadyExistsError: TAG_EXISTS.
-            FailedPreconditionError: The VM is shutting down, or began to while this ran.
+            FailedPreconditionError: The VM is shutting down, or began to while this ran; or
+                DEVICE_HOST_FEATURE, for an aggregate.
             PortholeError: A peer refused, or cannot be reached.
         """
         device = GuestDevice(spec)
@@ -213,18 +221,38 @@ class GuestDevices:
                 tag=spec.tag,
             )
         check_length(spec.tag, spec.extra_options)
-        options = build_options(spec.tag, spec.extra_options, record.token, record.vm_id)
         parse = parse_fs_options if spec.device_class == events.FS else parse_net_options
-        parse(options)
-        device.options = options
+        parse(build_options(spec.tag, spec.extra_options, record.token, record.vm_id))
+        version = await self._version(spec)
+        token = record.token if SWIOTLB_TOKEN in version.features else None
+        device.device_host_version = version
+        device.options = build_options(spec.tag, spec.extra_options, token, record.vm_id)
         self._entries[device.instance_id] = device
+
+    async def _version(self, spec: DeviceSpec) -> DeviceHostVersion:
+        # Asked for before every device: the device host may be new, or have restarted as another.
+        version = await (await self._device_hosts.get(elevated=spec.elevated)).version()
+        if spec.backend is None and AGGREGATE not in version.features:
+            raise FailedPreconditionError(
+                "DEVICE_HOST_FEATURE",
+                f"the device host (version {version.software or 'unknown'}) does not announce the "
+                f"feature {AGGREGATE!r}; add the share as a device of its own, or run a newer "
+                "device host",
+                feature=AGGREGATE,
+            )
+        return version
 
     async def _create(self, device: GuestDevice) -> None:
         record, spec = self._record, device.spec
+        version = device.device_host_version
         # Emitted before any call that can fail: the undoing of a failure emits an event, too.
-        record.emit(events.device_added(*self._named(device), device.options))
+        features = feature_list(version.features)
+        record.emit(events.device_added(*self._named(device), device.options, features))
+        takes_token = SWIOTLB_TOKEN in version.features
+        if record.token is not None and not takes_token:
+            self._warn_of_device_host(version, elevated=spec.elevated)
         device_host = await self._device_hosts.get(elevated=spec.elevated)
-        if record.token is not None:
+        if record.token is not None and takes_token:
             # Announced before every device: the device host may be new, or have restarted.
             await device_host.set_swiotlb(record.vm_id, record.token)
         device.created_socket = await device_host.create_device(
@@ -237,6 +265,11 @@ class GuestDevices:
                 backend=spec.backend,
             )
         )
+
+    def _warn_of_device_host(self, version: DeviceHostVersion, *, elevated: bool) -> None:
+        warning = device_host_unsupported(version.software, elevated=elevated)
+        if self._record.warn_once(warning):
+            self._record.emit(events.device_host_unsupported(self._record.vm_id, warning.text))
 
     async def _store(self, device: GuestDevice) -> None:
         device.socket_path = device.created_socket

@@ -155,6 +155,16 @@ class VmRecord:
         self.warnings.append(warning)
         self._stream.publish(warning)
 
+    def warn_once(self, warning: VmWarning) -> bool:
+        """Warn, unless there is a warning of the same id; return whether this was the first.
+
+        A guest that repeats its report must not fill the owner's memory with warnings.
+        """
+        if any(known.id == warning.id for known in self.warnings):
+            return False
+        self.warn(warning)
+        return True
+
     def publish(self, item: DeviceChange | DeviceExhausted) -> None:
         """Publish an item about a device to the watchers."""
         self._stream.publish(item)
@@ -218,7 +228,7 @@ class VmRecord:
         try:
             return parse_kernel_release(release)
         except InvalidArgumentError as refusal:
-            self._warn_once(warnings.kernel_release_unreadable(refusal))
+            self.warn_once(warnings.kernel_release_unreadable(refusal))
             return None
 
     def _latch(self, pool: SwiotlbPool) -> None:
@@ -235,22 +245,15 @@ class VmRecord:
         due = self.facts.kind is VmKind.WSL2 and self.facts.requested_bytes > 0
         if due:
             warning = warnings.kernel_unsupported(report.kernel_release, self._manifest)
-            if self._warn_once(warning):
+            if self.warn_once(warning):
                 self.emit(events.kernel_unsupported(self.vm_id, warning.text))
-
-    def _warn_once(self, warning: VmWarning) -> bool:
-        # A guest that repeats its report must not fill the owner's memory with warnings.
-        if any(known.id == warning.id for known in self.warnings):
-            return False
-        self.warn(warning)
-        return True
 
     def _refuse(self, report: Report, refusal: InvalidArgumentError) -> None:
         self._trace_refusal(report, refusal)
         if self.pool is not None:
             return
         self.report = report
-        self._warn_once(warnings.pool_refused(refusal))
+        self.warn_once(warnings.pool_refused(refusal))
         self.fire(VmEvent.APPLY_CAPABILITIES)
 
     def _conflict(

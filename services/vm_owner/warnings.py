@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from services.handshake.features import SWIOTLB_TOKEN
+
 if TYPE_CHECKING:
     from services.handshake.errors import PortholeError
     from services.handshake.pool import SwiotlbPool
@@ -18,6 +20,7 @@ POOL_REFUSED: Final = "SwiotlbPoolRefused"
 POOL_NOT_AS_REQUESTED: Final = "PoolNotAsRequested"
 POOL_TOO_LARGE: Final = "SwiotlbTooLarge"
 MEMORY_UNUSABLE: Final = "MemoryUnusable"
+DEVICE_HOST_UNSUPPORTED: Final = "SwiotlbDeviceHostUnsupported"
 KERNEL_RELEASE_UNREADABLE: Final = "KernelReleaseUnreadable"
 SHARE_FAILED: Final = "ShareFailed"
 GUEST_ENDED: Final = "GuestEnded"
@@ -87,6 +90,18 @@ def pool_not_as_requested(pool: SwiotlbPool, requested_bytes: int) -> VmWarning:
         f"The guest was asked for {asked} and announced {pool} of {pool.size_bytes} bytes. Its "
         "devices use what it announced; a kernel that keeps to hv_pci_swiotlb= reserves what is "
         "asked for, rounded up to 2 MiB.",
+    )
+
+
+def device_host_unsupported(software_version: str, *, elevated: bool) -> VmWarning:
+    """A device host lacks the feature that a device with a token needs."""
+    whose = "elevated user's device host" if elevated else "device host"
+    return VmWarning(
+        DEVICE_HOST_UNSUPPORTED,
+        f"The {whose} (version {software_version or 'unknown'}) does not announce the feature "
+        f"{SWIOTLB_TOKEN!r}, so its devices work without the VM's DMA bounce pool, but slower; a "
+        "newer device host brings their full speed. The devices of another device host are not "
+        "affected.",
     )
 
 

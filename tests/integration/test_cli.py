@@ -239,17 +239,21 @@ def test_the_version_names_the_owner_and_its_manifest(porthole: Porthole) -> Non
 
 def test_the_version_shows_whether_the_native_fast_path_is_active(porthole: Porthole) -> None:
     device_host = porthole.json("version")["services"]["device_host"]
-    assert device_host["manifest"] == {"native_fast_path": fastpath.status}
+    features = "aggregate swiotlb-token"
+    assert device_host["manifest"] == {
+        "native_fast_path": fastpath.status,
+        "features": features,
+    }
     shown = porthole.run("version").stdout.splitlines()
     assert shown[0].endswith(f"native fast path {fastpath.status}")
-    assert shown[2].endswith(f": native fast path {fastpath.status}")
+    assert shown[2].endswith(f": native fast path {fastpath.status}, features {features}")
     porthole.environment["PORTHOLE_NATIVE"] = "0"
     try:
         shown = porthole.run("version").stdout.splitlines()
     finally:
         del porthole.environment["PORTHOLE_NATIVE"]
     assert shown[0].endswith("native fast path off: PORTHOLE_NATIVE is 0")
-    assert shown[2].endswith(fastpath.status), "the device host's is its own"
+    assert f"native fast path {fastpath.status}," in shown[2], "the device host's is its own"
 
 
 def test_health_is_serving_for_each_service(porthole: Porthole) -> None:

@@ -20,6 +20,7 @@ from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities, Swio
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
 from services.handshake.errors import NotFoundError, PortholeError
+from services.handshake.features import FEATURES
 from services.rpc.channel import connect
 from services.rpc.server import ServerHandle, Servicer, start_server
 from services.rpc.version import service_version
@@ -69,11 +70,16 @@ class Script:
 
 
 class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
-    """Keeps devices as entries; no sockets."""
+    """Keeps devices as entries; no sockets.
+
+    Attributes:
+        features: The features that it announces.
+    """
 
     def __init__(self, name: str, script: Script) -> None:
         self.name = name
         self.script = script
+        self.features: tuple[str, ...] = FEATURES
         self.devices: dict[str, device_host_pb2.Device] = {}
         self.children: dict[str, device_host_pb2.AddChildRequest] = {}
         self.pools: dict[str, list[str]] = {}
@@ -82,7 +88,9 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
     async def GetVersion(  # noqa: N802
         self, request: device_host_pb2.GetVersionRequest, context: object
     ) -> device_host_pb2.GetVersionResponse:
-        return device_host_pb2.GetVersionResponse(version=service_version(DEVICE_HOST))
+        return device_host_pb2.GetVersionResponse(
+            version=service_version(DEVICE_HOST), features=self.features
+        )
 
     async def SetSwiotlb(  # noqa: N802
         self, request: device_host_pb2.SetSwiotlbRequest, context: object

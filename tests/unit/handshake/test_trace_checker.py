@@ -29,6 +29,7 @@ from tests.unit.handshake.traces import (
     index,
     move,
     nothing_requested,
+    old_device_host,
     old_kernel,
     old_kernel_wslc,
     pool_came_late,
@@ -136,6 +137,7 @@ def split() -> list[TraceEvent]:
     return [*rest, replace(last, trace_id="f" * 32)]
 
 
+DEVICE_HOST_WARNED = events.device_host_unsupported(VM, "the device host is too old")
 WARNED = events.kernel_unsupported(VM, "the kernel is too old")
 READ, APPLY, PUSH = events.WSLC_READ, events.WSLC_APPLY, events.GUEST_KERNEL_INFO
 LATCHED, REFUSED = events.POOL_LATCHED, events.POOL_REFUSED
@@ -210,6 +212,14 @@ BROKEN: list[tuple[str, list[TraceEvent]]] = [
             ("ORDER_POOL", move(refused(), REFUSED, before=PUSH)),
             ("ORDER_WARNING", move(old_kernel(), events.KERNEL_UNSUPPORTED, before=PUSH)),
             ("ORDER_DEVICE", move(old_kernel(), events.DEVICE_ADDED, before=PUSH)),
+            (
+                "ORDER_DEVICE_HOST_WARNING",
+                move(
+                    old_device_host(),
+                    events.DEVICE_HOST_UNSUPPORTED,
+                    before=events.DEVICE_ADDED,
+                ),
+            ),
             ("ORDER_ADDED", swap(wsl2(), events.APERTURE_CREATED)),
             ("ORDER_FIRST_REQUEST", swap(wsl2(), events.FIRST_REQUEST)),
             ("ORDER_REMOVED", repeat(wsl2(), events.DEVICE_REMOVED)),
@@ -229,6 +239,10 @@ BROKEN: list[tuple[str, list[TraceEvent]]] = [
             ("TOKEN_MISMATCH", with_options(wsl2(), f"src;{TOKEN} ;vm_id={VM}")),
             ("TOKEN_UNEXPECTED", with_share(refused(), device("src", FS, TOKEN))),
             ("TOKEN_UNEXPECTED", foreseen()),
+            (
+                "TOKEN_UNEXPECTED",
+                with_share(old_device_host(), device("src", FS, TOKEN, features=())),
+            ),
             ("OPTIONS_MALFORMED", with_options(wsl2(), f"src;{TOKEN};;vm_id={VM}")),
             ("OPTIONS_MALFORMED", with_options(old_kernel(), f"src;;vm_id={VM}")),
             ("OPTIONS_MALFORMED", with_options(wsl2(), f"src;vm_id={VM};{TOKEN}")),
@@ -247,6 +261,15 @@ BROKEN: list[tuple[str, list[TraceEvent]]] = [
             ("WARNING_UNEXPECTED", insert(refused(), REFUSED, WARNED)),
             ("WARNING_UNEXPECTED", insert(nothing_requested(), PUSH, WARNED)),
             ("WARNING_REPEATED", repeat(old_kernel(), events.KERNEL_UNSUPPORTED)),
+            (
+                "DEVICE_HOST_WARNING",
+                without(old_device_host(), events.DEVICE_HOST_UNSUPPORTED),
+            ),
+            (
+                "DEVICE_HOST_WARNING",
+                repeat(old_device_host(), events.DEVICE_HOST_UNSUPPORTED),
+            ),
+            ("DEVICE_HOST_WARNING", insert(wsl2(), events.DEVICE_ADDED, DEVICE_HOST_WARNED)),
         )
     ),
 ]

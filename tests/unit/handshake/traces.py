@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities, KernelVersion
 from services.handshake.events import FS, NET, Event, Sizing
+from services.handshake.features import FEATURES
 from services.handshake.options import build_options
 from services.handshake.pool import Gpa, SwiotlbPool, format_token
 from services.handshake.trace_checker import TraceEvent
@@ -29,7 +30,13 @@ Steps = list[tuple[str, Event]]
 """Span of each event, and the event, in the order of time."""
 
 
-def device(name: str, kind: str, token: str | None, ident: str = "") -> Steps:
+def device(
+    name: str,
+    kind: str,
+    token: str | None,
+    ident: str = "",
+    features: tuple[str, ...] = FEATURES,
+) -> Steps:
     """A device's whole life, on spans of its own."""
     identity = (VM, ident or f"id-{name}", kind, name)
     options = build_options(name, "", token, VM)
@@ -37,7 +44,7 @@ def device(name: str, kind: str, token: str | None, ident: str = "") -> Steps:
         events.aperture_created(*identity, POOL) if token else events.windows_enabled(*identity)
     )
     return [
-        (f"add-{name}", events.device_added(*identity, options)),
+        (f"add-{name}", events.device_added(*identity, options, " ".join(features))),
         (f"attach-{name}", attached),
         (f"first-{name}", events.first_request(*identity)),
         (f"remove-{name}", events.device_removed(*identity)),
@@ -177,6 +184,16 @@ def failed_add() -> Steps:
     return steps
 
 
+def old_device_host() -> Steps:
+    """One of two device hosts takes no token: its devices lack it, and the user is warned once."""
+    steps = wsl2()
+    added, *rest = device("old", FS, None, features=())
+    warned = (added[0], events.device_host_unsupported(VM, "the device host is too old"))
+    again = device("old2", FS, None, features=("aggregate",))
+    steps[4:4] = [added, warned, *rest, *again]
+    return steps
+
+
 def idle_adapters() -> Steps:
     """An adapter is removed before its guest has sent anything."""
     return [step for step in wsl2() if step[0] not in ("first-eth0", "first-loopback0")]
@@ -195,6 +212,7 @@ VALID = {
         repeated,
         pool_came_late,
         failed_add,
+        old_device_host,
         idle_adapters,
     )
 }

@@ -20,6 +20,8 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.handshake.exhaustion import Exhaustion
+from services.rpc.version import SOFTWARE_VERSION
+from services.vm_owner import warnings
 from services.vm_owner.guest_devices import DeviceSpec
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
@@ -95,6 +97,98 @@ async def test_without_a_pool_there_is_no_token_and_no_stray_semicolon(
         "CreateDevice",
         f"data;vm_id={vm.vm_id}",
     )
+
+
+async def test_a_device_host_without_the_feature_gets_no_token_and_one_warning(
+    rig: Rig, trace: list[Event], tmp_path: Path
+) -> None:
+    rig.device_host.features = ("aggregate",)
+    vm = await rig.owner.create(rig.vm_spec())
+    rig.script.journal.clear()
+    trace.clear()
+    for tag in ("one", "two"):
+        await rig.owner.add_device(vm.vm_id, fs(tmp_path, tag))
+    await rig.owner.add_device(vm.vm_id, DeviceSpec(events.NET, "eth0", "", "tap0"))
+    assert rig.script.calls() == ["CreateDevice", "AttachDevice"] * 3
+    created = [text for _, call, text in rig.script.journal if call == "CreateDevice"]
+    assert created == [f"{tag};vm_id={vm.vm_id}" for tag in ("one", "two", "eth0")]
+    assert rig.device_host.pools == {}
+    [warning] = vm.record.warnings
+    assert warning.id == warnings.DEVICE_HOST_UNSUPPORTED
+    assert SOFTWARE_VERSION in warning.text
+    assert "swiotlb-token" in warning.text
+    assert [event.name for event in trace] == [
+        events.DEVICE_ADDED,
+        events.DEVICE_HOST_UNSUPPORTED,
+        events.DEVICE_ADDED,
+        events.DEVICE_ADDED,
+    ]
+    assert trace[0].attributes[events.DEVICE_HOST_FEATURES] == "aggregate"
+
+
+@pytest.mark.parametrize("lacks", [False, True])
+async def test_only_the_device_host_that_lacks_the_feature_gets_no_token(
+    rig: Rig, tmp_path: Path, lacks: bool
+) -> None:
+    (rig.elevated if lacks else rig.device_host).features = ()
+    vm = await rig.owner.create(rig.vm_spec())
+    for elevated in (False, True, False, True):
+        tag = f"data{len(vm.devices.all())}"
+        device = await rig.owner.add_device(vm.vm_id, fs(tmp_path, tag, elevated=elevated))
+        assert (TOKEN in device.options) is (elevated is not lacks)
+    [warning] = vm.record.warnings
+    assert ("elevated" in warning.text.split("(")[0]) is lacks
+
+
+async def test_one_warning_is_enough_for_two_device_hosts(rig: Rig, tmp_path: Path) -> None:
+    rig.elevated.features = rig.device_host.features = ()
+    vm = await rig.owner.create(rig.vm_spec())
+    for elevated in (False, True):
+        await rig.owner.add_device(vm.vm_id, fs(tmp_path, f"d{elevated}", elevated=elevated))
+    assert [w.id for w in vm.record.warnings] == [warnings.DEVICE_HOST_UNSUPPORTED]
+
+
+async def test_without_a_pool_the_features_of_a_device_host_do_not_matter(
+    rig: Rig, tmp_path: Path
+) -> None:
+    assert rig.machine.capabilities is not None
+    rig.machine.capabilities.ClearField("swiotlb_pool")
+    rig.device_host.features = ()
+    vm = await rig.owner.create(rig.vm_spec())
+    await rig.owner.add_device(vm.vm_id, fs(tmp_path))
+    assert [w.id for w in vm.record.warnings] == [warnings.KERNEL_UNSUPPORTED]
+
+
+async def test_a_device_host_that_restarts_with_the_feature_gets_the_token(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.device_host.features = ()
+    vm = await rig.owner.create(rig.vm_spec())
+    assert TOKEN not in (await rig.owner.add_device(vm.vm_id, fs(tmp_path, "one"))).options
+    rig.device_host.features = ("of-the-future", "swiotlb-token")
+    assert TOKEN in (await rig.owner.add_device(vm.vm_id, fs(tmp_path, "two"))).options
+    assert rig.device_host.pools == {vm.vm_id: [TOKEN]}
+
+
+async def test_a_pool_is_announced_only_to_device_hosts_with_the_feature(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.elevated.features = ()
+    for elevated in (False, True):
+        await rig.owner._device_hosts.get(elevated=elevated)
+    vm = await rig.owner.create(rig.vm_spec())
+    assert (rig.device_host.pools, rig.elevated.pools) == ({vm.vm_id: [TOKEN]}, {})
+
+
+async def test_an_aggregate_needs_its_feature(rig: Rig, tmp_path: Path) -> None:
+    rig.device_host.features = ("swiotlb-token",)
+    vm = await rig.owner.create(rig.vm_spec())
+    rig.script.journal.clear()
+    with pytest.raises(FailedPreconditionError, match="'aggregate'") as refused:
+        await rig.owner.add_share(vm.vm_id, ShareSpec(str(tmp_path), aggregate=True))
+    assert refused.value.reason == "DEVICE_HOST_FEATURE"
+    assert rig.script.journal == []
+    assert vm.devices.all() == []
 
 
 FAULTS = [

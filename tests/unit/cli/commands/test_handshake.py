@@ -36,7 +36,7 @@ def handshake(aperture: SwiotlbPool = POOL) -> list[Event]:
         events.guest_booted(VM_ID),
         events.guest_kernel_info(VM_ID, capabilities, version),
         events.pool_latched(VM_ID, POOL, TOKEN),
-        events.device_added(*device, f"data;{TOKEN};vm_id={VM_ID}"),
+        events.device_added(*device, f"data;{TOKEN};vm_id={VM_ID}", "swiotlb-token"),
         events.aperture_created(*device, aperture),
         events.first_request(*device),
         events.device_removed(*device),

@@ -45,6 +45,7 @@ class GetVersionResponse(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     NATIVE_FAST_PATH_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     native_fast_path: _builtins.str
     """"active" when the native fast path serves virtio-fs, otherwise the reason
     why it does not. Empty: the device host is older than this field.
@@ -53,15 +54,24 @@ class GetVersionResponse(_message.Message):
     def version(self) -> _guest_capabilities_pb2.ServiceVersion:
         """Name and versions of porthole.devicehost.v1.DeviceHost."""
 
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Features that a VM owner may ask for. One that is unknown is ignored; one
+        that is missing is not used, whatever the software version is.
+          "swiotlb-token": SetSwiotlb, and the token in the options of a device.
+          "aggregate": AggregateBackend, AddChild and RemoveChild.
+        """
+
     def __init__(
         self,
         *,
         version: _guest_capabilities_pb2.ServiceVersion | None = ...,
         native_fast_path: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["native_fast_path", b"native_fast_path", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "native_fast_path", b"native_fast_path", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

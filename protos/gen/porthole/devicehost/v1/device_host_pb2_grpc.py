@@ -94,7 +94,8 @@ class DeviceHostServicer:
     """
 
     def GetVersion(self, request, context):
-        """GetVersion announces the API versions that this service understands.
+        """GetVersion announces the API versions that this service understands, and the
+        features of the device host.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,9 @@ class DeviceHostStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DeviceHostAsyncStub: ...
     GetVersion: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.GetVersionRequest, _device_host_pb2.GetVersionResponse]
-    """GetVersion announces the API versions that this service understands."""
+    """GetVersion announces the API versions that this service understands, and the
+    features of the device host.
+    """
     SetSwiotlb: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.SetSwiotlbRequest, _device_host_pb2.SetSwiotlbResponse]
     """SetSwiotlb announces the pool that a VM has latched. From then on a device
     of that VM with another token is refused.
@@ -70,7 +72,9 @@ class DeviceHostAsyncStub(DeviceHostStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVersion: _aio.UnaryUnaryMultiCallable[_device_host_pb2.GetVersionRequest, _device_host_pb2.GetVersionResponse]  # type: ignore[assignment]
-    """GetVersion announces the API versions that this service understands."""
+    """GetVersion announces the API versions that this service understands, and the
+    features of the device host.
+    """
     SetSwiotlb: _aio.UnaryUnaryMultiCallable[_device_host_pb2.SetSwiotlbRequest, _device_host_pb2.SetSwiotlbResponse]  # type: ignore[assignment]
     """SetSwiotlb announces the pool that a VM has latched. From then on a device
     of that VM with another token is refused.
@@ -107,7 +111,9 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.GetVersionResponse, _abc.Awaitable[_device_host_pb2.GetVersionResponse]]:
-        """GetVersion announces the API versions that this service understands."""
+        """GetVersion announces the API versions that this service understands, and the
+        features of the device host.
+        """
 
     @_abc_1.abstractmethod
     def SetSwiotlb(

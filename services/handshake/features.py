@@ -1,0 +1,23 @@
+"""The features that a device host announces in GetVersion.
+
+An owner asks for a feature, and never compares the version of a device host: that is information
+for people. A feature that nobody asks for is not announced.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SWIOTLB_TOKEN: Final = "swiotlb-token"  # noqa: S105 - WSL's word for a device option
+"""SetSwiotlb, and the token in the options of a device. Without it an owner leaves that out."""
+
+AGGREGATE: Final = "aggregate"
+"""Aggregate devices: AddChild and RemoveChild. Without it an owner refuses shares of aggregates."""
+
+FEATURES: Final = (AGGREGATE, SWIOTLB_TOKEN)
+"""The features of the device host of this version, sorted."""
+
+
+def feature_list(features: frozenset[str]) -> str:
+    """Return features as one text, for the trace and for people; empty: none."""
+    return " ".join(sorted(features))
