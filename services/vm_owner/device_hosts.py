@@ -7,7 +7,6 @@ Must not know VMs: code that uses a device host for a VM announces that VM's poo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 from dataclasses import dataclass, field
@@ -229,16 +228,17 @@ class DeviceHosts:
         return found
 
     async def close(self) -> None:
-        """Disconnect from both."""
+        """Disconnect from both, whatever has failed meanwhile."""
         tasks = [*self._connecting.values(), *self._watches]
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError, PortholeError):
-                await task
-        for host in self._hosts.values():
-            await host.close()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        hosts = list(self._hosts.values())
         self._hosts.clear()
+        ends += await asyncio.gather(*(host.close() for host in hosts), return_exceptions=True)
+        for failure in ends:
+            if isinstance(failure, Exception) and not isinstance(failure, PortholeError):
+                logger.error("the connection to a device host failed", exc_info=failure)
 
     async def _connect(self, elevated: bool) -> DeviceHost:
         try:

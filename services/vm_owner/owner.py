@@ -247,9 +247,17 @@ class VmOwner:
         await self._finish(self._shut_down(self.find(vm_id), Operation.TERMINATE))
 
     async def close(self) -> None:
-        """Terminate all VMs, each in order, then disconnect from the device hosts."""
+        """Terminate all VMs, each in order, then disconnect from the device hosts.
+
+        A VM that fails to shut down is logged; the others are waited for all the same.
+        """
         self._closing = True
-        await asyncio.gather(*(self._shut_down(vm, "owner shuts down") for vm in self.all()))
+        vms = self.all()
+        shutting_down = (self._shut_down(vm, "owner shuts down") for vm in vms)
+        ends = await asyncio.gather(*shutting_down, return_exceptions=True)
+        for vm, failure in zip(vms, ends, strict=True):
+            if failure is not None:
+                logger.error("VM %s was not shut down in order", vm.vm_id, exc_info=failure)
         if self._running:
             await asyncio.wait(self._running)
         await self._device_hosts.close()

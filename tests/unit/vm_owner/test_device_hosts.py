@@ -129,3 +129,41 @@ async def test_closing_ends_an_attempt() -> None:
     assert ended.is_set()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_both_are_closed_whatever_a_stream_and_the_other_one_did(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    closed: list[str] = []
+
+    class Broken(Host):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self._name = name
+
+        async def watch(self) -> AsyncIterator[DeviceStatus]:
+            self.watched.set_result(SpanContext(0, 0, is_remote=False))
+            if self._name:
+                raise ValueError("unforeseen")
+            yield DeviceStatus("", "", "")
+
+        async def close(self) -> None:
+            closed.append(self._name)
+            raise OSError("unforeseen, too")
+
+    made = {False: Broken("ordinary"), True: Broken("elevated")}
+
+    async def ordinary() -> Any:
+        return made[False]
+
+    async def elevated() -> Any:
+        return made[True]
+
+    hosts = DeviceHosts({False: ordinary, True: elevated}, lambda _: None, lambda _: None)
+    for each in made:
+        await hosts.get(elevated=each)
+        await asyncio.wait_for(made[each].watched, 10)
+    await asyncio.wait_for(hosts.close(), 10)
+    assert closed == ["ordinary", "elevated"]
+    failures = [type(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert failures == [ValueError, ValueError, OSError, OSError]

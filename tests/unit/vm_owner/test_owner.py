@@ -20,10 +20,12 @@ from services.handshake.errors import (
 )
 from services.vm_owner import vm as vm_module
 from services.vm_owner import warnings
+from services.vm_owner.device_hosts import DeviceHosts
 from services.vm_owner.owner import TERMINATED_KEPT, MachineSpec
 from services.vm_owner.record import Report, VmKind
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
+from services.vm_owner.vm import Vm
 from services.vm_owner.watch_items import DeviceChange
 from tests.support.owner_peers import POOL, TOKEN, report
 
@@ -446,6 +448,36 @@ async def test_the_owner_ends_all_vms_and_takes_no_more(rig: Rig) -> None:
     with pytest.raises(UnavailableError) as refused:
         await rig.owner.create(rig.vm_spec())
     assert refused.value.reason == "OWNER_SHUTTING_DOWN"
+
+
+async def test_the_owner_ends_whole_even_if_a_vm_fails_to(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failure that nobody foresaw: it must not keep the other VMs and the device hosts."""
+    broken, slow = [await rig.owner.create(rig.vm_spec()) for _ in range(2)]
+    order: list[str] = []
+    shut_down, close = Vm.shut_down, DeviceHosts.close
+
+    async def fail_or_take_long(vm: Vm) -> None:
+        if vm is broken:
+            raise OSError("nobody foresaw this")
+        await asyncio.sleep(0.05)
+        await shut_down(vm)
+        order.append("slow VM")
+
+    async def close_device_hosts(hosts: DeviceHosts) -> None:
+        order.append("device hosts")
+        await close(hosts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vm, "shut_down", fail_or_take_long)
+        patch.setattr(DeviceHosts, "close", close_device_hosts)
+        await rig.owner.close()
+    assert order == ["slow VM", "device hosts"]
+    assert slow.record.state is VmState.TERMINATED
+    [logged] = [record for record in caplog.records if record.exc_info]
+    assert broken.vm_id in logged.getMessage()
+    assert isinstance(logged.exc_info[1], OSError) if logged.exc_info else False
 
 
 async def test_terminated_vms_stay_visible_but_not_for_ever(rig: Rig) -> None:
