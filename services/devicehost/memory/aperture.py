@@ -61,7 +61,7 @@ class ApertureMemory(LinearMemory):
         offset = gpa - self._base
         end = offset + length
         if offset < 0 or end > self._size:
-            raise self.refuse(gpa, length, f"the aperture {self._pool}")
+            raise self.refusal(gpa, length, f"the aperture {self._pool}")
         if end > self._high:
             self._raise_high(end)
         return offset
@@ -82,10 +82,10 @@ class ApertureMemory(LinearMemory):
             offset = gpa - base
             end = offset + lengths[place]
             if offset < 0:
-                raise self.refuse(gpa, lengths[place], f"the aperture {self._pool}")
+                raise self.refusal(gpa, lengths[place], f"the aperture {self._pool}")
             if end > high:
                 if end > self._size:
-                    raise self.refuse(gpa, lengths[place], f"the aperture {self._pool}")
+                    raise self.refusal(gpa, lengths[place], f"the aperture {self._pool}")
                 high = end
             views.append(whole[offset:end])
         if high > self._high:

@@ -166,7 +166,7 @@ class GuestMemory(ABC):
         """
         region = self._table.find(gpa, length)
         if region is None or region.fd is None:
-            raise self.refuse(
+            raise self.refusal(
                 gpa,
                 length,
                 "the memory that is mapped; the device maps no further ring after all its rings "
@@ -188,7 +188,7 @@ class GuestMemory(ABC):
         self._kept.append(part)
         return PinnedPart(part.view, None)
 
-    def refuse(self, gpa: int, length: int, bound: str) -> TranslationError:
+    def refusal(self, gpa: int, length: int, bound: str) -> TranslationError:
         """Count a refused address and return the error for it."""
         with self._meter.counting as counters:
             counters.translations_refused += 1

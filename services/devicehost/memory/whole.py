@@ -44,7 +44,7 @@ class WholeMemory(LinearMemory):
             end = offset + length
             if end <= len(region):
                 return region[offset:end]
-        raise self.refuse(gpa, length, "one region of guest memory")
+        raise self.refusal(gpa, length, "one region of guest memory")
 
 
 def _map(regions: Iterable[Region]) -> list[tuple[int, Mapping]]:

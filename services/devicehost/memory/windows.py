@@ -258,7 +258,7 @@ class WindowMemory(GuestMemory):
         # Checked before any window is asked for: a hostile address must not wait for the quota.
         for gpa, length in buffers:
             if self._table.find(gpa, length) is None:
-                raise self.refuse(gpa, length, "guest memory")
+                raise self.refusal(gpa, length, "guest memory")
         wanted = dict.fromkeys(page_range(gpa, length) for gpa, length in buffers)
         windows = self.quota.acquire(self, wanted)
         return WindowLease(self, dict(zip(wanted, windows, strict=True)))
@@ -272,7 +272,7 @@ class WindowMemory(GuestMemory):
         gpa, length = pages
         region = self._table.find(gpa, length)
         if region is None or region.fd is None:
-            raise self.refuse(gpa, length, "guest memory")
+            raise self.refusal(gpa, length, "guest memory")
         return Mapping(region.fd, region.file_offset + gpa - region.gpa, length)
 
     def _unmap(self) -> None:

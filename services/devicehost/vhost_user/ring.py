@@ -270,7 +270,7 @@ class Ring:
     ) -> PinnedPart:
         gpa = table.user_to_gpa(user_addr, length)
         if gpa is None:
-            raise memory.refuse(user_addr, length, "guest memory (an address of the front-end)")
+            raise memory.refusal(user_addr, length, "guest memory (an address of the front-end)")
         if gpa % align:
             raise InvalidArgumentError(
                 "RING_ALIGNMENT",
