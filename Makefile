@@ -101,11 +101,12 @@ fmt: $(READY) ## format the code, and fix the lint that can be fixed by itself
 	@$(BIN)/clang-format -i $(C_SOURCES) $(C_HEADERS)
 	@test ! -x $(BUF) || $(BUF) format -w protos
 
-protos: $(READY) ## generate protos/gen from the .proto files
+protos: $(READY) ## generate protos/gen and docs/errors.md from the .proto files
 	@rm -rf protos/gen && mkdir -p protos/gen
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
 		--python_out=protos/gen --grpc_python_out=protos/gen \
 		--mypy_out=quiet:protos/gen --mypy_grpc_out=quiet,async_only:protos/gen $(PROTOS)
+	@$(BIN)/python protos/document_errors.py >docs/errors.md
 
 baseline: $(READY) ## accept the present .proto files as what buf compares with (RELEASE=v1.2.3: for good)
 	@protos/baseline.sh $(RELEASE)

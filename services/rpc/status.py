@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DOMAIN: Final = "porthole"
-"""`domain` of every ErrorInfo that Porthole sends (google/rpc/error_details.proto)."""
+DOMAIN: Final = "porthole.17352900-177d-4f9f-bea9-70de4def83c8"
+"""`domain` of every ErrorInfo that Porthole sends (docs/adr/0017-error-domain.md)."""
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 """Trailing metadata that carries google.rpc.Status (grpc.io, "Richer error model")."""

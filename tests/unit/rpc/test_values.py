@@ -25,7 +25,7 @@ from services.rpc.convert import (
     device_state_from_proto,
     device_state_to_proto,
 )
-from services.rpc.status import DETAILS_KEY, error_from_rpc, status_of
+from services.rpc.status import DETAILS_KEY, DOMAIN, error_from_rpc, status_of
 
 u64 = st.integers(1, (1 << 64) - 1)
 pools = st.builds(SwiotlbPool, st.builds(Gpa, u64), u64)
@@ -159,7 +159,7 @@ def test_a_peer_that_contradicts_itself_is_still_an_error_of_its_code(
 
 
 def test_metadata_of_a_peer_cannot_stand_in_for_arguments() -> None:
-    error = failure(grpc.StatusCode.NOT_FOUND, _foreign("porthole", reason="X", message="Y"))
+    error = failure(grpc.StatusCode.NOT_FOUND, _foreign(DOMAIN, reason="X", message="Y"))
     assert (error.reason, error.message) == ("R", "t")
     assert error.metadata == {"reason": "X", "message": "Y"}
 
