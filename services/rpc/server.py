@@ -125,6 +125,22 @@ async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) 
     return ServerHandle(server, calls, bound)
 
 
+async def start_described_server(
+    addresses: Sequence[str], servicers: Sequence[Servicer]
+) -> tuple[ServerHandle, health.aio.HealthServicer]:
+    """Serve these servicers, reflection, and health, which reports SERVING for each of them.
+
+    Raises:
+        PortholeError: See start_server.
+    """
+    checker = health.aio.HealthServicer()
+    names = [servicer.service for servicer in servicers]
+    for service in names:
+        await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
+    handle = await start_server(addresses, [*servicers, _health(checker), _reflection(names)])
+    return handle, checker
+
+
 async def serve(
     settings: ServiceSettings,
     *,
@@ -159,13 +175,7 @@ async def serve(
         loop.add_signal_handler(number, stop)
     try:
         tracing.setup(name, settings)
-        checker = health.aio.HealthServicer()
-        names = [servicer.service for servicer in servicers]
-        handle = await start_server(
-            settings.addresses, [*servicers, _health(checker), _reflection(names)]
-        )
-        for service in names:
-            await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
+        handle, checker = await start_described_server(settings.addresses, servicers)
         if ready_line:
             print(f"porthole {name} ready on {', '.join(handle.addresses)}", flush=True)
         await stopping.wait()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
 
-from services.rpc.server import ServerHandle, Servicer, start_server
+from services.rpc.server import ServerHandle, Servicer, start_described_server
 from services.rpc.version import service_version
 from services.vm_owner.convert import report_from_proto
 
@@ -59,7 +59,7 @@ class InitChannelServer:
 async def open_init_channel(
     directory: Path, on_report: Callable[[Report], Awaitable[bool]]
 ) -> InitChannelServer:
-    """Serve InitChannel, and nothing else, on `<directory>/init.sock`.
+    """Serve InitChannel, with health and reflection, on `<directory>/init.sock`.
 
     Raises:
         FailedPreconditionError: ADDRESS_IN_USE or ADDRESS_UNUSABLE.
@@ -67,4 +67,6 @@ async def open_init_channel(
     servicer = InitChannelServicer(on_report)
     add = guest_init_pb2_grpc.add_InitChannelServicer_to_server
     address = f"unix:{directory}/init.sock"
-    return InitChannelServer(await start_server([address], [Servicer(add, servicer, INIT_CHANNEL)]))
+    servicers = [Servicer(add, servicer, INIT_CHANNEL)]
+    server, _ = await start_described_server([address], servicers)
+    return InitChannelServer(server)

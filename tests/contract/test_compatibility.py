@@ -13,9 +13,11 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto
+from porthole.devicehost.v1 import device_host_pb2
 from porthole.guest.v1 import guest_init_pb2
 from porthole.guest.v1.guest_init_pb2_grpc import InitChannelStub
 from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2
+from porthole.machine.v1 import machine_pb2
 from porthole.vmowner.v1 import vm_owner_pb2
 from porthole.vmowner.v1.vm_owner_pb2_grpc import VmOwnerStub
 
@@ -31,7 +33,7 @@ from tests.support.guest_process import TRACEPARENT, VM_ID
 from tests.support.small_owner import SmallOwner, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -40,6 +42,7 @@ GUEST_INIT = "porthole.guest.v1.GuestInit"
 INIT_CHANNEL = "porthole.guest.v1.InitChannel"
 VM_OWNER = "porthole.vmowner.v1.VmOwner"
 CAPABILITIES = "porthole.handshake.v1.GuestCapabilities"
+THIRD_PARTIES = range(50_000, 100_000)
 POOL = SwiotlbPool(Gpa(0x3C000000), 64 << 20)
 
 
@@ -76,7 +79,10 @@ def _grow(file: descriptor_pb2.FileDescriptorProto) -> None:
         return
     optional = FieldDescriptorProto.LABEL_OPTIONAL
     capabilities.field.add(
-        name="iommu_mode", number=1000, type=FieldDescriptorProto.TYPE_STRING, label=optional
+        name="iommu_mode",
+        number=THIRD_PARTIES[0],
+        type=FieldDescriptorProto.TYPE_STRING,
+        label=optional,
     )
     [pool] = [item for item in file.message_type if item.name == "SwiotlbPool"]
     pool.field.add(name="areas", number=77, type=FieldDescriptorProto.TYPE_UINT32, label=optional)
@@ -258,3 +264,35 @@ async def test_a_method_that_an_older_service_lacks_is_a_clear_error(run_dir: Pa
             await peer.stub.ConfigureNetworking(vm_owner_pb2.ConfigureNetworkingRequest())
         await peer.close()
     assert caught.value.reason == "METHOD_UNIMPLEMENTED"
+
+
+def _all_messages(
+    messages: Iterable[descriptor_pb2.DescriptorProto],
+) -> Iterator[descriptor_pb2.DescriptorProto]:
+    for message in messages:
+        yield message
+        yield from _all_messages(message.nested_type)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        guest_capabilities_pb2,
+        guest_init_pb2,
+        device_pb2,
+        vm_owner_pb2,
+        device_host_pb2,
+        machine_pb2,
+    ],
+)
+def test_no_field_has_a_number_of_third_parties(module: Any) -> None:
+    file = descriptor_pb2.FileDescriptorProto()
+    module.DESCRIPTOR.CopyToProto(file)
+    assert file.message_type
+    taken = {
+        f"{message.name}.{field.name}"
+        for message in _all_messages(file.message_type)
+        for field in message.field
+        if field.number in THIRD_PARTIES
+    }
+    assert taken == set()

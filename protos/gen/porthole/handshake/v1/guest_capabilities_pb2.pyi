@@ -55,6 +55,10 @@ class GuestCapabilities(_message.Message):
     It is extensible: a new kernel-published value is a new optional field, never
     a new method or version. Receivers keep and forward fields that they do not
     know. An empty message is valid.
+
+    Field numbers 50000 to 99999, here and in every other message of Porthole, are
+    for third parties and are never assigned by this project: publish a value of
+    your own kernel under one of them, and it reaches every hop.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
