@@ -187,6 +187,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the owner knows no elevated device host."""
     HOST_SHUTTING_DOWN: _ErrorReason.ValueType  # 341
     """FAILED_PRECONDITION: the device host is ending."""
+    DEVICE_HOST_FEATURE: _ErrorReason.ValueType  # 344
+    """FAILED_PRECONDITION: the device host does not announce the feature that the call needs; the message has
+    a remedy.
+    """
     WINDOW_QUOTA_TOO_SMALL: _ErrorReason.ValueType  # 342
     """RESOURCE_EXHAUSTED: a request needs more on-demand windows at a time than its device may have
     ([limits](limits.md)).
@@ -650,6 +654,10 @@ NO_ELEVATED_DEVICE_HOST: ErrorReason.ValueType  # 340
 """FAILED_PRECONDITION: the owner knows no elevated device host."""
 HOST_SHUTTING_DOWN: ErrorReason.ValueType  # 341
 """FAILED_PRECONDITION: the device host is ending."""
+DEVICE_HOST_FEATURE: ErrorReason.ValueType  # 344
+"""FAILED_PRECONDITION: the device host does not announce the feature that the call needs; the message has
+a remedy.
+"""
 WINDOW_QUOTA_TOO_SMALL: ErrorReason.ValueType  # 342
 """RESOURCE_EXHAUSTED: a request needs more on-demand windows at a time than its device may have
 ([limits](limits.md)).
