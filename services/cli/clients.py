@@ -30,6 +30,7 @@ from services.cli.views import (
     WatchView,
 )
 from services.rpc.channel import OPTIONS, connect, ready
+from services.rpc.convert import duration_to_proto, timeout_from_proto
 from services.rpc.status import error_from_rpc
 
 if TYPE_CHECKING:
@@ -159,15 +160,17 @@ class WorkloadClient:
 
     async def http_get(self, url: str, timeout_s: float) -> HttpResult:
         """Fetch a URL from inside the guest's network."""
-        request = machine_pb2.HttpGetRequest(url=url, timeout_s=timeout_s)
+        request = machine_pb2.HttpGetRequest(url=url, timeout=duration_to_proto(timeout_s))
         answer = await self._stub.HttpGet(request, timeout=timeout_s + 10)
         return HttpResult(answer.status, answer.size_bytes, answer.sha256.hex())
 
     async def ping(self, address: str, count: int, timeout_s: float) -> PingResult:
         """Send ICMP echo requests from inside the guest's network."""
-        request = machine_pb2.PingRequest(address=address, count=count, timeout_s=timeout_s)
+        timeout = duration_to_proto(timeout_s)
+        request = machine_pb2.PingRequest(address=address, count=count, timeout=timeout)
         answer = await self._stub.Ping(request, timeout=timeout_s * count + 10)
-        return PingResult(answer.sent, answer.received, answer.round_trip_median_s)
+        median = answer.round_trip_median
+        return PingResult(answer.sent, answer.received, timeout_from_proto(median))
 
     async def pool_use(self) -> PoolUse:
         """Return how much the guest's bounce pool was used."""

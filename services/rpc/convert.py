@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from google.protobuf.duration_pb2 import Duration
 from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2
 
 from services.handshake import events
@@ -24,6 +25,10 @@ _CLASSES: Final[Mapping[str, device_pb2.DeviceClass.ValueType]] = {
     events.FS: device_pb2.DEVICE_CLASS_VIRTIO_FS,
     events.NET: device_pb2.DEVICE_CLASS_VIRTIO_NET,
 }
+TIMEOUT_LIMIT_S: Final = 3600
+"""Longest timeout that a request may have."""
+
+_NANOS: Final = 1_000_000_000
 _STATE_PREFIX: Final = "DEVICE_STATE_"
 
 
@@ -76,6 +81,29 @@ def device_state_from_proto(value: int) -> str:
         return "unspecified"
     name = device_pb2.DeviceState.Name(device_pb2.DeviceState.ValueType(value))
     return name.removeprefix(_STATE_PREFIX).lower()
+
+
+def timeout_from_proto(message: Duration) -> float:
+    """Convert a timeout to seconds; an absent one is 0.
+
+    Raises:
+        InvalidArgumentError: TIMEOUT_RANGE.
+    """
+    seconds = message.seconds + message.nanos / _NANOS
+    if not 0 <= seconds <= TIMEOUT_LIMIT_S:
+        raise InvalidArgumentError(
+            "TIMEOUT_RANGE",
+            f"a timeout of {seconds:g} s; it must be 0 to {TIMEOUT_LIMIT_S} s",
+            limit=TIMEOUT_LIMIT_S,
+        )
+    return seconds
+
+
+def duration_to_proto(seconds: float) -> Duration:
+    """Convert seconds to a Duration, rounded to nanoseconds."""
+    message = Duration()
+    message.FromNanoseconds(round(seconds * _NANOS))
+    return message
 
 
 def exhaustion_to_proto(exhaustion: Exhaustion) -> device_pb2.Exhaustion:

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
-from services.rpc.convert import device_class_from_proto, exhaustion_to_proto
+from services.rpc.convert import (
+    device_class_from_proto,
+    duration_to_proto,
+    exhaustion_to_proto,
+    timeout_from_proto,
+)
 from services.rpc.server import Servicer
 from services.rpc.version import service_version
 from services.simguest.guest import AttachSpec, BootSpec, Guest
@@ -182,7 +187,9 @@ class WorkloadServicer(machine_pb2_grpc.WorkloadServicer):
     async def HttpGet(  # noqa: N802, D102
         self, request: machine_pb2.HttpGetRequest, context: object
     ) -> machine_pb2.HttpGetResponse:
-        got = await asyncio.to_thread(self._workload.http_get, request.url, request.timeout_s)
+        got = await asyncio.to_thread(
+            self._workload.http_get, request.url, timeout_from_proto(request.timeout)
+        )
         return machine_pb2.HttpGetResponse(
             status=got.status, size_bytes=got.size_bytes, sha256=got.sha256
         )
@@ -191,12 +198,14 @@ class WorkloadServicer(machine_pb2_grpc.WorkloadServicer):
         self, request: machine_pb2.PingRequest, context: object
     ) -> machine_pb2.PingResponse:
         result = await asyncio.to_thread(
-            self._workload.ping, request.address, request.count, request.timeout_s
+            self._workload.ping, request.address, request.count, timeout_from_proto(request.timeout)
         )
         return machine_pb2.PingResponse(
             sent=result.sent,
             received=result.received,
-            round_trip_median_s=result.round_trip_median_s,
+            round_trip_median=duration_to_proto(result.round_trip_median_s)
+            if result.received
+            else None,
         )
 
 

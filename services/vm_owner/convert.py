@@ -16,7 +16,6 @@ from porthole.vmowner.v1 import vm_owner_pb2
 from services.handshake import events
 from services.handshake.errors import InvalidArgumentError
 from services.rpc.convert import (
-    device_class_from_proto,
     device_class_to_proto,
     device_state_to_proto,
     exhaustion_to_proto,
@@ -141,15 +140,21 @@ async def device_spec_from_proto(
     """Convert a device that was asked for, with the canonical path of its directory.
 
     Raises:
-        PortholeError: See device_class_from_proto, canonical_directory, HostPaths.look and
-            check_interface.
+        InvalidArgumentError: BACKEND_MISSING.
+        PortholeError: See canonical_directory, HostPaths.look and check_interface.
     """
-    device_class = device_class_from_proto(request.device_class)
-    backend = request.backend
-    if device_class == events.FS:
-        backend = await host_paths.look(backend, partial(canonical_directory, backend))
-    else:
-        check_interface(backend)
+    match request.WhichOneof("backend"):
+        case "directory":
+            path = request.directory
+            device_class = events.FS
+            backend = await host_paths.look(path, partial(canonical_directory, path))
+        case "tap":
+            device_class, backend = events.NET, request.tap
+            check_interface(backend)
+        case _:
+            raise InvalidArgumentError(
+                "BACKEND_MISSING", "a device needs a directory (virtio-fs) or a TAP (virtio-net)"
+            )
     return DeviceSpec(device_class, request.tag, request.options, backend, request.elevated)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
+from google.protobuf.duration_pb2 import Duration
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
@@ -109,7 +110,7 @@ class House:
         """Send three echo requests from the guest; return the number of replies."""
         peer = await connect(vm.machine_address, GuestStub, MACHINE)
         try:
-            request = machine_pb2.PingRequest(address=address, count=3, timeout_s=5)
+            request = machine_pb2.PingRequest(address=address, count=3, timeout=Duration(seconds=5))
             answer = await peer.stub.workload.Ping(request, timeout=20)
             return int(answer.received)
         finally:

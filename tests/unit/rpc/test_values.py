@@ -7,6 +7,7 @@ from contextlib import suppress
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,8 @@ from services.rpc.convert import (
     device_class_to_proto,
     device_state_from_proto,
     device_state_to_proto,
+    duration_to_proto,
+    timeout_from_proto,
 )
 from services.rpc.status import DETAILS_KEY, DOMAIN, error_from_rpc, status_of
 
@@ -111,6 +114,20 @@ def test_device_states(number: int) -> None:
 
 def test_a_device_state_of_the_future() -> None:
     assert device_state_from_proto(99) == "unspecified"
+
+
+@given(st.floats(0, 3600))
+def test_durations(seconds: float) -> None:
+    assert timeout_from_proto(duration_to_proto(seconds)) == pytest.approx(seconds, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "duration", [Duration(seconds=-1), Duration(nanos=-1), Duration(seconds=3600, nanos=1)]
+)
+def test_a_timeout_that_makes_no_sense(duration: Duration) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        timeout_from_proto(duration)
+    assert caught.value.reason == "TIMEOUT_RANGE"
 
 
 def failure(code: grpc.StatusCode, details: bytes | None, text: str = "t") -> PortholeError:

@@ -82,9 +82,8 @@ async def test_a_whole_life_over_the_wire(stub: Stub, rig: Rig, tmp_path: Path) 
     device = await stub.AddGuestDevice(
         vm_owner_pb2.AddGuestDeviceRequest(
             vm_id=vm.vm_id,
-            device_class=device_pb2.DEVICE_CLASS_VIRTIO_FS,
             tag="more",
-            backend=str(tmp_path),
+            directory=str(tmp_path),
         )
     )
     seen = await get(stub, vm.vm_id)
@@ -225,21 +224,16 @@ async def test_bad_requests(
     assert refused.value.reason == reason
 
 
-async def test_a_device_class_or_backend_that_makes_no_sense(stub: Stub) -> None:
+async def test_a_backend_that_makes_no_sense(stub: Stub) -> None:
     vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
     cases = [
-        (0, "/", "DEVICE_CLASS_UNKNOWN"),
-        (77, "/", "DEVICE_CLASS_UNKNOWN"),
-        (1, "relative", "SHARE_PATH_SYNTAX"),
-        (2, "../etc", "DEVICE_NAME"),
+        (vm_owner_pb2.AddGuestDeviceRequest(), "BACKEND_MISSING"),
+        (vm_owner_pb2.AddGuestDeviceRequest(directory=""), "SHARE_PATH_SYNTAX"),
+        (vm_owner_pb2.AddGuestDeviceRequest(directory="relative"), "SHARE_PATH_SYNTAX"),
+        (vm_owner_pb2.AddGuestDeviceRequest(tap="../etc"), "DEVICE_NAME"),
     ]
-    for device_class, backend, reason in cases:
-        request = vm_owner_pb2.AddGuestDeviceRequest(
-            vm_id=vm.vm_id,
-            device_class=device_class,  # type: ignore[arg-type]
-            tag="x",
-            backend=backend,
-        )
+    for request, reason in cases:
+        request.vm_id, request.tag = vm.vm_id, "x"
         with pytest.raises(InvalidArgumentError) as refused:
             await stub.AddGuestDevice(request)
         assert refused.value.reason == reason

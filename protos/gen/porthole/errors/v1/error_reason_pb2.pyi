@@ -180,7 +180,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     TAG_MISMATCH: _ErrorReason.ValueType  # 337
     """INVALID_ARGUMENT: the options were written for another device or share."""
     BACKEND_MISSING: _ErrorReason.ValueType  # 338
-    """INVALID_ARGUMENT: neither a directory nor an aggregate nor a TAP."""
+    """INVALID_ARGUMENT: neither a directory nor a TAP, nor, for the device host, an aggregate."""
     METADATA_UNSUPPORTED: _ErrorReason.ValueType  # 339
     """FAILED_PRECONDITION: the option `metadata`, and a file system without user extended attributes."""
     NO_ELEVATED_DEVICE_HOST: _ErrorReason.ValueType  # 340
@@ -291,6 +291,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: not a URL that can be fetched."""
     PING_ADDRESS: _ErrorReason.ValueType  # 438
     """INVALID_ARGUMENT: not an IP address."""
+    TIMEOUT_RANGE: _ErrorReason.ValueType  # 443
+    """INVALID_ARGUMENT: a timeout is negative, or over an hour."""
     PING_COUNT: _ErrorReason.ValueType  # 439
     """INVALID_ARGUMENT: not a number of pings that is allowed."""
     HTTP_TIMEOUT: _ErrorReason.ValueType  # 440
@@ -647,7 +649,7 @@ VM_ID_MISMATCH: ErrorReason.ValueType  # 336
 TAG_MISMATCH: ErrorReason.ValueType  # 337
 """INVALID_ARGUMENT: the options were written for another device or share."""
 BACKEND_MISSING: ErrorReason.ValueType  # 338
-"""INVALID_ARGUMENT: neither a directory nor an aggregate nor a TAP."""
+"""INVALID_ARGUMENT: neither a directory nor a TAP, nor, for the device host, an aggregate."""
 METADATA_UNSUPPORTED: ErrorReason.ValueType  # 339
 """FAILED_PRECONDITION: the option `metadata`, and a file system without user extended attributes."""
 NO_ELEVATED_DEVICE_HOST: ErrorReason.ValueType  # 340
@@ -758,6 +760,8 @@ HTTP_URL: ErrorReason.ValueType  # 437
 """INVALID_ARGUMENT: not a URL that can be fetched."""
 PING_ADDRESS: ErrorReason.ValueType  # 438
 """INVALID_ARGUMENT: not an IP address."""
+TIMEOUT_RANGE: ErrorReason.ValueType  # 443
+"""INVALID_ARGUMENT: a timeout is negative, or over an hour."""
 PING_COUNT: ErrorReason.ValueType  # 439
 """INVALID_ARGUMENT: not a number of pings that is allowed."""
 HTTP_TIMEOUT: ErrorReason.ValueType  # 440

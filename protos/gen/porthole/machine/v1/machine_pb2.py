@@ -22,77 +22,78 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from porthole.handshake.v1 import device_pb2 as porthole_dot_handshake_dot_v1_dot_device__pb2
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!porthole/machine/v1/machine.proto\x12\x13porthole.machine.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1a\n\x18MachineGetVersionRequest\"S\n\x19MachineGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1b\n\x19WorkloadGetVersionRequest\"T\n\x1aWorkloadGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x9a\x01\n\x0b\x42ootRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x11\n\tram_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13kernel_command_line\x18\x03 \x01(\t\x12\x1c\n\x14init_channel_address\x18\x04 \x01(\t\x12\x16\n\x0ekernel_release\x18\x05 \x01(\t\x12\x16\n\x0epublishes_pool\x18\x06 \x01(\x08\"*\n\x0c\x42ootResponse\x12\x1a\n\x12guest_init_address\x18\x01 \x01(\t\"\xb7\x01\n\x13\x41ttachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x02 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x17\n\x0fgateway_address\x18\x06 \x01(\t\"\x16\n\x14\x41ttachDeviceResponse\"*\n\x13\x44\x65tachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65tachDeviceResponse\"\x15\n\x13WatchMachineRequest\"b\n\x14WatchMachineResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x35\n\nexhaustion\x18\x02 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion\"\x11\n\x0fPowerOffRequest\"\x12\n\x10PowerOffResponse\"\x0e\n\x0cStatsRequest\"\x9a\x01\n\rStatsResponse\x12\x11\n\tpool_base\x18\x01 \x01(\x04\x12\x17\n\x0fpool_size_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bslots_total\x18\x03 \x01(\x04\x12\x12\n\nslots_used\x18\x04 \x01(\x04\x12\x1d\n\x15slots_used_high_water\x18\x05 \x01(\x04\x12\x15\n\rbytes_bounced\x18\x06 \x01(\x04\"0\n\x0cMountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\"\x0f\n\rMountResponse\"\x1d\n\x0eUnmountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\"=\n\x0fHashTreeRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\"B\n\x10HashTreeResponse\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.porthole.machine.v1.FileDigest\">\n\nFileDigest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"t\n\x0f\x43opyTreeRequest\x12\x12\n\nsource_tag\x18\x01 \x01(\t\x12\x13\n\x0bsource_path\x18\x02 \x01(\t\x12\x12\n\ntarget_tag\x18\x03 \x01(\t\x12\x13\n\x0btarget_path\x18\x04 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x05 \x03(\t\"d\n\x10\x43opyTreeResponse\x12\x13\n\x0b\x64irectories\x18\x01 \x01(\x04\x12\r\n\x05\x66iles\x18\x02 \x01(\x04\x12\x16\n\x0esymbolic_links\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x04 \x01(\x04\"0\n\x0eHttpGetRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"E\n\x0fHttpGetResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"@\n\x0bPingRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"K\n\x0cPingResponse\x12\x0c\n\x04sent\x18\x01 \x01(\r\x12\x10\n\x08received\x18\x02 \x01(\r\x12\x1b\n\x13round_trip_median_s\x18\x03 \x01(\x01\x32\xcd\x04\n\x07Machine\x12k\n\nGetVersion\x12-.porthole.machine.v1.MachineGetVersionRequest\x1a..porthole.machine.v1.MachineGetVersionResponse\x12K\n\x04\x42oot\x12 .porthole.machine.v1.BootRequest\x1a!.porthole.machine.v1.BootResponse\x12\x63\n\x0c\x41ttachDevice\x12(.porthole.machine.v1.AttachDeviceRequest\x1a).porthole.machine.v1.AttachDeviceResponse\x12\x63\n\x0c\x44\x65tachDevice\x12(.porthole.machine.v1.DetachDeviceRequest\x1a).porthole.machine.v1.DetachDeviceResponse\x12\x65\n\x0cWatchMachine\x12(.porthole.machine.v1.WatchMachineRequest\x1a).porthole.machine.v1.WatchMachineResponse0\x01\x12W\n\x08PowerOff\x12$.porthole.machine.v1.PowerOffRequest\x1a%.porthole.machine.v1.PowerOffResponse2\xc6\x05\n\x08Workload\x12m\n\nGetVersion\x12..porthole.machine.v1.WorkloadGetVersionRequest\x1a/.porthole.machine.v1.WorkloadGetVersionResponse\x12N\n\x05Stats\x12!.porthole.machine.v1.StatsRequest\x1a\".porthole.machine.v1.StatsResponse\x12N\n\x05Mount\x12!.porthole.machine.v1.MountRequest\x1a\".porthole.machine.v1.MountResponse\x12T\n\x07Unmount\x12#.porthole.machine.v1.UnmountRequest\x1a$.porthole.machine.v1.UnmountResponse\x12Y\n\x08HashTree\x12$.porthole.machine.v1.HashTreeRequest\x1a%.porthole.machine.v1.HashTreeResponse0\x01\x12W\n\x08\x43opyTree\x12$.porthole.machine.v1.CopyTreeRequest\x1a%.porthole.machine.v1.CopyTreeResponse\x12T\n\x07HttpGet\x12#.porthole.machine.v1.HttpGetRequest\x1a$.porthole.machine.v1.HttpGetResponse\x12K\n\x04Ping\x12 .porthole.machine.v1.PingRequest\x1a!.porthole.machine.v1.PingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!porthole/machine/v1/machine.proto\x12\x13porthole.machine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1a\n\x18MachineGetVersionRequest\"S\n\x19MachineGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1b\n\x19WorkloadGetVersionRequest\"T\n\x1aWorkloadGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x9a\x01\n\x0b\x42ootRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x11\n\tram_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13kernel_command_line\x18\x03 \x01(\t\x12\x1c\n\x14init_channel_address\x18\x04 \x01(\t\x12\x16\n\x0ekernel_release\x18\x05 \x01(\t\x12\x16\n\x0epublishes_pool\x18\x06 \x01(\x08\"*\n\x0c\x42ootResponse\x12\x1a\n\x12guest_init_address\x18\x01 \x01(\t\"\xb7\x01\n\x13\x41ttachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x02 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x17\n\x0fgateway_address\x18\x06 \x01(\t\"\x16\n\x14\x41ttachDeviceResponse\"*\n\x13\x44\x65tachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65tachDeviceResponse\"\x15\n\x13WatchMachineRequest\"b\n\x14WatchMachineResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x35\n\nexhaustion\x18\x02 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion\"\x11\n\x0fPowerOffRequest\"\x12\n\x10PowerOffResponse\"\x0e\n\x0cStatsRequest\"\x9a\x01\n\rStatsResponse\x12\x11\n\tpool_base\x18\x01 \x01(\x04\x12\x17\n\x0fpool_size_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bslots_total\x18\x03 \x01(\x04\x12\x12\n\nslots_used\x18\x04 \x01(\x04\x12\x1d\n\x15slots_used_high_water\x18\x05 \x01(\x04\x12\x15\n\rbytes_bounced\x18\x06 \x01(\x04\"0\n\x0cMountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\"\x0f\n\rMountResponse\"\x1d\n\x0eUnmountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\"=\n\x0fHashTreeRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\"B\n\x10HashTreeResponse\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.porthole.machine.v1.FileDigest\">\n\nFileDigest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"t\n\x0f\x43opyTreeRequest\x12\x12\n\nsource_tag\x18\x01 \x01(\t\x12\x13\n\x0bsource_path\x18\x02 \x01(\t\x12\x12\n\ntarget_tag\x18\x03 \x01(\t\x12\x13\n\x0btarget_path\x18\x04 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x05 \x03(\t\"d\n\x10\x43opyTreeResponse\x12\x13\n\x0b\x64irectories\x18\x01 \x01(\x04\x12\r\n\x05\x66iles\x18\x02 \x01(\x04\x12\x16\n\x0esymbolic_links\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x04 \x01(\x04\"I\n\x0eHttpGetRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x0fHttpGetResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"Y\n\x0bPingRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"d\n\x0cPingResponse\x12\x0c\n\x04sent\x18\x01 \x01(\r\x12\x10\n\x08received\x18\x02 \x01(\r\x12\x34\n\x11round_trip_median\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xcd\x04\n\x07Machine\x12k\n\nGetVersion\x12-.porthole.machine.v1.MachineGetVersionRequest\x1a..porthole.machine.v1.MachineGetVersionResponse\x12K\n\x04\x42oot\x12 .porthole.machine.v1.BootRequest\x1a!.porthole.machine.v1.BootResponse\x12\x63\n\x0c\x41ttachDevice\x12(.porthole.machine.v1.AttachDeviceRequest\x1a).porthole.machine.v1.AttachDeviceResponse\x12\x63\n\x0c\x44\x65tachDevice\x12(.porthole.machine.v1.DetachDeviceRequest\x1a).porthole.machine.v1.DetachDeviceResponse\x12\x65\n\x0cWatchMachine\x12(.porthole.machine.v1.WatchMachineRequest\x1a).porthole.machine.v1.WatchMachineResponse0\x01\x12W\n\x08PowerOff\x12$.porthole.machine.v1.PowerOffRequest\x1a%.porthole.machine.v1.PowerOffResponse2\xc6\x05\n\x08Workload\x12m\n\nGetVersion\x12..porthole.machine.v1.WorkloadGetVersionRequest\x1a/.porthole.machine.v1.WorkloadGetVersionResponse\x12N\n\x05Stats\x12!.porthole.machine.v1.StatsRequest\x1a\".porthole.machine.v1.StatsResponse\x12N\n\x05Mount\x12!.porthole.machine.v1.MountRequest\x1a\".porthole.machine.v1.MountResponse\x12T\n\x07Unmount\x12#.porthole.machine.v1.UnmountRequest\x1a$.porthole.machine.v1.UnmountResponse\x12Y\n\x08HashTree\x12$.porthole.machine.v1.HashTreeRequest\x1a%.porthole.machine.v1.HashTreeResponse0\x01\x12W\n\x08\x43opyTree\x12$.porthole.machine.v1.CopyTreeRequest\x1a%.porthole.machine.v1.CopyTreeResponse\x12T\n\x07HttpGet\x12#.porthole.machine.v1.HttpGetRequest\x1a$.porthole.machine.v1.HttpGetResponse\x12K\n\x04Ping\x12 .porthole.machine.v1.PingRequest\x1a!.porthole.machine.v1.PingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'porthole.machine.v1.machine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MACHINEGETVERSIONREQUEST']._serialized_start=142
-  _globals['_MACHINEGETVERSIONREQUEST']._serialized_end=168
-  _globals['_MACHINEGETVERSIONRESPONSE']._serialized_start=170
-  _globals['_MACHINEGETVERSIONRESPONSE']._serialized_end=253
-  _globals['_WORKLOADGETVERSIONREQUEST']._serialized_start=255
-  _globals['_WORKLOADGETVERSIONREQUEST']._serialized_end=282
-  _globals['_WORKLOADGETVERSIONRESPONSE']._serialized_start=284
-  _globals['_WORKLOADGETVERSIONRESPONSE']._serialized_end=368
-  _globals['_BOOTREQUEST']._serialized_start=371
-  _globals['_BOOTREQUEST']._serialized_end=525
-  _globals['_BOOTRESPONSE']._serialized_start=527
-  _globals['_BOOTRESPONSE']._serialized_end=569
-  _globals['_ATTACHDEVICEREQUEST']._serialized_start=572
-  _globals['_ATTACHDEVICEREQUEST']._serialized_end=755
-  _globals['_ATTACHDEVICERESPONSE']._serialized_start=757
-  _globals['_ATTACHDEVICERESPONSE']._serialized_end=779
-  _globals['_DETACHDEVICEREQUEST']._serialized_start=781
-  _globals['_DETACHDEVICEREQUEST']._serialized_end=823
-  _globals['_DETACHDEVICERESPONSE']._serialized_start=825
-  _globals['_DETACHDEVICERESPONSE']._serialized_end=847
-  _globals['_WATCHMACHINEREQUEST']._serialized_start=849
-  _globals['_WATCHMACHINEREQUEST']._serialized_end=870
-  _globals['_WATCHMACHINERESPONSE']._serialized_start=872
-  _globals['_WATCHMACHINERESPONSE']._serialized_end=970
-  _globals['_POWEROFFREQUEST']._serialized_start=972
-  _globals['_POWEROFFREQUEST']._serialized_end=989
-  _globals['_POWEROFFRESPONSE']._serialized_start=991
-  _globals['_POWEROFFRESPONSE']._serialized_end=1009
-  _globals['_STATSREQUEST']._serialized_start=1011
-  _globals['_STATSREQUEST']._serialized_end=1025
-  _globals['_STATSRESPONSE']._serialized_start=1028
-  _globals['_STATSRESPONSE']._serialized_end=1182
-  _globals['_MOUNTREQUEST']._serialized_start=1184
-  _globals['_MOUNTREQUEST']._serialized_end=1232
-  _globals['_MOUNTRESPONSE']._serialized_start=1234
-  _globals['_MOUNTRESPONSE']._serialized_end=1249
-  _globals['_UNMOUNTREQUEST']._serialized_start=1251
-  _globals['_UNMOUNTREQUEST']._serialized_end=1280
-  _globals['_UNMOUNTRESPONSE']._serialized_start=1282
-  _globals['_UNMOUNTRESPONSE']._serialized_end=1299
-  _globals['_HASHTREEREQUEST']._serialized_start=1301
-  _globals['_HASHTREEREQUEST']._serialized_end=1362
-  _globals['_HASHTREERESPONSE']._serialized_start=1364
-  _globals['_HASHTREERESPONSE']._serialized_end=1430
-  _globals['_FILEDIGEST']._serialized_start=1432
-  _globals['_FILEDIGEST']._serialized_end=1494
-  _globals['_COPYTREEREQUEST']._serialized_start=1496
-  _globals['_COPYTREEREQUEST']._serialized_end=1612
-  _globals['_COPYTREERESPONSE']._serialized_start=1614
-  _globals['_COPYTREERESPONSE']._serialized_end=1714
-  _globals['_HTTPGETREQUEST']._serialized_start=1716
-  _globals['_HTTPGETREQUEST']._serialized_end=1764
-  _globals['_HTTPGETRESPONSE']._serialized_start=1766
-  _globals['_HTTPGETRESPONSE']._serialized_end=1835
-  _globals['_PINGREQUEST']._serialized_start=1837
-  _globals['_PINGREQUEST']._serialized_end=1901
-  _globals['_PINGRESPONSE']._serialized_start=1903
-  _globals['_PINGRESPONSE']._serialized_end=1978
-  _globals['_MACHINE']._serialized_start=1981
-  _globals['_MACHINE']._serialized_end=2570
-  _globals['_WORKLOAD']._serialized_start=2573
-  _globals['_WORKLOAD']._serialized_end=3283
+  _globals['_MACHINEGETVERSIONREQUEST']._serialized_start=174
+  _globals['_MACHINEGETVERSIONREQUEST']._serialized_end=200
+  _globals['_MACHINEGETVERSIONRESPONSE']._serialized_start=202
+  _globals['_MACHINEGETVERSIONRESPONSE']._serialized_end=285
+  _globals['_WORKLOADGETVERSIONREQUEST']._serialized_start=287
+  _globals['_WORKLOADGETVERSIONREQUEST']._serialized_end=314
+  _globals['_WORKLOADGETVERSIONRESPONSE']._serialized_start=316
+  _globals['_WORKLOADGETVERSIONRESPONSE']._serialized_end=400
+  _globals['_BOOTREQUEST']._serialized_start=403
+  _globals['_BOOTREQUEST']._serialized_end=557
+  _globals['_BOOTRESPONSE']._serialized_start=559
+  _globals['_BOOTRESPONSE']._serialized_end=601
+  _globals['_ATTACHDEVICEREQUEST']._serialized_start=604
+  _globals['_ATTACHDEVICEREQUEST']._serialized_end=787
+  _globals['_ATTACHDEVICERESPONSE']._serialized_start=789
+  _globals['_ATTACHDEVICERESPONSE']._serialized_end=811
+  _globals['_DETACHDEVICEREQUEST']._serialized_start=813
+  _globals['_DETACHDEVICEREQUEST']._serialized_end=855
+  _globals['_DETACHDEVICERESPONSE']._serialized_start=857
+  _globals['_DETACHDEVICERESPONSE']._serialized_end=879
+  _globals['_WATCHMACHINEREQUEST']._serialized_start=881
+  _globals['_WATCHMACHINEREQUEST']._serialized_end=902
+  _globals['_WATCHMACHINERESPONSE']._serialized_start=904
+  _globals['_WATCHMACHINERESPONSE']._serialized_end=1002
+  _globals['_POWEROFFREQUEST']._serialized_start=1004
+  _globals['_POWEROFFREQUEST']._serialized_end=1021
+  _globals['_POWEROFFRESPONSE']._serialized_start=1023
+  _globals['_POWEROFFRESPONSE']._serialized_end=1041
+  _globals['_STATSREQUEST']._serialized_start=1043
+  _globals['_STATSREQUEST']._serialized_end=1057
+  _globals['_STATSRESPONSE']._serialized_start=1060
+  _globals['_STATSRESPONSE']._serialized_end=1214
+  _globals['_MOUNTREQUEST']._serialized_start=1216
+  _globals['_MOUNTREQUEST']._serialized_end=1264
+  _globals['_MOUNTRESPONSE']._serialized_start=1266
+  _globals['_MOUNTRESPONSE']._serialized_end=1281
+  _globals['_UNMOUNTREQUEST']._serialized_start=1283
+  _globals['_UNMOUNTREQUEST']._serialized_end=1312
+  _globals['_UNMOUNTRESPONSE']._serialized_start=1314
+  _globals['_UNMOUNTRESPONSE']._serialized_end=1331
+  _globals['_HASHTREEREQUEST']._serialized_start=1333
+  _globals['_HASHTREEREQUEST']._serialized_end=1394
+  _globals['_HASHTREERESPONSE']._serialized_start=1396
+  _globals['_HASHTREERESPONSE']._serialized_end=1462
+  _globals['_FILEDIGEST']._serialized_start=1464
+  _globals['_FILEDIGEST']._serialized_end=1526
+  _globals['_COPYTREEREQUEST']._serialized_start=1528
+  _globals['_COPYTREEREQUEST']._serialized_end=1644
+  _globals['_COPYTREERESPONSE']._serialized_start=1646
+  _globals['_COPYTREERESPONSE']._serialized_end=1746
+  _globals['_HTTPGETREQUEST']._serialized_start=1748
+  _globals['_HTTPGETREQUEST']._serialized_end=1821
+  _globals['_HTTPGETRESPONSE']._serialized_start=1823
+  _globals['_HTTPGETRESPONSE']._serialized_end=1892
+  _globals['_PINGREQUEST']._serialized_start=1894
+  _globals['_PINGREQUEST']._serialized_end=1983
+  _globals['_PINGRESPONSE']._serialized_start=1985
+  _globals['_PINGRESPONSE']._serialized_end=2085
+  _globals['_MACHINE']._serialized_start=2088
+  _globals['_MACHINE']._serialized_end=2677
+  _globals['_WORKLOAD']._serialized_start=2680
+  _globals['_WORKLOAD']._serialized_end=3390
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from porthole.handshake.v1 import device_pb2 as _device_pb2
@@ -653,20 +654,22 @@ class HttpGetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     URL_FIELD_NUMBER: _builtins.int
-    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """An http URL."""
-    timeout_s: _builtins.float
-    """For connecting, and between two pieces of the answer, in seconds; 0: 10 s."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """For connecting, and between two pieces of the answer; at most an hour; absent or 0: 10 s."""
+
     def __init__(
         self,
         *,
         url: _builtins.str = ...,
-        timeout_s: _builtins.float = ...,
+        timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout_s", b"timeout_s", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,23 +713,25 @@ class PingRequest(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
-    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """IPv4 or IPv6 address."""
     count: _builtins.int
     """Echo requests to send, 1 to 1000; 0: 1."""
-    timeout_s: _builtins.float
-    """Longest wait for each reply, in seconds; 0: 10 s."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest wait for each reply; at most an hour; absent or 0: 10 s."""
+
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
         count: _builtins.int = ...,
-        timeout_s: _builtins.float = ...,
+        timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "count", b"count", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "count", b"count", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -740,23 +745,25 @@ class PingResponse(_message.Message):
 
     SENT_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
-    ROUND_TRIP_MEDIAN_S_FIELD_NUMBER: _builtins.int
+    ROUND_TRIP_MEDIAN_FIELD_NUMBER: _builtins.int
     sent: _builtins.int
     """Echo requests that were sent."""
     received: _builtins.int
     """Replies that arrived in time."""
-    round_trip_median_s: _builtins.float
-    """Median of the round-trip times, in seconds; 0 when no reply arrived."""
+    @_builtins.property
+    def round_trip_median(self) -> _duration_pb2.Duration:
+        """Median of the round-trip times; absent when no reply arrived."""
+
     def __init__(
         self,
         *,
         sent: _builtins.int = ...,
         received: _builtins.int = ...,
-        round_trip_median_s: _builtins.float = ...,
+        round_trip_median: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["round_trip_median", b"round_trip_median"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "round_trip_median_s", b"round_trip_median_s", "sent", b"sent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "round_trip_median", b"round_trip_median", "sent", b"sent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -941,38 +941,40 @@ class AddGuestDeviceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
-    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    TAP_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
-    BACKEND_FIELD_NUMBER: _builtins.int
     ELEVATED_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Id of the VM."""
-    device_class: _device_pb2.DeviceClass.ValueType
-    """Class of the device; required."""
+    directory: _builtins.str
+    """A virtio-fs device: absolute path of a directory on the host."""
+    tap: _builtins.str
+    """A virtio-net device: name of a TAP interface, at most 15 bytes."""
     tag: _builtins.str
     """The mount tag, at most 36 bytes, or the adapter name, at most 15 bytes."""
     options: _builtins.str
     """"key=value;flag;…" without name, token and vm_id, which the owner adds."""
-    backend: _builtins.str
-    """The directory of a virtio-fs device, or the TAP of a virtio-net device."""
     elevated: _builtins.bool
     """Whether the elevated user's device host serves it."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
-        device_class: _device_pb2.DeviceClass.ValueType = ...,
+        directory: _builtins.str = ...,
+        tap: _builtins.str = ...,
         tag: _builtins.str = ...,
         options: _builtins.str = ...,
-        backend: _builtins.str = ...,
         elevated: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "directory", b"directory", "tap", b"tap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "device_class", b"device_class", "elevated", b"elevated", "options", b"options", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "directory", b"directory", "elevated", b"elevated", "options", b"options", "tag", b"tag", "tap", b"tap", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_backend: _TypeAlias = _typing.Literal["directory", "tap"]  # noqa: Y015
+    _WhichOneofArgType_backend: _TypeAlias = _typing.Literal["backend", b"backend"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_backend) -> _WhichOneofReturnType_backend | None: ...
 
 Global___AddGuestDeviceRequest: _TypeAlias = AddGuestDeviceRequest  # noqa: Y015
 
