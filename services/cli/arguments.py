@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
 from services.cli.requests import ShareRequest
-from services.cli.views import VmView
-from services.handshake.errors import InvalidArgumentError, NotFoundError
+from services.handshake.errors import InvalidArgumentError
 from services.rpc.address import parse_address
-
-if TYPE_CHECKING:
-    from services.cli.clients import OwnerClient
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -83,30 +79,6 @@ def read_wslconfig(file: Path) -> str:
         raise typer.BadParameter(
             f"{file}: not UTF-8 at byte {error.start}; save the file as UTF-8"
         ) from None
-
-
-async def resolve(client: OwnerClient, given: str) -> VmView:
-    """Find the VM with this id, or the only one whose id begins with it.
-
-    Raises:
-        NotFoundError: VM_NOT_FOUND.
-        InvalidArgumentError: VM_ID_AMBIGUOUS.
-    """
-    vms = await client.list_vms()
-    found = [vm for vm in vms if vm.vm_id == given] or [
-        vm for vm in vms if given and vm.vm_id.startswith(given)
-    ]
-    if not found:
-        raise NotFoundError(
-            "VM_NOT_FOUND", f"no VM's id begins with {given!r}; `porthole vm list` shows them all"
-        )
-    if len(found) > 1:
-        ids = ", ".join(vm.vm_id for vm in found)
-        raise InvalidArgumentError(
-            "VM_ID_AMBIGUOUS",
-            f"{given!r} begins the ids of {len(found)} VMs: {ids}; give more of it",
-        )
-    return found[0]
 
 
 def parse_share(text: str) -> ShareRequest:

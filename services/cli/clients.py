@@ -74,13 +74,19 @@ class OwnerClient:
         return _vm(answer.vm)
 
     async def get_vm(self, vm_id: str) -> VmView:
-        """Return one VM."""
+        """Return the VM with this id, or the only one whose id begins with it."""
         return _vm((await self._stub.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm)
 
     async def list_vms(self) -> list[VmView]:
         """Return all VMs, including terminated ones."""
-        answer = await self._stub.ListVms(vm_owner_pb2.ListVmsRequest())
-        return [_vm(vm) for vm in answer.vms]
+        request = vm_owner_pb2.ListVmsRequest(view=vm_owner_pb2.VM_VIEW_FULL)
+        vms: list[VmView] = []
+        while True:
+            page = await self._stub.ListVms(request)
+            vms += (_vm(vm) for vm in page.vms)
+            if not page.next_page_token:
+                return vms
+            request.page_token = page.next_page_token
 
     async def watch_vm(self, vm_id: str) -> AsyncIterator[WatchView]:
         """Stream the events of a VM, its present state first, until the owner ends the stream."""

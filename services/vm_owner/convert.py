@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from porthole.handshake.v1.device_pb2 import DeviceCounters
-from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.handshake import events
@@ -33,6 +32,8 @@ from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, PoolLat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 
     from services.vm_owner.host_paths import HostPaths
     from services.vm_owner.vm import Vm
@@ -160,21 +161,28 @@ async def device_spec_from_proto(
 
 def vm_to_proto(vm: Vm, statuses: Mapping[str, DeviceStatus]) -> vm_owner_pb2.Vm:
     """Convert a VM, with the states and counters of its devices."""
+    record = vm.record
+    message = vm_basics_to_proto(vm)
+    if record.report is not None:
+        # Parsed from the message as received, so that it keeps the fields that are unknown here.
+        message.capabilities.ParseFromString(record.report.received)
+    message.shares.extend(share_to_proto(share) for share in vm.shares.values())
+    message.devices.extend(device_to_proto(device, statuses) for device in vm.devices.all())
+    message.warnings.extend(_warning(warning) for warning in record.warnings)
+    return message
+
+
+def vm_basics_to_proto(vm: Vm) -> vm_owner_pb2.Vm:
+    """Convert a VM without what grows with its guest and its devices."""
     record, facts = vm.record, vm.record.facts
-    received = record.report.received if record.report else None
     return vm_owner_pb2.Vm(
         vm_id=facts.vm_id,
         kind=vm_owner_pb2.VmKind.Value(f"VM_KIND_{facts.kind}"),
         state=_state(record.state),
         ram_bytes=facts.ram_bytes,
         kernel_command_line=facts.kernel_command_line,
-        # Parsed from the message as received, so that it keeps the fields that are unknown here.
-        capabilities=None if received is None else GuestCapabilities.FromString(received),
         latched_pool=pool_to_proto(record.pool) if record.pool else None,
         swiotlb_option=record.token or "",
-        shares=[share_to_proto(share) for share in vm.shares.values()],
-        devices=[device_to_proto(device, statuses) for device in vm.devices.all()],
-        warnings=[_warning(warning) for warning in record.warnings],
         networking_mode=vm_owner_pb2.NetworkingMode.Value(
             f"NETWORKING_MODE_{facts.networking_mode.name}"
         ),

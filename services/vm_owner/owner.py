@@ -22,7 +22,6 @@ from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
-    NotFoundError,
     UnavailableError,
 )
 from services.handshake.sizing import low_ram_bytes
@@ -32,14 +31,15 @@ from services.vm_owner.host_paths import HostPaths
 from services.vm_owner.kernel_command_line import kernel_command_line
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmFacts, VmKind, VmRecord
+from services.vm_owner.registry import VmRegistry
 from services.vm_owner.shares import ShareSpec, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
-from services.vm_owner.states import VmState
 from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
 from services.vm_owner.watch_items import DeviceChange, DeviceExhausted
 from services.vm_owner.wslconfig import parse_wslconfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
@@ -57,9 +57,6 @@ T = TypeVar("T")
 
 MAX_FIXED_SHARES: Final = 64
 """Most shares that CreateVm accepts."""
-
-TERMINATED_KEPT: Final = 64
-"""Most terminated VMs that stay visible; the oldest is forgotten first."""
 
 MachineFor = Callable[["Path", "MachineSpec"], "Machine"]
 OpenInitChannel = Callable[["Path", Callable[["Report"], Awaitable[bool]]], Awaitable[InitChannel]]
@@ -140,7 +137,7 @@ class VmOwner:
         self._device_hosts = connect_device_hosts(
             self._on_device_status, self._on_device_host_stream_end
         )
-        self._vms: dict[str, Vm] = {}
+        self._vms = VmRegistry()
         self._running: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -150,21 +147,16 @@ class VmOwner:
         return self._surroundings.host_paths
 
     def find(self, vm_id: str) -> Vm:
-        """Return a VM by its id.
-
-        Raises:
-            NotFoundError: VM_NOT_FOUND.
-        """
-        vm = self._vms.get(vm_id)
-        if vm is None:
-            raise NotFoundError(
-                "VM_NOT_FOUND", f"there is no VM {vm_id!r}; ListVms lists them", vm_id=vm_id
-            )
-        return vm
+        """Return a VM by its id, or by the beginning of its id; see VmRegistry.find."""
+        return self._vms.find(vm_id)
 
     def all(self) -> list[Vm]:
         """Return all VMs, in the order in which they were created."""
-        return list(self._vms.values())
+        return self._vms.all()
+
+    def after(self, number: int) -> Iterator[tuple[int, Vm]]:
+        """Return the VMs after the one with a number; see VmRegistry.after."""
+        return self._vms.after(number)
 
     async def statuses(self, vm: Vm) -> dict[str, DeviceStatus]:
         """Return the status of each device of a VM by instance id; unreachable ones are missing."""
@@ -242,7 +234,7 @@ class VmOwner:
         """Shut a VM down in order; does nothing for a VM that has ended.
 
         Raises:
-            NotFoundError: VM_NOT_FOUND.
+            PortholeError: See VmRegistry.find.
         """
         await self._finish(self._shut_down(self.find(vm_id), Operation.TERMINATE))
 
@@ -318,7 +310,7 @@ class VmOwner:
             directory,
             plan,
         )
-        self._vms[vm_id] = vm
+        self._vms.add(vm)
         record.emit(
             events.vm_created(
                 vm_id,
@@ -371,19 +363,14 @@ class VmOwner:
         with tracing.operation(name, vm_traceparent=vm.record.facts.traceparent):
             async with vm.lock:
                 await vm.shut_down()
-        self._forget_oldest()
+        self._vms.end(vm.vm_id)
 
     def _guest_ended(self, vm: Vm) -> None:
         self._start(self._shut_down(vm, "guest ended"))
 
     async def _discard(self, vm: Vm) -> None:
         await self._shut_down(vm, "abandon CreateVm")
-        self._vms.pop(vm.vm_id, None)
-
-    def _forget_oldest(self) -> None:
-        ended = [i for i, vm in self._vms.items() if vm.record.state is VmState.TERMINATED]
-        for vm_id in ended[:-TERMINATED_KEPT]:
-            del self._vms[vm_id]
+        self._vms.discard(vm.vm_id)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -412,7 +399,7 @@ class VmOwner:
             )
 
     def _on_device_host_stream_end(self, elevated: bool) -> None:
-        for vm in self._vms.values():
+        for vm in self._vms.all():
             for device in vm.devices.all():
                 if device.spec.elevated == elevated:
                     cause = "its device host cannot be reached"

@@ -20,11 +20,19 @@ from services.vm_owner.convert import (
     share_spec_from_proto,
     share_to_proto,
     status_of,
+    vm_basics_to_proto,
     vm_kind_from_proto,
     vm_to_proto,
     watch_item_to_proto,
 )
 from services.vm_owner.owner import VmOwner, VmSpec
+from services.vm_owner.pages import (
+    PAGE_LIMIT_BYTES,
+    is_full_view,
+    number_of,
+    page_size,
+    token_of,
+)
 from services.vm_owner.watch_items import DeviceChange
 
 if TYPE_CHECKING:
@@ -76,8 +84,20 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     async def ListVms(  # noqa: N802, D102
         self, request: vm_owner_pb2.ListVmsRequest, context: object
     ) -> vm_owner_pb2.ListVmsResponse:
-        described = await asyncio.gather(*(self._describe(vm) for vm in self._owner.all()))
-        return vm_owner_pb2.ListVmsResponse(vms=described)
+        describe = self._describe if is_full_view(request.view) else self._describe_basics
+        size = page_size(request.page_size)
+        rest = list(self._owner.after(number_of(request.page_token)))
+        described = await asyncio.gather(*(describe(vm) for _, vm in rest[:size]))
+        page = vm_owner_pb2.ListVmsResponse()
+        page_bytes = 0
+        for vm in described:
+            page_bytes += vm.ByteSize()
+            if page.vms and page_bytes > PAGE_LIMIT_BYTES:
+                break
+            page.vms.append(vm)
+        if len(page.vms) < len(rest):
+            page.next_page_token = token_of(rest[len(page.vms) - 1][0])
+        return page
 
     async def WatchVm(  # noqa: N802, D102
         self, request: vm_owner_pb2.WatchVmRequest, context: object
@@ -149,6 +169,9 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     ) -> vm_owner_pb2.TerminateVmResponse:
         await self._owner.terminate(request.vm_id)
         return vm_owner_pb2.TerminateVmResponse()
+
+    async def _describe_basics(self, vm: Vm) -> vm_owner_pb2.Vm:
+        return vm_basics_to_proto(vm)
 
     async def _describe(self, vm: Vm) -> vm_owner_pb2.Vm:
         return vm_to_proto(vm, await self._owner.statuses(vm))

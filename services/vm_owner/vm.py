@@ -398,5 +398,6 @@ class Vm:
     def _mark_terminated(self) -> None:
         self.shares.clear()
         self.guest_init_address = ""
+        self.record.report = None  # a guest must not take the owner's memory after its end
         self.record.emit(events.vm_terminated(self.vm_id))
         self.record.fire(VmEvent.TERMINATE)

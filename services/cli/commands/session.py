@@ -7,7 +7,7 @@ import asyncio
 import typer
 
 from services.cli import context
-from services.cli.arguments import JsonFlag, VmArgument, resolve
+from services.cli.arguments import JsonFlag, VmArgument
 from services.cli.console import out, print_json, say
 from services.session import apply_guest_capabilities
 
@@ -34,7 +34,7 @@ def apply(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
 
     async def run() -> tuple[str, str, bool]:
         async with cli.owner() as client:
-            vm_id = (await resolve(client, vm)).vm_id
+            vm_id = (await client.get_vm(vm)).vm_id
         answer = await apply_guest_capabilities(cli.owner_address, vm_id, wait_s=cli.wait_s)
         return vm_id, answer.swiotlb_option, answer.already_applied
 

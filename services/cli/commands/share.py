@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from services.cli import context, tables
-from services.cli.arguments import JsonFlag, VmArgument, resolve
+from services.cli.arguments import JsonFlag, VmArgument
 from services.cli.clients import workload
 from services.cli.console import out, print_json, say
 from services.cli.requests import ShareRequest
@@ -50,7 +50,7 @@ def add(
 
     async def run() -> tuple[ShareView, bool]:
         async with cli.owner() as client:
-            return await client.add_share((await resolve(client, vm)).vm_id, request)
+            return await client.add_share(vm, request)
 
     with cli.telemetry():
         share, existed = asyncio.run(run())
@@ -73,7 +73,7 @@ def remove(
 
     async def run() -> str:
         async with cli.owner() as client:
-            view = await resolve(client, vm)
+            view = await client.get_vm(vm)
             ids = {item.tag: item.share_id for item in view.shares if not item.aggregate}
             # An unknown id is sent to the owner, which refuses it.
             share_id = ids.get(share, share)
@@ -91,7 +91,7 @@ def list_(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
 
     async def run() -> tuple[ShareView, ...]:
         async with cli.owner() as client:
-            return (await client.get_vm((await resolve(client, vm)).vm_id)).shares
+            return (await client.get_vm(vm)).shares
 
     shares = asyncio.run(run())
     if json:
@@ -114,7 +114,7 @@ def hash_(
 
     async def run() -> None:
         async with cli.owner() as client:
-            view = await resolve(client, vm)
+            view = await client.get_vm(vm)
         async with workload(view.machine_address, cli.wait_s) as guest:
             async for name, digest in guest.hash_tree(tag, path):
                 sys.stdout.buffer.write(checksum_line(name, digest.sha256))

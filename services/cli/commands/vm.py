@@ -16,7 +16,6 @@ from services.cli.arguments import (
     parse_share,
     parse_size,
     read_wslconfig,
-    resolve,
 )
 from services.cli.console import out, print_json, printable, say
 from services.cli.requests import VmRequest
@@ -123,7 +122,7 @@ def show(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
 
     async def run() -> VmView:
         async with cli.owner() as client:
-            return await client.get_vm((await resolve(client, vm)).vm_id)
+            return await client.get_vm(vm)
 
     view = asyncio.run(run())
     if json:
@@ -141,12 +140,12 @@ def show(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
 
 @app.command()
 def terminate(ctx: typer.Context, vm: VmArgument) -> None:
-    """Shut a VM down; it stays visible."""
+    """Shut a VM down; it stays listed for a time."""
     cli = context.of(ctx)
 
     async def run() -> str:
         async with cli.owner() as client:
-            vm_id = (await resolve(client, vm)).vm_id
+            vm_id = (await client.get_vm(vm)).vm_id
             await client.terminate_vm(vm_id)
             return vm_id
 
@@ -161,7 +160,7 @@ def watch(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
 
     async def run() -> None:
         async with cli.owner() as client:
-            vm_id = (await resolve(client, vm)).vm_id
+            vm_id = (await client.get_vm(vm)).vm_id
             async for view in client.watch_vm(vm_id):
                 if json:
                     print_json({"event": view.event, **view.facts})

@@ -21,8 +21,9 @@ from services.handshake.errors import (
 from services.vm_owner import vm as vm_module
 from services.vm_owner import warnings
 from services.vm_owner.device_hosts import DeviceHosts
-from services.vm_owner.owner import TERMINATED_KEPT, MachineSpec
+from services.vm_owner.owner import MachineSpec
 from services.vm_owner.record import Report, VmKind
+from services.vm_owner.registry import ENDED_KEPT
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
 from services.vm_owner.vm import Vm
@@ -480,12 +481,23 @@ async def test_the_owner_ends_whole_even_if_a_vm_fails_to(
     assert isinstance(logged.exc_info[1], OSError) if logged.exc_info else False
 
 
-async def test_terminated_vms_stay_visible_but_not_for_ever(rig: Rig) -> None:
-    for _ in range(TERMINATED_KEPT + 2):
+async def test_ended_vms_stay_listed_without_their_guests_reports(rig: Rig) -> None:
+    for _ in range(ENDED_KEPT + 2):
         vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC))
+        await rig.owner.apply_capabilities(vm.vm_id, GOOD)
+        assert vm.record.report == GOOD
         await rig.owner.terminate(vm.vm_id)
-    assert len(rig.owner.all()) == TERMINATED_KEPT
+    assert len(rig.owner.all()) == ENDED_KEPT
     assert rig.owner.all()[-1] is vm
+    assert {vm.record.report for vm in rig.owner.all()} == {None}
+
+
+async def test_operations_take_the_beginning_of_an_id(rig: Rig) -> None:
+    vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC))
+    await rig.owner.apply_capabilities(vm.vm_id[:8], GOOD)
+    states = [vm.record.state]
+    await rig.owner.terminate(vm.vm_id[:4])
+    assert [*states, vm.record.state] == [VmState.RUNNING, VmState.TERMINATED]
 
 
 async def test_unknown_vms_are_not_found(rig: Rig) -> None:

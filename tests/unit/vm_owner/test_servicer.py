@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -23,6 +23,7 @@ from services.rpc.channel import connect
 from services.rpc.server import start_server
 from services.vm_owner import clients
 from services.vm_owner.manifest import load_manifest
+from services.vm_owner.registry import ENDED_KEPT
 from services.vm_owner.servicer import VM_OWNER, vm_owner_servicer
 from tests.support.owner_peers import POOL, TOKEN, report
 
@@ -261,3 +262,74 @@ async def test_a_guest_cannot_fill_the_owner(stub: Stub, rig: Rig) -> None:
     refusal = await report(rig.machine.boots[0].init_channel_address, huge)
     assert isinstance(refusal, InvalidArgumentError)
     assert refusal.reason == "CAPABILITIES_TOO_LARGE"
+
+
+async def list_vms(stub: Stub, **request: Any) -> vm_owner_pb2.ListVmsResponse:
+    return await stub.ListVms(vm_owner_pb2.ListVmsRequest(**request))
+
+
+async def test_a_list_stays_within_what_grpc_takes_whatever_guests_report(stub: Stub) -> None:
+    capabilities = GuestCapabilities(swiotlb_pool=POOL)
+    capabilities.MergeFromString(b"\x82\x7d\xc0\xff\x03" + bytes(65472))  # 64 KiB in all
+    ids = []
+    for number in range(ENDED_KEPT + 6):
+        vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
+        ids.append(vm.vm_id)
+        await stub.ApplyGuestCapabilities(
+            vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id=vm.vm_id, capabilities=capabilities)
+        )
+        if number < ENDED_KEPT:
+            await stub.TerminateVm(vm_owner_pb2.TerminateVmRequest(vm_id=vm.vm_id))
+    for view in (vm_owner_pb2.VM_VIEW_BASIC, vm_owner_pb2.VM_VIEW_FULL):
+        listed: list[vm_owner_pb2.Vm] = []
+        token = ""
+        while True:
+            page = await list_vms(stub, view=view, page_token=token)
+            listed += page.vms
+            token = page.next_page_token
+            if not token:
+                break
+        assert [vm.vm_id for vm in listed] == ids
+        reports = [vm.HasField("capabilities") for vm in listed]
+        full = view == vm_owner_pb2.VM_VIEW_FULL
+        assert reports == [False] * ENDED_KEPT + [full] * 6
+
+
+async def test_a_page_has_at_most_a_mebibyte_of_several_vms(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.vm_owner.servicer.PAGE_LIMIT_BYTES", 1)
+    ids = [(await create(stub, vm_owner_pb2.VM_KIND_WSLC)).vm_id for _ in range(2)]
+    first = await list_vms(stub)
+    second = await list_vms(stub, page_token=first.next_page_token)
+    assert [[vm.vm_id for vm in page.vms] for page in (first, second)] == [ids[:1], ids[1:]]
+    assert second.next_page_token == ""
+
+
+async def test_pages_go_on_where_the_one_before_ended(stub: Stub) -> None:
+    ids = [(await create(stub, vm_owner_pb2.VM_KIND_WSLC)).vm_id for _ in range(3)]
+    first = await list_vms(stub, page_size=2)
+    assert [vm.vm_id for vm in first.vms] == ids[:2]
+    late = (await create(stub, vm_owner_pb2.VM_KIND_WSLC)).vm_id
+    rest = await list_vms(stub, page_size=2, page_token=first.next_page_token)
+    assert [vm.vm_id for vm in rest.vms] == [ids[2], late]
+    assert rest.next_page_token == ""
+    assert [vm.vm_id for vm in (await list_vms(stub, page_size=10_000)).vms] == [*ids, late]
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"page_size": -1}, "PAGE_SIZE"),
+        ({"page_token": "after-"}, "PAGE_TOKEN"),
+        ({"page_token": "7"}, "PAGE_TOKEN"),
+        ({"page_token": "after-" + "9" * 5000}, "PAGE_TOKEN"),
+        ({"view": 9}, "VM_VIEW_UNKNOWN"),
+    ],
+)
+async def test_a_list_that_makes_no_sense(
+    stub: Stub, request_: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        await list_vms(stub, **request_)
+    assert refused.value.reason == reason

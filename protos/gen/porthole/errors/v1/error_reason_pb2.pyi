@@ -58,10 +58,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     VM_NOT_FOUND: _ErrorReason.ValueType  # 200
     """# VMs
 
-    NOT_FOUND: no VM has this id, or an id that begins with it.
+    NOT_FOUND: no VM has this id, or an id that begins with it (at least 4 characters).
     """
     VM_ID_AMBIGUOUS: _ErrorReason.ValueType  # 201
     """INVALID_ARGUMENT: several ids begin with this one."""
+    VM_EXISTS: _ErrorReason.ValueType  # 222
+    """ALREADY_EXISTS: a VM with this id was created with another request; choose another id."""
+    PAGE_SIZE: _ErrorReason.ValueType  # 223
+    """INVALID_ARGUMENT: a page of VMs of a negative size."""
+    PAGE_TOKEN: _ErrorReason.ValueType  # 224
+    """INVALID_ARGUMENT: not a token that ListVms returned."""
+    VM_VIEW_UNKNOWN: _ErrorReason.ValueType  # 225
+    """INVALID_ARGUMENT: neither VM_VIEW_BASIC nor VM_VIEW_FULL."""
     VM_ID_SYNTAX: _ErrorReason.ValueType  # 202
     """INVALID_ARGUMENT: not a UUID."""
     VM_KIND_UNKNOWN: _ErrorReason.ValueType  # 203
@@ -527,10 +535,18 @@ KERNEL_RELEASE_SYNTAX: ErrorReason.ValueType  # 113
 VM_NOT_FOUND: ErrorReason.ValueType  # 200
 """# VMs
 
-NOT_FOUND: no VM has this id, or an id that begins with it.
+NOT_FOUND: no VM has this id, or an id that begins with it (at least 4 characters).
 """
 VM_ID_AMBIGUOUS: ErrorReason.ValueType  # 201
 """INVALID_ARGUMENT: several ids begin with this one."""
+VM_EXISTS: ErrorReason.ValueType  # 222
+"""ALREADY_EXISTS: a VM with this id was created with another request; choose another id."""
+PAGE_SIZE: ErrorReason.ValueType  # 223
+"""INVALID_ARGUMENT: a page of VMs of a negative size."""
+PAGE_TOKEN: ErrorReason.ValueType  # 224
+"""INVALID_ARGUMENT: not a token that ListVms returned."""
+VM_VIEW_UNKNOWN: ErrorReason.ValueType  # 225
+"""INVALID_ARGUMENT: neither VM_VIEW_BASIC nor VM_VIEW_FULL."""
 VM_ID_SYNTAX: ErrorReason.ValueType  # 202
 """INVALID_ARGUMENT: not a UUID."""
 VM_KIND_UNKNOWN: ErrorReason.ValueType  # 203

@@ -109,6 +109,30 @@ NETWORKING_MODE_VIRTIO_PROXY: NetworkingMode.ValueType  # 3
 """User-mode networking: virtio-net adapters of this owner."""
 Global___NetworkingMode: _TypeAlias = NetworkingMode  # noqa: Y015
 
+class _VmView:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VmViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmView.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VM_VIEW_UNSPECIFIED: _VmView.ValueType  # 0
+    """VM_VIEW_BASIC."""
+    VM_VIEW_BASIC: _VmView.ValueType  # 1
+    """All fields but capabilities, shares, devices and warnings."""
+    VM_VIEW_FULL: _VmView.ValueType  # 2
+    """All fields, as GetVm returns them."""
+
+class VmView(_VmView, metaclass=_VmViewEnumTypeWrapper):
+    """VmView chooses the fields of a VM."""
+
+VM_VIEW_UNSPECIFIED: VmView.ValueType  # 0
+"""VM_VIEW_BASIC."""
+VM_VIEW_BASIC: VmView.ValueType  # 1
+"""All fields but capabilities, shares, devices and warnings."""
+VM_VIEW_FULL: VmView.ValueType  # 2
+"""All fields, as GetVm returns them."""
+Global___VmView: _TypeAlias = VmView  # noqa: Y015
+
 @_typing.final
 class GetVersionRequest(_message.Message):
     """GetVersionRequest asks the VM owner for its versions."""
@@ -485,7 +509,7 @@ class Vm(_message.Message):
     """W3C traceparent that is the parent of all spans of this VM."""
     @_builtins.property
     def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
-        """The last report, with its unknown fields."""
+        """The last report, with its unknown fields; absent once the VM has ended."""
 
     @_builtins.property
     def latched_pool(self) -> _guest_capabilities_pb2.SwiotlbPool:
@@ -602,16 +626,31 @@ Global___GetVmResponse: _TypeAlias = GetVmResponse  # noqa: Y015
 
 @_typing.final
 class ListVmsRequest(_message.Message):
-    """ListVmsRequest asks for all VMs."""
+    """ListVmsRequest chooses a page of the list of all VMs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most VMs of the page, up to 100, which more are taken for; 0: 50. A page may
+    have fewer, so that it has at most about 1 MiB.
+    """
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty: the first page."""
+    view: Global___VmView.ValueType
+    """The fields that are wanted."""
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        view: Global___VmView.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -624,6 +663,11 @@ class ListVmsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty: this is the last one. It stays valid when VMs
+    come and go meanwhile.
+    """
     @_builtins.property
     def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Vm]:
         """The VMs, in the order in which they were created."""
@@ -632,10 +676,11 @@ class ListVmsResponse(_message.Message):
         self,
         *,
         vms: _abc.Iterable[Global___Vm] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vms", b"vms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "vms", b"vms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,6 +28,10 @@ if _version_not_supported:
 class VmOwnerStub:
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
+
+    A request names a VM by its id, or by the beginning of its id: at least 4
+    characters, with which the id of no other VM begins (NOT_FOUND VM_NOT_FOUND,
+    INVALID_ARGUMENT VM_ID_AMBIGUOUS).
     """
 
     def __init__(self, channel):
@@ -101,6 +105,10 @@ class VmOwnerStub:
 class VmOwnerServicer:
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
+
+    A request names a VM by its id, or by the beginning of its id: at least 4
+    characters, with which the id of no other VM begins (NOT_FOUND VM_NOT_FOUND,
+    INVALID_ARGUMENT VM_ID_AMBIGUOUS).
     """
 
     def GetVersion(self, request, context):
@@ -126,7 +134,8 @@ class VmOwnerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVms(self, request, context):
-        """ListVms lists the VMs.
+        """ListVms lists the VMs in pages, in the order in which they were created. VMs
+        that have ended stay listed for a day, and the last 64 of them at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,7 +193,8 @@ class VmOwnerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TerminateVm(self, request, context):
-        """TerminateVm shuts a VM down in order. A terminated VM stays visible.
+        """TerminateVm shuts a VM down in order. A terminated VM stays listed
+        for a time; for a VM that has ended this does nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -264,6 +274,10 @@ def add_VmOwnerServicer_to_server(servicer, server):
 class VmOwner:
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
+
+    A request names a VM by its id, or by the beginning of its id: at least 4
+    characters, with which the id of no other VM begins (NOT_FOUND VM_NOT_FOUND,
+    INVALID_ARGUMENT VM_ID_AMBIGUOUS).
     """
 
     @staticmethod

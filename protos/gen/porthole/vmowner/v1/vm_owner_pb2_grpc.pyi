@@ -29,6 +29,10 @@ GRPC_VERSION: str
 class VmOwnerStub:
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
+
+    A request names a VM by its id, or by the beginning of its id: at least 4
+    characters, with which the id of no other VM begins (NOT_FOUND VM_NOT_FOUND,
+    INVALID_ARGUMENT VM_ID_AMBIGUOUS).
     """
 
     @_typing.overload
@@ -44,7 +48,9 @@ class VmOwnerStub:
     GetVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]
     """GetVm returns one VM."""
     ListVms: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ListVmsRequest, _vm_owner_pb2.ListVmsResponse]
-    """ListVms lists the VMs."""
+    """ListVms lists the VMs in pages, in the order in which they were created. VMs
+    that have ended stay listed for a day, and the last 64 of them at most.
+    """
     WatchVm: _grpc.UnaryStreamMultiCallable[_vm_owner_pb2.WatchVmRequest, _vm_owner_pb2.WatchVmResponse]
     """WatchVm streams states, warnings and device events, the present state first."""
     ApplyGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ApplyGuestCapabilitiesRequest, _vm_owner_pb2.ApplyGuestCapabilitiesResponse]
@@ -64,12 +70,18 @@ class VmOwnerStub:
     ConfigureNetworking: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ConfigureNetworkingRequest, _vm_owner_pb2.ConfigureNetworkingResponse]
     """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM."""
     TerminateVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.TerminateVmRequest, _vm_owner_pb2.TerminateVmResponse]
-    """TerminateVm shuts a VM down in order. A terminated VM stays visible."""
+    """TerminateVm shuts a VM down in order. A terminated VM stays listed
+    for a time; for a VM that has ended this does nothing.
+    """
 
 @_typing.type_check_only
 class VmOwnerAsyncStub(VmOwnerStub):
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
+
+    A request names a VM by its id, or by the beginning of its id: at least 4
+    characters, with which the id of no other VM begins (NOT_FOUND VM_NOT_FOUND,
+    INVALID_ARGUMENT VM_ID_AMBIGUOUS).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -82,7 +94,9 @@ class VmOwnerAsyncStub(VmOwnerStub):
     GetVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]  # type: ignore[assignment]
     """GetVm returns one VM."""
     ListVms: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ListVmsRequest, _vm_owner_pb2.ListVmsResponse]  # type: ignore[assignment]
-    """ListVms lists the VMs."""
+    """ListVms lists the VMs in pages, in the order in which they were created. VMs
+    that have ended stay listed for a day, and the last 64 of them at most.
+    """
     WatchVm: _aio.UnaryStreamMultiCallable[_vm_owner_pb2.WatchVmRequest, _vm_owner_pb2.WatchVmResponse]  # type: ignore[assignment]
     """WatchVm streams states, warnings and device events, the present state first."""
     ApplyGuestCapabilities: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ApplyGuestCapabilitiesRequest, _vm_owner_pb2.ApplyGuestCapabilitiesResponse]  # type: ignore[assignment]
@@ -102,11 +116,17 @@ class VmOwnerAsyncStub(VmOwnerStub):
     ConfigureNetworking: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ConfigureNetworkingRequest, _vm_owner_pb2.ConfigureNetworkingResponse]  # type: ignore[assignment]
     """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM."""
     TerminateVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.TerminateVmRequest, _vm_owner_pb2.TerminateVmResponse]  # type: ignore[assignment]
-    """TerminateVm shuts a VM down in order. A terminated VM stays visible."""
+    """TerminateVm shuts a VM down in order. A terminated VM stays listed
+    for a time; for a VM that has ended this does nothing.
+    """
 
 class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
+
+    A request names a VM by its id, or by the beginning of its id: at least 4
+    characters, with which the id of no other VM begins (NOT_FOUND VM_NOT_FOUND,
+    INVALID_ARGUMENT VM_ID_AMBIGUOUS).
     """
 
     @_abc_1.abstractmethod
@@ -141,7 +161,9 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.ListVmsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.ListVmsResponse, _abc.Awaitable[_vm_owner_pb2.ListVmsResponse]]:
-        """ListVms lists the VMs."""
+        """ListVms lists the VMs in pages, in the order in which they were created. VMs
+        that have ended stay listed for a day, and the last 64 of them at most.
+        """
 
     @_abc_1.abstractmethod
     def WatchVm(
@@ -209,6 +231,8 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.TerminateVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.TerminateVmResponse, _abc.Awaitable[_vm_owner_pb2.TerminateVmResponse]]:
-        """TerminateVm shuts a VM down in order. A terminated VM stays visible."""
+        """TerminateVm shuts a VM down in order. A terminated VM stays listed
+        for a time; for a VM that has ended this does nothing.
+        """
 
 def add_VmOwnerServicer_to_server(servicer: VmOwnerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
