@@ -20,7 +20,7 @@ from services.rpc.status import error_from_rpc
 from services.rpc.version import API_VERSIONS, SOFTWARE_VERSION, check_version
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Generator
 
     from porthole.handshake.v1.guest_capabilities_pb2 import ServiceVersion
 
@@ -156,10 +156,59 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
     ) -> Any:
         call = await continuation(_details(client_call_details, self._default_deadline_s), request)
+        return _UnaryCall(call, self._peer)
+
+
+class _UnaryCall(grpc.aio.UnaryUnaryCall[Any, Any]):
+    """A call whose failure is a PortholeError.
+
+    An interceptor must not raise one itself: grpcio before 1.83 prints it again when the call is
+    forgotten.
+    """
+
+    def __init__(self, call: Any, peer: str) -> None:
+        self._call = call
+        self._peer = peer
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._answer().__await__()
+
+    async def _answer(self) -> Any:
         try:
-            return await call
+            return await self._call
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, self._peer) from None
+
+    def cancelled(self) -> bool:
+        return bool(self._call.cancelled())
+
+    def done(self) -> bool:
+        return bool(self._call.done())
+
+    def time_remaining(self) -> float | None:
+        remaining: float | None = self._call.time_remaining()
+        return remaining
+
+    def cancel(self) -> bool:
+        return bool(self._call.cancel())
+
+    def add_done_callback(self, callback: Any) -> None:
+        self._call.add_done_callback(callback)
+
+    async def initial_metadata(self) -> Any:
+        return await self._call.initial_metadata()
+
+    async def trailing_metadata(self) -> Any:
+        return await self._call.trailing_metadata()
+
+    async def code(self) -> Any:
+        return await self._call.code()
+
+    async def details(self) -> Any:
+        return await self._call.details()
+
+    async def wait_for_connection(self) -> None:
+        await self._call.wait_for_connection()
 
 
 class _StreamingCalls(grpc.aio.UnaryStreamClientInterceptor):
