@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GUEST := .guest
 FASTPATH := services/devicehost/libfastpath.so
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+# Plugins are found in PATH; protoc itself is of another version than the packages in .venv.
+PROTOC := PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=$(VENV)/protoc $(BIN)/python -m grpc_tools.protoc
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --no-emit-index-url --no-header
 FRONT_END := build/bench/front_end
@@ -18,16 +21,17 @@ BUF := build/buf/node_modules/.bin/buf
 BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz flaky mutants front-end check-protos check-c tidy clean
+.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz flaky packages mutants front-end check-protos check-c tidy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
 
-$(READY): requirements-dev.lock pyproject.toml
+$(READY): requirements-dev.lock requirements-protos.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"porthole needs Python 3.11 or later; {sys.executable} is {v.major}.{v.minor}. Set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --require-hashes --no-deps --upgrade --target $(VENV)/protoc -r requirements-protos.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(FASTPATH): $(wildcard native/*.[ch]) native/build.py compile_flags.txt $(READY)
@@ -102,8 +106,9 @@ fmt: $(READY) ## format the code, and fix the lint that can be fixed by itself
 	@test ! -x $(BUF) || $(BUF) format -w protos
 
 protos: $(READY) ## generate protos/gen and docs/errors.md from the .proto files
+	@test -d $(VENV)/protoc/grpc_tools || { echo "protoc is built for Python 3.11 to 3.13: set PYTHON, after make clean" >&2; exit 1; }
 	@rm -rf protos/gen && mkdir -p protos/gen
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
+	@$(PROTOC) -I protos \
 		--python_out=protos/gen --grpc_python_out=protos/gen \
 		--mypy_out=quiet:protos/gen --mypy_grpc_out=quiet,async_only:protos/gen $(PROTOS)
 	@$(BIN)/python protos/document_errors.py >docs/errors.md
@@ -112,19 +117,24 @@ baseline: $(READY) ## accept the present .proto files as what buf compares with 
 	@protos/baseline.sh $(RELEASE)
 
 fuzz: $(READY) $(FASTPATH) ## fuzz the input of guests and front-ends, FUZZ_SECONDS=600 for each target
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+	@$(PIP) install --require-hashes -r requirements-fuzz.lock
 	@nice $(BIN)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)
 
 flaky: $(READY) $(FASTPATH) ## run the tests that meet a kernel FLAKY_ROUNDS=20 times, under load, in random order
 	@nice $(BIN)/python -m tests.flaky --rounds $${FLAKY_ROUNDS:-20} $(ARGS)
 
+packages: $(READY) ## use the wheel with its oldest dependencies and with other Pythons
+	@nice $(BIN)/python -m tests.packages
+
 mutants: $(READY) $(FASTPATH) ## list changes of the code that no test notices (PACKAGES="folder …", ARGS=--help)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-mutants.lock
+	@$(PIP) install --require-hashes -r requirements-mutants.lock
 	@nice $(BIN)/python -m tests.mutants $(PACKAGES) $(ARGS)
 
 lock: $(READY) ## pin the dependencies anew
 	@$(UV_COMPILE) pyproject.toml -o requirements.lock
 	@$(UV_COMPILE) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	@$(UV_COMPILE) --resolution lowest-direct pyproject.toml -o requirements-lowest.lock
+	@$(UV_COMPILE) --group protos --no-deps -o requirements-protos.lock
 	@$(UV_COMPILE) --group fuzz -o requirements-fuzz.lock
 	@$(UV_COMPILE) --group mutants -c requirements-dev.lock -o requirements-mutants.lock
 

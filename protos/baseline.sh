@@ -25,6 +25,8 @@ else
 fi
 
 mapfile -t files < <(find porthole -name '*.proto' | sort)
-"${PYTHON:-../.venv/bin/python}" -m grpc_tools.protoc -I . --include_imports \
+python=${PYTHON:-../.venv/bin/python}
+# protoc is beside the packages of .venv, not among them (requirements-protos.lock).
+PYTHONPATH=$("$python" -c 'import sys; print(sys.prefix)')/protoc "$python" -m grpc_tools.protoc -I . --include_imports \
   --descriptor_set_out="$target" "${files[@]}"
 [[ -z $release ]] || rm -f baseline/unreleased.binpb

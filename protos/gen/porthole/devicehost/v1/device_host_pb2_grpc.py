@@ -5,7 +5,7 @@ import warnings
 
 from porthole.devicehost.v1 import device_host_pb2 as porthole_dot_devicehost_dot_v1_dot_device__host__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.71.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in porthole/devicehost/v1/device_host_pb2_grpc.py depends on'
+        + f' but the generated code in porthole/devicehost/v1/device_host_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class DeviceHostStub:
+class DeviceHostStub(object):
     """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
     It is the control plane only: no guest data passes through it.
     """
@@ -88,7 +88,7 @@ class DeviceHostStub:
                 _registered_method=True)
 
 
-class DeviceHostServicer:
+class DeviceHostServicer(object):
     """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
     It is the control plane only: no guest data passes through it.
     """
@@ -228,7 +228,7 @@ def add_DeviceHostServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class DeviceHost:
+class DeviceHost(object):
     """DeviceHost owns vhost-user devices: each has one Unix socket and one aperture.
     It is the control plane only: no guest data passes through it.
     """

@@ -5,7 +5,7 @@ import warnings
 
 from porthole.guest.v1 import guest_init_pb2 as porthole_dot_guest_dot_v1_dot_guest__init__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.71.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in porthole/guest/v1/guest_init_pb2_grpc.py depends on'
+        + f' but the generated code in porthole/guest/v1/guest_init_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class GuestInitStub:
+class GuestInitStub(object):
     """GuestInit is served inside the guest. A WSLC session calls it.
     """
 
@@ -47,7 +47,7 @@ class GuestInitStub:
                 _registered_method=True)
 
 
-class GuestInitServicer:
+class GuestInitServicer(object):
     """GuestInit is served inside the guest. A WSLC session calls it.
     """
 
@@ -87,7 +87,7 @@ def add_GuestInitServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class GuestInit:
+class GuestInit(object):
     """GuestInit is served inside the guest. A WSLC session calls it.
     """
 
@@ -146,7 +146,7 @@ class GuestInit:
             _registered_method=True)
 
 
-class InitChannelStub:
+class InitChannelStub(object):
     """InitChannel is served by the VM owner, on one socket per VM. The init of a
     WSL2 guest reports to it when it starts.
     """
@@ -169,7 +169,7 @@ class InitChannelStub:
                 _registered_method=True)
 
 
-class InitChannelServicer:
+class InitChannelServicer(object):
     """InitChannel is served by the VM owner, on one socket per VM. The init of a
     WSL2 guest reports to it when it starts.
     """
@@ -211,7 +211,7 @@ def add_InitChannelServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class InitChannel:
+class InitChannel(object):
     """InitChannel is served by the VM owner, on one socket per VM. The init of a
     WSL2 guest reports to it when it starts.
     """

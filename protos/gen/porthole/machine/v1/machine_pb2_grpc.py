@@ -5,7 +5,7 @@ import warnings
 
 from porthole.machine.v1 import machine_pb2 as porthole_dot_machine_dot_v1_dot_machine__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.71.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in porthole/machine/v1/machine_pb2_grpc.py depends on'
+        + f' but the generated code in porthole/machine/v1/machine_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class MachineStub:
+class MachineStub(object):
     """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
     owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
@@ -68,7 +68,7 @@ class MachineStub:
                 _registered_method=True)
 
 
-class MachineServicer:
+class MachineServicer(object):
     """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
     owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
@@ -158,7 +158,7 @@ def add_MachineServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Machine:
+class Machine(object):
     """Machine boots a guest kernel and attaches vhost-user devices to it, for a VM
     owner. The user-space guest serves it; a real hypervisor can serve it, too.
     """
@@ -326,7 +326,7 @@ class Machine:
             _registered_method=True)
 
 
-class WorkloadStub:
+class WorkloadStub(object):
     """Workload runs work in a guest, for tests and demonstrations. All of it uses
     the guest's virtio drivers.
     """
@@ -379,7 +379,7 @@ class WorkloadStub:
                 _registered_method=True)
 
 
-class WorkloadServicer:
+class WorkloadServicer(object):
     """Workload runs work in a guest, for tests and demonstrations. All of it uses
     the guest's virtio drivers.
     """
@@ -493,7 +493,7 @@ def add_WorkloadServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Workload:
+class Workload(object):
     """Workload runs work in a guest, for tests and demonstrations. All of it uses
     the guest's virtio drivers.
     """

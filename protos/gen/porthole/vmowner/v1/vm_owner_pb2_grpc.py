@@ -5,7 +5,7 @@ import warnings
 
 from porthole.vmowner.v1 import vm_owner_pb2 as porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.71.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in porthole/vmowner/v1/vm_owner_pb2_grpc.py depends on'
+        + f' but the generated code in porthole/vmowner/v1/vm_owner_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class VmOwnerStub:
+class VmOwnerStub(object):
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
 
@@ -102,7 +102,7 @@ class VmOwnerStub:
                 _registered_method=True)
 
 
-class VmOwnerServicer:
+class VmOwnerServicer(object):
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
 
@@ -271,7 +271,7 @@ def add_VmOwnerServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class VmOwner:
+class VmOwner(object):
     """VmOwner creates VMs, latches the pool that a guest publishes, and gives it to
     every virtio device.
 

@@ -1,0 +1,1 @@
+"""The wheel, installed as a user installs it: other interpreters, and the oldest dependencies."""
