@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from services.cli.requests import ShareRequest
+from services.handshake import byte_sizes
 from services.handshake.errors import InvalidArgumentError
 from services.rpc.address import parse_address
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
-_SIZE: Final = re.compile(r"(\d+)\s*([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
-_UNIT_SHIFT: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE_LIMIT_BYTES: Final = 1 << 64
-
 
 def parse_size(text: str) -> int:
-    """Read a size in bytes: "2G", "512M", "64MiB", "1073741824".
+    """Read a size in bytes, with the grammar that .wslconfig has.
 
     Raises:
         typer.BadParameter: It is not a size, or does not fit into 64 bits.
     """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not a size; write 2G, 512M or a number of bytes")
-    size_bytes = int(match[1]) << _UNIT_SHIFT[match[2].upper()]
-    if size_bytes >= _SIZE_LIMIT_BYTES:
-        raise typer.BadParameter(f"{text!r} is past 64 bits; write 2G, 512M or a number of bytes")
-    return size_bytes
+    try:
+        return byte_sizes.parse_size(text)
+    except ValueError as fault:
+        raise typer.BadParameter(str(fault)) from None
 
 
 def _check_vm(text: str) -> str:

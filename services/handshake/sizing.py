@@ -37,8 +37,8 @@ def default_pool_bytes(ram_bytes: int, *, device_bounces: bool) -> int:
 
     Args:
         ram_bytes: RAM of the VM.
-        device_bounces: Whether a device that bounces is in use: virtio-fs, virtio-9p, or user-mode
-            (VirtioProxy) networking.
+        device_bounces: Whether the VM may get a device that bounces: virtio-fs, or an adapter of
+            user-mode (VirtioProxy) networking.
     """
     return DEFAULT_POOL_BYTES if device_bounces and ram_bytes >= DEFAULT_POOL_MIN_RAM_BYTES else 0
 
@@ -52,9 +52,9 @@ def requested_pool_bytes(
         ram_bytes: RAM of the VM.
         device_bounces: See `default_pool_bytes`.
         configured_bytes: `experimental.swiotlb`: overrides the default if it is smaller than the
-            RAM below 4 GiB, also on a small VM and when no device bounces yet; 0 asks for none.
-            None: not configured.
+            RAM below 4 GiB, also on a small VM and when no device bounces. 0 or None: not
+            configured.
     """
-    if configured_bytes is not None and configured_bytes < low_ram_bytes(ram_bytes):
+    if configured_bytes and configured_bytes < low_ram_bytes(ram_bytes):
         return configured_bytes
     return default_pool_bytes(ram_bytes, device_bounces=device_bounces)

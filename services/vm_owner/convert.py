@@ -184,7 +184,7 @@ def vm_basics_to_proto(vm: Vm) -> vm_owner_pb2.Vm:
         latched_pool=pool_to_proto(record.pool) if record.pool else None,
         swiotlb_option=record.token or "",
         networking_mode=vm_owner_pb2.NetworkingMode.Value(
-            f"NETWORKING_MODE_{facts.networking_mode.name}"
+            f"NETWORKING_MODE_{facts.config.networking_mode.name}"
         ),
         guest_init_address=vm.guest_init_address,
         machine_address=vm.machine.address,

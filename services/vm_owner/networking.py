@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
-    FailedPreconditionError,
     PortholeError,
 )
 from services.vm_owner import taps
+from services.vm_owner.allowed_devices import require_adapters
 from services.vm_owner.guest_devices import DeviceSpec
-from services.vm_owner.wslconfig import NetworkingMode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,7 +102,9 @@ class NetworkEngine:
             ResourceExhaustedError: SUBNETS_EXHAUSTED.
             PortholeError: A peer refused, or cannot be reached.
         """
-        self._require_mode()
+        vm_id = self._record.vm_id
+        asked = f"ConfigureNetworking for VM {vm_id}"
+        require_adapters(self._record.facts.config, asked, vm_id=vm_id)
         if self._adapters:
             raise AlreadyExistsError(
                 "NETWORKING_CONFIGURED",
@@ -158,18 +159,6 @@ class NetworkEngine:
             client_address=str(adapter.client_address),
             gateway_address=gateway,
         )
-
-    def _require_mode(self) -> None:
-        mode = self._record.facts.networking_mode
-        if mode is not NetworkingMode.VIRTIO_PROXY:
-            raise FailedPreconditionError(
-                "NETWORKING_MODE",
-                f"VM {self._record.vm_id} has networking mode {mode}, which needs no virtio "
-                "adapters of this owner; create the VM with [wsl2] networkingMode=VirtioProxy and "
-                "virtio on",
-                vm_id=self._record.vm_id,
-                mode=mode,
-            )
 
     def _tap_name(self, adapter: str) -> str:
         # At most 15 bytes. VM ids are random, so their first 8 digits differ.

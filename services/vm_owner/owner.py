@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
-    FailedPreconditionError,
     InvalidArgumentError,
     UnavailableError,
 )
 from services.handshake.sizing import low_ram_bytes
 from services.rpc import tracing
+from services.vm_owner.allowed_devices import require_device
 from services.vm_owner.device_hosts import UNSPECIFIED
 from services.vm_owner.host_paths import HostPaths
 from services.vm_owner.kernel_command_line import kernel_command_line
@@ -171,7 +171,7 @@ class VmOwner:
             InvalidArgumentError: RAM_BYTES, WSLCONFIG_TOO_LARGE, KERNEL_RELEASE_SYNTAX,
                 TOO_MANY_SHARES.
             AlreadyExistsError: TAG_EXISTS, for two of the shares.
-            FailedPreconditionError: VIRTIO_OFF, for any share.
+            FailedPreconditionError: VIRTIO_OFF or VIRTIOFS_OFF, for any share.
             PortholeError: See share_key and HostPaths.look.
             UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, or the machine does not start.
             DeadlineExceededError: GUEST_INIT_SILENT.
@@ -263,15 +263,11 @@ class VmOwner:
         vm_id = str(uuid.uuid4())
         parsed = parse_wslconfig(spec.wslconfig, spec.wslconfig_name or ".wslconfig")
         config = parsed.config
-        if spec.shares and not config.virtio:
-            raise FailedPreconditionError(
-                "VIRTIO_OFF",
-                f"{len(spec.shares)} shares are asked for with [wsl2] virtio=false; drop either",
-            )
+        for share in spec.shares:
+            require_device(config, events.FS, f"share of {share.host_path}")
         ram = choose_ram(spec.ram_bytes, config.memory_bytes)
-        device_bounces = config.device_bounces or bool(spec.shares)
         size = size_pool(
-            ram.bytes, device_bounces=device_bounces, explicit_bytes=config.swiotlb_bytes
+            ram.bytes, device_bounces=config.device_bounces, explicit_bytes=config.swiotlb_bytes
         )
         release = spec.machine.kernel_release or surroundings.manifest.bundled_kernel_release
         publishes = surroundings.manifest.publishes_pool(release)
@@ -285,8 +281,7 @@ class VmOwner:
             low_ram_bytes=low_ram_bytes(ram.bytes),
             requested_bytes=size.bytes,
             kernel_command_line=kernel_command_line(size.bytes, vm_id, traceparent),
-            networking_mode=config.networking_mode,
-            virtio=config.virtio,
+            config=config,
             traceparent=traceparent,
         )
         configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
@@ -318,7 +313,7 @@ class VmOwner:
                 events.Sizing(
                     ram_bytes=ram.bytes,
                     virtio=config.virtio,
-                    device_bounces=device_bounces,
+                    device_bounces=config.device_bounces,
                     configured_bytes=config.swiotlb_bytes,
                     requested_bytes=size.bytes,
                 ),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from services.vm_owner.manifest import Manifest
     from services.vm_owner.warnings import VmWarning
     from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, WatchItem
-    from services.vm_owner.wslconfig import NetworkingMode
+    from services.vm_owner.wslconfig import WslConfig
 
 
 class VmKind(StrEnum):
@@ -72,7 +72,7 @@ class VmFacts:
     Attributes:
         low_ram_bytes: RAM below 4 GiB, which begins at address 0.
         requested_bytes: Size of the pool that the kernel command line asks for; 0: none.
-        virtio: Whether virtio devices are allowed.
+        config: The configuration that applies.
         traceparent: W3C context that is the parent of all spans of this VM; empty: none.
     """
 
@@ -82,8 +82,7 @@ class VmFacts:
     low_ram_bytes: int
     requested_bytes: int
     kernel_command_line: str
-    networking_mode: NetworkingMode
-    virtio: bool
+    config: WslConfig
     traceparent: str
 
 

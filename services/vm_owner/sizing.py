@@ -1,7 +1,7 @@
 """What applies of a VM's configured sizes, and the warning where one does not apply.
 
-The rules are in services.handshake.sizing. Must not know configuration syntax: wslconfig.py parses
-that.
+The rules are in services.handshake.sizing. Must not know configuration syntax: the package
+wslconfig parses that.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Protocol
 from services.handshake import events
 from services.handshake.errors import (
     DeadlineExceededError,
-    FailedPreconditionError,
     NotFoundError,
     PortholeError,
     UnavailableError,
 )
 from services.vm_owner.aggregates import AggregateShares
+from services.vm_owner.allowed_devices import require_device
 from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
 from services.vm_owner.machines import BootSpec
@@ -179,7 +179,7 @@ class Vm:
             PortholeError: See share_key, HostPaths.look and GuestDevices.add.
         """
         self.record.require(Operation.ADD_SHARE)
-        self._require_virtio(Operation.ADD_SHARE)
+        self._require_device(Operation.ADD_SHARE, events.FS)
         key = await self._host_paths.look(spec.host_path, partial(share_key, spec))
         equal = next((share for share in self.shares.values() if share.key == key), None)
         if equal is None:
@@ -212,7 +212,7 @@ class Vm:
             PortholeError: See GuestDevices.add.
         """
         self.record.require(Operation.ADD_DEVICE)
-        self._require_virtio(Operation.ADD_DEVICE)
+        self._require_device(Operation.ADD_DEVICE, spec.device_class)
         return await self.devices.add(spec)
 
     async def remove_device(self, instance_id: str) -> None:
@@ -382,14 +382,9 @@ class Vm:
         for share_id in served:
             del self.shares[share_id]
 
-    def _require_virtio(self, operation: Operation) -> None:
-        if not self.record.facts.virtio:
-            raise FailedPreconditionError(
-                "VIRTIO_OFF",
-                f"{operation} is refused: VM {self.vm_id} was created with [wsl2] "
-                "virtio=false; create it without that line",
-                vm_id=self.vm_id,
-            )
+    def _require_device(self, operation: Operation, device_class: str) -> None:
+        asked = f"{operation} for VM {self.vm_id}"
+        require_device(self.record.facts.config, device_class, asked, vm_id=self.vm_id)
 
     async def _close_init_channel(self) -> None:
         if self._init_channel is not None:

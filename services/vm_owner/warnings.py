@@ -1,6 +1,6 @@
 """The warnings of a VM: ids for programs, texts for people.
 
-Owns the wording. record.py, wslconfig.py and sizing.py decide when a warning is due.
+Owns the wording. record.py, wslconfig and sizing.py decide when a warning is due.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ CONFIG_UNKNOWN: Final = "WslConfigUnknownKey"
 CONFIG_SYNTAX: Final = "WslConfigSyntax"
 CONFIG_REPEATED: Final = "WslConfigRepeatedKey"
 CONFIG_NEEDS_VIRTIO: Final = "WslConfigNeedsVirtio"
+CONFIG_IGNORED: Final = "WslConfigIgnoredKey"
+CONFIG_REFUSED: Final = "WslConfigRefusedValue"
+CONFIG_SAFE_MODE: Final = "WslConfigSafeMode"
+CONFIG_OVERRIDDEN: Final = "WslConfigOverridden"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,9 @@ class ConfigWarning(VmWarning):
 
     Attributes:
         key: "section.key" as documented; the raw line when it cannot be parsed.
-        value: The value in the file; empty when the file has none and a default is affected.
+        value: The value in the file; empty for a line that cannot be parsed.
         file: Name of the file.
-        line: Line number, counted from 1; 0 when a default is affected.
+        line: Line number, counted from 1.
     """
 
     key: str
@@ -58,9 +62,8 @@ class ConfigWarning(VmWarning):
 
 def config_warning(id_: str, key: str, value: str, file: str, line: int, why: str) -> ConfigWarning:
     """Return a warning about a .wslconfig file."""
-    place = f"{file}:{line}" if line else file
     said = f"{key}={value}" if value else key
-    return ConfigWarning(id_, f"{place}: {said}: {why}", key, value, file, line)
+    return ConfigWarning(id_, f"{file}:{line}: {said}: {why}", key, value, file, line)
 
 
 def kernel_unsupported(kernel_release: str, manifest: Manifest) -> VmWarning:

@@ -17,7 +17,7 @@ GIB = 1 << 30
         (1088 * MIB - 1, True, None, 0),
         (2 * GIB, False, None, 0),
         (256 * MIB, False, 8 * MIB, 8 * MIB),
-        (2 * GIB, True, 0, 0),
+        (2 * GIB, True, 0, 67108864),
         (2 * GIB, True, 2 * GIB - 1, 2 * GIB - 1),
         (2 * GIB, True, 2 * GIB, 67108864),
         (16 * GIB, True, 3 * GIB - 1, 3 * GIB - 1),

@@ -101,6 +101,9 @@ async def test_configuring_twice(rig: Rig) -> None:
     [
         ("[wsl2]\nnetworkingMode=nat\n", "nat"),
         ("[wsl2]\nnetworkingMode=none\n", "none"),
+        ("[wsl2]\nnetworkingMode=mirrored\n", "mirrored"),
+        ("[experimental]\nnetworkingMode=bridged\n", "bridged"),
+        ("[wsl2]\nsafeMode=true\n", "none"),
         ("[wsl2]\nvirtio=false\n", "none"),
         ("[wsl2]\nvirtio=false\nnetworkingMode=VirtioProxy\n", "nat"),
     ],

@@ -91,7 +91,14 @@ NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n"
         (NO_BOUNCING, 0, []),
         ("[wsl2]\nnetworkingMode=nat\n", 64 * MIB, []),
         ("[wsl2]\nvirtiofs=false\n", 64 * MIB, []),
-        (f"{NO_BOUNCING}virtio9p=true\n", 64 * MIB, []),
+        (f"{NO_BOUNCING}virtio9p=true\n", 0, [warnings.CONFIG_REFUSED]),
+        (f"{NO_BOUNCING}[experimental]\nswiotlb=8M\n", 8 * MIB, []),
+        ("[wsl2]\nvirtiofs=false\nnetworkingMode=mirrored\n", 0, []),
+        ("[wsl2]\nvirtiofs=false\n[experimental]\nnetworkingMode=bridged\n", 0, []),
+        ("[wsl2]\nvirtiofs=false\nnetworkingMode=consomme\n", 64 * MIB, []),
+        ("[wsl2]\nsafeMode=true\n", 0, [warnings.CONFIG_SAFE_MODE]),
+        ("[wsl2]\nmemory=1024MiB\n", 0, []),
+        ("[wsl2]\nmemory=0\n[experimental]\nswiotlb=0\n", 64 * MIB, []),
         ("[wsl2]\nmemory=512MB\n", 0, []),
         ("[wsl2]\nmemory=512MB\n[experimental]\nswiotlb=8M\n", 8 * MIB, []),
         ("[experimental]\nswiotlb=lots\n", 64 * MIB, [warnings.CONFIG_VALUE]),
@@ -100,7 +107,7 @@ NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n"
         (
             "[wsl2]\nvirtio=false\n[experimental]\nswiotlb=8M\n",
             0,
-            [warnings.CONFIG_NEEDS_VIRTIO] * 3,
+            [warnings.CONFIG_NEEDS_VIRTIO],
         ),
     ],
 )
@@ -113,14 +120,6 @@ async def test_the_configuration_decides_what_the_kernel_is_asked_for(
     assert [word for word in words if "swiotlb" in word] == asked
     assert vm.record.facts.requested_bytes == pool_bytes
     assert [warning.id for warning in vm.record.warnings] == warned
-
-
-async def test_a_share_from_the_beginning_is_a_device_that_bounces(
-    rig: Rig, tmp_path: Path
-) -> None:
-    shares = (ShareSpec(str(tmp_path)),)
-    vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC, wslconfig=NO_BOUNCING, shares=shares))
-    assert vm.record.facts.requested_bytes == 64 * MIB
 
 
 async def test_a_wslc_vm_waits_for_its_session(
@@ -290,6 +289,11 @@ async def test_bad_specs_are_refused_before_anything_is_begun(rig: Rig, tmp_path
             rig.vm_spec(wslconfig="[wsl2]\nvirtio=false\n", shares=(ShareSpec(here),)),
             "VIRTIO_OFF",
         ),
+        (
+            rig.vm_spec(wslconfig="[wsl2]\nsafeMode=true\n", shares=(ShareSpec(here),)),
+            "VIRTIO_OFF",
+        ),
+        (rig.vm_spec(wslconfig=NO_BOUNCING, shares=(ShareSpec(here),)), "VIRTIOFS_OFF"),
     ]
     for spec, reason in specs:
         with pytest.raises(

@@ -13,7 +13,7 @@ from services.vm_owner.manifest import load_manifest
 from services.vm_owner.record import Report, VmFacts, VmKind, VmRecord
 from services.vm_owner.states import VmEvent, VmState
 from services.vm_owner.watch_items import PoolLatched
-from services.vm_owner.wslconfig import NetworkingMode
+from services.vm_owner.wslconfig import WslConfig
 
 MIB = 1 << 20
 GOOD = Report(0x3C00_0000, 64 * MIB, "6.18.26.3-microsoft", True, b"\x01")
@@ -34,8 +34,7 @@ def make(kind: VmKind = VmKind.WSL2, requested_bytes: int = 64 * MIB) -> tuple[V
         low_ram_bytes=2048 * MIB,
         requested_bytes=requested_bytes,
         kernel_command_line="",
-        networking_mode=NetworkingMode.VIRTIO_PROXY,
-        virtio=True,
+        config=WslConfig(),
         traceparent="",
     )
     trace = Traced()

@@ -91,7 +91,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     WSLCONFIG_TOO_LARGE: _ErrorReason.ValueType  # 211
     """INVALID_ARGUMENT: a .wslconfig over 64 KiB; a wrong line is a warning, not an error."""
     VIRTIO_OFF: _ErrorReason.ValueType  # 212
-    """FAILED_PRECONDITION: `[wsl2] virtio=false`, and a virtio device is asked for."""
+    """FAILED_PRECONDITION: a virtio device is asked for, and [.wslconfig](wslconfig.md) has
+    virtio=false or safeMode=true.
+    """
+    VIRTIOFS_OFF: _ErrorReason.ValueType  # 220
+    """FAILED_PRECONDITION: a share, or another virtio-fs device, is asked for, and
+    [.wslconfig](wslconfig.md) has virtiofs=false or hostFileSystemAccess=false.
+    """
     MACHINE_ADDRESS: _ErrorReason.ValueType  # 213
     """INVALID_ARGUMENT: an external machine without an address."""
     MACHINE_GONE: _ErrorReason.ValueType  # 214
@@ -568,7 +574,13 @@ RAM_BYTES: ErrorReason.ValueType  # 210
 WSLCONFIG_TOO_LARGE: ErrorReason.ValueType  # 211
 """INVALID_ARGUMENT: a .wslconfig over 64 KiB; a wrong line is a warning, not an error."""
 VIRTIO_OFF: ErrorReason.ValueType  # 212
-"""FAILED_PRECONDITION: `[wsl2] virtio=false`, and a virtio device is asked for."""
+"""FAILED_PRECONDITION: a virtio device is asked for, and [.wslconfig](wslconfig.md) has
+virtio=false or safeMode=true.
+"""
+VIRTIOFS_OFF: ErrorReason.ValueType  # 220
+"""FAILED_PRECONDITION: a share, or another virtio-fs device, is asked for, and
+[.wslconfig](wslconfig.md) has virtiofs=false or hostFileSystemAccess=false.
+"""
 MACHINE_ADDRESS: ErrorReason.ValueType  # 213
 """INVALID_ARGUMENT: an external machine without an address."""
 MACHINE_GONE: ErrorReason.ValueType  # 214

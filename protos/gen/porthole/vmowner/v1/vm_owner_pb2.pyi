@@ -94,7 +94,13 @@ class _NetworkingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Networ
     NETWORKING_MODE_NAT: _NetworkingMode.ValueType  # 2
     """The host's NAT; this owner adds no adapter."""
     NETWORKING_MODE_VIRTIO_PROXY: _NetworkingMode.ValueType  # 3
-    """User-mode networking: virtio-net adapters of this owner."""
+    """User-mode networking: virtio-net adapters of this owner. WSL's later name for
+    it is Consomme.
+    """
+    NETWORKING_MODE_BRIDGED: _NetworkingMode.ValueType  # 4
+    """A switch of the host; this owner adds no adapter."""
+    NETWORKING_MODE_MIRRORED: _NetworkingMode.ValueType  # 5
+    """The host's own network; this owner adds no adapter."""
 
 class NetworkingMode(_NetworkingMode, metaclass=_NetworkingModeEnumTypeWrapper):
     """NetworkingMode is what `[wsl2] networkingMode` in .wslconfig chose."""
@@ -106,7 +112,13 @@ NETWORKING_MODE_NONE: NetworkingMode.ValueType  # 1
 NETWORKING_MODE_NAT: NetworkingMode.ValueType  # 2
 """The host's NAT; this owner adds no adapter."""
 NETWORKING_MODE_VIRTIO_PROXY: NetworkingMode.ValueType  # 3
-"""User-mode networking: virtio-net adapters of this owner."""
+"""User-mode networking: virtio-net adapters of this owner. WSL's later name for
+it is Consomme.
+"""
+NETWORKING_MODE_BRIDGED: NetworkingMode.ValueType  # 4
+"""A switch of the host; this owner adds no adapter."""
+NETWORKING_MODE_MIRRORED: NetworkingMode.ValueType  # 5
+"""The host's own network; this owner adds no adapter."""
 Global___NetworkingMode: _TypeAlias = NetworkingMode  # noqa: Y015
 
 class _VmView:
