@@ -18,10 +18,13 @@ from services.handshake.sizing import (
     low_ram_bytes,
     requested_pool_bytes,
 )
-from services.vm_owner.warnings import VmWarning, memory_unusable, pool_too_large
+from services.vm_owner.warnings import VmWarning, memory_out_of_bounds, pool_too_large
 
 DEFAULT_RAM_BYTES: Final = 2 << 30
 """Default memory of a VM."""
+
+LEAST_CONFIGURED_RAM_BYTES: Final = 256 << 20
+"""Least memory that a .wslconfig may ask for, as in WSL; CreateVm may ask for less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ def choose_ram(asked_bytes: int, configured_bytes: int | None) -> Size:
 
     Args:
         asked_bytes: The size in CreateVm; 0: none.
-        configured_bytes: `wsl2.memory`; None when not configured. It is rounded down to a MiB.
+        configured_bytes: `wsl2.memory`; None when not configured. It is rounded down to a MiB, and
+            the nearest bound applies instead of a size that is out of bounds.
 
     Raises:
         InvalidArgumentError: RAM_BYTES, naming the value and the bounds.
@@ -61,11 +65,9 @@ def choose_ram(asked_bytes: int, configured_bytes: int | None) -> Size:
     if configured_bytes is None:
         return Size(DEFAULT_RAM_BYTES)
     rounded_bytes = configured_bytes - configured_bytes % RAM_STEP_BYTES
-    if not is_ram(rounded_bytes):
-        return Size(
-            DEFAULT_RAM_BYTES,
-            memory_unusable(configured_bytes, MIN_RAM_BYTES, MAX_RAM_BYTES, DEFAULT_RAM_BYTES),
-        )
+    used_bytes = min(max(rounded_bytes, LEAST_CONFIGURED_RAM_BYTES), MAX_RAM_BYTES)
+    if used_bytes != rounded_bytes:
+        return Size(used_bytes, memory_out_of_bounds(configured_bytes, used_bytes))
     return Size(rounded_bytes)
 
 

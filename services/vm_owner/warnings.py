@@ -19,7 +19,7 @@ KERNEL_UNSUPPORTED: Final = "MessageSwiotlbKernelUnsupported"
 POOL_REFUSED: Final = "SwiotlbPoolRefused"
 POOL_NOT_AS_REQUESTED: Final = "PoolNotAsRequested"
 POOL_TOO_LARGE: Final = "SwiotlbTooLarge"
-MEMORY_UNUSABLE: Final = "MemoryUnusable"
+MEMORY_OUT_OF_BOUNDS: Final = "MemoryOutOfBounds"
 DEVICE_HOST_UNSUPPORTED: Final = "SwiotlbDeviceHostUnsupported"
 KERNEL_RELEASE_UNREADABLE: Final = "KernelReleaseUnreadable"
 SHARE_FAILED: Final = "ShareFailed"
@@ -118,12 +118,12 @@ def pool_too_large(asked_bytes: int, limit_bytes: int, used_bytes: int) -> VmWar
     )
 
 
-def memory_unusable(asked_bytes: int, least_bytes: int, most_bytes: int, used: int) -> VmWarning:
-    """The configured memory size is out of bounds."""
+def memory_out_of_bounds(asked_bytes: int, used_bytes: int) -> VmWarning:
+    """The configured memory size is out of bounds, of which the nearest applies."""
+    bound = "at least" if used_bytes > asked_bytes else "at most"
     return VmWarning(
-        MEMORY_UNUSABLE,
-        f"wsl2.memory={asked_bytes}: a VM has {least_bytes} to {most_bytes} bytes of memory; the "
-        f"default of {used} bytes applies",
+        MEMORY_OUT_OF_BOUNDS,
+        f"wsl2.memory={asked_bytes}: a VM has {bound} {used_bytes} bytes of memory, which apply",
     )
 
 

@@ -151,8 +151,8 @@ KEYS: Final = (
         "memory_bytes",
         "half of the host's; 0: the default",
         "RAM, at least 256 MiB and at most that of the host",
-        "default 2 GiB, unless CreateVm names a size; a size below 64 MiB or above 1 TiB is a "
-        "warning, and the default applies",
+        "default 2 GiB, at least 256 MiB and at most 1 TiB, with a warning if that changes it; a "
+        "size that CreateVm names comes first",
     ),
     _size(
         "experimental.swiotlb",

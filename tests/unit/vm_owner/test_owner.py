@@ -103,7 +103,7 @@ NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n"
         ("[wsl2]\nmemory=512MB\n[experimental]\nswiotlb=8M\n", 8 * MIB, []),
         ("[experimental]\nswiotlb=lots\n", 64 * MIB, [warnings.CONFIG_VALUE]),
         ("[experimental]\nswiotlb=4GB\n", 64 * MIB, [warnings.POOL_TOO_LARGE]),
-        ("[wsl2]\nmemory=1K\n", 64 * MIB, [warnings.MEMORY_UNUSABLE]),
+        ("[wsl2]\nmemory=1K\n", 0, [warnings.MEMORY_OUT_OF_BOUNDS]),
         (
             "[wsl2]\nvirtio=false\n[experimental]\nswiotlb=8M\n",
             0,

@@ -56,6 +56,8 @@ def test_a_pool_that_cannot_fit_is_a_warning_and_the_default_applies(
         (0, None, 2 * GIB),
         (0, 4 * GIB, 4 * GIB),
         (0, 4 * GIB + 5, 4 * GIB),
+        (0, 256 * MIB, 256 * MIB),
+        (0, 1 << 40, 1 << 40),
         (256 * MIB, 4 * GIB, 256 * MIB),
     ],
 )
@@ -71,11 +73,22 @@ def test_ram_out_of_bounds_is_refused(asked_bytes: int) -> None:
     assert refused.value.metadata["minimum"] == str(64 * MIB)
 
 
-def test_configured_ram_out_of_bounds_is_a_warning() -> None:
-    size = choose_ram(0, 5)
-    assert size.bytes == 2 * GIB
+@pytest.mark.parametrize(
+    ("configured_bytes", "ram_bytes", "said"),
+    [
+        (5, 256 * MIB, "at least 268435456"),
+        (256 * MIB - 1, 256 * MIB, "at least 268435456"),
+        ((1 << 40) + MIB, 1 << 40, "at most 1099511627776"),
+    ],
+)
+def test_configured_ram_out_of_bounds_is_a_warning_and_the_bound_applies(
+    configured_bytes: int, ram_bytes: int, said: str
+) -> None:
+    size = choose_ram(0, configured_bytes)
+    assert size.bytes == ram_bytes
     assert size.warning is not None
-    assert size.warning.id == warnings.MEMORY_UNUSABLE
+    assert size.warning.id == warnings.MEMORY_OUT_OF_BOUNDS
+    assert said in size.warning.text
 
 
 def test_command_line_with_a_pool() -> None:
