@@ -10,7 +10,7 @@ import typer
 from services.cli.requests import ShareRequest
 from services.handshake import byte_sizes
 from services.handshake.errors import InvalidArgumentError
-from services.rpc.address import parse_address
+from services.rpc.address import parse_address, require_local
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -48,7 +48,7 @@ VmArgument = Annotated[
 
 
 def check_address(text: str) -> str:
-    """Check an address.
+    """Return an address without the scheme of a URL before a host.
 
     Raises:
         typer.BadParameter: It is not an address.
@@ -57,6 +57,20 @@ def check_address(text: str) -> str:
         return str(parse_address(text))
     except InvalidArgumentError as error:
         raise typer.BadParameter(error.message) from None
+
+
+def check_listen_address(text: str) -> str:
+    """Return an address that a service may listen on, in the form of `check_address`.
+
+    Raises:
+        typer.BadParameter: It is not an address, or machines other than this one could reach it.
+    """
+    address = check_address(text)
+    try:
+        require_local(parse_address(address))
+    except InvalidArgumentError as error:
+        raise typer.BadParameter(f"{error.message} [{error.reason}]") from None
+    return address
 
 
 def read_wslconfig(file: Path) -> str:

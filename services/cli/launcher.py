@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from services.handshake.errors import FailedPreconditionError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
 START_DEADLINE_S: Final = 30.0
@@ -34,27 +35,43 @@ LINE_LIMIT_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ServiceProgram:
-    """A service that runs as a process."""
+    """A service that runs as a process.
+
+    Attributes:
+        for_clients: Whether clients call it, so that it listens at the addresses of `--listen`.
+    """
 
     name: str
     module: str
     socket: str
+    for_clients: bool = False
 
 
 DEVICE_HOST: Final = ServiceProgram("device host", "services.devicehost", "devicehost.sock")
-VM_OWNER: Final = ServiceProgram("VM owner", "services.vm_owner", "owner.sock")
+VM_OWNER: Final = ServiceProgram("VM owner", "services.vm_owner", "owner.sock", for_clients=True)
 
 START_ORDER: Final = (DEVICE_HOST, VM_OWNER)
 """The order of starting. Stopping is reversed: the owner needs the device host for its last VM."""
 
+OF_ONE_PROCESS: Final = ("PORTHOLE_LISTEN", "PORTHOLE_OWNER")
+"""Variables that a process of a set must not inherit: they are for one process, and every service
+would take them for its own."""
+
+_READY: Final = re.compile(r"porthole \S+ ready on (?P<addresses>.+)")
+
 
 class Running:
-    """A running service process, whose output is read."""
+    """A running service process, whose output is read.
+
+    Attributes:
+        addresses: The addresses that it listens on, as soon as it is ready.
+    """
 
     def __init__(self, program: ServiceProgram, process: asyncio.subprocess.Process) -> None:
         self.program = program
         self.process = process
         self.last_line = ""
+        self.addresses: tuple[str, ...] = ()
         self._ready = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
 
@@ -109,7 +126,8 @@ class Running:
             line = raw.decode(errors="backslashreplace").rstrip()
             self.last_line = line or self.last_line
             log(self.program.name, line)
-            if line.startswith("porthole ") and " ready on " in line:
+            if match := _READY.fullmatch(line):
+                self.addresses = tuple(match["addresses"].split(", "))
                 self._ready.set()
 
 
@@ -130,6 +148,7 @@ class Services:
         run_dir: Directory of their sockets; made with mode 0700 if it does not exist.
         environment: PORTHOLE_ variables for them; they override those of this process.
         log: Called with the name of a service and each line that it prints.
+        listen: Addresses at which the VM owner listens beside its socket.
     """
 
     def __init__(
@@ -137,10 +156,13 @@ class Services:
         run_dir: Path,
         environment: Mapping[str, str],
         log: Callable[[str, str], None],
+        listen: Sequence[str] = (),
     ) -> None:
         self.run_dir = run_dir.absolute()
-        self._environment = {**os.environ, **environment, "PORTHOLE_RUN_DIR": str(self.run_dir)}
+        inherited = {name: text for name, text in os.environ.items() if name not in OF_ONE_PROCESS}
+        self._environment = {**inherited, **environment, "PORTHOLE_RUN_DIR": str(self.run_dir)}
         self._log = log
+        self._listen = tuple(listen)
         self._lock: int | None = None
         self.running: list[Running] = []
 
@@ -153,6 +175,16 @@ class Services:
     def device_host_address(self) -> str:
         """Address of the device host."""
         return f"unix:{self.run_dir / DEVICE_HOST.socket}"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses at which clients reach the running VM owner."""
+        return tuple(
+            address
+            for service in self.running
+            if service.program.for_clients
+            for address in service.addresses
+        )
 
     async def __aenter__(self) -> Self:
         """Start the services, each when the one before it is ready.
@@ -209,12 +241,19 @@ class Services:
             ) from None
         self._lock = lock
 
+    def _environment_of(self, program: ServiceProgram) -> dict[str, str]:
+        if not (program.for_clients and self._listen):
+            return self._environment
+        own = f"unix:{self.run_dir / program.socket}"
+        listen = ",".join(dict.fromkeys((own, *self._listen)))
+        return {**self._environment, "PORTHOLE_LISTEN": listen}
+
     async def _start(self, program: ServiceProgram) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             program.module,
-            env=self._environment,
+            env=self._environment_of(program),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -82,7 +82,7 @@ def root(
     owner: Annotated[
         str | None,
         typer.Option(
-            help="VM owner, unix:/path or host:port; by default the one in the run directory.",
+            help="VM owner, unix:/path or tcp://host:port; by default the run directory's.",
             envvar="PORTHOLE_OWNER",
         ),
     ] = None,

@@ -23,7 +23,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from services.handshake.errors import FailedPreconditionError, PortholeError
 from services.rpc import tracing
-from services.rpc.address import Address, TcpAddress, UnixAddress, parse_address
+from services.rpc.address import (
+    Address,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+    require_local,
+)
 from services.rpc.interceptor import CallInterceptor
 
 if TYPE_CHECKING:
@@ -99,14 +105,15 @@ async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) 
     """Serve exactly these servicers: with spans and mapped errors, without health and reflection.
 
     Unix sockets get mode 0600; their directories are made if they do not exist. The socket that a
-    dead process left behind is replaced.
+    dead process left behind is replaced. A TCP port is on loopback, and a warning is logged,
+    because callers are not authenticated.
 
     Args:
-        addresses: "unix:/path" or "host:port".
+        addresses: See `parse_address`.
         servicers: The services.
 
     Raises:
-        InvalidArgumentError: ADDRESS_SYNTAX or SOCKET_PATH_TOO_LONG.
+        InvalidArgumentError: ADDRESS_SYNTAX, SOCKET_PATH_TOO_LONG or ADDRESS_NOT_LOOPBACK.
         FailedPreconditionError: ADDRESS_IN_USE when another process listens there, or the path is
             not a socket; ADDRESS_UNUSABLE when the kernel refuses.
     """
@@ -214,8 +221,12 @@ def _reflection(services: Sequence[str]) -> Servicer:
 
 
 def _bind(server: grpc.aio.Server, address: Address) -> Address:
+    require_local(address)
     if isinstance(address, UnixAddress):
         _prepare_path(address.path)
+    elif address.host == "localhost":
+        # Whatever the resolver of this machine makes of the name, the port is on loopback.
+        address = TcpAddress("127.0.0.1", address.port)
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError as error:
@@ -225,7 +236,13 @@ def _bind(server: grpc.aio.Server, address: Address) -> Address:
     if isinstance(address, UnixAddress):
         address.path.chmod(_SOCKET_MODE)
         return address
-    return TcpAddress(address.host, port)
+    bound = TcpAddress(address.host, port)
+    logger.warning(
+        "%s has no authentication yet: every user and program of this machine can call it; "
+        "a Unix socket is its user's alone",
+        bound,
+    )
+    return bound
 
 
 def _prepare_path(path: Path) -> None:

@@ -55,6 +55,10 @@ class InitBoot:
         return [*flags, f"--owner={self.owner}"] if self.owner else flags
 
 
+def _is_ours(variable: str) -> bool:
+    return variable.startswith("PORTHOLE_")
+
+
 class GuestInitProcess:
     """Guest init, running."""
 
@@ -73,9 +77,13 @@ class GuestInitProcess:
         python = [sys.executable, "-m"]
         tether = [*python, "services.simguest.tether", str(os.getpid())]
         program = [*tether, *python, "services.guest_init", *boot.flags()]
-        # Its ready line would mix with the guest's own on standard output.
         process = await asyncio.create_subprocess_exec(
-            *program, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
+            *program,
+            # Variables for other processes, such as PORTHOLE_OWNER, must not reach the guest.
+            env={name: text for name, text in os.environ.items() if not _is_ours(name)},
+            stdin=asyncio.subprocess.DEVNULL,
+            # Its ready line would mix with the guest's own on standard output.
+            stdout=asyncio.subprocess.DEVNULL,
         )
         return cls(process)
 

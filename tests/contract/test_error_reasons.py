@@ -26,7 +26,8 @@ REASON = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 # Other words in upper case: states, statuses, variables, names in modules, a verdict.
 NO_REASONS = {
     *("DEADLINE_EXCEEDED", "IDLE_TAGS", "RTA_DST", "TRACE_MISSING"),
-    *("PORTHOLE_OWNER", "PORTHOLE_RUN_DIR", "PORTHOLE_TRACE_FILE", "XDG_RUNTIME_DIR"),
+    *("PORTHOLE_LISTEN", "PORTHOLE_OWNER", "PORTHOLE_RUN_DIR", "PORTHOLE_TRACE_FILE"),
+    "XDG_RUNTIME_DIR",
 }
 KINDS = {
     name: error.kind

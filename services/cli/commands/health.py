@@ -23,7 +23,7 @@ def register(root: typer.Typer) -> None:
 
 def health_(
     ctx: typer.Context,
-    address: Annotated[str, typer.Argument(help="unix:/path or host:port.")],
+    address: Annotated[str, typer.Argument(help="unix:/path or tcp://host:port.")],
 ) -> None:
     """Ask a service whether it is serving."""
     cli = context.of(ctx)

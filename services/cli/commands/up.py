@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from services.cli import context
+from services.cli.arguments import check_listen_address
 from services.cli.console import out, say
 from services.cli.launcher import Services, service_ended
 
@@ -23,7 +24,7 @@ porthole is up in {run_dir}; Ctrl-C ends it. In another terminal:
   porthole share add VM DIRECTORY --ro
   porthole vm show VM
 
-Programs reach the VM owner at {owner} (gRPC, with reflection).
+Programs reach the VM owner at {addresses} (gRPC, with reflection).
 """
 
 
@@ -32,16 +33,28 @@ def register(root: typer.Typer) -> None:
     root.command()(up)
 
 
-def up(ctx: typer.Context) -> None:
+def up(
+    ctx: typer.Context,
+    listen: Annotated[
+        str,
+        typer.Option(
+            help="Serve the VM owner there as well, at HOST:PORT on loopback; port 0: the kernel "
+            "chooses one. Several with commas.",
+            metavar="ADDRESS",
+            envvar="PORTHOLE_LISTEN",
+        ),
+    ] = "",
+) -> None:
     """Run the services on this machine until Ctrl-C.
 
     Ctrl-C and SIGTERM end them in order. The VM owner starts a guest per VM, and each guest starts
     its guest init.
     """
-    asyncio.run(_serve(context.of(ctx)))
+    addresses = [check_listen_address(item.strip()) for item in listen.split(",") if item.strip()]
+    asyncio.run(_serve(context.of(ctx), addresses))
 
 
-async def _serve(cli: CliContext) -> None:
+async def _serve(cli: CliContext, listen: list[str]) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     stopping = False
 
@@ -57,8 +70,9 @@ async def _serve(cli: CliContext) -> None:
     run_dir, trace_file = cli.settings.run_dir.absolute(), cli.settings.trace_file
     environment = {"PORTHOLE_TRACE_FILE": str(trace_file.absolute())} if trace_file else {}
     try:
-        async with Services(run_dir, environment, _log) as services:
-            out().print(_USE.format(run_dir=run_dir, owner=services.owner_address), markup=False)
+        async with Services(run_dir, environment, _log, listen) as services:
+            addresses = " and ".join(services.addresses)
+            out().print(_USE.format(run_dir=run_dir, addresses=addresses), markup=False)
             raise service_ended(await services.first_to_end())
     except asyncio.CancelledError:
         if not stopping:

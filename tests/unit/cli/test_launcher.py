@@ -25,6 +25,14 @@ print("porthole {name} ready on unix:/nowhere", flush=True)
 signal.pause()
 """
 
+# A service whose ready line has two of its variables in place of addresses.
+ENVIRONMENT = """
+import os, signal
+listen, owner = (os.environ.get(name) for name in ("PORTHOLE_LISTEN", "PORTHOLE_OWNER"))
+print(f"porthole it ready on {listen}, {owner}", flush=True)
+signal.pause()
+"""
+
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -33,6 +41,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ENDED", str(tmp_path / "ended"))
     for name in ("first", "second"):
         (tmp_path / f"{name}.py").write_text(SERVICE.format(name=name))
+    (tmp_path / "environment.py").write_text(ENVIRONMENT)
     (tmp_path / "broken.py").write_text("import sys; sys.exit('no such device')")
     return tmp_path
 
@@ -67,6 +76,26 @@ async def test_a_service_that_cannot_start_is_named_and_the_others_end(
     assert "broken ended with status 1" in caught.value.message
     assert "no such device" in caught.value.message
     assert (programs / "ended").read_text().splitlines() == ["first"]
+
+
+@pytest.mark.usefixtures("programs")
+async def test_only_the_service_for_clients_is_to_listen_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, run_dir: Path
+) -> None:
+    monkeypatch.setenv("PORTHOLE_LISTEN", "127.0.0.1:1")
+    monkeypatch.setenv("PORTHOLE_OWNER", "127.0.0.1:2")
+    order = (
+        ServiceProgram("inner", "environment", "inner.sock"),
+        ServiceProgram("outer", "environment", "outer.sock", for_clients=True),
+    )
+    monkeypatch.setattr(launcher, "START_ORDER", order)
+    async with Services(run_dir, {}, ignore, ["127.0.0.1:3", f"unix:{run_dir}/outer.sock"]) as it:
+        inner, outer = (item.addresses for item in it.running)
+        assert it.addresses == outer
+    assert inner == ("None", "None")
+    assert outer == (f"unix:{run_dir}/outer.sock,127.0.0.1:3", "None")
+    async with Services(run_dir, {}, ignore) as it:
+        assert it.addresses == ("None", "None")
 
 
 @pytest.mark.usefixtures("programs")

@@ -128,6 +128,27 @@ async def test_tcp_and_unix_at_once(run_dir: Path) -> None:
     await handle.stop()
 
 
+async def test_a_port_is_served_with_a_warning_and_a_socket_without(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    addresses = [f"unix:{run_dir}/probe.sock", "[::1]:0", "localhost:0"]
+    handle = await start_server(addresses, [servicer(Probe())])
+    _, six, four = handle.addresses
+    await handle.stop()
+    assert four.startswith("127.0.0.1:")
+    texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.split(" has no authentication yet")[0] for text in texts] == [six, four]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.231.0.1", "owner.example"])
+async def test_a_port_that_others_can_reach_is_not_served(host: str, run_dir: Path) -> None:
+    socket_path = run_dir / "probe.sock"
+    with pytest.raises(InvalidArgumentError, match=r"listen on 127\.0\.0\.1:0") as caught:
+        await start_server([f"unix:{socket_path}", f"{host}:0"], [servicer(Probe())])
+    assert caught.value.reason == "ADDRESS_NOT_LOOPBACK"
+    assert not socket_path.exists()
+
+
 async def test_a_socket_is_its_owners_alone(probe: Probe, run_dir: Path) -> None:
     assert stat.S_IMODE((run_dir / "probe.sock").stat().st_mode) == 0o600
 
@@ -184,6 +205,7 @@ async def test_a_long_path_names_the_limit(run_dir: Path) -> None:
         (["--listen=nowhere"], 2, "--listen 'nowhere': address 'nowhere' is neither"),
         (["--otlp-endpoint=zzz"], 2, "address 'zzz' is neither"),
         ([f"--run-dir=/tmp/{'x' * 120}"], 2, "a Unix socket takes at most 107"),
+        (["--listen=0.0.0.0:0"], 1, "services have no authentication yet; listen on 127.0.0.1:0"),
         (["--trace-file=/proc/nowhere/trace"], 1, "/proc/nowhere"),
     ],
 )

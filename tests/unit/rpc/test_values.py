@@ -18,7 +18,7 @@ from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities
 from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
 from services.handshake.pool import Gpa, SwiotlbPool
-from services.rpc.address import parse_address
+from services.rpc.address import parse_address, require_local
 from services.rpc.convert import (
     capabilities_to_proto,
     device_class_from_proto,
@@ -42,6 +42,51 @@ def test_an_address_is_read_back(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("unix:///run/owner.sock", "unix:/run/owner.sock"),
+        ("tcp://127.0.0.1:7000", "127.0.0.1:7000"),
+        ("tcp://[::1]:7000", "[::1]:7000"),
+        ("dns:///owner.example:7000", "owner.example:7000"),
+        ("dns:owner.example:7000", "owner.example:7000"),
+        ("ipv4:127.0.0.1:7000", "127.0.0.1:7000"),
+        ("ipv6:[::1]:7000", "[::1]:7000"),
+        ("dns:7000", "dns:7000"),
+    ],
+)
+def test_a_url_is_an_address(url: str, text: str) -> None:
+    assert str(parse_address(url)) == text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.255.0.9", "[::1]", "localhost"])
+def test_an_address_on_loopback_is_local(host: str) -> None:
+    require_local(parse_address(f"{host}:7000"))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "0.0.0.0",
+        "[::]",
+        "10.0.0.1",
+        "128.0.0.1",
+        "[::ffff:10.0.0.1]",
+        "[fe80::1]",
+        "127.1",
+        "0",
+        "localhost.example",
+        "owner.example",
+    ],
+)
+def test_any_other_host_is_not_local(host: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        require_local(parse_address(f"{host}:7000"))
+    assert caught.value.reason == "ADDRESS_NOT_LOOPBACK"
+    for fact in (f"{host}:7000", "127.0.0.0/8", "[::1]", "listen on 127.0.0.1:7000"):
+        assert fact in caught.value.message
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -54,6 +99,14 @@ def test_an_address_is_read_back(text: str) -> None:
         ":1",
         "h:65536",
         "a b:1",
+        "unix://host/path",
+        "unix:///",
+        "unix:////path",
+        "tcp:host:1",
+        "tcp://host",
+        "tcp://host:1/",
+        "tcp://user@host:1",
+        "http://host:1",
     ],
 )
 def test_a_text_that_is_no_address(text: str) -> None:

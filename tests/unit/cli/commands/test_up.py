@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class SlowServices:
     """Services whose ending takes until `may_end` is set."""
 
-    owner_address = "unix:/owner"
+    addresses = ("unix:/owner",)
 
     def __init__(self, *_: object) -> None:
         self.begun = asyncio.Event()
@@ -46,7 +46,7 @@ async def test_a_second_signal_does_not_interrupt_the_end_of_the_services(
     services = SlowServices()
     monkeypatch.setattr(up, "Services", lambda *_: services)
     cli: Any = SimpleNamespace(settings=SimpleNamespace(run_dir=tmp_path, trace_file=None))
-    serving = asyncio.create_task(up._serve(cli))
+    serving = asyncio.create_task(up._serve(cli, []))
     await asyncio.wait_for(services.begun.wait(), 10)
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(services.ending.wait(), 10)

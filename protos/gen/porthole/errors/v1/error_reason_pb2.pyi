@@ -337,7 +337,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ADDRESS_SYNTAX: _ErrorReason.ValueType  # 600
     """# Services and addresses
 
-    INVALID_ARGUMENT: neither `unix:/absolute/path` nor `host:port`.
+    INVALID_ARGUMENT: neither `unix:/absolute/path` nor `host:port`, also as a URL.
     """
     SOCKET_PATH_TOO_LONG: _ErrorReason.ValueType  # 601
     """INVALID_ARGUMENT: over 107 bytes; choose a shorter run directory."""
@@ -361,6 +361,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: both sides' versions are in the message."""
     SERVICE_STOPPING: _ErrorReason.ValueType  # 611
     """UNAVAILABLE: the service is ending."""
+    ADDRESS_NOT_LOOPBACK: _ErrorReason.ValueType  # 612
+    """INVALID_ARGUMENT: a service listens on loopback only, because it authenticates nobody yet."""
     SOCKET_PATH: _ErrorReason.ValueType  # 700
     """# The command
 
@@ -820,7 +822,7 @@ SUBNETS_EXHAUSTED: ErrorReason.ValueType  # 507
 ADDRESS_SYNTAX: ErrorReason.ValueType  # 600
 """# Services and addresses
 
-INVALID_ARGUMENT: neither `unix:/absolute/path` nor `host:port`.
+INVALID_ARGUMENT: neither `unix:/absolute/path` nor `host:port`, also as a URL.
 """
 SOCKET_PATH_TOO_LONG: ErrorReason.ValueType  # 601
 """INVALID_ARGUMENT: over 107 bytes; choose a shorter run directory."""
@@ -844,6 +846,8 @@ API_VERSION_MISMATCH: ErrorReason.ValueType  # 610
 """FAILED_PRECONDITION: both sides' versions are in the message."""
 SERVICE_STOPPING: ErrorReason.ValueType  # 611
 """UNAVAILABLE: the service is ending."""
+ADDRESS_NOT_LOOPBACK: ErrorReason.ValueType  # 612
+"""INVALID_ARGUMENT: a service listens on loopback only, because it authenticates nobody yet."""
 SOCKET_PATH: ErrorReason.ValueType  # 700
 """# The command
 
