@@ -61,7 +61,10 @@ async def run(settings: GuestInitSettings) -> None:
             await reporting
 
     await serve(
-        settings, name=settings.name, servicers=[servicer(guest)], on_shutdown=stop_reporting
+        settings,
+        name=settings.name,
+        servicers=[servicer(guest, reports=settings.owner is not None)],
+        on_shutdown=stop_reporting,
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TRACEPARENT_KEY: Final = "porthole.traceparent"
+VM_ID_KEY: Final = "porthole.vm_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,13 @@ class Guest:
         readers: Readers of the pool, in the order in which they are asked.
         kernel_release: `uname -r`; in a user-space guest, the release that it simulates.
         traceparent: W3C context of the VM from the kernel command line; empty when it has none.
+        vm_id: UUID of the VM from the kernel command line; empty when it has none.
     """
 
     readers: Sequence[PoolReader]
     kernel_release: str
     traceparent: str
+    vm_id: str
 
     def capabilities(self) -> GuestCapabilities:
         """Read what the kernel publishes now."""
@@ -59,6 +62,7 @@ def guest_from(
         readers=tuple(readers),
         kernel_release=platform.release() if kernel_release is None else kernel_release,
         traceparent=words.get(TRACEPARENT_KEY, ""),
+        vm_id=words.get(VM_ID_KEY, ""),
     )
 
 

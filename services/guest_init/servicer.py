@@ -1,6 +1,7 @@
-"""GuestInit over gRPC, which a WSLC session calls.
+"""GuestInit over gRPC, which the owner of a WSLC VM calls, or a session itself.
 
-Owns the edge between protobuf and services.guest_init.guest.
+Owns the edge between protobuf and services.guest_init.guest. It adds the event of a read to the
+trace, so that nobody who asks has to.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
 
+from services.handshake import events
 from services.rpc import tracing
 from services.rpc.convert import capabilities_to_proto
 from services.rpc.server import Servicer
@@ -25,10 +27,17 @@ GUEST_INIT: Final = "porthole.guest.v1.GuestInit"
 
 
 class GuestInitServicer(guest_init_pb2_grpc.GuestInitServicer):
-    """Serves porthole.guest.v1.GuestInit for one guest."""
+    """Serves porthole.guest.v1.GuestInit for one guest.
 
-    def __init__(self, guest: Guest) -> None:
+    Args:
+        guest: The guest.
+        reports: Whether the guest reports by itself (WSL2); to read it is no step of the handshake
+            then.
+    """
+
+    def __init__(self, guest: Guest, *, reports: bool) -> None:
         self._guest = guest
+        self._reports = reports
 
     async def GetVersion(  # noqa: N802
         self, request: guest_init_pb2.GuestInitGetVersionRequest, context: Context
@@ -40,14 +49,17 @@ class GuestInitServicer(guest_init_pb2_grpc.GuestInitServicer):
         self, request: guest_init_pb2.GetGuestCapabilitiesRequest, context: Context
     ) -> guest_init_pb2.GetGuestCapabilitiesResponse:
         """Return what the kernel publishes now."""
-        with tracing.operation("GetGuestCapabilities", vm_traceparent=self._guest.traceparent):
+        guest = self._guest
+        with tracing.operation("GetGuestCapabilities", vm_traceparent=guest.traceparent):
+            capabilities = guest.capabilities()
+            if guest.vm_id and not self._reports:
+                tracing.emit(events.wslc_read(guest.vm_id, capabilities))
             return guest_init_pb2.GetGuestCapabilitiesResponse(
-                capabilities=capabilities_to_proto(self._guest.capabilities())
+                capabilities=capabilities_to_proto(capabilities)
             )
 
 
-def servicer(guest: Guest) -> Servicer:
-    """Make the service of one guest."""
-    return Servicer(
-        guest_init_pb2_grpc.add_GuestInitServicer_to_server, GuestInitServicer(guest), GUEST_INIT
-    )
+def servicer(guest: Guest, *, reports: bool) -> Servicer:
+    """Make the service of one guest; see GuestInitServicer."""
+    add = guest_init_pb2_grpc.add_GuestInitServicer_to_server
+    return Servicer(add, GuestInitServicer(guest, reports=reports), GUEST_INIT)

@@ -147,7 +147,7 @@ def guest_kernel_info(
 
 
 def wslc_read(vm_id: str, capabilities: GuestCapabilities) -> Event:
-    """A WSLC session has read capabilities from guest init."""
+    """A WSLC guest's capabilities were read; every service that answered the read says so."""
     return Event(WSLC_READ, {VM_ID: vm_id, **_pool(capabilities.pool)})
 
 

@@ -1,7 +1,8 @@
-"""A WSLC session: pulls a guest's capabilities and forwards them to the VM owner.
+"""A WSLC session: pulls a guest's capabilities by way of the VM owner, and applies them there.
 
-Owns both calls. It forwards the very protobuf message that the guest sent, so that fields which
-this version does not know still reach the owner. The owner judges the capabilities.
+Owns both calls, and an event of its own; guest init and the owner add theirs. It applies the very
+protobuf message that the guest sent, so that fields which this version does not know still reach
+the owner. The owner judges the capabilities.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
 from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities
-from services.handshake.errors import FailedPreconditionError
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.rpc import tracing
 from services.rpc.channel import connect
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     Capabilities = guest_capabilities_pb2.GuestCapabilities
 
 VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
-GUEST_INIT: Final = "porthole.guest.v1.GuestInit"
 
 APPLY_DEADLINE_S: Final = 60.0
 """Longest that ApplyGuestCapabilities takes: the owner adds the VM's first shares in it."""
@@ -40,23 +38,23 @@ class Session:
         owner: Stub of the VM owner, for calls that need no session: shares, devices, networking.
     """
 
-    def __init__(self, owner: vm_owner_pb2_grpc.VmOwnerAsyncStub, wait_s: float = 30.0) -> None:
+    def __init__(self, owner: vm_owner_pb2_grpc.VmOwnerAsyncStub) -> None:
         self.owner = owner
-        self._wait_s = wait_s
 
     async def read_guest_capabilities(self, vm_id: str) -> Capabilities:
-        """Pull the guest's capabilities from guest init (WSLC_GET_GUEST_CAPABILITIES).
+        """Pull the guest's capabilities (WSLC_GET_GUEST_CAPABILITIES); the owner asks guest init.
 
         Args:
-            vm_id: A VM that has booted.
+            vm_id: A WSLC VM that has booted.
 
         Returns:
             The message that the guest sent, with its unknown fields.
 
         Raises:
             NotFoundError: There is no such VM.
-            FailedPreconditionError: GUEST_INIT_ABSENT when the VM has not booted, or has ended.
-            UnavailableError: Its guest init cannot be reached.
+            FailedPreconditionError: WRONG_VM_KIND, or the VM has not booted, or has ended.
+            UnavailableError: GUEST_INIT_UNREACHABLE, or the owner cannot be reached.
+            DeadlineExceededError: GUEST_INIT_SILENT.
         """
         return await self._read(await self._vm(vm_id))
 
@@ -70,8 +68,9 @@ class Session:
         Raises:
             NotFoundError: There is no such VM.
             InvalidArgumentError: The owner refused the pool; the VM runs without one.
-            FailedPreconditionError: GUEST_INIT_ABSENT, or another pool was latched before.
-            UnavailableError: The guest's init or the owner cannot be reached.
+            FailedPreconditionError: Other capabilities were latched before; or a reason of
+                read_guest_capabilities.
+            UnavailableError: GUEST_INIT_UNREACHABLE, or the owner cannot be reached.
         """
         vm = await self._vm(vm_id)
         with tracing.operation("SessionApply", vm_traceparent=vm.traceparent):
@@ -84,25 +83,9 @@ class Session:
         return (await self.owner.GetVm(vm_owner_pb2.GetVmRequest(vm_id=vm_id))).vm
 
     async def _read(self, vm: vm_owner_pb2.Vm) -> Capabilities:
-        if not vm.guest_init_address:
-            raise FailedPreconditionError(
-                "GUEST_INIT_ABSENT",
-                f"VM {vm.vm_id} has no guest init: it has not booted, or has ended",
-                vm_id=vm.vm_id,
-            )
         with tracing.operation("SessionRead", vm_traceparent=vm.traceparent):
-            peer = await connect(
-                vm.guest_init_address,
-                guest_init_pb2_grpc.GuestInitStub,
-                GUEST_INIT,
-                wait_s=self._wait_s,
-            )
-            try:
-                answer = await peer.stub.GetGuestCapabilities(
-                    guest_init_pb2.GetGuestCapabilitiesRequest()
-                )
-            finally:
-                await peer.close()
+            request = vm_owner_pb2.GetGuestCapabilitiesRequest(vm_id=vm.vm_id)
+            answer = await self.owner.GetGuestCapabilities(request)
             tracing.emit(events.wslc_read(vm.vm_id, _as_announced(answer.capabilities)))
             return answer.capabilities
 
@@ -123,7 +106,7 @@ async def open_session(owner_address: str, *, wait_s: float = 30.0) -> AsyncIter
 
     Args:
         owner_address: "unix:/path" or "host:port".
-        wait_s: Longest wait for the owner, and for a guest's init, to come up.
+        wait_s: Longest wait for the owner to come up.
 
     Raises:
         UnavailableError: The owner did not come up.
@@ -131,7 +114,7 @@ async def open_session(owner_address: str, *, wait_s: float = 30.0) -> AsyncIter
     """
     peer = await connect(owner_address, vm_owner_pb2_grpc.VmOwnerStub, VM_OWNER, wait_s=wait_s)
     try:
-        yield Session(peer.stub, wait_s)
+        yield Session(peer.stub)
     finally:
         await peer.close()
 
@@ -143,7 +126,7 @@ async def apply_guest_capabilities(
 
     Args:
         owner_address: "unix:/path" or "host:port".
-        vm_id: A VM that has booted.
+        vm_id: A WSLC VM that has booted.
         wait_s: See `open_session`.
 
     Raises:

@@ -146,14 +146,15 @@ class Guest:
         return self._life.state
 
     async def boot(self, spec: BootSpec) -> str:
-        """Boot, once: reserve and publish the pool, then start guest init.
+        """Boot, once: reserve and publish the pool, then start guest init and wait for it.
 
         Returns:
-            The address at which guest init serves; it may still be starting.
+            The address at which guest init serves.
 
         Raises:
             FailedPreconditionError: GUEST_STATE.
             InvalidArgumentError: RAM_SIZE; or SOCKET_PATH_TOO_LONG, for guest init's address.
+            PortholeError: Guest init does not serve; see GuestInitProcess.start.
             OSError: The guest's directory cannot be written; the guest stays off.
         """
         async with self._order:

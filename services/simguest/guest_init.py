@@ -14,8 +14,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from services.handshake.errors import DeadlineExceededError, UnavailableError
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+READY_DEADLINE_S: Final = 20.0
+"""Time for guest init to serve after its start; an end before that is noticed at once."""
 
 END_DEADLINE_S: Final = 5.0
 """Time for guest init to end after SIGTERM, before it is killed."""
@@ -69,10 +74,14 @@ class GuestInitProcess:
 
     @classmethod
     async def start(cls, boot: InitBoot) -> GuestInitProcess:
-        """Start guest init; it ends with this process, even when this one is killed.
+        """Start guest init and wait until it serves; after a failure it has ended.
+
+        It ends with this process, even when this one is killed.
 
         Raises:
             OSError: The program cannot be started.
+            UnavailableError: GUEST_INIT_ENDED before it served.
+            DeadlineExceededError: GUEST_INIT_NOT_READY after READY_DEADLINE_S.
         """
         python = [sys.executable, "-m"]
         tether = [*python, "services.simguest.tether", str(os.getpid())]
@@ -82,10 +91,15 @@ class GuestInitProcess:
             # Variables for other processes, such as PORTHOLE_OWNER, must not reach the guest.
             env={name: text for name, text in os.environ.items() if not _is_ours(name)},
             stdin=asyncio.subprocess.DEVNULL,
-            # Its ready line would mix with the guest's own on standard output.
-            stdout=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
         )
-        return cls(process)
+        started = cls(process)
+        try:
+            await started._until_ready(boot.listen)
+        except BaseException:
+            await started.end()
+            raise
+        return started
 
     async def end(self) -> None:
         """Terminate guest init, and kill it if it does not end in time."""
@@ -99,6 +113,27 @@ class GuestInitProcess:
             self._process.kill()
             await self._process.wait()
         await self._watch
+
+    async def _until_ready(self, address: str) -> None:
+        # Its first line of output is the ready line; the output ends when the process does.
+        assert self._process.stdout is not None  # noqa: S101 - it was started with a pipe
+        try:
+            line = await asyncio.wait_for(self._process.stdout.readline(), READY_DEADLINE_S)
+        except TimeoutError:
+            raise DeadlineExceededError(
+                "GUEST_INIT_NOT_READY",
+                f"guest init does not serve at {address} after {READY_DEADLINE_S:g} s",
+                address=address,
+            ) from None
+        if not line:
+            status = await self._process.wait()
+            raise UnavailableError(
+                "GUEST_INIT_ENDED",
+                f"guest init ended with status {status} before it served at {address}; its log "
+                "says why",
+                address=address,
+                status=status,
+            )
 
     async def _report_end(self) -> None:
         code = await self._process.wait()

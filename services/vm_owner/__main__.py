@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from services.rpc.server import serve
 from services.rpc.settings import load
-from services.vm_owner.clients import dial_device_host, dial_machine
+from services.vm_owner.clients import dial_device_host, dial_guest_init, dial_machine
 from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
 from services.vm_owner.init_channel import open_init_channel
 from services.vm_owner.machines.embedded import START_DEADLINE_S, EmbeddedMachine
@@ -63,6 +63,7 @@ def _owner(settings: OwnerSettings) -> VmOwner:
         capabilities_deadline_s=settings.capabilities_deadline_s,
         machine_for=machine_for,
         open_init_channel=open_init_channel,
+        dial_guest_init=partial(dial_guest_init, wait_s=settings.peer_wait_s),
     )
     return VmOwner(surroundings, connect_device_hosts)
 

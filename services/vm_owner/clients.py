@@ -1,4 +1,4 @@
-"""Clients of the owner's peers, device host and machine, over gRPC.
+"""Clients of the owner's peers, device host, machine and guest init, over gRPC.
 
 Owns the translation between protobuf and the values that the rest of the owner uses.
 """
@@ -9,15 +9,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
+from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
 from services.handshake import events
+from services.handshake.errors import DeadlineExceededError
 from services.rpc.channel import connect
 from services.rpc.convert import (
     device_class_to_proto,
     device_state_from_proto,
     exhaustion_from_proto,
 )
+from services.vm_owner.convert import report_from_proto
 from services.vm_owner.device_hosts import DeviceHostVersion, DeviceStatus
 
 if TYPE_CHECKING:
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
     from services.vm_owner.machines import AttachSpec, BootSpec
+    from services.vm_owner.record import Report
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
+GUEST_INIT: Final = "porthole.guest.v1.GuestInit"
 MACHINE: Final = "porthole.machine.v1.Machine"
 
 LIST_DEADLINE_S: Final = 3.0
@@ -37,6 +42,10 @@ its own caller waits 10 s by default; so GetVm answers in time even if both hang
 
 BOOT_DEADLINE_S: Final = 30.0
 """Deadline of Machine.Boot, in which the guest starts its init."""
+
+READ_DEADLINE_S: Final = 5.0
+"""Deadline of GuestInit.GetGuestCapabilities. The owner calls it for a client, which waits 10 s by
+default."""
 
 
 class DeviceHostClient:
@@ -167,6 +176,35 @@ class MachineClient:
         await self._peer.close()
 
 
+class GuestInitClient:
+    """A connected guest init."""
+
+    def __init__(self, peer: Peer[guest_init_pb2_grpc.GuestInitAsyncStub]) -> None:
+        self._peer = peer
+
+    async def capabilities(self) -> Report:
+        """Ask for what the guest's kernel publishes now.
+
+        Raises:
+            DeadlineExceededError: GUEST_INIT_SILENT after READ_DEADLINE_S.
+            InvalidArgumentError: See report_from_proto.
+        """
+        request = guest_init_pb2.GetGuestCapabilitiesRequest()
+        try:
+            answer = await self._peer.stub.GetGuestCapabilities(request, timeout=READ_DEADLINE_S)
+        except DeadlineExceededError:
+            raise DeadlineExceededError(
+                "GUEST_INIT_SILENT",
+                f"guest init at {self._peer.address} did not answer within {READ_DEADLINE_S:g} s",
+                address=self._peer.address,
+            ) from None
+        return report_from_proto(answer.capabilities)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._peer.close()
+
+
 async def dial_device_host(address: str, wait_s: float) -> DeviceHostClient:
     """Connect to a device host.
 
@@ -176,6 +214,17 @@ async def dial_device_host(address: str, wait_s: float) -> DeviceHostClient:
     """
     stub = device_host_pb2_grpc.DeviceHostStub
     return DeviceHostClient(await connect(address, stub, DEVICE_HOST, wait_s=wait_s))
+
+
+async def dial_guest_init(address: str, wait_s: float) -> GuestInitClient:
+    """Connect to the init of a guest, once it answers.
+
+    Raises:
+        UnavailableError: PEER_UNAVAILABLE after `wait_s`.
+        FailedPreconditionError: API_VERSION_MISMATCH.
+    """
+    stub = guest_init_pb2_grpc.GuestInitStub
+    return GuestInitClient(await connect(address, stub, GUEST_INIT, wait_s=wait_s))
 
 
 async def dial_machine(address: str, wait_s: float) -> MachineClient:

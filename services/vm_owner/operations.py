@@ -24,6 +24,7 @@ class Operation(StrEnum):
     CONFIGURE_NETWORKING = "ConfigureNetworking"
     REMOVE_SHARE = "RemoveShare"
     REMOVE_DEVICE = "RemoveGuestDevice"
+    READ_CAPABILITIES = "GetGuestCapabilities"
     APPLY_CAPABILITIES = "ApplyGuestCapabilities"
     TERMINATE = "TerminateVm"
 
@@ -62,6 +63,7 @@ REFUSALS: Final[Mapping[Operation, Mapping[VmState, Refusal]]] = {
     Operation.CONFIGURE_NETWORKING: _ADDING,
     Operation.REMOVE_SHARE: _REMOVING,
     Operation.REMOVE_DEVICE: _REMOVING,
+    Operation.READ_CAPABILITIES: {VmState.CREATED: _NOT_BOOTED, **_REMOVING},
     Operation.APPLY_CAPABILITIES: {VmState.CREATED: _NOT_BOOTED, **_REMOVING},
     Operation.TERMINATE: {},
 }

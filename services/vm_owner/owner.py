@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from services.vm_owner.capabilities_reader import GuestInit
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
     from services.vm_owner.machines import Machine
@@ -105,6 +106,7 @@ class Surroundings:
         capabilities_deadline_s: Longest time that a WSL2 guest gets from boot to its report.
         machine_for: Makes the machine of a VM from the VM's directory and the spec.
         open_init_channel: Opens the init channel in a VM's directory; the callback gets reports.
+        dial_guest_init: Connects to a guest's init, once it answers.
         host_paths: Looks at the directories that are to be shared.
     """
 
@@ -114,6 +116,7 @@ class Surroundings:
     capabilities_deadline_s: float
     machine_for: MachineFor
     open_init_channel: OpenInitChannel
+    dial_guest_init: Callable[[str], Awaitable[GuestInit]]
     host_paths: HostPaths = field(default_factory=HostPaths)
 
 
@@ -173,7 +176,8 @@ class VmOwner:
             AlreadyExistsError: TAG_EXISTS, for two of the shares.
             FailedPreconditionError: VIRTIO_OFF or VIRTIOFS_OFF, for any share.
             PortholeError: See share_key and HostPaths.look.
-            UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, or the machine does not start.
+            UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, GUEST_INIT_UNREACHABLE, or the
+                machine does not start.
             DeadlineExceededError: GUEST_INIT_SILENT.
         """
         with tracing.operation("CreateVm"):
@@ -187,6 +191,18 @@ class VmOwner:
                 raise
             logger.info("VM %s (%s) is %s", vm_id, vm.record.facts.kind, vm.record.state)
             return vm
+
+    async def read_capabilities(self, vm_id: str) -> Report:
+        """Ask the guest init of a WSLC VM for what its kernel publishes; nothing changes.
+
+        Raises:
+            NotFoundError: VM_NOT_FOUND.
+            PortholeError: See CapabilitiesReader.read.
+        """
+        vm = self.find(vm_id)
+        name, traceparent = Operation.READ_CAPABILITIES, vm.record.facts.traceparent
+        with tracing.operation(name, vm_traceparent=traceparent):
+            return await vm.reader.read()
 
     async def apply_capabilities(self, vm_id: str, report: Report) -> tuple[bool, str]:
         """Apply what a guest reported.
@@ -295,6 +311,7 @@ class VmOwner:
             open_init_channel=lambda: surroundings.open_init_channel(
                 directory, lambda report: self._report(vm_id, report)
             ),
+            dial_guest_init=surroundings.dial_guest_init,
         )
         vm = Vm(
             record,

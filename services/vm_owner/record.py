@@ -64,6 +64,15 @@ class Report:
     seccomp_user_notification: bool | None = None
     received: bytes = b""
 
+    def as_announced(self) -> GuestCapabilities:
+        """Return it for the trace, with the numbers of the guest, valid or not."""
+        announced = self.base or self.size_bytes
+        return GuestCapabilities(
+            pool=SwiotlbPool(Gpa(self.base), self.size_bytes) if announced else None,
+            kernel_release=self.kernel_release,
+            seccomp_user_notification=self.seccomp_user_notification,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
@@ -136,6 +145,22 @@ class VmRecord:
             FailedPreconditionError: The reason is that of operations.REFUSALS.
         """
         require(operation, self.vm_id, self.state)
+
+    def require_session(self, operation: Operation) -> None:
+        """Refuse an operation of a session, which a WSLC VM has and a WSL2 VM does not.
+
+        Raises:
+            FailedPreconditionError: WRONG_VM_KIND.
+        """
+        kind = self.facts.kind
+        if kind is not VmKind.WSLC:
+            raise FailedPreconditionError(
+                "WRONG_VM_KIND",
+                f"{operation} is refused: VM {self.vm_id} is a {kind} VM, whose guest reports by "
+                "itself; GetVm has its capabilities",
+                vm_id=self.vm_id,
+                kind=kind,
+            )
 
     def fire(self, event: VmEvent) -> None:
         """Change the state and publish it.
@@ -219,7 +244,7 @@ class VmRecord:
             self.emit(events.wslc_apply(vm_id, report.base, report.size_bytes))
         else:
             version = self._kernel_version(report.kernel_release)
-            self.emit(events.guest_kernel_info(vm_id, _as_announced(report), version))
+            self.emit(events.guest_kernel_info(vm_id, report.as_announced(), version))
 
     def _kernel_version(self, release: str) -> KernelVersion | None:
         if not release:
@@ -274,13 +299,3 @@ class VmRecord:
                 self.vm_id, report.base, report.size_bytes, refusal.reason, refusal.message
             )
         )
-
-
-def _as_announced(report: Report) -> GuestCapabilities:
-    """Return the capabilities for the trace, with the numbers of the report, valid or not."""
-    announced = report.base or report.size_bytes
-    return GuestCapabilities(
-        pool=SwiotlbPool(Gpa(report.base), report.size_bytes) if announced else None,
-        kernel_release=report.kernel_release,
-        seccomp_user_notification=report.seccomp_user_notification,
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from porthole.handshake.v1 import guest_capabilities_pb2
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
 from services.rpc.server import Servicer
@@ -116,6 +117,13 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
         with vm.record.watch(present) as stream:
             async for item in stream:
                 yield watch_item_to_proto(item)
+
+    async def GetGuestCapabilities(  # noqa: N802, D102
+        self, request: vm_owner_pb2.GetGuestCapabilitiesRequest, context: object
+    ) -> vm_owner_pb2.GetGuestCapabilitiesResponse:
+        report = await self._owner.read_capabilities(request.vm_id)
+        capabilities = guest_capabilities_pb2.GuestCapabilities.FromString(report.received)
+        return vm_owner_pb2.GetGuestCapabilitiesResponse(capabilities=capabilities)
 
     async def ApplyGuestCapabilities(  # noqa: N802, D102
         self, request: vm_owner_pb2.ApplyGuestCapabilitiesRequest, context: object

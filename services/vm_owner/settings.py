@@ -32,7 +32,8 @@ class OwnerSettings(ServiceSettings):
         default=None, description="address of the elevated user's device host; by default none"
     )
     peer_wait_s: Annotated[float, Field(gt=0, le=600)] = Field(
-        default=10.0, description="longest wait for a device host or machine that is not up yet"
+        default=10.0,
+        description="longest wait for a device host, machine or guest init that is not up yet",
     )
     capabilities_deadline_s: Annotated[float, Field(gt=0, le=3600)] = Field(
         default=20.0, description="longest time that a WSL2 guest gets from boot to its report"

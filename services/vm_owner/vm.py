@@ -26,6 +26,7 @@ from services.handshake.errors import (
 )
 from services.vm_owner.aggregates import AggregateShares
 from services.vm_owner.allowed_devices import require_device
+from services.vm_owner.capabilities_reader import CapabilitiesReader
 from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
 from services.vm_owner.machines import BootSpec
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from services.vm_owner.capabilities_reader import GuestInit
     from services.vm_owner.device_hosts import DeviceHosts
     from services.vm_owner.guest_devices import GuestDevice
     from services.vm_owner.host_paths import HostPaths
@@ -74,6 +76,7 @@ class BringUpPlan:
         capabilities_deadline_s: Longest time that a WSL2 guest gets from boot to its report.
         shares: Shares that it has from the beginning.
         open_init_channel: Opens the channel that a WSL2 guest's init reports to.
+        dial_guest_init: Connects to the init of a WSLC guest, once it answers.
     """
 
     kernel_release: str
@@ -81,6 +84,7 @@ class BringUpPlan:
     capabilities_deadline_s: float
     shares: tuple[ShareSpec, ...]
     open_init_channel: Callable[[], Awaitable[InitChannel]]
+    dial_guest_init: Callable[[str], Awaitable[GuestInit]]
 
 
 class Vm:
@@ -98,6 +102,7 @@ class Vm:
     Attributes:
         lock: Held by every operation that changes this VM.
         shares: Its shares by id.
+        reader: Reads the capabilities of a WSLC guest.
         guest_init_address: Where its init serves GuestInit; empty before boot and after the end.
     """
 
@@ -116,6 +121,7 @@ class Vm:
         self.devices = GuestDevices(record, device_hosts, machine)
         self.shares: dict[str, Share] = {}
         self._aggregates = AggregateShares(record, self.devices, device_hosts, self.shares)
+        self.reader = CapabilitiesReader(record, plan.dial_guest_init)
         self.guest_init_address = ""
         self.lock = asyncio.Lock()
         self._device_hosts = device_hosts
@@ -134,7 +140,9 @@ class Vm:
         return self.record.vm_id
 
     async def bring_up(self, on_guest_end: Callable[[], None]) -> None:
-        """Boot the guest. For a WSL2 VM, wait for its report and add its shares. Takes the lock.
+        """Boot the guest and wait for its init. For a WSL2 VM, add its shares. Takes the lock.
+
+        The init of a WSL2 guest has reported when this returns; that of a WSLC guest answers.
 
         After a failure the caller shuts the VM down.
 
@@ -142,7 +150,7 @@ class Vm:
             on_guest_end: Called when the guest ends by itself; the VM already refuses new devices.
 
         Raises:
-            UnavailableError: The machine does not start, or VM_ENDED_EARLY.
+            UnavailableError: The machine does not start, GUEST_INIT_UNREACHABLE, or VM_ENDED_EARLY.
             DeadlineExceededError: GUEST_INIT_SILENT.
         """
         async with self.lock:
@@ -252,6 +260,7 @@ class Vm:
             parts.push_async_callback(asyncio.to_thread, shutil.rmtree, self._directory, True)
             parts.push_async_callback(self._close_init_channel)
             parts.push_async_callback(self.machine.stop)
+            parts.push_async_callback(self.reader.close)
             parts.push_async_callback(self._stop_watching)
             parts.push_async_callback(self.devices.shut_down)
             parts.push_async_callback(self._network.shut_down)
@@ -284,6 +293,9 @@ class Vm:
             )
         )
         self._require_not_ended()
+        if facts.kind is VmKind.WSLC:
+            await self.reader.connect(self.guest_init_address)
+            self._require_not_ended()
         self.record.emit(events.guest_booted(facts.vm_id))
         self.record.fire(VmEvent.BOOT)
 

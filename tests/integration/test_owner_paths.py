@@ -229,7 +229,10 @@ async def test_the_owner_ends_its_vms_in_order_on_sigterm(run_dir: Path) -> None
     assert names.count("VmTerminated") == 1
 
 
-async def test_a_machine_that_somebody_else_started(house: House) -> None:
+@pytest.mark.parametrize("kind", [WSL2, WSLC])
+async def test_a_machine_that_somebody_else_started(
+    house: House, kind: vm_owner_pb2.VmKind.ValueType
+) -> None:
     vm_dir = house.run_dir / "external"
     address = f"unix:{vm_dir}/machine.sock"
     guest = await asyncio.create_subprocess_exec(
@@ -237,10 +240,13 @@ async def test_a_machine_that_somebody_else_started(house: House) -> None:
         f"--trace-file={house.trace_file}", stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        request = vm_owner_pb2.CreateVmRequest(kind=WSL2)
+        request = vm_owner_pb2.CreateVmRequest(kind=kind)
         request.external.address = address
         await (await connect(address, GuestStub, MACHINE)).close()
         vm = (await house.stub.CreateVm(request, timeout=60)).vm
+        if kind == WSLC:
+            await apply_guest_capabilities(house.services.owner_address, vm.vm_id)
+        vm = await house.get(vm.vm_id)
         assert (vm.state, vm.machine_address) == (RUNNING, address)
         await house.add_share(vm.vm_id, "data")
         assert await house.guest_reads(vm, "data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.cli.launcher import Services
+from services.handshake import events
+from services.handshake.trace_otlp import parse_otlp_lines
 
 if TYPE_CHECKING:
     from tests.support.house import House
@@ -82,6 +85,49 @@ async def test_a_client_from_reflection_creates_a_vm_and_applies(run_dir: Path) 
         await asyncio.to_thread(play, services.owner_address)
 
 
+def play_over_one_address(owner_address: str, shared: Path) -> str:
+    """Do the WSLC handshake at once, as a client that knows nothing but the owner's address."""
+    with grpc.insecure_channel(owner_address) as channel:
+        owner = Reflected(channel, "porthole.vmowner.v1.VmOwner")
+        vm_id: str = owner.call("CreateVm", kind=WSLC).vm.vm_id
+        published = owner.call("GetGuestCapabilities", vm_id=vm_id).capabilities
+        assert published.swiotlb_pool.size_bytes == 64 << 20
+        owner.call("ApplyGuestCapabilities", vm_id=vm_id, capabilities=published)
+        owner.call("AddShare", vm_id=vm_id, share={"host_path": str(shared), "tag": "data"})
+        owner.call("TerminateVm", vm_id=vm_id)
+    return vm_id
+
+
+async def verdict_of(trace: Path) -> dict[str, Any]:
+    command = (sys.executable, "-m", "services.cli.main", "handshake", "verify", "--json")
+    process = await asyncio.create_subprocess_exec(
+        *(*command, str(trace)), stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await asyncio.wait_for(process.communicate(), CALL_S)
+    assert process.returncode == 0, printed
+    (vm,) = json.loads(printed)["vms"]
+    return dict(vm)
+
+
+async def test_a_client_without_a_trace_does_a_valid_handshake_over_one_address(
+    run_dir: Path,
+) -> None:
+    trace, shared = run_dir / "trace.jsonl", run_dir / "shared"
+    shared.mkdir()
+    async with Services(run_dir, {"PORTHOLE_TRACE_FILE": str(trace)}, print) as services:
+        vm_id = await asyncio.to_thread(play_over_one_address, services.owner_address, shared)
+    verdict = await verdict_of(trace)
+    assert (verdict["vm_id"], verdict["valid"], verdict["devices"]) == (vm_id, True, 1)
+    assert verdict["token"].startswith("swiotlb=0x")
+    readers = [
+        (event.name, event.numbers)
+        for event in parse_otlp_lines(trace.read_text(), trace.name)
+        if event.name == events.WSLC_READ
+    ]
+    assert len(readers) == 2  # guest init, and the owner that forwards
+    assert len(set(readers)) == 1
+
+
 async def test_the_documented_client_works_as_it_is_printed(house: House) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     process = await asyncio.create_subprocess_exec(
@@ -91,5 +137,6 @@ async def test_the_documented_client_works_as_it_is_printed(house: House) -> Non
     printed, _ = await asyncio.wait_for(process.communicate(), 3 * CALL_S)
     assert process.returncode == 0
     (vm,) = (await house.stub.ListVms(vm_owner_pb2.ListVmsRequest())).vms
+    assert house.broken_rules() == []
     assert vm.HasField("latched_pool")
     assert printed.decode().strip() == vm.swiotlb_option

@@ -24,7 +24,14 @@ from services.handshake.features import FEATURES
 from services.rpc.channel import connect
 from services.rpc.server import ServerHandle, Servicer, start_server
 from services.rpc.version import service_version
-from services.vm_owner.clients import DEVICE_HOST, MACHINE, dial_device_host, dial_machine
+from services.vm_owner.clients import (
+    DEVICE_HOST,
+    GUEST_INIT,
+    MACHINE,
+    dial_device_host,
+    dial_guest_init,
+    dial_machine,
+)
 from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
 from services.vm_owner.init_channel import INIT_CHANNEL, open_init_channel
 from services.vm_owner.machines.external import ExternalMachine
@@ -172,6 +179,24 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
             yield await self.news.get()
 
 
+class FakeGuestInit(guest_init_pb2_grpc.GuestInitServicer):
+    """Answers with the capabilities of a machine."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    async def GetVersion(  # noqa: N802
+        self, request: guest_init_pb2.GuestInitGetVersionRequest, context: object
+    ) -> guest_init_pb2.GuestInitGetVersionResponse:
+        return guest_init_pb2.GuestInitGetVersionResponse(version=service_version(GUEST_INIT))
+
+    async def GetGuestCapabilities(  # noqa: N802
+        self, request: guest_init_pb2.GetGuestCapabilitiesRequest, context: object
+    ) -> guest_init_pb2.GetGuestCapabilitiesResponse:
+        await self._machine.script.play("guest init", "GetGuestCapabilities", "")
+        return guest_init_pb2.GetGuestCapabilitiesResponse(capabilities=self._machine.capabilities)
+
+
 class FakeMachine(machine_pb2_grpc.MachineServicer):
     """Boots at once; its init reports `capabilities` to the init channel, if there is one.
 
@@ -180,8 +205,9 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
         watchable: Whether it can be watched; a machine of an older version cannot.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, guest_init_address: str) -> None:
         self.script = script
+        self._guest_init_address = guest_init_address
         self.capabilities: GuestCapabilities | None = GuestCapabilities(
             swiotlb_pool=POOL, kernel_release="6.18.26.3-microsoft"
         )
@@ -205,7 +231,7 @@ class FakeMachine(machine_pb2_grpc.MachineServicer):
             # The init of a guest reports before Boot has returned.
             work = report(request.init_channel_address, self.capabilities)
             self.reports.append(asyncio.create_task(work))
-        return machine_pb2.BootResponse(guest_init_address="unix:/guest-init.sock")
+        return machine_pb2.BootResponse(guest_init_address=self._guest_init_address)
 
     async def AttachDevice(  # noqa: N802
         self, request: machine_pb2.AttachDeviceRequest, context: object
@@ -265,7 +291,7 @@ class Rig:
         self.script = Script()
         self.device_host = FakeDeviceHost("devicehost", self.script)
         self.elevated = FakeDeviceHost("elevated", self.script)
-        self.machine = FakeMachine(self.script)
+        self.machine = FakeMachine(self.script, self._address("guest-init"))
         self.servers: dict[str, ServerHandle] = {}
         self.owner = VmOwner(self._surroundings(), self._hosts)
 
@@ -275,6 +301,15 @@ class Rig:
         add = machine_pb2_grpc.add_MachineServicer_to_server
         self.servers["machine"] = await start_server(
             [self._address("machine")], [Servicer(add, self.machine, MACHINE)]
+        )
+
+        await self.start_guest_init()
+
+    async def start_guest_init(self) -> None:
+        add = guest_init_pb2_grpc.add_GuestInitServicer_to_server
+        self.servers["guest init"] = await start_server(
+            [self._address("guest-init")],
+            [Servicer(add, FakeGuestInit(self.machine), GUEST_INIT)],
         )
 
     async def start_device_host(self, host: FakeDeviceHost) -> None:
@@ -308,6 +343,7 @@ class Rig:
                 self._address("machine"), partial(dial_machine, wait_s=1.0)
             ),
             open_init_channel=open_init_channel,
+            dial_guest_init=partial(dial_guest_init, wait_s=1.0),
         )
 
     def _hosts(

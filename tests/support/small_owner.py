@@ -1,4 +1,4 @@
-"""The three methods of VmOwner that a session calls, over real gRPC, with a record of requests."""
+"""The methods of VmOwner that a session calls, over real gRPC, with a record of requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from porthole.vmowner.v1 import vm_owner_pb2 as pb
 
-from services.handshake.errors import NotFoundError, PortholeError
+from services.handshake.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    PortholeError,
+    UnavailableError,
+)
 from services.rpc import tracing
 from services.rpc.server import Servicer, start_server
 from services.rpc.version import service_version
@@ -18,10 +23,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VM_OWNER = "porthole.vmowner.v1.VmOwner"
+READ = "/porthole.guest.v1.GuestInit/GetGuestCapabilities"
 
 
 class SmallOwner:
-    """An owner of one VM.
+    """An owner of one VM. It asks the guest init of the VM's address, if there is one.
 
     Attributes:
         vm: The answer to GetVm; None when there is no VM.
@@ -44,6 +50,18 @@ class SmallOwner:
             raise NotFoundError("VM_UNKNOWN", f"there is no VM {request.vm_id}")
         return pb.GetVmResponse(vm=self.vm)
 
+    async def _read(self, _: bytes, __: Any) -> bytes:
+        if self.vm is None or not self.vm.guest_init_address:
+            raise FailedPreconditionError("VM_NOT_BOOTED", "its guest is still starting")
+        # The two services have answers of the same shape: one GuestCapabilities, field 1.
+        async with grpc.aio.insecure_channel(self.vm.guest_init_address) as channel:
+            call: Any = channel.unary_unary(READ)
+            try:
+                answer: bytes = await call(b"", timeout=10)
+            except grpc.aio.AioRpcError as failure:
+                raise UnavailableError("GUEST_INIT_UNREACHABLE", str(failure.details())) from None
+        return answer
+
     async def _apply(self, raw: bytes, _: Any) -> pb.ApplyGuestCapabilitiesResponse:
         if self.refusal is not None:
             raise self.refusal
@@ -54,7 +72,7 @@ class SmallOwner:
         )
 
     def servicer(self) -> Servicer:
-        """Make it a service; ApplyGuestCapabilities gets its request as bytes."""
+        """Make it a service; the calls with capabilities get bytes."""
         unary = grpc.unary_unary_rpc_method_handler
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetVersion": unary(
@@ -65,6 +83,7 @@ class SmallOwner:
             "GetVm": unary(
                 self._get_vm, pb.GetVmRequest.FromString, pb.GetVmResponse.SerializeToString
             ),
+            "GetGuestCapabilities": unary(self._read),
             "ApplyGuestCapabilities": unary(
                 self._apply, None, pb.ApplyGuestCapabilitiesResponse.SerializeToString
             ),

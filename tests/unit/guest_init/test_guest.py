@@ -22,6 +22,7 @@ def test_the_command_line_names_the_trace(tmp_path: Path) -> None:
         "porthole.traceparent=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 quiet\n"
     )
     guest = guest_from([], cmdline, "6.18.26.3-1")
+    assert guest.vm_id == "u-u-i-d"
     assert guest.traceparent.startswith("00-0af7651916cd43dd8448eb211c80319c-")
     assert guest.capabilities().kernel_release == "6.18.26.3-1"
 
@@ -32,7 +33,7 @@ def test_a_command_line_without_one(tmp_path: Path, content: bytes | None) -> No
     if content is not None:
         cmdline.write_bytes(content)
     guest = guest_from([], cmdline, None)
-    assert guest.traceparent == ""
+    assert (guest.traceparent, guest.vm_id) == ("", "")
     assert guest.kernel_release == platform.release()
 
 

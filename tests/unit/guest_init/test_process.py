@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 from porthole.guest.v1 import guest_init_pb2 as pb
 from porthole.guest.v1 import guest_init_pb2_grpc as pb_grpc
 
+from services.handshake import events
 from services.handshake.errors import InvalidArgumentError, PortholeError, UnavailableError
+from services.handshake.trace_otlp import parse_otlp_lines
 from services.rpc.channel import connect
 from services.rpc.server import Servicer, start_server
 from services.rpc.version import service_version
-from tests.support.guest_process import RELEASE, TRACE_ID, guest_init, publish
+from tests.support.guest_process import RELEASE, TRACE_ID, VM_ID, guest_init, publish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     import grpc
+
+    from services.handshake.trace_checker import TraceEvent
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -66,6 +70,32 @@ async def ask(run_dir: Path) -> pb.GetGuestCapabilitiesResponse:
         return await peer.stub.GetGuestCapabilities(pb.GetGuestCapabilitiesRequest())
     finally:
         await peer.close()
+
+
+def reads(run_dir: Path) -> list[TraceEvent]:
+    recorded = parse_otlp_lines((run_dir / "guest.jsonl").read_text(), "guest.jsonl")
+    return [event for event in recorded if event.name == events.WSLC_READ]
+
+
+async def test_every_read_that_it_answers_is_in_the_trace_of_its_vm(run_dir: Path) -> None:
+    async with guest_init(run_dir):
+        await ask(run_dir)
+        publish(run_dir)
+        await ask(run_dir)
+    first, second = reads(run_dir)
+    assert (first.numbers, second.numbers) == ((0, 0), (0x3C000000, 67108864))
+    assert {(event.vm_id, event.trace_id) for event in (first, second)} == {(VM_ID, TRACE_ID)}
+
+
+async def test_a_read_of_a_guest_that_reports_by_itself_is_no_step_of_the_handshake(
+    run_dir: Path,
+) -> None:
+    publish(run_dir)
+    owner = Owner()
+    async with listening(owner, run_dir) as address, guest_init(run_dir, f"--owner={address}"):
+        await owner.reports.get()
+        assert (await ask(run_dir)).capabilities.swiotlb_pool.base == 0x3C000000
+    assert reads(run_dir) == []
 
 
 async def test_it_answers_with_what_is_published_now(run_dir: Path) -> None:

@@ -12,18 +12,13 @@ from services.vm_owner.states import VmState
 
 ADDS = (Operation.ADD_SHARE, Operation.ADD_DEVICE, Operation.CONFIGURE_NETWORKING)
 REMOVES = (Operation.REMOVE_SHARE, Operation.REMOVE_DEVICE)
+CAPABILITIES = (Operation.READ_CAPABILITIES, Operation.APPLY_CAPABILITIES)
 EXPECTED: dict[tuple[Operation, VmState], str] = {
     **{(op, VmState.CREATED): "CAPABILITIES_NOT_READ" for op in ADDS},
     **{(op, VmState.BOOTED): "CAPABILITIES_NOT_READ" for op in ADDS},
-    (Operation.APPLY_CAPABILITIES, VmState.CREATED): "VM_NOT_BOOTED",
-    **{
-        (op, VmState.SHUTTING_DOWN): "VM_SHUTTING_DOWN"
-        for op in (*ADDS, *REMOVES, Operation.APPLY_CAPABILITIES)
-    },
-    **{
-        (op, VmState.TERMINATED): "VM_TERMINATED"
-        for op in (*ADDS, *REMOVES, Operation.APPLY_CAPABILITIES)
-    },
+    **{(op, VmState.CREATED): "VM_NOT_BOOTED" for op in CAPABILITIES},
+    **{(op, VmState.SHUTTING_DOWN): "VM_SHUTTING_DOWN" for op in (*ADDS, *REMOVES, *CAPABILITIES)},
+    **{(op, VmState.TERMINATED): "VM_TERMINATED" for op in (*ADDS, *REMOVES, *CAPABILITIES)},
 }
 
 

@@ -104,10 +104,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the machine ended by itself, or cannot be reached any more."""
     GUEST_ENDED: _ErrorReason.ValueType  # 215
     """UNAVAILABLE: the guest's process ended by itself."""
-    GUEST_INIT_ABSENT: _ErrorReason.ValueType  # 216
-    """FAILED_PRECONDITION: the VM has no guest init: it has not booted, or has ended."""
+    WRONG_VM_KIND: _ErrorReason.ValueType  # 230
+    """FAILED_PRECONDITION: the call is for a WSLC VM; a WSL2 guest reports by itself."""
+    GUEST_INIT_UNREACHABLE: _ErrorReason.ValueType  # 231
+    """UNAVAILABLE: the guest init of a WSLC VM cannot be reached."""
     GUEST_INIT_SILENT: _ErrorReason.ValueType  # 217
-    """DEADLINE_EXCEEDED: guest init did not report in time; the VM was taken down."""
+    """DEADLINE_EXCEEDED: guest init did not report in time, and the VM was taken down; or it did not
+    answer in time.
+    """
     OWNER_SHUTTING_DOWN: _ErrorReason.ValueType  # 218
     """UNAVAILABLE: the VM owner is ending."""
     WATCHER_TOO_SLOW: _ErrorReason.ValueType  # 219
@@ -224,6 +228,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     RAM_SIZE: _ErrorReason.ValueType  # 401
     """INVALID_ARGUMENT: RAM out of bounds, or not a multiple of the page size."""
+    GUEST_INIT_ENDED: _ErrorReason.ValueType  # 450
+    """UNAVAILABLE: guest init ended before it served; the log of the guest says why."""
+    GUEST_INIT_NOT_READY: _ErrorReason.ValueType  # 451
+    """DEADLINE_EXCEEDED: guest init did not serve in time."""
     DEVICE_ATTACHED: _ErrorReason.ValueType  # 402
     """ALREADY_EXISTS: a device with this id is attached."""
     TAG_TAKEN: _ErrorReason.ValueType  # 403
@@ -589,10 +597,14 @@ MACHINE_GONE: ErrorReason.ValueType  # 214
 """UNAVAILABLE: the machine ended by itself, or cannot be reached any more."""
 GUEST_ENDED: ErrorReason.ValueType  # 215
 """UNAVAILABLE: the guest's process ended by itself."""
-GUEST_INIT_ABSENT: ErrorReason.ValueType  # 216
-"""FAILED_PRECONDITION: the VM has no guest init: it has not booted, or has ended."""
+WRONG_VM_KIND: ErrorReason.ValueType  # 230
+"""FAILED_PRECONDITION: the call is for a WSLC VM; a WSL2 guest reports by itself."""
+GUEST_INIT_UNREACHABLE: ErrorReason.ValueType  # 231
+"""UNAVAILABLE: the guest init of a WSLC VM cannot be reached."""
 GUEST_INIT_SILENT: ErrorReason.ValueType  # 217
-"""DEADLINE_EXCEEDED: guest init did not report in time; the VM was taken down."""
+"""DEADLINE_EXCEEDED: guest init did not report in time, and the VM was taken down; or it did not
+answer in time.
+"""
 OWNER_SHUTTING_DOWN: ErrorReason.ValueType  # 218
 """UNAVAILABLE: the VM owner is ending."""
 WATCHER_TOO_SLOW: ErrorReason.ValueType  # 219
@@ -709,6 +721,10 @@ now; the message has its state.
 """
 RAM_SIZE: ErrorReason.ValueType  # 401
 """INVALID_ARGUMENT: RAM out of bounds, or not a multiple of the page size."""
+GUEST_INIT_ENDED: ErrorReason.ValueType  # 450
+"""UNAVAILABLE: guest init ended before it served; the log of the guest says why."""
+GUEST_INIT_NOT_READY: ErrorReason.ValueType  # 451
+"""DEADLINE_EXCEEDED: guest init did not serve in time."""
 DEVICE_ATTACHED: ErrorReason.ValueType  # 402
 """ALREADY_EXISTS: a device with this id is attached."""
 TAG_TAKEN: ErrorReason.ValueType  # 403

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class GuestInitStub(object):
-    """GuestInit is served inside the guest. A WSLC session calls it.
+    """GuestInit is served inside the guest. The owner of a WSLC VM calls it for its
+    clients (VmOwner.GetGuestCapabilities); a client that reaches it may, too.
     """
 
     def __init__(self, channel):
@@ -48,7 +49,8 @@ class GuestInitStub(object):
 
 
 class GuestInitServicer(object):
-    """GuestInit is served inside the guest. A WSLC session calls it.
+    """GuestInit is served inside the guest. The owner of a WSLC VM calls it for its
+    clients (VmOwner.GetGuestCapabilities); a client that reaches it may, too.
     """
 
     def GetVersion(self, request, context):
@@ -60,7 +62,8 @@ class GuestInitServicer(object):
 
     def GetGuestCapabilities(self, request, context):
         """GetGuestCapabilities returns what the kernel publishes at the time of the
-        call (WSLC_GET_GUEST_CAPABILITIES).
+        call (WSLC_GET_GUEST_CAPABILITIES). Guest init adds the event
+        WSLCReadGuestCapabilities to the VM's trace, so its caller need not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +91,8 @@ def add_GuestInitServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GuestInit(object):
-    """GuestInit is served inside the guest. A WSLC session calls it.
+    """GuestInit is served inside the guest. The owner of a WSLC VM calls it for its
+    clients (VmOwner.GetGuestCapabilities); a client that reaches it may, too.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GuestInitStub:
-    """GuestInit is served inside the guest. A WSLC session calls it."""
+    """GuestInit is served inside the guest. The owner of a WSLC VM calls it for its
+    clients (VmOwner.GetGuestCapabilities); a client that reaches it may, too.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,23 +39,29 @@ class GuestInitStub:
     """GetVersion announces the API versions that this service understands."""
     GetGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_guest_init_pb2.GetGuestCapabilitiesRequest, _guest_init_pb2.GetGuestCapabilitiesResponse]
     """GetGuestCapabilities returns what the kernel publishes at the time of the
-    call (WSLC_GET_GUEST_CAPABILITIES).
+    call (WSLC_GET_GUEST_CAPABILITIES). Guest init adds the event
+    WSLCReadGuestCapabilities to the VM's trace, so its caller need not.
     """
 
 @_typing.type_check_only
 class GuestInitAsyncStub(GuestInitStub):
-    """GuestInit is served inside the guest. A WSLC session calls it."""
+    """GuestInit is served inside the guest. The owner of a WSLC VM calls it for its
+    clients (VmOwner.GetGuestCapabilities); a client that reaches it may, too.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVersion: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GuestInitGetVersionRequest, _guest_init_pb2.GuestInitGetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     GetGuestCapabilities: _aio.UnaryUnaryMultiCallable[_guest_init_pb2.GetGuestCapabilitiesRequest, _guest_init_pb2.GetGuestCapabilitiesResponse]  # type: ignore[assignment]
     """GetGuestCapabilities returns what the kernel publishes at the time of the
-    call (WSLC_GET_GUEST_CAPABILITIES).
+    call (WSLC_GET_GUEST_CAPABILITIES). Guest init adds the event
+    WSLCReadGuestCapabilities to the VM's trace, so its caller need not.
     """
 
 class GuestInitServicer(metaclass=_abc_1.ABCMeta):
-    """GuestInit is served inside the guest. A WSLC session calls it."""
+    """GuestInit is served inside the guest. The owner of a WSLC VM calls it for its
+    clients (VmOwner.GetGuestCapabilities); a client that reaches it may, too.
+    """
 
     @_abc_1.abstractmethod
     def GetVersion(
@@ -70,7 +78,8 @@ class GuestInitServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_guest_init_pb2.GetGuestCapabilitiesResponse, _abc.Awaitable[_guest_init_pb2.GetGuestCapabilitiesResponse]]:
         """GetGuestCapabilities returns what the kernel publishes at the time of the
-        call (WSLC_GET_GUEST_CAPABILITIES).
+        call (WSLC_GET_GUEST_CAPABILITIES). Guest init adds the event
+        WSLCReadGuestCapabilities to the VM's trace, so its caller need not.
         """
 
 def add_GuestInitServicer_to_server(servicer: GuestInitServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

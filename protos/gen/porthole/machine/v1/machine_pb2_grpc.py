@@ -81,7 +81,8 @@ class MachineServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Boot(self, request, context):
-        """Boot starts the guest; it can be called once per machine.
+        """Boot starts the guest, whose init serves GuestInit when this returns. It can
+        be called once per machine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

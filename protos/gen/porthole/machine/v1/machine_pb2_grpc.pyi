@@ -38,7 +38,9 @@ class MachineStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_machine_pb2.MachineGetVersionRequest, _machine_pb2.MachineGetVersionResponse]
     """GetVersion announces the API versions that this service understands."""
     Boot: _grpc.UnaryUnaryMultiCallable[_machine_pb2.BootRequest, _machine_pb2.BootResponse]
-    """Boot starts the guest; it can be called once per machine."""
+    """Boot starts the guest, whose init serves GuestInit when this returns. It can
+    be called once per machine.
+    """
     AttachDevice: _grpc.UnaryUnaryMultiCallable[_machine_pb2.AttachDeviceRequest, _machine_pb2.AttachDeviceResponse]
     """AttachDevice attaches a vhost-user device; the guest has probed it when
     this returns.
@@ -62,7 +64,9 @@ class MachineAsyncStub(MachineStub):
     GetVersion: _aio.UnaryUnaryMultiCallable[_machine_pb2.MachineGetVersionRequest, _machine_pb2.MachineGetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces the API versions that this service understands."""
     Boot: _aio.UnaryUnaryMultiCallable[_machine_pb2.BootRequest, _machine_pb2.BootResponse]  # type: ignore[assignment]
-    """Boot starts the guest; it can be called once per machine."""
+    """Boot starts the guest, whose init serves GuestInit when this returns. It can
+    be called once per machine.
+    """
     AttachDevice: _aio.UnaryUnaryMultiCallable[_machine_pb2.AttachDeviceRequest, _machine_pb2.AttachDeviceResponse]  # type: ignore[assignment]
     """AttachDevice attaches a vhost-user device; the guest has probed it when
     this returns.
@@ -95,7 +99,9 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_pb2.BootRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machine_pb2.BootResponse, _abc.Awaitable[_machine_pb2.BootResponse]]:
-        """Boot starts the guest; it can be called once per machine."""
+        """Boot starts the guest, whose init serves GuestInit when this returns. It can
+        be called once per machine.
+        """
 
     @_abc_1.abstractmethod
     def AttachDevice(

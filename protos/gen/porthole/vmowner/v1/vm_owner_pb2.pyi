@@ -514,7 +514,9 @@ class Vm(_message.Message):
     networking_mode: Global___NetworkingMode.ValueType
     """Networking mode of the VM."""
     guest_init_address: _builtins.str
-    """Address at which the guest's init serves GuestInit, for a WSLC session."""
+    """Address at which the guest's init serves GuestInit. A client need not reach
+    it: GetGuestCapabilities does.
+    """
     machine_address: _builtins.str
     """Address of the machine that runs the guest."""
     traceparent: _builtins.str
@@ -837,6 +839,54 @@ class WatchVmResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WatchVmResponse: _TypeAlias = WatchVmResponse  # noqa: Y015
+
+@_typing.final
+class GetGuestCapabilitiesRequest(_message.Message):
+    """GetGuestCapabilitiesRequest names a WSLC VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """Id of the VM."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGuestCapabilitiesRequest: _TypeAlias = GetGuestCapabilitiesRequest  # noqa: Y015
+
+@_typing.final
+class GetGuestCapabilitiesResponse(_message.Message):
+    """GetGuestCapabilitiesResponse has what the guest's kernel publishes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
+        """The answer of guest init, with the fields that the owner does not know. Hand
+        it to ApplyGuestCapabilities as it is.
+        """
+
+    def __init__(
+        self,
+        *,
+        capabilities: _guest_capabilities_pb2.GuestCapabilities | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGuestCapabilitiesResponse: _TypeAlias = GetGuestCapabilitiesResponse  # noqa: Y015
 
 @_typing.final
 class ApplyGuestCapabilitiesRequest(_message.Message):

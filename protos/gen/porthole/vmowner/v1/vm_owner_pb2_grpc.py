@@ -65,6 +65,11 @@ class VmOwnerStub(object):
                 request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.WatchVmRequest.SerializeToString,
                 response_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.WatchVmResponse.FromString,
                 _registered_method=True)
+        self.GetGuestCapabilities = channel.unary_unary(
+                '/porthole.vmowner.v1.VmOwner/GetGuestCapabilities',
+                request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.GetGuestCapabilitiesRequest.SerializeToString,
+                response_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.GetGuestCapabilitiesResponse.FromString,
+                _registered_method=True)
         self.ApplyGuestCapabilities = channel.unary_unary(
                 '/porthole.vmowner.v1.VmOwner/ApplyGuestCapabilities',
                 request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ApplyGuestCapabilitiesRequest.SerializeToString,
@@ -119,8 +124,9 @@ class VmOwnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateVm(self, request, context):
-        """CreateVm boots a VM. A WSL2 VM has reported its capabilities when this
-        returns; a WSLC VM waits for ApplyGuestCapabilities.
+        """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
+        the guest init of a WSLC VM answers, and the VM waits for
+        ApplyGuestCapabilities.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +149,17 @@ class VmOwnerServicer(object):
 
     def WatchVm(self, request, context):
         """WatchVm streams states, warnings and device events, the present state first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGuestCapabilities(self, request, context):
+        """GetGuestCapabilities asks the guest init of a WSLC VM for what its kernel
+        publishes now (WSLC_GET_GUEST_CAPABILITIES), and passes its answer on. A WSL2
+        guest reports by itself, so for its VM this is FAILED_PRECONDITION
+        (WRONG_VM_KIND); GetVm has the report. UNAVAILABLE (GUEST_INIT_UNREACHABLE):
+        guest init does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,6 +244,11 @@ def add_VmOwnerServicer_to_server(servicer, server):
                     servicer.WatchVm,
                     request_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.WatchVmRequest.FromString,
                     response_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.WatchVmResponse.SerializeToString,
+            ),
+            'GetGuestCapabilities': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGuestCapabilities,
+                    request_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.GetGuestCapabilitiesRequest.FromString,
+                    response_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.GetGuestCapabilitiesResponse.SerializeToString,
             ),
             'ApplyGuestCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.ApplyGuestCapabilities,
@@ -405,6 +427,33 @@ class VmOwner(object):
             '/porthole.vmowner.v1.VmOwner/WatchVm',
             porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.WatchVmRequest.SerializeToString,
             porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.WatchVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGuestCapabilities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.vmowner.v1.VmOwner/GetGuestCapabilities',
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.GetGuestCapabilitiesRequest.SerializeToString,
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.GetGuestCapabilitiesResponse.FromString,
             options,
             channel_credentials,
             insecure,

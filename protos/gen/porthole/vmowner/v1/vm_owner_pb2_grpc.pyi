@@ -42,8 +42,9 @@ class VmOwnerStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVersionRequest, _vm_owner_pb2.GetVersionResponse]
     """GetVersion announces API versions and the manifest of component versions."""
     CreateVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.CreateVmRequest, _vm_owner_pb2.CreateVmResponse]
-    """CreateVm boots a VM. A WSL2 VM has reported its capabilities when this
-    returns; a WSLC VM waits for ApplyGuestCapabilities.
+    """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
+    the guest init of a WSLC VM answers, and the VM waits for
+    ApplyGuestCapabilities.
     """
     GetVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]
     """GetVm returns one VM."""
@@ -53,6 +54,13 @@ class VmOwnerStub:
     """
     WatchVm: _grpc.UnaryStreamMultiCallable[_vm_owner_pb2.WatchVmRequest, _vm_owner_pb2.WatchVmResponse]
     """WatchVm streams states, warnings and device events, the present state first."""
+    GetGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetGuestCapabilitiesRequest, _vm_owner_pb2.GetGuestCapabilitiesResponse]
+    """GetGuestCapabilities asks the guest init of a WSLC VM for what its kernel
+    publishes now (WSLC_GET_GUEST_CAPABILITIES), and passes its answer on. A WSL2
+    guest reports by itself, so for its VM this is FAILED_PRECONDITION
+    (WRONG_VM_KIND); GetVm has the report. UNAVAILABLE (GUEST_INIT_UNREACHABLE):
+    guest init does not answer.
+    """
     ApplyGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ApplyGuestCapabilitiesRequest, _vm_owner_pb2.ApplyGuestCapabilitiesResponse]
     """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
     same values succeeds; other values are refused and change nothing.
@@ -88,8 +96,9 @@ class VmOwnerAsyncStub(VmOwnerStub):
     GetVersion: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVersionRequest, _vm_owner_pb2.GetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces API versions and the manifest of component versions."""
     CreateVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.CreateVmRequest, _vm_owner_pb2.CreateVmResponse]  # type: ignore[assignment]
-    """CreateVm boots a VM. A WSL2 VM has reported its capabilities when this
-    returns; a WSLC VM waits for ApplyGuestCapabilities.
+    """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
+    the guest init of a WSLC VM answers, and the VM waits for
+    ApplyGuestCapabilities.
     """
     GetVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]  # type: ignore[assignment]
     """GetVm returns one VM."""
@@ -99,6 +108,13 @@ class VmOwnerAsyncStub(VmOwnerStub):
     """
     WatchVm: _aio.UnaryStreamMultiCallable[_vm_owner_pb2.WatchVmRequest, _vm_owner_pb2.WatchVmResponse]  # type: ignore[assignment]
     """WatchVm streams states, warnings and device events, the present state first."""
+    GetGuestCapabilities: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetGuestCapabilitiesRequest, _vm_owner_pb2.GetGuestCapabilitiesResponse]  # type: ignore[assignment]
+    """GetGuestCapabilities asks the guest init of a WSLC VM for what its kernel
+    publishes now (WSLC_GET_GUEST_CAPABILITIES), and passes its answer on. A WSL2
+    guest reports by itself, so for its VM this is FAILED_PRECONDITION
+    (WRONG_VM_KIND); GetVm has the report. UNAVAILABLE (GUEST_INIT_UNREACHABLE):
+    guest init does not answer.
+    """
     ApplyGuestCapabilities: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ApplyGuestCapabilitiesRequest, _vm_owner_pb2.ApplyGuestCapabilitiesResponse]  # type: ignore[assignment]
     """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
     same values succeeds; other values are refused and change nothing.
@@ -143,8 +159,9 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.CreateVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.CreateVmResponse, _abc.Awaitable[_vm_owner_pb2.CreateVmResponse]]:
-        """CreateVm boots a VM. A WSL2 VM has reported its capabilities when this
-        returns; a WSLC VM waits for ApplyGuestCapabilities.
+        """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
+        the guest init of a WSLC VM answers, and the VM waits for
+        ApplyGuestCapabilities.
         """
 
     @_abc_1.abstractmethod
@@ -172,6 +189,19 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_vm_owner_pb2.WatchVmResponse], _abc.AsyncIterator[_vm_owner_pb2.WatchVmResponse]]:
         """WatchVm streams states, warnings and device events, the present state first."""
+
+    @_abc_1.abstractmethod
+    def GetGuestCapabilities(
+        self,
+        request: _vm_owner_pb2.GetGuestCapabilitiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_owner_pb2.GetGuestCapabilitiesResponse, _abc.Awaitable[_vm_owner_pb2.GetGuestCapabilitiesResponse]]:
+        """GetGuestCapabilities asks the guest init of a WSLC VM for what its kernel
+        publishes now (WSLC_GET_GUEST_CAPABILITIES), and passes its answer on. A WSL2
+        guest reports by itself, so for its VM this is FAILED_PRECONDITION
+        (WRONG_VM_KIND); GetVm has the report. UNAVAILABLE (GUEST_INIT_UNREACHABLE):
+        guest init does not answer.
+        """
 
     @_abc_1.abstractmethod
     def ApplyGuestCapabilities(
