@@ -19,6 +19,7 @@ from services.simguest.net.namespace import NetworkNamespace
 DEMO = (sys.executable, "-m", "services.cli.main", "demo")
 DEMO_S = 180.0
 TOKEN_POOL_BYTES = 64 << 20
+KEPT = [".porthole-demo", "report.json", "trace.jsonl"]  # docs/getting-started.md names them
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_the_demonstration_compares_everything_and_leaves_a_valid_trace(
     tree: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = demo(tree, out)
+    result = demo(tree, out, "--keep")
     assert result.returncode == OK, result.stderr
     report = report_of(out)
     assert report["handshake"] == "valid"
@@ -153,7 +154,9 @@ def test_a_portion_is_written_and_the_directory_is_emptied_first(
     out = tmp_path / "out"
     result = demo(tree, out, "--portion", "1")
     assert result.returncode == OK, result.stderr
+    assert sorted(path.name for path in out.iterdir()) == KEPT
     assert [vm["copied"]["files"] for vm in report_of(out)["vms"]] == [1, 1, 1]
+    (out / "vm1").mkdir()
     (out / "vm1" / "stale").touch()
     assert demo(tree / "package", out).returncode == OK
     assert not (out / "vm1" / "stale").exists()
@@ -181,6 +184,7 @@ def test_a_device_host_that_dies_fails_the_demonstration(tree: Path, tmp_path: P
     assert "Traceback" not in errors
     assert "the device host ended with status -9" in errors
     assert "SERVICE_ENDED" in errors
+    assert (out / "services.log").exists(), "a failure keeps what explains it"
 
 
 def test_two_demonstrations_do_not_share_a_directory(tree: Path, tmp_path: Path) -> None:

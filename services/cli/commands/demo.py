@@ -31,8 +31,15 @@ from services.handshake.errors import FailedPreconditionError, InvalidArgumentEr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
 DEFAULT_OUT: Final = Path("build/demo")
+
+MARK: Final = ".porthole-demo"
+"""File that marks a directory as that of a demonstration, and locks it."""
+
+KEPT: Final = frozenset({MARK, "report.json", "trace.jsonl"})
+"""Files that stay after a demonstration that passed."""
 
 PORTION_FILES: Final = 1000
 """Approximate number of files that are also written, and read through a mount point; with this many
@@ -66,10 +73,17 @@ def demo(
     out_dir: Annotated[
         Path, typer.Option("--out", help="Directory for the results; it is emptied first.")
     ] = DEFAULT_OUT,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the VMs' files, metrics and logs, as after a failure.",
+        ),
+    ] = False,
 ) -> None:
     """Run three VMs on a real directory tree, and compare everything.
 
-    It writes report.json and trace.jsonl into --out.
+    It leaves report.json and trace.jsonl in --out; after a failure, everything.
     """
     context.of(ctx)
     began = time.monotonic()
@@ -90,6 +104,8 @@ def demo(
         report.handshake = _verdict(plan.trace_file, report)
         report.seconds = round(time.monotonic() - began, 3)
         (target / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        if report.passed and not keep:
+            _remove_all_but(target, KEPT)
     _summarise(report, target)
     if not report.passed:
         raise typer.Exit(NEGATIVE)
@@ -103,7 +119,7 @@ def _claimed(target: Path) -> Iterator[Path]:
         typer.BadParameter: It is not empty, and not from a demonstration.
         FailedPreconditionError: DEMO_RUNNING.
     """
-    marker = target / ".porthole-demo"
+    marker = target / MARK
     if target.exists() and any(target.iterdir()) and not marker.exists():
         raise typer.BadParameter(
             f"{target} is not empty and not from an earlier demonstration; choose another --out"
@@ -116,12 +132,19 @@ def _claimed(target: Path) -> Iterator[Path]:
             raise FailedPreconditionError(
                 "DEMO_RUNNING", f"another demonstration is using {target}; choose another --out"
             ) from None
-        for entry in target.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry != marker:
-                entry.unlink()
+        _remove_all_but(target, {MARK})
         yield target
+
+
+def _remove_all_but(directory: Path, kept: AbstractSet[str]) -> None:
+    """Remove the entries of a directory, but for some names."""
+    for entry in directory.iterdir():
+        if entry.name in kept:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _run(plan: DemoPlan) -> DemoReport:
