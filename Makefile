@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GUEST := .guest
+SOURCES := services protos native tests bench docs deploy
 FASTPATH := services/devicehost/libfastpath.so
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # Plugins are found in PATH; protoc itself is of another version than the packages in .venv.
@@ -26,9 +27,11 @@ BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
 
+# Without the mark .venv is the rest of an interrupted run, and is made anew.
 $(READY): requirements-dev.lock requirements-protos.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"porthole needs Python 3.11 or later; {sys.executable} is {v.major}.{v.minor}. Set PYTHON=/path/to/python3.11")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $@
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@$(PIP) install --require-hashes --no-deps --upgrade --target $(VENV)/protoc -r requirements-protos.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
@@ -148,5 +151,6 @@ bench: $(READY) $(FRONT_END) ## measure against virtiofsd (FULL=1: everything; A
 	@bench/fetch_virtiofsd.sh
 	@$(BIN)/python -m bench $(if $(FULL),--size full) $(ARGS)
 
-clean: ## remove what the targets made
-	rm -rf $(VENV) $(GUEST) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove everything that the targets made
+	rm -rf $(VENV) $(GUEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info $(FASTPATH:.so=).*
+	@find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
