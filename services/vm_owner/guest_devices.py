@@ -80,6 +80,7 @@ class GuestDevice:
     """The entry of one device.
 
     Attributes:
+        instance_id: Its id; empty before IDENTIFY unless the client has chosen it.
         options: The whole options string; empty before REGISTER.
         device_host_version: What its device host announced; nothing before REGISTER.
         socket_path: Its vhost-user socket; empty before STORE.
@@ -149,10 +150,14 @@ class GuestDevices:
         known = await device_host.list_devices(self._record.vm_id)
         return next((each for each in known if each.instance_id == device.instance_id), None)
 
-    async def add(self, spec: DeviceSpec) -> GuestDevice:
+    async def add(self, spec: DeviceSpec, instance_id: str = "") -> GuestDevice:
         """Add a device; the guest has it when this returns.
 
         After a failure nothing of the device is left, here or at the peers.
+
+        Args:
+            spec: The device.
+            instance_id: Its id, which no device of the VM has; empty: one is made.
 
         Raises:
             InvalidArgumentError: The tag or the options are wrong.
@@ -161,7 +166,7 @@ class GuestDevices:
                 DEVICE_HOST_FEATURE, for an aggregate.
             PortholeError: A peer refused, or cannot be reached.
         """
-        device = GuestDevice(spec)
+        device = GuestDevice(spec, instance_id=instance_id)
         try:
             for step in ADD_ORDER:
                 self._record.require(Operation.ADD_DEVICE)
@@ -207,7 +212,7 @@ class GuestDevices:
                 device.life.fire(step)
 
     async def _identify(self, device: GuestDevice) -> None:
-        device.instance_id = str(uuid.uuid4())
+        device.instance_id = device.instance_id or str(uuid.uuid4())
 
     async def _register(self, device: GuestDevice) -> None:
         spec, record = device.spec, self._record

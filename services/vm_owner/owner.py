@@ -4,7 +4,8 @@ Owns the registry, the serialisation of operations, and their traces. Must not k
 parts that use it come in `Surroundings`.
 
 An operation that changes a VM runs to its end even when its caller goes away, so that no device is
-left half added. Only CreateVm is abandoned with its caller; it then takes the new VM down.
+left half added. Only CreateVm is abandoned with a caller that has not chosen the VM's id and so
+cannot repeat the call; it then takes the new VM down.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from services.handshake import events
 from services.handshake.errors import (
@@ -26,13 +27,14 @@ from services.handshake.errors import (
 from services.handshake.sizing import low_ram_bytes
 from services.rpc import tracing
 from services.vm_owner.allowed_devices import require_device
+from services.vm_owner.client_ids import check_vm_id, require_same
 from services.vm_owner.device_hosts import UNSPECIFIED
 from services.vm_owner.host_paths import HostPaths
 from services.vm_owner.kernel_command_line import kernel_command_line
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmFacts, VmKind, VmRecord
 from services.vm_owner.registry import VmRegistry
-from services.vm_owner.shares import ShareSpec, share_key
+from services.vm_owner.shares import ShareSpec, require_no_conflict, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
 from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
 from services.vm_owner.watch_items import DeviceChange, DeviceExhausted
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from services.vm_owner.manifest import Manifest
     from services.vm_owner.networking import Network
     from services.vm_owner.record import Report
-    from services.vm_owner.shares import Share
+    from services.vm_owner.shares import Share, ShareKey
     from services.vm_owner.subnets import SubnetPool
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class VmSpec:
     """A VM that CreateVm requests.
 
     Attributes:
+        vm_id: The id that the client has chosen; empty: one is made.
         ram_bytes: Memory of the guest; 0: the configured size, or 2 GiB.
         wslconfig: Text of a .wslconfig file.
         wslconfig_name: Its name, for warnings; empty: ".wslconfig".
@@ -95,6 +98,7 @@ class VmSpec:
     wslconfig_name: str = ""
     machine: MachineSpec = MachineSpec()
     shares: tuple[ShareSpec, ...] = ()
+    vm_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,11 @@ class Surroundings:
     host_paths: HostPaths = field(default_factory=HostPaths)
 
 
+class _Creation(NamedTuple):
+    spec: VmSpec
+    task: asyncio.Task[Vm]
+
+
 class VmOwner:
     """All VMs, by id.
 
@@ -140,7 +149,8 @@ class VmOwner:
         self._device_hosts = connect_device_hosts(
             self._on_device_status, self._on_device_host_stream_end
         )
-        self._vms = VmRegistry()
+        self._vms: VmRegistry[VmSpec] = VmRegistry()
+        self._creations: dict[str, _Creation] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -168,18 +178,45 @@ class VmOwner:
         return await self._device_hosts.statuses(vm.vm_id)
 
     async def create(self, spec: VmSpec) -> Vm:
-        """Create a VM and boot it. After a failure, or when the caller goes away, nothing is left.
+        """Create a VM and boot it. After a failure nothing is left.
+
+        Nothing is left either when the caller goes away, unless it has chosen the VM's id: then the
+        VM is created to the end, and the call can be repeated, also while the first one runs.
+
+        Returns:
+            The new VM, or the one that the same spec has created.
 
         Raises:
+            InvalidArgumentError: VM_ID_SYNTAX.
+            AlreadyExistsError: VM_EXISTS, for an id that was used with another spec; it names the
+                fields that differ.
             InvalidArgumentError: RAM_BYTES, WSLCONFIG_TOO_LARGE, KERNEL_RELEASE_SYNTAX,
                 TOO_MANY_SHARES.
-            AlreadyExistsError: TAG_EXISTS, for two of the shares.
+            AlreadyExistsError: TAG_EXISTS or SHARE_EXISTS, for two of the shares.
             FailedPreconditionError: VIRTIO_OFF or VIRTIOFS_OFF, for any share.
             PortholeError: See share_key and HostPaths.look.
             UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, GUEST_INIT_UNREACHABLE, or the
                 machine does not start.
             DeadlineExceededError: GUEST_INIT_SILENT.
         """
+        if not spec.vm_id:
+            return await self._create(replace(spec, vm_id=str(uuid.uuid4())))
+        check_vm_id(spec.vm_id)
+        what = f"VM {spec.vm_id}"
+        creation = self._creations.get(spec.vm_id)
+        if creation is not None:
+            require_same("VM_EXISTS", what, creation.spec, spec)
+            return await asyncio.shield(creation.task)
+        known = self._vms.get(spec.vm_id)
+        if known is not None:
+            require_same("VM_EXISTS", what, self._vms.spec_of(known), spec)
+            return known
+        creation = _Creation(spec, self._start(self._create(spec)))
+        self._creations[spec.vm_id] = creation
+        creation.task.add_done_callback(lambda _: self._creations.pop(spec.vm_id, None))
+        return await asyncio.shield(creation.task)
+
+    async def _create(self, spec: VmSpec) -> Vm:
         with tracing.operation("CreateVm"):
             await self._check_shares(spec.shares)
             vm = self._assemble(spec)
@@ -231,10 +268,11 @@ class VmOwner:
         vm = self.find(vm_id)
         await self._change(vm, Operation.REMOVE_SHARE, lambda: vm.remove_share(share_id))
 
-    async def add_device(self, vm_id: str, spec: DeviceSpec) -> GuestDevice:
+    async def add_device(self, vm_id: str, spec: DeviceSpec, instance_id: str = "") -> GuestDevice:
         """Add a device; see Vm.add_device."""
         vm = self.find(vm_id)
-        return await self._change(vm, Operation.ADD_DEVICE, lambda: vm.add_device(spec))
+        add = partial(vm.add_device, spec, instance_id)
+        return await self._change(vm, Operation.ADD_DEVICE, add)
 
     async def remove_device(self, vm_id: str, instance_id: str) -> None:
         """Remove a device; see Vm.remove_device."""
@@ -276,7 +314,7 @@ class VmOwner:
                 "OWNER_SHUTTING_DOWN", "this owner is shutting down; use another, or wait for it"
             )
         surroundings = self._surroundings
-        vm_id = str(uuid.uuid4())
+        vm_id = spec.vm_id
         parsed = parse_wslconfig(spec.wslconfig, spec.wslconfig_name or ".wslconfig")
         config = parsed.config
         for share in spec.shares:
@@ -322,7 +360,7 @@ class VmOwner:
             directory,
             plan,
         )
-        self._vms.add(vm)
+        self._vms.add(vm, spec)
         record.emit(
             events.vm_created(
                 vm_id,
@@ -348,8 +386,10 @@ class VmOwner:
                 limit=MAX_FIXED_SHARES,
             )
         seen: set[str] = set()
+        known: dict[ShareKey, ShareSpec] = {}
         for spec in shares:
-            await self.host_paths.look(spec.host_path, partial(share_key, spec))
+            key = await self.host_paths.look(spec.host_path, partial(share_key, spec))
+            require_no_conflict(known.setdefault(key, spec), spec)
             if spec.tag and spec.tag in seen:
                 raise AlreadyExistsError(
                     "TAG_EXISTS", f"two shares have the tag {spec.tag!r}", tag=spec.tag

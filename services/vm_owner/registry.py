@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from services.handshake.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from services.vm_owner.vm import Vm
+
+Spec = TypeVar("Spec")
 
 ENDED_KEPT: Final = 64
 """Most VMs that have ended and stay listed; the one that ended first is forgotten first."""
@@ -30,14 +32,15 @@ PREFIX_CHARACTERS: Final = 4
 _NAMED: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+@dataclass(frozen=True)
+class _Entry(Generic[Spec]):
     number: int
     vm: Vm
+    spec: Spec
 
 
-class VmRegistry:
-    """All VMs, in the order in which they were added.
+class VmRegistry(Generic[Spec]):
+    """All VMs, in the order in which they were added, each with the spec that it was created from.
 
     Args:
         now_s: A clock that only moves forward, in seconds.
@@ -45,11 +48,11 @@ class VmRegistry:
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _Entry[Spec]] = {}
         self._ended_s: dict[str, float] = {}
         self._numbers = count(1)
 
-    def add(self, vm: Vm) -> None:
+    def add(self, vm: Vm, spec: Spec) -> None:
         """Add a VM.
 
         Raises:
@@ -60,7 +63,7 @@ class VmRegistry:
             raise AlreadyExistsError(
                 "VM_EXISTS", f"there is a VM {vm.vm_id} already; choose another id", vm_id=vm.vm_id
             )
-        self._entries[vm.vm_id] = _Entry(next(self._numbers), vm)
+        self._entries[vm.vm_id] = _Entry(next(self._numbers), vm, spec)
 
     def discard(self, vm_id: str) -> None:
         """Forget a VM; does nothing for an unknown one."""
@@ -78,6 +81,10 @@ class VmRegistry:
         self._forget()
         entry = self._entries.get(vm_id)
         return entry.vm if entry else None
+
+    def spec_of(self, vm: Vm) -> Spec:
+        """Return the spec of a VM that has not been forgotten."""
+        return self._entries[vm.vm_id].spec
 
     def find(self, given: str) -> Vm:
         """Return the VM with this id, or the only one whose id begins with it.

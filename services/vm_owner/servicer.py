@@ -72,6 +72,7 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
             wslconfig_name=request.wslconfig_name,
             machine=machine_spec_from_proto(request),
             shares=tuple(share_spec_from_proto(share) for share in request.shares),
+            vm_id=request.vm_id,
         )
         vm = await self._owner.create(spec)
         return vm_owner_pb2.CreateVmResponse(vm=await self._describe(vm))
@@ -154,7 +155,7 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     ) -> vm_owner_pb2.AddGuestDeviceResponse:
         self._owner.find(request.vm_id)
         spec = await device_spec_from_proto(request, self._owner.host_paths)
-        device = await self._owner.add_device(request.vm_id, spec)
+        device = await self._owner.add_device(request.vm_id, spec, request.instance_id)
         return vm_owner_pb2.AddGuestDeviceResponse(device=device_to_proto(device, {}))
 
     async def RemoveGuestDevice(  # noqa: N802, D102

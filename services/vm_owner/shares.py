@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
 from services.handshake.errors import (
+    AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -91,6 +92,31 @@ def share_key(spec: ShareSpec) -> ShareKey:
     name = spec.tag or "share"
     parsed = parse_fs_options(build_options(name, spec.options, None, _ANY_VM))
     return ShareKey(canonical_directory(spec.host_path), replace(parsed, name=""), spec.elevated)
+
+
+def require_no_conflict(first: ShareSpec, repeated: ShareSpec) -> None:
+    """Refuse a share that has the identity of another one but is asked for differently.
+
+    Args:
+        first: The share that exists.
+        repeated: The present request. Without a tag it takes the tag of the first.
+
+    Raises:
+        AlreadyExistsError: SHARE_EXISTS; it names the field that differs.
+    """
+    if repeated.aggregate != first.aggregate:
+        field, had, wanted = "aggregate", str(first.aggregate), str(repeated.aggregate)
+    elif repeated.tag and repeated.tag != first.tag:
+        field, had, wanted = "tag", repr(first.tag), repr(repeated.tag)
+    else:
+        return
+    raise AlreadyExistsError(
+        "SHARE_EXISTS",
+        f"{first.host_path!r} is shared with these options already, with {field} {had} and not "
+        f"{wanted}; use that share, or remove it first",
+        field=field,
+        host_path=first.host_path,
+    )
 
 
 def canonical_directory(host_path: str) -> str:

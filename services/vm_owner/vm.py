@@ -13,7 +13,7 @@ import logging
 import shutil
 import uuid
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,13 +27,14 @@ from services.handshake.errors import (
 from services.vm_owner.aggregates import AggregateShares
 from services.vm_owner.allowed_devices import require_device
 from services.vm_owner.capabilities_reader import CapabilitiesReader
+from services.vm_owner.client_ids import check_instance_id, require_same
 from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
 from services.vm_owner.machines import BootSpec
 from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmKind
-from services.vm_owner.shares import Share, ShareSpec, share_key
+from services.vm_owner.shares import Share, ShareSpec, require_no_conflict, share_key
 from services.vm_owner.states import VmEvent, VmState
 from services.vm_owner.warnings import guest_ended, share_failed
 from services.vm_owner.watch_items import DeviceExhausted
@@ -178,18 +179,22 @@ class Vm:
     async def add_share(self, spec: ShareSpec) -> tuple[Share, bool]:
         """Add a share. The lock is held.
 
-        An equal share whose device was lost with its device host is replaced.
+        A share of the same directory, options and user is the same share. One whose device was
+        lost with its device host is replaced.
 
         Returns:
             The new share, or an equal one; and whether it existed.
 
         Raises:
+            AlreadyExistsError: SHARE_EXISTS, see require_no_conflict.
             PortholeError: See share_key, HostPaths.look and GuestDevices.add.
         """
         self.record.require(Operation.ADD_SHARE)
         self._require_device(Operation.ADD_SHARE, events.FS)
         key = await self._host_paths.look(spec.host_path, partial(share_key, spec))
         equal = next((share for share in self.shares.values() if share.key == key), None)
+        if equal is not None:
+            require_no_conflict(replace(equal.spec, tag=equal.device.spec.tag), spec)
         if equal is None:
             return await self._add_new_share(spec, key), False
         if await self._device_host_has(equal):
@@ -213,15 +218,28 @@ class Vm:
             )
         await self._remove_share(share)
 
-    async def add_device(self, spec: DeviceSpec) -> GuestDevice:
+    async def add_device(self, spec: DeviceSpec, instance_id: str = "") -> GuestDevice:
         """Add a device. The lock is held.
 
+        Args:
+            spec: The device.
+            instance_id: Its id; a device that was added with it and this spec is returned. Empty:
+                one is made.
+
         Raises:
+            InvalidArgumentError: INSTANCE_ID_SYNTAX.
+            AlreadyExistsError: DEVICE_EXISTS, for another spec; it names the fields that differ.
             PortholeError: See GuestDevices.add.
         """
         self.record.require(Operation.ADD_DEVICE)
         self._require_device(Operation.ADD_DEVICE, spec.device_class)
-        return await self.devices.add(spec)
+        if instance_id:
+            check_instance_id(instance_id)
+            known = self.devices.find(instance_id)
+            if known is not None:
+                require_same("DEVICE_EXISTS", f"device {instance_id}", known.spec, spec)
+                return known
+        return await self.devices.add(spec, instance_id)
 
     async def remove_device(self, instance_id: str) -> None:
         """Remove a device and its shares. The lock is held.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,7 +63,7 @@ async def test_an_equal_share_is_the_existing_one_wherever_it_is(rig: Rig, tmp_p
     share, _ = await rig.owner.add_share(vm_id, spec(tmp_path, "ro;uid=5"))
     for equal in (
         spec(tmp_path, "uid=5;ro;ro"),
-        ShareSpec(f"{tmp_path}/", "tag", "uid=5;ro"),
+        replace(spec(tmp_path, "uid=5;ro"), host_path=f"{tmp_path}/"),
     ):
         assert await rig.owner.add_share(vm_id, equal) == (share, True)
     for different in (spec(tmp_path, "ro"), spec(tmp_path, "ro;uid=5", elevated=True)):

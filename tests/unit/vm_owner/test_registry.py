@@ -27,14 +27,14 @@ class Clock:
         return self.now_s
 
 
-def filled(*ids: str, clock: Clock | None = None) -> VmRegistry:
-    registry = VmRegistry(clock or Clock())
+def filled(*ids: str, clock: Clock | None = None) -> VmRegistry[str]:
+    registry: VmRegistry[str] = VmRegistry(clock or Clock())
     for vm_id in ids:
-        registry.add(cast("Vm", Named(vm_id)))
+        registry.add(cast("Vm", Named(vm_id)), f"spec of {vm_id}")
     return registry
 
 
-def ids(registry: VmRegistry) -> list[str]:
+def ids(registry: VmRegistry[str]) -> list[str]:
     return [vm.vm_id for vm in registry.all()]
 
 
@@ -54,6 +54,11 @@ def test_what_begins_no_id_or_is_too_short_finds_nothing(given: str) -> None:
     with pytest.raises(NotFoundError) as refused:
         filled("bbbb2222-3333").find(given)
     assert refused.value.reason == "VM_NOT_FOUND"
+
+
+def test_a_vm_is_kept_with_its_spec() -> None:
+    registry = filled("aaaa", "bbbb")
+    assert registry.spec_of(registry.find("bbbb")) == "spec of bbbb"
 
 
 def test_the_shortest_beginning() -> None:
@@ -99,5 +104,5 @@ def test_numbers_go_on_when_vms_are_forgotten() -> None:
     registry = filled("one", "two", "three")
     assert [number for number, _ in registry.after(1)] == [2, 3]
     registry.discard("three")
-    registry.add(cast("Vm", Named("four")))
+    registry.add(cast("Vm", Named("four")), "")
     assert [(number, vm.vm_id) for number, vm in registry.after(1)] == [(2, "two"), (4, "four")]

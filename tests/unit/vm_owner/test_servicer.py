@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
 from services.handshake.errors import (
+    AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -333,3 +335,18 @@ async def test_a_list_that_makes_no_sense(
     with pytest.raises(InvalidArgumentError) as refused:
         await list_vms(stub, **request_)
     assert refused.value.reason == reason
+
+
+async def test_calls_with_an_id_can_be_repeated(stub: Stub, tmp_path: Path) -> None:
+    vm_id = str(uuid.uuid4())
+    creation = vm_owner_pb2.CreateVmRequest(vm_id=vm_id, kind=vm_owner_pb2.VM_KIND_WSL2)
+    addition = vm_owner_pb2.AddGuestDeviceRequest(
+        vm_id=vm_id, instance_id="mine", tag="data", directory=str(tmp_path)
+    )
+    for _ in range(2):
+        assert (await stub.CreateVm(creation)).vm.vm_id == vm_id
+        assert (await stub.AddGuestDevice(addition)).device.instance_id == "mine"
+    assert [device.tag for device in (await get(stub, vm_id)).devices] == ["data"]
+    creation.ram_bytes = 1 << 30
+    with pytest.raises(AlreadyExistsError, match="ram_bytes"):
+        await stub.CreateVm(creation)

@@ -63,7 +63,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     VM_ID_AMBIGUOUS: _ErrorReason.ValueType  # 201
     """INVALID_ARGUMENT: several ids begin with this one."""
     VM_EXISTS: _ErrorReason.ValueType  # 222
-    """ALREADY_EXISTS: a VM with this id was created with another request; choose another id."""
+    """ALREADY_EXISTS: a VM with this id was created with another request; the message names the fields that
+    differ.
+    """
     PAGE_SIZE: _ErrorReason.ValueType  # 223
     """INVALID_ARGUMENT: a page of VMs of a negative size."""
     PAGE_TOKEN: _ErrorReason.ValueType  # 224
@@ -149,6 +151,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     CHILD_NAME: _ErrorReason.ValueType  # 313
     """INVALID_ARGUMENT: the name of a share cannot be the name of a directory."""
+    SHARE_EXISTS: _ErrorReason.ValueType  # 345
+    """ALREADY_EXISTS: the directory is shared with these options already, but with another tag, or not
+    as an aggregate; the message names the field.
+    """
     CHILD_EXISTS: _ErrorReason.ValueType  # 314
     """ALREADY_EXISTS: the aggregate device has a share of this name."""
     CHILD_LIMIT: _ErrorReason.ValueType  # 315
@@ -186,7 +192,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DEVICE_UNKNOWN: _ErrorReason.ValueType  # 331
     """NOT_FOUND: the device host has no such device; PERMISSION_DENIED for a doorbell."""
     DEVICE_EXISTS: _ErrorReason.ValueType  # 332
-    """ALREADY_EXISTS: the instance id is taken."""
+    """ALREADY_EXISTS: the instance id is taken; the owner names the fields in which the request differs."""
     DEVICE_SHUTTING_DOWN: _ErrorReason.ValueType  # 333
     """PERMISSION_DENIED: a device that is being removed gets no doorbell."""
     DOORBELL_LIMIT: _ErrorReason.ValueType  # 334
@@ -556,7 +562,9 @@ NOT_FOUND: no VM has this id, or an id that begins with it (at least 4 character
 VM_ID_AMBIGUOUS: ErrorReason.ValueType  # 201
 """INVALID_ARGUMENT: several ids begin with this one."""
 VM_EXISTS: ErrorReason.ValueType  # 222
-"""ALREADY_EXISTS: a VM with this id was created with another request; choose another id."""
+"""ALREADY_EXISTS: a VM with this id was created with another request; the message names the fields that
+differ.
+"""
 PAGE_SIZE: ErrorReason.ValueType  # 223
 """INVALID_ARGUMENT: a page of VMs of a negative size."""
 PAGE_TOKEN: ErrorReason.ValueType  # 224
@@ -642,6 +650,10 @@ one of its shares.
 """
 CHILD_NAME: ErrorReason.ValueType  # 313
 """INVALID_ARGUMENT: the name of a share cannot be the name of a directory."""
+SHARE_EXISTS: ErrorReason.ValueType  # 345
+"""ALREADY_EXISTS: the directory is shared with these options already, but with another tag, or not
+as an aggregate; the message names the field.
+"""
 CHILD_EXISTS: ErrorReason.ValueType  # 314
 """ALREADY_EXISTS: the aggregate device has a share of this name."""
 CHILD_LIMIT: ErrorReason.ValueType  # 315
@@ -679,7 +691,7 @@ DEVICE_NOT_FOUND: ErrorReason.ValueType  # 330
 DEVICE_UNKNOWN: ErrorReason.ValueType  # 331
 """NOT_FOUND: the device host has no such device; PERMISSION_DENIED for a doorbell."""
 DEVICE_EXISTS: ErrorReason.ValueType  # 332
-"""ALREADY_EXISTS: the instance id is taken."""
+"""ALREADY_EXISTS: the instance id is taken; the owner names the fields in which the request differs."""
 DEVICE_SHUTTING_DOWN: ErrorReason.ValueType  # 333
 """PERMISSION_DENIED: a device that is being removed gets no doorbell."""
 DOORBELL_LIMIT: ErrorReason.ValueType  # 334

@@ -272,7 +272,9 @@ class ShareSpec(_message.Message):
     host_path: _builtins.str
     """Absolute path of a directory on the host."""
     tag: _builtins.str
-    """Mount tag; empty: one is made from the share's id."""
+    """Mount tag; empty: that of the share if it exists, or one that is made from the
+    share's id.
+    """
     options: _builtins.str
     """"key=value;flag;…" without name and token, for instance "ro;uid=1000"."""
     elevated: _builtins.bool
@@ -311,6 +313,7 @@ class CreateVmRequest(_message.Message):
     EMBEDDED_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
+    VM_ID_FIELD_NUMBER: _builtins.int
     kind: Global___VmKind.ValueType
     """Kind of the VM; required."""
     ram_bytes: _builtins.int
@@ -319,6 +322,13 @@ class CreateVmRequest(_message.Message):
     """Text of a .wslconfig file, at most 64 KiB; empty: all defaults."""
     wslconfig_name: _builtins.str
     """Name of that file, for warnings."""
+    vm_id: _builtins.str
+    """Id of the VM, a UUID in lower case that the client has chosen; empty: the
+    owner makes one. With an id the VM is created to the end even when the caller
+    goes away, and the call can be repeated: as long as the VM is listed it
+    returns the VM that it created, and a call with the same id and another field
+    fails with ALREADY_EXISTS (VM_EXISTS).
+    """
     @_builtins.property
     def embedded(self) -> Global___EmbeddedMachine:
         """A user-space guest that the owner starts."""
@@ -343,10 +353,11 @@ class CreateVmRequest(_message.Message):
         embedded: Global___EmbeddedMachine | None = ...,
         external: Global___ExternalMachine | None = ...,
         shares: _abc.Iterable[Global___ShareSpec] | None = ...,
+        vm_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "external", b"external", "machine", b"machine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "external", b"external", "kind", b"kind", "machine", b"machine", "ram_bytes", b"ram_bytes", "shares", b"shares", "wslconfig", b"wslconfig", "wslconfig_name", b"wslconfig_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "external", b"external", "kind", b"kind", "machine", b"machine", "ram_bytes", b"ram_bytes", "shares", b"shares", "vm_id", b"vm_id", "wslconfig", b"wslconfig", "wslconfig_name", b"wslconfig_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_machine: _TypeAlias = _typing.Literal["embedded", "external"]  # noqa: Y015
     _WhichOneofArgType_machine: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
@@ -1053,6 +1064,7 @@ class AddGuestDeviceRequest(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     ELEVATED_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Id of the VM."""
     directory: _builtins.str
@@ -1065,6 +1077,12 @@ class AddGuestDeviceRequest(_message.Message):
     """"key=value;flag;…" without name, token and vm_id, which the owner adds."""
     elevated: _builtins.bool
     """Whether the elevated user's device host serves it."""
+    instance_id: _builtins.str
+    """Id of the device, 1 to 64 letters, digits, `-` and `_`, that the client has
+    chosen; empty: the owner makes one. As long as the VM has the device a repeated
+    call returns it, and one with the same id and another field fails with
+    ALREADY_EXISTS (DEVICE_EXISTS).
+    """
     def __init__(
         self,
         *,
@@ -1074,10 +1092,11 @@ class AddGuestDeviceRequest(_message.Message):
         tag: _builtins.str = ...,
         options: _builtins.str = ...,
         elevated: _builtins.bool = ...,
+        instance_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "directory", b"directory", "tap", b"tap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "directory", b"directory", "elevated", b"elevated", "options", b"options", "tag", b"tag", "tap", b"tap", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "directory", b"directory", "elevated", b"elevated", "instance_id", b"instance_id", "options", b"options", "tag", b"tag", "tap", b"tap", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_backend: _TypeAlias = _typing.Literal["directory", "tap"]  # noqa: Y015
     _WhichOneofArgType_backend: _TypeAlias = _typing.Literal["backend", b"backend"]  # noqa: Y015

@@ -126,7 +126,7 @@ class VmOwnerServicer(object):
     def CreateVm(self, request, context):
         """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
         the guest init of a WSLC VM answers, and the VM waits for
-        ApplyGuestCapabilities.
+        ApplyGuestCapabilities. With a `vm_id` it can be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,8 +174,10 @@ class VmOwnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddShare(self, request, context):
-        """AddShare shares a directory of the host; adding an equal share again
-        returns the existing one.
+        """AddShare shares a directory of the host, and can be repeated: a share with the
+        same canonical path, options (in their meaning) and user is the same one and
+        is returned. With another `tag` or `aggregate` it is refused with
+        ALREADY_EXISTS (SHARE_EXISTS), which names the field.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,7 +191,7 @@ class VmOwnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddGuestDevice(self, request, context):
-        """AddGuestDevice adds one virtio device.
+        """AddGuestDevice adds one virtio device. With an `instance_id` it can be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

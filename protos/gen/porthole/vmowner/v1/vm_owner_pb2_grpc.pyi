@@ -44,7 +44,7 @@ class VmOwnerStub:
     CreateVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.CreateVmRequest, _vm_owner_pb2.CreateVmResponse]
     """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
     the guest init of a WSLC VM answers, and the VM waits for
-    ApplyGuestCapabilities.
+    ApplyGuestCapabilities. With a `vm_id` it can be repeated.
     """
     GetVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]
     """GetVm returns one VM."""
@@ -66,13 +66,15 @@ class VmOwnerStub:
     same values succeeds; other values are refused and change nothing.
     """
     AddShare: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.AddShareRequest, _vm_owner_pb2.AddShareResponse]
-    """AddShare shares a directory of the host; adding an equal share again
-    returns the existing one.
+    """AddShare shares a directory of the host, and can be repeated: a share with the
+    same canonical path, options (in their meaning) and user is the same one and
+    is returned. With another `tag` or `aggregate` it is refused with
+    ALREADY_EXISTS (SHARE_EXISTS), which names the field.
     """
     RemoveShare: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.RemoveShareRequest, _vm_owner_pb2.RemoveShareResponse]
     """RemoveShare removes a share."""
     AddGuestDevice: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.AddGuestDeviceRequest, _vm_owner_pb2.AddGuestDeviceResponse]
-    """AddGuestDevice adds one virtio device."""
+    """AddGuestDevice adds one virtio device. With an `instance_id` it can be repeated."""
     RemoveGuestDevice: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.RemoveGuestDeviceRequest, _vm_owner_pb2.RemoveGuestDeviceResponse]
     """RemoveGuestDevice removes one virtio device."""
     ConfigureNetworking: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ConfigureNetworkingRequest, _vm_owner_pb2.ConfigureNetworkingResponse]
@@ -98,7 +100,7 @@ class VmOwnerAsyncStub(VmOwnerStub):
     CreateVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.CreateVmRequest, _vm_owner_pb2.CreateVmResponse]  # type: ignore[assignment]
     """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
     the guest init of a WSLC VM answers, and the VM waits for
-    ApplyGuestCapabilities.
+    ApplyGuestCapabilities. With a `vm_id` it can be repeated.
     """
     GetVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]  # type: ignore[assignment]
     """GetVm returns one VM."""
@@ -120,13 +122,15 @@ class VmOwnerAsyncStub(VmOwnerStub):
     same values succeeds; other values are refused and change nothing.
     """
     AddShare: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.AddShareRequest, _vm_owner_pb2.AddShareResponse]  # type: ignore[assignment]
-    """AddShare shares a directory of the host; adding an equal share again
-    returns the existing one.
+    """AddShare shares a directory of the host, and can be repeated: a share with the
+    same canonical path, options (in their meaning) and user is the same one and
+    is returned. With another `tag` or `aggregate` it is refused with
+    ALREADY_EXISTS (SHARE_EXISTS), which names the field.
     """
     RemoveShare: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.RemoveShareRequest, _vm_owner_pb2.RemoveShareResponse]  # type: ignore[assignment]
     """RemoveShare removes a share."""
     AddGuestDevice: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.AddGuestDeviceRequest, _vm_owner_pb2.AddGuestDeviceResponse]  # type: ignore[assignment]
-    """AddGuestDevice adds one virtio device."""
+    """AddGuestDevice adds one virtio device. With an `instance_id` it can be repeated."""
     RemoveGuestDevice: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.RemoveGuestDeviceRequest, _vm_owner_pb2.RemoveGuestDeviceResponse]  # type: ignore[assignment]
     """RemoveGuestDevice removes one virtio device."""
     ConfigureNetworking: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ConfigureNetworkingRequest, _vm_owner_pb2.ConfigureNetworkingResponse]  # type: ignore[assignment]
@@ -161,7 +165,7 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vm_owner_pb2.CreateVmResponse, _abc.Awaitable[_vm_owner_pb2.CreateVmResponse]]:
         """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
         the guest init of a WSLC VM answers, and the VM waits for
-        ApplyGuestCapabilities.
+        ApplyGuestCapabilities. With a `vm_id` it can be repeated.
         """
 
     @_abc_1.abstractmethod
@@ -219,8 +223,10 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.AddShareRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.AddShareResponse, _abc.Awaitable[_vm_owner_pb2.AddShareResponse]]:
-        """AddShare shares a directory of the host; adding an equal share again
-        returns the existing one.
+        """AddShare shares a directory of the host, and can be repeated: a share with the
+        same canonical path, options (in their meaning) and user is the same one and
+        is returned. With another `tag` or `aggregate` it is refused with
+        ALREADY_EXISTS (SHARE_EXISTS), which names the field.
         """
 
     @_abc_1.abstractmethod
@@ -237,7 +243,7 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.AddGuestDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.AddGuestDeviceResponse, _abc.Awaitable[_vm_owner_pb2.AddGuestDeviceResponse]]:
-        """AddGuestDevice adds one virtio device."""
+        """AddGuestDevice adds one virtio device. With an `instance_id` it can be repeated."""
 
     @_abc_1.abstractmethod
     def RemoveGuestDevice(
