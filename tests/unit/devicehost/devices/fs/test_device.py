@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from services.devicehost import fastpath
+from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import AggregateBackend, FsBackend, FsDevice
 from services.devicehost.memory.access import MAX_REQUEST_BYTES
+from services.devicehost.virtio.native_queue import NativeQueue
 from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
+from services.handshake.exhaustion import Resource
 from services.handshake.options import FsOptions
 from services.wire import fuse
 from services.wire.virtio_fs import CONFIG
 from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.conftest import VM_ID
 from tests.unit.devicehost.devices.fs.fuse_guest import buffers, chain
+from tests.unit.devicehost.devices.fs.ring_guest import RingGuest
 
 if TYPE_CHECKING:
+    import ctypes
     from pathlib import Path
 
     from services.devicehost.virtio.queue import Chain, Queue
@@ -169,3 +178,48 @@ def test_an_aggregate_takes_shares_and_no_options_of_one(shared: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="'all' takes the options queues and") as caught:
         FsDevice(replace(own, ro=True), AggregateBackend(), MAX_REQUEST_BYTES)
     assert caught.value.reason == "AGGREGATE_OPTION"
+
+
+def test_what_waits_on_any_queue_counts_for_the_device(
+    shared: Path, library: ctypes.CDLL | None
+) -> None:
+    """One bound holds for all queues together: a guest chooses how many it uses."""
+    meter = DeviceMeter()
+    options = FsOptions(name="share", vm_id=VM_ID, queues=2)
+    made = FsDevice(options, FsBackend(str(shared)), MAX_REQUEST_BYTES, meter)
+
+    def queued() -> int:
+        used = {each.resource: each.used for each in meter.bounds.usage()}
+        return used[Resource.QUEUED_REQUESTS]
+
+    def lock(handle: int, owner: int) -> bytes:
+        return fuse.LK_IN.pack(handle, owner, 0, 9, fcntl.F_WRLCK, 1, 0)
+
+    with contextlib.ExitStack() as stack:
+        guests = [stack.enter_context(RingGuest(natively=library is not None)) for _ in range(2)]
+        servers = [
+            threading.Thread(target=made.serve, args=(index, guest.queue))
+            for index, guest in enumerate(guests, 1)
+        ]
+        for server in servers:
+            server.start()
+        try:
+            assert isinstance(guests[0].queue, NativeQueue) == (fastpath.library is library)
+            guests[0].init()
+            entry, handle = guests[0].create(b"file")
+            guests[0].call(fuse.Opcode.SETLK, entry.nodeid, lock(handle, 1))
+            for owner, guest in enumerate(guests, 2):
+                guest.offer(
+                    guest.request(fuse.Opcode.SETLKW, entry.nodeid, lock(handle, owner)), 16
+                )
+            deadline = time.monotonic() + 10
+            while queued() < len(guests) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert queued() == len(guests)
+        finally:
+            for guest in guests:
+                guest.queue.stop()
+            for server in servers:
+                server.join()
+        assert queued() == 0, "a queue that stops answers what it kept"
+    made.close()

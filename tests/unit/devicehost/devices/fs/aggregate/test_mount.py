@@ -9,9 +9,15 @@ import stat
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from services.devicehost.devices.fs.aggregate.shares import Aggregate
+from services.devicehost.devices.fs.host_files.syscalls import Statx
+from services.devicehost.devices.fs.mount.mount import Mount
 from services.devicehost.devices.fs.protocol import FuseSession
+from services.devicehost.fastpath import Outcome
 from services.devicehost.memory.access import MAX_REQUEST_BYTES
+from services.devicehost.virtio.native_queue import NativeQueue
 from services.handshake.exhaustion import Resource
 from services.handshake.options import FsOptions
 from services.wire import fuse
@@ -27,10 +33,13 @@ from tests.unit.devicehost.devices.fs.aggregate.conftest import (
 from tests.unit.devicehost.devices.fs.conftest import VM_ID
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest, buffers
 from tests.unit.devicehost.devices.fs.native_guest import NativeGuest
+from tests.unit.devicehost.devices.fs.ring_guest import RingGuest
 
 if TYPE_CHECKING:
     import ctypes
     from pathlib import Path
+
+    from services.devicehost.devices.fs.share.share import Share
 
 
 def test_the_hot_requests_of_a_share_are_served_natively(rig: Rig, guest: FuseGuest) -> None:
@@ -41,6 +50,61 @@ def test_the_hot_requests_of_a_share_are_served_natively(rig: Rig, guest: FuseGu
     served = guest.served
     guest.getattr(node)
     assert guest.served == served + 1
+
+
+@pytest.mark.parametrize("library", ["native"], indirect=True)
+def test_the_native_loop_of_a_queue_finds_the_share(rig: Rig, guest: FuseGuest) -> None:
+    rig.add("one")
+    node = guest.lookup(b"one").nodeid
+    mounts = rig.session.native_mounts
+    assert mounts is not None
+    woken = os.eventfd(1)
+    outcomes = []
+    with RingGuest(natively=True) as driver, mounts.worker() as loop:
+        assert isinstance(driver.queue, NativeQueue)
+        for remove in (False, True):
+            if remove:
+                rig.aggregate.remove("one")
+            driver.offer(driver.request(Opcode.GETATTR, node, fuse.GETATTR_IN.pack(0, 0)), 1024)
+            outcomes.append(driver.queue.lend(loop, woken))
+        assert driver.ring.used_idx == 1
+    os.close(woken)
+    assert outcomes == [Outcome.WOKEN, Outcome.PYTHON], "found, and removed"
+
+
+class Unusable(Mount):
+    """A mount that fails where the shared directory is "broken"."""
+
+    def __init__(self, share: Share, *, slot: int = 0, writeback: bool = False) -> None:
+        if share.options.name == "broken":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().__init__(share, slot=slot, writeback=writeback)
+
+
+def test_a_share_that_cannot_be_mounted_is_logged_once_and_disturbs_no_other(
+    rig: Rig,
+    guest: FuseGuest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("services.devicehost.devices.fs.aggregate.mount.Mount", Unusable)
+    rig.add("broken")
+    (rig.add("stays") / "file").touch()
+    for _ in range(3):
+        refused(errno.EIO, lambda: guest.lookup(b"broken"))
+    assert guest.walk("stays/file").attr.nlink == 1
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    for part in ("'broken'", "'shares'", VM_ID, os.strerror(errno.EIO)):
+        assert part in record.getMessage()
+
+
+def test_attributes_are_the_same_by_every_request(rig: Rig, guest: FuseGuest) -> None:
+    (rig.add("one") / "file").touch()
+    entry = guest.walk("one/file")
+    data = guest.call(Opcode.STATX, entry.nodeid, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
+    statx = Statx(*fuse.STATX.unpack_from(data, fuse.STATX_OUT.size))
+    assert entry.attr.ino == guest.getattr(entry.nodeid).ino == statx.ino
 
 
 def test_shares_have_options_of_their_own(rig: Rig, guest: FuseGuest) -> None:

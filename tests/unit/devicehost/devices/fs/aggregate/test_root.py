@@ -6,13 +6,14 @@ import errno
 import fcntl
 import os
 import stat
+import time
 
 import pytest
 
 from services.devicehost.devices.fs.aggregate.mount import AggregateMount
 from services.devicehost.devices.fs.host_files.syscalls import Statx
 from services.wire import fuse
-from services.wire.fuse import Opcode
+from services.wire.fuse import Attr, Opcode
 from tests.unit.devicehost.devices.fs.aggregate.conftest import ROOM_S, Rig, refused
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest, buffers
 
@@ -76,6 +77,32 @@ def test_the_root_is_nobodys_to_change(rig: Rig, guest: FuseGuest) -> None:
     times = {(statx.atime, statx.atime_ns), (statx.ctime, statx.ctime_ns)}
     assert times == {(statx.mtime, statx.mtime_ns)}
     assert {listed.name for listed in guest.readdir(guest.opendir())} >= {b"one", b"two"}
+
+
+def test_getattr_and_statx_of_the_root_show_the_same(rig: Rig, guest: FuseGuest) -> None:
+    before_ns = time.time_ns()
+    rig.add("one")
+    data = guest.call(Opcode.GETATTR, 1, fuse.GETATTR_IN.pack(0, 0))
+    attr = Attr(*fuse.ATTR.unpack_from(data, fuse.ATTR_OUT.size))
+    shown = guest.call(Opcode.STATX, 1, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
+    statx = Statx(*fuse.STATX.unpack_from(shown, fuse.STATX_OUT.size))
+    for name in ("ino", "size", "blocks", "mode", "nlink", "uid", "gid", "blksize"):
+        assert getattr(attr, name) == getattr(statx, name), name
+    for name in ("atime", "mtime", "ctime"):
+        of_statx = getattr(statx, name), getattr(statx, f"{name}_ns")
+        assert (getattr(attr, name), getattr(attr, f"{name}nsec")) == of_statx
+        assert before_ns <= of_statx[0] * 10**9 + of_statx[1] <= time.time_ns()
+    assert (attr.ino, attr.size, attr.blocks, attr.uid, attr.gid) == (1, 0, 0, 0, 0)
+    assert (attr.nlink, attr.rdev, attr.flags) == (3, 0, 0)
+    assert statx.mask == 0x7FF & ~0x20, "STATX_BASIC_STATS; STATX_ATIME is not kept"
+    assert fuse.ATTR_OUT.unpack_from(data) == (1, 0), "valid for a second"
+    assert fuse.STATX_OUT.unpack_from(shown)[:2] == (1, 0)
+
+
+def test_data_for_the_root_are_refused_as_a_change_whatever_their_length(guest: FuseGuest) -> None:
+    for length in (1, 2 << 20):
+        body = fuse.WRITE_IN.pack(1, 0, length, 0, 0, 0) + bytes(length)
+        refused(errno.EPERM, lambda body=body: guest.call(Opcode.WRITE, 1, body))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("agreed", [0, fuse.FUSE_SUBMOUNTS])

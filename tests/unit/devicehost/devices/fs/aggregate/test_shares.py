@@ -8,6 +8,7 @@ import pytest
 
 from services.devicehost.devices.fs.aggregate.shares import MAX_CHILDREN
 from services.handshake.errors import PortholeError
+from services.handshake.pool import Gpa, SwiotlbPool
 
 if TYPE_CHECKING:
     from tests.unit.devicehost.devices.fs.aggregate.conftest import Rig
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     ("name", "options", "reason"),
     [
         ("", {}, "CHILD_NAME"),
+        (".", {}, "CHILD_NAME"),
         ("..", {}, "CHILD_NAME"),
+        ("a\0b", {}, "CHILD_NAME"),
+        ("é" * 128, {}, "CHILD_NAME"),
         ("a/b", {}, "CHILD_NAME"),
         ("n" * 256, {}, "CHILD_NAME"),
         ("one", {}, "CHILD_EXISTS"),
         ("new", {"queues": 2}, "CHILD_OPTION"),
+        ("new", {"swiotlb": SwiotlbPool(Gpa(1 << 30), 64 << 20)}, "CHILD_OPTION"),
         ("new", {"writeback": True}, "CHILD_OPTION"),
     ],
 )
@@ -35,6 +40,12 @@ def test_what_no_share_can_be_is_refused(
     with pytest.raises(PortholeError) as failure:
         rig.aggregate.remove("unknown")
     assert failure.value.reason == "CHILD_UNKNOWN"
+
+
+@pytest.mark.parametrize("name", ["...", "n" * 255, "é" * 127 + "e", " "])
+def test_a_name_of_any_directory_entry_is_one_of_a_share(rig: Rig, name: str) -> None:
+    rig.add(name, rig.directory("shared"))
+    assert [child.name for child in rig.aggregate.children()] == [name]
 
 
 def test_the_number_of_shares_is_bounded(rig: Rig) -> None:
