@@ -175,3 +175,60 @@ def test_only_a_file_or_directory_is_opened_to_find_others_by(shared: Path) -> N
         reopener.prepare(fifo, device + 1)  # like the first file of another file system
     with pytest.raises(OSError, match="No such device or address"):  # it has no reader
         os.close(os.open(shared / "fifo", os.O_WRONLY | os.O_NONBLOCK))
+
+
+def residents(shared: Path) -> set[str]:
+    return {path.rpartition("/")[2] for path in open_descriptors(shared)}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["LOOKUP", "GETATTR"])
+def test_a_node_that_was_used_lately_keeps_its_descriptor(
+    crowded: FuseGuest, shared: Path, how: str
+) -> None:
+    nodes = [crowded.lookup(b"%03d" % number).nodeid for number in range(FEW + 1)]
+    # All were new, so each was passed over once before the first was evicted.
+    assert residents(shared) == {"001", "002", "003", "004"}
+    if how == "LOOKUP":
+        crowded.lookup(b"001")
+    else:
+        crowded.getattr(nodes[1])
+    crowded.lookup(b"005")
+    assert residents(shared) == {"001", "003", "004", "005"}
+    for number in range(6, 9):
+        crowded.lookup(b"%03d" % number)
+    assert residents(shared) == {"005", "006", "007", "008"}, "001 was not used since"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["LOOKUP", "GETATTR"])
+def test_an_evicted_node_that_is_used_again_is_resident_as_any_other(
+    crowded: FuseGuest, shared: Path, how: str
+) -> None:
+    for number, node in enumerate(look_at_all(crowded)):
+        if how == "LOOKUP":
+            assert crowded.lookup(b"%03d" % number).nodeid == node
+        else:
+            crowded.getattr(node)
+        assert f"{number:03}" in residents(shared)
+        assert len(open_descriptors(shared)) == FEW, "it takes the place of one, not of two"
+
+
+@pytest.mark.root
+def test_an_evicted_node_that_was_forgotten_is_not_found_again(crowded: FuseGuest) -> None:
+    nodes = look_at_all(crowded)
+    crowded.forget(nodes[0])
+    again = crowded.lookup(b"000").nodeid
+    assert again not in nodes, "ids are never used again"
+    assert crowded.read(crowded.open(again), 100) == b"file 0"
+
+
+@pytest.mark.root
+def test_a_file_without_a_name_stays_while_there_are_few(crowded: FuseGuest, shared: Path) -> None:
+    """A guest's process may be in a directory, or map a file, that has been removed."""
+    (shared / "brief").write_text("brief")
+    node = crowded.lookup(b"brief").nodeid
+    (shared / "brief").unlink()
+    look_at_all(crowded)
+    attr = crowded.getattr(node)
+    assert (attr.nlink, attr.size) == (0, 5)
