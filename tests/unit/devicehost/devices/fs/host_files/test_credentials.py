@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,7 @@ from services.wire.fuse import Opcode
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.unit.devicehost.devices.fs.conftest import MakeGuest
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 USER, GROUP = 12345, 23456
+ALL_CAPABILITIES = (1 << 32) - 1
 
 
 def owner(path: Path) -> tuple[int, int]:
@@ -170,6 +174,8 @@ def test_set_id_bits_fall_when_the_guest_asks(guest: FuseGuest, shared: Path) ->
     guest.write(handle, b"x", write_flags=fuse.FUSE_WRITE_KILL_SUIDGID)
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
     path.chmod(0o6755)
+    guest.setattr(entry.nodeid, fuse.FATTR_SIZE, size=1)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o6755, "root may keep them"
     guest.setattr(entry.nodeid, fuse.FATTR_SIZE | fuse.FATTR_KILL_SUIDGID, size=0)
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
     path.chmod(0o6755)
@@ -195,3 +201,47 @@ def test_set_id_bits_fall_where_the_guest_cannot_ask(
     body = fuse.COPY_FILE_RANGE_IN.pack(source, 0, entry.nodeid, handle, 0, 4, 0)
     guest.call(Opcode.COPY_FILE_RANGE, entry.nodeid, body)
     assert stat.S_IMODE(path.stat().st_mode) == left
+
+
+def thread_with(permitted: tuple[int, int], work: Callable[[], None]) -> None:
+    """Run something on a thread that has these capabilities alone, in two words of 32 bits."""
+
+    def run() -> None:
+        data = credentials._capabilities()
+        for word, mask in zip(data, permitted, strict=True):
+            word.effective = word.permitted = word.permitted & mask
+        header = credentials._Header(credentials._CAPABILITY_VERSION_3, 0)
+        assert credentials._libc.capset(ctypes.byref(header), data) == 0
+        work()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+
+
+def effective() -> tuple[int, int]:
+    low, high = credentials._capabilities()
+    return low.effective, high.effective
+
+
+def test_a_capability_comes_back_whatever_others_there_are() -> None:
+    """Containers have none of those above 31 by default."""
+
+    def write() -> None:
+        with credentials.KillSuidGid():
+            assert effective() == (0, 0)
+        assert effective() == (credentials._CAP_FSETID, 0)
+
+    thread_with((credentials._CAP_FSETID, 0), write)
+
+
+def test_a_capability_that_is_not_permitted_is_not_asked_for() -> None:
+    """Asking would be EPERM, for a write that is done."""
+
+    def write() -> None:
+        before = effective()
+        assert before[0] == 0
+        with credentials.KillSuidGid():
+            pass
+        assert effective() == before
+
+    thread_with((0, ALL_CAPABILITIES), write)

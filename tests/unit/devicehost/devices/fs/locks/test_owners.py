@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.devices.fs.host_files import syscalls
-from services.devicehost.devices.fs.host_files.descriptors import Limits
+from services.devicehost.devices.fs.host_files import credentials, syscalls
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX
 from services.devicehost.devices.fs.locks import owners
 from services.wire import fuse
@@ -191,3 +191,58 @@ def test_owners_and_locks_are_bounded(
     for _ in range(50):  # changes are not locks
         opened.set(ALICE, F_WRLCK)
         opened.set(ALICE, F_UNLCK)
+
+
+def test_the_last_lock_is_granted_however_often_others_changed(
+    opened: Opened, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "MAX_LOCKS", 3)
+    opened.set(ALICE, F_WRLCK, 0, 0)
+    for _ in range(3):
+        opened.set(BOB, F_WRLCK, 2, 2)
+    opened.set(ALICE, F_WRLCK, 4, 4)
+    assert opened.refused(BOB, F_WRLCK, 6, 6) == "ENOLCK"
+    assert len(host_locks(file)) == 3
+
+
+def test_a_file_that_cannot_be_written_can_be_locked_for_reading(
+    guest: FuseGuest, file: Path
+) -> None:
+    """As in fcntl(2): a read lock needs a file open for reading, a write lock one for writing."""
+    file.chmod(0o444)
+    credentials._change(remove=credentials._CAP_DAC_OVERRIDE)
+    try:
+        opened = open_in(guest, os.O_RDONLY)
+        opened.set(ALICE, F_RDLCK, 0, 9)
+        assert opened.refused(ALICE, F_WRLCK, 0, 9) == "EBADF"
+        assert opened.get(BOB, F_WRLCK) == (0, 9, F_RDLCK, 1000 + ALICE % 7)
+    finally:
+        credentials._change(add=credentials._CAP_DAC_OVERRIDE)
+    assert host_locks(file) == [("READ", "0", "9")]
+
+
+class DropsOnce(owners.OwnerTable):
+    """Drops an owner between the look-up and what follows, as a FLUSH of another queue may."""
+
+    due = True
+
+    def find(self, node_id: int, owner_id: int) -> owners.Owner | None:
+        found = super().find(node_id, owner_id)
+        if found and self.due:
+            self.due = False
+            self.drop(node_id, owner_id)
+        return found
+
+
+def test_an_owner_that_is_dropped_meanwhile_is_made_anew(file: Path) -> None:
+    table = DropsOnce(1)
+    opened = Descriptor(os.open(file, os.O_RDWR))
+    first = table.find_or_add(1, ALICE, 7, opened)
+    second = table.find_or_add(1, ALICE, 7, opened)
+    assert second is not first
+    assert len(table) == 1
+    lock = syscalls.RecordLock(F_WRLCK, 0, 9)
+    syscalls.set_record_lock(second.descriptor.fd, lock, wait=False)
+    assert host_locks(file) == [("WRITE", "0", "9")]
+    table.release(1, 7)
+    assert host_locks(file) == [], "it was set by that handle"
