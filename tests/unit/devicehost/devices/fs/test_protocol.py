@@ -125,3 +125,11 @@ def test_what_is_not_served_is_enosys(guest: FuseGuest, opcode: int) -> None:
     with pytest.raises(FuseError) as error:
         guest.call(opcode, 1, bytes(64))
     assert number_of(error) == "ENOSYS"
+
+
+def test_a_guest_that_has_not_mounted_uses_nothing(guest: FuseGuest) -> None:
+    guest.create(b"f")
+    guest.call(Opcode.DESTROY)
+    used = {each.resource: each.used for each in guest.session.bounds.usage()}
+    assert used == dict.fromkeys(used, 0)
+    assert "nodes" in used

@@ -54,6 +54,16 @@ def test_read_and_write_through_many_pages(guest: FuseGuest, shared: Path) -> No
     assert (error, reply) == (0, data)
 
 
+def test_no_more_is_read_than_was_asked_for(guest: FuseGuest, shared: Path) -> None:
+    """FUSE: the reply to a READ has at most `size` bytes, whatever room there is."""
+    (shared / "f").write_bytes(b"x" * 4096)
+    handle = guest.open(guest.lookup(b"f").nodeid)
+    for size in (60, 100, 150):
+        request = guest.request(Opcode.READ, 1, fuse.READ_IN.pack(handle, 0, size, 0, 0, 0))
+        room = buffers(bytes(1016), 16, *range(76, 1016, 60))
+        assert guest.raw(buffers(request, 40), room) == (0, b"x" * size)
+
+
 def test_write_extends_and_appends(guest: FuseGuest, shared: Path) -> None:
     entry, handle = guest.create(b"f")
     assert guest.write(handle, b"end", 10) == 3
@@ -188,6 +198,23 @@ def test_flush_and_fsync(guest: FuseGuest) -> None:
     with pytest.raises(FuseError) as error:
         guest.call(Opcode.FSYNC, 1, fuse.FSYNC_IN.pack(handle + 1, 0))
     assert number_of(error) == "EBADF"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(0, "fsync"), (fuse.FUSE_FSYNC_FDATASYNC, "fdatasync"), (1 << 1, "fsync")],
+)
+def test_fsync_leaves_metadata_out_only_if_asked(
+    guest: FuseGuest, monkeypatch: pytest.MonkeyPatch, flags: int, expected: str
+) -> None:
+    _, file = guest.create(b"f")
+    directory = guest.opendir()
+    synced: list[str] = []
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda _, name=name: synced.append(name))
+    guest.call(Opcode.FSYNC, 1, fuse.FSYNC_IN.pack(file, flags))
+    guest.call(Opcode.FSYNCDIR, 1, fuse.FSYNC_IN.pack(directory, flags))
+    assert synced == [expected, expected]
 
 
 def test_fallocate_and_seek_holes(guest: FuseGuest, shared: Path) -> None:

@@ -64,6 +64,23 @@ def test_a_node_lives_until_every_lookup_is_forgotten(guest: FuseGuest, shared: 
     assert guest.lookup(b"a").nodeid != node, "ids are never used again"
 
 
+def test_every_reply_with_an_entry_is_a_lookup_to_take_back(guest: FuseGuest, shared: Path) -> None:
+    """FUSE: LOOKUP, READDIRPLUS and LINK each count one, and CREATE that opens what is there."""
+    (shared / "a").write_bytes(b"")
+    node = guest.lookup(b"a").nodeid
+    guest.readdir(guest.opendir(), plus=True)
+    guest.lookup(b"a")
+    guest.link(node, b"b")
+    guest.create(b"a")
+    for _ in range(4):
+        guest.forget(node)
+        assert guest.getattr(node).nlink == 2
+    guest.forget(node)
+    with pytest.raises(FuseError) as error:
+        guest.getattr(node)
+    assert number_of(error) == "ESTALE"
+
+
 def test_forgetting_closes_descriptors(guest: FuseGuest, shared: Path) -> None:
     names = [b"f%d" % index for index in range(20)]
     for name in names:
@@ -138,6 +155,17 @@ def test_mkdir_mknod_symlink(guest: FuseGuest, shared: Path) -> None:
     with pytest.raises(FuseError) as error:
         guest.mkdir(b"dir")
     assert number_of(error) == "EEXIST"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK])
+def test_a_device_file_has_the_number_that_the_guest_gave(
+    guest: FuseGuest, shared: Path, kind: int
+) -> None:
+    number = os.makedev(240, 300)
+    assert guest.mknod(b"device", kind | 0o600, number).attr.rdev == number
+    status = (shared / "device").stat()
+    assert (stat.S_IFMT(status.st_mode), status.st_rdev) == (kind, number)
 
 
 def test_readlink_of_what_is_none(guest: FuseGuest) -> None:

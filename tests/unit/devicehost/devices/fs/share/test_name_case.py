@@ -7,8 +7,10 @@ replaced by ones that fold; the device under test sees no difference.
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
+import struct
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -195,6 +197,66 @@ def test_dir_shows_the_flag_of_directories(make_guest: MakeGuest, shared: Path) 
         assert refused(lambda other=other: get_flag(other, 1)) == "ENOTSUP"  # type: ignore[misc]
     read_only = make_guest(case="dir", ro=True)
     assert refused(lambda: set_flag(read_only, 1, b"1")) == "EROFS"
+
+
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x8008_6601, 0x4008_6602
+FOLDS, NO_DUMP = 0x4000_0000, 0x40
+"""FS_CASEFOLD_FL and FS_NODUMP_FL of linux/fs.h."""
+
+
+class Flags:
+    """The flags of a directory, in place of those that its file system has."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, flags: int) -> None:
+        self.flags = flags
+        self.failure: int | None = None
+        monkeypatch.setattr(fcntl, "ioctl", self._ioctl)
+
+    def _ioctl(self, _: int, request: int, packed: bytes) -> bytes:
+        if self.failure is not None:
+            raise OSError(self.failure, os.strerror(self.failure))
+        if request == FS_IOC_SETFLAGS:
+            (self.flags,) = struct.unpack_from("i", packed)
+        else:
+            assert request == FS_IOC_GETFLAGS
+        return struct.pack("i4x", self.flags)
+
+
+def test_the_flag_is_set_and_cleared_and_others_stay(
+    make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = make_guest(case="dir")
+    directory = Flags(monkeypatch, NO_DUMP)
+    assert get_flag(guest, 1) == b"1"
+    set_flag(guest, 1, b"0")
+    assert directory.flags == FOLDS | NO_DUMP
+    assert get_flag(guest, 1) == b"0"
+    set_flag(guest, 1, b"1")
+    assert directory.flags == NO_DUMP
+
+
+@pytest.mark.parametrize(
+    "without", [errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL], ids=errno.errorcode.get
+)
+def test_where_directories_have_no_flags_case_counts(
+    make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, without: int
+) -> None:
+    guest = make_guest(case="dir")
+    directory = Flags(monkeypatch, 0)
+    directory.failure = without
+    assert get_flag(guest, 1) == b"1"
+    set_flag(guest, 1, b"1")
+    assert refused(lambda: set_flag(guest, 1, b"0")) == "ENOTSUP"
+
+
+def test_an_error_of_the_file_system_is_passed_on(
+    make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = make_guest(case="dir")
+    directory = Flags(monkeypatch, 0)
+    directory.failure = errno.EIO
+    assert refused(lambda: get_flag(guest, 1)) == "EIO"
+    assert refused(lambda: set_flag(guest, 1, b"1")) == "EIO"
 
 
 @pytest.mark.root

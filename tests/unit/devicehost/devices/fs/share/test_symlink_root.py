@@ -81,6 +81,16 @@ def test_a_target_that_gets_too_long(make_guest: MakeGuest, shared: Path) -> Non
     assert error.value.number == errno.ENAMETOOLONG
 
 
+def test_the_longest_target_is_the_longest_path() -> None:
+    """PATH_MAX is 4096 with the NUL at the end (limits.h)."""
+    links = SymlinkRoot("/mnt")
+    fits = b"/" + b"x" * (4095 - len("/mnt/"))
+    assert links.shown(fits) == b"/mnt" + fits
+    with pytest.raises(OSError) as error:
+        links.shown(fits + b"x")
+    assert error.value.errno == errno.ENAMETOOLONG
+
+
 @given(st.lists(st.sampled_from([b"/", b"mnt", b"host", b"a", b".."]), min_size=1).map(b"".join))
 def test_every_target_comes_back(target: bytes) -> None:
     for root in ("/mnt", "/mnt/host", "/"):
