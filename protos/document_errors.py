@@ -7,6 +7,7 @@ colon, and what it means.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,6 +81,8 @@ def _described() -> FileDescriptorProto:
                 FILE,
             ],
             check=True,
+            # protoc is beside the packages of .venv, not among them (requirements-protos.lock).
+            env={**os.environ, "PYTHONPATH": str(Path(sys.prefix) / "protoc")},
         )
         return FileDescriptorSet.FromString(out.read()).file[0]
 
