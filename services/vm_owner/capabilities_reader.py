@@ -16,7 +16,8 @@ from services.vm_owner.operations import Operation
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from services.vm_owner.record import Report, VmRecord
+    from services.vm_owner.record import VmRecord
+    from services.vm_owner.reports import Report
 
 
 class GuestInit(Protocol):
@@ -90,8 +91,8 @@ class CapabilitiesReader:
             await guest_init.close()
 
     def _require(self) -> None:
-        self._record.require_session(Operation.READ_CAPABILITIES)
         self._record.require(Operation.READ_CAPABILITIES)
+        self._record.require_session(Operation.READ_CAPABILITIES)
 
     def _unreachable(self, why: str) -> UnavailableError:
         vm_id, address = self._record.vm_id, self._address

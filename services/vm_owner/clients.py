@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
     from services.vm_owner.machines import AttachSpec, BootSpec
-    from services.vm_owner.record import Report
+    from services.vm_owner.reports import Report
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
 GUEST_INIT: Final = "porthole.guest.v1.GuestInit"

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from porthole.handshake.v1.device_pb2 import DeviceCounters
+from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.handshake import events
@@ -24,7 +25,8 @@ from services.vm_owner.device_hosts import DeviceStatus
 from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
 from services.vm_owner.owner import MachineSpec
-from services.vm_owner.record import Report, VmKind
+from services.vm_owner.record import VmKind
+from services.vm_owner.reports import UNKNOWN, Report
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
 from services.vm_owner.states import VmState
 from services.vm_owner.warnings import VmWarning
@@ -33,7 +35,7 @@ from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, PoolLat
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
+    from porthole.guest.v1 import guest_init_pb2
 
     from services.vm_owner.host_paths import HostPaths
     from services.vm_owner.vm import Vm
@@ -99,8 +101,26 @@ def _check_release(release: str) -> None:
         )
 
 
+def report_in(
+    request: vm_owner_pb2.ApplyGuestCapabilitiesRequest
+    | guest_init_pb2.ReportGuestCapabilitiesRequest,
+) -> Report:
+    """Read the capabilities of a request, which must have some, be they empty.
+
+    Raises:
+        InvalidArgumentError: CAPABILITIES_MISSING, or a reason of report_from_proto.
+    """
+    if not request.HasField("capabilities"):
+        raise InvalidArgumentError(
+            "CAPABILITIES_MISSING",
+            "the request has no capabilities; pass on what guest init answered, even if it is "
+            "empty",
+        )
+    return report_from_proto(request.capabilities)
+
+
 def report_from_proto(message: GuestCapabilities) -> Report:
-    """Read a guest's capabilities, and keep the message for the fields that are unknown here.
+    """Read a guest's capabilities, with the fields that are unknown here.
 
     The pool is not judged.
 
@@ -124,8 +144,27 @@ def report_from_proto(message: GuestCapabilities) -> Report:
         size_bytes=message.swiotlb_pool.size_bytes,
         kernel_release=message.kernel_release,
         seccomp_user_notification=seccomp,
-        received=message.SerializeToString(),
+        fields=_fields(message),
     )
+
+
+def _fields(message: GuestCapabilities) -> dict[str, bytes]:
+    """Take a message apart; the parts, one after the other, are the message."""
+    found: dict[str, bytes] = {}
+    rest = GuestCapabilities()
+    rest.CopyFrom(message)
+    for descriptor, value in message.ListFields():
+        part = GuestCapabilities()
+        if descriptor.message_type is None:
+            setattr(part, descriptor.name, value)
+        else:
+            getattr(part, descriptor.name).CopyFrom(value)
+            getattr(part, descriptor.name).SetInParent()
+        found[descriptor.name] = part.SerializeToString()
+        rest.ClearField(descriptor.name)  # type: ignore[arg-type]
+    if unknown := rest.SerializeToString():
+        found[UNKNOWN] = unknown
+    return found
 
 
 def share_spec_from_proto(message: vm_owner_pb2.ShareSpec) -> ShareSpec:
@@ -165,7 +204,7 @@ def vm_to_proto(vm: Vm, statuses: Mapping[str, DeviceStatus]) -> vm_owner_pb2.Vm
     message = vm_basics_to_proto(vm)
     if record.report is not None:
         # Parsed from the message as received, so that it keeps the fields that are unknown here.
-        message.capabilities.ParseFromString(record.report.received)
+        message.capabilities.ParseFromString(record.report.message)
     message.shares.extend(share_to_proto(share) for share in vm.shares.values())
     message.devices.extend(device_to_proto(device, statuses) for device in vm.devices.all())
     message.warnings.extend(_warning(warning) for warning in record.warnings)

@@ -11,13 +11,13 @@ from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
 
 from services.rpc.server import ServerHandle, Servicer, start_described_server
 from services.rpc.version import service_version
-from services.vm_owner.convert import report_from_proto
+from services.vm_owner.convert import report_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from services.vm_owner.record import Report
+    from services.vm_owner.reports import Report
 
 INIT_CHANNEL: Final = "porthole.guest.v1.InitChannel"
 
@@ -40,7 +40,7 @@ class InitChannelServicer(guest_init_pb2_grpc.InitChannelServicer):
     async def ReportGuestCapabilities(  # noqa: N802, D102
         self, request: guest_init_pb2.ReportGuestCapabilitiesRequest, context: object
     ) -> guest_init_pb2.ReportGuestCapabilitiesResponse:
-        latched = await self._on_report(report_from_proto(request.capabilities))
+        latched = await self._on_report(report_in(request))
         return guest_init_pb2.ReportGuestCapabilitiesResponse(pool_latched=latched)
 
 

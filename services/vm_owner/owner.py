@@ -34,6 +34,7 @@ from services.vm_owner.kernel_command_line import kernel_command_line
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmFacts, VmKind, VmRecord
 from services.vm_owner.registry import VmRegistry
+from services.vm_owner.reports import Report
 from services.vm_owner.shares import ShareSpec, require_no_conflict, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
 from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from services.vm_owner.machines import Machine
     from services.vm_owner.manifest import Manifest
     from services.vm_owner.networking import Network
-    from services.vm_owner.record import Report
     from services.vm_owner.shares import Share, ShareKey
     from services.vm_owner.subnets import SubnetPool
 
@@ -127,6 +127,21 @@ class Surroundings:
 class _Creation(NamedTuple):
     spec: VmSpec
     task: asyncio.Task[Vm]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The outcome of applying a report.
+
+    Attributes:
+        already_applied: Whether capabilities had been latched before; see VmRecord.
+        token: The token; empty without a pool.
+        in_force: What is in force now.
+    """
+
+    already_applied: bool
+    token: str
+    in_force: Report
 
 
 class VmOwner:
@@ -241,20 +256,21 @@ class VmOwner:
         with tracing.operation(name, vm_traceparent=traceparent):
             return await vm.reader.read()
 
-    async def apply_capabilities(self, vm_id: str, report: Report) -> tuple[bool, str]:
-        """Apply what a guest reported.
-
-        Returns:
-            Whether it had been applied before, and the token; empty without a pool.
+    async def apply_capabilities(self, vm_id: str, report: Report) -> Applied:
+        """Apply what a session read of a WSLC guest.
 
         Raises:
+            NotFoundError: VM_NOT_FOUND.
+            FailedPreconditionError: WRONG_VM_KIND.
             PortholeError: See VmRecord.apply_capabilities.
         """
         vm = self.find(vm_id)
 
-        async def apply() -> tuple[bool, str]:
+        async def apply() -> Applied:
+            vm.record.require(Operation.APPLY_CAPABILITIES)
+            vm.record.require_session(Operation.APPLY_CAPABILITIES)
             already_applied = await vm.apply_capabilities(report)
-            return already_applied, vm.record.token or ""
+            return Applied(already_applied, vm.record.token or "", vm.record.report or Report())
 
         return await self._change(vm, Operation.APPLY_CAPABILITIES, apply)
 
@@ -397,8 +413,13 @@ class VmOwner:
             seen.add(spec.tag)
 
     async def _report(self, vm_id: str, report: Report) -> bool:
-        _, token = await self.apply_capabilities(vm_id, report)
-        return bool(token)
+        vm = self.find(vm_id)
+
+        async def apply() -> bool:
+            await vm.apply_capabilities(report)
+            return vm.record.token is not None
+
+        return await self._change(vm, Operation.APPLY_CAPABILITIES, apply)
 
     async def _change(self, vm: Vm, name: str, work: Callable[[], Awaitable[T]]) -> T:
         async def run() -> T:

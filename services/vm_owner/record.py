@@ -11,11 +11,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from services.handshake import events
-from services.handshake.capabilities import GuestCapabilities, parse_kernel_release
+from services.handshake.capabilities import parse_kernel_release
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.handshake.pool import (
-    Gpa,
-    SwiotlbPool,
     check_pool,
     format_token,
     pool_from_announcement,
@@ -24,6 +22,7 @@ from services.handshake.pool import (
 from services.vm_owner import warnings
 from services.vm_owner.event_stream import EventStream, Subscription
 from services.vm_owner.operations import Operation, require
+from services.vm_owner.reports import latched_differences, refreshed
 from services.vm_owner.states import VmEvent, VmState, vm_life
 from services.vm_owner.watch_items import PoolLatched
 
@@ -33,7 +32,9 @@ if TYPE_CHECKING:
     from services.handshake.capabilities import KernelVersion
     from services.handshake.errors import PortholeError
     from services.handshake.events import Event
+    from services.handshake.pool import SwiotlbPool
     from services.vm_owner.manifest import Manifest
+    from services.vm_owner.reports import Report
     from services.vm_owner.warnings import VmWarning
     from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, WatchItem
     from services.vm_owner.wslconfig import WslConfig
@@ -44,34 +45,6 @@ class VmKind(StrEnum):
 
     WSL2 = "WSL2"
     WSLC = "WSLC"
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A guest's report, unchecked.
-
-    Attributes:
-        base: Announced base of the pool; 0 when not published.
-        size_bytes: Announced size of the pool; 0 when not published.
-        kernel_release: `uname -r`; empty when not reported.
-        seccomp_user_notification: Whether it is available; None when not reported.
-        received: The message as received, with the fields that this version does not know.
-    """
-
-    base: int = 0
-    size_bytes: int = 0
-    kernel_release: str = ""
-    seccomp_user_notification: bool | None = None
-    received: bytes = b""
-
-    def as_announced(self) -> GuestCapabilities:
-        """Return it for the trace, with the numbers of the guest, valid or not."""
-        announced = self.base or self.size_bytes
-        return GuestCapabilities(
-            pool=SwiotlbPool(Gpa(self.base), self.size_bytes) if announced else None,
-            kernel_release=self.kernel_release,
-            seccomp_user_notification=self.seccomp_user_notification,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +79,8 @@ class VmRecord:
 
     Attributes:
         warnings: All warnings so far.
-        report: The last report that was not refused; while no pool is latched, the last report.
+        report: What is in force of the guest's reports, without a pool that was refused; None
+            before the first report.
         pool: The latched pool; None: none.
         token: The device option of the latched pool; None: none.
     """
@@ -201,18 +175,20 @@ class VmRecord:
         return self._stream.subscribe([*first, *devices])
 
     def apply_capabilities(self, report: Report) -> bool:
-        """Apply a guest's report: latch its pool if it is valid.
+        """Apply a guest's report: latch it, if it has a pool and that is valid.
 
-        The VM is RUNNING afterwards, also when the pool was refused; it then runs without one. A
-        report that differs from the latched pool changes nothing.
+        The VM is RUNNING afterwards, also when the pool was refused; it then runs without one. Once
+        a report is latched, one with other latched fields changes nothing (reports.FIELD_RULES).
 
         Returns:
-            Whether this very pool had been latched before.
+            Whether a report had been latched before; all its latched fields are the same.
 
         Raises:
             InvalidArgumentError: The pool was refused; the reason is one of
                 services.handshake.pool.
-            FailedPreconditionError: SWIOTLB_ALREADY_LATCHED, or the state does not allow it.
+            FailedPreconditionError: SWIOTLB_ALREADY_LATCHED for another pool,
+                CAPABILITIES_ALREADY_LATCHED for another latched field, or the state does not allow
+                it.
         """
         self.require(Operation.APPLY_CAPABILITIES)
         try:
@@ -222,14 +198,29 @@ class VmRecord:
             raise
         if self.pool is not None and pool != self.pool:
             raise self._conflict(report, pool, self.pool)
-        already_applied = self.pool is not None
+        if self.pool is not None and self.report is not None:
+            self.report = self._refreshed(self.report, report)
+            return True
         self.report = report
-        if pool is not None and not already_applied:
+        if pool is not None:
             self._latch(pool)
-        elif pool is None:
+        else:
             self._miss_pool(report)
         self.fire(VmEvent.APPLY_CAPABILITIES)
-        return already_applied
+        return False
+
+    def _refreshed(self, latched: Report, report: Report) -> Report:
+        differences = latched_differences(latched, report)
+        if differences:
+            names = ", ".join(differences)
+            raise FailedPreconditionError(
+                "CAPABILITIES_ALREADY_LATCHED",
+                f"VM {self.vm_id} has latched its guest's capabilities; these differ in {names}, "
+                "and change nothing. They are latched once in the life of a VM",
+                vm_id=self.vm_id,
+                fields=names,
+            )
+        return refreshed(latched, report)
 
     def _checked_pool(self, report: Report) -> SwiotlbPool | None:
         self._trace(report)
@@ -276,7 +267,7 @@ class VmRecord:
         self._trace_refusal(report, refusal)
         if self.pool is not None:
             return
-        self.report = report
+        self.report = report.without_pool()
         self.warn_once(warnings.pool_refused(refusal))
         self.fire(VmEvent.APPLY_CAPABILITIES)
 

@@ -17,7 +17,7 @@ from services.vm_owner.convert import (
     device_spec_from_proto,
     device_to_proto,
     machine_spec_from_proto,
-    report_from_proto,
+    report_in,
     share_spec_from_proto,
     share_to_proto,
     status_of,
@@ -123,17 +123,19 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
         self, request: vm_owner_pb2.GetGuestCapabilitiesRequest, context: object
     ) -> vm_owner_pb2.GetGuestCapabilitiesResponse:
         report = await self._owner.read_capabilities(request.vm_id)
-        capabilities = guest_capabilities_pb2.GuestCapabilities.FromString(report.received)
+        capabilities = guest_capabilities_pb2.GuestCapabilities.FromString(report.message)
         return vm_owner_pb2.GetGuestCapabilitiesResponse(capabilities=capabilities)
 
     async def ApplyGuestCapabilities(  # noqa: N802, D102
         self, request: vm_owner_pb2.ApplyGuestCapabilitiesRequest, context: object
     ) -> vm_owner_pb2.ApplyGuestCapabilitiesResponse:
-        already_applied, token = await self._owner.apply_capabilities(
-            request.vm_id, report_from_proto(request.capabilities)
-        )
+        applied = await self._owner.apply_capabilities(request.vm_id, report_in(request))
         return vm_owner_pb2.ApplyGuestCapabilitiesResponse(
-            already_applied=already_applied, swiotlb_option=token
+            already_applied=applied.already_applied,
+            swiotlb_option=applied.token,
+            capabilities=guest_capabilities_pb2.GuestCapabilities.FromString(
+                applied.in_force.message
+            ),
         )
 
     async def AddShare(  # noqa: N802, D102

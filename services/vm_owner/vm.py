@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from services.vm_owner.host_paths import HostPaths
     from services.vm_owner.machines import Machine
     from services.vm_owner.networking import Network
-    from services.vm_owner.record import Report, VmRecord
+    from services.vm_owner.record import VmRecord
+    from services.vm_owner.reports import Report
     from services.vm_owner.shares import ShareKey
     from services.vm_owner.subnets import SubnetPool
 

@@ -28,7 +28,7 @@ from services.rpc.server import Servicer, start_server
 from services.rpc.version import service_version
 from services.session import apply_guest_capabilities
 from services.vm_owner.convert import report_from_proto
-from services.vm_owner.record import Report
+from services.vm_owner.reports import Report
 from tests.support.guest_process import TRACEPARENT, VM_ID
 from tests.support.small_owner import SmallOwner, serving
 

@@ -38,7 +38,7 @@ async def test_the_answer_of_guest_init_comes_whole_and_is_in_the_trace(
     rig.machine.capabilities = GuestCapabilities.FromString(NEWER)
     trace.clear()
     report = await rig.owner.read_capabilities(vm.vm_id)
-    assert report.received == NEWER
+    assert report.message == NEWER
     assert trace == [events.wslc_read(vm.vm_id, report.as_announced())]
     assert (report.base, report.size_bytes) == (POOL.base, POOL.size_bytes)
     assert (vm.record.state, vm.record.token) == (VmState.BOOTED, None)

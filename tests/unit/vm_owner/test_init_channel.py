@@ -18,7 +18,7 @@ from services.vm_owner.init_channel import INIT_CHANNEL, open_init_channel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from services.vm_owner.record import Report
+    from services.vm_owner.reports import Report
 
 RELEASE = "6.18.26.3-1"
 

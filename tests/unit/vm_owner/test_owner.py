@@ -21,14 +21,15 @@ from services.handshake.errors import (
 from services.vm_owner import vm as vm_module
 from services.vm_owner import warnings
 from services.vm_owner.device_hosts import DeviceHosts
-from services.vm_owner.owner import MachineSpec
-from services.vm_owner.record import Report, VmKind
+from services.vm_owner.owner import Applied, MachineSpec
+from services.vm_owner.record import VmKind
 from services.vm_owner.registry import ENDED_KEPT
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
 from services.vm_owner.vm import Vm
 from services.vm_owner.watch_items import DeviceChange
 from tests.support.owner_peers import POOL, TOKEN, report
+from tests.support.reports import reported
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tests.support.owner_peers import Rig
 
 MIB = 1 << 20
-GOOD = Report(POOL.base, POOL.size_bytes, "6.18.26.3-microsoft")
+GOOD = reported(POOL.base, POOL.size_bytes, "6.18.26.3-microsoft")
 
 
 def names(trace: list[Event]) -> list[str]:
@@ -134,8 +135,8 @@ async def test_a_wslc_vm_waits_for_its_session(
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path)))
     assert early.value.reason == "CAPABILITIES_NOT_READ"
     assert "CreateDevice" not in rig.script.calls()
-    assert await rig.owner.apply_capabilities(vm_id, GOOD) == (False, TOKEN)
-    assert await rig.owner.apply_capabilities(vm_id, GOOD) == (True, TOKEN)
+    assert await rig.owner.apply_capabilities(vm_id, GOOD) == Applied(False, TOKEN, GOOD)
+    assert await rig.owner.apply_capabilities(vm_id, GOOD) == Applied(True, TOKEN, GOOD)
     assert [share.device.options for share in vm.shares.values()] == [f"data;{TOKEN};vm_id={vm_id}"]
     assert names(trace) == [
         events.VM_CREATED,
@@ -155,7 +156,7 @@ async def test_a_refused_pool_lets_a_wslc_vm_run_with_its_shares_but_without_tok
     )
     vm_id = vm.vm_id
     with pytest.raises(InvalidArgumentError) as refused:
-        await rig.owner.apply_capabilities(vm_id, replace(GOOD, base=1))
+        await rig.owner.apply_capabilities(vm_id, reported(1, POOL.size_bytes))
     assert refused.value.reason == "SWIOTLB_BASE_UNALIGNED"
     assert vm.record.state is VmState.RUNNING
     assert [share.device.options for share in vm.shares.values()] == [f"data;vm_id={vm_id}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from services.handshake import events
@@ -10,14 +12,18 @@ from services.handshake.events import Event
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.vm_owner import warnings
 from services.vm_owner.manifest import load_manifest
-from services.vm_owner.record import Report, VmFacts, VmKind, VmRecord
+from services.vm_owner.record import VmFacts, VmKind, VmRecord
 from services.vm_owner.states import VmEvent, VmState
 from services.vm_owner.watch_items import PoolLatched
 from services.vm_owner.wslconfig import WslConfig
+from tests.support.reports import UNKNOWN_FIELD, reported
+
+if TYPE_CHECKING:
+    from services.vm_owner.reports import Report
 
 MIB = 1 << 20
-GOOD = Report(0x3C00_0000, 64 * MIB, "6.18.26.3-microsoft", True, b"\x01")
-NONE = Report(kernel_release="5.15.167.4-microsoft")
+GOOD = reported(0x3C00_0000, 64 * MIB, "6.18.26.3-microsoft", True, UNKNOWN_FIELD)
+NONE = reported(kernel_release="5.15.167.4-microsoft")
 
 
 class Traced(list[Event]):
@@ -70,9 +76,9 @@ def test_a_pool_is_latched_and_the_token_formatted_once() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        Report(0x3C00_0000, 32 * MIB),
-        Report(0x1000_0000, 64 * MIB),
-        Report(),
+        reported(0x3C00_0000, 32 * MIB),
+        reported(0x1000_0000, 64 * MIB),
+        reported(),
     ],
 )
 def test_other_values_than_the_latched_change_nothing(other: Report) -> None:
@@ -89,14 +95,73 @@ def test_other_values_than_the_latched_change_nothing(other: Report) -> None:
     assert trace.names[-2:] == [events.WSLC_APPLY, events.POOL_REFUSED]
 
 
+OTHERWISE = [
+    (reported(0x3C00_0000, 64 * MIB, "6.18.26.4", True, UNKNOWN_FIELD), "kernel_release"),
+    (reported(0x3C00_0000, 64 * MIB, "", True, UNKNOWN_FIELD), "kernel_release"),
+    (reported(0x3C00_0000, 64 * MIB, "6.18.26.3-microsoft", True), "unknown fields"),
+    (
+        reported(0x3C00_0000, 64 * MIB, "6.18.26.3-microsoft", False, b"\x82\x7d\x03old"),
+        "unknown fields",
+    ),
+    (
+        # One more field in the pool itself.
+        reported(
+            0x3C00_0000,
+            64 * MIB,
+            "6.18.26.3-microsoft",
+            True,
+            b"\x0a\x03\xe8\x04\x04" + UNKNOWN_FIELD,
+        ),
+        "swiotlb_pool",
+    ),
+    (reported(0x3C00_0000, 64 * MIB), "kernel_release, unknown fields"),
+]
+
+
+@pytest.mark.parametrize("kind", VmKind)
+@pytest.mark.parametrize(("other", "differences"), OTHERWISE)
+def test_the_whole_message_is_latched_with_a_pool(
+    kind: VmKind, other: Report, differences: str
+) -> None:
+    record, trace = make(kind)
+    record.apply_capabilities(GOOD)
+    trace.clear()
+    with pytest.raises(FailedPreconditionError, match=f"differ in {differences},") as refused:
+        record.apply_capabilities(other)
+    assert refused.value.reason == "CAPABILITIES_ALREADY_LATCHED"
+    assert refused.value.metadata["fields"] == differences
+    assert record.report is GOOD
+    assert events.POOL_REFUSED not in trace.names
+
+
+@pytest.mark.parametrize(("later", "seccomp"), [(False, False), (True, True), (None, True)])
+def test_a_refreshable_field_follows_the_guest_and_is_kept_when_it_says_nothing(
+    later: bool | None, seccomp: bool
+) -> None:
+    record, _ = make(VmKind.WSLC)
+    record.apply_capabilities(GOOD)
+    again = reported(0x3C00_0000, 64 * MIB, "6.18.26.3-microsoft", later, UNKNOWN_FIELD)
+    assert record.apply_capabilities(again) is True
+    due = reported(0x3C00_0000, 64 * MIB, "6.18.26.3-microsoft", seccomp, UNKNOWN_FIELD)
+    assert record.report == due
+    assert record.report.message == due.message
+
+
+def test_nothing_is_latched_without_a_pool() -> None:
+    record, _ = make(VmKind.WSLC)
+    for each in (reported(kernel_release="1.2.3", unknown=UNKNOWN_FIELD), NONE, NONE):
+        assert record.apply_capabilities(each) is False
+        assert record.report == each
+
+
 BAD = [
-    (Report(0, 64 * MIB), "SWIOTLB_HALF_POOL"),
-    (Report(0x1000, 0), "SWIOTLB_HALF_POOL"),
-    (Report(0x1001, 64 * MIB), "SWIOTLB_BASE_UNALIGNED"),
-    (Report(0x1000, 4097), "SWIOTLB_SIZE_UNALIGNED"),
-    (Report((1 << 64) - 4096, 8192), "SWIOTLB_OVERFLOW"),
-    (Report((1 << 32) - 4096, 8192), "SWIOTLB_ABOVE_4G"),
-    (Report(2048 * MIB - 4096, 8192), "SWIOTLB_OUTSIDE_RAM"),
+    (reported(0, 64 * MIB), "SWIOTLB_HALF_POOL"),
+    (reported(0x1000, 0), "SWIOTLB_HALF_POOL"),
+    (reported(0x1001, 64 * MIB), "SWIOTLB_BASE_UNALIGNED"),
+    (reported(0x1000, 4097), "SWIOTLB_SIZE_UNALIGNED"),
+    (reported((1 << 64) - 4096, 8192), "SWIOTLB_OVERFLOW"),
+    (reported((1 << 32) - 4096, 8192), "SWIOTLB_ABOVE_4G"),
+    (reported(2048 * MIB - 4096, 8192), "SWIOTLB_OUTSIDE_RAM"),
 ]
 
 
@@ -110,6 +175,7 @@ def test_a_bad_pool_is_refused_and_the_vm_runs_without(
         record.apply_capabilities(report)
     assert refused.value.reason == reason
     assert (record.state, record.pool, record.token) == (VmState.RUNNING, None, None)
+    assert record.report == reported()
     assert trace.names[-1] == events.POOL_REFUSED
     assert trace[-1].attributes[events.REASON] == reason
     assert warned(record) == [warnings.POOL_REFUSED]
@@ -120,7 +186,7 @@ def test_a_guest_that_repeats_itself_is_warned_of_once() -> None:
     record, _ = make()
     for _ in range(5):
         with pytest.raises(InvalidArgumentError):
-            record.apply_capabilities(Report(0x1001, 64 * MIB, "no version here"))
+            record.apply_capabilities(reported(0x1001, 64 * MIB, "no version here"))
     assert warned(record) == [warnings.KERNEL_RELEASE_UNREADABLE, warnings.POOL_REFUSED]
 
 
@@ -128,13 +194,13 @@ def test_a_bad_pool_does_not_shake_a_latched_one() -> None:
     record, _ = make()
     record.apply_capabilities(GOOD)
     with pytest.raises(InvalidArgumentError):
-        record.apply_capabilities(Report(0x1001, 64 * MIB))
+        record.apply_capabilities(reported(0x1001, 64 * MIB))
     assert record.report is GOOD
     assert record.token == "swiotlb=0x3c000000,67108864"
     assert record.warnings == []
 
 
-@pytest.mark.parametrize("first", [Report(), BAD[0][0]])
+@pytest.mark.parametrize("first", [reported(), BAD[0][0]])
 def test_no_pool_may_be_followed_by_a_pool(first: Report) -> None:
     record, _ = make(VmKind.WSLC)
     try:
@@ -184,7 +250,7 @@ def test_a_valid_pool_that_is_not_what_was_asked_for_is_latched_with_a_warning(
 ) -> None:
     record, trace = make(kind, requested_bytes)
     for _ in range(2):
-        record.apply_capabilities(Report(0x10_0000, size_bytes))
+        record.apply_capabilities(reported(0x10_0000, size_bytes))
     assert record.token == f"swiotlb=0x100000,{size_bytes}"
     assert warned(record) == [warnings.POOL_NOT_AS_REQUESTED] * due
     found = [event for event in trace if event.name == events.POOL_NOT_AS_REQUESTED]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from porthole.guest.v1 import guest_init_pb2
+from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
 from porthole.handshake.v1 import device_pb2
 from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
@@ -24,10 +24,12 @@ from services.handshake.errors import (
 from services.rpc.channel import connect
 from services.rpc.server import start_server
 from services.vm_owner import clients
+from services.vm_owner.init_channel import INIT_CHANNEL
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.registry import ENDED_KEPT
 from services.vm_owner.servicer import VM_OWNER, vm_owner_servicer
 from tests.support.owner_peers import POOL, TOKEN, report
+from tests.support.reports import UNKNOWN_FIELD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,9 +38,6 @@ if TYPE_CHECKING:
     from tests.support.owner_peers import Rig
 
     Stub = vm_owner_pb2_grpc.VmOwnerAsyncStub
-
-# Field 2000, wire type 2: a value that a newer kernel might publish.
-UNKNOWN_FIELD = b"\x82\x7d\x03new"
 
 
 @pytest_asyncio.fixture
@@ -148,11 +147,71 @@ async def test_fields_that_this_version_does_not_know_are_kept(stub: Stub, rig: 
     assert pushed.capabilities.SerializeToString() == raw
 
 
+async def test_a_repeat_with_the_pool_alone_erases_nothing(stub: Stub) -> None:
+    raw = GuestCapabilities(swiotlb_pool=POOL).SerializeToString() + UNKNOWN_FIELD
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
+    for already_applied in (False, True):
+        answer = await stub.ApplyGuestCapabilities(
+            vm_owner_pb2.ApplyGuestCapabilitiesRequest(
+                vm_id=vm.vm_id, capabilities=GuestCapabilities.FromString(raw)
+            )
+        )
+        assert answer.already_applied is already_applied
+        assert answer.capabilities.SerializeToString() == raw
+    with pytest.raises(FailedPreconditionError) as refused:
+        await stub.ApplyGuestCapabilities(
+            vm_owner_pb2.ApplyGuestCapabilitiesRequest(
+                vm_id=vm.vm_id, capabilities=GuestCapabilities(swiotlb_pool=POOL)
+            )
+        )
+    assert refused.value.reason == "CAPABILITIES_ALREADY_LATCHED"
+    assert (await get(stub, vm.vm_id)).capabilities.SerializeToString() == raw
+
+
+async def test_the_answer_has_what_is_in_force(stub: Stub) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
+    for said, in_force in ((True, True), (False, False), (None, False)):
+        capabilities = GuestCapabilities(swiotlb_pool=POOL, seccomp_user_notification=said)
+        answer = await stub.ApplyGuestCapabilities(
+            vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id=vm.vm_id, capabilities=capabilities)
+        )
+        assert answer.capabilities == GuestCapabilities(
+            swiotlb_pool=POOL, seccomp_user_notification=in_force
+        )
+
+
+async def test_a_request_without_capabilities_changes_nothing(stub: Stub, rig: Rig) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
+    with pytest.raises(InvalidArgumentError) as refused:
+        await stub.ApplyGuestCapabilities(
+            vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id=vm.vm_id)
+        )
+    assert refused.value.reason == "CAPABILITIES_MISSING"
+    assert (await get(stub, vm.vm_id)).state == vm_owner_pb2.VM_STATE_BOOTED
+    await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    channel = rig.machine.boots[-1].init_channel_address
+    peer = await connect(channel, guest_init_pb2_grpc.InitChannelStub, INIT_CHANNEL)
+    with pytest.raises(InvalidArgumentError) as pushed:
+        await peer.stub.ReportGuestCapabilities(guest_init_pb2.ReportGuestCapabilitiesRequest())
+    await peer.close()
+    assert pushed.value.reason == "CAPABILITIES_MISSING"
+
+
+async def test_nobody_applies_the_capabilities_of_a_wsl2_vm(stub: Stub) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    with pytest.raises(FailedPreconditionError) as refused:
+        await stub.ApplyGuestCapabilities(
+            vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id=vm.vm_id, capabilities=vm.capabilities)
+        )
+    assert refused.value.reason == "WRONG_VM_KIND"
+
+
 async def test_empty_capabilities_are_valid(stub: Stub) -> None:
     vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
     answer = await stub.ApplyGuestCapabilities(
-        vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id=vm.vm_id)
+        vm_owner_pb2.ApplyGuestCapabilitiesRequest(vm_id=vm.vm_id, capabilities=GuestCapabilities())
     )
+    assert answer.HasField("capabilities")
     assert (answer.already_applied, answer.swiotlb_option) == (False, "")
     seen = await get(stub, vm.vm_id)
     assert seen.state == vm_owner_pb2.VM_STATE_RUNNING

@@ -43,6 +43,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the pool ends outside the VM's RAM."""
     SWIOTLB_ALREADY_LATCHED: _ErrorReason.ValueType  # 107
     """FAILED_PRECONDITION: another pool is latched; nothing changes."""
+    CAPABILITIES_ALREADY_LATCHED: _ErrorReason.ValueType  # 120
+    """FAILED_PRECONDITION: capabilities with the same pool are latched, and these have another field
+    otherwise, also one that the owner does not know; nothing changes.
+    """
+    CAPABILITIES_MISSING: _ErrorReason.ValueType  # 121
+    """INVALID_ARGUMENT: a request without capabilities; empty ones are allowed."""
     SWIOTLB_CONFLICT: _ErrorReason.ValueType  # 108
     """FAILED_PRECONDITION: another pool of this VM was announced to the device host before."""
     SWIOTLB_TOKEN_SYNTAX: _ErrorReason.ValueType  # 109
@@ -542,6 +548,12 @@ SWIOTLB_OUTSIDE_RAM: ErrorReason.ValueType  # 106
 """INVALID_ARGUMENT: the pool ends outside the VM's RAM."""
 SWIOTLB_ALREADY_LATCHED: ErrorReason.ValueType  # 107
 """FAILED_PRECONDITION: another pool is latched; nothing changes."""
+CAPABILITIES_ALREADY_LATCHED: ErrorReason.ValueType  # 120
+"""FAILED_PRECONDITION: capabilities with the same pool are latched, and these have another field
+otherwise, also one that the owner does not know; nothing changes.
+"""
+CAPABILITIES_MISSING: ErrorReason.ValueType  # 121
+"""INVALID_ARGUMENT: a request without capabilities; empty ones are allowed."""
 SWIOTLB_CONFLICT: ErrorReason.ValueType  # 108
 """FAILED_PRECONDITION: another pool of this VM was announced to the device host before."""
 SWIOTLB_TOKEN_SYNTAX: ErrorReason.ValueType  # 109

@@ -149,7 +149,9 @@ class ReportGuestCapabilitiesRequest(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
-        """At most 64 KiB, with the fields that the owner does not know."""
+        """At most 64 KiB, with the fields that the owner does not know; required, but
+        they may be empty.
+        """
 
     def __init__(
         self,

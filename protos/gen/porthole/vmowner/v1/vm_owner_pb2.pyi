@@ -534,7 +534,10 @@ class Vm(_message.Message):
     """W3C traceparent that is the parent of all spans of this VM."""
     @_builtins.property
     def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
-        """The last report, with its unknown fields; absent once the VM has ended."""
+        """What is in force of the guest's reports, with the fields that the owner does
+        not know, and without a pool that was refused; absent in the BASIC view, and
+        when the VM has ended.
+        """
 
     @_builtins.property
     def latched_pool(self) -> _guest_capabilities_pb2.SwiotlbPool:
@@ -911,7 +914,9 @@ class ApplyGuestCapabilitiesRequest(_message.Message):
     """Id of the VM."""
     @_builtins.property
     def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
-        """The capabilities as guest init reported them, at most 64 KiB."""
+        """The capabilities as guest init answered them, at most 64 KiB; required
+        (CAPABILITIES_MISSING), but they may be empty.
+        """
 
     def __init__(
         self,
@@ -935,19 +940,27 @@ class ApplyGuestCapabilitiesResponse(_message.Message):
 
     ALREADY_APPLIED_FIELD_NUMBER: _builtins.int
     SWIOTLB_OPTION_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     already_applied: _builtins.bool
-    """Whether this very pool had been latched before."""
+    """Whether capabilities had been latched before, with the same values in every
+    latched field; seccomp_user_notification is not latched but refreshed.
+    """
     swiotlb_option: _builtins.str
     """The token; empty when no pool is latched."""
+    @_builtins.property
+    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
+        """What is in force, with the fields that the owner does not know."""
+
     def __init__(
         self,
         *,
         already_applied: _builtins.bool = ...,
         swiotlb_option: _builtins.str = ...,
+        capabilities: _guest_capabilities_pb2.GuestCapabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_applied", b"already_applied", "swiotlb_option", b"swiotlb_option"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_applied", b"already_applied", "capabilities", b"capabilities", "swiotlb_option", b"swiotlb_option"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

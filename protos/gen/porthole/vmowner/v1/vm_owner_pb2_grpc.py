@@ -166,8 +166,11 @@ class VmOwnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ApplyGuestCapabilities(self, request, context):
-        """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
-        same values succeeds; other values are refused and change nothing.
+        """ApplyGuestCapabilities applies the capabilities of a WSLC VM's guest. Those
+        with a valid pool are latched as a whole, once per VM: repeating the call with
+        the same values succeeds; other values are refused and change nothing
+        (SWIOTLB_ALREADY_LATCHED, CAPABILITIES_ALREADY_LATCHED). A WSL2 guest reports
+        by itself, so for its VM this is FAILED_PRECONDITION (WRONG_VM_KIND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,8 +62,11 @@ class VmOwnerStub:
     guest init does not answer.
     """
     ApplyGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ApplyGuestCapabilitiesRequest, _vm_owner_pb2.ApplyGuestCapabilitiesResponse]
-    """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
-    same values succeeds; other values are refused and change nothing.
+    """ApplyGuestCapabilities applies the capabilities of a WSLC VM's guest. Those
+    with a valid pool are latched as a whole, once per VM: repeating the call with
+    the same values succeeds; other values are refused and change nothing
+    (SWIOTLB_ALREADY_LATCHED, CAPABILITIES_ALREADY_LATCHED). A WSL2 guest reports
+    by itself, so for its VM this is FAILED_PRECONDITION (WRONG_VM_KIND).
     """
     AddShare: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.AddShareRequest, _vm_owner_pb2.AddShareResponse]
     """AddShare shares a directory of the host, and can be repeated: a share with the
@@ -118,8 +121,11 @@ class VmOwnerAsyncStub(VmOwnerStub):
     guest init does not answer.
     """
     ApplyGuestCapabilities: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ApplyGuestCapabilitiesRequest, _vm_owner_pb2.ApplyGuestCapabilitiesResponse]  # type: ignore[assignment]
-    """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
-    same values succeeds; other values are refused and change nothing.
+    """ApplyGuestCapabilities applies the capabilities of a WSLC VM's guest. Those
+    with a valid pool are latched as a whole, once per VM: repeating the call with
+    the same values succeeds; other values are refused and change nothing
+    (SWIOTLB_ALREADY_LATCHED, CAPABILITIES_ALREADY_LATCHED). A WSL2 guest reports
+    by itself, so for its VM this is FAILED_PRECONDITION (WRONG_VM_KIND).
     """
     AddShare: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.AddShareRequest, _vm_owner_pb2.AddShareResponse]  # type: ignore[assignment]
     """AddShare shares a directory of the host, and can be repeated: a share with the
@@ -213,8 +219,11 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.ApplyGuestCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.ApplyGuestCapabilitiesResponse, _abc.Awaitable[_vm_owner_pb2.ApplyGuestCapabilitiesResponse]]:
-        """ApplyGuestCapabilities latches a pool, once per VM. Repeating it with the
-        same values succeeds; other values are refused and change nothing.
+        """ApplyGuestCapabilities applies the capabilities of a WSLC VM's guest. Those
+        with a valid pool are latched as a whole, once per VM: repeating the call with
+        the same values succeeds; other values are refused and change nothing
+        (SWIOTLB_ALREADY_LATCHED, CAPABILITIES_ALREADY_LATCHED). A WSL2 guest reports
+        by itself, so for its VM this is FAILED_PRECONDITION (WRONG_VM_KIND).
         """
 
     @_abc_1.abstractmethod
