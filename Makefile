@@ -22,7 +22,7 @@ BUF := build/buf/node_modules/.bin/buf
 BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos baseline lock bench fuzz flaky packages mutants front-end check-protos check-c tidy clean
+.PHONY: help setup demo guest test soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c tidy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -115,6 +115,9 @@ protos: $(READY) ## generate protos/gen and docs/errors.md from the .proto files
 		--python_out=protos/gen --grpc_python_out=protos/gen \
 		--mypy_out=quiet:protos/gen --mypy_grpc_out=quiet,async_only:protos/gen $(PROTOS)
 	@$(BIN)/python protos/document_errors.py >docs/errors.md
+
+schemas: $(READY) ## generate docs/schemas, of what `porthole` prints with --json
+	@$(BIN)/python -m services.cli.schemas docs/schemas
 
 baseline: $(READY) ## accept the present .proto files as what buf compares with (RELEASE=v1.2.3: for good)
 	@protos/baseline.sh $(RELEASE)

@@ -15,6 +15,15 @@ from porthole.handshake.v1 import device_pb2
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
+from services.cli.documents import (
+    DeviceEvent,
+    ExhaustedEvent,
+    PoolLatchedEvent,
+    StateEvent,
+    UnknownEvent,
+    VmEvent,
+    WarningEvent,
+)
 from services.cli.requests import ShareRequest, VmRequest
 from services.cli.views import (
     CopyResult,
@@ -27,7 +36,6 @@ from services.cli.views import (
     VersionView,
     VmView,
     WarningView,
-    WatchView,
 )
 from services.rpc.channel import OPTIONS, connect, ready
 from services.rpc.convert import duration_to_proto, timeout_from_proto
@@ -88,7 +96,7 @@ class OwnerClient:
                 return vms
             request.page_token = page.next_page_token
 
-    async def watch_vm(self, vm_id: str) -> AsyncIterator[WatchView]:
+    async def watch_vm(self, vm_id: str) -> AsyncIterator[VmEvent]:
         """Stream the events of a VM, its present state first, until the owner ends the stream."""
         async for event in self._stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm_id)):
             yield _watched(event)
@@ -311,39 +319,33 @@ def _device(device: vm_owner_pb2.Device) -> DeviceView:
     )
 
 
-def _watched(event: vm_owner_pb2.WatchVmResponse) -> WatchView:
+def _watched(event: vm_owner_pb2.WatchVmResponse) -> VmEvent:
     match event.WhichOneof("event"):
         case "state":
-            state = _word(vm_owner_pb2.VmState.Name(event.state), "VM_STATE_")
-            return WatchView("state", {"state": state})
+            return StateEvent(_word(vm_owner_pb2.VmState.Name(event.state), "VM_STATE_"))
         case "warning":
-            return WatchView("warning", {"id": event.warning.id, "text": event.warning.text})
+            return WarningEvent(event.warning.id, event.warning.text)
         case "device":
-            facts: dict[str, str | int] = {
-                "instance_id": event.device.instance_id,
-                "tag": event.device.tag,
-                "state": _word(device_pb2.DeviceState.Name(event.device.state), "DEVICE_STATE_"),
-                "detail": event.device.detail,
-            }
-            return WatchView("device", facts)
+            return DeviceEvent(
+                instance_id=event.device.instance_id,
+                tag=event.device.tag,
+                state=_word(device_pb2.DeviceState.Name(event.device.state), "DEVICE_STATE_"),
+                detail=event.device.detail,
+            )
         case "pool_latched":
-            pool = event.pool_latched
-            return WatchView("pool_latched", {"base": pool.base, "size_bytes": pool.size_bytes})
+            return PoolLatchedEvent(event.pool_latched.base, event.pool_latched.size_bytes)
         case "exhausted":
             what = event.exhausted.exhaustion
-            return WatchView(
-                "exhausted",
-                {
-                    "instance_id": event.exhausted.instance_id,
-                    "tag": event.exhausted.tag,
-                    "resource": what.resource,
-                    "used": what.used,
-                    "total": what.total,
-                    "detail": event.exhausted.detail,
-                },
+            return ExhaustedEvent(
+                instance_id=event.exhausted.instance_id,
+                tag=event.exhausted.tag,
+                resource=what.resource,
+                used=what.used,
+                total=what.total,
+                detail=event.exhausted.detail,
             )
         case _:  # a newer owner
-            return WatchView("unknown")
+            return UnknownEvent()
 
 
 def _word(name: str, prefix: str) -> str:

@@ -8,11 +8,20 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli.console import printable
+from services.cli.documents import (
+    DeviceEvent,
+    ExhaustedEvent,
+    PoolLatchedEvent,
+    StateEvent,
+    UnknownEvent,
+    VmEvent,
+    WarningEvent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from services.cli.views import DeviceView, ShareView, VmView, WatchView
+    from services.cli.views import DeviceView, ShareView, VmView
     from services.handshake.trace_checker import VmVerdict
 
 _STATE_STYLE = {
@@ -125,23 +134,22 @@ def verdict_table(verdicts: Iterable[VmVerdict]) -> Table:
     return table
 
 
-def watch_line(view: WatchView) -> str:
+def watch_line(event: VmEvent) -> str:
     """Return one event as one line."""
-    facts = view.facts
-    match view.event:
-        case "state":
-            return f"state    {facts['state']}"
-        case "warning":
-            return f"warning  {facts['id']}: {facts['text']}"
-        case "device":
-            detail = f": {facts['detail']}" if facts["detail"] else ""
-            return f"device   {facts['tag']} {facts['state']}{detail} ({facts['instance_id']})"
-        case "pool_latched":
-            return f"pool     {format_pool(int(facts['base']), int(facts['size_bytes']))}"
-        case "exhausted":
-            return f"limit    {facts['tag']} {facts['detail']} ({facts['instance_id']})"
-        case _:
-            return f"{view.event}  (this porthole does not know it; a newer one may)"
+    match event:
+        case StateEvent():
+            return f"state    {event.state}"
+        case WarningEvent():
+            return f"warning  {event.id}: {event.text}"
+        case DeviceEvent():
+            detail = f": {event.detail}" if event.detail else ""
+            return f"device   {event.tag} {event.state}{detail} ({event.instance_id})"
+        case PoolLatchedEvent():
+            return f"pool     {format_pool(event.base, event.size_bytes)}"
+        case ExhaustedEvent():
+            return f"limit    {event.tag} {event.detail} ({event.instance_id})"
+        case UnknownEvent():
+            return f"{event.event}  (this porthole does not know it; a newer one may)"
 
 
 def _table(*headings: str) -> Table:

@@ -1,17 +1,14 @@
 """Views: the values that commands show of VMs, shares, devices and guests.
 
-The JSON form of a view is its fields. clients.py fills views from answers; tables.py and `--json`
-print them.
+clients.py fills views from answers; tables.py prints them for people, and documents.py makes JSON
+documents of them: the fields here, with their docstrings, are in docs/schemas.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +16,13 @@ class DeviceView:
     """One virtio device.
 
     Attributes:
+        instance_id: Its id.
+        device_class: virtio-fs or virtio-net.
+        tag: Mount tag, or the adapter's name.
+        state: Its state in the device host, for instance attached or needs-reset.
+        options: The options string that the device host got.
+        socket_path: The vhost-user socket.
+        elevated: Whether the elevated user's device host serves it.
         counters: Values since it was created, by the names of DeviceCounters (device.proto);
             bytes_in and bytes_out are counted from the device's side.
     """
@@ -35,7 +39,17 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class ShareView:
-    """One shared directory."""
+    """One shared directory.
+
+    Attributes:
+        share_id: Its id.
+        instance_id: The device that serves it.
+        host_path: The directory, on the device host's side.
+        tag: Mount tag of the device.
+        options: The share's own options.
+        elevated: Whether the elevated user's device host serves it.
+        aggregate: Whether it is a directory of the VM's aggregate device, named by its id.
+    """
 
     share_id: str
     instance_id: str
@@ -48,7 +62,12 @@ class ShareView:
 
 @dataclass(frozen=True, slots=True)
 class WarningView:
-    """One warning about a VM."""
+    """One warning about a VM.
+
+    Attributes:
+        id: Stable name of the warning.
+        text: The warning, for people.
+    """
 
     id: str
     text: str
@@ -56,7 +75,28 @@ class WarningView:
 
 @dataclass(frozen=True, slots=True)
 class VmView:
-    """One VM. Without a latched pool its numbers are 0 and `token` is empty."""
+    """One VM.
+
+    Attributes:
+        vm_id: Its id.
+        kind: WSL2 or WSLC.
+        state: created, booted, running, shutting-down or terminated.
+        ram_bytes: RAM of the guest.
+        kernel_release: `uname -r` of the guest; empty until it is reported.
+        kernel_command_line: The kernel's command line.
+        pool_base: First guest-physical address of the latched pool; 0 without one.
+        pool_size_bytes: Its size; 0 without one.
+        token: The token that each device gets; empty without a pool.
+        networking_mode: What networkingMode in .wslconfig chose, for instance nat.
+        guest_init_address: Address of GuestInit; empty when the VM has none.
+        machine_address: Address of the VM's machine.
+        traceparent: W3C trace context of the VM's trace.
+        shares: Its shares, the oldest first.
+        devices: Its devices.
+        warnings: The warnings about it.
+    """
+
+    SCHEMA: ClassVar[str] = "vm.v1"
 
     vm_id: str
     kind: str
@@ -77,20 +117,15 @@ class VmView:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchView:
-    """One event of a VM.
+class VersionView:
+    """The version of one service.
 
     Attributes:
-        event: state, warning, device, pool_latched or exhausted.
+        service: Full name of the service.
+        software_version: Version of the program.
+        api_versions: Versions of the API that it serves.
+        manifest: Further facts by name, for instance first_kernel_with_pool.
     """
-
-    event: str
-    facts: dict[str, str | int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class VersionView:
-    """The version of one service; `manifest` has further facts by name."""
 
     service: str
     software_version: str
@@ -108,7 +143,14 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """The counts of a guest's copy."""
+    """The counts of a guest's copy.
+
+    Attributes:
+        directories: Number of directories.
+        files: Number of regular files.
+        symbolic_links: Number of symbolic links.
+        bytes_copied: Bytes of all files.
+    """
 
     directories: int
     files: int
@@ -118,7 +160,13 @@ class CopyResult:
 
 @dataclass(frozen=True, slots=True)
 class HttpResult:
-    """The HTTP response that a guest got."""
+    """The HTTP response that a guest got.
+
+    Attributes:
+        status: Status code.
+        size_bytes: Size of the body.
+        sha256: Digest of the body, in hexadecimal.
+    """
 
     status: int
     size_bytes: int
@@ -127,7 +175,13 @@ class HttpResult:
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """The result of a guest's echo requests; the median is 0 when no reply came."""
+    """The result of a guest's echo requests.
+
+    Attributes:
+        sent: Number of requests.
+        received: Number of replies.
+        round_trip_median_s: Median of the round trips in seconds; 0 when no reply came.
+    """
 
     sent: int
     received: int
@@ -141,11 +195,3 @@ class PoolUse:
     slots_total: int
     slots_used_high_water: int
     bytes_bounced: int
-
-
-View = DeviceView | ShareView | WarningView | VmView | WatchView | VersionView
-
-
-def as_json(view: View) -> dict[str, object]:
-    """Return the JSON form of a view: its fields by name, also of nested views."""
-    return dataclasses.asdict(view)

@@ -19,6 +19,7 @@ import pytest
 from services.cli.exit_codes import NEGATIVE, OK, REFUSED, USAGE
 from services.devicehost import fastpath
 from tests.support.command import CALL_S, PORTHOLE, Porthole
+from tests.support.documents import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,15 +72,14 @@ def test_a_wslc_vm_from_creation_to_a_valid_handshake(porthole: Porthole, tree: 
     token = porthole.run("session", "apply", vm_id[:8]).stdout.strip()
     assert re.fullmatch(r"swiotlb=0x[0-9a-f]+,67108864", token)
     again = porthole.json("session", "apply", vm_id)
-    assert again == {"vm_id": vm_id, "token": token, "already_applied": True}
+    assert (again["vm_id"], again["token"], again["already_applied"]) == (vm_id, token, True)
 
     share = porthole.json("share", "add", vm_id, str(tree), "--ro", "--tag", "src")
     assert (share["tag"], share["options"], share["already_existed"]) == ("src", "ro", False)
     same = porthole.json("share", "add", vm_id, str(tree), "--ro", "--tag", "src")
     assert (same["share_id"], same["already_existed"]) == (share["share_id"], True)
-    assert [item["share_id"] for item in porthole.json("share", "list", vm_id)] == [
-        share["share_id"]
-    ]
+    listed = porthole.json("share", "list", vm_id)["shares"]
+    assert [item["share_id"] for item in listed] == [share["share_id"]]
 
     digests = porthole.run("share", "hash", vm_id, "src").stdout
     checked = subprocess.run(
@@ -101,15 +101,15 @@ def test_a_wslc_vm_from_creation_to_a_valid_handshake(porthole: Porthole, tree: 
     assert device["counters"]["bytes_out"] > sum(p.stat().st_size for p in tree.rglob("file*"))
 
     porthole.run("share", "remove", vm_id, "src")
-    assert porthole.json("share", "list", vm_id) == []
+    assert porthole.json("share", "list", vm_id)["shares"] == []
     child = porthole.json("share", "add", vm_id, str(tree), "--aggregate")
     assert (child["tag"], child["aggregate"]) == ("porthole-shares", True)
     same_digests = porthole.run("share", "hash", vm_id, child["tag"], child["share_id"]).stdout
     assert sorted(same_digests.splitlines()) == sorted(digests.splitlines())
     porthole.run("share", "remove", vm_id, child["share_id"])
-    assert porthole.json("share", "list", vm_id) == []
+    assert porthole.json("share", "list", vm_id)["shares"] == []
     porthole.run("vm", "terminate", vm_id)
-    states = {vm["vm_id"]: vm["state"] for vm in porthole.json("vm", "list")}
+    states = {vm["vm_id"]: vm["state"] for vm in porthole.json("vm", "list")["vms"]}
     assert states[vm_id] == "terminated"
     assert porthole.verdict(vm_id) == {"valid": True, "token": token, "devices": 2}
 
@@ -138,7 +138,7 @@ def test_a_wsl2_vm_with_an_old_kernel_is_warned_of_and_works(
 
 
 def test_watching_a_vm_shows_its_states_until_it_has_terminated(porthole: Porthole) -> None:
-    vm_id = porthole.run("vm", "create").stdout.strip()
+    vm_id = porthole.json("vm", "create")["vm_id"]
     watcher = subprocess.Popen(
         [*PORTHOLE, "vm", "watch", vm_id, "--json"],
         env=porthole.environment,
@@ -146,10 +146,15 @@ def test_watching_a_vm_shows_its_states_until_it_has_terminated(porthole: Portho
         text=True,
     )
     assert watcher.stdout is not None
-    assert json.loads(watcher.stdout.readline()) == {"event": "state", "state": "running"}
+    first = json.loads(watcher.stdout.readline())
+    check_output(("vm", "watch"), first)
+    assert (first["event"], first["state"]) == ("state", "running")
     porthole.run("vm", "terminate", vm_id)
     rest, _ = watcher.communicate(timeout=CALL_S)
-    states = [json.loads(line).get("state") for line in rest.splitlines()]
+    events = [json.loads(line) for line in rest.splitlines()]
+    for event in events:
+        check_output(("vm", "watch"), event)
+    states = [event.get("state") for event in events]
     assert states[-2:] == ["shutting-down", "terminated"]
     assert watcher.returncode == OK
 

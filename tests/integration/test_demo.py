@@ -15,6 +15,7 @@ import pytest
 
 from services.cli.exit_codes import OK, REFUSED, UNREACHABLE
 from services.simguest.net.namespace import NetworkNamespace
+from tests.support.documents import check_document
 
 DEMO = (sys.executable, "-m", "services.cli.main", "demo")
 DEMO_S = 180.0
@@ -54,6 +55,7 @@ def demo(
 
 def report_of(out: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((out / "report.json").read_text())
+    check_document(document)
     return document
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from services.cli.exit_codes import OK
+from tests.support.documents import check_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +46,10 @@ class Porthole:
         return result
 
     def json(self, *arguments: str) -> Any:
-        return json.loads(self.run(*arguments, "--json").stdout)
+        """Run a command with --json; its document is checked against the published schema."""
+        document = json.loads(self.run(*arguments, "--json").stdout)
+        check_output(arguments, document)
+        return document
 
     def verdict(self, vm_id: str) -> dict[str, Any]:
         document = self.json("handshake", "verify", str(self.trace))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from services.cli import tables
 from services.cli.arguments import JsonFlag
 from services.cli.console import fail, out, print_json
+from services.cli.documents import BrokenRule, JudgedVm, Verdict, as_document
 from services.cli.exit_codes import NEGATIVE, USAGE
 from services.cli.verdict import VALID, broken_rules, judge
 from services.handshake.errors import InvalidArgumentError
@@ -52,7 +52,7 @@ def verify(
     broken = broken_rules(verdicts)
     if json:
         summary = broken[0] if broken else VALID
-        print_json({"handshake": summary, "vms": [_json(verdict) for verdict in verdicts]})
+        print_json(as_document(Verdict(summary, tuple(_judged(vm) for vm in verdicts))))
     else:
         out().print(tables.verdict_table(verdicts))
         for vm in verdicts:
@@ -62,5 +62,6 @@ def verify(
         raise typer.Exit(NEGATIVE)
 
 
-def _json(verdict: VmVerdict) -> dict[str, object]:
-    return {**dataclasses.asdict(verdict), "valid": verdict.valid}
+def _judged(vm: VmVerdict) -> JudgedVm:
+    broken = tuple(BrokenRule(violation.rule, violation.detail) for violation in vm.violations)
+    return JudgedVm(vm.vm_id, vm.kind, vm.token, vm.devices, broken, vm.valid)

@@ -9,6 +9,7 @@ import typer
 from services.cli import context
 from services.cli.arguments import JsonFlag, VmArgument
 from services.cli.console import out, print_json, say
+from services.cli.documents import AppliedCapabilities, as_document
 from services.session import apply_guest_capabilities
 
 app = typer.Typer(help="Play the WSLC session.", no_args_is_help=True)
@@ -41,7 +42,7 @@ def apply(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
     with cli.telemetry():
         vm_id, token, already_applied = asyncio.run(run())
     if json:
-        print_json({"vm_id": vm_id, "token": token, "already_applied": already_applied})
+        print_json(as_document(AppliedCapabilities(vm_id, token, already_applied)))
         return
     if token:
         out().print(token, markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +14,9 @@ from services.cli import context, tables
 from services.cli.arguments import JsonFlag, VmArgument
 from services.cli.clients import workload
 from services.cli.console import out, print_json, say
+from services.cli.documents import AddedShare, ShareList, as_document
 from services.cli.requests import ShareRequest
-from services.cli.views import ShareView, as_json
+from services.cli.views import ShareView
 
 app = typer.Typer(help="Share directories of the host with a VM.", no_args_is_help=True)
 
@@ -55,7 +57,8 @@ def add(
     with cli.telemetry():
         share, existed = asyncio.run(run())
     if json:
-        print_json({**as_json(share), "already_existed": existed})
+        added = AddedShare(**dataclasses.asdict(share), already_existed=existed)
+        print_json(as_document(added))
         return
     out().print(share.share_id, markup=False)
     where = f"{share.tag}/{share.share_id}" if share.aggregate else share.tag
@@ -95,7 +98,7 @@ def list_(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
 
     shares = asyncio.run(run())
     if json:
-        print_json([as_json(share) for share in shares])
+        print_json(as_document(ShareList(shares)))
     elif shares:
         out().print(tables.share_table(shares))
     else:

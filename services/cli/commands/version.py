@@ -10,7 +10,8 @@ import typer
 from services.cli import context
 from services.cli.arguments import JsonFlag
 from services.cli.console import out, print_json, printable, say
-from services.cli.views import VersionView, as_json
+from services.cli.documents import Versions, as_document
+from services.cli.views import VersionView
 from services.devicehost import fastpath
 from services.handshake.errors import PortholeError
 from services.rpc.version import API_VERSIONS, SOFTWARE_VERSION
@@ -44,17 +45,13 @@ def version(ctx: typer.Context, json: JsonFlag = False) -> None:
 
     answers = asyncio.run(run())
     if json:
-        own = {
-            "porthole": SOFTWARE_VERSION,
-            "api_versions": list(API_VERSIONS),
-            "native_fast_path": fastpath.status,
-        }
         services = {
-            name.lower().replace(" ", "_"): as_json(answer)
+            name.lower().replace(" ", "_"): answer
             for name, answer in answers.items()
             if isinstance(answer, VersionView)
         }
-        print_json({**own, "services": services})
+        own = (SOFTWARE_VERSION, tuple(API_VERSIONS), fastpath.status)
+        print_json(as_document(Versions(*own, services)))
         return
     own_line = f"porthole {SOFTWARE_VERSION}, API {', '.join(API_VERSIONS)}"
     out().print(f"{own_line}, native fast path {fastpath.status}", markup=False)

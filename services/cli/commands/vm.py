@@ -18,8 +18,9 @@ from services.cli.arguments import (
     read_wslconfig,
 )
 from services.cli.console import out, print_json, printable, say
+from services.cli.documents import StateEvent, VmList, as_document
 from services.cli.requests import VmRequest
-from services.cli.views import VmView, as_json
+from services.cli.views import VmView
 
 app = typer.Typer(help="Create, show and end VMs.", no_args_is_help=True)
 
@@ -88,7 +89,7 @@ def create(
     with cli.telemetry():
         vm = asyncio.run(run())
     if json:
-        print_json(as_json(vm))
+        print_json(as_document(vm))
         return
     out().print(vm.vm_id, markup=False)
     for warning in vm.warnings:
@@ -108,7 +109,7 @@ def list_(ctx: typer.Context, json: JsonFlag = False) -> None:
 
     vms = asyncio.run(run())
     if json:
-        print_json([as_json(vm) for vm in vms])
+        print_json(as_document(VmList(tuple(vms))))
     elif vms:
         out().print(tables.vm_table(vms))
     else:
@@ -126,7 +127,7 @@ def show(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
 
     view = asyncio.run(run())
     if json:
-        print_json(as_json(view))
+        print_json(as_document(view))
         return
     console = out()
     console.print(tables.vm_facts(view))
@@ -161,12 +162,12 @@ def watch(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
     async def run() -> None:
         async with cli.owner() as client:
             vm_id = (await client.get_vm(vm)).vm_id
-            async for view in client.watch_vm(vm_id):
+            async for event in client.watch_vm(vm_id):
                 if json:
-                    print_json({"event": view.event, **view.facts})
+                    print_json(as_document(event))
                 else:
-                    out().print(printable(tables.watch_line(view)), markup=False)
-                if view.event == "state" and view.facts["state"] == "terminated":
+                    out().print(printable(tables.watch_line(event)), markup=False)
+                if isinstance(event, StateEvent) and event.state == "terminated":
                     return
 
     asyncio.run(run())

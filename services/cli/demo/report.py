@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import ClassVar, Final
 
 from rich.table import Table
 
+from services.cli.documents import as_document
 from services.cli.tables import format_bytes, format_pool
 from services.cli.verdict import VALID
-
-if TYPE_CHECKING:
-    from services.cli.views import CopyResult, HttpResult, PingResult, VmView
+from services.cli.views import CopyResult, HttpResult, PingResult, VmView
 
 SHOWN_LIMIT: Final = 20
 """Most differences of one comparison that are listed; all are counted."""
@@ -35,7 +33,22 @@ class VmReport:
         mismatches: Comparisons that failed: contents, modes, links, fetched files.
         refused: Number of guest addresses that its devices refused.
         name: Name of the VM in this demonstration.
+        vm_id: Its id.
         degraded: Whether it works without a pool, with windows on demand.
+        requests: Number of requests that its devices served.
+        windows_mapped: Number of windows that its devices mapped.
+        windows_evicted: Number of windows that made room for others.
+        windows_waited: Number of requests that waited for a window.
+        pool_slots: Number of slots of its bounce pool; 0 without one.
+        pool_slots_high_water: Most slots that were in use at once.
+        warnings: Names of the warnings about it.
+        copied: The counts of the tree that the guest wrote; null when it wrote none.
+        files_through_mount_point: Number of files that were compared through a mount point; null
+            when the share was not mounted.
+        ping: The result of its pings; null when it has no network.
+        http: The response that it fetched; null when it has no network.
+        seconds: How long it took.
+        seconds_by_step: The same, by the name of each step.
         failures: Every failure, as a sentence.
     """
 
@@ -97,7 +110,21 @@ class VmReport:
 
 @dataclass(slots=True)
 class DemoReport:
-    """The report on all VMs. `handshake` is "valid" or the broken rule."""
+    """The report on all VMs.
+
+    Attributes:
+        vms: The report on each VM.
+        handshake: "valid", or the first broken rule.
+        tree: The directory tree that the VMs worked on.
+        tree_files: Number of its regular files that could be read.
+        tree_bytes: Bytes of these files.
+        tree_excluded: Names that were left out.
+        tree_unreadable: Number of files that could not be read.
+        not_shown: What this machine could not show, as sentences.
+        seconds: How long all took.
+    """
+
+    SCHEMA: ClassVar[str] = "demo-report.v1"
 
     vms: list[VmReport] = field(default_factory=list)
     handshake: str = "not checked"
@@ -115,8 +142,8 @@ class DemoReport:
         return bool(self.vms) and self.handshake == VALID and all(vm.passed for vm in self.vms)
 
     def as_json(self) -> dict[str, object]:
-        """Return the JSON form: the fields by name."""
-        return dataclasses.asdict(self)
+        """Return the JSON form, in which the fields are by name."""
+        return as_document(self)
 
 
 def summary_table(report: DemoReport) -> Table:

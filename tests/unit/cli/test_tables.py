@@ -10,14 +10,17 @@ from rich.console import Console
 
 from services.cli import tables
 from services.cli.console import out, printable
-from services.cli.views import (
-    DeviceView,
-    ShareView,
-    VmView,
-    WarningView,
-    WatchView,
-    as_json,
+from services.cli.documents import (
+    DeviceEvent,
+    ExhaustedEvent,
+    PoolLatchedEvent,
+    StateEvent,
+    UnknownEvent,
+    VmEvent,
+    WarningEvent,
+    as_document,
 )
+from services.cli.views import DeviceView, ShareView, VmView, WarningView
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,38 +111,21 @@ def test_facts_of_a_vm_without_a_pool_say_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("view", "line"),
+    ("event", "line"),
     [
-        (WatchView("state", {"state": "running"}), "state    running"),
-        (WatchView("warning", {"id": "I", "text": "t"}), "warning  I: t"),
+        (StateEvent("running"), "state    running"),
+        (WarningEvent("I", "t"), "warning  I: t"),
+        (PoolLatchedEvent(4096, 8192), "pool     0x1000 + 8 KiB"),
+        (DeviceEvent("d", "t", "needs-reset", "why"), "device   t needs-reset: why (d)"),
         (
-            WatchView("pool_latched", {"base": 4096, "size_bytes": 8192}),
-            "pool     0x1000 + 8 KiB",
-        ),
-        (
-            WatchView(
-                "device", {"instance_id": "d", "tag": "t", "state": "needs-reset", "detail": "why"}
-            ),
-            "device   t needs-reset: why (d)",
-        ),
-        (
-            WatchView(
-                "exhausted",
-                {
-                    "instance_id": "d",
-                    "tag": "t",
-                    "resource": "handles",
-                    "used": 10,
-                    "total": 10,
-                    "detail": "handles exhausted: 10 of 10 in use",
-                },
-            ),
+            ExhaustedEvent("d", "t", "handles", 10, 10, "handles exhausted: 10 of 10 in use"),
             "limit    t handles exhausted: 10 of 10 in use (d)",
         ),
+        (UnknownEvent(), "unknown  (this porthole does not know it; a newer one may)"),
     ],
 )
-def test_each_event_is_one_line(view: WatchView, line: str) -> None:
-    assert tables.watch_line(view) == line
+def test_each_event_is_one_line(event: VmEvent, line: str) -> None:
+    assert tables.watch_line(event) == line
 
 
 @pytest.mark.parametrize(
@@ -156,8 +142,10 @@ def test_sizes_have_a_binary_unit(size_bytes: int, text: str) -> None:
     assert tables.format_bytes(size_bytes) == text
 
 
-def test_json_is_the_fields_of_the_view() -> None:
-    document = json.loads(json.dumps(as_json(VM)))
+def test_json_is_the_fields_of_the_view_after_the_name_of_its_schema() -> None:
+    document = json.loads(json.dumps(as_document(VM)))
+    assert list(document)[:2] == ["schema", "vm_id"]
+    assert document["schema"] == "vm.v1"
     assert document["devices"][0]["counters"]["translations_refused"] == 1
     assert document["shares"][0]["host_path"] == "/srv/[bold]data"
     assert document["pool_base"] == 0x3C000000

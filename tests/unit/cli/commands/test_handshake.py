@@ -15,6 +15,7 @@ from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities, KernelVersion
 from services.handshake.events import Sizing
 from services.handshake.pool import Gpa, SwiotlbPool, format_token
+from tests.support.documents import check_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +90,7 @@ def test_a_broken_rule_is_1_and_named(trace: Path) -> None:
 def test_the_verdict_as_json(trace: Path) -> None:
     result = RUNNER.invoke(app, ["handshake", "verify", "--json", str(trace)])
     document = json.loads(result.stdout)
+    check_output(("handshake", "verify"), document)
     assert document["handshake"] == "valid"
     (vm,) = document["vms"]
     assert (vm["vm_id"], vm["valid"], vm["token"], vm["devices"]) == (VM_ID, True, TOKEN, 1)
@@ -97,6 +99,7 @@ def test_the_verdict_as_json(trace: Path) -> None:
     result = RUNNER.invoke(app, ["handshake", "verify", "--json", str(trace)])
     assert result.exit_code == NEGATIVE
     document = json.loads(result.stdout)
+    check_output(("handshake", "verify"), document)
     assert document["handshake"] == "FIRST_REQUEST_MISSING"
     assert document["vms"][0]["violations"][0]["rule"] == "FIRST_REQUEST_MISSING"
 

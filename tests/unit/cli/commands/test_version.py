@@ -9,6 +9,7 @@ from services.cli.exit_codes import OK
 from services.cli.main import app
 from services.devicehost import fastpath
 from services.rpc.version import SOFTWARE_VERSION
+from tests.support.documents import check_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,9 @@ def test_the_version_is_shown_without_services(run_dir: Path) -> None:
     assert result.stdout.startswith(f"porthole {SOFTWARE_VERSION}")
     result = RUNNER.invoke(app, [*flags, "version", "--json"])
     document = json.loads(result.stdout)
+    check_output(("version",), document)
     assert document == {
+        "schema": "versions.v1",
         "porthole": SOFTWARE_VERSION,
         "api_versions": ["v1"],
         "native_fast_path": fastpath.status,
