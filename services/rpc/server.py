@@ -48,6 +48,10 @@ SHUTDOWN_DEADLINE_S: Final = 30.0
 
 # Time for the failures of cancelled calls to reach their callers.
 _ABORT_S: Final = 1.0
+_PORT_REFUSED: Final = (
+    "another process listens there, or this machine does not allow it; choose another port, or "
+    "port 0, for which the kernel chooses a free one"
+)
 _SOCKET_MODE: Final = 0o600
 _RUN_DIR_MODE: Final = 0o700
 _OPTIONS: Final = (
@@ -230,8 +234,10 @@ def _bind(server: grpc.aio.Server, address: Address) -> Address:
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError as error:
+        # For a port gRPC says no more than that it failed.
+        why = error if isinstance(address, UnixAddress) else _PORT_REFUSED
         raise FailedPreconditionError(
-            "ADDRESS_UNUSABLE", f"cannot listen on {address}: {error}", address=str(address)
+            "ADDRESS_UNUSABLE", f"cannot listen on {address}: {why}", address=str(address)
         ) from None
     if isinstance(address, UnixAddress):
         address.path.chmod(_SOCKET_MODE)

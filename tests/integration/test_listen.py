@@ -113,6 +113,7 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_left(run_dir: Path) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         errors = command.run("up", "--listen", address, code=UNREACHABLE).stderr
-    assert f"cannot listen on {address}" in errors
+    assert f"cannot listen on {address}: another process listens there" in errors
+    assert "choose another port, or port 0" in errors
     assert "SERVICE_START_FAILED" in errors
     assert not list(run_dir.glob("*.sock"))
