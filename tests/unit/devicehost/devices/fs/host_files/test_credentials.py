@@ -48,6 +48,26 @@ def test_whatever_is_created_belongs_to_the_guests_user(guest: FuseGuest, shared
     assert owner(shared / "roots") == (os.geteuid(), os.getegid())
 
 
+@pytest.mark.parametrize(("uid", "gid"), [(0, GROUP), (USER, 0)])
+def test_each_id_counts(guest: FuseGuest, shared: Path, uid: int, gid: int) -> None:
+    guest.uid, guest.gid = uid, gid
+    guest.create(b"file")
+    assert owner(shared / "file") == (uid, gid)
+
+
+def test_renaming_needs_no_more_than_the_guest_has_checked(
+    make_guest: MakeGuest, shared: Path
+) -> None:
+    """In a sticky directory only the owner may, whom an option can change for the guest."""
+    (shared / "old").touch()
+    shared.chmod(0o1777)
+    guest = make_guest(uid=USER, gid=GROUP)
+    guest.uid, guest.gid = USER, GROUP
+    guest.rename(b"old", b"new")
+    guest.rename(b"new", b"newer", flags=1)
+    assert [path.name for path in shared.iterdir()] == ["newer"]
+
+
 def test_the_thread_is_itself_again_afterwards(guest: FuseGuest, shared: Path) -> None:
     guest.uid, guest.gid = USER, GROUP
     guest.create(b"file")
@@ -245,3 +265,15 @@ def test_a_capability_that_is_not_permitted_is_not_asked_for() -> None:
         assert effective() == before
 
     thread_with((0, ALL_CAPABILITIES), write)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "may"),
+    [(0, True), (1 << 6, False), (1 << 7, False), (1 << 6 | 1 << 7, False), (1 << 4, True)],
+)
+def test_acting_as_any_user_takes_the_right_to_set_both_ids(lacking: int, may: bool) -> None:
+    """CAP_SETGID is 6, and CAP_SETUID 7 (capability.h)."""
+    found: list[bool] = []
+    permitted = ALL_CAPABILITIES & ~lacking, ALL_CAPABILITIES
+    thread_with(permitted, lambda: found.append(credentials.may_switch()))
+    assert found == [may]

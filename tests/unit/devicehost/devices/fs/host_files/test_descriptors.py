@@ -14,9 +14,11 @@ import pytest
 import services.devicehost.devices.fs as package
 from services.devicehost import fastpath
 from services.devicehost.devices.fs.host_files.descriptors import (
+    MAX_NODE_DESCRIPTORS,
     WANTED_DESCRIPTORS,
     Descriptor,
     Limits,
+    first_unusable,
     raise_descriptor_limit,
 )
 from services.devicehost.devices.fs.mount.native_mount import NativeMount
@@ -87,6 +89,9 @@ def test_the_limit_is_raised_as_far_as_it_may_be() -> None:
         assert most == (max(hard, WANTED_DESCRIPTORS) if _may_raise_limits() else hard)
         assert 0 < limits.handles < limits.descriptors <= limits.nodes
         assert limits.descriptors + limits.handles < raised
+        usable = raised - 1024
+        assert limits.descriptors == min(usable // 2, MAX_NODE_DESCRIPTORS)
+        assert limits.handles == usable // 8
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -101,6 +106,26 @@ def test_all_devices_together_leave_descriptors_to_the_rest_of_the_process(tmp_p
             held += [Descriptor(os.open(tmp_path, os.O_PATH)) for _ in range(before + 1)]
         os.close(os.eventfd(0))
         assert open_fds() == before + len(held), "what was refused is closed"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [1024, 2048, 4096])
+def test_the_first_number_that_is_left_to_the_rest_of_the_process(limit: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        first = first_unusable()
+        assert first == max(limit - 1024, limit // 2)
+        for number in (first - 1, first):
+            with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+                os.fstat(number)
+        last = Descriptor(os.dup2(0, first - 1, inheritable=False))
+        os.fstat(last.fd)
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            Descriptor(os.dup2(0, first, inheritable=False))
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            os.fstat(first)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -69,3 +70,38 @@ def test_a_link_itself_can_be_opened_by_path_only(inner_fd: int) -> None:
         assert not os.get_inheritable(fd)
     finally:
         os.close(fd)
+
+
+@pytest.mark.root
+def test_a_file_that_is_opened_again_goes_to_no_child_process(inner_fd: int) -> None:
+    ordinary = os.open(f"/proc/self/fd/{inner_fd}", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fd = syscalls.open_by_handle(ordinary, syscalls.name_to_handle(inner_fd), os.O_PATH)
+        try:
+            assert os.path.samestat(os.fstat(fd), os.fstat(inner_fd))
+            assert not os.get_inheritable(fd)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(ordinary)
+
+
+@pytest.mark.parametrize(("number", "passed_on"), [(errno.EPERM, False), (errno.ENOMEM, True)])
+def test_where_a_thread_can_have_no_umask_of_its_own_it_sets_the_process_wide_one(
+    monkeypatch: pytest.MonkeyPatch, number: int, passed_on: bool
+) -> None:
+    def refuse(_: int) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(syscalls, "_unshare", refuse)
+    before = os.umask(0o077)
+    try:
+        if passed_on:
+            with pytest.raises(OSError, match=os.strerror(number)):
+                syscalls.use_private_umask(0o022)
+        else:
+            syscalls.use_private_umask(0o022)
+    finally:
+        after = os.umask(before)
+    assert after == (0o077 if passed_on else 0o022)
