@@ -246,3 +246,11 @@ def test_an_owner_that_is_dropped_meanwhile_is_made_anew(file: Path) -> None:
     assert host_locks(file) == [("WRITE", "0", "9")]
     table.release(1, 7)
     assert host_locks(file) == [], "it was set by that handle"
+
+
+def test_the_owner_in_release_counts_only_with_its_flag(opened: Opened, file: Path) -> None:
+    """FUSE_RELEASE_FLUSH: without it, lock_owner may be anything."""
+    second = open_in(opened.guest)
+    second.set(BOB, F_WRLCK, 0, 9)
+    opened.release(0, BOB)
+    assert host_locks(file) == [("WRITE", "0", "9")]

@@ -45,6 +45,18 @@ def test_small_replies_lose_nothing(guest: FuseGuest, shared: Path, size: int) -
     assert_exactly(guest.list_all(guest.opendir(), size), names | {b".", b".."})
 
 
+@pytest.mark.parametrize("plus", [False, True])
+def test_an_entry_that_just_fits_is_listed(guest: FuseGuest, plus: bool) -> None:
+    size = fuse.align8(24 + len(b".")) + 128 * plus
+    handle = guest.opendir()
+    [first] = guest.readdir(handle, 0, size, plus=plus)
+    assert len(guest.readdir(handle, 0, 2 * size, plus=plus)) == 2
+    assert first.name in (b".", b"..")
+    with pytest.raises(FuseError) as error:
+        guest.readdir(handle, 0, size - 1, plus=plus)
+    assert number_of(error) == "EINVAL"
+
+
 def test_removing_what_was_listed_skips_nothing(guest: FuseGuest, shared: Path) -> None:
     """Like `rm -r`: list a page, remove it, go on. Positions in a list as cookies fail here."""
     names = populate(shared, 400)

@@ -249,7 +249,11 @@ def test_lseek_finds_data(guest: FuseGuest, shared: Path) -> None:
     finally:
         os.close(expected)
     assert seek(0, os.SEEK_END) == 1 << 20
-    for offset, whence, number in ((2 << 20, os.SEEK_DATA, "ENXIO"), (0, 77, "EINVAL")):
+    for offset, whence, number in (
+        (2 << 20, os.SEEK_DATA, "ENXIO"),
+        (0, os.SEEK_CUR, "EINVAL"),
+        (0, 77, "EINVAL"),
+    ):
         with pytest.raises(FuseError) as error:
             seek(offset, whence)
         assert number_of(error) == number
@@ -264,6 +268,16 @@ def test_copy_file_range(guest: FuseGuest, shared: Path) -> None:
     (copied,) = fuse.WRITE_OUT.unpack(guest.call(Opcode.COPY_FILE_RANGE, 1, body))
     assert copied == len(data) - 10
     assert (shared / "to").read_bytes() == bytes(5) + data[10:]
+
+
+@pytest.mark.parametrize("flags", [1, 1 << 63])
+def test_copy_file_range_has_no_flags(guest: FuseGuest, flags: int) -> None:
+    entry, handle = guest.create(b"f")
+    guest.write(handle, b"data")
+    body = fuse.COPY_FILE_RANGE_IN.pack(handle, 0, entry.nodeid, handle, 4, 4, flags)
+    with pytest.raises(FuseError) as error:
+        guest.call(Opcode.COPY_FILE_RANGE, 1, body)
+    assert number_of(error) == "EINVAL"
 
 
 def test_errors_keep_their_number(guest: FuseGuest) -> None:

@@ -134,6 +134,29 @@ def test_statx_tells_the_birth_time(guest: FuseGuest, shared: Path) -> None:
     assert 0 < fields[13] <= real.st_mtime
 
 
+@pytest.mark.parametrize("mask", [0, 1, 0xFFFF_FFFF])
+def test_statx_returns_what_the_mask_asks_for_and_fuse_has(
+    guest: FuseGuest, shared: Path, mask: int
+) -> None:
+    """Bit 31 is reserved: statx(2) would refuse it, and a guest's mask may have it."""
+    (shared / "f").touch()
+    node = guest.lookup(b"f").nodeid
+    data = guest.call(Opcode.STATX, node, fuse.STATX_IN.pack(0, 0, 0, mask))
+    (shown,) = fuse.STATX.unpack_from(data, fuse.STATX_OUT.size)[:1]
+    assert shown & mask & 0xFFF == mask & 0xFFF
+
+
+def test_each_number_of_statfs_is_in_its_place(
+    guest: FuseGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = os.statvfs_result(range(10, 20))
+    monkeypatch.setattr(os, "statvfs", lambda _: numbers)
+    shown = StatfsOut(*fuse.STATFS_OUT.unpack(guest.call(Opcode.STATFS)))
+    for name in ("blocks", "bfree", "bavail", "files", "ffree", "bsize", "frsize"):
+        assert getattr(shown, name) == getattr(numbers, f"f_{name}"), name
+    assert shown.namelen == numbers.f_namemax
+
+
 def test_statfs(guest: FuseGuest, shared: Path) -> None:
     shown = StatfsOut(*fuse.STATFS_OUT.unpack(guest.call(Opcode.STATFS)))
     real = os.statvfs(shared)
@@ -178,6 +201,30 @@ def test_owner_options(make_guest: MakeGuest, shared: Path) -> None:
     assert number_of(error) == "EPERM"
     data = guest.call(Opcode.STATX, node, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
     assert fuse.STATX.unpack_from(data, fuse.STATX_OUT.size)[4:6] == (1234, 5678)
+
+
+@pytest.mark.root
+def test_an_owner_option_fixes_one_id_and_leaves_the_other(
+    make_guest: MakeGuest, shared: Path
+) -> None:
+    path = shared / "f"
+    path.touch()
+    options: list[tuple[str, str, dict[str, Any]]] = [
+        ("gid", "uid", {"gid": 5678}),
+        ("uid", "gid", {"uid": 1234}),
+    ]
+    for fixed, free, option in options:
+        guest = make_guest(**option)
+        node = guest.lookup(b"f").nodeid
+        valid = {"uid": fuse.FATTR_UID, "gid": fuse.FATTR_GID}
+        before = getattr(path.stat(), f"st_{fixed}")
+        guest.setattr(node, valid[free], **{free: 77})
+        assert getattr(path.stat(), f"st_{free}") == 77
+        with pytest.raises(FuseError) as error:
+            guest.setattr(node, valid[fixed], **{fixed: 78})
+        assert number_of(error) == "EPERM"
+        guest.setattr(node, valid[fixed], **option)
+        assert getattr(path.stat(), f"st_{fixed}") == before
 
 
 @pytest.mark.parametrize(
@@ -238,5 +285,6 @@ def test_read_only_refuses_every_change(make_guest: MakeGuest, shared: Path) -> 
         with pytest.raises(FuseError) as error:
             guest.call(opcode, node if opcode in (Opcode.OPEN, Opcode.ACCESS) else 1, body)
         assert (opcode, number_of(error)) == (opcode, "EROFS")
+    guest.call(Opcode.ACCESS, node, fuse.ACCESS_IN.pack(os.R_OK))
     assert guest.read(handle, 9) == b"text"
     assert sorted(path.name for path in shared.iterdir()) == ["d", "f"]

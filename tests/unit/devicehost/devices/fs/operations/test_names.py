@@ -132,6 +132,43 @@ def test_create_that_may_not_open_what_is_there_leaves_no_node(
     assert open_descriptors(shared) == []
 
 
+def test_create_that_may_not_open_what_is_there_takes_no_lookup_of_others_back(
+    guest: FuseGuest,
+) -> None:
+    node = guest.symlink(b"link", b"anywhere").nodeid
+    with pytest.raises(FuseError):
+        guest.create(b"link")
+    assert stat.S_ISLNK(guest.getattr(node).mode)
+    guest.forget(node)
+    with pytest.raises(FuseError) as error:
+        guest.getattr(node)
+    assert number_of(error) == "ESTALE"
+
+
+def test_the_longest_name(guest: FuseGuest, shared: Path) -> None:
+    guest.create(b"n" * 255)
+    assert guest.lookup(b"n" * 255).nodeid > 1
+    assert [len(path.name) for path in shared.iterdir()] == [255]
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFDIR, stat.S_IFLNK])
+def test_mknod_makes_no_directory_and_no_symlink(guest: FuseGuest, shared: Path, kind: int) -> None:
+    with pytest.raises(FuseError) as error:
+        guest.mknod(b"node", kind | 0o755)
+    assert number_of(error) == "EPERM"
+    assert list(shared.iterdir()) == []
+
+
+def test_an_exclusive_tmpfile_never_gets_a_name(guest: FuseGuest, shared: Path) -> None:
+    """open(2): with O_TMPFILE, O_EXCL keeps the file from being linked."""
+    body = fuse.CREATE_IN.pack(os.O_RDWR | os.O_EXCL, 0o100600, 0, 0) + b"/\0"
+    node = fuse.ENTRY_OUT.unpack_from(guest.call(Opcode.TMPFILE, 1, body))[0]
+    with pytest.raises(FuseError) as error:
+        guest.link(node, b"named")
+    assert number_of(error) == "ENOENT"
+    assert list(shared.iterdir()) == []
+
+
 def test_tmpfile_has_no_name(guest: FuseGuest, shared: Path) -> None:
     body = fuse.CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"/\0"
     data = guest.call(Opcode.TMPFILE, 1, body)

@@ -53,3 +53,36 @@ def test_more_than_is_ever_copied_is_refused() -> None:
     with pytest.raises(OSError) as error:
         request.load(fuse.MKDIR_IN, streamed=False)
     assert error.value.errno == errno.E2BIG
+
+
+def test_as_much_as_is_ever_copied_is_taken() -> None:
+    body = fuse.BATCH_FORGET_IN.pack(1 << 16) + bytes(1 << 20)
+    room = (1 << 20) + 4096 - len(body)
+    header = fuse.IN_HEADER.pack(40 + len(body) + room, Opcode.BATCH_FORGET, 1, 1, 0, 0, 1, 0)
+    request = Request(chain(buffers(header + body + bytes(room), 40), []))
+    request.load(fuse.BATCH_FORGET_IN, streamed=False)
+    assert len(request.body) == (1 << 20) + 4096 - fuse.BATCH_FORGET_IN.size
+    header = fuse.IN_HEADER.pack(41 + len(body) + room, Opcode.BATCH_FORGET, 1, 1, 0, 0, 1, 0)
+    request = Request(chain(buffers(header + body + bytes(room + 1), 40), []))
+    with pytest.raises(OSError) as error:
+        request.load(fuse.BATCH_FORGET_IN, streamed=False)
+    assert error.value.errno == errno.E2BIG
+
+
+@pytest.mark.parametrize(("pieces", "fits"), [(1024, True), (1025, False)])
+def test_data_are_in_as_many_pieces_as_one_call_takes(pieces: int, fits: bool) -> None:
+    """IOV_MAX of Linux is 1024 (readv(2))."""
+    head = 40 + fuse.WRITE_IN.size
+    write = fuse.WRITE_IN.pack(1, 0, pieces, 0, 0, 0) + bytes(pieces)
+    header = fuse.IN_HEADER.pack(head + pieces, Opcode.WRITE, 1, 1, 0, 0, 1, 0)
+    readable = buffers(header + write, head, *range(head, head + pieces))
+    writable = buffers(bytes(16 + pieces), *range(16, 16 + pieces))
+    request = Request(chain(readable, writable))
+    request.load(fuse.WRITE_IN, streamed=True)
+    for take in (request.space_of, request.payload_of):
+        if fits:
+            assert len(take(pieces)) == pieces
+        else:
+            with pytest.raises(OSError) as error:
+                take(pieces)
+            assert error.value.errno == errno.EINVAL
