@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -16,11 +17,18 @@ import pytest
 from services.devicehost import fastpath
 from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import AggregateBackend, FsBackend, FsDevice
+from services.devicehost.devices.fs.host_files import credentials
 from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.devicehost.virtio.native_queue import NativeQueue
-from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
+from services.handshake.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    PortholeError,
+)
 from services.handshake.exhaustion import Resource
 from services.handshake.options import FsOptions
+from services.handshake.pool import Gpa, SwiotlbPool
 from services.wire import fuse
 from services.wire.virtio_fs import CONFIG
 from tests.support.descriptors import open_descriptors
@@ -33,6 +41,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.devicehost.virtio.queue import Chain, Queue
+
+
+CAP_DAC_READ_SEARCH = 1 << 2
 
 
 def device(shared: Path, name: str = "share", queues: int = 1) -> FsDevice:
@@ -155,6 +166,28 @@ def test_what_cannot_be_shared(shared: Path, tmp_path: Path) -> None:
         assert error.value.reason == reason
 
 
+@pytest.mark.root
+def test_a_directory_that_may_not_be_searched(shared: Path) -> None:
+    (shared / "closed" / "inner").mkdir(parents=True)
+    (shared / "closed").chmod(0)
+    rights = credentials._CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH
+    credentials._change(remove=rights)
+    try:
+        with pytest.raises(PermissionDeniedError) as error:
+            device(shared / "closed" / "inner")
+    finally:
+        credentials._change(add=rights)
+    assert error.value.reason == "SHARED_DIR_DENIED"
+
+
+def test_a_path_that_leads_nowhere(shared: Path) -> None:
+    (shared / "loop").symlink_to("loop")
+    with pytest.raises(InvalidArgumentError, match=os.strerror(errno.ELOOP)) as error:
+        device(shared / "loop")
+    assert error.value.reason == "SHARED_DIR_UNUSABLE"
+    assert error.value.metadata == {"shared_dir": str(shared / "loop")}
+
+
 def test_what_cannot_be_shared_is_named(shared: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="'here' is not an absolute path") as relative:
         FsDevice(FsOptions(name="share", vm_id=VM_ID), FsBackend("here"), MAX_REQUEST_BYTES)
@@ -165,7 +198,8 @@ def test_what_cannot_be_shared_is_named(shared: Path) -> None:
 
 
 def test_an_aggregate_takes_shares_and_no_options_of_one(shared: Path) -> None:
-    own = FsOptions(name="all", vm_id=VM_ID, queues=4, writeback=True)
+    pool = SwiotlbPool(Gpa(1 << 30), 64 << 20)
+    own = FsOptions(name="all", vm_id=VM_ID, queues=4, writeback=True, swiotlb=pool)
     made = FsDevice(own, AggregateBackend(), MAX_REQUEST_BYTES)
     assert made.num_queues == 5
     children = [made.children]

@@ -55,6 +55,20 @@ def test_only_what_is_offered_and_served_is_accepted(make_guest: MakeGuest) -> N
     assert out.flags == fuse.FUSE_ASYNC_READ
 
 
+def test_more_flags_count_only_with_the_flag_that_announces_them(make_guest: MakeGuest) -> None:
+    """FUSE_INIT_EXT: without it, what follows the flags may be anything."""
+    out = make_guest(mounted=False).init(flags=fuse.FUSE_ASYNC_READ, flags2=0xFFFF_FFFF)
+    assert (out.flags, out.flags2) == (fuse.FUSE_ASYNC_READ, 0)
+
+
+def test_the_rest_of_the_answer(make_guest: MakeGuest) -> None:
+    out = make_guest(mounted=False).init()
+    assert out.max_readahead == 1 << 17, "as the guest offers"
+    assert out.time_gran == 1, "times in nanoseconds"
+    assert out.map_alignment == 0, "nothing can be mapped"
+    assert 0 < out.congestion_threshold <= out.max_background
+
+
 @pytest.mark.parametrize(("theirs", "agreed"), [(31, 31), (38, 38), (39, 39), (45, 39)])
 def test_the_smaller_minor_version_counts(make_guest: MakeGuest, theirs: int, agreed: int) -> None:
     out = make_guest(mounted=False).init(minor=theirs)
@@ -74,7 +88,8 @@ def test_versions_too_old_are_refused(make_guest: MakeGuest, major: int, minor: 
 
 def test_a_newer_major_version_is_asked_to_come_down(make_guest: MakeGuest) -> None:
     guest = make_guest(mounted=False)
-    assert guest.init(major=8).major == 7
+    out = guest.init(major=8)
+    assert (out.major, out.minor, out.flags, out.flags2) == (7, 39, 0, 0)
     with pytest.raises(FuseError):
         guest.getattr(1)
     guest.init()

@@ -99,6 +99,23 @@ def test_getattr_and_statx_of_the_root_show_the_same(rig: Rig, guest: FuseGuest)
     assert fuse.STATX_OUT.unpack_from(shown)[:2] == (1, 0)
 
 
+def test_the_root_changes_when_a_share_comes_or_goes(rig: Rig, guest: FuseGuest) -> None:
+    changes: list[tuple[int, int]] = []
+
+    def note() -> None:
+        attr = guest.getattr(1)
+        changes.append((attr.mtime, attr.mtimensec))
+
+    note()
+    rig.add("one")
+    note()
+    guest.lookup(b"one")
+    assert guest.getattr(1).mtimensec == changes[-1][1]
+    rig.aggregate.remove("one")
+    note()
+    assert sorted(set(changes)) == changes, "later each time"
+
+
 def test_data_for_the_root_are_refused_as_a_change_whatever_their_length(guest: FuseGuest) -> None:
     for length in (1, 2 << 20):
         body = fuse.WRITE_IN.pack(1, 0, length, 0, 0, 0) + bytes(length)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.devices.fs.aggregate import shares
 from services.devicehost.devices.fs.aggregate.shares import MAX_CHILDREN
 from services.handshake.errors import PortholeError
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -57,3 +58,15 @@ def test_the_number_of_shares_is_bounded(rig: Rig) -> None:
     assert failure.value.reason == "CHILD_LIMIT"
     rig.aggregate.remove("0")
     rig.add("more", shared)
+
+
+def test_a_slot_is_never_used_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "MAX_SLOT", 3)
+    shared = rig.directory("shared")
+    for n in range(3):
+        rig.add(str(n), shared)
+        assert [child.slot for child in rig.aggregate.children()] == [n + 1]
+        rig.aggregate.remove(str(n))
+    with pytest.raises(PortholeError) as failure:
+        rig.add("more", shared)
+    assert failure.value.reason == "CHILD_LIMIT"
