@@ -8,6 +8,7 @@ a VM, nor the threads that other operations need, nor the end of this process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -67,7 +68,12 @@ class HostPaths:
         loop = asyncio.get_running_loop()
         found: Future[T] = Future()
         found.set_running_or_notify_cancel()  # a caller that has gone away must not cancel it
-        found.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+
+        def give_back(_: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the look
+                loop.call_soon_threadsafe(self._free.release)
+
+        found.add_done_callback(give_back)
 
         def run() -> None:
             try:

@@ -6,6 +6,7 @@ share a device, and aggregates.py makes it a part of one.
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,10 @@ from services.vm_owner.device_names import check_name
 
 if TYPE_CHECKING:
     from services.vm_owner.guest_devices import GuestDevice
+
+PATH_LIMIT_BYTES: Final = 4095
+"""Longest host path that is accepted, as in the kernel (PATH_MAX, with a NUL). The standard library
+takes minutes to resolve a path of megabytes."""
 
 _ANY_VM: Final = "00000000-0000-0000-0000-000000000000"
 """A placeholder for the VM's id in options that are compared without it."""
@@ -123,7 +128,8 @@ def canonical_directory(host_path: str) -> str:
     """Resolve the symbolic links in the path of a directory. It blocks: see host_paths.py.
 
     Raises:
-        InvalidArgumentError: SHARE_PATH_SYNTAX when it is relative or has a NUL.
+        InvalidArgumentError: SHARE_PATH_SYNTAX when it is relative, has a NUL, is too long, or
+            leads to a path that is not UTF-8.
         NotFoundError: SHARE_PATH_NOT_FOUND.
         PermissionDeniedError: SHARE_PATH_DENIED.
         FailedPreconditionError: SHARE_PATH_NOT_A_DIRECTORY.
@@ -133,6 +139,15 @@ def canonical_directory(host_path: str) -> str:
             "SHARE_PATH_SYNTAX",
             f"host path {host_path!r} is not absolute, or has a NUL; write a whole path",
             host_path=host_path,
+        )
+    length = len(os.fsencode(host_path))
+    if length > PATH_LIMIT_BYTES:
+        raise InvalidArgumentError(
+            "SHARE_PATH_SYNTAX",
+            f"host path {host_path[:64]!r}… has {length} bytes, more than {PATH_LIMIT_BYTES}; "
+            "write a shorter path",
+            length=length,
+            limit=PATH_LIMIT_BYTES,
         )
     try:
         canonical = os.path.realpath(host_path, strict=True)
@@ -145,10 +160,11 @@ def canonical_directory(host_path: str) -> str:
         ) from None
     except NotADirectoryError:
         is_directory = False
-    except OSError as error:
+    except (OSError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else os.strerror(errno.ELOOP)
         raise NotFoundError(
             "SHARE_PATH_NOT_FOUND",
-            f"host path {host_path!r} cannot be found: {error.strerror}; create it first",
+            f"host path {host_path!r} cannot be found: {why}; create it first",
             host_path=host_path,
         ) from None
     if not is_directory:
@@ -157,4 +173,12 @@ def canonical_directory(host_path: str) -> str:
             f"host path {host_path!r} is not a directory; share the directory that holds it",
             host_path=host_path,
         )
+    try:
+        canonical.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            "SHARE_PATH_SYNTAX",
+            f"host path {host_path!r} leads to {canonical!r}, which is not UTF-8; rename it",
+            host_path=host_path,
+        ) from None
     return canonical

@@ -53,3 +53,19 @@ async def test_a_caller_who_goes_away_gives_its_thread_back() -> None:
         await looking
     answers.set()
     assert await paths.look("/here", lambda: 1) == 1
+
+
+def test_a_look_that_outlives_the_event_loop_ends_quietly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers = threading.Event()
+
+    async def give_up() -> None:
+        with pytest.raises(DeadlineExceededError):
+            await HostPaths(deadline_s=0.05).look("/dead", answers.wait)
+
+    asyncio.run(give_up())
+    answers.set()
+    for thread in lookers():
+        thread.join(10)
+    assert caplog.records == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,6 +49,38 @@ def test_a_relative_path_is_refused(path: str) -> None:
     with pytest.raises(InvalidArgumentError, match="is not absolute, or has a NUL") as refused:
         canonical_directory(path)
     assert refused.value.reason == "SHARE_PATH_SYNTAX"
+
+
+@pytest.mark.parametrize("path", ["/" + "./" * 2048, "/" + "é" * 2048])
+def test_a_path_longer_than_the_kernel_takes_is_refused(path: str) -> None:
+    """The standard library resolves a path in a time that is quadratic in its length."""
+    with pytest.raises(InvalidArgumentError, match="more than 4095") as refused:
+        canonical_directory(path)
+    assert refused.value.reason == "SHARE_PATH_SYNTAX"
+    assert len(refused.value.message) < 1024
+
+
+def test_a_path_of_the_greatest_length_is_resolved() -> None:
+    assert canonical_directory("/" + "./" * 2047) == "/"
+
+
+def test_a_path_to_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    """No message could carry it."""
+    (tmp_path / "\udcff").mkdir()
+    (tmp_path / "link").symlink_to("\udcff")
+    with pytest.raises(InvalidArgumentError, match="is not UTF-8") as refused:
+        canonical_directory(str(tmp_path / "link"))
+    assert refused.value.reason == "SHARE_PATH_SYNTAX"
+    refused.value.message.encode()
+
+
+def test_a_path_of_endless_links_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    for number in range(1, sys.getrecursionlimit()):
+        (tmp_path / str(number)).symlink_to(str(number - 1))
+    with pytest.raises(NotFoundError, match="oo many levels of symbolic links") as refused:
+        canonical_directory(str(tmp_path / str(number)))
+    assert refused.value.reason == "SHARE_PATH_NOT_FOUND"
 
 
 def test_the_tag_is_no_part_of_a_shares_identity_but_the_options_are(tmp_path: Path) -> None:

@@ -166,7 +166,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     CHILD_LIMIT: _ErrorReason.ValueType  # 315
     """RESOURCE_EXHAUSTED: 1024 shares per aggregate device at a time; use another device."""
     SHARE_PATH_SYNTAX: _ErrorReason.ValueType  # 316
-    """INVALID_ARGUMENT: the path of a share is not absolute, or has a NUL."""
+    """INVALID_ARGUMENT: the path of a share is not absolute, has a NUL or more than 4095 bytes, or leads
+    to a path that is not UTF-8.
+    """
     SHARED_DIR_RELATIVE: _ErrorReason.ValueType  # 317
     """INVALID_ARGUMENT: the directory of a device is not an absolute path."""
     SHARE_PATH_NOT_FOUND: _ErrorReason.ValueType  # 318
@@ -671,7 +673,9 @@ CHILD_EXISTS: ErrorReason.ValueType  # 314
 CHILD_LIMIT: ErrorReason.ValueType  # 315
 """RESOURCE_EXHAUSTED: 1024 shares per aggregate device at a time; use another device."""
 SHARE_PATH_SYNTAX: ErrorReason.ValueType  # 316
-"""INVALID_ARGUMENT: the path of a share is not absolute, or has a NUL."""
+"""INVALID_ARGUMENT: the path of a share is not absolute, has a NUL or more than 4095 bytes, or leads
+to a path that is not UTF-8.
+"""
 SHARED_DIR_RELATIVE: ErrorReason.ValueType  # 317
 """INVALID_ARGUMENT: the directory of a device is not an absolute path."""
 SHARE_PATH_NOT_FOUND: ErrorReason.ValueType  # 318
