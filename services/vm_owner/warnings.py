@@ -34,6 +34,10 @@ CONFIG_REFUSED: Final = "WslConfigRefusedValue"
 CONFIG_SAFE_MODE: Final = "WslConfigSafeMode"
 CONFIG_OVERRIDDEN: Final = "WslConfigOverridden"
 
+QUOTED_LIMIT: Final = 200
+"""Most characters of a key, and of a value, that a warning quotes. A section's name is a part of
+each of its keys, so a hundred warnings could quote a hundred times the file."""
+
 
 @dataclass(frozen=True, slots=True)
 class VmWarning:
@@ -48,8 +52,9 @@ class ConfigWarning(VmWarning):
     """A warning about one line of a .wslconfig file.
 
     Attributes:
-        key: "section.key" as documented; the raw line when it cannot be parsed.
-        value: The value in the file; empty for a line that cannot be parsed.
+        key: "section.key" as documented; the raw line when it cannot be parsed. It is cut to
+            QUOTED_LIMIT.
+        value: The value in the file, cut likewise; empty for a line that cannot be parsed.
         file: Name of the file.
         line: Line number, counted from 1.
     """
@@ -62,8 +67,13 @@ class ConfigWarning(VmWarning):
 
 def config_warning(id_: str, key: str, value: str, file: str, line: int, why: str) -> ConfigWarning:
     """Return a warning about a .wslconfig file."""
+    key, value = _quoted(key), _quoted(value)
     said = f"{key}={value}" if value else key
     return ConfigWarning(id_, f"{file}:{line}: {said}: {why}", key, value, file, line)
+
+
+def _quoted(text: str) -> str:
+    return text if len(text) <= QUOTED_LIMIT else f"{text[: QUOTED_LIMIT - 1]}…"
 
 
 def kernel_unsupported(kernel_release: str, manifest: Manifest) -> VmWarning:

@@ -283,6 +283,23 @@ def test_warnings_are_bounded() -> None:
     assert len(parse_wslconfig("x\n" * 10_000).warnings) == MAX_WARNINGS
 
 
+def test_warnings_do_not_repeat_the_name_of_a_long_section() -> None:
+    """A hundred times the file is more than a message to a client may have."""
+    lines = "a=1\n" * MAX_WARNINGS
+    text = f"[{'s' * (MAX_TEXT_BYTES - len(lines) - 3)}]\n{lines}"
+    found = parse_wslconfig(text).warnings
+    assert len(found) == MAX_WARNINGS
+    assert {warning.key for warning in found} == {f"{'s' * (warnings.QUOTED_LIMIT - 1)}…"}
+    assert sum(len(warning.text) for warning in found) < MAX_TEXT_BYTES
+
+
+def test_a_long_value_is_cut_in_its_warning() -> None:
+    [warning] = parse_wslconfig(f"[wsl2]\nmemory={'9' * 1000}\n").warnings
+    assert warning.value == f"{'9' * (warnings.QUOTED_LIMIT - 1)}…"
+    assert warning.value in warning.text
+    assert len(warning.text) < 400
+
+
 @given(st.text(max_size=200))
 def test_no_text_stops_a_vm(text: str) -> None:
     parsed = parse_wslconfig(f"[wsl2]\n{text}")
