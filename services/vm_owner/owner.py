@@ -37,6 +37,7 @@ from services.vm_owner.registry import VmRegistry
 from services.vm_owner.reports import Report
 from services.vm_owner.shares import ShareSpec, require_no_conflict, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
+from services.vm_owner.states import VmState
 from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
 from services.vm_owner.watch_items import DeviceChange, DeviceExhausted
 from services.vm_owner.wslconfig import parse_wslconfig
@@ -433,10 +434,14 @@ class VmOwner:
         # Before the lock is taken: an operation that holds it sees this after its present step, and
         # gives up.
         vm.begin_shutdown()
-        with tracing.operation(name, vm_traceparent=vm.record.facts.traceparent):
-            async with vm.lock:
-                await vm.shut_down()
-        self._vms.end(vm.vm_id)
+        try:
+            with tracing.operation(name, vm_traceparent=vm.record.facts.traceparent):
+                async with vm.lock:
+                    await vm.shut_down()
+        finally:
+            # Also after a failure, or it would stay listed for ever.
+            if vm.record.state is VmState.TERMINATED:
+                self._vms.end(vm.vm_id)
 
     def _guest_ended(self, vm: Vm) -> None:
         self._start(self._shut_down(vm, "guest ended"))

@@ -497,6 +497,23 @@ async def test_ended_vms_stay_listed_without_their_guests_reports(rig: Rig) -> N
     assert {vm.record.report for vm in rig.owner.all()} == {None}
 
 
+async def test_a_vm_that_failed_to_shut_down_is_forgotten_as_others_are(rig: Rig) -> None:
+    failed = await rig.owner.create(rig.vm_spec(VmKind.WSLC))
+
+    async def fail() -> None:
+        raise OSError("nobody foresaw this")
+
+    failed.machine.stop = fail  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="nobody foresaw this"):
+        await rig.owner.terminate(failed.vm_id)
+    assert failed.record.state is VmState.TERMINATED
+    assert failed in rig.owner.all()
+    for _ in range(ENDED_KEPT):
+        vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC))
+        await rig.owner.terminate(vm.vm_id)
+    assert failed not in rig.owner.all()
+
+
 async def test_operations_take_the_beginning_of_an_id(rig: Rig) -> None:
     vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC))
     await rig.owner.apply_capabilities(vm.vm_id[:8], GOOD)
