@@ -35,7 +35,7 @@ def _check_vm(text: str) -> str:
     """
     if not text:
         raise typer.BadParameter(
-            f"{text!r} is not the id of a VM; give 1 character of it or more, as "
+            f"{text!r} is not the id of a VM; give 4 characters of it or more, as "
             "`porthole vm list` shows it"
         )
     return text

@@ -108,7 +108,7 @@ def test_a_setting_in_the_environment_that_is_wrong_is_named(
 def test_an_empty_id_of_a_vm_is_no_id(run_dir: Path) -> None:
     result = RUNNER.invoke(app, ["--run-dir", str(run_dir), "vm", "show", ""])
     assert result.exit_code == USAGE
-    assert "'' is not the id of a VM" in result.stderr
+    assert "'' is not the id of a VM; give 4 characters of it or more" in result.stderr
     assert "`porthole vm list`" in result.stderr
 
 
