@@ -13,6 +13,7 @@ import asyncio
 import ipaddress
 import logging
 from dataclasses import dataclass
+from hashlib import blake2s
 from typing import TYPE_CHECKING, Final, Protocol
 
 from services.handshake import events
@@ -161,8 +162,10 @@ class NetworkEngine:
         )
 
     def _tap_name(self, adapter: str) -> str:
-        # At most 15 bytes. VM ids are random, so their first 8 digits differ.
-        return f"ph{self._record.vm_id[:8]}-{adapter[0]}0"
+        # At most 15 bytes. Of the whole id, because ids that a client chose may begin alike: the
+        # first digits of a UUIDv7 are the time.
+        digest = blake2s(self._record.vm_id.encode(), digest_size=4).hexdigest()
+        return f"ph{digest}-{adapter[0]}0"
 
     def _mac(self, adapter: _Adapter) -> str:
         # Locally administered (bit 1 of the first byte) and unique in this owner's subnets.

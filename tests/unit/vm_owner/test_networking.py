@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network
 from typing import TYPE_CHECKING, Any, Self
 
@@ -65,12 +66,12 @@ async def test_two_adapters_each_with_token_tap_and_addresses(rig: Rig) -> None:
     vm_id = vm.vm_id
     network = await rig.owner.configure_networking(vm_id)
     eth0, loopback0 = network.adapters
-    short = vm_id[:8]
-    assert fake.taps == {
-        f"ph{short}-e0": IPv4Interface("10.231.0.5/30"),
-        f"ph{short}-l0": IPv4Interface("10.231.0.9/30"),
-    }
-    assert all(len(name) <= 15 for name in fake.taps)
+    assert list(fake.taps.values()) == [
+        IPv4Interface("10.231.0.5/30"),
+        IPv4Interface("10.231.0.9/30"),
+    ]
+    assert [name[-3:] for name in fake.taps] == ["-e0", "-l0"]
+    assert all(len(name) <= 15 and name.startswith("ph") for name in fake.taps)
     assert network.gateway_address == "10.231.0.5"
     assert eth0.options == (
         "eth0;client_ip=10.231.0.6/30;client_mac=52:54:0a:e7:00:06;gateway_ip=10.231.0.5;"
@@ -114,6 +115,19 @@ async def test_other_modes_have_no_adapters(rig: Rig, wslconfig: str, mode: str)
         await rig.owner.configure_networking(vm.vm_id)
     assert refused.value.reason == "NETWORKING_MODE"
     assert fake.log == []
+
+
+async def test_vms_whose_ids_begin_alike_have_taps_of_their_own(rig: Rig) -> None:
+    """A client that chooses UUIDv7 ids begins those of one minute alike."""
+    names: set[str] = set()
+    for number in range(2):
+        vm_id = f"01992f3c-0000-7000-8000-{number:012x}"
+        vm = await rig.owner.create(replace(rig.vm_spec(), vm_id=vm_id))
+        vm._network._taps = fake = FakeTaps([])
+        await rig.owner.configure_networking(vm_id)
+        names.update(fake.taps)
+        await rig.owner.terminate(vm_id)  # the pool of the tests has too few subnets for both
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize("broken", ["-e0", "-l0"])
