@@ -14,7 +14,7 @@ from services.handshake import events
 from services.handshake.errors import NotFoundError, PortholeError
 from services.handshake.options import build_options
 from services.vm_owner.device_hosts import NewChild
-from services.vm_owner.guest_devices import DeviceSpec, check_length
+from services.vm_owner.guest_devices import DeviceSpec
 from services.vm_owner.operations import Operation
 from services.vm_owner.shares import Share
 from services.vm_owner.warnings import share_failed
@@ -65,7 +65,6 @@ class AggregateShares:
         Raises:
             PortholeError: See GuestDevices.add; or the answer of the device host.
         """
-        check_length(share_id, spec.options)
         device = await self._device(elevated=spec.elevated)
         share = Share(share_id, spec, key, device)
         await self._put(share)

@@ -35,6 +35,7 @@ from services.vm_owner.pages import (
     token_of,
 )
 from services.vm_owner.watch_items import DeviceChange
+from services.vm_owner.wslconfig import MAX_NAME_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,7 +70,8 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
             kind=vm_kind_from_proto(request.kind),
             ram_bytes=request.ram_bytes,
             wslconfig=request.wslconfig,
-            wslconfig_name=request.wslconfig_name,
+            # The owner keeps the spec as long as the VM is listed.
+            wslconfig_name=request.wslconfig_name[:MAX_NAME_LENGTH],
             machine=machine_spec_from_proto(request),
             shares=tuple(share_spec_from_proto(share) for share in request.shares),
             vm_id=request.vm_id,

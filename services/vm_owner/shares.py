@@ -21,6 +21,7 @@ from services.handshake.errors import (
 )
 from services.handshake.options import FsOptions, build_options, parse_fs_options
 from services.vm_owner.device_names import check_name
+from services.vm_owner.guest_devices import check_length
 
 if TYPE_CHECKING:
     from services.vm_owner.guest_devices import GuestDevice
@@ -79,8 +80,8 @@ def share_key(spec: ShareSpec) -> ShareKey:
     """Check a share and return its identity. It reads the file system: see host_paths.py.
 
     Raises:
-        InvalidArgumentError: DEVICE_NAME, AGGREGATE_TAG, SHARE_PATH_SYNTAX, or a reason of
-            parse_fs_options.
+        InvalidArgumentError: DEVICE_NAME, AGGREGATE_TAG, OPTIONS_TOO_LONG, SHARE_PATH_SYNTAX, or a
+            reason of parse_fs_options.
         NotFoundError: SHARE_PATH_NOT_FOUND.
         PermissionDeniedError: SHARE_PATH_DENIED.
         FailedPreconditionError: SHARE_PATH_NOT_A_DIRECTORY.
@@ -95,6 +96,7 @@ def share_key(spec: ShareSpec) -> ShareKey:
     if spec.tag:
         check_name(events.FS, spec.tag)
     name = spec.tag or "share"
+    check_length(name, spec.options)
     parsed = parse_fs_options(build_options(name, spec.options, None, _ANY_VM))
     return ShareKey(canonical_directory(spec.host_path), replace(parsed, name=""), spec.elevated)
 

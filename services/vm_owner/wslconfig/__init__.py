@@ -7,6 +7,7 @@ passes the text.
 
 from services.vm_owner.wslconfig.keys import KEYS, Here, Key, NetworkingMode
 from services.vm_owner.wslconfig.resolution import (
+    MAX_NAME_LENGTH,
     MAX_TEXT_BYTES,
     MAX_WARNINGS,
     ParsedConfig,
@@ -16,6 +17,7 @@ from services.vm_owner.wslconfig.resolution import (
 
 __all__ = [
     "KEYS",
+    "MAX_NAME_LENGTH",
     "MAX_TEXT_BYTES",
     "MAX_WARNINGS",
     "Here",

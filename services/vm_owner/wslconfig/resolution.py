@@ -23,6 +23,9 @@ from services.vm_owner.wslconfig.lines import Setting, UnreadableLine, read_line
 MAX_TEXT_BYTES: Final = 64 << 10
 """Longest .wslconfig that is accepted."""
 
+MAX_NAME_LENGTH: Final = 255
+"""Most characters of a file's name that are kept."""
+
 MAX_WARNINGS: Final = 100
 """Most warnings of one file; further ones would be noise."""
 
@@ -104,7 +107,7 @@ def parse_wslconfig(text: str, file: str = ".wslconfig") -> ParsedConfig:
 
     Args:
         text: Content of the file; empty for all defaults.
-        file: Its name, for warnings, which is cut to 255 characters.
+        file: Its name, for warnings, which is cut to MAX_NAME_LENGTH.
 
     Raises:
         InvalidArgumentError: WSLCONFIG_TOO_LARGE past MAX_TEXT_BYTES.
@@ -117,7 +120,7 @@ def parse_wslconfig(text: str, file: str = ".wslconfig") -> ParsedConfig:
             size=size_bytes,
             limit=MAX_TEXT_BYTES,
         )
-    written = _Written(file[:255])
+    written = _Written(file[:MAX_NAME_LENGTH])
     for item in read_lines(text):
         if isinstance(item, UnreadableLine):
             written.warn_of_line(item)

@@ -286,6 +286,7 @@ async def test_bad_specs_are_refused_before_anything_is_begun(rig: Rig, tmp_path
         (rig.vm_spec(shares=(ShareSpec("relative"),)), "SHARE_PATH_SYNTAX"),
         (rig.vm_spec(shares=(ShareSpec(here, "a"), ShareSpec(here, "a", "ro"))), "TAG_EXISTS"),
         (rig.vm_spec(shares=(ShareSpec(here),) * 65), "TOO_MANY_SHARES"),
+        (rig.vm_spec(shares=(ShareSpec(here, options="ro;" * 2000),)), "OPTIONS_TOO_LONG"),
         (
             rig.vm_spec(wslconfig="[wsl2]\nvirtio=false\n", shares=(ShareSpec(here),)),
             "VIRTIO_OFF",

@@ -68,6 +68,14 @@ async def test_get_version_returns_the_manifest(stub: Stub) -> None:
     assert answer.bundled_kernel == "6.18.26.3-1"
 
 
+async def test_a_long_name_of_a_configuration_is_cut(stub: Stub, rig: Rig) -> None:
+    request = vm_owner_pb2.CreateVmRequest(
+        kind=vm_owner_pb2.VM_KIND_WSLC, wslconfig="x", wslconfig_name="n" * 300
+    )
+    vm = rig.owner.find((await stub.CreateVm(request)).vm.vm_id)
+    assert rig.owner._vms.spec_of(vm).wslconfig_name == "n" * 255
+
+
 async def test_a_whole_life_over_the_wire(stub: Stub, rig: Rig, tmp_path: Path) -> None:
     vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
     assert vm.state == vm_owner_pb2.VM_STATE_RUNNING
