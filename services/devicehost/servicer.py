@@ -24,11 +24,13 @@ from services.devicehost.host import (
     DeviceSpec,
     FsBackend,
     NetBackend,
+    Published,
 )
 from services.handshake.errors import ResourceExhaustedError
 from services.handshake.features import FEATURES
 from services.rpc import tracing
 from services.rpc.convert import (
+    capabilities_from_proto,
     device_class_to_proto,
     device_state_to_proto,
     exhaustion_to_proto,
@@ -110,8 +112,14 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             device_host_pb2.SetSwiotlbRequest, device_host_pb2.SetSwiotlbResponse
         ],
     ) -> device_host_pb2.SetSwiotlbResponse:
-        """Store the pool that a VM has latched."""
-        await self._on_thread(self.host.set_swiotlb, request.vm_id, request.swiotlb_option)
+        """Store the pool that a VM has latched, and its capabilities."""
+        published = None
+        if request.HasField("capabilities"):
+            capabilities = capabilities_from_proto(request.capabilities)
+            published = Published(capabilities, request.capabilities.SerializeToString())
+        await self._on_thread(
+            self.host.set_swiotlb, request.vm_id, request.swiotlb_option, published
+        )
         return device_host_pb2.SetSwiotlbResponse()
 
     async def CreateDevice(  # noqa: N802
@@ -180,9 +188,14 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             device_host_pb2.GetDeviceRequest, device_host_pb2.GetDeviceResponse
         ],
     ) -> device_host_pb2.GetDeviceResponse:
-        """Return state and counters of one device."""
+        """Return state and counters of one device, and the capabilities of its VM."""
         info = await self._on_thread(self.host.get_device, request.vm_id, request.instance_id)
-        return device_host_pb2.GetDeviceResponse(device=_to_proto(info))
+        answer = device_host_pb2.GetDeviceResponse(device=_to_proto(info))
+        published = await self._on_thread(self.host.published, request.vm_id)
+        if published is not None:
+            answer.guest_capabilities.SetInParent()
+            answer.guest_capabilities.MergeFromString(published.message)
+        return answer
 
     async def ListDevices(  # noqa: N802
         self,

@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Final
 
 SWIOTLB_TOKEN: Final = "swiotlb-token"  # noqa: S105 - WSL's word for a device option
-"""SetSwiotlb, and the token in the options of a device. Without it an owner leaves that out."""
+"""The token, in SetSwiotlb and in the options of a device. Without it an owner leaves that out."""
 
 AGGREGATE: Final = "aggregate"
 """Aggregate devices: AddChild and RemoveChild. Without it an owner refuses shares of aggregates."""
 
-FEATURES: Final = (AGGREGATE, SWIOTLB_TOKEN)
+GUEST_CAPABILITIES: Final = "guest-capabilities"
+"""SetSwiotlb takes the guest's capabilities. Without it an owner announces the token alone."""
+
+FEATURES: Final = (AGGREGATE, GUEST_CAPABILITIES, SWIOTLB_TOKEN)
 """The features of the device host of this version, sorted."""
 
 

@@ -12,13 +12,14 @@ from google.protobuf.duration_pb2 import Duration
 from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2
 
 from services.handshake import events
+from services.handshake.capabilities import GuestCapabilities
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.exhaustion import Exhaustion
+from services.handshake.pool import pool_from_announcement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from services.handshake.capabilities import GuestCapabilities
     from services.handshake.pool import SwiotlbPool
 
 _CLASSES: Final[Mapping[str, device_pb2.DeviceClass.ValueType]] = {
@@ -45,6 +46,22 @@ def capabilities_to_proto(
         swiotlb_pool=pool_to_proto(capabilities.pool) if capabilities.pool else None,
         kernel_release=capabilities.kernel_release,
         seccomp_user_notification=capabilities.seccomp_user_notification,
+    )
+
+
+def capabilities_from_proto(
+    message: guest_capabilities_pb2.GuestCapabilities,
+) -> GuestCapabilities:
+    """Read a guest's capabilities.
+
+    Raises:
+        InvalidArgumentError: SWIOTLB_HALF_POOL.
+    """
+    has_seccomp = message.HasField("seccomp_user_notification")
+    return GuestCapabilities(
+        pool=pool_from_announcement(message.swiotlb_pool.base, message.swiotlb_pool.size_bytes),
+        kernel_release=message.kernel_release,
+        seccomp_user_notification=message.seccomp_user_notification if has_seccomp else None,
     )
 
 

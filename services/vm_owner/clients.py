@@ -59,9 +59,12 @@ class DeviceHostClient:
         answer = await self._peer.stub.GetVersion(device_host_pb2.GetVersionRequest())
         return DeviceHostVersion(answer.version.software_version, frozenset(answer.features))
 
-    async def set_swiotlb(self, vm_id: str, token: str) -> None:
-        """Announce the pool that a VM has latched."""
+    async def set_swiotlb(self, vm_id: str, token: str, capabilities: bytes | None) -> None:
+        """Announce the token of a VM, empty without a pool, and its capabilities, if not None."""
         request = device_host_pb2.SetSwiotlbRequest(vm_id=vm_id, swiotlb_option=token)
+        if capabilities is not None:
+            request.capabilities.SetInParent()
+            request.capabilities.MergeFromString(capabilities)
         await self._peer.stub.SetSwiotlb(request)
 
     async def create_device(self, device: NewDevice) -> str:

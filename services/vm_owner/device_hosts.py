@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from services.handshake.errors import FailedPreconditionError, PortholeError
-from services.handshake.features import SWIOTLB_TOKEN
+from services.handshake.features import GUEST_CAPABILITIES, SWIOTLB_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -40,6 +40,20 @@ class DeviceHostVersion:
 
     software: str
     features: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a device host is to know of a VM.
+
+    Attributes:
+        token: The token of the latched pool; None: none is latched.
+        capabilities: The message of what is in force of the guest's capabilities.
+    """
+
+    vm_id: str
+    token: str | None
+    capabilities: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +120,8 @@ class DeviceHost(Protocol):
     async def version(self) -> DeviceHostVersion:
         """Ask for the version; a device host that has restarted may have another."""
 
-    async def set_swiotlb(self, vm_id: str, token: str) -> None:
-        """Announce the pool that a VM has latched."""
+    async def set_swiotlb(self, vm_id: str, token: str, capabilities: bytes | None) -> None:
+        """Announce the token of a VM, empty without a pool, and its capabilities, if not None."""
 
     async def create_device(self, device: NewDevice) -> str:
         """Create a device; returns the path of its vhost-user socket."""
@@ -132,6 +146,21 @@ class DeviceHost(Protocol):
 
     async def close(self) -> None:
         """Disconnect."""
+
+
+async def announce(
+    host: DeviceHost, version: DeviceHostVersion, announcement: Announcement
+) -> None:
+    """Announce to one device host as much of a VM as its features take.
+
+    Raises:
+        PortholeError: The device host refuses, or cannot be reached.
+    """
+    token = announcement.token if SWIOTLB_TOKEN in version.features else None
+    whole = GUEST_CAPABILITIES in version.features
+    if token is not None or whole:
+        capabilities = announcement.capabilities if whole else None
+        await host.set_swiotlb(announcement.vm_id, token or "", capabilities)
 
 
 class DeviceHosts:
@@ -189,19 +218,20 @@ class DeviceHosts:
         """Return a device host if it is connected."""
         return self._hosts.get(elevated)
 
-    async def announce(self, vm_id: str, token: str) -> None:
-        """Announce a latched pool to the connected device hosts that take tokens.
+    async def announce(self, announcement: Announcement) -> None:
+        """Announce a VM's pool and capabilities to the connected device hosts.
 
         GuestDevices announces it again before every device, which covers a device host that
         connects later or cannot be reached now.
         """
         for host in tuple(self._hosts.values()):
             try:
-                if SWIOTLB_TOKEN in (await host.version()).features:
-                    await host.set_swiotlb(vm_id, token)
+                await announce(host, await host.version(), announcement)
             except PortholeError as failure:
                 logger.warning(
-                    "VM %s: its pool was not announced to a device host: %s", vm_id, failure
+                    "VM %s: its capabilities were not announced to a device host: %s",
+                    announcement.vm_id,
+                    failure,
                 )
 
     async def forget(self, vm_id: str) -> None:

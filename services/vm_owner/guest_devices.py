@@ -21,7 +21,12 @@ from services.handshake.errors import (
 )
 from services.handshake.features import AGGREGATE, SWIOTLB_TOKEN, feature_list
 from services.handshake.options import build_options, parse_fs_options, parse_net_options
-from services.vm_owner.device_hosts import DeviceHostVersion, NewDevice
+from services.vm_owner.device_hosts import (
+    Announcement,
+    DeviceHostVersion,
+    NewDevice,
+    announce,
+)
 from services.vm_owner.device_names import check_name
 from services.vm_owner.machines import AttachSpec
 from services.vm_owner.operations import Operation
@@ -253,13 +258,11 @@ class GuestDevices:
         # Emitted before any call that can fail: the undoing of a failure emits an event, too.
         features = feature_list(version.features)
         record.emit(events.device_added(*self._named(device), device.options, features))
-        takes_token = SWIOTLB_TOKEN in version.features
-        if record.token is not None and not takes_token:
+        if record.token is not None and SWIOTLB_TOKEN not in version.features:
             self._warn_of_device_host(version, elevated=spec.elevated)
         device_host = await self._device_hosts.get(elevated=spec.elevated)
-        if record.token is not None and takes_token:
-            # Announced before every device: the device host may be new, or have restarted.
-            await device_host.set_swiotlb(record.vm_id, record.token)
+        # Announced before every device: the device host may be new, or have restarted.
+        await announce(device_host, version, announcement(record))
         device.created_socket = await device_host.create_device(
             NewDevice(
                 vm_id=record.vm_id,
@@ -324,6 +327,12 @@ class GuestDevices:
 
     def _publish(self, device: GuestDevice, state: str, detail: str) -> None:
         self._record.publish(DeviceChange(device.instance_id, device.spec.tag, state, detail))
+
+
+def announcement(record: VmRecord) -> Announcement:
+    """Return what device hosts are to know of a VM now."""
+    in_force = record.report.message if record.report else b""
+    return Announcement(record.vm_id, record.token, in_force)
 
 
 def check_length(name: str, options: str) -> None:

@@ -29,7 +29,7 @@ from services.vm_owner.allowed_devices import require_device
 from services.vm_owner.capabilities_reader import CapabilitiesReader
 from services.vm_owner.client_ids import check_instance_id, require_same
 from services.vm_owner.device_hosts import WATCH_RETRY_S
-from services.vm_owner.guest_devices import DeviceSpec, GuestDevices
+from services.vm_owner.guest_devices import DeviceSpec, GuestDevices, announcement
 from services.vm_owner.machines import BootSpec
 from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.operations import Operation
@@ -168,12 +168,12 @@ class Vm:
 
         The pending shares of a WSLC VM are added once it is RUNNING, with or without a pool.
         """
-        unlatched = self.record.token is None
+        before = self.record.report
         try:
             return self.record.apply_capabilities(report)
         finally:
-            if unlatched and self.record.token is not None:
-                await self._device_hosts.announce(self.vm_id, self.record.token)
+            if self.record.report != before:
+                await self._device_hosts.announce(announcement(self.record))
             if self.record.facts.kind is VmKind.WSLC and self.record.state is VmState.RUNNING:
                 await self._add_pending_shares()
 

@@ -90,6 +90,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         self.devices: dict[str, device_host_pb2.Device] = {}
         self.children: dict[str, device_host_pb2.AddChildRequest] = {}
         self.pools: dict[str, list[str]] = {}
+        self.capabilities: dict[str, list[bytes]] = {}
         self.news: asyncio.Queue[device_host_pb2.WatchDevicesResponse] = asyncio.Queue()
 
     async def GetVersion(  # noqa: N802
@@ -103,7 +104,11 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         self, request: device_host_pb2.SetSwiotlbRequest, context: object
     ) -> device_host_pb2.SetSwiotlbResponse:
         await self.script.play(self.name, "SetSwiotlb", request.swiotlb_option)
-        self.pools.setdefault(request.vm_id, []).append(request.swiotlb_option)
+        if request.swiotlb_option:
+            self.pools.setdefault(request.vm_id, []).append(request.swiotlb_option)
+        if request.HasField("capabilities"):
+            told = self.capabilities.setdefault(request.vm_id, [])
+            told.append(request.capabilities.SerializeToString())
         return device_host_pb2.SetSwiotlbResponse()
 
     async def CreateDevice(  # noqa: N802

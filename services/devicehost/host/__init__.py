@@ -8,7 +8,7 @@ OpenTelemetry.
 from services.devicehost.devices import AggregateBackend, FsBackend, NetBackend
 from services.devicehost.host.device import DeviceInfo, HostedDevice
 from services.devicehost.host.registry import DeviceHost
-from services.devicehost.host.specs import ChildSpec, DeviceSpec
+from services.devicehost.host.specs import ChildSpec, DeviceSpec, Published
 from services.devicehost.host.states import DeviceState
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "FsBackend",
     "HostedDevice",
     "NetBackend",
+    "Published",
 ]

@@ -1,4 +1,4 @@
-"""The registry of all devices by VM: adding and removing them, and the pool and quota of each VM.
+"""The registry of all devices by VM: adding and removing them, and what each VM has.
 
 Owns the order in which a device is added (register, create, store) and removed (mark as shutting
 down, tear down, forget); see handshake.md section 10. Must not know gRPC, protobuf or traces.
@@ -19,6 +19,7 @@ from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
 from services.devicehost.host.specs import (
     ChildSpec,
     DeviceSpec,
+    Published,
     canonical,
     parse_child,
     parse_device,
@@ -28,6 +29,7 @@ from services.devicehost.memory import WindowQuota, confined
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
+    InvalidArgumentError,
     NotFoundError,
 )
 from services.handshake.pool import SwiotlbPool, format_token, parse_token
@@ -48,11 +50,23 @@ REMEMBERED_DEVICES: Final = 256
 
 @dataclass(slots=True)
 class _Vm:
-    """The pool, the quota on windows and the devices of one VM."""
+    """The pool, the capabilities, the quota on windows and the devices of one VM."""
 
     pool: SwiotlbPool | None = None
+    published: Published | None = None
     quota: WindowQuota = field(default_factory=WindowQuota)
     devices: dict[str, HostedDevice] = field(default_factory=dict)
+
+    @property
+    def announced(self) -> bool:
+        """Whether an owner has announced anything of it."""
+        return self.pool is not None or self.published is not None
+
+    def admits(self, pool: SwiotlbPool | None) -> bool:
+        """Return whether a device may have the token of this pool; None: no token."""
+        if self.pool is not None:
+            return pool == self.pool
+        return pool is None or self.published is None or pool == self.published.capabilities.pool
 
 
 class DeviceHost:
@@ -88,25 +102,46 @@ class DeviceHost:
         self._removed: deque[tuple[float, DeviceInfo]] = deque(maxlen=REMEMBERED_DEVICES)
         self._closing = False
 
-    def set_swiotlb(self, vm_id: str, token: str) -> None:
+    def set_swiotlb(self, vm_id: str, token: str, published: Published | None = None) -> None:
         """Store the pool that a VM has latched; every new device of it must have that token.
 
+        Args:
+            vm_id: UUID of the VM.
+            token: Its token; empty, if `published` is given, when it has latched no pool.
+            published: Its capabilities, which replace those of an earlier call. None: those stay.
+
         Raises:
-            InvalidArgumentError: VM_ID_SYNTAX, or a reason of `parse_token`.
+            InvalidArgumentError: VM_ID_SYNTAX, a reason of `parse_token`, or
+                SWIOTLB_TOKEN_CONTRADICTION: the capabilities have another pool.
             FailedPreconditionError: SWIOTLB_CONFLICT: the VM has announced another pool.
         """
         vm_id = canonical(vm_id)
-        pool = parse_token(token)
+        pool = parse_token(token) if token or published is None else None
+        if pool is not None and published is not None and published.capabilities.pool != pool:
+            raise InvalidArgumentError(
+                "SWIOTLB_TOKEN_CONTRADICTION",
+                f"VM {vm_id}: the token {token!r} contradicts its capabilities, whose pool is "
+                f"{published.capabilities.pool or 'none'}",
+                vm_id=vm_id,
+                token=token,
+            )
         with self._lock:
             vm = self._vms.setdefault(vm_id, _Vm())
             if vm.pool not in (None, pool):
                 raise FailedPreconditionError(
                     "SWIOTLB_CONFLICT",
-                    f"VM {vm_id} has pool {vm.pool} already, so it cannot have {pool}; a pool is "
-                    "latched once in a VM's life",
+                    f"VM {vm_id} has pool {vm.pool} already, so it cannot have {pool or 'none'}; "
+                    "a pool is latched once in a VM's life",
                     vm_id=vm_id,
                 )
             vm.pool = pool
+            vm.published = published or vm.published
+
+    def published(self, vm_id: str) -> Published | None:
+        """Return what the guest of a VM published; None when nobody has announced it."""
+        with self._lock:
+            vm = self._vms.get(vm_id)
+            return vm.published if vm else None
 
     def create_device(self, spec: DeviceSpec, emit: Callable[[events.Event], None]) -> DeviceInfo:
         """Make one device and listen on its socket.
@@ -175,7 +210,9 @@ class DeviceHost:
         self._find(vm_id, instance_id).remove_child(name)
 
     def forget_vm(self, vm_id: str) -> None:
-        """Tear down the remaining devices of a VM and forget its pool; harmless when repeated.
+        """Tear down the remaining devices of a VM, and forget its pool and its capabilities.
+
+        It is harmless when repeated.
 
         Raises:
             InvalidArgumentError: VM_ID_SYNTAX.
@@ -185,7 +222,7 @@ class DeviceHost:
             vm = self._vms.get(vm_id)
             if vm is None:
                 return
-            vm.pool = None
+            vm.pool = vm.published = None
             entries = list(vm.devices.values())
             if not entries:
                 del self._vms[vm_id]
@@ -249,12 +286,13 @@ class DeviceHost:
                     instance_id=me.instance_id,
                 )
             vm = self._vms.get(me.vm_id) or _Vm()
-            if vm.pool is not None and vm.pool != pool:
+            if not vm.admits(pool):
                 have = format_token(pool) if pool else "no token"
+                due = f"latched {format_token(vm.pool)}" if vm.pool else "published no such pool"
                 raise FailedPreconditionError(
                     "SWIOTLB_TOKEN_MISMATCH",
-                    f"device {me.instance_id} has {have}, but VM {me.vm_id} has latched "
-                    f"{format_token(vm.pool)}; pass the VM's token verbatim",
+                    f"device {me.instance_id} has {have}, but VM {me.vm_id} has {due}; pass the "
+                    "VM's token verbatim",
                     vm_id=me.vm_id,
                     instance_id=me.instance_id,
                 )
@@ -287,8 +325,8 @@ class DeviceHost:
             del vm.devices[me.instance_id]
             if info is not None:
                 self._removed.append((time.monotonic(), info))
-            # A VM that has latched a pool is remembered: its next device must have the token.
-            if not vm.devices and vm.pool is None:
+            # A VM of which something is announced is remembered: that holds for its next device.
+            if not vm.devices and not vm.announced:
                 del self._vms[me.vm_id]
 
     def _knows(self, vm_id: str, instance_id: str) -> bool:

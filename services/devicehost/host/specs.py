@@ -16,6 +16,7 @@ from services.handshake.options import parse_fs_options
 
 if TYPE_CHECKING:
     from services.devicehost.devices import DeviceBackend, DeviceOptions
+    from services.handshake.capabilities import GuestCapabilities
     from services.handshake.options import FsOptions
 
 _INSTANCE_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}", re.ASCII)
@@ -38,6 +39,19 @@ class DeviceSpec:
     tag: str
     options: str
     backend: DeviceBackend | None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the guest of a VM published.
+
+    Attributes:
+        capabilities: The values that this version knows.
+        message: The whole message, serialized, with the values that it does not know.
+    """
+
+    capabilities: GuestCapabilities
+    message: bytes
 
 
 @dataclass(frozen=True, slots=True)

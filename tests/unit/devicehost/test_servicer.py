@@ -18,6 +18,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from porthole.devicehost.v1 import device_host_pb2 as pb
 from porthole.devicehost.v1 import device_host_pb2_grpc
 from porthole.handshake.v1 import device_pb2
+from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
+from porthole.handshake.v1.guest_capabilities_pb2 import SwiotlbPool as SwiotlbPoolMessage
 
 from services.devicehost import servicer as servicer_module
 from services.devicehost import telemetry
@@ -25,6 +27,7 @@ from services.devicehost.accounting import COUNTERS
 from services.devicehost.servicer import CALL_THREADS, SERVICE, DeviceHostServicer
 from services.handshake.errors import (
     FailedPreconditionError,
+    InvalidArgumentError,
     PortholeError,
     ResourceExhaustedError,
 )
@@ -34,6 +37,7 @@ from services.rpc.channel import connect
 from services.rpc.server import Servicer, start_server
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import GuestRam, GuestRing
+from tests.support.reports import UNKNOWN_FIELD
 from tests.unit.devicehost.host.conftest import MIB, OTHER_VM, POOL, TOKEN, VM
 from tests.unit.devicehost.host.conftest import spec as device_spec
 from tests.unit.devicehost.memory.test_aperture import mapped_bytes
@@ -122,6 +126,40 @@ async def test_refusals_keep_their_reason_over_the_wire(
     with pytest.raises(FailedPreconditionError) as caught:
         await stub.CreateDevice(wrong)
     assert caught.value.reason == "SWIOTLB_TOKEN_MISMATCH"
+
+
+async def test_the_capabilities_of_a_vm_are_shown_whole(
+    stub: DeviceHostAsyncStub, tmp_path: Path
+) -> None:
+    raw = (
+        GuestCapabilities(
+            swiotlb_pool=SwiotlbPoolMessage(base=POOL.base, size_bytes=POOL.size_bytes)
+        ).SerializeToString()
+        + UNKNOWN_FIELD
+    )
+    wanted = pb.GetDeviceRequest(vm_id=VM, instance_id="d1")
+    await stub.CreateDevice(request(tmp_path))
+    assert not (await stub.GetDevice(wanted)).HasField("guest_capabilities")
+    announced = pb.SetSwiotlbRequest(vm_id=VM, swiotlb_option=TOKEN)
+    announced.capabilities.MergeFromString(raw)
+    await stub.SetSwiotlb(announced)
+    shown = (await stub.GetDevice(wanted)).guest_capabilities
+    assert shown.SerializeToString() == raw
+    announced.capabilities.swiotlb_pool.base += 4096
+    with pytest.raises(InvalidArgumentError) as caught:
+        await stub.SetSwiotlb(announced)
+    assert caught.value.reason == "SWIOTLB_TOKEN_CONTRADICTION"
+
+
+async def test_empty_capabilities_are_some(stub: DeviceHostAsyncStub, tmp_path: Path) -> None:
+    empty = pb.SetSwiotlbRequest(vm_id=VM, capabilities=GuestCapabilities())
+    await stub.SetSwiotlb(empty)
+    plain = request(tmp_path)
+    plain.options = f"share;vm_id={VM}"
+    await stub.CreateDevice(plain)
+    answer = await stub.GetDevice(pb.GetDeviceRequest(vm_id=VM, instance_id="d1"))
+    assert answer.HasField("guest_capabilities")
+    assert answer.guest_capabilities == GuestCapabilities()
 
 
 async def test_watchers_see_the_changes_of_their_vm(

@@ -23,10 +23,12 @@ from services.handshake.exhaustion import Exhaustion
 from services.rpc.version import SOFTWARE_VERSION
 from services.vm_owner import warnings
 from services.vm_owner.guest_devices import DeviceSpec
+from services.vm_owner.record import VmKind
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
 from services.vm_owner.watch_items import DeviceExhausted
-from tests.support.owner_peers import TOKEN
+from tests.support.owner_peers import POOL, TOKEN
+from tests.support.reports import UNKNOWN_FIELD, reported
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,9 +75,9 @@ async def test_every_device_gets_the_same_string_object(rig: Rig, tmp_path: Path
     host = await vm._device_hosts.get(elevated=False)
     original = host.set_swiotlb
 
-    async def spy(vm_id: str, token: str) -> None:
+    async def spy(vm_id: str, token: str, capabilities: bytes | None) -> None:
         seen.append(token)
-        await original(vm_id, token)
+        await original(vm_id, token, capabilities)
 
     host.set_swiotlb = spy  # type: ignore[method-assign]
     for tag in ("one", "two"):
@@ -92,11 +94,10 @@ async def test_without_a_pool_there_is_no_token_and_no_stray_semicolon(
     vm = await rig.owner.create(rig.vm_spec())
     rig.script.journal.clear()
     await rig.owner.add_device(vm.vm_id, fs(tmp_path))
-    assert rig.script.journal[0] == (
-        "devicehost",
-        "CreateDevice",
-        f"data;vm_id={vm.vm_id}",
-    )
+    assert rig.script.journal[:2] == [
+        ("devicehost", "SetSwiotlb", ""),
+        ("devicehost", "CreateDevice", f"data;vm_id={vm.vm_id}"),
+    ]
 
 
 async def test_a_device_host_without_the_feature_gets_no_token_and_one_warning(
@@ -305,6 +306,65 @@ async def test_ordinary_and_elevated_are_separate_and_both_know_the_pool(
     assert rig.device_host.pools == {vm_id: [TOKEN]}
     assert [device.tag for device in rig.device_host.devices.values()] == ["plain"]
     assert [device.tag for device in rig.elevated.devices.values()] == ["root"]
+
+
+async def test_both_device_hosts_get_the_capabilities_whole_also_one_that_connects_late(
+    rig: Rig, tmp_path: Path
+) -> None:
+    first = reported(POOL.base, POOL.size_bytes, "6.18.26.3", True, UNKNOWN_FIELD)
+    later = reported(POOL.base, POOL.size_bytes, "6.18.26.3", False, UNKNOWN_FIELD)
+    vm_id = (await rig.owner.create(rig.vm_spec(VmKind.WSLC))).vm_id
+    await rig.owner.apply_capabilities(vm_id, first)
+    await rig.owner.add_device(vm_id, fs(tmp_path, "plain"))
+    assert (rig.device_host.capabilities, rig.elevated.capabilities) == (
+        {vm_id: [first.message]},
+        {},
+    )
+    await rig.owner.add_device(vm_id, fs(tmp_path, "root", elevated=True))
+    assert rig.elevated.capabilities == {vm_id: [first.message]}
+    await rig.owner.apply_capabilities(vm_id, first)  # changes nothing, so nobody is told
+    await rig.owner.apply_capabilities(vm_id, later)
+    for host in (rig.device_host, rig.elevated):
+        assert host.capabilities == {vm_id: [first.message, later.message]}
+        assert host.pools == {vm_id: [TOKEN, TOKEN]}
+
+
+async def test_a_device_host_learns_what_a_guest_without_a_pool_published(
+    rig: Rig, tmp_path: Path
+) -> None:
+    report = reported(kernel_release="5.15.167.4", unknown=UNKNOWN_FIELD)
+    vm_id = (await rig.owner.create(rig.vm_spec(VmKind.WSLC))).vm_id
+    await rig.owner.apply_capabilities(vm_id, report)
+    await rig.owner.add_device(vm_id, fs(tmp_path))
+    assert rig.device_host.capabilities == {vm_id: [report.message]}
+    assert rig.device_host.pools == {}
+
+
+async def test_a_refused_pool_reaches_no_device_host(rig: Rig, tmp_path: Path) -> None:
+    vm_id = (await rig.owner.create(rig.vm_spec(VmKind.WSLC))).vm_id
+    with pytest.raises(InvalidArgumentError):
+        await rig.owner.apply_capabilities(vm_id, reported(1, 4096, "6.18.26.3"))
+    await rig.owner.add_device(vm_id, fs(tmp_path))
+    due = reported(kernel_release="6.18.26.3").message
+    assert rig.device_host.capabilities == {vm_id: [due]}
+
+
+@pytest.mark.parametrize(
+    ("features", "pools", "whole"),
+    [
+        (("swiotlb-token",), [TOKEN], False),
+        (("guest-capabilities",), [], True),
+        ((), [], False),
+    ],
+)
+async def test_a_device_host_is_told_what_its_features_take(
+    rig: Rig, tmp_path: Path, features: tuple[str, ...], pools: list[str], whole: bool
+) -> None:
+    rig.device_host.features = features
+    vm_id = (await rig.owner.create(rig.vm_spec())).vm_id
+    await rig.owner.add_device(vm_id, fs(tmp_path))
+    assert rig.device_host.pools.get(vm_id, []) == pools
+    assert (vm_id in rig.device_host.capabilities) is whole
 
 
 async def test_a_latched_pool_is_announced_to_connected_device_hosts(

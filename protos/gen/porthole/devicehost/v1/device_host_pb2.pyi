@@ -58,7 +58,8 @@ class GetVersionResponse(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Features that a VM owner may ask for. One that is unknown is ignored; one
         that is missing is not used, whatever the software version is.
-          "swiotlb-token": SetSwiotlb, and the token in the options of a device.
+          "swiotlb-token": the token, in SetSwiotlb and in the options of a device.
+          "guest-capabilities": SetSwiotlb takes capabilities, also without a token.
           "aggregate": AggregateBackend, AddChild and RemoveChild.
         """
 
@@ -79,25 +80,36 @@ Global___GetVersionResponse: _TypeAlias = GetVersionResponse  # noqa: Y015
 
 @_typing.final
 class SetSwiotlbRequest(_message.Message):
-    """SetSwiotlbRequest has the pool that a VM has latched."""
+    """SetSwiotlbRequest has a VM's capabilities and the pool that it has latched."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
     SWIOTLB_OPTION_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """UUID of the VM, in lower case."""
     swiotlb_option: _builtins.str
-    """The token, verbatim as the VM owner formatted it: "swiotlb=0x{base:x},{size}"."""
+    """The token, verbatim as the VM owner formatted it: "swiotlb=0x{base:x},{size}".
+    Empty, with capabilities only: the VM has latched no pool.
+    """
+    @_builtins.property
+    def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
+        """What is in force of the guest's capabilities, with the fields that the owner
+        does not know. A token that is not that of their pool is refused
+        (SWIOTLB_TOKEN_CONTRADICTION). Absent: not told; empty: nothing is published.
+        """
+
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         swiotlb_option: _builtins.str = ...,
+        capabilities: _guest_capabilities_pb2.GuestCapabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["swiotlb_option", b"swiotlb_option", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "swiotlb_option", b"swiotlb_option", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -105,7 +117,7 @@ Global___SetSwiotlbRequest: _TypeAlias = SetSwiotlbRequest  # noqa: Y015
 
 @_typing.final
 class SetSwiotlbResponse(_message.Message):
-    """SetSwiotlbResponse says that the pool is known."""
+    """SetSwiotlbResponse says that both are known."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -568,18 +580,26 @@ class GetDeviceResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
+    GUEST_CAPABILITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def device(self) -> Global___Device:
         """The device."""
+
+    @_builtins.property
+    def guest_capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
+        """The capabilities of the device's VM, as SetSwiotlb announced them; absent:
+        it did not.
+        """
 
     def __init__(
         self,
         *,
         device: Global___Device | None = ...,
+        guest_capabilities: _guest_capabilities_pb2.GuestCapabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "guest_capabilities", b"guest_capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "guest_capabilities", b"guest_capabilities"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,8 +102,9 @@ class DeviceHostServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetSwiotlb(self, request, context):
-        """SetSwiotlb announces the pool that a VM has latched. From then on a device
-        of that VM with another token is refused.
+        """SetSwiotlb announces what a VM's guest published, and the pool that the VM has
+        latched. From then on a device of that VM with another token is refused. It
+        may be repeated, with later capabilities but with no other pool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,15 +140,16 @@ class DeviceHostServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ForgetVm(self, request, context):
-        """ForgetVm tears down all remaining devices of a VM, and forgets its pool. It
-        does nothing for an unknown VM.
+        """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
+        its capabilities. It does nothing for an unknown VM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDevice(self, request, context):
-        """GetDevice returns the state and the counters of one device.
+        """GetDevice returns the state and the counters of one device, and the
+        capabilities of its VM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

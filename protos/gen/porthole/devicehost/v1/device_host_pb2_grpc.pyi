@@ -40,8 +40,9 @@ class DeviceHostStub:
     features of the device host.
     """
     SetSwiotlb: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.SetSwiotlbRequest, _device_host_pb2.SetSwiotlbResponse]
-    """SetSwiotlb announces the pool that a VM has latched. From then on a device
-    of that VM with another token is refused.
+    """SetSwiotlb announces what a VM's guest published, and the pool that the VM has
+    latched. From then on a device of that VM with another token is refused. It
+    may be repeated, with later capabilities but with no other pool.
     """
     CreateDevice: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.CreateDeviceRequest, _device_host_pb2.CreateDeviceResponse]
     """CreateDevice starts one device and listens on its vhost-user socket."""
@@ -54,11 +55,13 @@ class DeviceHostStub:
     that the guest still has open become stale; other shares are not affected.
     """
     ForgetVm: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]
-    """ForgetVm tears down all remaining devices of a VM, and forgets its pool. It
-    does nothing for an unknown VM.
+    """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
+    its capabilities. It does nothing for an unknown VM.
     """
     GetDevice: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.GetDeviceRequest, _device_host_pb2.GetDeviceResponse]
-    """GetDevice returns the state and the counters of one device."""
+    """GetDevice returns the state and the counters of one device, and the
+    capabilities of its VM.
+    """
     ListDevices: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ListDevicesRequest, _device_host_pb2.ListDevicesResponse]
     """ListDevices lists devices, optionally of one VM."""
     WatchDevices: _grpc.UnaryStreamMultiCallable[_device_host_pb2.WatchDevicesRequest, _device_host_pb2.WatchDevicesResponse]
@@ -76,8 +79,9 @@ class DeviceHostAsyncStub(DeviceHostStub):
     features of the device host.
     """
     SetSwiotlb: _aio.UnaryUnaryMultiCallable[_device_host_pb2.SetSwiotlbRequest, _device_host_pb2.SetSwiotlbResponse]  # type: ignore[assignment]
-    """SetSwiotlb announces the pool that a VM has latched. From then on a device
-    of that VM with another token is refused.
+    """SetSwiotlb announces what a VM's guest published, and the pool that the VM has
+    latched. From then on a device of that VM with another token is refused. It
+    may be repeated, with later capabilities but with no other pool.
     """
     CreateDevice: _aio.UnaryUnaryMultiCallable[_device_host_pb2.CreateDeviceRequest, _device_host_pb2.CreateDeviceResponse]  # type: ignore[assignment]
     """CreateDevice starts one device and listens on its vhost-user socket."""
@@ -90,11 +94,13 @@ class DeviceHostAsyncStub(DeviceHostStub):
     that the guest still has open become stale; other shares are not affected.
     """
     ForgetVm: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]  # type: ignore[assignment]
-    """ForgetVm tears down all remaining devices of a VM, and forgets its pool. It
-    does nothing for an unknown VM.
+    """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
+    its capabilities. It does nothing for an unknown VM.
     """
     GetDevice: _aio.UnaryUnaryMultiCallable[_device_host_pb2.GetDeviceRequest, _device_host_pb2.GetDeviceResponse]  # type: ignore[assignment]
-    """GetDevice returns the state and the counters of one device."""
+    """GetDevice returns the state and the counters of one device, and the
+    capabilities of its VM.
+    """
     ListDevices: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ListDevicesRequest, _device_host_pb2.ListDevicesResponse]  # type: ignore[assignment]
     """ListDevices lists devices, optionally of one VM."""
     WatchDevices: _aio.UnaryStreamMultiCallable[_device_host_pb2.WatchDevicesRequest, _device_host_pb2.WatchDevicesResponse]  # type: ignore[assignment]
@@ -121,8 +127,9 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.SetSwiotlbRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.SetSwiotlbResponse, _abc.Awaitable[_device_host_pb2.SetSwiotlbResponse]]:
-        """SetSwiotlb announces the pool that a VM has latched. From then on a device
-        of that VM with another token is refused.
+        """SetSwiotlb announces what a VM's guest published, and the pool that the VM has
+        latched. From then on a device of that VM with another token is refused. It
+        may be repeated, with later capabilities but with no other pool.
         """
 
     @_abc_1.abstractmethod
@@ -165,8 +172,8 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.ForgetVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.ForgetVmResponse, _abc.Awaitable[_device_host_pb2.ForgetVmResponse]]:
-        """ForgetVm tears down all remaining devices of a VM, and forgets its pool. It
-        does nothing for an unknown VM.
+        """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
+        its capabilities. It does nothing for an unknown VM.
         """
 
     @_abc_1.abstractmethod
@@ -175,7 +182,9 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         request: _device_host_pb2.GetDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.GetDeviceResponse, _abc.Awaitable[_device_host_pb2.GetDeviceResponse]]:
-        """GetDevice returns the state and the counters of one device."""
+        """GetDevice returns the state and the counters of one device, and the
+        capabilities of its VM.
+        """
 
     @_abc_1.abstractmethod
     def ListDevices(

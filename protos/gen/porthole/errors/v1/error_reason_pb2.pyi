@@ -53,8 +53,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: another pool of this VM was announced to the device host before."""
     SWIOTLB_TOKEN_SYNTAX: _ErrorReason.ValueType  # 109
     """INVALID_ARGUMENT: not `swiotlb=0x<hex>,<decimal>`."""
+    SWIOTLB_TOKEN_CONTRADICTION: _ErrorReason.ValueType  # 122
+    """INVALID_ARGUMENT: a VM's token is announced with capabilities that have another pool, or none."""
     SWIOTLB_TOKEN_MISMATCH: _ErrorReason.ValueType  # 110
-    """FAILED_PRECONDITION: a device's token is not the one that its VM has latched."""
+    """FAILED_PRECONDITION: a device's token is not the one that its VM has latched, or not that of
+    the pool in its VM's capabilities.
+    """
     POOL_NOT_IN_GUEST_MEMORY: _ErrorReason.ValueType  # 111
     """FAILED_PRECONDITION: the front-end shares no memory that holds the whole pool."""
     CAPABILITIES_TOO_LARGE: _ErrorReason.ValueType  # 112
@@ -560,8 +564,12 @@ SWIOTLB_CONFLICT: ErrorReason.ValueType  # 108
 """FAILED_PRECONDITION: another pool of this VM was announced to the device host before."""
 SWIOTLB_TOKEN_SYNTAX: ErrorReason.ValueType  # 109
 """INVALID_ARGUMENT: not `swiotlb=0x<hex>,<decimal>`."""
+SWIOTLB_TOKEN_CONTRADICTION: ErrorReason.ValueType  # 122
+"""INVALID_ARGUMENT: a VM's token is announced with capabilities that have another pool, or none."""
 SWIOTLB_TOKEN_MISMATCH: ErrorReason.ValueType  # 110
-"""FAILED_PRECONDITION: a device's token is not the one that its VM has latched."""
+"""FAILED_PRECONDITION: a device's token is not the one that its VM has latched, or not that of
+the pool in its VM's capabilities.
+"""
 POOL_NOT_IN_GUEST_MEMORY: ErrorReason.ValueType  # 111
 """FAILED_PRECONDITION: the front-end shares no memory that holds the whole pool."""
 CAPABILITIES_TOO_LARGE: ErrorReason.ValueType  # 112
