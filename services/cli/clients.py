@@ -99,7 +99,8 @@ class OwnerClient:
     async def watch_vm(self, vm_id: str) -> AsyncIterator[VmEvent]:
         """Stream the events of a VM, its present state first, until the owner ends the stream."""
         async for event in self._stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm_id)):
-            yield _watched(event)
+            if not event.HasField("snapshot_end"):
+                yield _watched(event)
 
     async def terminate_vm(self, vm_id: str) -> None:
         """Shut a VM down, in the documented order."""

@@ -275,22 +275,22 @@ def _warning(warning: VmWarning) -> vm_owner_pb2.Warning:
     return vm_owner_pb2.Warning(id=warning.id, text=warning.text)
 
 
-def watch_item_to_proto(item: WatchItem) -> vm_owner_pb2.WatchVmResponse:
-    """Convert an item of a watcher's stream."""
+def watch_item_to_proto(item: WatchItem, sequence: int) -> vm_owner_pb2.WatchVmResponse:
+    """Convert an item of a watcher's stream, with its number."""
+    message = vm_owner_pb2.WatchVmResponse(sequence=sequence)
     match item:
         case VmState():
-            return vm_owner_pb2.WatchVmResponse(state=_state(item))
+            message.state = _state(item)
         case VmWarning():
-            return vm_owner_pb2.WatchVmResponse(warning=_warning(item))
+            message.warning.CopyFrom(_warning(item))
         case PoolLatched(pool):
-            return vm_owner_pb2.WatchVmResponse(pool_latched=pool_to_proto(pool))
+            message.pool_latched.CopyFrom(pool_to_proto(pool))
         case DeviceChange(instance_id, tag, state, detail):
-            device = vm_owner_pb2.DeviceEvent(instance_id=instance_id, tag=tag, detail=detail)
+            device = message.device
+            device.instance_id, device.tag, device.detail = instance_id, tag, detail
             device.state = device_state_to_proto(state)
-            return vm_owner_pb2.WatchVmResponse(device=device)
         case DeviceExhausted(instance_id, tag, what):
-            exhausted = vm_owner_pb2.DeviceExhausted(
-                instance_id=instance_id, tag=tag, detail=str(what)
-            )
+            exhausted = message.exhausted
+            exhausted.instance_id, exhausted.tag, exhausted.detail = instance_id, tag, str(what)
             exhausted.exhaustion.CopyFrom(exhaustion_to_proto(what))
-            return vm_owner_pb2.WatchVmResponse(exhausted=exhausted)
+    return message

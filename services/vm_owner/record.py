@@ -167,12 +167,16 @@ class VmRecord:
         """Publish an item about a device to the watchers."""
         self._stream.publish(item)
 
-    def watch(self, devices: Iterable[DeviceChange] = ()) -> Subscription[WatchItem]:
-        """Watch the VM: its present state, warnings, pool and `devices`, then all that follows."""
-        first: list[WatchItem] = [self.state, *self.warnings]
+    def watch(self, after: int = 0) -> Subscription[WatchItem]:
+        """Watch the VM: its present state, warnings and pool, then all that follows.
+
+        Args:
+            after: See EventStream.subscribe.
+        """
+        snapshot: list[WatchItem] = [self.state, *self.warnings]
         if self.pool is not None:
-            first.append(PoolLatched(self.pool))
-        return self._stream.subscribe([*first, *devices])
+            snapshot.append(PoolLatched(self.pool))
+        return self._stream.subscribe(snapshot, after)
 
     def apply_capabilities(self, report: Report) -> bool:
         """Apply a guest's report: latch it, if it has a pool and that is valid.

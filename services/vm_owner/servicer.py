@@ -107,19 +107,18 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
         self, request: vm_owner_pb2.WatchVmRequest, context: object
     ) -> AsyncIterator[vm_owner_pb2.WatchVmResponse]:
         vm = self._owner.find(request.vm_id)
-        statuses = await self._owner.statuses(vm)
-        present = [
-            DeviceChange(
-                device.instance_id,
-                device.spec.tag,
-                status_of(device, statuses).state,
-                "present when the watch began",
-            )
-            for device in vm.devices.all()
-        ]
-        with vm.record.watch(present) as stream:
+        # Subscribed before the device hosts are asked, so that no change is lost meanwhile.
+        with vm.record.watch(request.after_sequence) as stream:
+            began = stream.sequence
+            for item in stream.take_snapshot():
+                yield watch_item_to_proto(item, began)
+            if not stream.resumed:
+                for change in await self._present_devices(vm):
+                    yield watch_item_to_proto(change, began)
+            end = vm_owner_pb2.SnapshotEnd(resumed=stream.resumed)
+            yield vm_owner_pb2.WatchVmResponse(snapshot_end=end, sequence=began)
             async for item in stream:
-                yield watch_item_to_proto(item)
+                yield watch_item_to_proto(item, stream.sequence)
 
     async def GetGuestCapabilities(  # noqa: N802, D102
         self, request: vm_owner_pb2.GetGuestCapabilitiesRequest, context: object
@@ -182,6 +181,18 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     ) -> vm_owner_pb2.TerminateVmResponse:
         await self._owner.terminate(request.vm_id)
         return vm_owner_pb2.TerminateVmResponse()
+
+    async def _present_devices(self, vm: Vm) -> list[DeviceChange]:
+        statuses = await self._owner.statuses(vm)
+        return [
+            DeviceChange(
+                device.instance_id,
+                device.spec.tag,
+                status_of(device, statuses).state,
+                "present when the watch began",
+            )
+            for device in vm.devices.all()
+        ]
 
     async def _describe_basics(self, vm: Vm) -> vm_owner_pb2.Vm:
         return vm_basics_to_proto(vm)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from services.handshake.errors import ResourceExhaustedError
-from services.vm_owner.event_stream import EventStream
+from services.vm_owner.event_stream import EventStream, Subscription
 
 
 async def test_every_watcher_gets_everything_since_it_began() -> None:
@@ -66,3 +66,64 @@ async def test_a_watcher_may_be_closed_twice() -> None:
     watcher.close()
     watcher.close()
     stream.publish(1)
+
+
+async def read(watcher: Subscription[int]) -> list[tuple[int, int]]:
+    return [(watcher.sequence, item) async for item in watcher]
+
+
+async def test_items_are_numbered_and_a_snapshot_has_the_number_of_the_last_one() -> None:
+    stream: EventStream[int] = EventStream()
+    before = stream.subscribe([-1])
+    stream.publish(10)
+    stream.publish(20)
+    between = stream.subscribe([-2, -3])
+    stream.publish(30)
+    stream.close()
+    assert (before.sequence, between.sequence) == (0, 2)
+    assert await read(before) == [(0, -1), (1, 10), (2, 20), (3, 30)]
+    assert await read(between) == [(2, -2), (2, -3), (3, 30)]
+
+
+async def test_a_snapshot_can_be_taken_away_from_what_follows() -> None:
+    stream: EventStream[int] = EventStream()
+    stream.publish(10)
+    watcher, back = stream.subscribe([-1, -2]), stream.subscribe([-1], after=1)
+    stream.publish(20)
+    stream.close()
+    assert (watcher.take_snapshot(), back.take_snapshot()) == ([-1, -2], [])
+    assert await read(watcher) == await read(back) == [(2, 20)]
+
+
+@pytest.mark.parametrize(
+    ("after", "resumed", "items"),
+    [
+        (0, False, [-1]),
+        (1, False, [-1]),
+        (2, True, [30, 40]),
+        (3, True, [40]),
+        (4, True, []),
+        (5, False, [-1]),
+    ],
+)
+async def test_a_watcher_goes_on_where_it_was_if_the_rest_is_kept(
+    after: int, resumed: bool, items: list[int]
+) -> None:
+    stream: EventStream[int] = EventStream(history=2)
+    for item in (10, 20, 30, 40):
+        stream.publish(item)
+    watcher = stream.subscribe([-1], after)
+    stream.close()
+    assert watcher.resumed is resumed
+    assert watcher.sequence == (after if resumed else 4)
+    assert [item async for item in watcher] == items
+
+
+async def test_a_watcher_that_comes_back_to_much_is_not_cut_for_it() -> None:
+    stream: EventStream[int] = EventStream(limit=1, history=5)
+    for item in range(5):
+        stream.publish(item)
+    watcher = stream.subscribe(after=1)
+    stream.publish(5)
+    stream.close()
+    assert [item async for item in watcher] == [1, 2, 3, 4, 5]

@@ -20,14 +20,17 @@ from services.handshake.errors import (
     InvalidArgumentError,
     NotFoundError,
     PortholeError,
+    ResourceExhaustedError,
 )
 from services.rpc.channel import connect
 from services.rpc.server import start_server
 from services.vm_owner import clients
+from services.vm_owner.event_stream import HISTORY_LIMIT, QUEUE_LIMIT
 from services.vm_owner.init_channel import INIT_CHANNEL
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.registry import ENDED_KEPT
 from services.vm_owner.servicer import VM_OWNER, vm_owner_servicer
+from services.vm_owner.watch_items import DeviceChange
 from tests.support.owner_peers import POOL, TOKEN, report
 from tests.support.reports import UNKNOWN_FIELD
 
@@ -235,8 +238,9 @@ async def test_a_watcher_gets_the_present_first_and_the_end_last(
     seen = []
     async for item in stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm.vm_id)):
         seen.append(item)
-        if len(seen) == 3:
+        if item.HasField("snapshot_end"):
             await rig.owner.terminate(vm.vm_id)
+    assert not seen.pop(3).snapshot_end.resumed
     assert seen[0].state == vm_owner_pb2.VM_STATE_RUNNING
     assert seen[1].pool_latched == POOL
     assert (seen[2].device.tag, seen[2].device.state) == (
@@ -417,3 +421,91 @@ async def test_calls_with_an_id_can_be_repeated(stub: Stub, tmp_path: Path) -> N
     creation.ram_bytes = 1 << 30
     with pytest.raises(AlreadyExistsError, match="ram_bytes"):
         await stub.CreateVm(creation)
+
+
+async def watched(
+    stub: Stub, vm_id: str, count: int, after: int = 0
+) -> list[vm_owner_pb2.WatchVmResponse]:
+    """The first messages of a watch that begins now."""
+    watching = stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm_id, after_sequence=after))
+    stream = aiter(watching)
+    return [await asyncio.wait_for(anext(stream), 10) for _ in range(count)]
+
+
+def sequences(messages: list[vm_owner_pb2.WatchVmResponse]) -> list[tuple[str | None, int]]:
+    return [(message.WhichOneof("event"), message.sequence) for message in messages]
+
+
+async def test_a_watcher_that_comes_back_gets_what_it_missed(stub: Stub, rig: Rig) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
+    booted = rig.owner.find(vm.vm_id).record._stream.sequence
+    seen = await watched(stub, vm.vm_id, 2)
+    assert sequences(seen) == [("state", booted), ("snapshot_end", booted)]
+    await stub.ApplyGuestCapabilities(
+        vm_owner_pb2.ApplyGuestCapabilitiesRequest(
+            vm_id=vm.vm_id, capabilities=GuestCapabilities(swiotlb_pool=POOL)
+        )
+    )
+    missed = await watched(stub, vm.vm_id, 3, after=seen[-1].sequence)
+    assert missed[0].snapshot_end.resumed
+    assert sequences(missed) == [
+        ("snapshot_end", booted),
+        ("pool_latched", booted + 1),
+        ("state", booted + 2),
+    ]
+    await rig.owner.terminate(vm.vm_id)
+    rest = await watched(stub, vm.vm_id, 3, after=missed[-1].sequence)
+    assert sequences(rest)[1:] == [("state", booted + 3), ("state", booted + 4)]
+
+
+async def test_a_watcher_that_missed_too_much_gets_a_snapshot(stub: Stub, rig: Rig) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSLC)
+    record = rig.owner.find(vm.vm_id).record
+    known = (await watched(stub, vm.vm_id, 1))[0].sequence
+    for _ in range(HISTORY_LIMIT + 1):
+        record.publish(DeviceChange("d", "t", "attached", ""))
+    for after in (known, known + 10_000):
+        first = await watched(stub, vm.vm_id, 2, after=after)
+        last = known + HISTORY_LIMIT + 1
+        assert sequences(first) == [("state", last), ("snapshot_end", last)]
+        assert not first[1].snapshot_end.resumed
+    seen = await watched(stub, vm.vm_id, HISTORY_LIMIT + 1, after=known + 1)
+    assert [message.sequence for message in seen] == list(range(known + 1, last + 1))
+
+
+async def test_a_change_while_the_snapshot_is_taken_is_not_lost(
+    stub: Stub, rig: Rig, tmp_path: Path
+) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    spec = vm_owner_pb2.ShareSpec(host_path=str(tmp_path), tag="data")
+    await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec))
+    rig.script.gates["ListDevices"] = asyncio.Event()
+    stream = aiter(stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm.vm_id)))
+    seen = [await anext(stream) for _ in range(2)]  # the device host has not answered yet
+    rig.owner.find(vm.vm_id).record.publish(DeviceChange("d", "late", "attached", ""))
+    rig.script.gates["ListDevices"].set()
+    seen += [await anext(stream) for _ in range(3)]
+    assert [message.WhichOneof("event") for message in seen[2:4]] == ["device", "snapshot_end"]
+    assert seen[4].device.tag == "late"
+    assert seen[4].sequence == seen[3].sequence + 1
+
+
+async def test_a_slow_reader_gets_the_reason_and_where_to_go_on(stub: Stub, rig: Rig) -> None:
+    vm = await create(stub, vm_owner_pb2.VM_KIND_WSL2)
+    record = rig.owner.find(vm.vm_id).record
+    stream = aiter(stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm.vm_id)))
+    last = (await anext(stream)).sequence
+    for _ in range(10):  # more than gRPC and the owner have room for
+        for _ in range(QUEUE_LIMIT):
+            record.publish(DeviceChange("d", "t", "attached", "x" * 1000))
+        await asyncio.sleep(0)
+
+    async def read_on() -> None:
+        nonlocal last
+        async for message in stream:
+            last = message.sequence
+
+    with pytest.raises(ResourceExhaustedError) as cut:
+        await asyncio.wait_for(read_on(), 30)
+    assert cut.value.reason == "WATCHER_TOO_SLOW"
+    assert cut.value.metadata["sequence"] == str(last)

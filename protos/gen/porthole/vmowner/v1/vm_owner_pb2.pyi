@@ -721,16 +721,23 @@ class WatchVmRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Id of the VM."""
+    after_sequence: _builtins.int
+    """`sequence` of the last message that the caller knows, of an earlier WatchVm of
+    this VM. The owner then sends the events after it, without a snapshot, if it
+    still has them all: it keeps the last 256. 0: a snapshot.
+    """
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
+        after_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -807,6 +814,32 @@ class DeviceExhausted(_message.Message):
 Global___DeviceExhausted: _TypeAlias = DeviceExhausted  # noqa: Y015
 
 @_typing.final
+class SnapshotEnd(_message.Message):
+    """SnapshotEnd says that what follows has happened since the watch began. It comes
+    once in each stream: after the snapshot, or first if there is none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUMED_FIELD_NUMBER: _builtins.int
+    resumed: _builtins.bool
+    """Whether the stream goes on after `after_sequence`; false: it began with a
+    snapshot, which replaces what the caller knows.
+    """
+    def __init__(
+        self,
+        *,
+        resumed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resumed", b"resumed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotEnd: _TypeAlias = SnapshotEnd  # noqa: Y015
+
+@_typing.final
 class WatchVmResponse(_message.Message):
     """WatchVmResponse is one event of a VM."""
 
@@ -817,8 +850,15 @@ class WatchVmResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     POOL_LATCHED_FIELD_NUMBER: _builtins.int
     EXHAUSTED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_END_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     state: Global___VmState.ValueType
     """The state of the VM."""
+    sequence: _builtins.int
+    """Number of the event, which counts up from 1 in each VM. Messages of a snapshot
+    have the number of the last event that the snapshot includes, 0 before the
+    first; so the number of any message is one to go on after.
+    """
     @_builtins.property
     def warning(self) -> Global___Warning:
         """A warning."""
@@ -835,6 +875,10 @@ class WatchVmResponse(_message.Message):
     def exhausted(self) -> Global___DeviceExhausted:
         """A device has used up a bounded resource."""
 
+    @_builtins.property
+    def snapshot_end(self) -> Global___SnapshotEnd:
+        """The end of the snapshot."""
+
     def __init__(
         self,
         *,
@@ -843,12 +887,14 @@ class WatchVmResponse(_message.Message):
         device: Global___DeviceEvent | None = ...,
         pool_latched: _guest_capabilities_pb2.SwiotlbPool | None = ...,
         exhausted: Global___DeviceExhausted | None = ...,
+        snapshot_end: Global___SnapshotEnd | None = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "event", b"event", "exhausted", b"exhausted", "pool_latched", b"pool_latched", "state", b"state", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "event", b"event", "exhausted", b"exhausted", "pool_latched", b"pool_latched", "snapshot_end", b"snapshot_end", "state", b"state", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "event", b"event", "exhausted", b"exhausted", "pool_latched", b"pool_latched", "state", b"state", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "event", b"event", "exhausted", b"exhausted", "pool_latched", b"pool_latched", "sequence", b"sequence", "snapshot_end", b"snapshot_end", "state", b"state", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "warning", "device", "pool_latched", "exhausted"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "warning", "device", "pool_latched", "exhausted", "snapshot_end"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

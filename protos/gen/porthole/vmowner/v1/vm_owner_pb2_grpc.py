@@ -148,7 +148,10 @@ class VmOwnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchVm(self, request, context):
-        """WatchVm streams states, warnings and device events, the present state first.
+        """WatchVm streams states, warnings and device events. It begins with a snapshot
+        of the present, or after an event that the caller knows, and ends when the VM
+        has ended. A caller that reads too slowly gets RESOURCE_EXHAUSTED
+        (WATCHER_TOO_SLOW) after the events that had been waiting for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

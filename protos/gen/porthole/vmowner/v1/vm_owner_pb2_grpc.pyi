@@ -53,7 +53,11 @@ class VmOwnerStub:
     that have ended stay listed for a day, and the last 64 of them at most.
     """
     WatchVm: _grpc.UnaryStreamMultiCallable[_vm_owner_pb2.WatchVmRequest, _vm_owner_pb2.WatchVmResponse]
-    """WatchVm streams states, warnings and device events, the present state first."""
+    """WatchVm streams states, warnings and device events. It begins with a snapshot
+    of the present, or after an event that the caller knows, and ends when the VM
+    has ended. A caller that reads too slowly gets RESOURCE_EXHAUSTED
+    (WATCHER_TOO_SLOW) after the events that had been waiting for it.
+    """
     GetGuestCapabilities: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetGuestCapabilitiesRequest, _vm_owner_pb2.GetGuestCapabilitiesResponse]
     """GetGuestCapabilities asks the guest init of a WSLC VM for what its kernel
     publishes now (WSLC_GET_GUEST_CAPABILITIES), and passes its answer on. A WSL2
@@ -112,7 +116,11 @@ class VmOwnerAsyncStub(VmOwnerStub):
     that have ended stay listed for a day, and the last 64 of them at most.
     """
     WatchVm: _aio.UnaryStreamMultiCallable[_vm_owner_pb2.WatchVmRequest, _vm_owner_pb2.WatchVmResponse]  # type: ignore[assignment]
-    """WatchVm streams states, warnings and device events, the present state first."""
+    """WatchVm streams states, warnings and device events. It begins with a snapshot
+    of the present, or after an event that the caller knows, and ends when the VM
+    has ended. A caller that reads too slowly gets RESOURCE_EXHAUSTED
+    (WATCHER_TOO_SLOW) after the events that had been waiting for it.
+    """
     GetGuestCapabilities: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetGuestCapabilitiesRequest, _vm_owner_pb2.GetGuestCapabilitiesResponse]  # type: ignore[assignment]
     """GetGuestCapabilities asks the guest init of a WSLC VM for what its kernel
     publishes now (WSLC_GET_GUEST_CAPABILITIES), and passes its answer on. A WSL2
@@ -198,7 +206,11 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.WatchVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_vm_owner_pb2.WatchVmResponse], _abc.AsyncIterator[_vm_owner_pb2.WatchVmResponse]]:
-        """WatchVm streams states, warnings and device events, the present state first."""
+        """WatchVm streams states, warnings and device events. It begins with a snapshot
+        of the present, or after an event that the caller knows, and ends when the VM
+        has ended. A caller that reads too slowly gets RESOURCE_EXHAUSTED
+        (WATCHER_TOO_SLOW) after the events that had been waiting for it.
+        """
 
     @_abc_1.abstractmethod
     def GetGuestCapabilities(
