@@ -127,7 +127,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     OWNER_SHUTTING_DOWN: _ErrorReason.ValueType  # 218
     """UNAVAILABLE: the VM owner is ending."""
     WATCHER_TOO_SLOW: _ErrorReason.ValueType  # 219
-    """RESOURCE_EXHAUSTED: a stream's reader fell behind; watch again, after the last event that it has (WatchVm)."""
+    """RESOURCE_EXHAUSTED: a stream's reader fell behind; watch again, after the last event that it has."""
     OPTION_SYNTAX: _ErrorReason.ValueType  # 300
     """# Shares and devices
 
@@ -638,7 +638,7 @@ answer in time.
 OWNER_SHUTTING_DOWN: ErrorReason.ValueType  # 218
 """UNAVAILABLE: the VM owner is ending."""
 WATCHER_TOO_SLOW: ErrorReason.ValueType  # 219
-"""RESOURCE_EXHAUSTED: a stream's reader fell behind; watch again, after the last event that it has (WatchVm)."""
+"""RESOURCE_EXHAUSTED: a stream's reader fell behind; watch again, after the last event that it has."""
 OPTION_SYNTAX: ErrorReason.ValueType  # 300
 """# Shares and devices
 
