@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GUEST := .guest
-SOURCES := services protos native tests bench docs deploy
+CLIENT := clients/python
+SOURCES := services clients protos native tests bench docs deploy
 FASTPATH := services/devicehost/libfastpath.so
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # Plugins are found in PATH; protoc itself is of another version than the packages in .venv.
 PROTOC := PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=$(VENV)/protoc $(BIN)/python -m grpc_tools.protoc
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-	--generate-hashes --no-emit-index-url --no-header
+	--generate-hashes --no-emit-index-url --no-header --no-emit-package porthole-client
 FRONT_END := build/bench/front_end
 C_SOURCES := $(wildcard native/*.c native/fuzz/*.c bench/front_end/*.c)
 C_HEADERS := $(wildcard native/*.h native/fuzz/*.h bench/front_end/*.h)
@@ -28,13 +29,13 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
 
 # Without the mark .venv is the rest of an interrupted run, and is made anew.
-$(READY): requirements-dev.lock requirements-protos.lock pyproject.toml
+$(READY): requirements-dev.lock requirements-protos.lock pyproject.toml $(CLIENT)/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"porthole needs Python 3.11 or later; {sys.executable} is {v.major}.{v.minor}. Set PYTHON=/path/to/python3.11")'
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $@
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@$(PIP) install --require-hashes --no-deps --upgrade --target $(VENV)/protoc -r requirements-protos.lock
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation -e clients/python -e .
 	@touch $@
 
 $(FASTPATH): $(wildcard native/*.[ch]) native/build.py compile_flags.txt $(READY)
@@ -108,12 +109,13 @@ fmt: $(READY) ## format the code, and fix the lint that can be fixed by itself
 	@$(BIN)/clang-format -i $(C_SOURCES) $(C_HEADERS)
 	@test ! -x $(BUF) || $(BUF) format -w protos
 
-protos: $(READY) ## generate protos/gen and docs/errors.md from the .proto files
+protos: $(READY) ## generate stubs (in clients/python) and docs/errors.md from the .proto files
 	@test -d $(VENV)/protoc/grpc_tools || { echo "protoc is built for Python 3.11 to 3.13: set PYTHON, after make clean" >&2; exit 1; }
-	@rm -rf protos/gen && mkdir -p protos/gen
+	@find $(CLIENT) -name '*_pb2*' -delete
 	@$(PROTOC) -I protos \
-		--python_out=protos/gen --grpc_python_out=protos/gen \
-		--mypy_out=quiet:protos/gen --mypy_grpc_out=quiet,async_only:protos/gen $(PROTOS)
+		--python_out=$(CLIENT) --grpc_python_out=$(CLIENT) \
+		--mypy_out=quiet:$(CLIENT) --mypy_grpc_out=quiet,async_only:$(CLIENT) $(PROTOS)
+	@touch $(sort $(foreach folder,$(dir $(PROTOS)),$(CLIENT)/$(dir $(folder:/=))__init__.py $(CLIENT)/$(folder)__init__.py))
 	@$(BIN)/python protos/document_errors.py >docs/errors.md
 
 schemas: $(READY) ## generate docs/schemas, of what `porthole` prints with --json
@@ -129,7 +131,7 @@ fuzz: $(READY) $(FASTPATH) ## fuzz the input of guests and front-ends, FUZZ_SECO
 flaky: $(READY) $(FASTPATH) ## run the tests that meet a kernel FLAKY_ROUNDS=20 times, under load, in random order
 	@nice $(BIN)/python -m tests.flaky --rounds $${FLAKY_ROUNDS:-20} $(ARGS)
 
-packages: $(READY) ## use the wheel with its oldest dependencies and with other Pythons
+packages: $(READY) ## use the wheels with their oldest dependencies and with other Pythons
 	@nice $(BIN)/python -m tests.packages
 
 mutants: $(READY) $(FASTPATH) ## list changes of the code that no test notices (PACKAGES="folder …", ARGS=--help)

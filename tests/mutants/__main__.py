@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).parents[2]
 SCRATCH: Final = REPOSITORY / "build" / "mutants"
 DOCUMENT: Final = REPOSITORY / "docs" / "mutants.md"
-_COPIED: Final = ("services", "protos", "tests", "docs", "native")
+_COPIED: Final = ("services", "clients", "protos", "tests", "docs", "native")
 _STOP_S: Final = 30
 
 

@@ -1,1 +1,1 @@
-"""The wheel, installed as a user installs it: other interpreters, and the oldest dependencies."""
+"""The wheels as a user installs them: other interpreters, and the oldest dependencies."""

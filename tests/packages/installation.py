@@ -1,4 +1,4 @@
-"""Installs the wheel into environments of their own, and uses what is installed.
+"""Installs the wheels into environments of their own, and uses what is installed.
 
 The checkout must not be imported by mistake: tests run on a copy without the packages.
 """
@@ -22,23 +22,32 @@ _TEST_TOOLS: Final = ("hypothesis", "pytest", "pytest-asyncio")
 _TESTS: Final = ("tests/unit/rpc", "tests/contract/test_compatibility.py")
 _COPIED: Final = ("tests", "pyproject.toml")
 _STEP_S: Final = 300.0
+_IMPORT_ALL: Final = """
+import importlib, pkgutil, porthole
+names = [each.name for each in pkgutil.walk_packages(porthole.__path__, "porthole.")]
+assert "porthole.vmowner.v1.vm_owner_pb2_grpc" in names, names
+for name in names:
+    importlib.import_module(name)
+"""
 
 
-def build_wheel() -> Path:
-    """Build the wheel of the checkout; return its path."""
+def build_wheels() -> list[Path]:
+    """Build the wheels of the checkout: that of the client, and then that of the services."""
     target = SCRATCH / "wheel"
     shutil.rmtree(target, ignore_errors=True)
     flags = ("--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
-    _run(sys.executable, "-m", "pip", "wheel", *flags, "--wheel-dir", target, REPOSITORY)
-    [wheel] = target.glob("porthole-*.whl")
-    return wheel
+    sources = (REPOSITORY / "clients" / "python", REPOSITORY)
+    _run(sys.executable, "-m", "pip", "wheel", *flags, "--wheel-dir", target, *sources)
+    [client] = target.glob("porthole_client-*.whl")
+    [services] = target.glob("porthole-*.whl")
+    return [client, services]
 
 
-def install(wheel: Path, name: str, python: Path, lock: str) -> Path:
-    """Make an environment with the wheel, a lock's versions, and what runs tests.
+def install(wheels: list[Path], name: str, python: Path, lock: str) -> Path:
+    """Make an environment with the wheels, a lock's versions, and what runs tests.
 
     Args:
-        wheel: From `build_wheel`.
+        wheels: From `build_wheels`.
         name: The environment's folder below build/packages; it is emptied first.
         python: The interpreter.
         lock: A lock in the root of the checkout.
@@ -50,9 +59,23 @@ def install(wheel: Path, name: str, python: Path, lock: str) -> Path:
     _run(_BIN / "uv", "venv", "--quiet", "--clear", "--python", python, environment)
     pip = (_BIN / "uv", "pip", "install", "--quiet", "--python", environment / "bin" / "python")
     _run(*pip, "--require-hashes", "--requirement", REPOSITORY / lock)
-    _run(*pip, "--no-deps", wheel)
+    _run(*pip, "--no-deps", *wheels)
     _run(*pip, *_pinned(_TEST_TOOLS))
     return environment / "bin"
+
+
+def use_client_alone(wheel: Path, python: Path) -> None:
+    """Import every module of the client, beside nothing but the lowest versions that it allows.
+
+    Args:
+        wheel: That of the client.
+        python: The interpreter.
+    """
+    environment = SCRATCH / "client"
+    _run(_BIN / "uv", "venv", "--quiet", "--clear", "--python", python, environment)
+    pip = (_BIN / "uv", "pip", "install", "--quiet", "--python", environment / "bin" / "python")
+    _run(*pip, "--resolution", "lowest-direct", wheel)
+    _run(environment / "bin" / "python", "-W", "error", "-c", _IMPORT_ALL, cwd=SCRATCH)
 
 
 def run_tests(programs: Path) -> None:
@@ -116,11 +139,7 @@ def _pinned(names: tuple[str, ...]) -> list[str]:
 def lower_bounds(project: Path) -> dict[str, str]:
     """Return the lower bound of each direct dependency of a pyproject.toml, by name.
 
-    Raises:
-        ValueError: A dependency has another specifier than one lower bound.
+    A dependency that is pinned, as the services pin the client, has none.
     """
-    bounds = {}
-    for requirement in tomllib.loads(project.read_text())["project"]["dependencies"]:
-        name, bound = requirement.split(">=")
-        bounds[name] = bound
-    return bounds
+    dependencies = tomllib.loads(project.read_text())["project"]["dependencies"]
+    return dict(each.split(">=") for each in dependencies if ">=" in each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from tests.packages.installation import lower_bounds
 from tests.packages.interpreters import find
 
 ROOT = Path(__file__).resolve().parents[2]
-BOUNDS = lower_bounds(ROOT / "pyproject.toml")
-STUBS = sorted((ROOT / "protos" / "gen").rglob("*_pb2*.py"))
+PROJECT = ROOT / "pyproject.toml"
+CLIENT = ROOT / "clients" / "python" / "pyproject.toml"
+BOUNDS = lower_bounds(PROJECT)
+STUBS = sorted(CLIENT.parent.rglob("*_pb2*.py"))
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -38,6 +41,14 @@ def test_a_stub_works_with_the_lowest_versions(stub: Path) -> None:
     else:
         [grpcio] = re.findall(r"^GRPC_GENERATED_VERSION = '(\S+)'", text, re.M)
         assert numbers(grpcio) <= numbers(BOUNDS["grpcio"])
+
+
+def test_the_client_has_the_bounds_and_the_version_of_the_services() -> None:
+    client = tomllib.loads(CLIENT.read_text())["project"]
+    services = tomllib.loads(PROJECT.read_text())["project"]
+    assert lower_bounds(CLIENT).items() <= BOUNDS.items()
+    assert client["version"] == services["version"]
+    assert f"porthole-client=={client['version']}" in services["dependencies"]
 
 
 def test_an_interpreter_is_of_the_version_that_was_asked_for() -> None:

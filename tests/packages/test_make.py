@@ -64,6 +64,8 @@ def project(tmp_path: Path) -> Path:
     for name in (*LOCKS, "pyproject.toml", "compile_flags.txt", "native/build.py"):
         (tmp_path / name).touch()
     (tmp_path / "deploy").mkdir()
+    (tmp_path / "clients" / "python").mkdir(parents=True)
+    (tmp_path / "clients" / "python" / "pyproject.toml").touch()
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
     return tmp_path
