@@ -22,6 +22,8 @@ from tests.unit.devicehost.devices.fs.locks.conftest import (
     BOB,
     SOON_S,
     Opened,
+    guest_mount,
+    host_locks,
     interrupt,
     open_in,
     settled,
@@ -53,6 +55,22 @@ class HeldLock(FreeLock):
         raise InterruptedError
 
 
+class SlowLock(FreeLock):
+    """A lock that is had after a while, whatever signals come.
+
+    Attributes:
+        undone: How often it was cleared again.
+    """
+
+    undone = 0
+
+    def set(self, *, wait: bool) -> None:
+        time.sleep(0.1)
+
+    def undo(self) -> None:
+        self.undone += 1
+
+
 def begin(waits: LockWaits, unique: int) -> int:
     """Wait for a free lock; returns the errno of the wait, or of the refusal to begin one."""
     try:
@@ -78,6 +96,18 @@ def test_a_queue_that_stops_ends_a_wait_without_eintr() -> None:
     wait.give_up()
     assert wait.wait(SOON_S)
     assert wait.write() == errno.ENOLCK
+
+
+@pytest.mark.parametrize("by_interrupt", [False, True])
+def test_a_lock_that_comes_while_its_wait_is_ended_is_kept(by_interrupt: bool) -> None:
+    waits, lock = LockWaits(), SlowLock()
+    wait = waits.start(1, lambda number: number, lock)
+    if by_interrupt:
+        assert waits.interrupt(1)
+    else:
+        waits.end(errno.ENOTCONN)
+    assert wait.wait(0)
+    assert (wait.write(), lock.undone) == (0, 0)
 
 
 def test_an_interrupt_is_remembered_once() -> None:
@@ -226,6 +256,22 @@ def test_without_a_thread_there_is_no_wait(
     settled(other.guest)
 
 
+def test_two_threads_of_one_owner_wait(opened: Opened, other: Opened, file: Path) -> None:
+    opened.set(ALICE, F_WRLCK, 0, 9)
+    opened.set(ALICE, F_WRLCK, 20, 29)
+    first, second = other.wait(BOB, F_WRLCK, 0, 9), other.wait(BOB, F_WRLCK, 20, 29)
+    opened.set(ALICE, F_UNLCK, 0, 9)
+    assert first.result() == 0
+    other.flush(BOB)
+    opened.set(ALICE, F_UNLCK, 20, 29)
+    assert second.result() == 0
+    assert host_locks(file) == [("WRITE", "20", "29")], "it is held, and its owner is known"
+    settled(other.guest)
+    other.flush(BOB)
+    assert host_locks(file) == []
+    assert len(guest_mount(other.guest).lock_owners) == 0
+
+
 def test_flush_during_a_wait_leaves_the_awaited_lock(opened: Opened, other: Opened) -> None:
     """One thread of a process waits while another closes a descriptor of the same file."""
     opened.set(ALICE, F_WRLCK, 0, 9)
@@ -240,15 +286,16 @@ def test_flush_during_a_wait_leaves_the_awaited_lock(opened: Opened, other: Open
     opened.set(ALICE, F_RDLCK, 0, 0)
 
 
+@pytest.mark.parametrize("flags", [0, FUSE_LK_FLOCK])
 def test_a_lock_that_comes_too_late_is_undone(
-    opened: Opened, other: Opened, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, other: Opened, monkeypatch: pytest.MonkeyPatch, flags: int
 ) -> None:
     """The thread cannot be woken up, as on a dead network drive, and gets the lock in the end."""
     monkeypatch.setattr(waits, "wake", lambda ident: None)
-    opened.set(ALICE, F_WRLCK)
-    waiting = other.wait(BOB, F_WRLCK)
+    opened.set(ALICE, F_WRLCK, flags=flags)
+    waiting = other.wait(BOB, F_WRLCK, flags=flags)
     waiting.answer.expire(time.monotonic())
     assert waiting.result() == errno.ENOLCK
-    opened.set(ALICE, F_UNLCK)
+    opened.set(ALICE, F_UNLCK, flags=flags)
     settled(other.guest)
-    opened.set(ALICE, F_WRLCK)
+    opened.set(ALICE, F_WRLCK, flags=flags)
