@@ -257,3 +257,16 @@ def test_what_waits_on_any_queue_counts_for_the_device(
                 server.join()
         assert queued() == 0, "a queue that stops answers what it kept"
     made.close()
+
+
+def test_a_device_that_is_closed_serves_nothing(shared: Path) -> None:
+    made = FsDevice(FsOptions(name="all", vm_id=VM_ID), AggregateBackend(), MAX_REQUEST_BYTES)
+    made.add_child("one", FsOptions(name="one", vm_id=VM_ID), shared)
+    made.close()
+    made.reset()
+    assert made.children == ()
+    assert serve(made, INIT) == []
+    assert made.config() == CONFIG.pack(b"all", 1)
+    with pytest.raises(PortholeError) as error:
+        made.remove_child("one")
+    assert error.value.reason == "NO_AGGREGATE"

@@ -52,8 +52,9 @@ def test_the_hot_requests_of_a_share_are_served_natively(rig: Rig, guest: FuseGu
     assert guest.served == served + 1
 
 
+@pytest.mark.parametrize("ends", ["share", "mount"])
 @pytest.mark.parametrize("library", ["native"], indirect=True)
-def test_the_native_loop_of_a_queue_finds_the_share(rig: Rig, guest: FuseGuest) -> None:
+def test_the_native_loop_of_a_queue_finds_the_share(rig: Rig, guest: FuseGuest, ends: str) -> None:
     rig.add("one")
     node = guest.lookup(b"one").nodeid
     mounts = rig.session.native_mounts
@@ -62,14 +63,16 @@ def test_the_native_loop_of_a_queue_finds_the_share(rig: Rig, guest: FuseGuest) 
     outcomes = []
     with RingGuest(natively=True) as driver, mounts.worker() as loop:
         assert isinstance(driver.queue, NativeQueue)
-        for remove in (False, True):
-            if remove:
+        for ended in (False, True):
+            if ended and ends == "share":
                 rig.aggregate.remove("one")
+            elif ended:
+                guest.call(Opcode.DESTROY)
             driver.offer(driver.request(Opcode.GETATTR, node, fuse.GETATTR_IN.pack(0, 0)), 1024)
             outcomes.append(driver.queue.lend(loop, woken))
         assert driver.ring.used_idx == 1
     os.close(woken)
-    assert outcomes == [Outcome.WOKEN, Outcome.PYTHON], "found, and removed"
+    assert outcomes == [Outcome.WOKEN, Outcome.PYTHON], "found until it ended"
 
 
 class Unusable(Mount):

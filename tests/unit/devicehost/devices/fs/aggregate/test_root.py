@@ -11,6 +11,7 @@ import time
 import pytest
 
 from services.devicehost.devices.fs.aggregate.mount import AggregateMount
+from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.syscalls import Statx
 from services.wire import fuse
 from services.wire.fuse import Attr, Opcode
@@ -69,7 +70,9 @@ def test_the_root_is_nobodys_to_change(rig: Rig, guest: FuseGuest) -> None:
     refused(errno.ENODATA, lambda: guest.call(Opcode.GETXATTR, 1, bytes(8) + b"user.x\0"))
     assert guest.call(Opcode.LISTXATTR, 1, bytes(8)) == bytes(8)
     none = (0, 0, 0, 0, 0)
-    assert fuse.STATFS_OUT.unpack(guest.call(Opcode.STATFS, 1))[:5] == none, "no room of its own"
+    statfs = fuse.STATFS_OUT.unpack(guest.call(Opcode.STATFS, 1))
+    assert statfs[:5] == none, "no room of its own"
+    assert statfs[5:] == (4096, 255, 4096), "the longest name is one of a share"
     guest.call(Opcode.SYNCFS, 1, bytes(8))
     shown = guest.call(Opcode.STATX, 1, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
     statx = Statx(*fuse.STATX.unpack_from(shown, fuse.STATX_OUT.size))
@@ -157,6 +160,33 @@ def test_cookies_neither_skip_nor_repeat_what_stays(rig: Rig, guest: FuseGuest, 
     assert len(set(found)) == len(found)
     assert found[:2] == [b".", b".."]
     refused(errno.EINVAL, lambda: guest.readdir(handle, 0, 8, plus=plus))
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_an_entry_of_the_root_that_just_fits_is_listed(guest: FuseGuest, plus: bool) -> None:
+    size = 32 + 128 * plus
+    handle = guest.opendir()
+    assert [each.name for each in guest.readdir(handle, 0, size, plus=plus)] == [b"."]
+    assert len(guest.readdir(handle, 0, 2 * size, plus=plus)) == 2
+    refused(errno.EINVAL, lambda: guest.readdir(handle, 0, size - 1, plus=plus))
+
+
+def test_every_share_is_written_back_though_one_fails(
+    rig: Rig, guest: FuseGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"one", b"two"):
+        rig.add(name.decode())
+        guest.lookup(name)
+    written: list[str] = []
+
+    def fail(fd: int) -> None:
+        written.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2])  # noqa: PTH115
+        if written[-1] == "one":
+            raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(syscalls, "syncfs", fail)
+    refused(errno.ENOSPC, lambda: guest.call(Opcode.SYNCFS, 1, bytes(8)))
+    assert written == ["one", "two"]
 
 
 def test_listing_the_root_touches_no_share(rig: Rig, guest: FuseGuest) -> None:
