@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.devices.fs.host_files.descriptors import Limits
+from services.devicehost.devices.fs.operations import files
 from services.wire import fuse
 from services.wire.fuse import Opcode
 from tests.support.descriptors import open_descriptors
@@ -268,6 +269,19 @@ def test_copy_file_range(guest: FuseGuest, shared: Path) -> None:
     (copied,) = fuse.WRITE_OUT.unpack(guest.call(Opcode.COPY_FILE_RANGE, 1, body))
     assert copied == len(data) - 10
     assert (shared / "to").read_bytes() == bytes(5) + data[10:]
+
+
+def test_one_copy_is_bounded(
+    guest: FuseGuest, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue serves one request at a time; copy_file_range(2) may copy less than was asked for."""
+    monkeypatch.setattr(files, "_COPY_BYTES", 1000)
+    entry, handle = guest.create(b"f")
+    guest.write(handle, bytes(5000))
+    for length, expected in ((1 << 40, 1000), (999, 999)):
+        body = fuse.COPY_FILE_RANGE_IN.pack(handle, 0, entry.nodeid, handle, 8000, length, 0)
+        reply = guest.call(Opcode.COPY_FILE_RANGE, 1, body)
+        assert fuse.WRITE_OUT.unpack(reply) == (expected,)
 
 
 @pytest.mark.parametrize("flags", [1, 1 << 63])

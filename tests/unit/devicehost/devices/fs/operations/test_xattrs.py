@@ -81,3 +81,15 @@ def test_symlinks_are_not_followed(guest: FuseGuest, shared: Path) -> None:
     with pytest.raises(FuseError):
         set_value(guest, node, b"user.b", b"")
     assert os.listxattr(shared / "f") == ["user.a"]
+
+
+def test_a_value_that_just_fits_is_returned(guest: FuseGuest) -> None:
+    set_value(guest, 1, b"user.a", b"12345")
+    set_value(guest, 1, b"user.empty", b"")
+    assert get_value(guest, 1, b"user.a", 5) == b"12345"
+    assert get_value(guest, 1, b"user.empty", 1) == b""
+    names = len(b"user.a\0user.empty\0")
+    assert len(guest.call(Opcode.LISTXATTR, 1, fuse.GETXATTR_IN.pack(names))) == names
+    with pytest.raises(FuseError) as error:
+        guest.call(Opcode.LISTXATTR, 1, fuse.GETXATTR_IN.pack(names - 1))
+    assert number_of(error) == "ERANGE"

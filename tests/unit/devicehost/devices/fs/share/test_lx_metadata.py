@@ -165,9 +165,14 @@ def test_a_directorys_group_is_inherited(guest: FuseGuest) -> None:
     assert (plain.attr.gid, plain.attr.mode) == (42, stat.S_IFREG | 0o664)
     foreign, _ = guest.create(b"foreign", parent, mode=0o102775)
     assert stat.S_IMODE(foreign.attr.mode) == 0o775, "who is not in the group gives no rights of it"
+    locking, _ = guest.create(b"locking", parent, mode=0o102664)
+    assert stat.S_IMODE(locking.attr.mode) == 0o2664, "it is about locks, not about rights"
     guest.gid = 42
     own, _ = guest.create(b"own", parent, mode=0o102775)
     assert stat.S_IMODE(own.attr.mode) == 0o2775
+    guest.uid, guest.gid = 0, 5678
+    roots, _ = guest.create(b"roots", parent, mode=0o102775)
+    assert (roots.attr.gid, stat.S_IMODE(roots.attr.mode)) == (42, 0o2775), "root may"
 
 
 def test_set_id_bits_fall(guest: FuseGuest) -> None:
@@ -214,8 +219,20 @@ def test_access_is_by_what_is_kept(guest: FuseGuest) -> None:
     assert not may(os.R_OK, 1, 1)
     assert may(os.W_OK, 0, 0)
     assert not may(os.X_OK, 0, 0)
-    entry, _ = guest.create(b"tool", mode=0o100744)
-    assert may(os.X_OK, 0, 0), "root needs one of the bits"
+    for bit in (0o100, 0o010, 0o001):
+        guest.uid, guest.gid = 1234, 5678
+        entry, _ = guest.create(b"tool-%o" % bit, mode=0o100600 | bit)
+        assert may(os.X_OK, 0, 0), "root needs one of the bits"
+    guest.uid, guest.gid = 1234, 5678
+    entry, _ = guest.create(b"odd", mode=0o100046)
+    assert not may(os.R_OK, 1234, 5678), "the owner's bits count for the owner, and no others"
+    assert not may(os.W_OK, 1, 5678), "the group's for the group"
+    assert may(os.R_OK, 1, 5678)
+    assert may(os.R_OK | os.W_OK, 1, 1)
+    guest.uid, guest.gid = 1234, 5678
+    entry = guest.mkdir(b"closed", mode=0)
+    assert may(os.R_OK | os.W_OK | os.X_OK, 0, 0), "root may search any directory"
+    assert not may(os.X_OK, 1234, 5678)
 
 
 @pytest.mark.parametrize("metadata", [False, True])
@@ -268,6 +285,14 @@ def test_a_device_number_that_makes_no_sense(guest: FuseGuest, shared: Path) -> 
     assert guest.lookup(b"file").attr.rdev == 0
     os.setxattr(shared / "file", KEPT[3], b"\xff" * 8)
     assert guest.lookup(b"file").attr.rdev == 0
+    for major, minor, fits in (
+        ((1 << 12) - 1, (1 << 20) - 1, True),
+        (1 << 12, 5, False),
+        (5, 1 << 20, False),
+    ):
+        os.setxattr(shared / "file", KEPT[3], struct.pack("<II", major, minor))
+        expected = os.makedev(major, minor) if fits else 0
+        assert guest.lookup(b"file").attr.rdev == expected
 
 
 def test_nothing_is_left_of_what_cannot_be_kept(
@@ -296,6 +321,8 @@ def test_a_file_system_without_attributes_is_refused(
         raise OSError(errno.EOPNOTSUPP, "no such attributes")
 
     assert lx_metadata.can_keep(os.fsencode(shared))
+    os.setxattr(shared, KEPT[2], struct.pack("<I", stat.S_IFDIR | 0o755))
+    assert lx_metadata.can_keep(os.fsencode(shared)), "and has been kept there"
     monkeypatch.setattr(os, "getxattr", refuse)
     with pytest.raises(FailedPreconditionError) as error:
         FsDevice(options, FsBackend(str(shared)), MAX_REQUEST_BYTES)
