@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.handshake import events
 from services.handshake.errors import (
@@ -15,9 +16,9 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.vm_owner.guest_devices import DeviceSpec
-from services.vm_owner.owner import MachineSpec
+from services.vm_owner.owner import MachineSpec, VmSpec
 from services.vm_owner.record import VmKind
-from services.vm_owner.shares import ShareSpec
+from services.vm_owner.shares import ShareKey, ShareSpec
 from services.vm_owner.states import VmState
 
 if TYPE_CHECKING:
@@ -181,3 +182,21 @@ async def test_a_share_is_repeated_with_the_tag_that_it_got(rig: Rig) -> None:
     share, _ = await rig.owner.add_share(vm.vm_id, ShareSpec("/"))
     for tag in ("", share.device.spec.tag):
         assert await rig.owner.add_share(vm.vm_id, ShareSpec("/", tag)) == (share, True)
+
+
+def test_no_field_of_a_request_is_forgotten_when_it_is_repeated() -> None:
+    """A field that is added has to be compared, and to be added here."""
+    compared = {
+        vm_owner_pb2.CreateVmRequest: {field.name for field in fields(VmSpec)},
+        vm_owner_pb2.AddGuestDeviceRequest: {field.name for field in fields(DeviceSpec)},
+        vm_owner_pb2.ShareSpec: {*(field.name for field in fields(ShareKey)), "tag", "aggregate"},
+    }
+    under_other_names = {
+        *("embedded", "external"),  # VmSpec.machine
+        *("directory", "tap", "options"),  # DeviceSpec.backend and .extra_options
+        "host_path",  # ShareKey.canonical_path
+    }
+    ids = {"vm_id", "instance_id"}
+    for message, names in compared.items():
+        sent = {field.name for field in message.DESCRIPTOR.fields}
+        assert sent - names - under_other_names - ids == set()
