@@ -37,6 +37,7 @@ from services.cli.views import (
     VmView,
     WarningView,
 )
+from services.rpc.address import numeric, parse_address
 from services.rpc.channel import OPTIONS, connect, ready
 from services.rpc.convert import duration_to_proto, timeout_from_proto
 from services.rpc.status import error_from_rpc
@@ -249,7 +250,8 @@ async def health(address: str, wait_s: float, timeout_s: float) -> str:
         UnavailableError: PEER_UNAVAILABLE after `wait_s` seconds.
         PortholeError: It does not answer within `timeout_s` seconds, or has no health service.
     """
-    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+    target = str(numeric(parse_address(address)))
+    async with grpc.aio.insecure_channel(target, options=OPTIONS) as channel:
         await ready(channel, "a service", address, wait_s)
         stub = health_pb2_grpc.HealthStub(channel)
         try:

@@ -57,6 +57,17 @@ class TcpAddress:
 Address = UnixAddress | TcpAddress
 
 
+def numeric(address: Address) -> Address:
+    """Return the address that servers bind and clients connect to: 127.0.0.1 for localhost.
+
+    Whatever a resolver makes of the name, both mean the same port. gRPC would try ::1 first, where
+    another user of this machine may listen at the same number.
+    """
+    if isinstance(address, TcpAddress) and address.host == "localhost":
+        return TcpAddress("127.0.0.1", address.port)
+    return address
+
+
 def parse_address(text: str) -> Address:
     """Parse an address. Its text, `str(address)`, has no scheme before a host.
 

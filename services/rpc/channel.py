@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pool, message_factory
 
 from services.handshake.errors import FailedPreconditionError, UnavailableError
 from services.rpc import tracing
-from services.rpc.address import parse_address
+from services.rpc.address import numeric, parse_address
 from services.rpc.status import error_from_rpc
 from services.rpc.version import API_VERSIONS, SOFTWARE_VERSION, check_version
 
@@ -85,7 +85,7 @@ async def connect(
         UnavailableError: PEER_UNAVAILABLE after `wait_s`.
         FailedPreconditionError: API_VERSION_MISMATCH, naming the versions of both sides.
     """
-    target = str(parse_address(address))
+    target = str(numeric(parse_address(address)))
     peer = f"{service} at {address}"
     interceptors = [_UnaryCalls(peer, default_deadline_s), _StreamingCalls(peer)]
     channel = grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=interceptors)

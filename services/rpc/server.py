@@ -27,6 +27,7 @@ from services.rpc.address import (
     Address,
     TcpAddress,
     UnixAddress,
+    numeric,
     parse_address,
     require_local,
 )
@@ -226,11 +227,9 @@ def _reflection(services: Sequence[str]) -> Servicer:
 
 def _bind(server: grpc.aio.Server, address: Address) -> Address:
     require_local(address)
+    address = numeric(address)
     if isinstance(address, UnixAddress):
         _prepare_path(address.path)
-    elif address.host == "localhost":
-        # Whatever the resolver of this machine makes of the name, the port is on loopback.
-        address = TcpAddress("127.0.0.1", address.port)
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError as error:

@@ -140,6 +140,19 @@ async def test_a_port_is_served_with_a_warning_and_a_socket_without(
     assert [text.split(" has no authentication yet")[0] for text in texts] == [six, four]
 
 
+async def test_a_client_of_localhost_reaches_the_service_and_no_stranger_on_ipv6() -> None:
+    service, stranger = Probe(), Probe()
+    handle = await start_server(["localhost:0"], [servicer(service)])
+    port = handle.addresses[0].rpartition(":")[2]
+    other = await start_server([f"[::1]:{port}"], [servicer(stranger)])
+    peer = await connect(f"localhost:{port}", InitChannelStub, SERVICE)
+    await peer.stub.ReportGuestCapabilities(report("fine"))
+    await peer.close()
+    await other.stop(0)
+    await handle.stop(0)
+    assert (service.deadline_s is None, stranger.deadline_s is None) == (False, True)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.231.0.1", "owner.example"])
 async def test_a_port_that_others_can_reach_is_not_served(host: str, run_dir: Path) -> None:
     socket_path = run_dir / "probe.sock"
