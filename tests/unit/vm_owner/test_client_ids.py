@@ -186,7 +186,7 @@ async def test_a_share_is_repeated_with_the_tag_that_it_got(rig: Rig) -> None:
 
 def test_no_field_of_a_request_is_forgotten_when_it_is_repeated() -> None:
     """A field that is added has to be compared, and to be added here."""
-    compared = {
+    compared: dict[Any, set[str]] = {
         vm_owner_pb2.CreateVmRequest: {field.name for field in fields(VmSpec)},
         vm_owner_pb2.AddGuestDeviceRequest: {field.name for field in fields(DeviceSpec)},
         vm_owner_pb2.ShareSpec: {*(field.name for field in fields(ShareKey)), "tag", "aggregate"},
