@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from services.cli.views import DeviceView, ShareView, VmView
-    from services.handshake.trace_checker import VmVerdict
+    from services.handshake.trace.checker import VmVerdict
 
 _STATE_STYLE = {
     "running": "green",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.trace_checker import IDLE_TAGS, VmVerdict, verify
-from services.handshake.trace_otlp import parse_otlp_lines
+from services.handshake.trace.checker import IDLE_TAGS, VmVerdict, verify
+from services.handshake.trace.otlp import parse_otlp_lines
 
 VALID: Final = "valid"
 """The word for a valid handshake in output; an invalid one shows the broken rule instead."""

@@ -55,7 +55,9 @@ async def report(guest: Guest, owner_address: str, *, wait_s: float) -> bool:
 
 async def _report_once(guest: Guest, owner_address: str, wait_s: float) -> bool:
     async with init_channel(owner_address, wait_s) as owner:
-        capabilities = guest.capabilities()
+        # A span that ends before the owner answers: the trace of a VM that runs is whole.
+        with tracing.operation("ReadGuestCapabilities", vm_traceparent=guest.traceparent):
+            capabilities = guest.capabilities()
         latched = await owner.report(capabilities)
     logger.info(
         "reported kernel %s, pool %s; latched: %s",

@@ -69,7 +69,8 @@ NOT_CONFIGURED: Final = -1
 """The configured size of a pool when the configuration has none; 0 is a size: it asks for none."""
 
 Attribute = str | int | bool
-_I64_MAX: Final = (1 << 63) - 1
+LARGEST_NUMBER: Final = (1 << 63) - 1
+"""The largest number in a trace, whose integers are signed; it stands for larger ones, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,11 @@ class Sizing:
 
 
 def _numbers(base: int, size_bytes: int) -> dict[str, Attribute]:
-    # OpenTelemetry integers are signed. A pool at a higher address is refused in any case.
-    return {POOL_BASE: min(base, _I64_MAX), POOL_SIZE_BYTES: min(size_bytes, _I64_MAX)}
+    # A pool at a higher address is refused in any case.
+    return {
+        POOL_BASE: min(base, LARGEST_NUMBER),
+        POOL_SIZE_BYTES: min(size_bytes, LARGEST_NUMBER),
+    }
 
 
 def _pool(pool: SwiotlbPool | None) -> dict[str, Attribute]:
@@ -148,12 +152,14 @@ def guest_kernel_info(
 
 def wslc_read(vm_id: str, capabilities: GuestCapabilities) -> Event:
     """A WSLC guest's capabilities were read; every service that answered the read says so."""
-    return Event(WSLC_READ, {VM_ID: vm_id, **_pool(capabilities.pool)})
+    attributes = {**_pool(capabilities.pool), KERNEL_RELEASE: capabilities.kernel_release}
+    return Event(WSLC_READ, {VM_ID: vm_id, **attributes})
 
 
-def wslc_apply(vm_id: str, base: int, size_bytes: int) -> Event:
+def wslc_apply(vm_id: str, base: int, size_bytes: int, kernel_release: str) -> Event:
     """ApplyGuestCapabilities was called with this pool, valid or not; zeros for no pool."""
-    return Event(WSLC_APPLY, {VM_ID: vm_id, **_numbers(base, size_bytes)})
+    attributes = {**_numbers(base, size_bytes), KERNEL_RELEASE: kernel_release}
+    return Event(WSLC_APPLY, {VM_ID: vm_id, **attributes})
 
 
 def pool_latched(vm_id: str, pool: SwiotlbPool, token: str) -> Event:

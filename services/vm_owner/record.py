@@ -236,7 +236,9 @@ class VmRecord:
     def _trace(self, report: Report) -> None:
         vm_id = self.vm_id
         if self.facts.kind is VmKind.WSLC:
-            self.emit(events.wslc_apply(vm_id, report.base, report.size_bytes))
+            self.emit(
+                events.wslc_apply(vm_id, report.base, report.size_bytes, report.kernel_release)
+            )
         else:
             version = self._kernel_version(report.kernel_release)
             self.emit(events.guest_kernel_info(vm_id, report.as_announced(), version))

@@ -25,7 +25,7 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.handshake.trace_otlp import parse_otlp_lines
+from services.handshake.trace.otlp import parse_otlp_lines
 from services.rpc.channel import connect
 from services.session import apply_guest_capabilities
 from tests.support.house import MACHINE, GuestStub, House
@@ -225,7 +225,7 @@ async def test_the_owner_ends_its_vms_in_order_on_sigterm(run_dir: Path) -> None
     assert statuses == {"VM owner": 0, "device host": 0}
     assert _gone(guest)
     assert house.broken_rules() == []
-    names = [event.name for event in parse_otlp_lines(house.trace_file.read_text(), "trace")]
+    names = [event.name for event in parse_otlp_lines(house.trace_file.read_text(), "trace").events]
     assert names.count("VmTerminated") == 1
 
 

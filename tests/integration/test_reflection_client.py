@@ -20,7 +20,7 @@ from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.cli.launcher import Services
 from services.handshake import events
-from services.handshake.trace_otlp import parse_otlp_lines
+from services.handshake.trace.otlp import parse_otlp_lines
 
 if TYPE_CHECKING:
     from tests.support.house import House
@@ -121,7 +121,7 @@ async def test_a_client_without_a_trace_does_a_valid_handshake_over_one_address(
     assert verdict["token"].startswith("swiotlb=0x")
     readers = [
         (event.name, event.numbers)
-        for event in parse_otlp_lines(trace.read_text(), trace.name)
+        for event in parse_otlp_lines(trace.read_text(), trace.name).events
         if event.name == events.WSLC_READ
     ]
     assert len(readers) == 2  # guest init, and the owner that forwards

@@ -11,8 +11,8 @@ from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
 from services.cli.launcher import Services
-from services.handshake.trace_checker import verify
-from services.handshake.trace_otlp import parse_otlp_lines
+from services.handshake.trace.checker import verify
+from services.handshake.trace.otlp import parse_otlp_lines
 from services.rpc import tracing
 from services.rpc.channel import connect
 from services.rpc.settings import ServiceSettings

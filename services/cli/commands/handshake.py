@@ -16,7 +16,7 @@ from services.cli.verdict import VALID, broken_rules, judge
 from services.handshake.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from services.handshake.trace_checker import VmVerdict
+    from services.handshake.trace.checker import VmVerdict
 
 app = typer.Typer(help="Check handshakes by their traces.", no_args_is_help=True)
 

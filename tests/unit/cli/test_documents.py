@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.cli import exit_codes
-from services.handshake.trace_rules import RULES
+from services.handshake.trace.table import RULES
 
 ROOT = Path(__file__).parents[3]
 

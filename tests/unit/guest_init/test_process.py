@@ -11,7 +11,7 @@ from porthole.guest.v1 import guest_init_pb2_grpc as pb_grpc
 
 from services.handshake import events
 from services.handshake.errors import InvalidArgumentError, PortholeError, UnavailableError
-from services.handshake.trace_otlp import parse_otlp_lines
+from services.handshake.trace.otlp import parse_otlp_lines
 from services.rpc.channel import connect
 from services.rpc.server import Servicer, start_server
 from services.rpc.version import service_version
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from services.handshake.trace_checker import TraceEvent
+    from services.handshake.trace.recorded import TraceEvent
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -74,7 +74,7 @@ async def ask(run_dir: Path) -> pb.GetGuestCapabilitiesResponse:
 
 def reads(run_dir: Path) -> list[TraceEvent]:
     recorded = parse_otlp_lines((run_dir / "guest.jsonl").read_text(), "guest.jsonl")
-    return [event for event in recorded if event.name == events.WSLC_READ]
+    return [event for event in recorded.events if event.name == events.WSLC_READ]
 
 
 async def test_every_read_that_it_answers_is_in_the_trace_of_its_vm(run_dir: Path) -> None:
@@ -84,7 +84,7 @@ async def test_every_read_that_it_answers_is_in_the_trace_of_its_vm(run_dir: Pat
         await ask(run_dir)
     first, second = reads(run_dir)
     assert (first.numbers, second.numbers) == ((0, 0), (0x3C000000, 67108864))
-    assert {(event.vm_id, event.trace_id) for event in (first, second)} == {(VM_ID, TRACE_ID)}
+    assert {(event.vm_id, event.span.trace_id) for event in (first, second)} == {(VM_ID, TRACE_ID)}
 
 
 async def test_a_read_of_a_guest_that_reports_by_itself_is_no_step_of_the_handshake(

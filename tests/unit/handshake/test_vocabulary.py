@@ -22,7 +22,8 @@ from services.handshake.capabilities import (
 )
 from services.handshake.errors import InvalidArgumentError, PortholeError
 from services.handshake.pool import Gpa, SwiotlbPool
-from services.handshake.trace_events import VOCABULARY, TraceEvent
+from services.handshake.trace.recorded import Span, TraceEvent
+from services.handshake.trace.vocabulary import VOCABULARY
 
 KINDS = [
     kind
@@ -137,7 +138,7 @@ MADE = [
     events.guest_kernel_info("vm", GuestCapabilities(POOL, "6.1.2"), KernelVersion(6, 1, 2)),
     events.guest_kernel_info("vm", GuestCapabilities(), None),
     events.wslc_read("vm", GuestCapabilities(POOL)),
-    events.wslc_apply("vm", 0, 4096),
+    events.wslc_apply("vm", 0, 4096, "6.1.2"),
     events.pool_latched("vm", POOL, "swiotlb=0x3c000000,67108864"),
     events.pool_not_as_requested("vm", POOL, 0),
     events.pool_refused("vm", 1, 2, "REASON", "detail"),
@@ -164,7 +165,7 @@ def test_the_checker_knows_every_event() -> None:
 
 @given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1))
 def test_numbers_of_events_fit_into_opentelemetry(base: int, size_bytes: int) -> None:
-    attributes = events.wslc_apply("vm", base, size_bytes).attributes
+    attributes = events.wslc_apply("vm", base, size_bytes, "").attributes
     for key, value in ((events.POOL_BASE, base), (events.POOL_SIZE_BYTES, size_bytes)):
         shown = attributes[key]
         assert isinstance(shown, int)
@@ -200,7 +201,9 @@ def test_an_attribute_that_is_missing_or_of_another_type_is_read_as_nothing() ->
         events.VM_ID: 7,
         events.POOL_BASE: True,
         events.POOL_SIZE_BYTES: "1",
+        events.VIRTIO: 1,
     }
     for attributes in ({}, wrong):
-        event = TraceEvent("name", attributes, "t", "s", 1)
+        event = TraceEvent("name", attributes, Span("t", "s"), 1)
         assert (event.vm_id, event.numbers) == ("", (0, 0))
+        assert event.truth(events.VIRTIO) is False

@@ -10,7 +10,7 @@ import pytest
 
 from services.handshake.errors import NotFoundError
 from services.handshake.events import Event
-from services.handshake.trace_otlp import parse_otlp_lines
+from services.handshake.trace.otlp import parse_otlp_lines
 from services.rpc import tracing
 from services.rpc.settings import ServiceSettings
 from tests.unit.rpc.probe_service import SERVICE, Probe, report
@@ -68,9 +68,9 @@ def test_a_line_is_otlp_json(trace_file: Path) -> None:
     assert (len(span["traceId"]), len(span["spanId"])) == (32, 16)
     assert int(span["traceId"], 16)
     assert span["kind"] == 1
-    [event] = parse_otlp_lines(trace_file.read_text(), "f")
+    [event] = parse_otlp_lines(trace_file.read_text(), "f").events
     assert event.attributes == {"text": "t", "number": 1 << 40, "truth": True}
-    assert (event.trace_id, event.span_id) == (span["traceId"], span["spanId"])
+    assert (event.span.trace_id, event.span.span_id) == (span["traceId"], span["spanId"])
 
 
 def test_an_operation_continues_the_trace_of_its_vm_and_links_its_caller(
@@ -117,7 +117,9 @@ def test_an_error_marks_the_span(trace_file: Path) -> None:
 
 def test_an_event_without_a_span_gets_one(trace_file: Path) -> None:
     tracing.emit(Event("Alone"))
-    assert [event.name for event in parse_otlp_lines(trace_file.read_text(), "f")] == ["Alone"]
+    assert [event.name for event in parse_otlp_lines(trace_file.read_text(), "f").events] == [
+        "Alone"
+    ]
 
 
 def test_threads_leave_events_under_the_vm(trace_file: Path) -> None:
@@ -134,9 +136,9 @@ def test_threads_leave_events_under_the_vm(trace_file: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = parse_otlp_lines(trace_file.read_text(), "f")
+    found = parse_otlp_lines(trace_file.read_text(), "f").events
     assert len(found) == 80
-    assert {event.trace_id for event in found} == {vm_traceparent.split("-")[1]}
+    assert {event.span.trace_id for event in found} == {vm_traceparent.split("-")[1]}
 
 
 async def test_a_call_carries_the_context_to_the_other_side(

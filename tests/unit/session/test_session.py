@@ -14,7 +14,7 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.handshake.trace_otlp import parse_otlp_lines
+from services.handshake.trace.otlp import parse_otlp_lines
 from services.rpc import tracing
 from services.rpc.settings import ServiceSettings
 from services.session import apply_guest_capabilities, open_session
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from services.handshake.trace_checker import TraceEvent
+    from services.handshake.trace.recorded import TraceEvent
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def trace_file(run_dir: Path) -> Iterator[Path]:
 
 
 def recorded(trace_file: Path) -> list[TraceEvent]:
-    return parse_otlp_lines(trace_file.read_text(), "f")
+    return list(parse_otlp_lines(trace_file.read_text(), "f").events)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_its_event_and_its_calls_are_in_the_trace_of_the_vm(
             await apply_guest_capabilities(address, VM_ID)
     [read] = recorded(trace_file)
     assert read.name == events.WSLC_READ
-    assert (read.vm_id, read.trace_id) == (VM_ID, TRACE_ID)
+    assert (read.vm_id, read.span.trace_id) == (VM_ID, TRACE_ID)
     assert read.numbers == (0x3C000000, 67108864)
     assert owner.trace_ids == [TRACE_ID]
     assert f'"traceId":"{TRACE_ID}"' in (run_dir / "guest.jsonl").read_text()

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from services.handshake.capabilities import component_version
 from services.handshake.errors import InvalidArgumentError
+from services.handshake.trace.vocabulary import FIRST_KERNEL_WITH_POOL
 from services.vm_owner.manifest import Manifest, load_manifest
 from services.vm_owner.warnings import kernel_unsupported
 
@@ -19,7 +20,7 @@ PREDECESSORS = {
 
 def test_manifest() -> None:
     manifest = load_manifest()
-    assert manifest.first_kernel_with_pool == "6.18.26.3-1"
+    assert manifest.first_kernel_with_pool == "6.18.26.3-1" == FIRST_KERNEL_WITH_POOL
     assert manifest.first_device_host_with_token == "1.2.29-0"
     assert manifest.publishes_pool(manifest.bundled_kernel)
     assert manifest.publishes_pool(manifest.bundled_kernel_release)

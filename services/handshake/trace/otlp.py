@@ -1,4 +1,4 @@
-"""The reader of trace files: from OTLP JSON lines to the events of the trace checker.
+"""The reader of trace files: from OTLP JSON lines to a recording.
 
 Owns the syntax (opentelemetry-proto, docs/specification.md, "JSON Protobuf Encoding") and the place
 of an error. It takes text; its caller reads the file.
@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.trace_events import TraceEvent
+from services.handshake.trace.recorded import Recording, Span, TraceEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,26 +18,27 @@ if TYPE_CHECKING:
     from services.handshake.events import Attribute
 
 
-def parse_otlp_lines(text: str, name: str) -> list[TraceEvent]:
-    """Read every event of every span.
+def parse_otlp_lines(text: str, name: str) -> Recording:
+    """Read every span, and every event on one.
 
     Args:
         text: Lines, each one ExportTraceServiceRequest ({"resourceSpans": [...]}).
-        name: Name of the file, for errors and for TraceEvent.where.
+        name: Name of the file, for errors and for Span.where.
 
     Raises:
         InvalidArgumentError: TRACE_SYNTAX when a line is not JSON or not OTLP, or the last line has
             no end; the message names file and line.
     """
-    found: list[TraceEvent] = []
+    spans: list[Span] = []
+    events: list[TraceEvent] = []
     *lines, rest = text.split("\n")
     for number, line in enumerate(lines, start=1):
         where = f"{name} line {number}"
         if line.strip():
-            found += _events(_parse(line, where), where)
+            _read(_parse(line, where), where, spans, events)
     if rest:
         raise _refusal(f"{name} line {len(lines) + 1}", "the line has no end; the file was cut off")
-    return found
+    return Recording(tuple(spans), tuple(events))
 
 
 def _parse(line: str, where: str) -> Any:
@@ -47,28 +48,44 @@ def _parse(line: str, where: str) -> Any:
         raise _refusal(where, f"not JSON: {error}") from None
 
 
-def _events(request: Any, where: str) -> Iterator[TraceEvent]:
+def _read(request: Any, where: str, spans: list[Span], events: list[TraceEvent]) -> None:
     try:
         for resource_spans in request["resourceSpans"]:
+            resource = dict(_attributes(resource_spans.get("resource", {}).get("attributes", ())))
+            service = str(resource.get("service.name", ""))
             for scope_spans in resource_spans.get("scopeSpans", ()):
-                for span in scope_spans.get("spans", ()):
-                    yield from _events_of_span(span, where)
+                for raw in scope_spans.get("spans", ()):
+                    span = _span(raw, service, where)
+                    spans.append(span)
+                    events += _events(raw, span)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise _refusal(
             where, f"not an OTLP trace export: {type(error).__name__}: {error}"
         ) from None
 
 
-def _events_of_span(span: dict[str, Any], where: str) -> Iterator[TraceEvent]:
-    trace_id, span_id = _hex(span["traceId"], 32), _hex(span["spanId"], 16)
-    for event in span.get("events", ()):
+def _span(raw: dict[str, Any], service: str, where: str) -> Span:
+    attributes = dict(_attributes(raw.get("attributes", ())))
+    parent_id = raw.get("parentSpanId", "")
+    return Span(
+        trace_id=_hex(raw["traceId"], 32),
+        span_id=_hex(raw["spanId"], 16),
+        # An empty string stands for no parent in the encoding.
+        parent_id=_hex(parent_id, 16) if parent_id else "",
+        name=str(raw.get("name", "")),
+        service=service,
+        serves=str(attributes.get("rpc.service", "")),
+        where=where,
+    )
+
+
+def _events(raw: dict[str, Any], span: Span) -> Iterator[TraceEvent]:
+    for event in raw.get("events", ()):
         yield TraceEvent(
             name=str(event["name"]),
             attributes=dict(_attributes(event.get("attributes", ()))),
-            trace_id=trace_id,
-            span_id=span_id,
+            span=span,
             time_unix_nano=int(event["timeUnixNano"]),
-            where=where,
         )
 
 

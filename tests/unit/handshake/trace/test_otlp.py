@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.trace_checker import verify
-from services.handshake.trace_otlp import parse_otlp_lines
-from tests.unit.handshake.traces import record, wsl2
+from services.handshake.trace.checker import verify
+from services.handshake.trace.otlp import parse_otlp_lines
+from services.handshake.trace.recorded import Recording, Span
+from tests.support.handshake_traces import record, to_otlp, wsl2
 
 
 def line(*events: dict[str, Any], **changes: Any) -> str:
@@ -38,15 +39,31 @@ def test_an_event_is_read_whole() -> None:
             several={"arrayValue": {"values": []}},
         )
     )
-    [read] = parse_otlp_lines(text, "trace.jsonl")
+    [read] = parse_otlp_lines(text, "trace.jsonl").events
     assert (read.name, read.time_unix_nano, read.where) == ("VmCreated", 7, "trace.jsonl line 1")
-    assert (read.trace_id, read.span_id) == ("ab" * 16, "cd" * 8)
+    assert (read.span.trace_id, read.span.span_id) == ("ab" * 16, "cd" * 8)
     assert read.attributes == {"text": "t", "number": (1 << 63) - 1, "small": 7, "truth": False}
+
+
+def test_a_span_without_events_is_read_with_its_parent_and_service() -> None:
+    span = {
+        "traceId": "ab" * 16,
+        "spanId": "cd" * 8,
+        "parentSpanId": "EF" * 8,
+        "name": "porthole.vmowner.v1.VmOwner/CreateVm",
+        "attributes": [{"key": "rpc.service", "value": {"stringValue": "a.B"}}],
+    }
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "owner"}}]}
+    request = {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": [span]}]}]}
+    [read] = parse_otlp_lines(json.dumps(request) + "\n", "f").spans
+    name = "porthole.vmowner.v1.VmOwner/CreateVm"
+    assert read == Span("ab" * 16, "cd" * 8, "ef" * 8, name, "owner", "a.B", "f line 1")
+    assert str(read) == f"span {name!r} of owner (f line 1)"
 
 
 def test_lines_of_several_processes_and_empty_lines() -> None:
     text = line(event()) + "\n" + line(event(), event()) + '{"resourceSpans": []}\n'
-    wheres = [read.where for read in parse_otlp_lines(text, "f")]
+    wheres = [read.where for read in parse_otlp_lines(text, "f").events]
     assert wheres == ["f line 1", "f line 3", "f line 3"]
 
 
@@ -64,6 +81,7 @@ def test_lines_of_several_processes_and_empty_lines() -> None:
         ('{"resourceSpans": {"a": 1}}\n', "t.jsonl line 1: not an OTLP trace export"),
         (line(event(), traceId="00" * 16), "not an id of 32 hexadecimal digits"),
         (line(event(), traceId="q8nMEjRWeJA="), "not an id of 32 hexadecimal digits"),
+        (line(event(), parentSpanId="00" * 8), "not an id of 16 hexadecimal digits"),
         (line(event(), spanId=5), "not an OTLP trace export"),
         (line(event(time="soon")), "not an OTLP trace export"),
         (line(event(time=float("inf"))), "not an OTLP trace export"),
@@ -97,29 +115,17 @@ _json = st.recursive(
 @given(_json)
 def test_any_json_is_read_or_refused(value: Any) -> None:
     with suppress(InvalidArgumentError):
-        assert isinstance(parse_otlp_lines(json.dumps(value) + "\n", "f"), list)
+        assert isinstance(parse_otlp_lines(json.dumps(value) + "\n", "f"), Recording)
 
 
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     with suppress(InvalidArgumentError):
-        assert parse_otlp_lines(text, "f") == []
+        assert parse_otlp_lines(text, "f") == Recording()
 
 
 def test_a_read_trace_can_be_judged() -> None:
-    kinds: dict[type, str] = {str: "stringValue", int: "intValue", bool: "boolValue"}
-    text = "".join(
-        line(
-            event(
-                step.name,
-                str(step.time_unix_nano),
-                **{key: {kinds[type(value)]: value} for key, value in step.attributes.items()},
-            ),
-            spanId=f"{number:016x}",
-        )
-        for number, step in enumerate(record(wsl2()), start=1)
-    )
-    [verdict] = verify(parse_otlp_lines(text, "f"))
+    [verdict] = verify(parse_otlp_lines(to_otlp(record(wsl2())), "f"))
     assert verdict.violations == ()
 
 
@@ -136,11 +142,11 @@ def test_a_read_trace_can_be_judged() -> None:
     ],
 )
 def test_an_empty_list_may_be_left_out(request_without: dict[str, Any]) -> None:
-    assert parse_otlp_lines(json.dumps(request_without) + "\n", "f") == []
+    assert parse_otlp_lines(json.dumps(request_without) + "\n", "f").events == ()
 
 
 def test_an_event_without_attributes_may_leave_them_out() -> None:
-    [read] = parse_otlp_lines(line({"name": "VmCreated", "timeUnixNano": "7"}), "f")
+    [read] = parse_otlp_lines(line({"name": "VmCreated", "timeUnixNano": "7"}), "f").events
     assert read.attributes == {}
 
 

@@ -1,7 +1,7 @@
 """The trace checker: judges whether the handshake of every VM in a trace is valid.
 
-Owns the verdict, which names the broken rules. The rules are in services.handshake.trace_rules, the
-reader of trace files in trace_otlp.
+Owns the verdict, which names the broken rules. The rules are in services.handshake.trace.table, the
+reader of trace files in otlp.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.trace_events import TraceEvent, VmTrace, group_by_vm
-from services.handshake.trace_rules import RULES
+from services.handshake.trace.table import CLAUSES
+from services.handshake.trace.vm_trace import VmTrace, group_by_vm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["IDLE_TAGS", "RULES", "TraceEvent", "Violation", "VmVerdict", "verify"]
+    from services.handshake.trace.recorded import Recording
 
 IDLE_TAGS: Final = frozenset({"loopback0"})
 """Tags of adapters that may stay unused: loopback0 carries only traffic to the host's loopback."""
@@ -28,7 +26,7 @@ class Violation:
     """One breach of one rule.
 
     Attributes:
-        rule: Stable name of the rule, one of RULES.
+        rule: Stable name of the rule, one of services.handshake.trace.table.
         detail: One sentence for people.
     """
 
@@ -60,13 +58,11 @@ class VmVerdict:
         return not self.violations
 
 
-def verify(
-    recorded: Iterable[TraceEvent], may_be_idle: frozenset[str] = IDLE_TAGS
-) -> list[VmVerdict]:
+def verify(recording: Recording, may_be_idle: frozenset[str] = IDLE_TAGS) -> list[VmVerdict]:
     """Judge the handshake of every VM.
 
     Args:
-        recorded: Events in any order. Events outside the vocabulary are ignored.
+        recording: Spans and events in any order. Events outside the vocabulary are ignored.
         may_be_idle: Tags of devices that need not have completed a request. The caller must know
             that the guest sent such a device no request.
 
@@ -77,7 +73,7 @@ def verify(
     Raises:
         InvalidArgumentError: TRACE_WITHOUT_VM when there is no VM to judge.
     """
-    traces = group_by_vm(recorded, may_be_idle)
+    traces = group_by_vm(recording, may_be_idle)
     if not traces:
         raise InvalidArgumentError(
             "TRACE_WITHOUT_VM",
@@ -89,7 +85,7 @@ def verify(
 
 def _judge(vm: VmTrace) -> VmVerdict:
     violations = tuple(
-        Violation(name, detail) for name, rule in RULES.items() for detail in rule(vm)
+        Violation(clause.rule, detail) for clause in CLAUSES for detail in clause.check(vm)
     )
     return VmVerdict(
         vm_id=vm.vm_id,
