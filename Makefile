@@ -68,7 +68,6 @@ check: $(READY) $(FASTPATH) ## formatting, lint, types, layers, protos; of C too
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/protolint lint protos
 	@$(MAKE) --no-print-directory check-protos
 	@$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) $(C_HEADERS)
 	@$(MAKE) --no-print-directory check-c
