@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from services.rpc.server import serve
 from services.rpc.settings import load
+from services.vm_owner.assembly import MachineSpec, Surroundings
 from services.vm_owner.clients import dial_device_host, dial_guest_init, dial_machine
 from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
 from services.vm_owner.init_channel import open_init_channel
 from services.vm_owner.machines.embedded import START_DEADLINE_S, EmbeddedMachine
 from services.vm_owner.machines.external import ExternalMachine
 from services.vm_owner.manifest import load_manifest
-from services.vm_owner.owner import MachineSpec, Surroundings, VmOwner
+from services.vm_owner.owner import VmOwner
 from services.vm_owner.servicer import vm_owner_servicer
 from services.vm_owner.settings import OwnerSettings
 from services.vm_owner.subnets import SubnetPool

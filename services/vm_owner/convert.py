@@ -21,10 +21,10 @@ from services.rpc.convert import (
     exhaustion_to_proto,
     pool_to_proto,
 )
+from services.vm_owner.assembly import MachineSpec
 from services.vm_owner.device_hosts import DeviceStatus
 from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
-from services.vm_owner.owner import MachineSpec
 from services.vm_owner.record import VmKind
 from services.vm_owner.reports import UNKNOWN, Report
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
@@ -205,7 +205,7 @@ def vm_to_proto(vm: Vm, statuses: Mapping[str, DeviceStatus]) -> vm_owner_pb2.Vm
     if record.report is not None:
         # Parsed from the message as received, so that it keeps the fields that are unknown here.
         message.capabilities.ParseFromString(record.report.message)
-    message.shares.extend(share_to_proto(share) for share in vm.shares.values())
+    message.shares.extend(share_to_proto(share) for share in vm.shares.by_id.values())
     message.devices.extend(device_to_proto(device, statuses) for device in vm.devices.all())
     message.warnings.extend(_warning(warning) for warning in record.warnings)
     return message

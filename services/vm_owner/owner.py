@@ -1,7 +1,7 @@
 """The VMs of this owner: created, found, changed one operation at a time, and ended.
 
-Owns the registry, the serialisation of operations, and their traces. Must not know protobuf; the
-parts that use it come in `Surroundings`.
+Owns the registry, the serialisation of operations, and their traces. Must not know protobuf, or how
+a VM is put together (assembly.py).
 
 An operation that changes a VM runs to its end even when its caller goes away, so that no device is
 left half added. Only CreateVm is abandoned with a caller that has not chosen the VM's id and so
@@ -13,116 +13,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from services.handshake import events
-from services.handshake.errors import (
-    AlreadyExistsError,
-    InvalidArgumentError,
-    UnavailableError,
-)
-from services.handshake.sizing import low_ram_bytes
+from services.handshake.errors import UnavailableError
 from services.rpc import tracing
-from services.vm_owner.allowed_devices import require_device
+from services.vm_owner.assembly import VmSpec, assemble, check_shares
 from services.vm_owner.client_ids import check_vm_id, require_same
 from services.vm_owner.device_hosts import UNSPECIFIED
-from services.vm_owner.host_paths import HostPaths
-from services.vm_owner.kernel_command_line import kernel_command_line
 from services.vm_owner.operations import Operation
-from services.vm_owner.record import VmFacts, VmKind, VmRecord
 from services.vm_owner.registry import VmRegistry
 from services.vm_owner.reports import Report
-from services.vm_owner.shares import ShareSpec, require_no_conflict, share_key
-from services.vm_owner.sizing import choose_ram, size_pool
 from services.vm_owner.states import VmState
-from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
 from services.vm_owner.watch_items import DeviceChange, DeviceExhausted
-from services.vm_owner.wslconfig import parse_wslconfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
-    from services.vm_owner.capabilities_reader import GuestInit
+    from services.vm_owner.assembly import Surroundings
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
-    from services.vm_owner.machines import Machine
-    from services.vm_owner.manifest import Manifest
+    from services.vm_owner.host_paths import HostPaths
     from services.vm_owner.networking import Network
-    from services.vm_owner.shares import Share, ShareKey
-    from services.vm_owner.subnets import SubnetPool
+    from services.vm_owner.shares import Share, ShareSpec
+    from services.vm_owner.vm import Vm
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-MAX_FIXED_SHARES: Final = 64
-"""Most shares that CreateVm accepts."""
-
-MachineFor = Callable[["Path", "MachineSpec"], "Machine"]
-OpenInitChannel = Callable[["Path", Callable[["Report"], Awaitable[bool]]], Awaitable[InitChannel]]
-
-
-@dataclass(frozen=True, slots=True)
-class MachineSpec:
-    """The machine that is to run a guest.
-
-    Attributes:
-        address: Address of an external machine; empty: an embedded machine.
-        kernel_release: `uname -r`; empty: that of the bundled kernel.
-        publishes_pool: Whether the kernel publishes its pool; None: its version decides.
-    """
-
-    address: str = ""
-    kernel_release: str = ""
-    publishes_pool: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class VmSpec:
-    """A VM that CreateVm requests.
-
-    Attributes:
-        vm_id: The id that the client has chosen; empty: one is made.
-        ram_bytes: Memory of the guest; 0: the configured size, or 2 GiB.
-        wslconfig: Text of a .wslconfig file.
-        wslconfig_name: Its name, for warnings; empty: ".wslconfig".
-        shares: Shares that the VM has from the beginning.
-    """
-
-    kind: VmKind
-    ram_bytes: int = 0
-    wslconfig: str = ""
-    wslconfig_name: str = ""
-    machine: MachineSpec = MachineSpec()
-    shares: tuple[ShareSpec, ...] = ()
-    vm_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """The parts and settings that all VMs of this owner use.
-
-    Attributes:
-        run_dir: Directory of sockets and per-VM files.
-        capabilities_deadline_s: Longest time that a WSL2 guest gets from boot to its report.
-        machine_for: Makes the machine of a VM from the VM's directory and the spec.
-        open_init_channel: Opens the init channel in a VM's directory; the callback gets reports.
-        dial_guest_init: Connects to a guest's init, once it answers.
-        host_paths: Looks at the directories that are to be shared.
-    """
-
-    run_dir: Path
-    manifest: Manifest
-    subnets: SubnetPool
-    capabilities_deadline_s: float
-    machine_for: MachineFor
-    open_init_channel: OpenInitChannel
-    dial_guest_init: Callable[[str], Awaitable[GuestInit]]
-    host_paths: HostPaths = field(default_factory=HostPaths)
 
 
 class _Creation(NamedTuple):
@@ -234,8 +153,15 @@ class VmOwner:
 
     async def _create(self, spec: VmSpec) -> Vm:
         with tracing.operation("CreateVm"):
-            await self._check_shares(spec.shares)
-            vm = self._assemble(spec)
+            await check_shares(spec.shares, self.host_paths)
+            if self._closing:
+                raise UnavailableError(
+                    "OWNER_SHUTTING_DOWN",
+                    "this owner is shutting down; use another, or wait for it",
+                )
+            vm = assemble(spec, self._surroundings, self._device_hosts, self._report)
+            self._vms.add(vm, spec)
+            vm.record.emit(vm.record.facts.created_event())
             vm_id = vm.vm_id
             try:
                 await vm.bring_up(lambda: self._guest_ended(vm))
@@ -324,94 +250,6 @@ class VmOwner:
         if self._running:
             await asyncio.wait(self._running)
         await self._device_hosts.close()
-
-    def _assemble(self, spec: VmSpec) -> Vm:
-        if self._closing:
-            raise UnavailableError(
-                "OWNER_SHUTTING_DOWN", "this owner is shutting down; use another, or wait for it"
-            )
-        surroundings = self._surroundings
-        vm_id = spec.vm_id
-        parsed = parse_wslconfig(spec.wslconfig, spec.wslconfig_name or ".wslconfig")
-        config = parsed.config
-        for share in spec.shares:
-            require_device(config, events.FS, f"share of {share.host_path}")
-        ram = choose_ram(spec.ram_bytes, config.memory_bytes)
-        size = size_pool(
-            ram.bytes, device_bounces=config.device_bounces, explicit_bytes=config.swiotlb_bytes
-        )
-        release = spec.machine.kernel_release or surroundings.manifest.bundled_kernel_release
-        publishes = surroundings.manifest.publishes_pool(release)
-        if spec.machine.publishes_pool is not None:
-            publishes = spec.machine.publishes_pool
-        traceparent = tracing.current_traceparent()
-        facts = VmFacts(
-            vm_id=vm_id,
-            kind=spec.kind,
-            ram_bytes=ram.bytes,
-            low_ram_bytes=low_ram_bytes(ram.bytes),
-            requested_bytes=size.bytes,
-            kernel_command_line=kernel_command_line(size.bytes, vm_id, traceparent),
-            config=config,
-            traceparent=traceparent,
-        )
-        configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
-        record = VmRecord(facts, surroundings.manifest, tracing.emit, configured)
-        directory = surroundings.run_dir / "vm" / vm_id
-        plan = BringUpPlan(
-            kernel_release=release,
-            publishes_pool=publishes,
-            capabilities_deadline_s=surroundings.capabilities_deadline_s,
-            shares=spec.shares,
-            open_init_channel=lambda: surroundings.open_init_channel(
-                directory, lambda report: self._report(vm_id, report)
-            ),
-            dial_guest_init=surroundings.dial_guest_init,
-        )
-        vm = Vm(
-            record,
-            surroundings.machine_for(directory, spec.machine),
-            self._device_hosts,
-            surroundings.subnets,
-            surroundings.host_paths,
-            directory,
-            plan,
-        )
-        self._vms.add(vm, spec)
-        record.emit(
-            events.vm_created(
-                vm_id,
-                spec.kind,
-                events.Sizing(
-                    ram_bytes=ram.bytes,
-                    virtio=config.virtio,
-                    device_bounces=config.device_bounces,
-                    configured_bytes=config.swiotlb_bytes,
-                    requested_bytes=size.bytes,
-                ),
-            )
-        )
-        return vm
-
-    async def _check_shares(self, shares: tuple[ShareSpec, ...]) -> None:
-        if len(shares) > MAX_FIXED_SHARES:
-            raise InvalidArgumentError(
-                "TOO_MANY_SHARES",
-                f"{len(shares)} shares at once, more than {MAX_FIXED_SHARES}; add the rest with "
-                "AddShare",
-                shares=len(shares),
-                limit=MAX_FIXED_SHARES,
-            )
-        seen: set[str] = set()
-        known: dict[ShareKey, ShareSpec] = {}
-        for spec in shares:
-            key = await self.host_paths.look(spec.host_path, partial(share_key, spec))
-            require_no_conflict(known.setdefault(key, spec), spec)
-            if spec.tag and spec.tag in seen:
-                raise AlreadyExistsError(
-                    "TAG_EXISTS", f"two shares have the tag {spec.tag!r}", tag=spec.tag
-                )
-            seen.add(spec.tag)
 
     async def _report(self, vm_id: str, report: Report) -> bool:
         vm = self.find(vm_id)

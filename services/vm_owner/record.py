@@ -67,6 +67,17 @@ class VmFacts:
     config: WslConfig
     traceparent: str
 
+    def created_event(self) -> events.Event:
+        """Return the event that this VM exists, with what the size of its pool follows from."""
+        sizing = events.Sizing(
+            ram_bytes=self.ram_bytes,
+            virtio=self.config.virtio,
+            device_bounces=self.config.device_bounces,
+            configured_bytes=self.config.swiotlb_bytes,
+            requested_bytes=self.requested_bytes,
+        )
+        return events.vm_created(self.vm_id, self.kind, sizing)
+
 
 class VmRecord:
     """The record of one VM.

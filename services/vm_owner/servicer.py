@@ -13,6 +13,7 @@ from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
 from services.rpc.server import Servicer
 from services.rpc.version import service_version
+from services.vm_owner.assembly import VmSpec
 from services.vm_owner.convert import (
     device_spec_from_proto,
     device_to_proto,
@@ -26,7 +27,6 @@ from services.vm_owner.convert import (
     vm_to_proto,
     watch_item_to_proto,
 )
-from services.vm_owner.owner import VmOwner, VmSpec
 from services.vm_owner.pages import (
     PAGE_LIMIT_BYTES,
     is_full_view,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from services.vm_owner.manifest import Manifest
+    from services.vm_owner.owner import VmOwner
     from services.vm_owner.vm import Vm
 
 VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"

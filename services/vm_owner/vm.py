@@ -11,20 +11,16 @@ import asyncio
 import contextvars
 import logging
 import shutil
-import uuid
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from services.handshake import events
 from services.handshake.errors import (
     DeadlineExceededError,
-    NotFoundError,
     PortholeError,
     UnavailableError,
 )
-from services.vm_owner.aggregates import AggregateShares
 from services.vm_owner.allowed_devices import require_device
 from services.vm_owner.capabilities_reader import CapabilitiesReader
 from services.vm_owner.client_ids import check_instance_id, require_same
@@ -34,9 +30,9 @@ from services.vm_owner.machines import BootSpec
 from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmKind
-from services.vm_owner.shares import Share, ShareSpec, require_no_conflict, share_key
 from services.vm_owner.states import VmEvent, VmState
-from services.vm_owner.warnings import guest_ended, share_failed
+from services.vm_owner.vm_shares import VmShares
+from services.vm_owner.warnings import guest_ended
 from services.vm_owner.watch_items import DeviceExhausted
 
 if TYPE_CHECKING:
@@ -51,7 +47,7 @@ if TYPE_CHECKING:
     from services.vm_owner.networking import Network
     from services.vm_owner.record import VmRecord
     from services.vm_owner.reports import Report
-    from services.vm_owner.shares import ShareKey
+    from services.vm_owner.shares import Share, ShareSpec
     from services.vm_owner.subnets import SubnetPool
 
 logger = logging.getLogger(__name__)
@@ -103,7 +99,7 @@ class Vm:
 
     Attributes:
         lock: Held by every operation that changes this VM.
-        shares: Its shares by id.
+        shares: Its shares.
         reader: Reads the capabilities of a WSLC guest.
         guest_init_address: Where its init serves GuestInit; empty before boot and after the end.
     """
@@ -121,17 +117,14 @@ class Vm:
         self.record = record
         self.machine = machine
         self.devices = GuestDevices(record, device_hosts, machine)
-        self.shares: dict[str, Share] = {}
-        self._aggregates = AggregateShares(record, self.devices, device_hosts, self.shares)
+        self.shares = VmShares(record, self.devices, device_hosts, host_paths, plan.shares)
         self.reader = CapabilitiesReader(record, plan.dial_guest_init)
         self.guest_init_address = ""
         self.lock = asyncio.Lock()
         self._device_hosts = device_hosts
-        self._host_paths = host_paths
         self._network = NetworkEngine(record, self.devices, subnets)
         self._directory = directory
         self._plan = plan
-        self._pending_shares = plan.shares
         self._init_channel: InitChannel | None = None
         self._guest_end = ""
         self._machine_watch: asyncio.Task[None] | None = None
@@ -160,7 +153,7 @@ class Vm:
         if self.record.facts.kind is VmKind.WSL2:
             await self._wait_for_capabilities()
             async with self.lock:
-                await self._add_pending_shares()
+                await self.shares.add_pending()
             self._require_not_ended()
 
     async def apply_capabilities(self, report: Report) -> bool:
@@ -175,49 +168,15 @@ class Vm:
             if self.record.report != before:
                 await self._device_hosts.announce(announcement(self.record))
             if self.record.facts.kind is VmKind.WSLC and self.record.state is VmState.RUNNING:
-                await self._add_pending_shares()
+                await self.shares.add_pending()
 
     async def add_share(self, spec: ShareSpec) -> tuple[Share, bool]:
-        """Add a share. The lock is held.
-
-        A share of the same directory, options and user is the same share. One whose device was
-        lost with its device host is replaced.
-
-        Returns:
-            The new share, or an equal one; and whether it existed.
-
-        Raises:
-            AlreadyExistsError: SHARE_EXISTS, see require_no_conflict.
-            PortholeError: See share_key, HostPaths.look and GuestDevices.add.
-        """
-        self.record.require(Operation.ADD_SHARE)
-        self._require_device(Operation.ADD_SHARE, events.FS)
-        key = await self._host_paths.look(spec.host_path, partial(share_key, spec))
-        equal = next((share for share in self.shares.values() if share.key == key), None)
-        if equal is not None:
-            require_no_conflict(replace(equal.spec, tag=equal.device.spec.tag), spec)
-        if equal is None:
-            return await self._add_new_share(spec, key), False
-        if await self._device_host_has(equal):
-            return equal, True
-        return await self._replace_lost_share(equal, spec, key), False
+        """Add a share; see VmShares.add. The lock is held."""
+        return await self.shares.add(spec)
 
     async def remove_share(self, share_id: str) -> None:
-        """Remove a share. The lock is held.
-
-        Raises:
-            NotFoundError: SHARE_NOT_FOUND.
-        """
-        self.record.require(Operation.REMOVE_SHARE)
-        share = self.shares.get(share_id)
-        if share is None:
-            raise NotFoundError(
-                "SHARE_NOT_FOUND",
-                f"VM {self.vm_id} has no share {share_id!r}; GetVm lists them",
-                vm_id=self.vm_id,
-                share_id=share_id,
-            )
-        await self._remove_share(share)
+        """Remove a share; see VmShares.remove. The lock is held."""
+        await self.shares.remove(share_id)
 
     async def add_device(self, spec: DeviceSpec, instance_id: str = "") -> GuestDevice:
         """Add a device. The lock is held.
@@ -233,7 +192,8 @@ class Vm:
             PortholeError: See GuestDevices.add.
         """
         self.record.require(Operation.ADD_DEVICE)
-        self._require_device(Operation.ADD_DEVICE, spec.device_class)
+        asked = f"{Operation.ADD_DEVICE} for VM {self.vm_id}"
+        require_device(self.record.facts.config, spec.device_class, asked, vm_id=self.vm_id)
         if instance_id:
             check_instance_id(instance_id)
             known = self.devices.find(instance_id)
@@ -249,7 +209,8 @@ class Vm:
             NotFoundError: DEVICE_NOT_FOUND.
         """
         self.record.require(Operation.REMOVE_DEVICE)
-        await self._remove_device(instance_id)
+        await self.devices.remove(instance_id)
+        self.shares.forget_device(instance_id)
 
     async def configure_networking(self) -> Network:
         """Add the adapters. The lock is held.
@@ -363,59 +324,6 @@ class Vm:
                 f"VM {self.vm_id} ended while it was being created: {why}",
                 vm_id=self.vm_id,
             )
-
-    async def _add_pending_shares(self) -> None:
-        # One bad directory must not prevent the other shares.
-        pending, self._pending_shares = self._pending_shares, ()
-        for spec in pending:
-            try:
-                await self.add_share(spec)
-            except PortholeError as failure:
-                self.record.warn(share_failed(spec.host_path, failure))
-
-    async def _add_new_share(self, spec: ShareSpec, key: ShareKey) -> Share:
-        share_id = str(uuid.uuid4())
-        if spec.aggregate:
-            return await self._aggregates.add(share_id, spec, key)
-        device = await self.devices.add(
-            DeviceSpec(
-                device_class=events.FS,
-                tag=spec.tag or f"share-{share_id[:8]}",
-                extra_options=spec.options,
-                backend=key.canonical_path,
-                elevated=spec.elevated,
-            )
-        )
-        share = Share(share_id, spec, key, device)
-        self.shares[share_id] = share
-        return share
-
-    async def _device_host_has(self, share: Share) -> bool:
-        device = await self.devices.status(share.device)
-        return device is not None and (
-            not share.spec.aggregate or share.share_id in device.children
-        )
-
-    async def _replace_lost_share(self, lost: Share, spec: ShareSpec, key: ShareKey) -> Share:
-        """Add a share that its device host lost, with a new id (handshake.md section 10)."""
-        await self._remove_share(lost)
-        return await self._add_new_share(spec, key)
-
-    async def _remove_share(self, share: Share) -> None:
-        if share.spec.aggregate:
-            await self._aggregates.remove(share)
-        else:
-            await self._remove_device(share.device.instance_id)
-
-    async def _remove_device(self, instance_id: str) -> None:
-        await self.devices.remove(instance_id)
-        served = [s.share_id for s in self.shares.values() if s.device.instance_id == instance_id]
-        for share_id in served:
-            del self.shares[share_id]
-
-    def _require_device(self, operation: Operation, device_class: str) -> None:
-        asked = f"{operation} for VM {self.vm_id}"
-        require_device(self.record.facts.config, device_class, asked, vm_id=self.vm_id)
 
     async def _close_init_channel(self) -> None:
         if self._init_channel is not None:

@@ -24,6 +24,7 @@ from services.handshake.features import FEATURES
 from services.rpc.channel import connect
 from services.rpc.server import ServerHandle, Servicer, start_server
 from services.rpc.version import service_version
+from services.vm_owner.assembly import Surroundings, VmSpec
 from services.vm_owner.clients import (
     DEVICE_HOST,
     GUEST_INIT,
@@ -36,7 +37,7 @@ from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
 from services.vm_owner.init_channel import INIT_CHANNEL, open_init_channel
 from services.vm_owner.machines.external import ExternalMachine
 from services.vm_owner.manifest import load_manifest
-from services.vm_owner.owner import Surroundings, VmOwner, VmSpec
+from services.vm_owner.owner import VmOwner
 from services.vm_owner.record import VmKind
 from services.vm_owner.subnets import SubnetPool
 

@@ -41,8 +41,8 @@ async def test_all_shares_are_on_one_device_with_one_token(
     [device] = rig.device_host.devices.values()
     assert device.tag == TAGS[False]
     assert device.options == f"{TAGS[False]};queues=4;{TOKEN};vm_id={vm_id}"
-    assert list(device.children) == list(vm.shares)
-    assert [share.device.instance_id for share in vm.shares.values()] == [device.instance_id] * 2
+    assert list(device.children) == list(vm.shares.by_id)
+    assert [s.device.instance_id for s in vm.shares.by_id.values()] == [device.instance_id] * 2
     child = rig.device_host.children[other.share_id]
     assert child.options == f"{other.share_id};ro;uid=5;vm_id={vm_id}", "a share has no token"
     assert child.shared_dir == str(tmp_path)
@@ -75,29 +75,29 @@ async def test_an_equal_share_is_the_existing_one_wherever_it_is(rig: Rig, tmp_p
 async def test_a_removed_share_leaves_the_device_and_the_others(rig: Rig, tmp_path: Path) -> None:
     vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path), spec(tmp_path, "ro"))))
     vm_id = vm.vm_id
-    one, two = list(vm.shares)
+    one, two = list(vm.shares.by_id)
     await rig.owner.remove_share(vm_id, one)
     [device] = rig.device_host.devices.values()
     assert list(device.children) == [two]
-    assert list(vm.shares) == [two]
+    assert list(vm.shares.by_id) == [two]
     with pytest.raises(NotFoundError):
         await rig.owner.remove_share(vm_id, one)
     again, existed = await rig.owner.add_share(vm_id, spec(tmp_path))
     assert (existed, list(device.children)) == (False, [two, again.share_id])
     await rig.owner.remove_device(vm_id, device.instance_id)
-    assert vm.shares == {}
+    assert vm.shares.by_id == {}
 
 
 async def test_a_share_that_cannot_be_taken_out_is_still_there(rig: Rig, tmp_path: Path) -> None:
     vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path),)))
-    [share_id] = vm.shares
+    [share_id] = vm.shares.by_id
     rig.script.failures["RemoveChild"] = UnavailableError("PEER_UNAVAILABLE", "gone")
     with pytest.raises(UnavailableError):
         await rig.owner.remove_share(vm.vm_id, share_id)
-    assert list(vm.shares) == [share_id]
+    assert list(vm.shares.by_id) == [share_id]
     del rig.script.failures["RemoveChild"]
     await rig.owner.remove_share(vm.vm_id, share_id)
-    assert vm.shares == {}
+    assert vm.shares.by_id == {}
 
 
 async def test_nothing_is_left_of_a_share_whose_answer_is_lost(rig: Rig, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ async def test_nothing_is_left_of_a_share_whose_answer_is_lost(rig: Rig, tmp_pat
     rig.script.failures["AddChild"] = UnavailableError("PEER_UNAVAILABLE", "gone")
     with pytest.raises(UnavailableError):
         await rig.owner.add_share(vm.vm_id, spec(tmp_path))
-    assert vm.shares == {}
+    assert vm.shares.by_id == {}
     [device] = rig.device_host.devices.values()
     assert list(device.children) == []
 
@@ -135,18 +135,18 @@ async def test_a_device_that_its_host_has_lost_is_made_again_with_its_shares(
     gone = tmp_path / "gone"
     gone.mkdir()
     vm = await rig.owner.create(rig.vm_spec(shares=(spec(tmp_path), spec(gone))))
-    kept, lost = list(vm.shares)
+    kept, lost = list(vm.shares.by_id)
     rig.device_host.devices.clear()
     new, _ = await rig.owner.add_share(vm.vm_id, spec(tmp_path, "ro"))
     [device] = rig.device_host.devices.values()
     assert list(device.children) == [kept, lost, new.share_id]
-    assert {share.device.instance_id for share in vm.shares.values()} == {device.instance_id}
+    assert {share.device.instance_id for share in vm.shares.by_id.values()} == {device.instance_id}
 
     rig.device_host.devices.clear()
     rig.script.failures["AddChild"] = NotFoundError("SHARED_DIR_MISSING", "it is gone")
     with pytest.raises(NotFoundError):
         await rig.owner.add_share(vm.vm_id, spec(tmp_path, "uid=5"))
-    assert vm.shares == {}
+    assert vm.shares.by_id == {}
     assert [warning.id for warning in vm.record.warnings] == [warnings.SHARE_FAILED] * 3
 
 
@@ -155,7 +155,7 @@ async def test_a_share_that_its_device_has_lost_is_added_again(rig: Rig, tmp_pat
     [device] = rig.device_host.devices.values()
     del device.children[:]
     share, existed = await rig.owner.add_share(vm.vm_id, spec(tmp_path))
-    assert (existed, list(device.children), list(vm.shares)) == (
+    assert (existed, list(device.children), list(vm.shares.by_id)) == (
         False,
         [share.share_id],
         [share.share_id],

@@ -15,8 +15,8 @@ from services.handshake.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
+from services.vm_owner.assembly import MachineSpec, VmSpec
 from services.vm_owner.guest_devices import DeviceSpec
-from services.vm_owner.owner import MachineSpec, VmSpec
 from services.vm_owner.record import VmKind
 from services.vm_owner.shares import ShareKey, ShareSpec
 from services.vm_owner.states import VmState
@@ -170,7 +170,7 @@ async def test_a_share_that_is_asked_for_differently_is_refused(
         await rig.owner.add_share(vm.vm_id, repeated)
     assert refused.value.reason == "SHARE_EXISTS"
     assert refused.value.metadata["field"] == field
-    assert list(vm.shares.values()) == [share]
+    assert list(vm.shares.by_id.values()) == [share]
     spec = rig.vm_spec(shares=(first, repeated))
     with pytest.raises(AlreadyExistsError) as refused:
         await rig.owner.create(spec)

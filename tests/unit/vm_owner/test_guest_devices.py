@@ -218,7 +218,7 @@ async def test_a_fault_at_each_step_leaves_nothing_behind(
     assert [event.name for event in trace] == [events.DEVICE_ADDED, events.DEVICE_REMOVED]
     assert vm.devices.all() == []
     assert not vm.devices.has_tag("data")
-    assert vm.shares == {}
+    assert vm.shares.by_id == {}
     assert rig.device_host.devices == {}
     assert rig.machine.attached == {}
     assert vm.record.state is VmState.RUNNING
@@ -389,11 +389,11 @@ async def test_a_device_host_that_crashed_gives_unavailable_and_a_clean_state(
                 break
     with pytest.raises(UnavailableError):
         await rig.owner.add_share(vm_id, ShareSpec(str(tmp_path), "new", "ro"))
-    assert [share.share_id for share in vm.shares.values()] == [kept.share_id]
+    assert [share.share_id for share in vm.shares.by_id.values()] == [kept.share_id]
     assert not vm.devices.has_tag("new")
     assert await rig.owner.statuses(vm) == {}
     await rig.owner.remove_share(vm_id, kept.share_id)
-    assert vm.shares == {}
+    assert vm.shares.by_id == {}
 
     rig.device_host.devices.clear()
     rig.device_host.pools.clear()
@@ -419,7 +419,7 @@ async def test_an_equal_share_whose_device_host_forgot_it_is_replaced(
     rig.device_host.devices.clear()
     fresh, existed = await rig.owner.add_share(vm_id, spec)
     assert not existed
-    assert list(vm.shares) == [fresh.share_id]
+    assert list(vm.shares.by_id) == [fresh.share_id]
     assert lost.device.instance_id not in rig.machine.attached
     assert fresh.device.instance_id in rig.machine.attached
 

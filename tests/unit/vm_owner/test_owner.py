@@ -18,10 +18,10 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
-from services.vm_owner import vm as vm_module
-from services.vm_owner import warnings
+from services.vm_owner import vm_shares, warnings
+from services.vm_owner.assembly import MachineSpec
 from services.vm_owner.device_hosts import DeviceHosts
-from services.vm_owner.owner import Applied, MachineSpec
+from services.vm_owner.owner import Applied
 from services.vm_owner.record import VmKind
 from services.vm_owner.registry import ENDED_KEPT
 from services.vm_owner.shares import ShareSpec
@@ -51,7 +51,7 @@ async def test_a_wsl2_vm_has_reported_when_it_is_created(
     vm = await rig.owner.create(rig.vm_spec(shares=(ShareSpec(str(tmp_path), "data"),)))
     assert vm.record.state is VmState.RUNNING
     assert vm.record.token == TOKEN
-    assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
+    assert [share.device.spec.tag for share in vm.shares.by_id.values()] == ["data"]
     assert names(trace) == [
         events.VM_CREATED,
         events.GUEST_BOOTED,
@@ -137,7 +137,8 @@ async def test_a_wslc_vm_waits_for_its_session(
     assert "CreateDevice" not in rig.script.calls()
     assert await rig.owner.apply_capabilities(vm_id, GOOD) == Applied(False, TOKEN, GOOD)
     assert await rig.owner.apply_capabilities(vm_id, GOOD) == Applied(True, TOKEN, GOOD)
-    assert [share.device.options for share in vm.shares.values()] == [f"data;{TOKEN};vm_id={vm_id}"]
+    [share] = vm.shares.by_id.values()
+    assert share.device.options == f"data;{TOKEN};vm_id={vm_id}"
     assert names(trace) == [
         events.VM_CREATED,
         events.GUEST_BOOTED,
@@ -159,7 +160,7 @@ async def test_a_refused_pool_lets_a_wslc_vm_run_with_its_shares_but_without_tok
         await rig.owner.apply_capabilities(vm_id, reported(1, POOL.size_bytes))
     assert refused.value.reason == "SWIOTLB_BASE_UNALIGNED"
     assert vm.record.state is VmState.RUNNING
-    assert [share.device.options for share in vm.shares.values()] == [f"data;vm_id={vm_id}"]
+    assert [share.device.options for share in vm.shares.by_id.values()] == [f"data;vm_id={vm_id}"]
 
 
 async def test_a_guest_that_reports_twice(rig: Rig) -> None:
@@ -271,7 +272,7 @@ async def test_one_bad_share_does_not_disturb_the_others(rig: Rig, tmp_path: Pat
     vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC, shares=shares))
     gone.rmdir()
     await rig.owner.apply_capabilities(vm.vm_id, GOOD)
-    assert [share.device.spec.tag for share in vm.shares.values()] == ["data"]
+    assert [share.device.spec.tag for share in vm.shares.by_id.values()] == ["data"]
     [warning] = vm.record.warnings
     assert warning.id == warnings.SHARE_FAILED
     assert "SHARE_PATH_NOT_FOUND" in warning.text
@@ -421,7 +422,7 @@ async def test_a_file_system_that_never_answers_holds_up_nobody(
 ) -> None:
     vm = await rig.owner.create(rig.vm_spec())
     answers = threading.Event()
-    monkeypatch.setattr(vm_module, "share_key", lambda _: answers.wait())
+    monkeypatch.setattr(vm_shares, "share_key", lambda _: answers.wait())
     monkeypatch.setattr(rig.owner.host_paths, "_deadline_s", 0.05)
     try:
         with pytest.raises(DeadlineExceededError) as refused:
