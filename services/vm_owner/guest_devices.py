@@ -6,6 +6,7 @@ shares or networking. The caller of every method that changes something holds th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from dataclasses import dataclass, field
@@ -206,15 +207,19 @@ class GuestDevices:
         await self._device_hosts.forget(self._record.vm_id)
 
     async def _run(self, order: Sequence[DeviceStep], devices: Sequence[GuestDevice]) -> None:
+        # A step is done for all devices at once: a peer that answers late holds up each call of a
+        # step, and the VM's lock is held.
         for step in order:
-            for device in devices:
-                try:
-                    await self._do[step](device)
-                except PortholeError as failure:
-                    if step not in BEST_EFFORT:
-                        raise
-                    self._report_failure(device, step, failure)
-                device.life.fire(step)
+            await asyncio.gather(*(self._take(step, device) for device in devices))
+
+    async def _take(self, step: DeviceStep, device: GuestDevice) -> None:
+        try:
+            await self._do[step](device)
+        except PortholeError as failure:
+            if step not in BEST_EFFORT:
+                raise
+            self._report_failure(device, step, failure)
+        device.life.fire(step)
 
     async def _identify(self, device: GuestDevice) -> None:
         device.instance_id = device.instance_id or str(uuid.uuid4())

@@ -57,12 +57,14 @@ class Script:
         journal: Every call, in order: (peer, call, its main argument).
         failures: The error of each call that fails, by the name of the call.
         gates: The event that each waiting call waits for, by the name of the call.
+        barriers: Calls of one name that wait for each other, by that name.
         reached: Set when a gated call is waiting.
     """
 
     journal: list[tuple[str, str, str]] = field(default_factory=list)
     failures: dict[str, PortholeError] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    barriers: dict[str, asyncio.Barrier] = field(default_factory=dict)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def play(self, peer: str, call: str, argument: str) -> None:
@@ -70,6 +72,8 @@ class Script:
         if call in self.gates:
             self.reached.set()
             await self.gates[call].wait()
+        if call in self.barriers:
+            await self.barriers[call].wait()
         if call in self.failures:
             raise self.failures[call]
 

@@ -285,6 +285,17 @@ async def test_a_removal_ends_whatever_the_peers_answer(
     assert vm.devices.all() == []
 
 
+async def test_the_devices_of_a_vm_that_ends_are_torn_down_at_once(
+    rig: Rig, tmp_path: Path
+) -> None:
+    vm = await rig.owner.create(rig.vm_spec())
+    for tag in ("one", "two", "three"):
+        await rig.owner.add_device(vm.vm_id, fs(tmp_path, tag))
+    rig.script.barriers["RemoveDevice"] = asyncio.Barrier(3)
+    await asyncio.wait_for(rig.owner.terminate(vm.vm_id), 10)
+    assert rig.script.calls().count("RemoveDevice") == 3
+
+
 async def test_removing_an_unknown_device_or_share(rig: Rig) -> None:
     vm = await rig.owner.create(rig.vm_spec())
     with pytest.raises(NotFoundError, match="nope") as device:
