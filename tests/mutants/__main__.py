@@ -55,6 +55,7 @@ def copy_tree(package: Package, modules: Sequence[str], *, again: bool) -> Path:
     settings = {
         "source_paths": ["services"],
         "only_mutate": [m if m.endswith(".py") else f"{m}/*" for m in modules],
+        "do_not_mutate": [f"{folder}/*" for folder in package.inner],
         "also_copy": list(_COPIED[1:]),
         "pytest_add_cli_args": [
             *("-p", "no:cacheprovider", "-p", "tests.mutants.garbage"),
@@ -100,10 +101,11 @@ def run_mutmut(scratch: Path, mutants: Sequence[str], *, processes: int, seconds
     return True
 
 
-def judge(modules: Sequence[str], outcome: Outcome, *, complete: bool) -> bool:
+def judge(package: Package, modules: Sequence[str], outcome: Outcome, *, complete: bool) -> bool:
     """Print survivors without explanation, and explanations without survivor.
 
     Args:
+        package: The package of the modules.
         modules: The folders or modules that were mutated.
         outcome: The results of the run.
         complete: Whether every mutant was run. If not, an explanation without survivor is no error.
@@ -114,7 +116,8 @@ def judge(modules: Sequence[str], outcome: Outcome, *, complete: bool) -> bool:
     explanations = [
         each
         for each in read_explanations(DOCUMENT.read_text())
-        if any(each.path == m or each.path.startswith(f"{m}/") for m in modules)
+        if package_of(each.path) is package
+        and any(each.path == m or each.path.startswith(f"{m}/") for m in modules)
     ]
     open_ones = [s for s in outcome.survivors if not any(e.covers(s) for e in explanations)]
     for survivor in open_ones:
@@ -157,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = read_outcome(scratch)
         complete = outcome.counts["not run"] == 0
         print(f"\n{', '.join(modules)}: {time.monotonic() - began:.0f} s")
-        fine = judge(modules, outcome, complete=complete) and fine
+        fine = judge(package, modules, outcome, complete=complete) and fine
         if not ended:
             print(f"the run did not end in {chosen.seconds:.0f} s")
             fine = False

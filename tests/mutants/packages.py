@@ -17,17 +17,26 @@ class Package:
         name: Name of its scratch folder.
         sources: Its folder, or its modules.
         tests: Its own tests, which must notice every mutant, as folders or modules.
-        left_out: Tests in them that mutmut cannot run.
+        left_out: Tests in them that take too long, or belong to an inner package.
+        inner: Folders in its sources that belong to another package.
     """
 
     name: str
     sources: tuple[str, ...]
     tests: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
 
 
 PACKAGES: Final = (
-    Package("handshake", ("services/handshake",), ("tests/unit/handshake",)),
+    Package("trace", ("services/handshake/trace",), ("tests/unit/handshake/trace",)),
+    Package(
+        "handshake",
+        ("services/handshake",),
+        ("tests/unit/handshake",),
+        ("tests/unit/handshake/trace",),
+        inner=("services/handshake/trace",),
+    ),
     Package(
         "vm_owner",
         ("services/vm_owner/states.py", "services/vm_owner/operations.py"),
@@ -53,7 +62,7 @@ def package_of(path: str) -> Package:
     Raises:
         KeyError: It belongs to no package that is mutated.
     """
-    for package in PACKAGES:
+    for package in PACKAGES:  # the inner one of two stands first
         if any(path == source or path.startswith(f"{source}/") for source in package.sources):
             return package
     raise KeyError(path)
