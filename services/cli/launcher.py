@@ -172,11 +172,6 @@ class Services:
         return f"unix:{self.run_dir / VM_OWNER.socket}"
 
     @property
-    def device_host_address(self) -> str:
-        """Address of the device host."""
-        return f"unix:{self.run_dir / DEVICE_HOST.socket}"
-
-    @property
     def addresses(self) -> tuple[str, ...]:
         """The addresses at which clients reach the running VM owner."""
         return tuple(
