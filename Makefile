@@ -113,7 +113,7 @@ protos: $(READY) ## generate stubs (in clients/python) and docs/errors.md from t
 	@find $(CLIENT) -name '*_pb2*' -delete
 	@$(PROTOC) -I protos \
 		--python_out=$(CLIENT) --grpc_python_out=$(CLIENT) \
-		--mypy_out=quiet:$(CLIENT) --mypy_grpc_out=quiet,async_only:$(CLIENT) $(PROTOS)
+		--mypy_out=quiet:$(CLIENT) --mypy_grpc_out=quiet:$(CLIENT) $(PROTOS)
 	@touch $(sort $(foreach folder,$(dir $(PROTOS)),$(CLIENT)/$(dir $(folder:/=))__init__.py $(CLIENT)/$(folder)__init__.py))
 	@$(BIN)/python protos/document_errors.py >docs/errors.md
 
