@@ -19,6 +19,7 @@ C_HEADERS := $(wildcard native/*.h native/fuzz/*.h bench/front_end/*.h)
 TIDY := $(C_SOURCES:%.c=build/tidy/%.ok)
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 BUF := build/buf/node_modules/.bin/buf
+NODE := build/node/node_modules/.package-lock.json
 # The newest release; before the first one there is only unreleased.binpb, which sorts before v….
 BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
@@ -57,6 +58,7 @@ $(GUEST)/.ready:
 guest: $(GUEST)/.ready ## fetch what tests with QEMU boot, from Debian's archive (27 MB)
 
 test: $(READY) $(FASTPATH) ## run every test that this machine can run
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory --silent $(NODE); fi
 	@$(BIN)/python -m pytest
 
 soak: $(READY) $(FASTPATH) ## run the conformance tests 20 times as long, with other random calls
@@ -85,6 +87,11 @@ check-protos:
 $(BUF): protos/package.json protos/package-lock.json
 	@mkdir -p build/buf && cp $^ build/buf
 	@cd build/buf && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+$(NODE): clients/node/package.json clients/node/package-lock.json
+	@mkdir -p build/node && cp $^ build/node
+	@cd build/node && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 check-c:

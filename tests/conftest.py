@@ -14,6 +14,7 @@ import pytest
 from tests.fuzz.targets import clang
 from tests.support.buf import BUF
 from tests.support.linux_guest import GUEST
+from tests.support.node import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,9 @@ _LACKS = {
     if os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK)
     else "needs root and /dev/net/tun",
     "buf": None if BUF.exists() else "needs buf; run `make check` where there is npm",
+    "node": None
+    if shutil.which("node") and MODULES.exists()
+    else "needs grpc-js; run `make test` where there is npm",
     "fio": None if shutil.which("fio") else "needs fio",
     "stress_ng": None if shutil.which("stress-ng") else "needs stress-ng",
     "fuzz": None if clang() else "needs clang and its sanitizers (libclang-rt)",
