@@ -10,18 +10,18 @@ import asyncio
 import logging
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
     PortholeError,
 )
 from services.handshake.features import AGGREGATE, SWIOTLB_TOKEN, feature_list
 from services.handshake.options import build_options, parse_fs_options, parse_net_options
+from services.vm_owner.bounds import check_length, require_room
 from services.vm_owner.device_hosts import (
     Announcement,
     DeviceHostVersion,
@@ -53,9 +53,6 @@ if TYPE_CHECKING:
     from services.vm_owner.record import VmRecord
 
 logger = logging.getLogger(__name__)
-
-OPTIONS_LIMIT: Final = 4096
-"""Most characters of options in a request; the owner keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +165,7 @@ class GuestDevices:
         Raises:
             InvalidArgumentError: The tag or the options are wrong.
             AlreadyExistsError: TAG_EXISTS.
+            ResourceExhaustedError: VM_TEXTS_LIMIT.
             FailedPreconditionError: The VM is shutting down, or began to while this ran; or
                 DEVICE_HOST_FEATURE, for an aggregate.
             PortholeError: A peer refused, or cannot be reached.
@@ -236,6 +234,8 @@ class GuestDevices:
                 tag=spec.tag,
             )
         check_length(spec.tag, spec.extra_options)
+        specs = [each.spec for each in self._entries.values()]
+        require_room(record.vm_id, "devices", map(_texts, specs), _texts(spec))
         parse = parse_fs_options if spec.device_class == events.FS else parse_net_options
         parse(build_options(spec.tag, spec.extra_options, record.token, record.vm_id))
         version = await self._version(spec)
@@ -340,15 +340,5 @@ def announcement(record: VmRecord) -> Announcement:
     return Announcement(record.vm_id, record.token, in_force)
 
 
-def check_length(name: str, options: str) -> None:
-    """Refuse options that are too long: the owner keeps them in memory.
-
-    Raises:
-        InvalidArgumentError: OPTIONS_TOO_LONG.
-    """
-    if len(options) > OPTIONS_LIMIT:
-        raise InvalidArgumentError(
-            "OPTIONS_TOO_LONG",
-            f"options of {name!r} have {len(options)} characters, more than {OPTIONS_LIMIT}",
-            limit=OPTIONS_LIMIT,
-        )
+def _texts(spec: DeviceSpec) -> tuple[str, ...]:
+    return spec.tag, spec.backend or "", spec.extra_options

@@ -89,7 +89,7 @@ class VmRecord:
         configured: Warnings about its configuration.
 
     Attributes:
-        warnings: All warnings so far.
+        warnings: Its last warnings, at most WARNINGS_KEPT.
         report: What is in force of the guest's reports, without a pool that was refused; None
             before the first report.
         pool: The latched pool; None: none.
@@ -160,8 +160,9 @@ class VmRecord:
             self._stream.close()
 
     def warn(self, warning: VmWarning) -> None:
-        """Keep a warning and publish it."""
+        """Keep a warning and publish it; the oldest beyond WARNINGS_KEPT goes."""
         self.warnings.append(warning)
+        del self.warnings[: -warnings.WARNINGS_KEPT]
         self._stream.publish(warning)
 
     def warn_once(self, warning: VmWarning) -> bool:

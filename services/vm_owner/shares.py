@@ -20,8 +20,8 @@ from services.handshake.errors import (
     PermissionDeniedError,
 )
 from services.handshake.options import FsOptions, build_options, parse_fs_options
+from services.vm_owner.bounds import check_length
 from services.vm_owner.device_names import check_name
-from services.vm_owner.guest_devices import check_length
 
 if TYPE_CHECKING:
     from services.vm_owner.guest_devices import GuestDevice

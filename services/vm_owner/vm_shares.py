@@ -15,6 +15,7 @@ from services.handshake import events
 from services.handshake.errors import NotFoundError, PortholeError
 from services.vm_owner.aggregates import AggregateShares
 from services.vm_owner.allowed_devices import require_device
+from services.vm_owner.bounds import require_room
 from services.vm_owner.guest_devices import DeviceSpec
 from services.vm_owner.operations import Operation
 from services.vm_owner.shares import Share, require_no_conflict, share_key
@@ -69,6 +70,7 @@ class VmShares:
         Raises:
             AlreadyExistsError: SHARE_EXISTS, see require_no_conflict.
             FailedPreconditionError: VIRTIO_OFF or VIRTIOFS_OFF.
+            ResourceExhaustedError: VM_TEXTS_LIMIT.
             PortholeError: See VmRecord.require, share_key, HostPaths.look and GuestDevices.add.
         """
         self._record.require(Operation.ADD_SHARE)
@@ -124,6 +126,8 @@ class VmShares:
         self.by_id.clear()
 
     async def _add_new(self, spec: ShareSpec, key: ShareKey) -> Share:
+        shown = [(share.key.canonical_path, share.spec.options) for share in self.by_id.values()]
+        require_room(self._record.vm_id, "shares", shown, (key.canonical_path, spec.options))
         share_id = str(uuid.uuid4())
         if spec.aggregate:
             return await self._aggregates.add(share_id, spec, key)

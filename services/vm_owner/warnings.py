@@ -34,9 +34,15 @@ CONFIG_REFUSED: Final = "WslConfigRefusedValue"
 CONFIG_SAFE_MODE: Final = "WslConfigSafeMode"
 CONFIG_OVERRIDDEN: Final = "WslConfigOverridden"
 
+WARNINGS_KEPT: Final = 256
+"""Most warnings of a VM: GetVm returns all. Its configuration and first shares give fewer."""
+
 QUOTED_LIMIT: Final = 200
 """Most characters of a key, and of a value, that a warning quotes. A section's name is a part of
 each of its keys, so a hundred warnings could quote a hundred times the file."""
+
+MESSAGE_LIMIT: Final = 1000
+"""Most characters of the message of an error that a warning repeats; it may quote a path twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,11 @@ def config_warning(id_: str, key: str, value: str, file: str, line: int, why: st
 
 
 def _quoted(text: str) -> str:
-    return text if len(text) <= QUOTED_LIMIT else f"{text[: QUOTED_LIMIT - 1]}…"
+    return _cut(text, QUOTED_LIMIT)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def kernel_unsupported(kernel_release: str, manifest: Manifest) -> VmWarning:
@@ -143,10 +153,11 @@ def kernel_release_unreadable(refusal: PortholeError) -> VmWarning:
 
 
 def share_failed(host_path: str, failure: PortholeError) -> VmWarning:
-    """A share that the VM should have from the beginning could not be added."""
+    """A share could not be added that the VM should have from the beginning, or had before."""
+    why = _cut(failure.message, MESSAGE_LIMIT)
     return VmWarning(
         SHARE_FAILED,
-        f"share of {host_path} was not added ({failure.reason}): {failure.message}; the VM and its "
+        f"share of {_quoted(host_path)} was not added ({failure.reason}): {why}; the VM and its "
         "other shares are not affected; add it again with AddShare",
     )
 

@@ -268,6 +268,17 @@ def test_a_valid_pool_that_is_not_what_was_asked_for_is_latched_with_a_warning(
         assert (f"{requested_bytes} bytes" if requested_bytes else "no pool") in text
 
 
+def test_a_vm_keeps_its_last_warnings_and_each_is_short() -> None:
+    record, _ = make()
+    for number in range(300):
+        failure = PortholeError("SHARED_DIR_MISSING", f"{number}: {'p' * 5000}")
+        record.warn(warnings.share_failed("/" + "p" * 5000, failure))
+    assert len(record.warnings) == 256
+    assert ": 44: ppp" in record.warnings[0].text
+    assert ": 299: ppp" in record.warnings[-1].text
+    assert max(len(warning.text) for warning in record.warnings) < 1500
+
+
 def test_capabilities_are_not_read_before_boot_nor_after_the_end() -> None:
     facts = make()[0].facts
     record = VmRecord(facts, load_manifest(), Traced().append)

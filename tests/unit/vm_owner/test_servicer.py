@@ -379,6 +379,37 @@ async def test_a_page_has_at_most_a_mebibyte_of_several_vms(
     assert second.next_page_token == ""
 
 
+@pytest.mark.parametrize("aggregate", [False, True])
+async def test_a_vm_stays_within_what_grpc_takes_whatever_is_shared(
+    stub: Stub, tmp_path: Path, aggregate: bool
+) -> None:
+    vm_id = (await create(stub, vm_owner_pb2.VM_KIND_WSL2)).vm_id
+
+    async def add(number: int) -> None:
+        options = f"symlinkroot=/{number:03}".ljust(3500, "x")
+        share = vm_owner_pb2.ShareSpec(
+            host_path=str(tmp_path), options=options, aggregate=aggregate
+        )
+        await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm_id, share=share))
+
+    async def fill() -> None:
+        for number in range(1000):
+            await add(number)
+
+    with pytest.raises(ResourceExhaustedError) as refused:
+        await fill()
+    assert refused.value.reason == "VM_TEXTS_LIMIT"
+    seen = await get(stub, vm_id)
+    assert 200 < len(seen.shares) < 300
+    assert len(seen.devices) == (1 if aggregate else len(seen.shares))
+    [listed] = (await list_vms(stub, view=vm_owner_pb2.VM_VIEW_FULL)).vms
+    assert listed == seen
+    await stub.RemoveShare(
+        vm_owner_pb2.RemoveShareRequest(vm_id=vm_id, share_id=seen.shares[0].share_id)
+    )
+    await add(1000)
+
+
 async def test_pages_go_on_where_the_one_before_ended(stub: Stub) -> None:
     ids = [(await create(stub, vm_owner_pb2.VM_KIND_WSLC)).vm_id for _ in range(3)]
     first = await list_vms(stub, page_size=2)

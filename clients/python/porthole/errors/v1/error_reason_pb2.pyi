@@ -165,6 +165,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the directory is shared with these options already, but with another tag, or not
     as an aggregate; the message names the field.
     """
+    VM_TEXTS_LIMIT: _ErrorReason.ValueType  # 346
+    """RESOURCE_EXHAUSTED: all devices of a VM, or all its shares, have over a mebibyte of tags, paths and
+    options, 1 KiB for each one included; remove some, or write shorter options.
+    """
     CHILD_EXISTS: _ErrorReason.ValueType  # 314
     """ALREADY_EXISTS: the aggregate device has a share of this name."""
     CHILD_LIMIT: _ErrorReason.ValueType  # 315
@@ -675,6 +679,10 @@ CHILD_NAME: ErrorReason.ValueType  # 313
 SHARE_EXISTS: ErrorReason.ValueType  # 345
 """ALREADY_EXISTS: the directory is shared with these options already, but with another tag, or not
 as an aggregate; the message names the field.
+"""
+VM_TEXTS_LIMIT: ErrorReason.ValueType  # 346
+"""RESOURCE_EXHAUSTED: all devices of a VM, or all its shares, have over a mebibyte of tags, paths and
+options, 1 KiB for each one included; remove some, or write shorter options.
 """
 CHILD_EXISTS: ErrorReason.ValueType  # 314
 """ALREADY_EXISTS: the aggregate device has a share of this name."""
