@@ -53,7 +53,8 @@ def create(
         bool | None,
         typer.Option(
             "--publishes-pool/--no-publishes-pool",
-            help="Whether the kernel publishes its pool; by default its version decides.",
+            help="Whether the kernel publishes its pool; by default its version decides. An older "
+            "kernel that does is KERNEL_TOO_OLD to `handshake verify`.",
         ),
     ] = None,
     wslconfig: Annotated[
