@@ -19,7 +19,7 @@ void ph_descriptors_free(struct ph_descriptors *descriptors);
  * returns -1 with EMFILE. */
 int ph_claim(const struct ph_descriptors *descriptors, int fd);
 /* Open the file of a descriptor again, with other flags, by its link in /proc/self/fd; returns -1
- * with errno on failure. reopening.h opens files that have no descriptor any more. */
+ * with errno on failure. volumes.h opens files that have no descriptor any more. */
 int ph_open_via_proc(const struct ph_descriptors *descriptors, int fd, int flags);
 
 #endif

@@ -57,7 +57,7 @@ static void look_up_listed(struct listing *listing, const struct dirent64 *found
 {
     struct ph_mount *mount = listing->request->mount;
     struct ph_node *node = NULL;
-    struct stat status;
+    struct ph_status status;
 
     if (!is_dots(found->d_name)) {
         bool known = ph_node_knows_sibling(mount, listing->directory, found->d_ino);
@@ -70,7 +70,7 @@ static void look_up_listed(struct listing *listing, const struct dirent64 *found
         memset(entry, 0, sizeof(*entry));
         return;
     }
-    ph_fill_entry(entry, node, &status);
+    ph_fill_entry(entry, node, &status.host);
     ph_node_unpin(mount, node);
 }
 

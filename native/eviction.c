@@ -58,7 +58,7 @@ static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
     evict = !fstat(node->fd, &status) && (status.st_nlink || crowded);
     reopen_with = node->reopen_with;
     if (evict && !reopen_with)
-        reopen_with = ph_reopener_prepare(&mount->reopener, node->fd, node->dev);
+        reopen_with = ph_volume_prepare(node->volume, &mount->descriptors, node->fd);
     ph_mutex_take(&mount->mutex);
     node->reopen_with = reopen_with;
     node->pins--;
@@ -87,7 +87,7 @@ void ph_sweep(struct ph_mount *mount)
 
 bool ph_node_reopen(struct ph_mount *mount, struct ph_node *node)
 {
-    int fd = ph_reopener_reopen(&mount->reopener, node->dev, node->reopen_with);
+    int fd = ph_volume_reopen(node->volume, &mount->descriptors, node->reopen_with);
     bool resident;
 
     if (fd < 0)

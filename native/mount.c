@@ -8,9 +8,14 @@
 /* `root_fd` is taken over. False: the shared directory cannot be read, or there is no memory. */
 PH_ALONE static bool add_root(struct ph_mount *mount, uint64_t root_id, int root_fd)
 {
-    struct stat status;
+    struct ph_volume *volume = NULL;
+    struct ph_status status;
 
-    if (fstat(root_fd, &status) || !(mount->root = ph_node_new(root_id, &status, &mount->rules))) {
+    if (!ph_status_of(root_fd, &status))
+        volume = ph_volume_find_or_add(&mount->volumes, &status);
+    if (volume)
+        mount->root = ph_node_new(root_id, volume, &status.host, &mount->rules);
+    if (!mount->root) {
         close(root_fd);
         return false;
     }
@@ -22,9 +27,9 @@ PH_ALONE static bool add_root(struct ph_mount *mount, uint64_t root_id, int root
 /* Try with the root whether files can be opened again at all. */
 static bool can_reopen(struct ph_mount *mount)
 {
-    uint64_t dev = mount->root->dev;
-    struct file_handle *with = ph_reopener_prepare(&mount->reopener, mount->root->fd, dev);
-    int again = with ? ph_reopener_reopen(&mount->reopener, dev, with) : -1;
+    const struct ph_node *root = mount->root;
+    struct file_handle *with = ph_volume_prepare(root->volume, &mount->descriptors, root->fd);
+    int again = with ? ph_volume_reopen(root->volume, &mount->descriptors, with) : -1;
 
     free(with);
     if (again >= 0)
@@ -37,7 +42,12 @@ PH_ALONE static void free_mount(struct ph_mount *mount)
     ph_open_file_table_free(&mount->open_files);
     ph_node_index_free(&mount->index);
     free(mount->resident.nodes);
-    ph_reopener_free(&mount->reopener);
+    while (mount->volumes) {
+        struct ph_volume *volume = mount->volumes;
+
+        mount->volumes = volume->next;
+        ph_volume_free(volume);
+    }
     ph_descriptors_free(&mount->descriptors);
     ph_mutex_destroy(&mount->mutex);
     free(mount);
@@ -52,7 +62,6 @@ PH_ALONE struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
         free(mount);
         return NULL;
     }
-    ph_reopener_init(&mount->reopener, &mount->descriptors);
     ph_mutex_init(&mount->mutex);
     mount->rules = setup->rules;
     mount->references = 1;

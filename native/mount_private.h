@@ -15,11 +15,11 @@
 #include "mutex.h"
 #include "nodes.h"
 #include "open_files.h"
-#include "reopening.h"
+#include "volumes.h"
 
 struct ph_node {
     uint64_t id;
-    uint64_t dev;
+    struct ph_volume *volume;
     uint64_t ino;
     uint32_t kind;
     const struct ph_rules *rules;
@@ -38,7 +38,7 @@ struct ph_node {
     uint32_t place; /* in resident.nodes */
 };
 
-/* Nodes by their ids, and by device and inode number. */
+/* Nodes by their ids, and by volume and inode number. */
 struct ph_node_index {
     struct ph_node **by_id;
     struct ph_node **by_key;
@@ -77,7 +77,6 @@ struct ph_open_file_table {
 struct ph_mount {
     struct ph_rules rules;
     struct ph_descriptors descriptors;
-    struct ph_reopener reopener;
     struct ph_node *root;
     uint64_t node_limit;
     uint64_t open_file_limit;
@@ -87,6 +86,7 @@ struct ph_mount {
     atomic_ullong node_count;
     atomic_ullong open_file_count;
     struct ph_mutex mutex;
+    struct ph_volume *volumes PH_GUARDED_BY(mutex);
     struct ph_node_index index PH_GUARDED_BY(mutex);
     struct ph_resident_nodes resident PH_GUARDED_BY(mutex);
     uint64_t next_id PH_GUARDED_BY(mutex);
@@ -97,8 +97,8 @@ struct ph_mount {
 bool ph_node_index_init(struct ph_node_index *index);
 void ph_node_index_free(struct ph_node_index *index);
 struct ph_node *ph_node_index_find(const struct ph_node_index *index, uint64_t id);
-struct ph_node *ph_node_index_find_key(const struct ph_node_index *index, uint64_t dev,
-                                       uint64_t ino);
+struct ph_node *ph_node_index_find_key(const struct ph_node_index *index,
+                                       const struct ph_volume *volume, uint64_t ino);
 void ph_node_index_add(struct ph_node_index *index, struct ph_node *node);
 void ph_node_index_remove(struct ph_node_index *index, struct ph_node *node);
 /* From now on find the node by its id only: its inode number is another file's. */
@@ -107,10 +107,12 @@ void ph_node_index_remove_key(struct ph_node_index *index, struct ph_node *node)
 void ph_node_index_grow(struct ph_node_index *index);
 
 /* nodes.c */
-struct ph_node *ph_node_new(uint64_t id, const struct stat *status, const struct ph_rules *rules);
+/* Make a node of a volume, which counts it. */
+struct ph_node *ph_node_new(uint64_t id, struct ph_volume *volume, const struct stat *status,
+                            const struct ph_rules *rules);
 /* If the guest has forgotten the node and nobody uses it, returns it for the caller to free. */
 struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node) PH_WITH(mount->mutex);
-/* Close the descriptor and free the node; NULL is none. */
+/* Close the descriptor and free the node, and its volume if that has no other; NULL is none. */
 void ph_node_free(struct ph_node *node);
 
 /* eviction.c */

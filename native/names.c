@@ -30,13 +30,13 @@ static int open_beneath(const struct ph_mount *mount, int dir_fd, const char *na
 }
 
 struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
-                         const struct ph_rules *rules, struct stat *status)
+                         const struct ph_rules *rules, struct ph_status *status)
 {
     int fd = open_beneath(mount, dir_fd, name, O_PATH, 0);
 
     if (fd < 0)
         return NULL;
-    if (fstat(fd, status)) {
+    if (ph_status_of(fd, status)) {
         close(fd);
         return NULL;
     }
@@ -44,12 +44,12 @@ struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
 }
 
 struct ph_node *ph_look_up(struct ph_mount *mount, int dir_fd, const char *name,
-                           const struct ph_rules *rules, struct stat *status)
+                           const struct ph_rules *rules, struct ph_status *status)
 {
     struct ph_node *node;
 
     /* If the file is known its status is enough, and nothing has to be opened. */
-    if (fstatat(dir_fd, name, status, AT_SYMLINK_NOFOLLOW))
+    if (ph_status_at(dir_fd, name, status))
         return NULL;
     node = ph_node_count_lookup_if_known(mount, status);
     return node ? node : ph_enter(mount, dir_fd, name, rules, status);
@@ -60,7 +60,7 @@ int64_t ph_do_lookup(struct ph_request *request)
     const char *name = name_after(request, 0);
     struct ph_node *parent, *node;
     struct fuse_entry_out entry;
-    struct stat status;
+    struct ph_status status;
 
     if (!name || !(parent = ph_pin_native(request)))
         return PH_PYTHON;
@@ -68,7 +68,7 @@ int64_t ph_do_lookup(struct ph_request *request)
     ph_node_unpin(request->mount, parent);
     if (!node)
         return errno == ENOENT ? -ENOENT : PH_PYTHON;
-    ph_fill_entry(&entry, node, &status);
+    ph_fill_entry(&entry, node, &status.host);
     ph_node_unpin(request->mount, node);
     return ph_reply(request, &entry, sizeof(entry));
 }
@@ -114,10 +114,10 @@ static int64_t answer_created(struct ph_request *request, struct ph_node *parent
 {
     struct ph_created out = {0};
     struct ph_node *node = NULL;
-    struct stat status;
+    struct ph_status status;
     int path_fd = ph_mount_open_via_proc(request->mount, made, O_PATH), error;
 
-    if (path_fd >= 0 && !fstat(path_fd, &status))
+    if (path_fd >= 0 && !ph_status_of(path_fd, &status))
         node = ph_node_count_lookup(request->mount, path_fd, &status, ph_node_rules(parent));
     else if (path_fd >= 0)
         close(path_fd);
@@ -126,7 +126,7 @@ static int64_t answer_created(struct ph_request *request, struct ph_node *parent
         close(made);
         return -error;
     }
-    ph_fill_entry(&out.entry, node, &status);
+    ph_fill_entry(&out.entry, node, &status.host);
     out.open.open_flags = ph_node_rules(node)->open_flags;
     out.open.fh = ph_open_file_add(request->mount, node, made, PH_FILE);
     error = errno;

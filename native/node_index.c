@@ -4,9 +4,9 @@
 
 enum { FIRST_BUCKETS = 64 };
 
-static uint64_t key_hash(uint64_t dev, uint64_t ino)
+static uint64_t key_hash(const struct ph_volume *volume, uint64_t ino)
 {
-    uint64_t mixed = (ino + dev * 0x9e3779b97f4a7c15u) * 0xff51afd7ed558ccdu;
+    uint64_t mixed = (ino + (uintptr_t)volume * 0x9e3779b97f4a7c15u) * 0xff51afd7ed558ccdu;
 
     return mixed ^ mixed >> 32;
 }
@@ -16,9 +16,10 @@ static struct ph_node **id_bucket(const struct ph_node_index *index, uint64_t id
     return &index->by_id[id & (index->buckets - 1)];
 }
 
-static struct ph_node **key_bucket(const struct ph_node_index *index, uint64_t dev, uint64_t ino)
+static struct ph_node **key_bucket(const struct ph_node_index *index,
+                                   const struct ph_volume *volume, uint64_t ino)
 {
-    return &index->by_key[key_hash(dev, ino) & (index->buckets - 1)];
+    return &index->by_key[key_hash(volume, ino) & (index->buckets - 1)];
 }
 
 bool ph_node_index_init(struct ph_node_index *index)
@@ -52,12 +53,12 @@ struct ph_node *ph_node_index_find(const struct ph_node_index *index, uint64_t i
     return node;
 }
 
-struct ph_node *ph_node_index_find_key(const struct ph_node_index *index, uint64_t dev,
-                                       uint64_t ino)
+struct ph_node *ph_node_index_find_key(const struct ph_node_index *index,
+                                       const struct ph_volume *volume, uint64_t ino)
 {
-    struct ph_node *node = *key_bucket(index, dev, ino);
+    struct ph_node *node = *key_bucket(index, volume, ino);
 
-    while (node && (node->dev != dev || node->ino != ino))
+    while (node && (node->volume != volume || node->ino != ino))
         node = node->next_by_key;
     return node;
 }
@@ -72,7 +73,7 @@ static void link_id(struct ph_node_index *index, struct ph_node *node)
 
 static void link_key(struct ph_node_index *index, struct ph_node *node)
 {
-    struct ph_node **bucket = key_bucket(index, node->dev, node->ino);
+    struct ph_node **bucket = key_bucket(index, node->volume, node->ino);
 
     node->next_by_key = *bucket;
     *bucket = node;
@@ -98,7 +99,7 @@ void ph_node_index_remove(struct ph_node_index *index, struct ph_node *node)
 
 void ph_node_index_remove_key(struct ph_node_index *index, struct ph_node *node)
 {
-    struct ph_node **at = key_bucket(index, node->dev, node->ino);
+    struct ph_node **at = key_bucket(index, node->volume, node->ino);
 
     if (!node->keyed)
         return;

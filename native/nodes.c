@@ -6,19 +6,21 @@
 
 #include "mount_private.h"
 
-struct ph_node *ph_node_new(uint64_t id, const struct stat *status, const struct ph_rules *rules)
+struct ph_node *ph_node_new(uint64_t id, struct ph_volume *volume, const struct stat *status,
+                            const struct ph_rules *rules)
 {
     struct ph_node *node = calloc(1, sizeof(*node));
 
     if (!node)
         return NULL;
     node->id = id;
-    node->dev = status->st_dev;
+    node->volume = volume;
     node->ino = status->st_ino;
     node->kind = status->st_mode & S_IFMT;
     node->rules = rules;
     node->fd = -1;
     node->recently = true;
+    volume->nodes++;
     return node;
 }
 
@@ -28,6 +30,8 @@ void ph_node_free(struct ph_node *node)
         return;
     if (node->fd >= 0)
         close(node->fd);
+    if (!node->volume->nodes)
+        ph_volume_free(node->volume);
     free(node->reopen_with);
     free(node);
 }
@@ -38,6 +42,7 @@ struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node)
         return NULL;
     if (node->fd >= 0)
         ph_resident_remove(&mount->resident, node);
+    ph_volume_leave(&mount->volumes, node->volume);
     return node;
 }
 
@@ -109,9 +114,18 @@ bool ph_node_knows_sibling(struct ph_mount *mount, const struct ph_node *node, u
     bool known;
 
     ph_mutex_take(&mount->mutex);
-    known = ph_node_index_find_key(&mount->index, node->dev, ino);
+    known = ph_node_index_find_key(&mount->index, node->volume, ino);
     ph_mutex_let_go(&mount->mutex);
     return known;
+}
+
+/* Find the node of a file by its status; an evicted one may be of another file. */
+static struct ph_node *find_by_status(struct ph_mount *mount, const struct ph_status *status)
+    PH_WITH(mount->mutex)
+{
+    const struct ph_volume *volume = ph_volume_find(mount->volumes, status);
+
+    return volume ? ph_node_index_find_key(&mount->index, volume, status->host.st_ino) : NULL;
 }
 
 /* Count a lookup, and pin the node for the caller. */
@@ -122,12 +136,13 @@ static void count_and_pin(struct ph_node *node)
     node->recently = true;
 }
 
-struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount, const struct stat *status)
+struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount,
+                                              const struct ph_status *status)
 {
     struct ph_node *node;
 
     ph_mutex_take(&mount->mutex);
-    node = ph_node_index_find_key(&mount->index, status->st_dev, status->st_ino);
+    node = find_by_status(mount, status);
     /* While a descriptor of a file is open, no other file gets its inode number. */
     if (node && node->fd >= 0)
         count_and_pin(node);
@@ -141,19 +156,18 @@ struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount, const stru
  * Find the node of a descriptor; an evicted one only if it is of the very same file. Such a node
  * takes the descriptor over, and *fd becomes -1. The mutex is let go of in between.
  */
-static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct stat *status)
+static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct ph_status *status)
     PH_WITH(mount->mutex)
 {
     struct ph_node *node;
 
-    while ((node = ph_node_index_find_key(&mount->index, status->st_dev, status->st_ino)) &&
-           node->fd < 0) {
+    while ((node = find_by_status(mount, status)) && node->fd < 0) {
         struct file_handle *found;
         bool same;
 
         node->pins++;
         ph_mutex_let_go(&mount->mutex);
-        found = ph_reopener_prepare(&mount->reopener, *fd, status->st_dev);
+        found = ph_volume_prepare(node->volume, &mount->descriptors, *fd);
         ph_mutex_take(&mount->mutex);
         same = ph_is_same_file(found, node->reopen_with);
         free(found);
@@ -176,17 +190,21 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct s
 }
 
 /* Make the node of a file that is not known; returns NULL with errno. */
-static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct stat *status,
+static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct ph_status *status,
                                 const struct ph_rules *rules) PH_WITH(mount->mutex)
 {
+    struct ph_volume *volume;
     struct ph_node *node;
 
     if (mount->node_count >= mount->node_limit) {
         errno = ENFILE;
         return NULL;
     }
-    node = ph_node_new(mount->next_id, status, rules);
+    volume = ph_volume_find_or_add(&mount->volumes, status);
+    node = volume ? ph_node_new(mount->next_id, volume, &status->host, rules) : NULL;
     if (!node || !ph_resident_add(&mount->resident, node, *fd)) {
+        if (node)
+            ph_volume_leave(&mount->volumes, volume);
         ph_node_free(node);
         errno = ENOMEM;
         return NULL;
@@ -199,7 +217,7 @@ static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct st
     return node;
 }
 
-struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struct stat *status,
+struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struct ph_status *status,
                                      const struct ph_rules *rules)
 {
     struct ph_node *node;

@@ -9,9 +9,9 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/stat.h>
 
 #include "mount.h"
+#include "status.h"
 
 struct ph_node;
 
@@ -19,17 +19,18 @@ struct ph_node;
 struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id);
 /* Count one lookup of the file of an O_PATH descriptor, which is taken over; makes the node if the
  * file is not known. */
-struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struct stat *status,
+struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struct ph_status *status,
                                      const struct ph_rules *rules);
 /* Count one lookup of a file whose status was just read; NULL, without errno, if only a descriptor
  * can show whether the file is known. */
-struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount, const struct stat *status);
+struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount,
+                                              const struct ph_status *status);
 void ph_node_unpin(struct ph_mount *mount, struct ph_node *node);
 
 /* Take lookups back; unknown nodes and counts too high are harmless. */
 void ph_node_forget(struct ph_mount *mount, uint64_t id, uint64_t count);
 bool ph_node_has_room(struct ph_mount *mount);
-/* Whether a file of this inode number, on the node's file system, is known now. */
+/* Whether a file of this inode number, in the node's volume, is known now. */
 bool ph_node_knows_sibling(struct ph_mount *mount, const struct ph_node *node, uint64_t ino);
 
 /* Of a pinned node. */

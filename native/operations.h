@@ -61,10 +61,10 @@ int64_t ph_do_unlink(struct ph_request *request);
 /* Look up a name that the guest probably knows, and count the lookup; returns the pinned node, or
  * NULL with errno. Both are like Mount.look_up and Mount.enter of mount.py. */
 struct ph_node *ph_look_up(struct ph_mount *mount, int dir_fd, const char *name,
-                           const struct ph_rules *rules, struct stat *status);
+                           const struct ph_rules *rules, struct ph_status *status);
 /* The same, and quicker for a name that the guest probably does not know yet. */
 struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
-                         const struct ph_rules *rules, struct stat *status);
+                         const struct ph_rules *rules, struct ph_status *status);
 
 /* files.c */
 int64_t ph_do_open(struct ph_request *request);

@@ -28,9 +28,9 @@ bool ph_python_pin_node(struct ph_mount *mount, uint64_t id, struct ph_python_pi
 
 bool ph_python_count_and_pin(struct ph_mount *mount, int fd, struct ph_python_pin *pin)
 {
-    struct stat status;
+    struct ph_status status;
 
-    if (fstat(fd, &status)) {
+    if (ph_status_of(fd, &status)) {
         int error = errno;
 
         close(fd);

@@ -104,18 +104,19 @@ static void unpin_open_file(struct actor *actor)
 
 static void look_up(struct actor *actor, unsigned slot, const char *name, int only_known)
 {
-    struct stat status;
+    struct ph_status status;
     int fd;
 
     if (only_known) {
-        if (!fstatat(shared_fd, name, &status, AT_SYMLINK_NOFOLLOW))
-            keep(actor, slot, ph_node_count_lookup_if_known(mount, &status), &status);
+        if (!ph_status_at(shared_fd, name, &status))
+            keep(actor, slot, ph_node_count_lookup_if_known(mount, &status), &status.host);
         return;
     }
     fd = openat(shared_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd >= 0) {
-        HOLDS(!fstat(fd, &status));
-        keep(actor, slot, ph_node_count_lookup(mount, fd, &status, ph_mount_rules(mount)), &status);
+        HOLDS(!ph_status_of(fd, &status));
+        keep(actor, slot, ph_node_count_lookup(mount, fd, &status, ph_mount_rules(mount)),
+             &status.host);
     }
 }
 

@@ -21,8 +21,8 @@ LIBRARY = (
         "mounts",
     ),
     ("mount mount_private nodes node_index eviction open_files",),
-    ("reopening",),
-    ("descriptors", "credentials", "buffers", "mutex"),
+    ("volumes",),
+    ("status", "descriptors", "credentials", "buffers", "mutex"),
 )
 FRONT_END = (
     ("main",),
@@ -69,7 +69,7 @@ def test_files_include_downwards_only(folder: str, rows: tuple[tuple[str, ...], 
     ("folder", "names", "unknown"),
     [
         ("native", "queue queue_private queue_wait chain", "linux/fuse.h"),
-        ("native", "mount nodes open_files reopening mounts", "linux/(fuse|virtio_ring).h"),
+        ("native", "mount nodes open_files volumes status mounts", "linux/(fuse|virtio_ring).h"),
         ("native", "request operations names files directories metadata", "linux/virtio_ring.h"),
         ("bench/front_end", "ring vhost_user waiting engine main options ram", "linux/fuse.h"),
     ],

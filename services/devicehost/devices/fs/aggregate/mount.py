@@ -15,6 +15,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.mount.mount import Mount, totals
 from services.devicehost.fastpath import SLOT_SHIFT
@@ -112,7 +113,7 @@ class AggregateMount:
         try:
             mount = self._mounted(child)
             root = mount.nodes.root
-            entry = mount.entry(root, os.fstat(root.fd), VALID_S)
+            entry = mount.entry(root, syscalls.status_of(root.fd), VALID_S)
             return entry[: -ATTR_FLAGS.size] + ATTR_FLAGS.pack(self._attr_flags)
         except OSError as error:
             if not child.removed and child.failures.admit() is not None:

@@ -131,7 +131,7 @@ def statx(mount: AggregateMount, request: Request) -> int:
         mtime=seconds,
         mtime_ns=rest,
     )
-    return request.reply(STATX_OUT.pack(VALID_S, 0, 0) + STATX.pack(*shown))
+    return request.reply(STATX_OUT.pack(VALID_S, 0, 0) + STATX.pack(*shown[:-1]))
 
 
 def access(mount: AggregateMount, request: Request) -> int:

@@ -11,7 +11,7 @@ import ctypes
 import fcntl
 import os
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,7 +34,10 @@ NAME_MAX: Final = 255
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
-_STATX: Final = Struct("<IIQIIIH2xQQQQ" + "qI4x" * 4 + "4I112x")
+_STATX: Final = Struct("<IIQIIIH2xQQQQ" + "qI4x" * 4 + "4IQ104x")
+_STATX_STATUS: Final = 0x7FF | 0x1000 | 0x4000
+"""STATX_BASIC_STATS, STATX_MNT_ID, and from Linux 6.8 on STATX_MNT_ID_UNIQUE: an id that is never
+used again."""
 _OPEN_HOW: Final = Struct("=QQQ")
 """struct open_how: flags, mode, resolve."""
 _FLOCK: Final = Struct("hh4xqqi4x")
@@ -55,8 +58,15 @@ class RecordLock(NamedTuple):
     end: int
 
 
+FileKey: TypeAlias = "tuple[int, int, int, int]"
+"""Mount, major and minor number of the file system, and inode number."""
+
+
 class Statx(NamedTuple):
-    """struct statx without its padding; times are (seconds, nanoseconds) in two fields each."""
+    """struct statx without its padding; times are (seconds, nanoseconds) in two fields each.
+
+    `mount` is the id of the mount through which the file was reached; 0 before Linux 5.8.
+    """
 
     mask: int
     blksize: int
@@ -81,6 +91,12 @@ class Statx(NamedTuple):
     rdev_minor: int
     dev_major: int
     dev_minor: int
+    mount: int = 0
+
+    @property
+    def file(self) -> FileKey:
+        """What tells the file from all others while it exists."""
+        return self.mount, self.dev_major, self.dev_minor, self.ino
 
 
 def _declare(name: str, *arguments: type) -> ctypes._NamedFuncPointer:
@@ -192,9 +208,25 @@ def statx(fd: int, mask: int) -> Statx:
     Raises:
         OSError: An error of statx(2).
     """
-    buffer = ctypes.create_string_buffer(_STATX.size)
-    _checked(_statx(fd, b"", _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW, mask, buffer))
-    return Statx(*_STATX.unpack(buffer))
+    return _read_statx(fd, b"", mask)
+
+
+def status_of(fd: int) -> Statx:
+    """Read the status of the file of an O_PATH or ordinary descriptor.
+
+    Raises:
+        OSError: An error of statx(2).
+    """
+    return _read_statx(fd, b"", _STATX_STATUS)
+
+
+def status_at(dir_fd: int, name: bytes) -> Statx:
+    """Read the status of an entry of a directory; a symlink is not followed.
+
+    Raises:
+        OSError: An error of statx(2).
+    """
+    return _read_statx(dir_fd, name, _STATX_STATUS)
 
 
 def name_to_handle(fd: int) -> bytes:
@@ -269,6 +301,12 @@ def use_private_umask(mask: int) -> None:
     with contextlib.suppress(PermissionError):
         _checked(_unshare(_CLONE_FS))
     os.umask(mask)
+
+
+def _read_statx(fd: int, name: bytes, mask: int) -> Statx:
+    buffer = ctypes.create_string_buffer(_STATX.size)
+    _checked(_statx(fd, name, _AT_EMPTY_PATH | _AT_SYMLINK_NOFOLLOW, mask, buffer))
+    return Statx(*_STATX.unpack(buffer))
 
 
 def _pack_lock(lock: RecordLock) -> ctypes.Array[ctypes.c_char]:

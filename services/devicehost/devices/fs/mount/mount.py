@@ -79,7 +79,8 @@ class Mount:
         self.nodes: NodeTable | NativeNodeTable
         self.open_files: OpenFileTable | NativeOpenFileTable
         if self.native is None:
-            self.nodes = NodeTable(share.root, os.fstat(share.root.fd), limits, self.root_id)
+            root = share.root
+            self.nodes = NodeTable(root, syscalls.status_of(root.fd), limits, self.root_id)
             self.open_files = OpenFileTable(limits.handles)
         else:
             self.nodes = NativeNodeTable(self.native)
@@ -122,7 +123,7 @@ class Mount:
         self.lock_waits.end(number)
         self.lock_owners.clear()
 
-    def enter(self, parent: Node | OpenFile, name: bytes) -> tuple[Node, os.stat_result]:
+    def enter(self, parent: Node | OpenFile, name: bytes) -> tuple[Node, Statx]:
         """Look up a checked name and count the lookup.
 
         Raises:
@@ -130,35 +131,35 @@ class Mount:
         """
         return self.adopt(Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH)))
 
-    def look_up(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+    def look_up(self, parent: Node, name: bytes) -> tuple[Node, Statx]:
         """Look up a checked name; a file that the guest knows takes one system call, not three.
 
         Raises:
             OSError: See `enter`.
         """
         if isinstance(self.nodes, NodeTable):
-            status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+            status = syscalls.status_at(parent.fd, name)
             known = self.nodes.count_lookup_if_known(status)
             if known is not None:
                 return known, status
         return self.enter(parent, name)
 
-    def adopt(self, descriptor: Descriptor) -> tuple[Node, os.stat_result]:
+    def adopt(self, descriptor: Descriptor) -> tuple[Node, Statx]:
         """Find or make the node of an O_PATH descriptor and count the lookup.
 
         Raises:
             OSError: ENFILE when the guest holds too many nodes.
         """
-        status = os.fstat(descriptor.fd)
+        status = syscalls.status_of(descriptor.fd)
         return self.nodes.count_lookup(descriptor, status), status
 
-    def entry(self, node: Node, status: os.stat_result, longest_s: int = _ANY_S) -> bytes:
+    def entry(self, node: Node, status: Statx, longest_s: int = _ANY_S) -> bytes:
         """Pack a fuse_entry_out; the guest may keep its name for `longest_s` seconds at most."""
         valid_s = self._valid_s
         head = ENTRY_OUT.pack(node.id, 0, min(valid_s, longest_s), valid_s, 0, 0)
         return head + self._attr(status, self._overrides and self._overrides(node))
 
-    def attr(self, node: Node, status: os.stat_result) -> bytes:
+    def attr(self, node: Node, status: Statx) -> bytes:
         """Pack a fuse_attr_out."""
         head = ATTR_OUT.pack(self._valid_s, 0)
         return head + self._attr(status, self._overrides and self._overrides(node))

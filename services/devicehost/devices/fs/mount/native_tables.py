@@ -17,9 +17,9 @@ from services.devicehost.devices.fs.mount.nodes import Node
 from services.devicehost.devices.fs.mount.open_files import OpenDirectory, OpenFile, OpenFileT
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
+    from services.devicehost.devices.fs.host_files.syscalls import Statx
     from services.devicehost.devices.fs.mount.native_mount import NativeMount
 
 _KINDS: Final[dict[type[OpenFile], int]] = {
@@ -105,7 +105,7 @@ class NativeNodeTable:
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
-    def count_lookup(self, descriptor: Descriptor, status: os.stat_result) -> Node:
+    def count_lookup(self, descriptor: Descriptor, status: Statx) -> Node:
         """Count a lookup and take the descriptor over; see NodeTable.count_lookup."""
         found = fastpath.PhPythonPin()
         pinned = self._library.ph_python_count_and_pin(

@@ -2,17 +2,18 @@
 
 Owns node ids and lookup counts. A node is a file, not a name: it stays the same when its name is
 renamed, replaced or removed, since no path is looked up a second time. Hard links are one node:
-device and inode number are the key. Ids are never reused.
+mount, device and inode number are the key. A file that is reached through two mounts of the host is
+two nodes, since each mount has its own say in what may be done with it. Ids are never reused.
 
 A node is resident while it has an O_PATH descriptor. When there are too many descriptors, nodes
 that were not used lately are evicted: their descriptors are closed, and reopened when they are
-needed (`reopening`). So a guest may know more files than a process may have open.
+needed (`volumes`). So a guest may know more files than a process may have open.
 
 A file without a name cannot be reopened, so its node stays resident. But a guest may know any
 number of removed files until it needs memory. So beyond one and a half times the limit on
 descriptors such a node is evicted too, and is ESTALE unless the file is open.
 
-If no file can be reopened (see Reopener), there are at most as many nodes as descriptors. When the
+If no file can be reopened (see Volume), there are at most as many nodes as descriptors. When the
 table is full, LOOKUP fails with ENFILE until the guest forgets some nodes. Must not know requests.
 """
 
@@ -28,11 +29,14 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.host_files.file import HostFile
-from services.devicehost.devices.fs.mount.reopening import Reopener
+from services.devicehost.devices.fs.mount.volumes import Volume
 from services.wire.fuse import FUSE_ROOT_ID
 
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
+    from services.devicehost.devices.fs.host_files.syscalls import FileKey, Statx
+
+_NONE: Final = Volume(mount=0)
 
 _SWEEP_STEPS: Final = 16
 """How many nodes are looked at, at most, each time a descriptor is to be closed."""
@@ -56,7 +60,8 @@ class _Entry:
     """One node in the table.
 
     Attributes:
-        key: Device and inode number.
+        key: What tells its file from all others.
+        volume: Opens its file again.
         lookups: Lookups by the guest, less those that it took back (FORGET).
         node: The node; None while it is evicted.
         last: The node as it was when it was evicted; requests and open files may still have it.
@@ -64,12 +69,23 @@ class _Entry:
         recently: Whether it was used since the last sweep came by.
     """
 
-    __slots__ = ("id", "key", "kind", "last", "lookups", "node", "recently", "reopen_with")
+    __slots__ = (
+        "id",
+        "key",
+        "kind",
+        "last",
+        "lookups",
+        "node",
+        "recently",
+        "reopen_with",
+        "volume",
+    )
 
-    def __init__(self, node: Node, key: tuple[int, int]) -> None:
+    def __init__(self, node: Node, key: FileKey, volume: Volume) -> None:
         self.id: Final = node.id
         self.kind: Final = node.kind
         self.key: Final = key
+        self.volume = volume
         self.lookups = 0
         self.node: Node | None = node
         self.last: weakref.ref[Node] | None = None
@@ -88,7 +104,7 @@ class NodeTable:
     def __init__(
         self,
         root: Descriptor,
-        status: os.stat_result,
+        status: Statx,
         limits: Limits,
         root_id: int = FUSE_ROOT_ID,
     ) -> None:
@@ -100,14 +116,16 @@ class NodeTable:
             limits: Of the device.
             root_id: The root's; other nodes are numbered from there.
         """
-        self._reopener = Reopener(root, status.st_dev)
-        self.root: Final = Node(root_id, root, stat.S_IFMT(status.st_mode))
+        volume = Volume(status.mount)
+        self._can_reopen: Final = volume.can_reopen(root)
+        self.root: Final = Node(root_id, root, stat.S_IFMT(status.mode))
         self.limit: Final = (
-            limits.nodes if self._reopener.usable else min(limits.nodes, limits.descriptors)
+            limits.nodes if self._can_reopen else min(limits.nodes, limits.descriptors)
         )
         self._most_resident: Final = limits.descriptors
         self._next_id = root_id + 1
-        entry = _Entry(self.root, (status.st_dev, status.st_ino))
+        entry = _Entry(self.root, status.file, volume)
+        self._volumes = weakref.WeakValueDictionary({entry.key[:-1]: volume})
         self._by_id = {root_id: entry}
         self._by_key = {entry.key: entry}
         self._resident: deque[_Entry] = deque()
@@ -139,35 +157,36 @@ class NodeTable:
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
-    def count_lookup(self, descriptor: Descriptor, status: os.stat_result) -> Node:
+    def count_lookup(self, descriptor: Descriptor, status: Statx) -> Node:
         """Find or make the node of an O_PATH descriptor and count one lookup.
 
         Raises:
             OSError: ENFILE when the node would be new and the table is full.
         """
-        key = (status.st_dev, status.st_ino)
+        key = status.file
         with self._mutex:
             entry = self._by_key.get(key)
             if entry is not None and entry.node is None:
                 entry = self._recognize(entry, descriptor)
             if entry is None:
                 self.require_room()
-                node = Node(self._next_id, descriptor, stat.S_IFMT(status.st_mode))
+                node = Node(self._next_id, descriptor, stat.S_IFMT(status.mode))
                 self._next_id += 1
-                entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, key)
+                volume = self._volumes.setdefault(key[:-1], Volume(status.mount))
+                entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, key, volume)
                 self._add_resident(entry)
             entry.lookups += 1
             entry.recently = True
             return entry.node or self._reopen(entry)
 
-    def count_lookup_if_known(self, status: os.stat_result) -> Node | None:
+    def count_lookup_if_known(self, status: Statx) -> Node | None:
         """Count one lookup of a node by its status alone, if it has a descriptor.
 
         An open descriptor keeps the inode number from being reused, so an equal number means the
         same file.
         """
         with self._mutex:
-            entry = self._by_key.get((status.st_dev, status.st_ino))
+            entry = self._by_key.get(status.file)
             if entry is None or entry.node is None:
                 return None
             entry.lookups += 1
@@ -185,7 +204,9 @@ class NodeTable:
                 del self._by_id[node_id]
                 if self._by_key.get(entry.key) is entry:
                     del self._by_key[entry.key]
-                entry.node = None  # the sweep sees it later, but must not keep the descriptor
+                # The sweep sees it later, but it must keep neither the descriptor nor the mount.
+                entry.node = None
+                entry.volume = _NONE
 
     def _reopen(self, entry: _Entry) -> Node:
         """Give an evicted node a descriptor again.
@@ -198,7 +219,7 @@ class NodeTable:
                 return entry.node
             node = entry.last() if entry.last is not None else None
             if node is None:
-                descriptor = self._reopener.reopen(entry.key[0], entry.reopen_with)
+                descriptor = entry.volume.reopen(entry.reopen_with)
                 node = Node(entry.id, descriptor, entry.kind)
             entry.node = node
             self._add_resident(entry)
@@ -207,7 +228,7 @@ class NodeTable:
     def _recognize(self, entry: _Entry, found: Descriptor) -> _Entry | None:
         """Return an evicted node's entry if `found` is its file; an inode number may be reused."""
         if entry.last is None or entry.last() is None:
-            if self._reopener.prepare(found, entry.key[0]) != entry.reopen_with:
+            if entry.volume.prepare(found) != entry.reopen_with:
                 del self._by_key[entry.key]
                 return None
             entry.node = Node(entry.id, found, entry.kind)
@@ -215,7 +236,7 @@ class NodeTable:
         return entry
 
     def _add_resident(self, entry: _Entry) -> None:
-        if not self._reopener.usable:
+        if not self._can_reopen:
             return
         self._resident.append(entry)
         for _ in range(_SWEEP_STEPS):
@@ -239,7 +260,7 @@ class NodeTable:
             crowded = len(self._resident) >= self._most_resident + self._most_resident // 2
             if os.fstat(node.fd).st_nlink == 0 and not crowded:
                 return False
-            entry.reopen_with = self._reopener.prepare(node.descriptor, entry.key[0])
+            entry.reopen_with = entry.volume.prepare(node.descriptor)
         except OSError:
             return False
         entry.last = weakref.ref(node)

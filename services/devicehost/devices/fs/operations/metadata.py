@@ -11,6 +11,7 @@ from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.mount.open_files import OpenFile
+from services.devicehost.devices.fs.share.attributes import STATX_MASK
 from services.wire.fuse import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
@@ -32,14 +33,13 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.operations.request import Request
 
 _KEEP_ID = (1 << 32) - 1
-_STATX_MASK = 0xFFF  # STATX_BASIC_STATS and STATX_BTIME: what fuse_statx has fields for
 _ACCESS_MODES = os.R_OK | os.W_OK | os.X_OK
 
 
 def getattr_(mount: Mount, request: Request) -> int:
     """GETATTR: the node's attributes; a handle, if given, is not used."""
     node = mount.nodes.get(request.nodeid)
-    return request.reply(mount.attr(node, os.fstat(node.fd)))
+    return request.reply(mount.attr(node, syscalls.status_of(node.fd)))
 
 
 def setattr_(mount: Mount, request: Request) -> int:
@@ -71,14 +71,14 @@ def setattr_(mount: Mount, request: Request) -> int:
             _time(wanted.valid, FATTR_ATIME, FATTR_ATIME_NOW, wanted.atime, wanted.atimensec),
             _time(wanted.valid, FATTR_MTIME, FATTR_MTIME_NOW, wanted.mtime, wanted.mtimensec),
         )
-    return request.reply(mount.attr(node, os.fstat(node.fd)))
+    return request.reply(mount.attr(node, syscalls.status_of(node.fd)))
 
 
 def statx(mount: Mount, request: Request) -> int:
     """STATX: attributes with the time of birth."""
     _, _, _, mask = request.args
     node = mount.nodes.get(request.nodeid)
-    status = syscalls.statx(node.fd, mask & _STATX_MASK)
+    status = syscalls.statx(node.fd, mask & STATX_MASK)
     return request.reply(mount.statx(node, status))
 
 

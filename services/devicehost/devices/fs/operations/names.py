@@ -28,6 +28,7 @@ from services.wire.fuse import FORGET_ONE, OPEN_OUT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from services.devicehost.devices.fs.host_files.syscalls import Statx
     from services.devicehost.devices.fs.mount.mount import Mount
     from services.devicehost.devices.fs.mount.nodes import Node
     from services.devicehost.devices.fs.operations.request import Request
@@ -255,7 +256,7 @@ def _undone_by(undo: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def _find(mount: Mount, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+def _find(mount: Mount, parent: Node, name: bytes) -> tuple[Node, Statx]:
     """Look up a name as the guest spells it, and count the lookup."""
     node, status = mount.look_up(parent, name)
     if mount.rules.exact_names:
@@ -278,9 +279,7 @@ def _adopt_created(mount: Mount, request: Request, made: Descriptor) -> int:
     return _created(mount, request, node, status, OpenFile(node, made))
 
 
-def _created(
-    mount: Mount, request: Request, node: Node, status: os.stat_result, opened: OpenFile
-) -> int:
+def _created(mount: Mount, request: Request, node: Node, status: Statx, opened: OpenFile) -> int:
     number = mount.open_files.add(opened)
     opened_as = OPEN_OUT.pack(number, mount.rules.cache.file_flags)
     return request.reply(mount.entry(node, status) + opened_as)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.host_files.syscalls import Statx
     from services.handshake.options import FsOptions
 
-_NS: Final = 1_000_000_000
+STATX_MASK: Final = 0xFFF
+"""STATX_BASIC_STATS and STATX_BTIME: what fuse_statx has fields for."""
+
 _U64: Final = (1 << 64) - 1
 _U32: Final = (1 << 32) - 1
 
@@ -58,30 +60,30 @@ class Presentation:
         self.keep_dir: Final = _U32 & ~(options.umask | (options.dmask or 0))
         self.keep_file: Final = _U32 & ~(options.umask | (options.fmask or 0))
 
-    def attr(self, status: os.stat_result, overrides: Overrides | None = None) -> bytes:
+    def attr(self, status: Statx, overrides: Overrides | None = None) -> bytes:
         """Pack a fuse_attr."""
         if overrides is not None:
             return self._attr_with(status, overrides)
-        # As a tuple, a stat_result has times in whole seconds, though its type has floats.
-        fields: tuple[int, ...] = status  # type: ignore[assignment]
-        mode, ino, _, nlink, uid, gid, size, atime, mtime, ctime = fields
+        mode, rdev = status.mode, 0
+        if status.rdev_major or status.rdev_minor:
+            rdev = os.makedev(status.rdev_major, status.rdev_minor)
         return ATTR.pack(
-            ino ^ self.ino_mask,
-            size,
-            status.st_blocks,
+            status.ino ^ self.ino_mask,
+            status.size,
+            status.blocks,
             # seconds before 1970 travel in two's complement
-            atime & _U64,
-            mtime & _U64,
-            ctime & _U64,
-            status.st_atime_ns % _NS,
-            status.st_mtime_ns % _NS,
-            status.st_ctime_ns % _NS,
+            status.atime & _U64,
+            status.mtime & _U64,
+            status.ctime & _U64,
+            status.atime_ns,
+            status.mtime_ns,
+            status.ctime_ns,
             mode & (self.keep_dir if stat.S_ISDIR(mode) else self.keep_file),
-            nlink & _U32,
-            uid if self.uid is None else self.uid,
-            gid if self.gid is None else self.gid,
-            status.st_rdev & _U32,
-            status.st_blksize & _U32,
+            status.nlink,
+            status.uid if self.uid is None else self.uid,
+            status.gid if self.gid is None else self.gid,
+            rdev & _U32,
+            status.blksize,
             0,
         )
 
@@ -89,6 +91,7 @@ class Presentation:
         """Pack a fuse_statx."""
         keep = self.keep_dir if stat.S_ISDIR(status.mode) else self.keep_file
         shown = status._replace(
+            mask=status.mask & STATX_MASK,
             ino=status.ino ^ self.ino_mask,
             mode=status.mode & keep,
             uid=status.uid if self.uid is None else self.uid,
@@ -104,9 +107,9 @@ class Presentation:
                 rdev_minor=shown.rdev_minor if rdev is None else os.minor(rdev),
                 size=_either(size, shown.size),
             )
-        return STATX.pack(*shown)
+        return STATX.pack(*shown[:-1])  # there is no field for the mount
 
-    def _attr_with(self, status: os.stat_result, overrides: Overrides) -> bytes:
+    def _attr_with(self, status: Statx, overrides: Overrides) -> bytes:
         shown = Attr._make(ATTR.unpack(self.attr(status)))
         uid, gid, mode, rdev, size = overrides
         return ATTR.pack(

@@ -16,6 +16,7 @@ import stat
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.share.attributes import Overrides
 from services.wire.fuse import ATTR, Attr
 
@@ -85,7 +86,7 @@ class LxMetadata:
 
     def shown(self, file: HostFile) -> Attr:
         """Return the attributes of a regular file or directory as the guest sees them."""
-        packed = self._presentation.attr(os.fstat(file.fd), self.overrides(file))
+        packed = self._presentation.attr(syscalls.status_of(file.fd), self.overrides(file))
         return Attr._make(ATTR.unpack(packed))
 
     def keep_new(self, parent: HostFile, path: bytes, creator: User, mode: int, rdev: int) -> None:

@@ -13,11 +13,13 @@ import os
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
 from services.devicehost.devices.fs.host_files.errors import refusal
 
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.host_files.file import HostFile
+    from services.devicehost.devices.fs.host_files.syscalls import Statx
 
 CASE_XATTR: Final = b"system.wsl_case_sensitive"
 """A directory's flag as WSL shows it: "1" where case counts, "0" where it does not."""
@@ -30,7 +32,7 @@ _FLAGS: Final = Struct("i4x")
 _NO_FLAGS: Final = (errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def require_exact(parent: HostFile, name: bytes, found: os.stat_result) -> None:
+def require_exact(parent: HostFile, name: bytes, found: Statx) -> None:
     """Refuse an entry that was found by another spelling than its own.
 
     Most directories do not find an entry by a second spelling, so a second spelling is tried first.
@@ -59,7 +61,7 @@ def require_exact_entry(parent: HostFile, name: bytes) -> None:
     Raises:
         OSError: ENOENT.
     """
-    require_exact(parent, name, os.stat(name, dir_fd=parent.fd, follow_symlinks=False))
+    require_exact(parent, name, syscalls.status_at(parent.fd, name))
 
 
 def require_no_other_spelling(parent: HostFile, name: bytes) -> None:
@@ -72,7 +74,7 @@ def require_no_other_spelling(parent: HostFile, name: bytes) -> None:
         OSError: EEXIST.
     """
     try:
-        found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+        found = syscalls.status_at(parent.fd, name)
     except FileNotFoundError:
         return
     try:
@@ -120,13 +122,12 @@ def _flags(directory: Descriptor) -> int:
     return flags
 
 
-def _leads_to(parent: HostFile, name: bytes, found: os.stat_result) -> bool:
+def _leads_to(parent: HostFile, name: bytes, found: Statx) -> bool:
     """Return whether a name leads to this file."""
     try:
-        status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+        return syscalls.status_at(parent.fd, name).file == found.file
     except OSError:
         return False
-    return os.path.samestat(status, found)
 
 
 def _lists(parent: HostFile, name: bytes) -> bool:

@@ -11,12 +11,13 @@ import pytest
 
 from services.devicehost.devices.fs.host_files import credentials
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
-from services.devicehost.devices.fs.mount.reopening import Reopener
+from services.devicehost.devices.fs.mount.volumes import Volume
 from services.wire.fuse import Opcode
 from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.unit.devicehost.devices.fs.conftest import MakeGuest
@@ -167,14 +168,71 @@ def test_an_evicted_fifo_is_not_opened(make_guest: MakeGuest, shared: Path) -> N
 
 def test_only_a_file_or_directory_is_opened_to_find_others_by(shared: Path) -> None:
     os.mkfifo(shared / "fifo")
-    root = Descriptor(os.open(shared, os.O_PATH))
     fifo = Descriptor(os.open(shared / "fifo", os.O_PATH))
-    device = shared.stat().st_dev
-    reopener = Reopener(root, device)
     with pytest.raises(OSError, match="not supported"):
-        reopener.prepare(fifo, device + 1)  # like the first file of another file system
+        Volume(mount=1).prepare(fifo)  # like the first file of another file system
     with pytest.raises(OSError, match="No such device or address"):  # it has no reader
         os.close(os.open(shared / "fifo", os.O_WRONLY | os.O_NONBLOCK))
+
+
+@pytest.fixture
+def with_mounts(shared: Path) -> Iterator[Path]:
+    """The shared directory with `real`, and `lib`, a read-only mount of it."""
+    (shared / "real").mkdir()
+    (shared / "lib").mkdir()
+    (shared / "real" / "file").write_text("text")
+    subprocess.run(["mount", "--bind", shared / "real", shared / "lib"], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", shared / "lib"], check=True)
+    yield shared
+    subprocess.run(["umount", "-l", shared / "lib"], check=True)
+
+
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises(FuseError) as error:
+        call()
+    return errno.errorcode[error.value.number]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("order", [("real", "lib"), ("lib", "real")])
+def test_a_file_is_written_through_its_own_mount_or_not_at_all(
+    crowded: FuseGuest, with_mounts: Path, order: tuple[str, str]
+) -> None:
+    folders = {name: crowded.lookup(name.encode()).nodeid for name in order}
+    files = {name: crowded.lookup(b"file", folder).nodeid for name, folder in folders.items()}
+    assert len({*folders.values(), *files.values()}) == 4
+    for _ in range(2):
+        assert refused(lambda: crowded.open(files["lib"], os.O_RDWR)) == "EROFS"
+        assert refused(lambda: crowded.create(b"new", parent=folders["lib"])) == "EROFS"
+        handle = crowded.open(files["real"], os.O_RDWR)
+        assert crowded.write(handle, b"TEXT") == 4
+        crowded.release(handle)
+        look_at_all(crowded)  # nothing of the two stays resident
+    for name in order:
+        assert crowded.lookup(name.encode()).nodeid == folders[name]
+        assert crowded.lookup(b"file", folders[name]).nodeid == files[name]
+        assert crowded.lookup(b"file", folders[name]).nodeid == files[name]
+
+
+@pytest.mark.root
+def test_a_mount_is_in_use_until_the_guest_forgets_its_files(
+    crowded: FuseGuest, shared: Path
+) -> None:
+    inner = shared / "inner"
+    inner.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inner], check=True)
+    try:
+        (inner / "file").touch()
+        nodes = [crowded.lookup(b"inner").nodeid]
+        nodes.append(crowded.lookup(b"file", nodes[0]).nodeid)
+        look_at_all(crowded)
+        assert crowded.getattr(nodes[1]).ino == (inner / "file").stat().st_ino
+        assert subprocess.run(["umount", inner], check=False).returncode != 0
+        for node in nodes:
+            crowded.forget(node)
+        subprocess.run(["umount", inner], check=True)
+    finally:
+        subprocess.run(["umount", "-l", inner], check=False)
 
 
 def residents(shared: Path) -> set[str]:

@@ -31,8 +31,8 @@ def shown(
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     try:
         real = os.fstat(fd)
-        attr = Attr(*ATTR.unpack(presentation.attr(real, overrides)))
-        statx = Statx(*STATX.unpack(presentation.statx(syscalls.statx(fd, 0xFFF), overrides)))
+        attr = Attr(*ATTR.unpack(presentation.attr(syscalls.status_of(fd), overrides)))
+        statx = Statx(*STATX.unpack(presentation.statx(syscalls.status_of(fd), overrides)))
     finally:
         os.close(fd)
     return attr, statx, real

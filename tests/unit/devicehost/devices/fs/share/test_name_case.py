@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from services.devicehost.devices.fs.host_files.syscalls import Statx
+
 
 def refused(call: Callable[[], object]) -> str:
     with pytest.raises(FuseError) as error:
@@ -69,7 +71,7 @@ def folding(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return wrapped
 
-    opened, renamed = syscalls.open_beneath, syscalls.rename
+    opened, renamed, looked_at = syscalls.open_beneath, syscalls.rename, syscalls.status_at
 
     def open_beneath(dir_fd: int, name: bytes, flags: int, mode: int = 0) -> int:
         return opened(dir_fd, folded(name, dir_fd), flags, mode)
@@ -77,9 +79,13 @@ def folding(monkeypatch: pytest.MonkeyPatch) -> None:
     def rename(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
         renamed(old_fd, folded(old, old_fd), new_fd, new, flags)
 
+    def status_at(dir_fd: int, name: bytes) -> Statx:
+        return looked_at(dir_fd, folded(name, dir_fd))
+
     monkeypatch.setattr(syscalls, "open_beneath", open_beneath)
+    monkeypatch.setattr(syscalls, "status_at", status_at)
     monkeypatch.setattr(syscalls, "rename", rename)
-    for name in ("stat", "unlink", "rmdir"):
+    for name in ("unlink", "rmdir"):
         monkeypatch.setattr(os, name, by_name(getattr(os, name)))
 
 

@@ -1,0 +1,109 @@
+#include "volumes.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { HANDLE_BYTES = 128 };
+
+struct ph_volume *ph_volume_find(struct ph_volume *volumes, const struct ph_status *status)
+{
+    while (volumes && (volumes->mount != status->mount || volumes->dev != status->host.st_dev))
+        volumes = volumes->next;
+    return volumes;
+}
+
+struct ph_volume *ph_volume_find_or_add(struct ph_volume **volumes, const struct ph_status *status)
+{
+    struct ph_volume *volume = ph_volume_find(*volumes, status);
+
+    if (volume)
+        return volume;
+    volume = malloc(sizeof(*volume));
+    if (!volume)
+        return NULL;
+    *volume = (struct ph_volume){
+        .mount = status->mount,
+        .dev = status->host.st_dev,
+        .anchor = -1,
+        .next = *volumes,
+    };
+    *volumes = volume;
+    return volume;
+}
+
+bool ph_volume_leave(struct ph_volume **volumes, struct ph_volume *volume)
+{
+    if (--volume->nodes)
+        return false;
+    while (*volumes != volume)
+        volumes = &(*volumes)->next;
+    *volumes = volume->next;
+    return true;
+}
+
+void ph_volume_free(struct ph_volume *volume)
+{
+    int anchor = atomic_load(&volume->anchor);
+
+    if (anchor >= 0)
+        close(anchor);
+    free(volume);
+}
+
+/* open_by_handle_at(2) needs an ordinary descriptor of any file on the mount. */
+static bool has_anchor(struct ph_volume *volume, const struct ph_descriptors *descriptors, int fd)
+{
+    struct stat status;
+    int anchor, none = -1;
+
+    if (atomic_load(&volume->anchor) >= 0)
+        return true;
+    /* Opening a FIFO, a device or a socket would have an effect. */
+    if (fstat(fd, &status) || (!S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode)))
+        return false;
+    anchor = ph_open_via_proc(descriptors, fd, O_RDONLY | O_NONBLOCK);
+    if (anchor >= 0 && !atomic_compare_exchange_strong(&volume->anchor, &none, anchor))
+        close(anchor); /* another thread was quicker */
+    return atomic_load(&volume->anchor) >= 0;
+}
+
+struct file_handle *ph_volume_prepare(struct ph_volume *volume,
+                                      const struct ph_descriptors *descriptors, int fd)
+{
+    struct file_handle *with;
+    int mount_id;
+
+    /* Without the id of its mount, a file could be opened again through another one. */
+    if (!volume->mount || !has_anchor(volume, descriptors, fd))
+        return NULL;
+    with = malloc(sizeof(*with) + HANDLE_BYTES);
+    if (!with)
+        return NULL;
+    with->handle_bytes = HANDLE_BYTES;
+    if (name_to_handle_at(fd, "", with, &mount_id, AT_EMPTY_PATH)) {
+        free(with);
+        return NULL;
+    }
+    return with;
+}
+
+int ph_volume_reopen(const struct ph_volume *volume, const struct ph_descriptors *descriptors,
+                     struct file_handle *with)
+{
+    int anchor = atomic_load(&volume->anchor);
+
+    if (anchor < 0 || !with) {
+        errno = ESTALE;
+        return -1;
+    }
+    return ph_claim(descriptors, open_by_handle_at(anchor, with, O_PATH | O_CLOEXEC));
+}
+
+bool ph_is_same_file(const struct file_handle *a, const struct file_handle *b)
+{
+    return a && b && a->handle_type == b->handle_type && a->handle_bytes == b->handle_bytes &&
+           !memcmp(a->f_handle, b->f_handle, a->handle_bytes);
+}
