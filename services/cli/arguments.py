@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from services.cli.inputs import read_bounded
 from services.cli.requests import ShareRequest
 from services.handshake import byte_sizes
 from services.handshake.errors import InvalidArgumentError
 from services.rpc.address import parse_address, require_local
+
+WSLCONFIG_LIMIT_BYTES: Final = 1 << 20
+"""Longest .wslconfig file that is read; an owner takes at most 64 KiB."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -77,11 +81,13 @@ def read_wslconfig(file: Path) -> str:
     """Read a .wslconfig file; the owner parses it.
 
     Raises:
-        typer.BadParameter: It is not UTF-8.
+        typer.BadParameter: It is not UTF-8, or INPUT_TOO_LARGE or INPUT_TOO_SLOW.
         OSError: It cannot be read.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        return read_bounded(file, WSLCONFIG_LIMIT_BYTES, "shorten it").decode()
+    except InvalidArgumentError as error:
+        raise typer.BadParameter(f"{error.message} [{error.reason}]") from None
     except UnicodeDecodeError as error:
         raise typer.BadParameter(
             f"{file}: not UTF-8 at byte {error.start}; save the file as UTF-8"

@@ -17,7 +17,7 @@ from services.cli.clients import device_host_version, owner
 from services.cli.console import fail
 from services.cli.exit_codes import USAGE
 from services.cli.flags import RootFlags
-from services.rpc import tracing
+from services.rpc import run_directory, tracing
 from services.rpc.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -43,11 +43,24 @@ class CliSettings(ServiceSettings):
 
 @dataclass(frozen=True, slots=True)
 class CliContext:
-    """The settings of a command, and the services that it reaches."""
+    """The settings of a command, and the services that it reaches.
+
+    Attributes:
+        given_owner: Address of a VM owner elsewhere; None: the one in the run directory.
+    """
 
     settings: CliSettings
-    owner_address: str
+    given_owner: str | None
     wait_s: float
+
+    @property
+    def owner_address(self) -> str:
+        """Address of the VM owner.
+
+        Raises:
+            FailedPreconditionError: RUN_DIR_UNSAFE, unless the address was given.
+        """
+        return self.given_owner or self._in_run_dir("owner.sock")
 
     def owner(self) -> AbstractAsyncContextManager[OwnerClient]:
         """Connect to the VM owner."""
@@ -55,8 +68,7 @@ class CliContext:
 
     async def device_host_version(self) -> VersionView:
         """Return the version of the run directory's device host."""
-        address = f"unix:{self.settings.run_dir.absolute()}/devicehost.sock"
-        return await device_host_version(address, self.wait_s)
+        return await device_host_version(self._in_run_dir("devicehost.sock"), self.wait_s)
 
     @contextmanager
     def telemetry(self) -> Iterator[None]:
@@ -66,6 +78,11 @@ class CliContext:
             yield
         finally:
             tracing.shutdown()
+
+    def _in_run_dir(self, socket: str) -> str:
+        run_dir = self.settings.run_dir.absolute()
+        run_directory.guard(run_dir)
+        return f"unix:{run_dir}/{socket}"
 
 
 def make_context(flags: RootFlags) -> CliContext:
@@ -84,8 +101,10 @@ def make_context(flags: RootFlags) -> CliContext:
         for problem in error.errors():
             fail(_explain(problem))
         raise typer.Exit(USAGE) from None
-    address = flags.owner or f"unix:{settings.run_dir.absolute()}/owner.sock"
-    return CliContext(settings, check_address(address), max(flags.wait_s, CONNECT_S))
+    # Checked here, too, because a run directory may be too deep for a socket.
+    check_address(flags.owner or f"unix:{settings.run_dir.absolute()}/owner.sock")
+    given_owner = check_address(flags.owner) if flags.owner else None
+    return CliContext(settings, given_owner, max(flags.wait_s, CONNECT_S))
 
 
 def of(ctx: typer.Context) -> CliContext:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import FailedPreconditionError, UnavailableError
+from services.rpc import run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -185,7 +186,7 @@ class Services:
         """Start the services, each when the one before it is ready.
 
         Raises:
-            FailedPreconditionError: RUN_DIR_IN_USE.
+            FailedPreconditionError: RUN_DIR_IN_USE, or RUN_DIR_UNSAFE.
             UnavailableError: SERVICE_START_FAILED; the services that had started are ended.
         """
         self._claim()
@@ -223,7 +224,7 @@ class Services:
         return waits[done.pop()]
 
     def _claim(self) -> None:
-        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_directory.claim(self.run_dir)
         lock = os.open(self.run_dir / "up.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,6 +22,11 @@ class Settings(ServiceSettings):
 
     name: ClassVar[str] = NAME
 
+    @property
+    def uses_run_dir(self) -> bool:
+        """It does: the sockets of its devices."""
+        return True
+
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then tear down every device and remove its socket."""

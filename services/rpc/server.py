@@ -22,7 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from services.handshake.errors import FailedPreconditionError, PortholeError
-from services.rpc import tracing
+from services.rpc import run_directory, tracing
 from services.rpc.address import (
     Address,
     TcpAddress,
@@ -54,7 +54,6 @@ _PORT_REFUSED: Final = (
     "port 0, for which the kernel chooses a free one"
 )
 _SOCKET_MODE: Final = 0o600
-_RUN_DIR_MODE: Final = 0o700
 _OPTIONS: Final = (
     # With SO_REUSEPORT two services could listen on one TCP port, and each would get some calls.
     ("grpc.so_reuseport", 0),
@@ -163,7 +162,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then shut down in the order of this module's docstring.
 
-    It sets telemetry up unless its caller has done so, and always shuts it down.
+    It sets telemetry up unless its caller has done so, and always shuts it down. A run directory
+    that is not the user's alone is refused before anything is put there.
 
     Args:
         settings: The addresses to listen on, and where telemetry is exported.
@@ -187,6 +187,8 @@ async def serve(
         loop.add_signal_handler(number, stop)
     try:
         tracing.setup(name, settings)
+        if settings.uses_run_dir:
+            run_directory.claim(settings.run_dir.absolute())
         handle, checker = await start_described_server(settings.addresses, servicers)
         if ready_line:
             print(f"porthole {name} ready on {', '.join(handle.addresses)}", flush=True)
@@ -252,7 +254,7 @@ def _bind(server: grpc.aio.Server, address: Address) -> Address:
 
 def _prepare_path(path: Path) -> None:
     # gRPC would unlink the socket even of a live service.
-    path.parent.mkdir(mode=_RUN_DIR_MODE, parents=True, exist_ok=True)
+    path.parent.mkdir(mode=run_directory.MODE, parents=True, exist_ok=True)
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

@@ -6,9 +6,7 @@ calls `load` once, in its __main__.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -23,16 +21,10 @@ from pydantic_settings import (
 
 from services.handshake.errors import PortholeError
 from services.rpc.address import parse_address
+from services.rpc.run_directory import default_run_dir
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-
-
-def _default_run_dir() -> Path:
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime_dir:
-        return Path(runtime_dir) / "porthole"
-    return Path(tempfile.gettempdir()) / f"porthole-{os.geteuid()}"
 
 
 class ServiceSettings(BaseSettings):
@@ -56,7 +48,7 @@ class ServiceSettings(BaseSettings):
     """Name of the service in its default socket, its traces and its ready line."""
 
     run_dir: Path = Field(
-        default_factory=_default_run_dir, description="directory of sockets and per-VM files"
+        default_factory=default_run_dir, description="directory of sockets and per-VM files"
     )
     listen: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -110,6 +102,11 @@ class ServiceSettings(BaseSettings):
     def addresses(self) -> tuple[str, ...]:
         """The addresses to listen on: `listen`, or the default socket in the run directory."""
         return self.listen or (f"unix:{self.run_dir.absolute()}/{self.name}.sock",)
+
+    @property
+    def uses_run_dir(self) -> bool:
+        """Whether the service keeps anything in the run directory."""
+        return not self.listen
 
 
 def checked_address(address: str) -> str:

@@ -35,6 +35,11 @@ class GuestSettings(ServiceSettings):
     )
 
     @property
+    def uses_run_dir(self) -> bool:
+        """Whether its socket or its files are in the run directory."""
+        return not self.listen or self.vm_dir is None
+
+    @property
     def guest_dir(self) -> Path:
         """The directory of `vm_dir`, or its default."""
         return (self.vm_dir or self.run_dir / "guest").absolute()

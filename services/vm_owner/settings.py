@@ -63,6 +63,11 @@ class OwnerSettings(ServiceSettings):
         return self
 
     @property
+    def uses_run_dir(self) -> bool:
+        """It does: the files of its VMs."""
+        return True
+
+    @property
     def devicehost_address(self) -> str:
         """Address of the ordinary user's device host."""
         return self.devicehost or f"unix:{self.run_dir.absolute()}/devicehost.sock"

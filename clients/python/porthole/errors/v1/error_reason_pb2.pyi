@@ -402,6 +402,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """exit code 2: the descriptor of `--fd` is no listening Unix socket."""
     RUN_DIR_IN_USE: _ErrorReason.ValueType  # 702
     """exit code 3: another `porthole up` has this run directory."""
+    RUN_DIR_UNSAFE: _ErrorReason.ValueType  # 708
+    """exit code 3: the run directory belongs to another user, or others have permissions in it."""
     DEMO_RUNNING: _ErrorReason.ValueType  # 703
     """exit code 3: another demonstration writes to this directory."""
     SERVICE_START_FAILED: _ErrorReason.ValueType  # 704
@@ -412,6 +414,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """exit code 2: not lines of OTLP JSON; file and line are in the message."""
     TRACE_WITHOUT_VM: _ErrorReason.ValueType  # 707
     """exit code 2: a trace without any event of a VM."""
+    INPUT_TOO_LARGE: _ErrorReason.ValueType  # 709
+    """exit code 2: a file that is read as a whole is longer than the bound in the message, or has no end."""
+    INPUT_TOO_SLOW: _ErrorReason.ValueType  # 710
+    """exit code 2: a pipe or device did not end within the time in the message."""
     ADDRESS_OUT_OF_BOUNDS: _ErrorReason.ValueType  # 800
     """# The data plane
 
@@ -917,6 +923,8 @@ SOCKET_FD: ErrorReason.ValueType  # 701
 """exit code 2: the descriptor of `--fd` is no listening Unix socket."""
 RUN_DIR_IN_USE: ErrorReason.ValueType  # 702
 """exit code 3: another `porthole up` has this run directory."""
+RUN_DIR_UNSAFE: ErrorReason.ValueType  # 708
+"""exit code 3: the run directory belongs to another user, or others have permissions in it."""
 DEMO_RUNNING: ErrorReason.ValueType  # 703
 """exit code 3: another demonstration writes to this directory."""
 SERVICE_START_FAILED: ErrorReason.ValueType  # 704
@@ -927,6 +935,10 @@ TRACE_SYNTAX: ErrorReason.ValueType  # 706
 """exit code 2: not lines of OTLP JSON; file and line are in the message."""
 TRACE_WITHOUT_VM: ErrorReason.ValueType  # 707
 """exit code 2: a trace without any event of a VM."""
+INPUT_TOO_LARGE: ErrorReason.ValueType  # 709
+"""exit code 2: a file that is read as a whole is longer than the bound in the message, or has no end."""
+INPUT_TOO_SLOW: ErrorReason.ValueType  # 710
+"""exit code 2: a pipe or device did not end within the time in the message."""
 ADDRESS_OUT_OF_BOUNDS: ErrorReason.ValueType  # 800
 """# The data plane
 
