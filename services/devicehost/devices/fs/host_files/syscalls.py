@@ -196,6 +196,8 @@ def syncfs(fd: int) -> None:
 def set_times(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
     """Set times given as (seconds, nanoseconds or UTIME_NOW or UTIME_OMIT); follows links.
 
+    Seconds before 1970 may be negative, or in two's complement of 64 bits.
+
     Raises:
         OSError: An error of utimensat(2).
     """

@@ -199,4 +199,4 @@ class LockWaits:
     def remove(self, unique: int) -> None:
         """Forget a wait that is over."""
         with self._mutex:
-            self._by_unique.pop(unique, None)
+            del self._by_unique[unique]

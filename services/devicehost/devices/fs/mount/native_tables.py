@@ -147,10 +147,9 @@ class NativeOpenFileTable:
 
     def add(self, opened: OpenFile) -> int:
         """Give an open file a handle and take its descriptor over; see OpenFileTable.add."""
-        node = opened.node.descriptor
         handle: int = self._library.ph_open_file_add(
             self._mount.pointer,
-            cast("_Pin", node).pin,
+            _pin_of(opened.node.descriptor),
             opened.descriptor.detach(),
             _KINDS[type(opened)],
         )
@@ -173,9 +172,14 @@ class NativeOpenFileTable:
 
     def mark_locked(self, opened: OpenFile) -> None:
         """Have the native loop leave FLUSH and RELEASE of a file to Python from now on."""
-        self._library.ph_open_file_mark_posix_locked(cast("_Pin", opened.descriptor).pin)
+        self._library.ph_open_file_mark_posix_locked(_pin_of(opened.descriptor))
 
     def remove(self, handle: int, kind: type[OpenFile]) -> None:
         """Let go of an open file; see OpenFileTable.remove."""
         if not self._library.ph_open_file_remove(self._mount.pointer, handle, _KINDS[kind]):
             raise refusal(errno.EBADF)
+
+
+def _pin_of(descriptor: Descriptor) -> int:
+    """Return the library's pin of what these tables have made."""
+    return cast("_Pin", descriptor).pin

@@ -33,6 +33,8 @@ from services.devicehost.devices.fs.mount.volumes import Volume
 from services.wire.fuse import FUSE_ROOT_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
     from services.devicehost.devices.fs.host_files.syscalls import FileKey, Statx
 
@@ -56,6 +58,10 @@ class Node(HostFile):
         self.id: Final = node_id
 
 
+def _no_node() -> Node | None:
+    return None
+
+
 class _Entry:
     """One node in the table.
 
@@ -64,7 +70,8 @@ class _Entry:
         volume: Opens its file again.
         lookups: Lookups by the guest, less those that it took back (FORGET).
         node: The node; None while it is evicted.
-        last: The node as it was when it was evicted; requests and open files may still have it.
+        last: Returns the node as it was when it was evicted, if requests or open files still have
+            it.
         reopen_with: The kernel's file handle of its file, while the node is evicted.
         recently: Whether it was used since the last sweep came by.
     """
@@ -88,7 +95,7 @@ class _Entry:
         self.volume = volume
         self.lookups = 0
         self.node: Node | None = node
-        self.last: weakref.ref[Node] | None = None
+        self.last: Callable[[], Node | None] = _no_node
         self.reopen_with = b""
         self.recently = True
 
@@ -217,7 +224,7 @@ class NodeTable:
         with self._mutex:
             if entry.node is not None:
                 return entry.node
-            node = entry.last() if entry.last is not None else None
+            node = entry.last()
             if node is None:
                 descriptor = entry.volume.reopen(entry.reopen_with)
                 node = Node(entry.id, descriptor, entry.kind)
@@ -227,7 +234,7 @@ class NodeTable:
 
     def _recognize(self, entry: _Entry, found: Descriptor) -> _Entry | None:
         """Return an evicted node's entry if `found` is its file; an inode number may be reused."""
-        if entry.last is None or entry.last() is None:
+        if entry.last() is None:
             if entry.volume.prepare(found) != entry.reopen_with:
                 del self._by_key[entry.key]
                 return None

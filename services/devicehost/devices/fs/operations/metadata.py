@@ -168,4 +168,4 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> t
         return 0, syscalls.UTIME_NOW
     if nanoseconds >= 1_000_000_000:  # also UTIME_NOW and UTIME_OMIT, which are not for guests
         raise refusal(errno.EINVAL)
-    return seconds - (1 << 64) if seconds >> 63 else seconds, nanoseconds
+    return seconds, nanoseconds

@@ -68,7 +68,7 @@ class LxMetadata:
         return file.kind in _TYPES
 
     @staticmethod
-    def host_mode(mode: int, *, directory: bool = False) -> int:
+    def host_mode(mode: int, *, directory: bool) -> int:
         """Return the mode for the host's file, which the device host itself can always use."""
         return mode & 0o777 | (0o700 if directory else 0o600)
 
