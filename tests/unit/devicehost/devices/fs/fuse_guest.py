@@ -18,6 +18,26 @@ if TYPE_CHECKING:
     from services.devicehost.virtio.deferral import Deferred
 
 OFFERED = 0xFFFF_FFFF & ~(1 << 31)
+_WITHOUT_DATA = {
+    Opcode.UNLINK,
+    Opcode.RMDIR,
+    Opcode.RENAME,
+    Opcode.RENAME2,
+    Opcode.RELEASE,
+    Opcode.FLUSH,
+    Opcode.FSYNC,
+    Opcode.FALLOCATE,
+    Opcode.SETLK,
+    Opcode.SETLKW,
+    Opcode.RELEASEDIR,
+    Opcode.FSYNCDIR,
+    Opcode.SETXATTR,
+    Opcode.REMOVEXATTR,
+    Opcode.ACCESS,
+    Opcode.SYNCFS,
+    Opcode.DESTROY,
+}
+"""Requests whose reply is a header alone."""
 
 
 class FuseError(Exception):
@@ -103,6 +123,7 @@ class FuseGuest:
         error, data = self.raw(readable, buffers(bytes(16 + room), 16))
         if error:
             raise FuseError(error)
+        assert opcode not in _WITHOUT_DATA or not data
         return data
 
     def one_way(self, opcode: int, nodeid: int, body: bytes) -> None:

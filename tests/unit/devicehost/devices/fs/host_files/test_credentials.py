@@ -28,6 +28,8 @@ pytestmark = pytest.mark.root
 
 USER, GROUP = 12345, 23456
 ALL_CAPABILITIES = (1 << 32) - 1
+OVERRIDES = 1 << 1 | 1 << 2
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (capability.h)."""
 
 
 def owner(path: Path) -> tuple[int, int]:
@@ -184,6 +186,40 @@ def test_access_is_the_askers(guest: FuseGuest, shared: Path) -> None:
     with pytest.raises(FuseError) as error:
         guest.call(Opcode.ACCESS, node, fuse.ACCESS_IN.pack(os.W_OK))
     assert error.value.number == errno.EACCES
+
+
+@pytest.mark.parametrize(
+    ("asker", "owners", "mode"),
+    [((USER, 0), (USER, 1), 0o600), ((0, GROUP), (1, GROUP), 0o060)],
+)
+def test_access_is_by_each_id(
+    guest: FuseGuest, shared: Path, asker: tuple[int, int], owners: tuple[int, int], mode: int
+) -> None:
+    for name, ids in (("own", owners), ("other", (1, 1))):
+        (shared / name).touch()
+        (shared / name).chmod(mode)
+        os.chown(shared / name, *ids)
+    guest.uid, guest.gid = asker
+    own, other = guest.lookup(b"own").nodeid, guest.lookup(b"other").nodeid
+    credentials._change(remove=OVERRIDES)
+    try:
+        guest.call(Opcode.ACCESS, own, fuse.ACCESS_IN.pack(os.R_OK | os.W_OK))
+        with pytest.raises(FuseError) as error:
+            guest.call(Opcode.ACCESS, other, fuse.ACCESS_IN.pack(os.R_OK))
+    finally:
+        credentials._change(add=OVERRIDES)
+    assert error.value.number == errno.EACCES
+
+
+def test_a_device_host_without_the_right_asks_for_itself(
+    make_guest: MakeGuest, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "may_switch", lambda: False)
+    (shared / "f").touch(mode=0o600)
+    guest = make_guest()
+    guest.uid, guest.gid = USER, GROUP
+    node = guest.lookup(b"f").nodeid
+    guest.call(Opcode.ACCESS, node, fuse.ACCESS_IN.pack(os.R_OK | os.W_OK))
 
 
 def test_set_id_bits_fall_when_the_guest_asks(guest: FuseGuest, shared: Path) -> None:

@@ -101,6 +101,20 @@ def test_flush_drops_the_locks_of_its_owner_alone(
     assert len(guest_mount(guest).lock_owners) == 1
 
 
+def test_locks_go_with_their_description_where_unlocking_fails(
+    opened: Opened, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network drive whose server does not answer."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    opened.set(ALICE, F_WRLCK, 0, 9)
+    monkeypatch.setattr(syscalls, "set_record_lock", fail)
+    opened.flush(ALICE)
+    assert host_locks(file) == []
+
+
 def test_release_drops_what_was_set_by_its_handle(opened: Opened, file: Path) -> None:
     second = open_in(opened.guest)
     opened.set(ALICE, F_WRLCK, 0, 9)

@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from fcntl import F_RDLCK, F_UNLCK, F_WRLCK
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX
 from services.devicehost.devices.fs.locks import waits
-from services.devicehost.devices.fs.locks.waits import MAX_WAITS, REMEMBERED, LockWaits
+from services.devicehost.devices.fs.locks.waits import MAX_WAITS, REMEMBERED, LockWait, LockWaits
 from services.wire.fuse import FUSE_LK_FLOCK, Opcode
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError
 from tests.unit.devicehost.devices.fs.locks.conftest import (
@@ -71,10 +72,106 @@ class SlowLock(FreeLock):
         self.undone += 1
 
 
+class BrokenLock(FreeLock):
+    """A lock that fails after a signal that came from elsewhere."""
+
+    def __init__(self, failure: Exception | None) -> None:
+        self.failure = failure
+        self.signals = 1
+
+    def set(self, *, wait: bool) -> None:
+        if self.signals:
+            self.signals -= 1
+            raise InterruptedError
+        if self.failure is not None:
+            raise self.failure
+
+
+class DeafLock(FreeLock):
+    """A lock that is had when the test says so, whatever signals come."""
+
+    def __init__(self) -> None:
+        self.comes = threading.Event()
+
+    def set(self, *, wait: bool) -> None:
+        assert self.comes.wait(SOON_S)
+
+
+def as_it_is(number: int) -> int:
+    return number
+
+
+def lock_wait_thread() -> threading.Thread:
+    [thread] = [each for each in threading.enumerate() if each.name == "lock-wait"]
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("failure", "number"),
+    [(None, 0), (OSError(errno.EIO, "?"), errno.EIO), (OverflowError(), errno.EINVAL)],
+)
+def test_a_wait_ends_as_the_system_call_does(failure: Exception | None, number: int) -> None:
+    lock = BrokenLock(failure)
+    wait = LockWaits().start(1, as_it_is, lock)
+    assert wait.wait(SOON_S)
+    assert (wait.write(), lock.signals) == (number, 0)
+
+
+def test_a_wait_does_not_keep_the_process_from_ending() -> None:
+    lock = DeafLock()
+    wait = LockWaits().start(1, as_it_is, lock)
+    assert lock_wait_thread().daemon
+    lock.comes.set()
+    assert wait.wait(SOON_S)
+
+
+def test_only_a_thread_that_runs_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a thread that has ended may be another's by now."""
+    woken: list[int] = []
+    monkeypatch.setattr(waits, "wake", woken.append)
+    lock = DeafLock()
+    wait = LockWait(LockWaits(), 1, as_it_is, lock)
+    wait.call_off(errno.EINTR)
+    assert woken == [], "its thread has not begun"
+    all_waits = LockWaits()
+    wait = all_waits.start(2, as_it_is, lock)
+    thread = lock_wait_thread()
+    wait.call_off(errno.EINTR)
+    assert woken == [thread.ident]
+    lock.comes.set()
+    thread.join(SOON_S)
+    wait.call_off(errno.EINTR)
+    assert woken == [thread.ident]
+
+
+class Paced(LockWait):
+    """Notes how long it is waited for, and does not wait."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.pauses: list[float] = []
+
+    def wait(self, timeout_s: float) -> bool:
+        if timeout_s:
+            self.pauses.append(timeout_s)
+        return super().wait(0)
+
+
+def test_a_thread_is_woken_ever_more_rarely_until_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([*[0.0] * 9, 5.0])
+    monkeypatch.setattr(waits, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    wait = Paced(LockWaits(), 1, as_it_is, DeafLock())
+    wait.end(errno.EINTR, 5.0)
+    assert wait.pauses == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.1, 0.1]
+    assert wait.write() == errno.EINTR, "its time is over at the deadline"
+
+
 def begin(waits: LockWaits, unique: int) -> int:
     """Wait for a free lock; returns the errno of the wait, or of the refusal to begin one."""
     try:
-        wait = waits.start(unique, lambda number: number, FreeLock())
+        wait = waits.start(unique, as_it_is, FreeLock())
     except OSError as error:
         return error.errno or 0
     assert wait.wait(SOON_S)
@@ -92,7 +189,7 @@ def test_no_wait_begins_after_the_end(number: int) -> None:
 
 def test_a_queue_that_stops_ends_a_wait_without_eintr() -> None:
     """EINTR without a signal would confuse Linux."""
-    wait = LockWaits().start(1, lambda number: number, HeldLock())
+    wait = LockWaits().start(1, as_it_is, HeldLock())
     wait.give_up()
     assert wait.wait(SOON_S)
     assert wait.write() == errno.ENOLCK
@@ -101,7 +198,7 @@ def test_a_queue_that_stops_ends_a_wait_without_eintr() -> None:
 @pytest.mark.parametrize("by_interrupt", [False, True])
 def test_a_lock_that_comes_while_its_wait_is_ended_is_kept(by_interrupt: bool) -> None:
     waits, lock = LockWaits(), SlowLock()
-    wait = waits.start(1, lambda number: number, lock)
+    wait = waits.start(1, as_it_is, lock)
     if by_interrupt:
         assert waits.interrupt(1)
     else:
@@ -162,6 +259,8 @@ def test_a_free_lock_is_not_waited_for(opened: Opened) -> None:
     body = opened.body(ALICE, F_WRLCK, 0, 9, 0)
     assert opened.guest.call(Opcode.SETLKW, opened.nodeid, body) == b""
     assert opened.guest.call(Opcode.SETLKW, opened.nodeid, body) == b""
+    nothing = opened.body(BOB, F_UNLCK, 0, 9, 0)
+    assert opened.guest.call(Opcode.SETLKW, opened.nodeid, nothing) == b""
 
 
 @pytest.mark.parametrize("flags", [0, FUSE_LK_FLOCK])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.devicehost.devices.fs.host_files import credentials
+from services.devicehost.devices.fs.host_files import credentials, syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
+from services.devicehost.devices.fs.mount.nodes import Node, NodeTable
 from services.devicehost.devices.fs.mount.volumes import Volume
 from services.wire.fuse import Opcode
 from tests.support.descriptors import open_descriptors
@@ -51,6 +52,7 @@ def test_a_guest_knows_more_files_than_it_has_descriptors(crowded: FuseGuest, sh
         crowded.release(handle)
     assert len(open_descriptors(shared)) <= FEW
     assert look_at_all(crowded) == nodes, "they are the same nodes"
+    crowded.open(nodes[-1])
 
 
 @pytest.mark.root
@@ -100,7 +102,7 @@ def test_an_open_file_without_a_name_is_never_evicted(crowded: FuseGuest, shared
 def test_removed_files_that_a_guest_knows_keep_few_descriptors(
     crowded: FuseGuest, shared: Path
 ) -> None:
-    _, handle = crowded.create(b"open")
+    entry, handle = crowded.create(b"open")
     crowded.unlink(b"open")
     nodes = []
     for number in range(FILES):
@@ -117,6 +119,8 @@ def test_removed_files_that_a_guest_knows_keep_few_descriptors(
     assert set(answers) == {0, -errno.ESTALE}
     assert answers.count(0) <= FEW + FEW // 2
     assert crowded.write(handle, b"text") == 4
+    attr = crowded.getattr(entry.nodeid)
+    assert (attr.size, attr.nlink) == (4, 0), "an open file is there, however many others were"
 
 
 def test_forgotten_nodes_keep_no_descriptor(crowded: FuseGuest, shared: Path) -> None:
@@ -270,6 +274,50 @@ def test_an_evicted_node_that_is_used_again_is_resident_as_any_other(
             crowded.getattr(node)
         assert f"{number:03}" in residents(shared)
         assert len(open_descriptors(shared)) == FEW, "it takes the place of one, not of two"
+
+
+@pytest.mark.root
+def test_an_evicted_node_whose_file_is_open_needs_no_second_descriptor(
+    crowded: FuseGuest, shared: Path
+) -> None:
+    node = crowded.lookup(b"000").nodeid
+    handle = crowded.open(node)
+    look_at_all(crowded)
+    assert crowded.lookup(b"000").nodeid == node
+    of_it = [path for path in open_descriptors(shared) if path.endswith("/000")]
+    assert len(of_it) == 2, "of its node, and of the open file"
+    crowded.release(handle)
+
+
+class ForgottenOnTheWay(NodeTable):
+    """Nodes of a guest that forgets each while another request of it looks for it."""
+
+    class _ById(dict[int, Any]):
+        forget: Callable[[int], None] | None = None
+
+        def get(self, node_id: int, default: Any = None) -> Any:
+            found = super().get(node_id, default)
+            forget, self.forget = self.forget, None
+            if forget is not None:
+                forget(node_id)
+            return found
+
+    def get(self, node_id: int) -> Node:
+        self._by_id = by_id = self._ById(self._by_id)
+        by_id.forget = lambda node_id: self.forget(node_id, 1)
+        return super().get(node_id)
+
+
+def test_a_node_that_is_forgotten_while_it_is_looked_for_is_stale(shared: Path) -> None:
+    root = Descriptor(os.open(shared, os.O_PATH))
+    limits = Limits(nodes=9, descriptors=9, handles=9)
+    nodes = ForgottenOnTheWay(root, syscalls.status_of(root.fd), limits)
+    (shared / "file").touch()
+    file = Descriptor(os.open(shared / "file", os.O_PATH))
+    node_id = nodes.count_lookup(file, syscalls.status_of(file.fd)).id
+    with pytest.raises(OSError) as error:
+        nodes.get(node_id)
+    assert error.value.errno == errno.ESTALE
 
 
 @pytest.mark.root

@@ -178,6 +178,18 @@ def test_tmpfile_has_no_name(guest: FuseGuest, shared: Path) -> None:
     assert list(shared.iterdir()) == []
     guest.link(node, b"named")
     assert (shared / "named").read_bytes() == b"text"
+    assert stat.S_IMODE((shared / "named").stat().st_mode) == 0o600
+
+
+def test_a_tmpfile_is_made_in_a_directory_only(guest: FuseGuest, shared: Path) -> None:
+    body = fuse.CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"/\0"
+    (shared / "file").touch()
+    (shared / "link").symlink_to(".")
+    for name in (b"file", b"link"):
+        node = guest.lookup(name).nodeid
+        with pytest.raises(FuseError) as error:
+            guest.call(Opcode.TMPFILE, node, body)
+        assert number_of(error) == "ENOTDIR"
 
 
 def test_mkdir_mknod_symlink(guest: FuseGuest, shared: Path) -> None:

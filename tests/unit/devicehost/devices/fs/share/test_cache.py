@@ -102,3 +102,24 @@ def test_with_writes_kept_back_what_surrounds_them_can_be_read(
     with pytest.raises(FuseError) as error:
         guest.read(handle, 10)
     assert error.value.number == errno.EBADF
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+def test_with_writes_kept_back_what_can_be_read_is_open_as_asked(
+    make_guest: MakeGuest, shared: Path, create: bool, flags: int
+) -> None:
+    guest = make_guest(writeback=True)
+    if create:
+        _, handle = guest.create(b"f", flags=flags)
+    else:
+        (shared / "f").touch()
+        handle = guest.open(guest.lookup(b"f").nodeid, flags)
+    (shared / "f").write_bytes(b"0123456789")
+    assert guest.read(handle, 10) == b"0123456789"
+    if flags == os.O_RDWR:
+        assert guest.write(handle, b"ab") == 2
+        return
+    with pytest.raises(FuseError) as error:
+        guest.write(handle, b"ab")
+    assert error.value.number == errno.EBADF

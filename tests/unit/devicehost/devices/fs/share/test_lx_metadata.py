@@ -194,11 +194,30 @@ def test_set_id_bits_fall(guest: FuseGuest) -> None:
     renew()
     guest.open(entry.nodeid, os.O_RDWR | os.O_TRUNC, fuse.FUSE_OPEN_KILL_SUIDGID)
     assert now() == 0o755
+    renew()
+    guest.call(Opcode.FALLOCATE, entry.nodeid, fuse.FALLOCATE_IN.pack(handle, 0, 10, 0))
+    assert now() == 0o755
+    renew()
+    body = fuse.COPY_FILE_RANGE_IN.pack(handle, 0, entry.nodeid, handle, 10, 5, 0)
+    guest.call(Opcode.COPY_FILE_RANGE, entry.nodeid, body)
+    assert now() == 0o755
     renew(0o6745)
     guest.setattr(entry.nodeid, fuse.FATTR_UID, uid=1)
     assert now() == 0o2745, "without the right to execute, the bit means another thing"
     directory = guest.mkdir(b"dir", mode=0o2755).nodeid
     assert guest.setattr(directory, fuse.FATTR_UID, uid=1).mode & 0o7777 == 0o2755
+
+
+def test_nothing_is_kept_where_no_set_id_bit_falls(guest: FuseGuest, shared: Path) -> None:
+    """What is kept hides the mode that the host sets later."""
+    (shared / "file").touch(mode=0o2664)  # the bit without the right to execute is about locks
+    (shared / "file").chmod(0o2664)
+    entry = guest.lookup(b"file")
+    handle = guest.open(entry.nodeid, os.O_RDWR)
+    guest.write(handle, b"x", write_flags=fuse.FUSE_WRITE_KILL_SUIDGID)
+    assert kept(shared / "file") == (None, None, None)
+    (shared / "file").chmod(0o640)
+    assert stat.S_IMODE(guest.getattr(entry.nodeid).mode) == 0o640
 
 
 def test_access_is_by_what_is_kept(guest: FuseGuest) -> None:
@@ -262,8 +281,6 @@ def test_the_guest_does_not_see_or_set_what_is_kept(
     [
         (KEPT[0], b"123"),
         (KEPT[2], b""),
-        (KEPT[2], struct.pack("<I", stat.S_IFDIR | 0o644)),
-        (KEPT[2], struct.pack("<I", stat.S_IFLNK | 0o644)),
         (KEPT[3], b"\xff" * 8),
     ],
 )
@@ -277,6 +294,15 @@ def test_what_others_have_written_is_not_believed(
         *(os.geteuid(), os.getegid()),
         stat.S_IFREG | 0o644,
     )
+
+
+@pytest.mark.parametrize("kind", [0, stat.S_IFDIR, stat.S_IFLNK])
+def test_of_a_mode_of_another_type_the_permissions_count(
+    guest: FuseGuest, shared: Path, kind: int
+) -> None:
+    (shared / "file").touch(mode=0o644)
+    os.setxattr(shared / "file", KEPT[2], struct.pack("<I", kind | 0o4640))
+    assert owner_and_mode(guest, b"file")[2] == stat.S_IFREG | 0o4640
 
 
 def test_a_device_number_that_makes_no_sense(guest: FuseGuest, shared: Path) -> None:

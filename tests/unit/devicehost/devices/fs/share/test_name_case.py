@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.devices.fs.host_files import syscalls
+from services.devicehost.devices.fs.host_files import credentials, syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.name_case import CASE_XATTR
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.devicehost.devices.fs.host_files.syscalls import Statx
+
+
+OVERRIDES = 1 << 1 | 1 << 2
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (capability.h)."""
 
 
 def refused(call: Callable[[], object]) -> str:
@@ -170,6 +174,43 @@ def test_force_changes_the_exact_name_alone(
     guest.unlink(b"FILE")
     guest.call(Opcode.RMDIR, 1, b"Dir\0")
     assert list(shared.iterdir()) == []
+
+
+def test_force_tells_symlinks_apart_from_their_targets(
+    make_guest: MakeGuest, shared: Path, folding: None
+) -> None:
+    (shared / "file").write_bytes(b"x")
+    (shared / "Link").symlink_to("file")
+    (shared / "Dangling").symlink_to("nowhere")
+    guest = make_guest(case="force")
+    for name in (b"LINK", b"DANGLING"):
+        assert refused(lambda name=name: guest.lookup(name)) == "ENOENT"  # type: ignore[misc]
+        assert refused(lambda name=name: guest.unlink(name)) == "ENOENT"  # type: ignore[misc]
+        assert refused(lambda name=name: guest.rename(b"file", name)) == "EEXIST"  # type: ignore[misc]
+    for name in (b"Link", b"Dangling"):
+        guest.lookup(name)
+        guest.unlink(name)
+    assert [path.name for path in shared.iterdir()] == ["file"]
+
+
+@pytest.mark.root
+def test_force_reads_no_directory_whose_entries_have_one_spelling(
+    make_guest: MakeGuest, shared: Path
+) -> None:
+    """A directory may be searched by who may not read it; and reading a large one takes long."""
+    (shared / "closed").mkdir()
+    (shared / "closed" / "file").touch()
+    (shared / "closed" / "42").touch()
+    guest = make_guest(case="force")
+    directory = guest.lookup(b"closed").nodeid
+    (shared / "closed").chmod(0o311)
+    credentials._change(remove=OVERRIDES)
+    try:
+        for name in (b"file", b"42"):
+            guest.lookup(name, directory)
+            guest.unlink(name, directory)
+    finally:
+        credentials._change(add=OVERRIDES)
 
 
 def test_force_where_case_counts_anyway(make_guest: MakeGuest, shared: Path) -> None:

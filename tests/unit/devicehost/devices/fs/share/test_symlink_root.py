@@ -81,6 +81,10 @@ def test_a_target_that_gets_too_long(make_guest: MakeGuest, shared: Path) -> Non
     assert error.value.number == errno.ENAMETOOLONG
 
 
+def test_only_slashes_at_the_end_of_the_root_do_not_count() -> None:
+    assert SymlinkRoot("/mnt/X//").shown(b"/a") == b"/mnt/X/a"
+
+
 def test_the_longest_target_is_the_longest_path() -> None:
     """PATH_MAX is 4096 with the NUL at the end (limits.h)."""
     links = SymlinkRoot("/mnt")

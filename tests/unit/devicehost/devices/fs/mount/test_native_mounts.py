@@ -1,0 +1,81 @@
+"""The mounts of a device as a native loop finds them, and what each loop has of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from services.devicehost.devices.fs.mount.native_mounts import NativeMounts
+from services.devicehost.fastpath import Outcome
+from services.devicehost.virtio.native_queue import NativeQueue
+from services.wire import fuse
+from services.wire.fuse import Opcode
+from tests.unit.devicehost.devices.fs.ring_guest import RingGuest
+
+if TYPE_CHECKING:
+    import ctypes
+    from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest
+
+
+@pytest.mark.parametrize("library", ["native"], indirect=True)
+def test_a_loop_has_room_of_its_own_for_data_and_listings(guest: FuseGuest, shared: Path) -> None:
+    (shared / "file").write_bytes(b"text")
+    mounts = guest.session.native_mounts
+    assert mounts is not None
+    file, directory = guest.open(guest.lookup(b"file").nodeid), guest.opendir()
+    read = fuse.READ_IN.pack(file, 0, 4, 0, 0, 0)
+    listing = fuse.READ_IN.pack(directory, 0, 1000, 0, 0, 0)
+    woken = os.eventfd(1)
+    with RingGuest(natively=True) as driver, mounts.worker() as loop:
+        assert isinstance(driver.queue, NativeQueue)
+        driver.offer(driver.request(Opcode.READ, 1, read), 16 + 4)
+        driver.offer(driver.request(Opcode.READDIR, 1, listing), 1016)
+        assert driver.queue.lend(loop, woken) == Outcome.WOKEN
+        lengths = [written for _, written in driver.ring.completions()]
+    os.close(woken)
+    assert lengths == [16 + 4, 16 + 32 + 32 + 32], "., .. and file"
+
+
+class NoMemory:
+    """A library that gets memory for these functions only, and counts what it frees."""
+
+    def __init__(self, *available: str) -> None:
+        self._available = available
+        self.freed: list[str] = []
+
+    def ph_mounts_new(self) -> int | None:
+        return 1 if "ph_mounts_new" in self._available else None
+
+    def ph_mounts_put(self, *_: object) -> bool:
+        return False
+
+    def ph_mounts_free(self, _: int) -> None:
+        self.freed.append("mounts")
+
+    def ph_worker_new(self) -> None:
+        return None
+
+    def ph_worker_delete(self, _: int) -> None:
+        self.freed.append("worker")
+
+
+def test_without_memory_nothing_is_mounted_or_served() -> None:
+    library = NoMemory()
+    with pytest.raises(OSError) as error:
+        NativeMounts(cast("ctypes.CDLL", library))
+    assert error.value.errno == errno.ENOMEM
+    library = NoMemory("ph_mounts_new")
+    mounts = NativeMounts(cast("ctypes.CDLL", library))
+    with pytest.raises(OSError) as error:
+        mounts.put(0, None)
+    assert error.value.errno == errno.ENOMEM
+    with pytest.raises(OSError) as error, mounts.worker():
+        pass
+    assert error.value.errno == errno.ENOMEM
+    del mounts, error
+    assert library.freed == ["mounts"]
