@@ -7,6 +7,7 @@ The order of one VM's events (docs/handshake.md): VmCreated, GuestBooted,
 GuestKernelInfo (WSL2) or WSLCReadGuestCapabilities and WSLCApplyGuestCapabilities (WSLC),
 PoolLatched (and PoolNotAsRequested) or PoolRefused, then per device AddGuestDevice,
 ApertureCreated or WindowsEnabled, FirstRequestCompleted, RemoveGuestDevice; VmTerminated.
+GuestInitEnded, when a guest's process 1 ends by itself, begins the end of its VM.
 SwiotlbDeviceHostUnsupported follows the first AddGuestDevice whose device host takes no token.
 """
 
@@ -60,6 +61,7 @@ APERTURE_CREATED: Final = "ApertureCreated"
 WINDOWS_ENABLED: Final = "WindowsEnabled"
 FIRST_REQUEST: Final = "FirstRequestCompleted"
 DEVICE_REMOVED: Final = "RemoveGuestDevice"
+GUEST_INIT_ENDED: Final = "GuestInitEnded"
 VM_TERMINATED: Final = "VmTerminated"
 
 FS: Final = "virtio-fs"
@@ -226,6 +228,11 @@ def first_request(vm_id: str, device_id: str, device_class: str, tag: str) -> Ev
 def device_removed(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:
     """The VM owner has removed a device."""
     return Event(DEVICE_REMOVED, _device(vm_id, device_id, device_class, tag))
+
+
+def guest_init_ended(vm_id: str, cause: str) -> Event:
+    """Guest init has ended by itself, and the owner shuts its VM down."""
+    return Event(GUEST_INIT_ENDED, {VM_ID: vm_id, DETAIL: cause})
 
 
 def vm_terminated(vm_id: str) -> Event:

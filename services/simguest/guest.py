@@ -24,7 +24,6 @@ from services.handshake.errors import (
     NotFoundError,
 )
 from services.rpc.address import parse_address
-from services.simguest.exhaustions import Exhaustions
 from services.simguest.fs import driver as fs_driver
 from services.simguest.guest_init import GuestInitProcess, InitBoot
 from services.simguest.kernel import Kernel, ordinary_ranges, publish_pool, reserve_pool
@@ -33,6 +32,7 @@ from services.simguest.memory.dma import DirectDma, Dma
 from services.simguest.memory.pages import PageAllocator
 from services.simguest.memory.ram import GuestRam
 from services.simguest.net import driver as net_driver
+from services.simguest.reports import GuestReports
 from services.simguest.states import GuestEvent, GuestState, guest_life
 from services.simguest.virtio.device import DeviceKind, DeviceMemory, VirtioDevice
 from services.simguest.workload.workload import Workload
@@ -124,13 +124,13 @@ class Guest:
     Attributes:
         vm_id: The VM's id; empty before boot.
         workload: The guest's drivers and their work.
-        exhaustions: Reports when the kernel's pool is used up.
+        reports: Reports when the kernel's pool is used up, and when guest init ends.
     """
 
     def __init__(self, place: GuestPlace) -> None:
         self.vm_id = ""
         self.workload = Workload()
-        self.exhaustions = Exhaustions()
+        self.reports = GuestReports()
         self._life = guest_life()
         self._place = place
         self._memory: _Memory | None = None
@@ -227,7 +227,7 @@ class Guest:
                 _release_memory(self._memory)
                 self._memory = None
                 publish_pool(None, self._place.directory)
-            self.exhaustions.end()
+            self.reports.end()
 
     def pool_usage(self) -> tuple[SwiotlbPool, PoolUsage] | None:
         """Return the pool and its usage; None without a pool, and when the guest is off."""
@@ -252,12 +252,13 @@ class Guest:
 
     async def _boot(self, spec: BootSpec) -> None:
         parse_address(self._init_address())
-        memory = _make_memory(spec, self._place.rings_in_pool, self.exhaustions)
+        memory = _make_memory(spec, self._place.rings_in_pool, self.reports)
         try:
             self._init = await self._start_init(spec, memory.pool)
         except BaseException:
             memory.ram.close()
             raise
+        self._init.watch(self.reports.init_ended)
         self._memory, self.vm_id = memory, spec.vm_id
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -315,11 +316,11 @@ class Guest:
             steps.callback(self.workload.close)
 
 
-def _make_memory(spec: BootSpec, rings_in_pool: bool, exhaustions: Exhaustions) -> _Memory:
+def _make_memory(spec: BootSpec, rings_in_pool: bool, reports: GuestReports) -> _Memory:
     ram = GuestRam(spec.ram_bytes)
     pool = reserve_pool(spec.kernel, spec.kernel_command_line, ram.regions[0])
     direct = DirectDma(ram, PageAllocator(ordinary_ranges(ram.regions, pool)))
-    bounce = BouncePool(ram, pool, on_exhausted=exhaustions.report) if pool else None
+    bounce = BouncePool(ram, pool, on_exhausted=reports.exhausted) if pool else None
     buffers: Dma = bounce or direct
     rings = buffers if rings_in_pool else direct
     return _Memory(ram, pool, bounce, DeviceMemory(ram, buffers, rings))

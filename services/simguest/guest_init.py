@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from services.handshake.errors import DeadlineExceededError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 READY_DEADLINE_S: Final = 20.0
@@ -70,6 +72,8 @@ class GuestInitProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._ending = False
+        self._cause = ""
+        self._on_end: Callable[[str], None] | None = None
         self._watch = asyncio.create_task(self._report_end())
 
     @classmethod
@@ -100,6 +104,16 @@ class GuestInitProcess:
             await started.end()
             raise
         return started
+
+    def watch(self, on_end: Callable[[str], None]) -> None:
+        """Have its end reported, once, unless it is ended here.
+
+        Args:
+            on_end: Called with the exit status or signal; at once if it has ended already.
+        """
+        self._on_end = on_end
+        if self._cause:
+            on_end(self._cause)
 
     async def end(self) -> None:
         """Terminate guest init, and kill it if it does not end in time."""
@@ -137,5 +151,16 @@ class GuestInitProcess:
 
     async def _report_end(self) -> None:
         code = await self._process.wait()
-        if not self._ending:
-            _log.error("guest init ended by itself with status %d; its log says why", code)
+        if self._ending:
+            return
+        self._cause = f"signal {_signal_name(-code)}" if code < 0 else f"status {code}"
+        _log.error("guest init ended by itself with %s; its log says why", self._cause)
+        if self._on_end is not None:
+            self._on_end(self._cause)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return str(number)

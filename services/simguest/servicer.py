@@ -22,6 +22,7 @@ from services.rpc.server import Servicer
 from services.rpc.version import service_version
 from services.simguest.guest import AttachSpec, BootSpec, Guest
 from services.simguest.kernel import Kernel
+from services.simguest.reports import InitEnd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Generator
@@ -95,10 +96,14 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
     async def WatchMachine(  # noqa: N802, D102
         self, request: machine_pb2.WatchMachineRequest, context: object
     ) -> AsyncIterator[machine_pb2.WatchMachineResponse]:
-        async for instance_id, exhaustion in self._guest.exhaustions.watch():
-            yield machine_pb2.WatchMachineResponse(
-                instance_id=instance_id, exhaustion=exhaustion_to_proto(exhaustion)
-            )
+        async for report in self._guest.reports.watch():
+            if isinstance(report, InitEnd):
+                end = machine_pb2.GuestInitEnd(cause=report.cause)
+                yield machine_pb2.WatchMachineResponse(guest_init_end=end)
+            else:
+                yield machine_pb2.WatchMachineResponse(
+                    instance_id=report.device_id, exhaustion=exhaustion_to_proto(report.exhaustion)
+                )
 
     async def PowerOff(  # noqa: N802, D102
         self, request: machine_pb2.PowerOffRequest, context: object

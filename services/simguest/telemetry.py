@@ -61,7 +61,7 @@ def _exhaustions(guest: Guest) -> Iterable[Observation]:
             count,
             {events.VM_ID: guest.vm_id, events.DEVICE_ID: device_id, events.RESOURCE: resource},
         )
-        for (device_id, resource), count in guest.exhaustions.counts().items()
+        for (device_id, resource), count in guest.reports.counts().items()
     ]
 
 

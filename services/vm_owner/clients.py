@@ -22,14 +22,14 @@ from services.rpc.convert import (
 )
 from services.vm_owner.convert import report_from_proto
 from services.vm_owner.device_hosts import DeviceHostVersion, DeviceStatus
+from services.vm_owner.machines import GuestInitEnd, KernelExhaustion
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from services.handshake.exhaustion import Exhaustion
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
-    from services.vm_owner.machines import AttachSpec, BootSpec
+    from services.vm_owner.machines import AttachSpec, BootSpec, MachineReport
     from services.vm_owner.reports import Report
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
@@ -165,10 +165,14 @@ class MachineClient:
         """Detach a device."""
         await self._peer.stub.DetachDevice(machine_pb2.DetachDeviceRequest(instance_id=instance_id))
 
-    async def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
+    async def watch(self) -> AsyncIterator[MachineReport]:
+        """Stream exhaustions of the guest's kernel, and the end of guest init."""
         async for answer in self._peer.stub.WatchMachine(machine_pb2.WatchMachineRequest()):
-            yield answer.instance_id, exhaustion_from_proto(answer.exhaustion)
+            if answer.HasField("guest_init_end"):
+                yield GuestInitEnd(answer.guest_init_end.cause)
+            else:
+                exhaustion = exhaustion_from_proto(answer.exhaustion)
+                yield KernelExhaustion(answer.instance_id, exhaustion)
 
     async def power_off(self) -> None:
         """Stop the guest."""

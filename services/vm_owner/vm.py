@@ -26,13 +26,13 @@ from services.vm_owner.capabilities_reader import CapabilitiesReader
 from services.vm_owner.client_ids import check_instance_id, require_same
 from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices, announcement
-from services.vm_owner.machines import BootSpec
+from services.vm_owner.machines import BootSpec, GuestInitEnd
 from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmKind
 from services.vm_owner.states import VmEvent, VmState
 from services.vm_owner.vm_shares import VmShares
-from services.vm_owner.warnings import guest_ended
+from services.vm_owner.warnings import guest_ended, guest_init_ended
 from services.vm_owner.watch_items import DeviceExhausted
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from services.vm_owner.reports import Report
     from services.vm_owner.shares import Share, ShareSpec
     from services.vm_owner.subnets import SubnetPool
+    from services.vm_owner.warnings import VmWarning
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class Vm:
         self._plan = plan
         self._init_channel: InitChannel | None = None
         self._guest_end = ""
+        self._init_end: events.Event | None = None
         self._machine_watch: asyncio.Task[None] | None = None
 
     @property
@@ -234,6 +236,10 @@ class Vm:
         if self.record.state is VmState.TERMINATED:
             return
         self.begin_shutdown()
+        if self._init_end is not None:
+            # Here, and not where it was noticed: this is in an operation of the VM's trace.
+            self.record.emit(self._init_end)
+            self._init_end = None
         # The stack unwinds in reverse order, and to the end even when a callback raises.
         async with AsyncExitStack() as parts:
             parts.callback(self._mark_terminated)
@@ -247,9 +253,7 @@ class Vm:
 
     async def _boot(self, on_guest_end: Callable[[], None]) -> None:
         def ended(why: str) -> None:
-            self._guest_end = why
-            self.record.warn(guest_ended(why))
-            self.begin_shutdown()
+            self._end_with(guest_ended(why), why)
             on_guest_end()
 
         facts = self.record.facts
@@ -260,7 +264,7 @@ class Vm:
         self._require_not_ended()
         # The task has a context of its own: it outlives the operation and belongs to no VM's trace.
         self._machine_watch = asyncio.create_task(
-            self._watch_machine(), context=contextvars.Context()
+            self._watch_machine(on_guest_end), context=contextvars.Context()
         )
         self.guest_init_address = await self.machine.boot(
             BootSpec(
@@ -297,19 +301,37 @@ class Vm:
                 vm_id=self.vm_id,
             ) from None
 
-    async def _watch_machine(self) -> None:
-        """Publish the exhaustions of the guest's kernel, if the machine reports them."""
+    def _end_with(self, warning: VmWarning, why: str) -> None:
+        self._guest_end = why
+        self.record.warn(warning)
+        self.begin_shutdown()
+
+    async def _watch_machine(self, on_guest_end: Callable[[], None]) -> None:
+        """Publish what the machine reports, if it does, and end with guest init."""
         while True:
             try:
-                async for instance_id, exhaustion in self.machine.watch():
-                    device = self.devices.find(instance_id)
+                async for report in self.machine.watch():
+                    if isinstance(report, GuestInitEnd):
+                        self._end_with_init(report.cause, on_guest_end)
+                        continue
+                    device = self.devices.find(report.instance_id)
                     tag = device.spec.tag if device else ""
-                    self.record.publish(DeviceExhausted(instance_id, tag, exhaustion))
+                    self.record.publish(DeviceExhausted(report.instance_id, tag, report.exhaustion))
             except PortholeError as failure:
-                logger.debug("VM %s: its machine reports no exhaustions: %s", self.vm_id, failure)
+                logger.debug("VM %s: its machine reports nothing: %s", self.vm_id, failure)
                 if failure.reason == "METHOD_UNIMPLEMENTED":
                     return
             await asyncio.sleep(WATCH_RETRY_S)
+
+    def _end_with_init(self, cause: str, on_guest_end: Callable[[], None]) -> None:
+        """Shut the VM down, as a guest whose process 1 is gone cannot go on."""
+        if self.record.state in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
+            return
+        warning = guest_init_ended(cause)
+        logger.error("VM %s: %s", self.vm_id, warning.text)
+        self._init_end = events.guest_init_ended(self.vm_id, cause)
+        self._end_with(warning, f"guest init ended with {cause}")
+        on_guest_end()
 
     async def _stop_watching(self) -> None:
         if self._machine_watch is not None:

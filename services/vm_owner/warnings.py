@@ -24,6 +24,7 @@ DEVICE_HOST_UNSUPPORTED: Final = "SwiotlbDeviceHostUnsupported"
 KERNEL_RELEASE_UNREADABLE: Final = "KernelReleaseUnreadable"
 SHARE_FAILED: Final = "ShareFailed"
 GUEST_ENDED: Final = "GuestEnded"
+GUEST_INIT_ENDED: Final = "GuestInitEnded"
 CONFIG_VALUE: Final = "WslConfigValue"
 CONFIG_UNKNOWN: Final = "WslConfigUnknownKey"
 CONFIG_SYNTAX: Final = "WslConfigSyntax"
@@ -165,3 +166,12 @@ def share_failed(host_path: str, failure: PortholeError) -> VmWarning:
 def guest_ended(why: str) -> VmWarning:
     """A guest ended by itself."""
     return VmWarning(GUEST_ENDED, f"the guest ended by itself: {why}; the VM is shut down")
+
+
+def guest_init_ended(cause: str) -> VmWarning:
+    """Guest init, process 1 of a guest, ended by itself."""
+    return VmWarning(
+        GUEST_INIT_ENDED,
+        f"the guest's init ended by itself with {cause}, and no guest goes on without its process "
+        "1; the VM is shut down",
+    )

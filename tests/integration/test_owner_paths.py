@@ -192,6 +192,42 @@ async def test_a_guest_that_dies_shuts_its_vm_down(house: House) -> None:
     assert other.state == RUNNING
 
 
+@pytest.mark.parametrize("kind", [WSL2, WSLC], ids=["WSL2", "WSLC"])
+async def test_a_guest_init_that_dies_shuts_its_vm_down(
+    house: House, kind: vm_owner_pb2.VmKind.ValueType
+) -> None:
+    vm = await house.create(kind, fixed=True)
+    if kind == WSLC:
+        await apply_guest_capabilities(house.services.owner_address, vm.vm_id)
+    watching = house.stub.WatchVm(vm_owner_pb2.WatchVmRequest(vm_id=vm.vm_id))
+    states, warnings = [], []
+    killed = False
+    async with asyncio.timeout(30):
+        async for item in watching:
+            if item.HasField("state"):
+                states.append(item.state)
+            if item.HasField("warning"):
+                warnings.append(item.warning)
+            if not killed:
+                killed = True
+                [guest] = _children(house.pid_of("VM owner"))
+                [init] = _children(guest)
+                os.kill(init, signal.SIGKILL)
+    assert states == [RUNNING, vm_owner_pb2.VM_STATE_SHUTTING_DOWN, TERMINATED]
+    [warning] = warnings
+    assert warning.id == "GuestInitEnded"
+    assert "SIGKILL" in warning.text
+    seen = await house.get(vm.vm_id)
+    assert seen.state == TERMINATED
+    assert [each.id for each in seen.warnings] == ["GuestInitEnded"]
+    assert _gone(guest)
+    recorded = house.trace_file.read_text()
+    assert recorded.count("GuestInitEnded") == 1
+    assert house.broken_rules() == []
+    other = await house.create(WSL2)
+    assert other.state == RUNNING
+
+
 def _gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 

@@ -274,6 +274,26 @@ def idle_adapters() -> Steps:
     return [step for step in wsl2() if step[0] not in ("first-eth0", "first-loopback0")]
 
 
+def init_ended() -> Steps:
+    """Guest init ends by itself while a device is in use, and the owner shuts the VM down."""
+    steps = wslc()
+    steps[index(steps, events.DEVICE_REMOVED) : index(steps, events.DEVICE_REMOVED)] = [
+        ("terminate", events.guest_init_ended(VM, "signal SIGKILL"))
+    ]
+    return steps
+
+
+def init_ended_wsl2() -> Steps:
+    """The same in a VM whose guest reports by itself."""
+    steps = without(old_kernel(), events.VM_TERMINATED)
+    return [
+        *without(steps, events.DEVICE_REMOVED),
+        ("guest ended", events.guest_init_ended(VM, "status 1")),
+        *(step for step in steps if step[1].name == events.DEVICE_REMOVED),
+        ("guest ended", events.vm_terminated(VM)),
+    ]
+
+
 VALID = {
     case.__name__: case
     for case in (
@@ -292,6 +312,8 @@ VALID = {
         added_again,
         old_device_host,
         idle_adapters,
+        init_ended,
+        init_ended_wsl2,
     )
 }
 

@@ -133,8 +133,9 @@ def mutants(read: Read, valid: Recording) -> Iterator[MUTANT]:
                     yield f"{name} {key} = {value!r}", _with(valid, event, changed)
         case clause.Form(name, key):
             yield from _forms(valid, name, key)
-        case clause.Presence(name, device_class):
-            yield from _dropped(valid, name, device_class)
+        case clause.Presence(name, device_class, given):
+            if not given or _named(valid, given):
+                yield from _dropped(valid, name, device_class)
         case clause.Absence(name):
             yield from _inserted(valid, name)
         case clause.Once(name):

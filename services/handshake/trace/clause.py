@@ -37,10 +37,12 @@ class Presence:
 
     Attributes:
         device_class: The class of the devices that must have it; empty: any.
+        given: The event without which it need not be there; empty: always.
     """
 
     event: str
     device_class: str = ""
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True)

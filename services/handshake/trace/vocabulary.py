@@ -70,6 +70,7 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.WINDOWS_ENABLED: {**_DEVICE, **_POOL},
     events.FIRST_REQUEST: _DEVICE,
     events.DEVICE_REMOVED: _DEVICE,
+    events.GUEST_INIT_ENDED: {events.DETAIL: str},
     events.VM_TERMINATED: {},
 }
 """Every event of the handshake, and the attributes that it must have in addition to the VM's id."""

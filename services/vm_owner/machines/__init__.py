@@ -49,6 +49,24 @@ class AttachSpec:
     gateway_address: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class KernelExhaustion:
+    """The guest's kernel has used a resource up; `instance_id` is the device that needed more."""
+
+    instance_id: str
+    exhaustion: Exhaustion
+
+
+@dataclass(frozen=True, slots=True)
+class GuestInitEnd:
+    """Guest init, process 1 of the guest, has ended by itself; `cause` says how."""
+
+    cause: str
+
+
+MachineReport = KernelExhaustion | GuestInitEnd
+
+
 class Machine(Protocol):
     """A machine that runs one guest. A call that fails raises a PortholeError."""
 
@@ -72,8 +90,8 @@ class Machine(Protocol):
     async def detach_device(self, instance_id: str) -> None:
         """Detach a device."""
 
-    def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
+    def watch(self) -> AsyncIterator[MachineReport]:
+        """Stream exhaustions of the guest's kernel, and the end of guest init."""
 
     async def stop(self) -> None:
         """Power the guest off and release the machine. A guest that has ended is no error."""

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
-    from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.machines import AttachSpec, BootSpec
+    from services.vm_owner.machines import AttachSpec, BootSpec, MachineReport
     from services.vm_owner.machines.external import MachineConnection
 
 logger = logging.getLogger(__name__)
@@ -108,8 +107,8 @@ class EmbeddedMachine:
         self._require_alive()
         await self._external.detach_device(instance_id)
 
-    def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
+    def watch(self) -> AsyncIterator[MachineReport]:
+        """Stream exhaustions of the guest's kernel, and the end of guest init."""
         return self._external.watch()
 
     async def stop(self) -> None:

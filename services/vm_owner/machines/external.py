@@ -13,8 +13,7 @@ from services.handshake.errors import PortholeError, UnavailableError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.machines import AttachSpec, BootSpec
+    from services.vm_owner.machines import AttachSpec, BootSpec, MachineReport
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +30,8 @@ class MachineConnection(Protocol):
     async def detach_device(self, instance_id: str) -> None:
         """Detach a device."""
 
-    def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
+    def watch(self) -> AsyncIterator[MachineReport]:
+        """Stream exhaustions of the guest's kernel, and the end of guest init."""
 
     async def power_off(self) -> None:
         """Stop the guest."""
@@ -74,8 +73,8 @@ class ExternalMachine:
         """Detach a device."""
         await self._connected().detach_device(instance_id)
 
-    def watch(self) -> AsyncIterator[tuple[str, Exhaustion]]:
-        """Stream exhaustions of the guest's kernel, each with the device that needed more."""
+    def watch(self) -> AsyncIterator[MachineReport]:
+        """Stream exhaustions of the guest's kernel, and the end of guest init."""
         return self._connected().watch()
 
     async def stop(self) -> None:

@@ -149,6 +149,7 @@ MADE = [
     events.windows_enabled(*DEVICE),
     events.first_request(*DEVICE),
     events.device_removed(*DEVICE),
+    events.guest_init_ended("vm", "signal SIGKILL"),
     events.vm_terminated("vm"),
 ]
 

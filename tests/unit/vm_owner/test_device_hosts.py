@@ -12,11 +12,13 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from services.handshake.errors import UnavailableError
 from services.handshake.exhaustion import Exhaustion
 from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
+from services.vm_owner.machines import KernelExhaustion
 from services.vm_owner.machines.external import ExternalMachine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from services.vm_owner.machines import MachineReport
     from tests.support.owner_peers import Rig
 
 ONE_VM = SpanContext(trace_id=1, span_id=1, is_remote=False, trace_flags=TraceFlags(1))
@@ -59,10 +61,10 @@ async def test_the_stream_of_a_machine_is_in_no_vms_trace(
 ) -> None:
     watched: asyncio.Future[SpanContext] = asyncio.get_running_loop().create_future()
 
-    async def watch(_: object) -> AsyncIterator[tuple[str, Exhaustion]]:
+    async def watch(_: object) -> AsyncIterator[MachineReport]:
         watched.set_result(trace.get_current_span().get_span_context())
         await asyncio.Event().wait()
-        yield "", Exhaustion("", 0, 0)
+        yield KernelExhaustion("", Exhaustion("", 0, 0))
 
     monkeypatch.setattr(ExternalMachine, "watch", watch)
     with trace.use_span(NonRecordingSpan(ONE_VM)):

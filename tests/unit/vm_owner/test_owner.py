@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from porthole.machine.v1 import machine_pb2
 
 from services.handshake import events
 from services.handshake.errors import (
@@ -244,6 +245,47 @@ async def test_terminate_while_a_vm_is_being_created(rig: Rig) -> None:
         await creating
     assert ended.value.reason == "VM_ENDED_EARLY"
     assert vm.record.state is VmState.TERMINATED
+
+
+INIT_END = machine_pb2.WatchMachineResponse(
+    guest_init_end=machine_pb2.GuestInitEnd(cause="signal SIGKILL")
+)
+
+
+@pytest.mark.parametrize("kind", VmKind)
+async def test_a_vm_ends_with_its_guest_init(rig: Rig, trace: list[Event], kind: VmKind) -> None:
+    vm = await rig.owner.create(rig.vm_spec(kind))
+    rig.machine.news.put_nowait(INIT_END)
+    rig.machine.news.put_nowait(INIT_END)  # as after a stream that broke
+    with vm.record.watch() as stream:
+        seen = [item async for item in stream if isinstance(item, VmState)]
+    assert seen[-2:] == [VmState.SHUTTING_DOWN, VmState.TERMINATED]
+    assert [warning.id for warning in vm.record.warnings] == [warnings.GUEST_INIT_ENDED]
+    ended = [event for event in trace if event.name == events.GUEST_INIT_ENDED]
+    assert [event.attributes[events.DETAIL] for event in ended] == ["signal SIGKILL"]
+    assert names(trace)[-1] == events.VM_TERMINATED
+    assert rig.script.calls()[-1] == "PowerOff"
+
+
+async def test_guest_init_that_ends_before_it_reported(rig: Rig, trace: list[Event]) -> None:
+    rig.machine.capabilities = None
+    rig.machine.news.put_nowait(INIT_END)
+    with pytest.raises(UnavailableError, match="guest init ended with signal SIGKILL") as ended:
+        await rig.owner.create(rig.vm_spec())
+    assert ended.value.reason == "VM_ENDED_EARLY"
+    assert rig.owner.all() == []
+    assert names(trace).count(events.GUEST_INIT_ENDED) == 1
+
+
+async def test_a_guest_init_that_ends_with_its_vm_is_no_news(rig: Rig) -> None:
+    rig.script.gates["PowerOff"] = asyncio.Event()
+    vm = await rig.owner.create(rig.vm_spec())
+    ending = asyncio.create_task(rig.owner.terminate(vm.vm_id))
+    await rig.script.reached.wait()
+    rig.machine.news.put_nowait(INIT_END)
+    rig.script.gates["PowerOff"].set()
+    await ending
+    assert vm.record.warnings == []
 
 
 async def test_terminate_while_the_first_shares_are_being_added(rig: Rig, tmp_path: Path) -> None:

@@ -38,8 +38,11 @@ _ONCE: Final = (
     events.GUEST_BOOTED,
     events.POOL_LATCHED,
     events.POOL_NOT_AS_REQUESTED,
+    events.GUEST_INIT_ENDED,
     events.VM_TERMINATED,
 )
+_OF_LIFE: Final = (*ANNOUNCEMENTS, *ANSWERS, events.DEVICE_ADDED)
+"""The events that do not happen to a VM whose guest has no process 1 any more."""
 _OF_OTHER_KIND: Final = {
     WSL2: (events.WSLC_READ, events.WSLC_APPLY),
     WSLC: (events.GUEST_KERNEL_INFO,),
@@ -101,6 +104,17 @@ def _order_terminated(vm: VmTrace) -> Iterator[str]:
         for name in dict.fromkeys(names[names.index(events.VM_TERMINATED) + 1 :]):
             if name != events.VM_TERMINATED:
                 yield f"{name} came after {events.VM_TERMINATED}"
+
+
+def _guest_init_lost(vm: VmTrace) -> Iterator[str]:
+    names = [event.name for event in vm.events]
+    if events.GUEST_INIT_ENDED not in names:
+        return
+    after = names[names.index(events.GUEST_INIT_ENDED) :]
+    for name in dict.fromkeys(name for name in after if name in _OF_LIFE):
+        yield f"{name} came after {events.GUEST_INIT_ENDED}"
+    if events.VM_TERMINATED not in names:
+        yield f"{events.GUEST_INIT_ENDED}, and the VM was not shut down"
 
 
 def _too_early(
@@ -190,7 +204,7 @@ CLAUSES: Final = (
     Clause(
         "EVENT_REPEATED",
         4,
-        "A VM is created, boots, latches a pool and ends once.",
+        "A VM is created, boots, latches a pool, loses its guest init and ends once.",
         tuple(Once(name) for name in _ONCE),
         _event_repeated,
     ),
@@ -263,6 +277,17 @@ CLAUSES: Final = (
         "A device attaches to guest memory before it completes a request.",
         (events.FIRST_REQUEST,),
         ATTACHED,
+    ),
+    Clause(
+        "GUEST_INIT_LOST",
+        10,
+        "A VM whose guest init has ended is shut down: nothing is announced, latched or added any "
+        "more.",
+        (
+            Presence(events.VM_TERMINATED, given=events.GUEST_INIT_ENDED),
+            Order(events.GUEST_INIT_ENDED, _OF_LIFE),
+        ),
+        _guest_init_lost,
     ),
     Clause(
         "ORDER_TERMINATED",

@@ -27,7 +27,7 @@ from porthole.handshake.v1 import device_pb2 as porthole_dot_handshake_dot_v1_do
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!porthole/machine/v1/machine.proto\x12\x13porthole.machine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1a\n\x18MachineGetVersionRequest\"S\n\x19MachineGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1b\n\x19WorkloadGetVersionRequest\"T\n\x1aWorkloadGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x9a\x01\n\x0b\x42ootRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x11\n\tram_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13kernel_command_line\x18\x03 \x01(\t\x12\x1c\n\x14init_channel_address\x18\x04 \x01(\t\x12\x16\n\x0ekernel_release\x18\x05 \x01(\t\x12\x16\n\x0epublishes_pool\x18\x06 \x01(\x08\"*\n\x0c\x42ootResponse\x12\x1a\n\x12guest_init_address\x18\x01 \x01(\t\"\xb7\x01\n\x13\x41ttachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x02 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x17\n\x0fgateway_address\x18\x06 \x01(\t\"\x16\n\x14\x41ttachDeviceResponse\"*\n\x13\x44\x65tachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65tachDeviceResponse\"\x15\n\x13WatchMachineRequest\"b\n\x14WatchMachineResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x35\n\nexhaustion\x18\x02 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion\"\x11\n\x0fPowerOffRequest\"\x12\n\x10PowerOffResponse\"\x0e\n\x0cStatsRequest\"\x9a\x01\n\rStatsResponse\x12\x11\n\tpool_base\x18\x01 \x01(\x04\x12\x17\n\x0fpool_size_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bslots_total\x18\x03 \x01(\x04\x12\x12\n\nslots_used\x18\x04 \x01(\x04\x12\x1d\n\x15slots_used_high_water\x18\x05 \x01(\x04\x12\x15\n\rbytes_bounced\x18\x06 \x01(\x04\"0\n\x0cMountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\"\x0f\n\rMountResponse\"\x1d\n\x0eUnmountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\"=\n\x0fHashTreeRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\"B\n\x10HashTreeResponse\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.porthole.machine.v1.FileDigest\">\n\nFileDigest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"t\n\x0f\x43opyTreeRequest\x12\x12\n\nsource_tag\x18\x01 \x01(\t\x12\x13\n\x0bsource_path\x18\x02 \x01(\t\x12\x12\n\ntarget_tag\x18\x03 \x01(\t\x12\x13\n\x0btarget_path\x18\x04 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x05 \x03(\t\"d\n\x10\x43opyTreeResponse\x12\x13\n\x0b\x64irectories\x18\x01 \x01(\x04\x12\r\n\x05\x66iles\x18\x02 \x01(\x04\x12\x16\n\x0esymbolic_links\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x04 \x01(\x04\"I\n\x0eHttpGetRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x0fHttpGetResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"Y\n\x0bPingRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"d\n\x0cPingResponse\x12\x0c\n\x04sent\x18\x01 \x01(\r\x12\x10\n\x08received\x18\x02 \x01(\r\x12\x34\n\x11round_trip_median\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xcd\x04\n\x07Machine\x12k\n\nGetVersion\x12-.porthole.machine.v1.MachineGetVersionRequest\x1a..porthole.machine.v1.MachineGetVersionResponse\x12K\n\x04\x42oot\x12 .porthole.machine.v1.BootRequest\x1a!.porthole.machine.v1.BootResponse\x12\x63\n\x0c\x41ttachDevice\x12(.porthole.machine.v1.AttachDeviceRequest\x1a).porthole.machine.v1.AttachDeviceResponse\x12\x63\n\x0c\x44\x65tachDevice\x12(.porthole.machine.v1.DetachDeviceRequest\x1a).porthole.machine.v1.DetachDeviceResponse\x12\x65\n\x0cWatchMachine\x12(.porthole.machine.v1.WatchMachineRequest\x1a).porthole.machine.v1.WatchMachineResponse0\x01\x12W\n\x08PowerOff\x12$.porthole.machine.v1.PowerOffRequest\x1a%.porthole.machine.v1.PowerOffResponse2\xc6\x05\n\x08Workload\x12m\n\nGetVersion\x12..porthole.machine.v1.WorkloadGetVersionRequest\x1a/.porthole.machine.v1.WorkloadGetVersionResponse\x12N\n\x05Stats\x12!.porthole.machine.v1.StatsRequest\x1a\".porthole.machine.v1.StatsResponse\x12N\n\x05Mount\x12!.porthole.machine.v1.MountRequest\x1a\".porthole.machine.v1.MountResponse\x12T\n\x07Unmount\x12#.porthole.machine.v1.UnmountRequest\x1a$.porthole.machine.v1.UnmountResponse\x12Y\n\x08HashTree\x12$.porthole.machine.v1.HashTreeRequest\x1a%.porthole.machine.v1.HashTreeResponse0\x01\x12W\n\x08\x43opyTree\x12$.porthole.machine.v1.CopyTreeRequest\x1a%.porthole.machine.v1.CopyTreeResponse\x12T\n\x07HttpGet\x12#.porthole.machine.v1.HttpGetRequest\x1a$.porthole.machine.v1.HttpGetResponse\x12K\n\x04Ping\x12 .porthole.machine.v1.PingRequest\x1a!.porthole.machine.v1.PingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!porthole/machine/v1/machine.proto\x12\x13porthole.machine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1a\n\x18MachineGetVersionRequest\"S\n\x19MachineGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1b\n\x19WorkloadGetVersionRequest\"T\n\x1aWorkloadGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x9a\x01\n\x0b\x42ootRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x11\n\tram_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13kernel_command_line\x18\x03 \x01(\t\x12\x1c\n\x14init_channel_address\x18\x04 \x01(\t\x12\x16\n\x0ekernel_release\x18\x05 \x01(\t\x12\x16\n\x0epublishes_pool\x18\x06 \x01(\x08\"*\n\x0c\x42ootResponse\x12\x1a\n\x12guest_init_address\x18\x01 \x01(\t\"\xb7\x01\n\x13\x41ttachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x02 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x17\n\x0fgateway_address\x18\x06 \x01(\t\"\x16\n\x14\x41ttachDeviceResponse\"*\n\x13\x44\x65tachDeviceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65tachDeviceResponse\"\x15\n\x13WatchMachineRequest\"\x9d\x01\n\x14WatchMachineResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x35\n\nexhaustion\x18\x02 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion\x12\x39\n\x0eguest_init_end\x18\x03 \x01(\x0b\x32!.porthole.machine.v1.GuestInitEnd\"\x1d\n\x0cGuestInitEnd\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"\x11\n\x0fPowerOffRequest\"\x12\n\x10PowerOffResponse\"\x0e\n\x0cStatsRequest\"\x9a\x01\n\rStatsResponse\x12\x11\n\tpool_base\x18\x01 \x01(\x04\x12\x17\n\x0fpool_size_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bslots_total\x18\x03 \x01(\x04\x12\x12\n\nslots_used\x18\x04 \x01(\x04\x12\x1d\n\x15slots_used_high_water\x18\x05 \x01(\x04\x12\x15\n\rbytes_bounced\x18\x06 \x01(\x04\"0\n\x0cMountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\"\x0f\n\rMountResponse\"\x1d\n\x0eUnmountRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\"=\n\x0fHashTreeRequest\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\"B\n\x10HashTreeResponse\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.porthole.machine.v1.FileDigest\">\n\nFileDigest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"t\n\x0f\x43opyTreeRequest\x12\x12\n\nsource_tag\x18\x01 \x01(\t\x12\x13\n\x0bsource_path\x18\x02 \x01(\t\x12\x12\n\ntarget_tag\x18\x03 \x01(\t\x12\x13\n\x0btarget_path\x18\x04 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x05 \x03(\t\"d\n\x10\x43opyTreeResponse\x12\x13\n\x0b\x64irectories\x18\x01 \x01(\x04\x12\r\n\x05\x66iles\x18\x02 \x01(\x04\x12\x16\n\x0esymbolic_links\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x04 \x01(\x04\"I\n\x0eHttpGetRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x0fHttpGetResponse\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"Y\n\x0bPingRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"d\n\x0cPingResponse\x12\x0c\n\x04sent\x18\x01 \x01(\r\x12\x10\n\x08received\x18\x02 \x01(\r\x12\x34\n\x11round_trip_median\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xcd\x04\n\x07Machine\x12k\n\nGetVersion\x12-.porthole.machine.v1.MachineGetVersionRequest\x1a..porthole.machine.v1.MachineGetVersionResponse\x12K\n\x04\x42oot\x12 .porthole.machine.v1.BootRequest\x1a!.porthole.machine.v1.BootResponse\x12\x63\n\x0c\x41ttachDevice\x12(.porthole.machine.v1.AttachDeviceRequest\x1a).porthole.machine.v1.AttachDeviceResponse\x12\x63\n\x0c\x44\x65tachDevice\x12(.porthole.machine.v1.DetachDeviceRequest\x1a).porthole.machine.v1.DetachDeviceResponse\x12\x65\n\x0cWatchMachine\x12(.porthole.machine.v1.WatchMachineRequest\x1a).porthole.machine.v1.WatchMachineResponse0\x01\x12W\n\x08PowerOff\x12$.porthole.machine.v1.PowerOffRequest\x1a%.porthole.machine.v1.PowerOffResponse2\xc6\x05\n\x08Workload\x12m\n\nGetVersion\x12..porthole.machine.v1.WorkloadGetVersionRequest\x1a/.porthole.machine.v1.WorkloadGetVersionResponse\x12N\n\x05Stats\x12!.porthole.machine.v1.StatsRequest\x1a\".porthole.machine.v1.StatsResponse\x12N\n\x05Mount\x12!.porthole.machine.v1.MountRequest\x1a\".porthole.machine.v1.MountResponse\x12T\n\x07Unmount\x12#.porthole.machine.v1.UnmountRequest\x1a$.porthole.machine.v1.UnmountResponse\x12Y\n\x08HashTree\x12$.porthole.machine.v1.HashTreeRequest\x1a%.porthole.machine.v1.HashTreeResponse0\x01\x12W\n\x08\x43opyTree\x12$.porthole.machine.v1.CopyTreeRequest\x1a%.porthole.machine.v1.CopyTreeResponse\x12T\n\x07HttpGet\x12#.porthole.machine.v1.HttpGetRequest\x1a$.porthole.machine.v1.HttpGetResponse\x12K\n\x04Ping\x12 .porthole.machine.v1.PingRequest\x1a!.porthole.machine.v1.PingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,44 +56,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DETACHDEVICERESPONSE']._serialized_end=879
   _globals['_WATCHMACHINEREQUEST']._serialized_start=881
   _globals['_WATCHMACHINEREQUEST']._serialized_end=902
-  _globals['_WATCHMACHINERESPONSE']._serialized_start=904
-  _globals['_WATCHMACHINERESPONSE']._serialized_end=1002
-  _globals['_POWEROFFREQUEST']._serialized_start=1004
-  _globals['_POWEROFFREQUEST']._serialized_end=1021
-  _globals['_POWEROFFRESPONSE']._serialized_start=1023
-  _globals['_POWEROFFRESPONSE']._serialized_end=1041
-  _globals['_STATSREQUEST']._serialized_start=1043
-  _globals['_STATSREQUEST']._serialized_end=1057
-  _globals['_STATSRESPONSE']._serialized_start=1060
-  _globals['_STATSRESPONSE']._serialized_end=1214
-  _globals['_MOUNTREQUEST']._serialized_start=1216
-  _globals['_MOUNTREQUEST']._serialized_end=1264
-  _globals['_MOUNTRESPONSE']._serialized_start=1266
-  _globals['_MOUNTRESPONSE']._serialized_end=1281
-  _globals['_UNMOUNTREQUEST']._serialized_start=1283
-  _globals['_UNMOUNTREQUEST']._serialized_end=1312
-  _globals['_UNMOUNTRESPONSE']._serialized_start=1314
-  _globals['_UNMOUNTRESPONSE']._serialized_end=1331
-  _globals['_HASHTREEREQUEST']._serialized_start=1333
-  _globals['_HASHTREEREQUEST']._serialized_end=1394
-  _globals['_HASHTREERESPONSE']._serialized_start=1396
-  _globals['_HASHTREERESPONSE']._serialized_end=1462
-  _globals['_FILEDIGEST']._serialized_start=1464
-  _globals['_FILEDIGEST']._serialized_end=1526
-  _globals['_COPYTREEREQUEST']._serialized_start=1528
-  _globals['_COPYTREEREQUEST']._serialized_end=1644
-  _globals['_COPYTREERESPONSE']._serialized_start=1646
-  _globals['_COPYTREERESPONSE']._serialized_end=1746
-  _globals['_HTTPGETREQUEST']._serialized_start=1748
-  _globals['_HTTPGETREQUEST']._serialized_end=1821
-  _globals['_HTTPGETRESPONSE']._serialized_start=1823
-  _globals['_HTTPGETRESPONSE']._serialized_end=1892
-  _globals['_PINGREQUEST']._serialized_start=1894
-  _globals['_PINGREQUEST']._serialized_end=1983
-  _globals['_PINGRESPONSE']._serialized_start=1985
-  _globals['_PINGRESPONSE']._serialized_end=2085
-  _globals['_MACHINE']._serialized_start=2088
-  _globals['_MACHINE']._serialized_end=2677
-  _globals['_WORKLOAD']._serialized_start=2680
-  _globals['_WORKLOAD']._serialized_end=3390
+  _globals['_WATCHMACHINERESPONSE']._serialized_start=905
+  _globals['_WATCHMACHINERESPONSE']._serialized_end=1062
+  _globals['_GUESTINITEND']._serialized_start=1064
+  _globals['_GUESTINITEND']._serialized_end=1093
+  _globals['_POWEROFFREQUEST']._serialized_start=1095
+  _globals['_POWEROFFREQUEST']._serialized_end=1112
+  _globals['_POWEROFFRESPONSE']._serialized_start=1114
+  _globals['_POWEROFFRESPONSE']._serialized_end=1132
+  _globals['_STATSREQUEST']._serialized_start=1134
+  _globals['_STATSREQUEST']._serialized_end=1148
+  _globals['_STATSRESPONSE']._serialized_start=1151
+  _globals['_STATSRESPONSE']._serialized_end=1305
+  _globals['_MOUNTREQUEST']._serialized_start=1307
+  _globals['_MOUNTREQUEST']._serialized_end=1355
+  _globals['_MOUNTRESPONSE']._serialized_start=1357
+  _globals['_MOUNTRESPONSE']._serialized_end=1372
+  _globals['_UNMOUNTREQUEST']._serialized_start=1374
+  _globals['_UNMOUNTREQUEST']._serialized_end=1403
+  _globals['_UNMOUNTRESPONSE']._serialized_start=1405
+  _globals['_UNMOUNTRESPONSE']._serialized_end=1422
+  _globals['_HASHTREEREQUEST']._serialized_start=1424
+  _globals['_HASHTREEREQUEST']._serialized_end=1485
+  _globals['_HASHTREERESPONSE']._serialized_start=1487
+  _globals['_HASHTREERESPONSE']._serialized_end=1553
+  _globals['_FILEDIGEST']._serialized_start=1555
+  _globals['_FILEDIGEST']._serialized_end=1617
+  _globals['_COPYTREEREQUEST']._serialized_start=1619
+  _globals['_COPYTREEREQUEST']._serialized_end=1735
+  _globals['_COPYTREERESPONSE']._serialized_start=1737
+  _globals['_COPYTREERESPONSE']._serialized_end=1837
+  _globals['_HTTPGETREQUEST']._serialized_start=1839
+  _globals['_HTTPGETREQUEST']._serialized_end=1912
+  _globals['_HTTPGETRESPONSE']._serialized_start=1914
+  _globals['_HTTPGETRESPONSE']._serialized_end=1983
+  _globals['_PINGREQUEST']._serialized_start=1985
+  _globals['_PINGREQUEST']._serialized_end=2074
+  _globals['_PINGRESPONSE']._serialized_start=2076
+  _globals['_PINGRESPONSE']._serialized_end=2176
+  _globals['_MACHINE']._serialized_start=2179
+  _globals['_MACHINE']._serialized_end=2768
+  _globals['_WORKLOAD']._serialized_start=2771
+  _globals['_WORKLOAD']._serialized_end=3481
 # @@protoc_insertion_point(module_scope)

@@ -269,7 +269,7 @@ Global___DetachDeviceResponse: _TypeAlias = DetachDeviceResponse  # noqa: Y015
 
 @_typing.final
 class WatchMachineRequest(_message.Message):
-    """WatchMachineRequest asks for all exhaustions."""
+    """WatchMachineRequest asks for all reports."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -286,31 +286,61 @@ Global___WatchMachineRequest: _TypeAlias = WatchMachineRequest  # noqa: Y015
 
 @_typing.final
 class WatchMachineResponse(_message.Message):
-    """WatchMachineResponse is one exhaustion."""
+    """WatchMachineResponse is one exhaustion, or the end of guest init."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     EXHAUSTION_FIELD_NUMBER: _builtins.int
+    GUEST_INIT_END_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The device whose request needed more of the resource."""
     @_builtins.property
     def exhaustion(self) -> _device_pb2.Exhaustion:
         """The resource, how much of it was in use, and its bound."""
 
+    @_builtins.property
+    def guest_init_end(self) -> Global___GuestInitEnd:
+        """Guest init, process 1, has ended by itself; the other fields are empty."""
+
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         exhaustion: _device_pb2.Exhaustion | None = ...,
+        guest_init_end: Global___GuestInitEnd | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exhaustion", b"exhaustion"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exhaustion", b"exhaustion", "guest_init_end", b"guest_init_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exhaustion", b"exhaustion", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exhaustion", b"exhaustion", "guest_init_end", b"guest_init_end", "instance_id", b"instance_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchMachineResponse: _TypeAlias = WatchMachineResponse  # noqa: Y015
+
+@_typing.final
+class GuestInitEnd(_message.Message):
+    """GuestInitEnd is the end of a guest's process 1, without which the guest is of
+    no use: a Linux kernel would panic.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    """How it ended, for people: its exit status or the signal."""
+    def __init__(
+        self,
+        *,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestInitEnd: _TypeAlias = GuestInitEnd  # noqa: Y015
 
 @_typing.final
 class PowerOffRequest(_message.Message):

@@ -104,8 +104,9 @@ class MachineServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchMachine(self, request, context):
-        """WatchMachine streams exhaustions of the guest's kernel from now on. A
-        machine that cannot report them answers UNIMPLEMENTED.
+        """WatchMachine streams exhaustions of the guest's kernel from now on, and the
+        end of guest init, also one that came before. A machine that cannot report
+        them answers UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

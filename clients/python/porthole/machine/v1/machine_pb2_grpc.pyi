@@ -48,8 +48,9 @@ class MachineStub:
     DetachDevice: _grpc.UnaryUnaryMultiCallable[_machine_pb2.DetachDeviceRequest, _machine_pb2.DetachDeviceResponse]
     """DetachDevice detaches a device."""
     WatchMachine: _grpc.UnaryStreamMultiCallable[_machine_pb2.WatchMachineRequest, _machine_pb2.WatchMachineResponse]
-    """WatchMachine streams exhaustions of the guest's kernel from now on. A
-    machine that cannot report them answers UNIMPLEMENTED.
+    """WatchMachine streams exhaustions of the guest's kernel from now on, and the
+    end of guest init, also one that came before. A machine that cannot report
+    them answers UNIMPLEMENTED.
     """
     PowerOff: _grpc.UnaryUnaryMultiCallable[_machine_pb2.PowerOffRequest, _machine_pb2.PowerOffResponse]
     """PowerOff stops the guest."""
@@ -74,8 +75,9 @@ class MachineAsyncStub(MachineStub):
     DetachDevice: _aio.UnaryUnaryMultiCallable[_machine_pb2.DetachDeviceRequest, _machine_pb2.DetachDeviceResponse]  # type: ignore[assignment]
     """DetachDevice detaches a device."""
     WatchMachine: _aio.UnaryStreamMultiCallable[_machine_pb2.WatchMachineRequest, _machine_pb2.WatchMachineResponse]  # type: ignore[assignment]
-    """WatchMachine streams exhaustions of the guest's kernel from now on. A
-    machine that cannot report them answers UNIMPLEMENTED.
+    """WatchMachine streams exhaustions of the guest's kernel from now on, and the
+    end of guest init, also one that came before. A machine that cannot report
+    them answers UNIMPLEMENTED.
     """
     PowerOff: _aio.UnaryUnaryMultiCallable[_machine_pb2.PowerOffRequest, _machine_pb2.PowerOffResponse]  # type: ignore[assignment]
     """PowerOff stops the guest."""
@@ -127,8 +129,9 @@ class MachineServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_pb2.WatchMachineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_machine_pb2.WatchMachineResponse], _abc.AsyncIterator[_machine_pb2.WatchMachineResponse]]:
-        """WatchMachine streams exhaustions of the guest's kernel from now on. A
-        machine that cannot report them answers UNIMPLEMENTED.
+        """WatchMachine streams exhaustions of the guest's kernel from now on, and the
+        end of guest init, also one that came before. A machine that cannot report
+        them answers UNIMPLEMENTED.
         """
 
     @_abc_1.abstractmethod
