@@ -13,12 +13,15 @@ import pytest
 
 import services.devicehost.devices.fs as package
 from services.devicehost import fastpath
+from services.devicehost.devices.fs.host_files import descriptors as module_of_descriptors
 from services.devicehost.devices.fs.host_files.descriptors import (
     MAX_NODE_DESCRIPTORS,
+    MAX_NODES,
     WANTED_DESCRIPTORS,
     Descriptor,
     Limits,
     first_unusable,
+    open_descriptors,
     raise_descriptor_limit,
 )
 from services.devicehost.devices.fs.mount.native_mount import NativeMount
@@ -94,6 +97,74 @@ def test_the_limit_is_raised_as_far_as_it_may_be() -> None:
         assert limits.handles == usable // 8
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("hard", "may_raise", "reached"),
+    [
+        (4096, True, WANTED_DESCRIPTORS),
+        (4096, False, 4096),
+        (2 * WANTED_DESCRIPTORS, True, 2 * WANTED_DESCRIPTORS),
+    ],
+)
+@pytest.mark.parametrize("error", [ValueError, PermissionError])
+def test_what_is_reached_of_the_limit_is_divided(
+    monkeypatch: pytest.MonkeyPatch,
+    hard: int,
+    may_raise: bool,
+    reached: int,
+    error: type[Exception],
+) -> None:
+    limits = pretend_limit(monkeypatch, hard, may_raise=may_raise, error=error)
+    found = raise_descriptor_limit()
+    assert limits == [(reached, reached)]
+    usable = reached - 1024
+    descriptors = min(usable // 2, MAX_NODE_DESCRIPTORS)
+    assert found == Limits(MAX_NODES, descriptors, usable // 8)
+
+
+@pytest.mark.parametrize(("hard", "descriptors"), [(2, 1), (4, 1), (8, 2), (2048, 512)])
+def test_a_share_has_a_descriptor_and_a_handle_however_low_the_limit(
+    monkeypatch: pytest.MonkeyPatch, hard: int, descriptors: int
+) -> None:
+    pretend_limit(monkeypatch, hard, may_raise=False, error=ValueError)
+    assert raise_descriptor_limit() == Limits(MAX_NODES, descriptors, max(hard // 16, 1))
+
+
+def pretend_limit(
+    monkeypatch: pytest.MonkeyPatch, hard: int, *, may_raise: bool, error: type[Exception]
+) -> list[tuple[int, int]]:
+    """Have a process without or with CAP_SYS_RESOURCE; returns the limits that it sets."""
+    limits: list[tuple[int, int]] = []
+
+    def set_limit(_: int, wanted: tuple[int, int]) -> None:
+        if wanted[1] > hard and not may_raise:
+            raise error
+        limits.append(wanted)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
+    monkeypatch.setattr(resource, "setrlimit", set_limit)
+    return limits
+
+
+class OldPath(type(Path())):  # type: ignore[misc]
+    """A path on Linux before 6.2, whose /proc/self/fd has no size."""
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        return os.stat_result([0] * 10)
+
+
+@pytest.mark.parametrize("path", [Path, OldPath])
+def test_all_descriptors_of_the_process_are_counted(
+    monkeypatch: pytest.MonkeyPatch, path: type[Path]
+) -> None:
+    monkeypatch.setattr(module_of_descriptors, "Path", path)
+    before = open_fds() - 1  # without that of the listing
+    assert open_descriptors() == before
+    fds = [os.eventfd(0) for _ in range(3)]
+    assert open_descriptors() == before + 3
+    for fd in fds:
+        os.close(fd)
 
 
 def test_all_devices_together_leave_descriptors_to_the_rest_of_the_process(tmp_path: Path) -> None:
