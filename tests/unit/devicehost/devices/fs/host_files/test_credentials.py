@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 import stat
 import struct
 import threading
@@ -30,6 +31,7 @@ USER, GROUP = 12345, 23456
 ALL_CAPABILITIES = (1 << 32) - 1
 OVERRIDES = 1 << 1 | 1 << 2
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (capability.h)."""
+CAP_CHOWN = 1 << 0
 
 
 def owner(path: Path) -> tuple[int, int]:
@@ -257,6 +259,82 @@ def test_set_id_bits_fall_where_the_guest_cannot_ask(
     body = fuse.COPY_FILE_RANGE_IN.pack(source, 0, entry.nodeid, handle, 0, 4, 0)
     guest.call(Opcode.COPY_FILE_RANGE, entry.nodeid, body)
     assert stat.S_IMODE(path.stat().st_mode) == left
+
+
+@pytest.mark.parametrize(
+    ("rights", "kept"),
+    [
+        ({}, credentials._CAP_DAC_OVERRIDE),
+        ({"override": False}, 0),
+        ({"member": True}, credentials._CAP_DAC_OVERRIDE | credentials._CAP_FSETID),
+        ({"override": False, "member": True}, credentials._CAP_FSETID),
+    ],
+)
+def test_who_acts_as_a_user_keeps_only_the_rights_that_are_asked_for(
+    rights: dict[str, bool], kept: int
+) -> None:
+    files = credentials._CAP_DAC_OVERRIDE | credentials._CAP_FSETID
+    before = effective()
+    with credentials.ActAs(USER, GROUP, **rights):
+        assert effective()[0] & files == kept
+    assert effective() == before
+
+
+@pytest.mark.parametrize("way", [credentials.ActAs(0, GROUP), credentials.KillSuidGid()])
+def test_a_capability_that_a_thread_has_dropped_stays_dropped(
+    way: credentials.ActAs | credentials.KillSuidGid,
+) -> None:
+    dropped = CAP_CHOWN | credentials._CAP_DAC_OVERRIDE
+
+    def act() -> None:
+        credentials._change(remove=dropped)
+        before = effective()
+        with way:
+            assert not effective()[0] & dropped
+        assert effective() == before
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(act).result()
+
+
+def test_a_change_of_capabilities_that_is_refused_keeps_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container's seccomp profile may refuse the system calls."""
+    for name in ("capget", "capset"):
+        with monkeypatch.context() as patch:
+            patch.setattr(credentials._libc, name, refusing(errno.EPERM))
+            with pytest.raises(PermissionError), credentials.KillSuidGid():
+                pass
+
+
+def test_where_setgroups_has_no_known_number_the_process_leaves_its_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "other")
+    before = os.getgroups()
+    os.setgroups([GROUP])
+    try:
+        credentials.leave_groups()
+        assert os.getgroups() == []
+    finally:
+        os.setgroups(before)
+
+
+def test_groups_that_a_user_namespace_keeps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials._libc, "syscall", refusing(errno.EPERM))
+    credentials.leave_groups()
+    monkeypatch.setattr(credentials._libc, "syscall", refusing(errno.ENOMEM))
+    with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
+        credentials.leave_groups()
+
+
+def refusing(number: int) -> Callable[..., int]:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    return refuse
 
 
 def thread_with(permitted: tuple[int, int], work: Callable[[], None]) -> None:

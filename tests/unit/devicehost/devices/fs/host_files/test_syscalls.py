@@ -86,6 +86,17 @@ def test_a_file_that_is_opened_again_goes_to_no_child_process(inner_fd: int) -> 
         os.close(ordinary)
 
 
+def test_a_range_of_a_file_reaches_beyond_32_bits_and_not_beyond_63(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        syscalls.fallocate(file.fileno(), 0, 5 << 32, 4096)
+        assert os.fstat(file.fileno()).st_size == (5 << 32) + 4096
+        for offset, length in ((1 << 63, 1), (0, 1 << 63)):
+            with pytest.raises(OverflowError, match="does not fit 63 bits"):
+                syscalls.fallocate(file.fileno(), 0, offset, length)
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            syscalls.fallocate(file.fileno(), 0, (1 << 63) - 1, 1)
+
+
 @pytest.mark.parametrize(("number", "passed_on"), [(errno.EPERM, False), (errno.ENOMEM, True)])
 def test_where_a_thread_can_have_no_umask_of_its_own_it_sets_the_process_wide_one(
     monkeypatch: pytest.MonkeyPatch, number: int, passed_on: bool
