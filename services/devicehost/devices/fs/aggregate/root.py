@@ -237,8 +237,11 @@ def _refused(number: int) -> _Run:
 
 
 def _as(row: Operation[Mount], run: _Run) -> Operation[AggregateMount]:
-    """Make a row for the root that checks a request like the row for a share."""
-    return Operation(run, row.args, row.reply_bytes, row.modifies, row.streamed)
+    """Make a row for the root that checks the form of a request like the row for a share.
+
+    The root refuses changes by errors of its own.
+    """
+    return Operation(run, row.args, row.reply_bytes, streamed=row.streamed)
 
 
 _OF_ANY_NODE: Final[dict[Opcode, _Run]] = {

@@ -31,7 +31,12 @@ from tests.unit.devicehost.devices.fs.aggregate.conftest import (
     refused,
 )
 from tests.unit.devicehost.devices.fs.conftest import VM_ID
-from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest, buffers
+from tests.unit.devicehost.devices.fs.fuse_guest import (
+    OFFERED,
+    FuseError,
+    FuseGuest,
+    buffers,
+)
 from tests.unit.devicehost.devices.fs.native_guest import NativeGuest
 from tests.unit.devicehost.devices.fs.ring_guest import RingGuest
 
@@ -125,6 +130,24 @@ def test_shares_have_options_of_their_own(rig: Rig, guest: FuseGuest) -> None:
     refused(errno.EROFS, lambda: guest.open(other.nodeid, os.O_RDWR))
     refused(errno.EROFS, lambda: guest.create(b"new", guest.lookup(b"closed").nodeid))
     guest.create(b"new", guest.lookup(b"open").nodeid)
+
+
+@pytest.mark.parametrize("agreed", [False, True])
+def test_a_guest_that_keeps_writes_back_does_so_in_every_share(
+    tmp_path: Path, library: ctypes.CDLL | None, agreed: bool
+) -> None:
+    options = FsOptions(name="shares", vm_id=VM_ID, writeback=True)
+    aggregate = Aggregate(options, LIMITS, library)
+    rig = Rig(aggregate, FuseSession(aggregate, MAX_REQUEST_BYTES), library, tmp_path)
+    guest = rig.guest()
+    guest.init(flags=OFFERED if agreed else OFFERED & ~fuse.FUSE_WRITEBACK_CACHE)
+    (rig.add("one") / "file").write_text("text")
+    node = guest.walk("one/file").nodeid
+    body = fuse.READ_IN.pack(guest.open(node, os.O_WRONLY), 0, 10, 0, 0, 0)
+    if agreed:
+        assert guest.call(Opcode.READ, node, body) == b"text", "the bytes around a write"
+    else:
+        refused(errno.EBADF, lambda: guest.call(Opcode.READ, node, body))
 
 
 def test_inodes_differ_in_attributes_and_listings(rig: Rig, guest: FuseGuest) -> None:
@@ -258,6 +281,30 @@ def test_a_share_that_is_full_leaves_room_in_the_others(rig: Rig, guest: FuseGue
     assert mount is not None
     assert mount.is_full(Resource.HANDLES, node)
     assert not mount.is_full(Resource.HANDLES, other), "what is used up is its own share's"
+
+
+def test_a_guest_that_has_looked_up_no_share_uses_nothing(rig: Rig) -> None:
+    rig.add("one")
+    usage = rig.aggregate.bounds.usage()
+    assert {each.used for each in usage} == {0}
+    totals = {each.resource: each.total for each in usage}
+    for resource in (Resource.HANDLES, Resource.LOCK_OWNERS):
+        assert totals[resource] == LIMITS.handles, "of each share"
+    assert totals[Resource.NODES] == LIMITS.nodes
+
+
+def test_a_share_that_is_looked_up_while_the_mount_ends_is_not_mounted(
+    rig: Rig, guest: FuseGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Mount):
+        def __init__(self, share: Share, *, slot: int = 0, writeback: bool = False) -> None:
+            super().__init__(share, slot=slot, writeback=writeback)
+            rig.session.reset()
+
+    monkeypatch.setattr("services.devicehost.devices.fs.aggregate.mount.Mount", Late)
+    (rig.add("one") / "file").touch()
+    refused(errno.ENOENT, lambda: guest.lookup(b"one"))
+    assert awaited(lambda: open_descriptors(rig.directory("one")) == [])
 
 
 def test_init_and_destroy_forget_what_was_mounted(rig: Rig, guest: FuseGuest) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,9 @@ from services.wire import fuse
 from services.wire.fuse import Attr, Opcode
 from tests.unit.devicehost.devices.fs.aggregate.conftest import ROOM_S, Rig, refused
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest, buffers
+
+if TYPE_CHECKING:
+    from struct import Struct
 
 
 def test_each_share_is_a_directory_of_the_root(rig: Rig, guest: FuseGuest) -> None:
@@ -29,7 +33,8 @@ def test_each_share_is_a_directory_of_the_root(rig: Rig, guest: FuseGuest) -> No
     assert stat.S_ISDIR(root.mode)
     assert stat.S_IMODE(root.mode) == 0o555
     assert root.nlink == 4
-    assert guest.list_all(guest.opendir()) == [b".", b"..", b"one", b"two"]
+    for size in (4096, 32):
+        assert guest.list_all(guest.opendir(), size) == [b".", b"..", b"one", b"two"], size
 
 
 def test_a_name_of_a_share_is_asked_for_again_whatever_its_cache(
@@ -66,14 +71,15 @@ def test_the_root_is_nobodys_to_change(rig: Rig, guest: FuseGuest) -> None:
     refused(errno.EINVAL, lambda: guest.call(Opcode.READLINK, 1))
     refused(errno.EBADF, lambda: guest.read(1, 10))
     refused(errno.EACCES, lambda: guest.call(Opcode.ACCESS, 1, fuse.ACCESS_IN.pack(os.W_OK)))
-    guest.call(Opcode.ACCESS, 1, fuse.ACCESS_IN.pack(os.R_OK | os.X_OK))
+    assert guest.call(Opcode.ACCESS, 1, fuse.ACCESS_IN.pack(os.R_OK | os.X_OK)) == b""
     refused(errno.ENODATA, lambda: guest.call(Opcode.GETXATTR, 1, bytes(8) + b"user.x\0"))
-    assert guest.call(Opcode.LISTXATTR, 1, bytes(8)) == bytes(8)
+    assert guest.call(Opcode.LISTXATTR, 1, fuse.GETXATTR_IN.pack(0)) == bytes(8), "none: 0 bytes"
+    assert guest.call(Opcode.LISTXATTR, 1, fuse.GETXATTR_IN.pack(100)) == b""
     none = (0, 0, 0, 0, 0)
     statfs = fuse.STATFS_OUT.unpack(guest.call(Opcode.STATFS, 1))
     assert statfs[:5] == none, "no room of its own"
     assert statfs[5:] == (4096, 255, 4096), "the longest name is one of a share"
-    guest.call(Opcode.SYNCFS, 1, bytes(8))
+    assert guest.call(Opcode.SYNCFS, 1, bytes(8)) == b""
     shown = guest.call(Opcode.STATX, 1, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
     statx = Statx(*fuse.STATX.unpack_from(shown, fuse.STATX_OUT.size))
     assert statx.nlink == 4, "links"
@@ -99,7 +105,7 @@ def test_getattr_and_statx_of_the_root_show_the_same(rig: Rig, guest: FuseGuest)
     assert (attr.nlink, attr.rdev, attr.flags) == (3, 0, 0)
     assert statx.mask == 0x7FF & ~0x20, "STATX_BASIC_STATS; STATX_ATIME is not kept"
     assert fuse.ATTR_OUT.unpack_from(data) == (1, 0), "valid for a second"
-    assert fuse.STATX_OUT.unpack_from(shown)[:2] == (1, 0)
+    assert fuse.STATX_OUT.unpack_from(shown) == (1, 0, 0)
 
 
 def test_the_root_changes_when_a_share_comes_or_goes(rig: Rig, guest: FuseGuest) -> None:
@@ -189,6 +195,25 @@ def test_every_share_is_written_back_though_one_fails(
     assert written == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("opcode", "layout"),
+    [(Opcode.RELEASEDIR, fuse.RELEASE_IN), (Opcode.FSYNCDIR, fuse.FSYNC_IN)],
+)
+def test_an_open_root_is_released_and_written_back_without_effect(
+    guest: FuseGuest, opcode: int, layout: Struct
+) -> None:
+    opened = guest.call(Opcode.OPENDIR, 1, fuse.OPEN_IN.pack(0, 0))
+    assert fuse.OPEN_OUT.unpack(opened) == (0, 0), "no state, and nothing to cache"
+    assert guest.call(opcode, 1, bytes(layout.size)) == b""
+    assert guest.list_all(0) == [b".", b".."]
+
+
+def test_the_root_is_checked_like_a_share(guest: FuseGuest) -> None:
+    mkdir = fuse.MKDIR_IN.pack(0o755, 0) + b"new\0"
+    refused(errno.EIO, lambda: guest.call(Opcode.MKDIR, 1, mkdir, room=8))
+    refused(errno.EINVAL, lambda: guest.call(Opcode.MKDIR, 1, mkdir[:4]))
+
+
 def test_listing_the_root_touches_no_share(rig: Rig, guest: FuseGuest) -> None:
     rig.add("one")
     handle = guest.opendir()
@@ -215,7 +240,18 @@ def test_lookups_are_taken_back_of_any_share_at_once(rig: Rig, guest: FuseGuest)
     guest.one_way(Opcode.BATCH_FORGET, 0, body)
     for nodeid in nodes:
         refused(errno.ESTALE, lambda nodeid=nodeid: guest.getattr(nodeid))  # type: ignore[misc]
+    guest.forget(1, 9)
+    assert guest.getattr(1).nlink == 4, "the root is never forgotten"
     assert guest.lookup(b"one").nodeid == 1 << 44 | 1, "a share's directory is never forgotten"
+
+
+def test_lookups_are_not_taken_back_by_a_list_that_is_cut_off(rig: Rig, guest: FuseGuest) -> None:
+    (rig.add("one") / "file").touch()
+    node = guest.walk("one/file").nodeid
+    whole = fuse.BATCH_FORGET_IN.pack(2) + fuse.FORGET_ONE.pack(node, 1)
+    guest.one_way(Opcode.BATCH_FORGET, 0, whole)
+    guest.one_way(Opcode.BATCH_FORGET, 0, whole[:-1])
+    assert guest.getattr(node).nlink == 1
 
 
 def test_a_wait_for_a_lock_of_any_share_can_be_interrupted(rig: Rig, guest: FuseGuest) -> None:
@@ -229,7 +265,10 @@ def test_a_wait_for_a_lock_of_any_share_can_be_interrupted(rig: Rig, guest: Fuse
     room = buffers(bytes(100))
     waiting = guest.serve(buffers(guest.request(Opcode.SETLKW, node, args[1])), room)
     assert not isinstance(waiting, int)
-    guest.one_way(Opcode.INTERRUPT, 0, fuse.INTERRUPT_IN.pack(guest.unique))
+    interrupt = fuse.INTERRUPT_IN.pack(guest.unique)
+    refused(errno.EAGAIN, lambda: guest.call(Opcode.INTERRUPT, 0, fuse.INTERRUPT_IN.pack(999)))
+    answer = buffers(bytes(100))
+    assert guest.serve(buffers(guest.request(Opcode.INTERRUPT, 0, interrupt)), answer) == 0
     assert waiting.wait(ROOM_S)
     waiting.write()
     assert fuse.OUT_HEADER.unpack_from(room[0])[1] == -errno.EINTR
