@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import threading
 import time
@@ -18,9 +19,12 @@ from services.devicehost import fastpath
 from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import AggregateBackend, FsBackend, FsDevice
 from services.devicehost.devices.fs.host_files import credentials
+from services.devicehost.devices.fs.host_files.descriptors import MAX_NODES
+from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.devicehost.virtio.native_queue import NativeQueue
 from services.handshake.errors import (
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
@@ -38,8 +42,10 @@ from tests.unit.devicehost.devices.fs.ring_guest import RingGuest
 
 if TYPE_CHECKING:
     import ctypes
+    from collections.abc import Callable
     from pathlib import Path
 
+    from services.devicehost.virtio.deferral import Deferred
     from services.devicehost.virtio.queue import Chain, Queue
 
 
@@ -182,7 +188,8 @@ def test_a_directory_that_may_not_be_searched(shared: Path) -> None:
 
 def test_a_path_that_leads_nowhere(shared: Path) -> None:
     (shared / "loop").symlink_to("loop")
-    with pytest.raises(InvalidArgumentError, match=os.strerror(errno.ELOOP)) as error:
+    named = re.escape(f"'{shared / 'loop'}': {os.strerror(errno.ELOOP)}")
+    with pytest.raises(InvalidArgumentError, match=named) as error:
         device(shared / "loop")
     assert error.value.reason == "SHARED_DIR_UNUSABLE"
     assert error.value.metadata == {"shared_dir": str(shared / "loop")}
@@ -191,6 +198,7 @@ def test_a_path_that_leads_nowhere(shared: Path) -> None:
 def test_what_cannot_be_shared_is_named(shared: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="'here' is not an absolute path") as relative:
         FsDevice(FsOptions(name="share", vm_id=VM_ID), FsBackend("here"), MAX_REQUEST_BYTES)
+    assert relative.value.reason == "SHARED_DIR_RELATIVE"
     assert relative.value.metadata == {"shared_dir": "here"}
     with pytest.raises(InvalidArgumentError, match=r"has 37 bytes; .* room for 36") as long:
         device(shared, "x" * 37)
@@ -212,6 +220,7 @@ def test_an_aggregate_takes_shares_and_no_options_of_one(shared: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="'all' takes the options queues and") as caught:
         FsDevice(replace(own, ro=True), AggregateBackend(), MAX_REQUEST_BYTES)
     assert caught.value.reason == "AGGREGATE_OPTION"
+    assert caught.value.metadata == {"options": str(replace(own, ro=True))}
 
 
 def test_what_waits_on_any_queue_counts_for_the_device(
@@ -267,6 +276,65 @@ def test_a_device_that_is_closed_serves_nothing(shared: Path) -> None:
     assert made.children == ()
     assert serve(made, INIT) == []
     assert made.config() == CONFIG.pack(b"all", 1)
-    with pytest.raises(PortholeError) as error:
-        made.remove_child("one")
-    assert error.value.reason == "NO_AGGREGATE"
+    refuses_shares(made, shared)
+
+
+def refuses_shares(made: FsDevice, shared: Path) -> None:
+    changes: tuple[Callable[[], None], ...] = (
+        lambda: made.add_child("two", FsOptions(name="two", vm_id=VM_ID), shared),
+        lambda: made.remove_child("one"),
+    )
+    for change in changes:
+        with pytest.raises(FailedPreconditionError, match="'all' shares one directory") as error:
+            change()
+        assert error.value.reason == "NO_AGGREGATE"
+        assert error.value.metadata == {"tag": "all"}
+
+
+def test_a_device_of_one_directory_takes_no_shares(shared: Path) -> None:
+    made = device(shared, "all")
+    refuses_shares(made, shared)
+    assert made.children == ()
+    made.close()
+
+
+@pytest.mark.parametrize("of_several", [False, True])
+def test_hot_requests_of_a_native_queue_do_not_come_to_python(
+    shared: Path,
+    library: ctypes.CDLL | None,
+    of_several: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handled: list[int] = []
+    handle = FuseSession.handle
+
+    def note(session: FuseSession, request: Chain) -> int | Deferred:
+        _, opcode, *_ = fuse.IN_HEADER.unpack_from(b"".join(request.readable))
+        handled.append(opcode)
+        return handle(session, request)
+
+    monkeypatch.setattr(FuseSession, "handle", note)
+    (shared / "file").touch()
+    meter = DeviceMeter()
+    options = FsOptions(name="all", vm_id=VM_ID)
+    if of_several:
+        made = FsDevice(options, AggregateBackend(), MAX_REQUEST_BYTES, meter)
+        made.add_child("one", FsOptions(name="one", vm_id=VM_ID), shared)
+    else:
+        made = FsDevice(options, FsBackend(str(shared)), MAX_REQUEST_BYTES, meter)
+    with RingGuest(natively=library is not None) as guest:
+        server = threading.Thread(target=made.serve, args=(1, guest.queue))
+        server.start()
+        try:
+            guest.init()
+            node = guest.walk("one/file" if of_several else "file").nodeid
+            assert handled[0] == fuse.Opcode.INIT
+            handled.clear()
+            assert guest.getattr(node).nlink == 1
+        finally:
+            guest.queue.stop()
+            server.join()
+    assert handled == ([] if library else [fuse.Opcode.GETATTR])
+    [nodes] = [each for each in meter.bounds.usage() if each.resource == Resource.NODES]
+    assert (nodes.used, nodes.total) == (1, MAX_NODES), "the file"
+    made.close()

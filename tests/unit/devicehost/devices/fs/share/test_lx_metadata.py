@@ -350,6 +350,7 @@ def test_a_file_system_without_attributes_is_refused(
     os.setxattr(shared, KEPT[2], struct.pack("<I", stat.S_IFDIR | 0o755))
     assert lx_metadata.can_keep(os.fsencode(shared)), "and has been kept there"
     monkeypatch.setattr(os, "getxattr", refuse)
-    with pytest.raises(FailedPreconditionError) as error:
+    with pytest.raises(FailedPreconditionError, match=f"cannot share '{shared}' with") as error:
         FsDevice(options, FsBackend(str(shared)), MAX_REQUEST_BYTES)
     assert error.value.reason == "METADATA_UNSUPPORTED"
+    assert error.value.metadata == {"shared_dir": str(shared)}
