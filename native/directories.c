@@ -62,9 +62,8 @@ static void look_up_listed(struct listing *listing, const struct dirent64 *found
     if (!is_dots(found->d_name)) {
         bool known = ph_node_knows_sibling(mount, listing->directory, found->d_ino);
 
-        node =
-            (known ? ph_look_up : ph_enter)(mount, ph_open_file_fd(listing->opened), found->d_name,
-                                            ph_node_rules(listing->directory), &status);
+        node = (known ? ph_look_up : ph_enter)(
+            mount, listing->directory, ph_open_file_fd(listing->opened), found->d_name, &status);
     }
     if (!node) {
         memset(entry, 0, sizeof(*entry));
@@ -107,7 +106,7 @@ static uint64_t shown_ino(const struct listing *listing, const struct dirent64 *
     if (ph_node_id(directory) == ph_mount_root_id(listing->request->mount) &&
         !strcmp(found->d_name, "..") && !fstat(ph_node_fd(directory), &status))
         ino = status.st_ino;
-    return ino ^ ph_node_rules(directory)->ino_mask;
+    return ino ^ ph_node_ino_mask(directory);
 }
 
 /* Add an entry; false when it does not fit. */

@@ -94,6 +94,7 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_rules, opendir_flags),
     FIELD(ph_rules, read_only),
     FIELD(ph_rules, writeback),
+    FIELD(ph_rules, submounts),
     FIELD(ph_rules, to_python),
 
     WHOLE(ph_mount_setup),
@@ -108,10 +109,12 @@ static const struct ph_layout LAYOUTS[] = {
 
     WHOLE(ph_python_pin),
     FIELD(ph_python_pin, id),
+    FIELD(ph_python_pin, ino_mask),
     FIELD(ph_python_pin, pinned),
     FIELD(ph_python_pin, fd),
     FIELD(ph_python_pin, node_fd),
     FIELD(ph_python_pin, kind),
+    FIELD(ph_python_pin, is_submount),
 
     {.name = NULL},
 };
@@ -144,7 +147,7 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_mount_node_limit, uint64_t, const struct ph_mount *)                                   \
     LIST(ph_mount_open_file_count, uint64_t, struct ph_mount *)                                    \
     LIST(ph_python_pin_node, bool, struct ph_mount *, uint64_t, struct ph_python_pin *)            \
-    LIST(ph_python_count_and_pin, bool, struct ph_mount *, int, struct ph_python_pin *)            \
+    LIST(ph_python_count_and_pin, bool, struct ph_mount *, int, uint64_t, struct ph_python_pin *)  \
     LIST(ph_python_pin_open_file, bool, struct ph_mount *, uint64_t, uint32_t,                     \
          struct ph_python_pin *)                                                                   \
     LIST(ph_node_unpin, void, struct ph_mount *, struct ph_node *)                                 \

@@ -1,10 +1,11 @@
 #include "operations.h"
 
-static void fill_attr(struct fuse_attr *attr, const struct stat *status,
-                      const struct ph_rules *rules)
+static void fill_attr(struct fuse_attr *attr, const struct ph_node *node, const struct stat *status)
 {
+    const struct ph_rules *rules = ph_node_rules(node);
+
     *attr = (struct fuse_attr){
-        .ino = status->st_ino ^ rules->ino_mask,
+        .ino = status->st_ino ^ ph_node_ino_mask(node),
         .size = (uint64_t)status->st_size,
         .blocks = (uint64_t)status->st_blocks,
         .atime = (uint64_t)status->st_atim.tv_sec,
@@ -19,6 +20,7 @@ static void fill_attr(struct fuse_attr *attr, const struct stat *status,
         .gid = rules->gid == PH_KEEP_ID ? status->st_gid : rules->gid,
         .rdev = (uint32_t)status->st_rdev,
         .blksize = (uint32_t)status->st_blksize,
+        .flags = ph_node_is_submount(node) ? FUSE_ATTR_SUBMOUNT : 0,
     };
 }
 
@@ -32,7 +34,7 @@ void ph_fill_entry(struct fuse_entry_out *entry, const struct ph_node *node,
         .entry_valid = rules->valid_s,
         .attr_valid = rules->valid_s,
     };
-    fill_attr(&entry->attr, status, rules);
+    fill_attr(&entry->attr, node, status);
 }
 
 int64_t ph_do_getattr(struct ph_request *request)
@@ -47,7 +49,7 @@ int64_t ph_do_getattr(struct ph_request *request)
     failed = fstat(ph_node_fd(node), &status);
     if (!failed) {
         out.attr_valid = ph_node_rules(node)->valid_s;
-        fill_attr(&out.attr, &status, ph_node_rules(node));
+        fill_attr(&out.attr, node, &status);
     }
     ph_node_unpin(request->mount, node);
     return failed ? PH_PYTHON : ph_reply(request, &out, sizeof(out));

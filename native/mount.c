@@ -14,6 +14,8 @@ PH_ALONE static bool add_root(struct ph_mount *mount, uint64_t root_id, int root
     if (!ph_status_of(root_fd, &status))
         volume = ph_volume_find_or_add(&mount->volumes, &status);
     if (volume)
+        volume->ino_mask = mount->rules.ino_mask;
+    if (volume)
         mount->root = ph_node_new(root_id, volume, &status.host, &mount->rules);
     if (!mount->root) {
         close(root_fd);
@@ -109,11 +111,6 @@ uint64_t ph_mount_node_limit(const struct ph_mount *mount)
 uint64_t ph_mount_open_file_count(struct ph_mount *mount)
 {
     return atomic_load_explicit(&mount->open_file_count, memory_order_relaxed);
-}
-
-const struct ph_rules *ph_mount_rules(const struct ph_mount *mount)
-{
-    return &mount->rules;
 }
 
 uint64_t ph_mount_root_id(const struct ph_mount *mount)

@@ -25,6 +25,7 @@ struct ph_rules {
     uint32_t opendir_flags;
     uint32_t read_only;
     uint32_t writeback; /* the guest caches what it writes */
+    uint32_t submounts; /* directories of other volumes are announced as submounts */
     uint32_t to_python; /* Python serves names, attributes, opening, and what clears set-id bits */
 };
 
@@ -49,7 +50,6 @@ void ph_mount_release(struct ph_mount *mount);
 uint64_t ph_mount_node_count(struct ph_mount *mount);
 uint64_t ph_mount_node_limit(const struct ph_mount *mount);
 uint64_t ph_mount_open_file_count(struct ph_mount *mount);
-const struct ph_rules *ph_mount_rules(const struct ph_mount *mount);
 uint64_t ph_mount_root_id(const struct ph_mount *mount);
 bool ph_mount_may_switch(const struct ph_mount *mount);
 /* Like ph_claim and ph_open_via_proc; what was opened is claimed as well. */

@@ -23,6 +23,7 @@ struct ph_node {
     uint64_t ino;
     uint32_t kind;
     const struct ph_rules *rules;
+    bool is_submount; /* a directory that is announced as the root of a file system */
     atomic_bool posix_locked;
     /* The mutex guards the rest. A pinned node keeps its descriptor once it has one. */
     uint32_t pins;

@@ -29,8 +29,8 @@ static int open_beneath(const struct ph_mount *mount, int dir_fd, const char *na
     return ph_mount_claim(mount, openat(dir_fd, name, flags | O_NOFOLLOW | O_CLOEXEC, mode));
 }
 
-struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
-                         const struct ph_rules *rules, struct ph_status *status)
+struct ph_node *ph_enter(struct ph_mount *mount, const struct ph_node *parent, int dir_fd,
+                         const char *name, struct ph_status *status)
 {
     int fd = open_beneath(mount, dir_fd, name, O_PATH, 0);
 
@@ -40,11 +40,11 @@ struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
         close(fd);
         return NULL;
     }
-    return ph_node_count_lookup(mount, fd, status, rules);
+    return ph_node_count_lookup(mount, parent, fd, status);
 }
 
-struct ph_node *ph_look_up(struct ph_mount *mount, int dir_fd, const char *name,
-                           const struct ph_rules *rules, struct ph_status *status)
+struct ph_node *ph_look_up(struct ph_mount *mount, const struct ph_node *parent, int dir_fd,
+                           const char *name, struct ph_status *status)
 {
     struct ph_node *node;
 
@@ -52,7 +52,7 @@ struct ph_node *ph_look_up(struct ph_mount *mount, int dir_fd, const char *name,
     if (ph_status_at(dir_fd, name, status))
         return NULL;
     node = ph_node_count_lookup_if_known(mount, status);
-    return node ? node : ph_enter(mount, dir_fd, name, rules, status);
+    return node ? node : ph_enter(mount, parent, dir_fd, name, status);
 }
 
 int64_t ph_do_lookup(struct ph_request *request)
@@ -64,7 +64,7 @@ int64_t ph_do_lookup(struct ph_request *request)
 
     if (!name || !(parent = ph_pin_native(request)))
         return PH_PYTHON;
-    node = ph_look_up(request->mount, ph_node_fd(parent), name, ph_node_rules(parent), &status);
+    node = ph_look_up(request->mount, parent, ph_node_fd(parent), name, &status);
     ph_node_unpin(request->mount, parent);
     if (!node)
         return errno == ENOENT ? -ENOENT : PH_PYTHON;
@@ -118,7 +118,7 @@ static int64_t answer_created(struct ph_request *request, struct ph_node *parent
     int path_fd = ph_mount_open_via_proc(request->mount, made, O_PATH), error;
 
     if (path_fd >= 0 && !ph_status_of(path_fd, &status))
-        node = ph_node_count_lookup(request->mount, path_fd, &status, ph_node_rules(parent));
+        node = ph_node_count_lookup(request->mount, parent, path_fd, &status);
     else if (path_fd >= 0)
         close(path_fd);
     error = errno;

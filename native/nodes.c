@@ -66,6 +66,16 @@ const struct ph_rules *ph_node_rules(const struct ph_node *node)
     return node->rules;
 }
 
+uint64_t ph_node_ino_mask(const struct ph_node *node)
+{
+    return node->volume->ino_mask;
+}
+
+bool ph_node_is_submount(const struct ph_node *node)
+{
+    return node->is_submount;
+}
+
 bool ph_node_has_room(struct ph_mount *mount)
 {
     return ph_mount_node_count(mount) < mount->node_limit;
@@ -189,10 +199,25 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct p
     return node;
 }
 
-/* Make the node of a file that is not known; returns NULL with errno. */
-static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct ph_status *status,
-                                const struct ph_rules *rules) PH_WITH(mount->mutex)
+/*
+ * The bits that tell the inode numbers of a file system that is not announced from those of the
+ * share's own: they fill the upper half, which few numbers reach into, and differ wherever the
+ * device numbers do. volumes.py has the same.
+ */
+static uint64_t foreign_mask(const struct ph_mount *mount, uint64_t dev)
 {
+    uint32_t mixed = (uint32_t)(dev ^ mount->root->volume->dev);
+
+    mixed = (mixed ^ mixed >> 16) * 0x85ebca6bu;
+    mixed = (mixed ^ mixed >> 13) * 0xc2b2ae35u;
+    return (uint64_t)(mixed ^ mixed >> 16) << 32;
+}
+
+/* Make the node of a file that is not known; returns NULL with errno. */
+static struct ph_node *add_node(struct ph_mount *mount, const struct ph_node *parent, int *fd,
+                                const struct ph_status *status) PH_WITH(mount->mutex)
+{
+    bool is_submount;
     struct ph_volume *volume;
     struct ph_node *node;
 
@@ -201,7 +226,12 @@ static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct ph
         return NULL;
     }
     volume = ph_volume_find_or_add(&mount->volumes, status);
-    node = volume ? ph_node_new(mount->next_id, volume, &status->host, rules) : NULL;
+    is_submount =
+        mount->rules.submounts && S_ISDIR(status->host.st_mode) && volume != parent->volume;
+    if (volume && !volume->nodes)
+        volume->ino_mask =
+            mount->rules.ino_mask ^ (is_submount ? 0 : foreign_mask(mount, volume->dev));
+    node = volume ? ph_node_new(mount->next_id, volume, &status->host, &mount->rules) : NULL;
     if (!node || !ph_resident_add(&mount->resident, node, *fd)) {
         if (node)
             ph_volume_leave(&mount->volumes, volume);
@@ -210,6 +240,7 @@ static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct ph
         return NULL;
     }
     *fd = -1;
+    node->is_submount = is_submount;
     mount->next_id++;
     if (mount->node_count++ >= mount->index.buckets)
         ph_node_index_grow(&mount->index);
@@ -217,8 +248,8 @@ static struct ph_node *add_node(struct ph_mount *mount, int *fd, const struct ph
     return node;
 }
 
-struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struct ph_status *status,
-                                     const struct ph_rules *rules)
+struct ph_node *ph_node_count_lookup(struct ph_mount *mount, const struct ph_node *parent, int fd,
+                                     const struct ph_status *status)
 {
     struct ph_node *node;
     int error;
@@ -226,7 +257,7 @@ struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struc
     ph_mutex_take(&mount->mutex);
     node = recognize(mount, &fd, status);
     if (!node)
-        node = add_node(mount, &fd, status, rules);
+        node = add_node(mount, parent, &fd, status);
     error = errno;
     if (node) {
         count_and_pin(node);

@@ -17,10 +17,10 @@ struct ph_node;
 
 /* Each returns a pinned node, or NULL with errno. */
 struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id);
-/* Count one lookup of the file of an O_PATH descriptor, which is taken over; makes the node if the
- * file is not known. */
-struct ph_node *ph_node_count_lookup(struct ph_mount *mount, int fd, const struct ph_status *status,
-                                     const struct ph_rules *rules);
+/* Count one lookup of a file in a directory, by an O_PATH descriptor, which is taken over; makes
+ * the node if the file is not known. */
+struct ph_node *ph_node_count_lookup(struct ph_mount *mount, const struct ph_node *parent, int fd,
+                                     const struct ph_status *status);
 /* Count one lookup of a file whose status was just read; NULL, without errno, if only a descriptor
  * can show whether the file is known. */
 struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount,
@@ -38,5 +38,7 @@ uint64_t ph_node_id(const struct ph_node *node);
 int ph_node_fd(const struct ph_node *node);
 uint32_t ph_node_kind(const struct ph_node *node); /* S_IFMT bits */
 const struct ph_rules *ph_node_rules(const struct ph_node *node);
+uint64_t ph_node_ino_mask(const struct ph_node *node); /* flipped in its inode number */
+bool ph_node_is_submount(const struct ph_node *node);  /* announced as FUSE_ATTR_SUBMOUNT */
 
 #endif

@@ -58,13 +58,14 @@ int64_t ph_do_forget(struct ph_request *request);
 int64_t ph_do_batch_forget(struct ph_request *request);
 int64_t ph_do_create(struct ph_request *request);
 int64_t ph_do_unlink(struct ph_request *request);
-/* Look up a name that the guest probably knows, and count the lookup; returns the pinned node, or
- * NULL with errno. Both are like Mount.look_up and Mount.enter of mount.py. */
-struct ph_node *ph_look_up(struct ph_mount *mount, int dir_fd, const char *name,
-                           const struct ph_rules *rules, struct ph_status *status);
+/* Look up a name in a directory, by a descriptor of it, that the guest probably knows, and count
+ * the lookup; returns the pinned node, or NULL with errno. Both are like Mount.look_up and
+ * Mount.enter of mount.py. */
+struct ph_node *ph_look_up(struct ph_mount *mount, const struct ph_node *parent, int dir_fd,
+                           const char *name, struct ph_status *status);
 /* The same, and quicker for a name that the guest probably does not know yet. */
-struct ph_node *ph_enter(struct ph_mount *mount, int dir_fd, const char *name,
-                         const struct ph_rules *rules, struct ph_status *status);
+struct ph_node *ph_enter(struct ph_mount *mount, const struct ph_node *parent, int dir_fd,
+                         const char *name, struct ph_status *status);
 
 /* files.c */
 int64_t ph_do_open(struct ph_request *request);

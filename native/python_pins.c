@@ -13,10 +13,12 @@ static bool describe(struct ph_node *node, struct ph_python_pin *pin)
         return false;
     *pin = (struct ph_python_pin){
         .id = ph_node_id(node),
+        .ino_mask = ph_node_ino_mask(node),
         .pinned = node,
         .fd = ph_node_fd(node),
         .node_fd = ph_node_fd(node),
         .kind = ph_node_kind(node),
+        .is_submount = ph_node_is_submount(node),
     };
     return true;
 }
@@ -26,18 +28,22 @@ bool ph_python_pin_node(struct ph_mount *mount, uint64_t id, struct ph_python_pi
     return describe(ph_node_pin(mount, id), pin);
 }
 
-bool ph_python_count_and_pin(struct ph_mount *mount, int fd, struct ph_python_pin *pin)
+bool ph_python_count_and_pin(struct ph_mount *mount, int fd, uint64_t parent_id,
+                             struct ph_python_pin *pin)
 {
+    struct ph_node *parent = ph_node_pin(mount, parent_id), *node = NULL;
     struct ph_status status;
+    int error;
 
-    if (ph_status_of(fd, &status)) {
-        int error = errno;
-
+    if (parent && !ph_status_of(fd, &status))
+        node = ph_node_count_lookup(mount, parent, fd, &status);
+    else
         close(fd);
-        errno = error;
-        return false;
-    }
-    return describe(ph_node_count_lookup(mount, fd, &status, ph_mount_rules(mount)), pin);
+    error = errno;
+    if (parent)
+        ph_node_unpin(mount, parent);
+    errno = error;
+    return describe(node, pin);
 }
 
 bool ph_python_pin_open_file(struct ph_mount *mount, uint64_t handle, uint32_t kind,

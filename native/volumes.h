@@ -22,6 +22,7 @@ struct file_handle;
 struct ph_volume {
     uint64_t mount;
     uint64_t dev;
+    uint64_t ino_mask; /* flipped in the inode numbers that are shown */
     atomic_int anchor; /* an ordinary descriptor of something on the mount; -1: none yet */
     /* The owner of the list guards the rest. */
     uint64_t nodes;

@@ -36,6 +36,7 @@ _LACKS = {
     if shutil.which("node") and MODULES.exists()
     else "needs grpc-js; run `make test` where there is npm",
     "fio": None if shutil.which("fio") else "needs fio",
+    "rsync": None if shutil.which("rsync") else "needs rsync",
     "stress_ng": None if shutil.which("stress-ng") else "needs stress-ng",
     "fuzz": None if clang() else "needs clang and its sanitizers (libclang-rt)",
     "qemu": None

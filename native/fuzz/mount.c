@@ -54,6 +54,7 @@ struct actor {
 
 static struct actor actors[THREADS];
 static struct ph_mount *mount;
+static struct ph_node *root;
 static int shared_fd;
 static pthread_barrier_t start, end;
 
@@ -115,8 +116,7 @@ static void look_up(struct actor *actor, unsigned slot, const char *name, int on
     fd = openat(shared_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd >= 0) {
         HOLDS(!ph_status_of(fd, &status));
-        keep(actor, slot, ph_node_count_lookup(mount, fd, &status, ph_mount_rules(mount)),
-             &status.host);
+        keep(actor, slot, ph_node_count_lookup(mount, root, fd, &status), &status.host);
     }
 }
 
@@ -241,10 +241,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     mount = share_open(&rules, 0);
     shared_fd = share_fd();
+    root = ph_node_pin(mount, ph_mount_root_id(mount));
     pthread_barrier_wait(&start);
     run(&actors[0]);
     pthread_barrier_wait(&end);
     close(shared_fd);
+    ph_node_unpin(mount, root);
     ph_mount_release(mount);
     share_check_outside();
     share_check_descriptors();

@@ -17,6 +17,7 @@ from services.handshake.pool import Gpa, SwiotlbPool
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
 DEADLINE_S = 120.0
 
@@ -107,8 +108,13 @@ def kernel() -> Path:
     return kernels[0]
 
 
-def initramfs(run_dir: Path) -> Path:
-    """Pack busybox, the kernel's own modules and this machine's flock(1), which busybox lacks."""
+def initramfs(run_dir: Path, programs: Sequence[str] = ()) -> Path:
+    """Pack busybox, the kernel's own modules, and programs of this machine.
+
+    Args:
+        run_dir: Where the file is made.
+        programs: Names of programs, besides flock(1), which busybox lacks.
+    """
     root, image = run_dir / "root", run_dir / "initramfs"
     for name in ("bin", "dev", "proc", "sys", "tmp", "mnt", "modules"):
         (root / name).mkdir(parents=True)
@@ -120,13 +126,14 @@ def initramfs(run_dir: Path) -> Path:
         if module.suffix == ".xz":
             content = lzma.decompress(content)
         (root / "modules" / f"{name}.ko").write_bytes(content)
-    flock = shutil.which("flock")
-    assert flock
-    said = subprocess.run(["ldd", flock], capture_output=True, text=True, check=True).stdout
-    for needed in (flock, *re.findall(r"/\S+", said)):
-        place = root / needed.lstrip("/")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(needed, place)
+    for name in ("flock", *programs):
+        program = shutil.which(name)
+        assert program, name
+        said = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        for needed in (program, *re.findall(r"/\S+", said)):
+            place = root / needed.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(needed, place)
     (root / "init").write_text(_INIT)
     for path in ("bin/busybox", "init"):
         (root / path).chmod(0o755)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tests.support.linux_guest import DEADLINE_S, LinuxGuest, initramfs, kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 PORT = ("-device", "pcie-root-port,id=port0,chassis=1")
@@ -25,7 +25,13 @@ RAM_NAME = "memory-backend-memfd"
 class QemuGuest(LinuxGuest):
     """A guest that is up."""
 
-    def __init__(self, run_dir: Path, *arguments: str, kernel_arguments: str = "") -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *arguments: str,
+        kernel_arguments: str = "",
+        programs: Sequence[str] = (),
+    ) -> None:
         ours, shell = socket.socketpair()
         super().__init__(ours, run_dir / "console.log")
         self._monitor, monitor = socket.socketpair()
@@ -38,7 +44,7 @@ class QemuGuest(LinuxGuest):
                     *("-m", f"{RAM_MIB}M"),
                     *("-machine", f"q35,memory-backend=mem,max-ram-below-4g={LOW_RAM_MIB}M"),
                     *("-object", f"memory-backend-memfd,id=mem,size={RAM_MIB}M,share=on"),
-                    *("-kernel", kernel(), "-initrd", initramfs(run_dir)),
+                    *("-kernel", kernel(), "-initrd", initramfs(run_dir, programs)),
                     *("-append", f"console=ttyS0 panic=-1 {kernel_arguments}"),
                     *("-serial", f"file:{self.console}"),
                     *("-chardev", f"socket,id=shell,fd={shell.fileno()}"),
@@ -103,9 +109,11 @@ class QemuGuest(LinuxGuest):
 
 
 @contextmanager
-def booted(run_dir: Path, *arguments: str, kernel_arguments: str = "") -> Iterator[QemuGuest]:
+def booted(
+    run_dir: Path, *arguments: str, kernel_arguments: str = "", programs: Sequence[str] = ()
+) -> Iterator[QemuGuest]:
     """Boot a guest whose shell takes commands; it is ended after the body."""
-    guest = QemuGuest(run_dir, *arguments, kernel_arguments=kernel_arguments)
+    guest = QemuGuest(run_dir, *arguments, kernel_arguments=kernel_arguments, programs=programs)
     try:
         guest.await_shell()
         yield guest

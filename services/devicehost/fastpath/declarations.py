@@ -123,6 +123,7 @@ class PhRules(ctypes.Structure):
         ("opendir_flags", _u32),
         ("read_only", _u32),
         ("writeback", _u32),
+        ("submounts", _u32),
         ("to_python", _u32),
     )
 
@@ -146,12 +147,22 @@ class PhPythonPin(ctypes.Structure):
     """struct ph_python_pin."""
 
     id: int
+    ino_mask: int
     pinned: int
     fd: int
     node_fd: int
     kind: int
+    is_submount: int
 
-    _fields_ = (("id", _u64), ("pinned", _ptr), ("fd", _i32), ("node_fd", _i32), ("kind", _u32))
+    _fields_ = (
+        ("id", _u64),
+        ("ino_mask", _u64),
+        ("pinned", _ptr),
+        ("fd", _i32),
+        ("node_fd", _i32),
+        ("kind", _u32),
+        ("is_submount", _u32),
+    )
 
 
 class IoVec(ctypes.Structure):
@@ -250,7 +261,7 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_mount_node_limit": (_u64, (_ptr,)),
     "ph_mount_open_file_count": (_u64, (_ptr,)),
     "ph_python_pin_node": (_bool, (_ptr, _u64, ctypes.POINTER(PhPythonPin))),
-    "ph_python_count_and_pin": (_bool, (_ptr, _i32, ctypes.POINTER(PhPythonPin))),
+    "ph_python_count_and_pin": (_bool, (_ptr, _i32, _u64, ctypes.POINTER(PhPythonPin))),
     "ph_python_pin_open_file": (_bool, (_ptr, _u64, _u32, ctypes.POINTER(PhPythonPin))),
     "ph_node_unpin": (None, (_ptr, _ptr)),
     "ph_node_forget": (None, (_ptr, _u64, _u64)),

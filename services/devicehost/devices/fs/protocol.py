@@ -142,7 +142,7 @@ class FuseSession:
         """Make the guest's mount, with the FUSE_* that were agreed on at INIT."""
         if isinstance(self._served, Aggregate):
             return AggregateMount(self._served, self.native_mounts, agreed)
-        return Mount(self._served, writeback=bool(agreed & fuse.FUSE_WRITEBACK_CACHE))
+        return Mount(self._served, agreed=agreed)
 
     def _bound(self, totals: dict[Resource, int]) -> None:
         """Add the bounds of a mount's resources.

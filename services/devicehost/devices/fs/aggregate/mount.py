@@ -23,7 +23,6 @@ from services.wire.fuse import (
     ATTR_FLAGS,
     FUSE_ATTR_SUBMOUNT,
     FUSE_SUBMOUNTS,
-    FUSE_WRITEBACK_CACHE,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class AggregateMount:
         """
         self.aggregate: Final = aggregate
         self._native_mounts: Final = native_mounts
-        self._writeback: Final = bool(agreed & FUSE_WRITEBACK_CACHE)
+        self._agreed: Final = agreed
         self._attr_flags: Final = FUSE_ATTR_SUBMOUNT if agreed & FUSE_SUBMOUNTS else 0
         self._mutex = threading.Lock()
         self._mounts: dict[int, Mount] = {}
@@ -161,7 +160,7 @@ class AggregateMount:
         if mount is not None:
             return mount
         slot = child.slot
-        made = Mount(child.share, slot=slot, writeback=self._writeback)
+        made = Mount(child.share, slot=slot, agreed=self._agreed)
         with self._mutex:
             if child.removed or self._ended:
                 raise refusal(errno.ENOENT)

@@ -23,7 +23,7 @@ from services.handshake.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
-from services.wire.fuse import FUSE_DIRECT_IO_ALLOW_MMAP, FUSE_SUBMOUNTS
+from services.wire.fuse import FUSE_DIRECT_IO_ALLOW_MMAP
 
 if TYPE_CHECKING:
     import ctypes
@@ -167,7 +167,7 @@ class Aggregate:
 
     def capabilities(self) -> int:
         """Return the FUSE_* that may be agreed on at INIT, with those that `cache=none` needs."""
-        return CachePolicy(self.options).capabilities() | FUSE_DIRECT_IO_ALLOW_MMAP | FUSE_SUBMOUNTS
+        return CachePolicy(self.options).capabilities() | FUSE_DIRECT_IO_ALLOW_MMAP
 
     def attach(self, holder: ShareHolder) -> None:
         """Have this holder, instead of the last one, drop shares that are removed from now on.

@@ -94,6 +94,11 @@ class Statx(NamedTuple):
     mount: int = 0
 
     @property
+    def dev(self) -> int:
+        """Device number of the file system."""
+        return os.makedev(self.dev_major, self.dev_minor)
+
+    @property
     def file(self) -> FileKey:
         """What tells the file from all others while it exists."""
         return self.mount, self.dev_major, self.dev_minor, self.ino

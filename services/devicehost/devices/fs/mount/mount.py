@@ -28,7 +28,15 @@ from services.devicehost.devices.fs.mount.nodes import Node, NodeTable
 from services.devicehost.devices.fs.mount.open_files import OpenFile, OpenFileTable
 from services.devicehost.devices.fs.share.rules import Rules
 from services.handshake.exhaustion import Resource
-from services.wire.fuse import ATTR_OUT, ENTRY_OUT, FUSE_ROOT_ID, STATX_OUT
+from services.wire.fuse import (
+    ATTR_OUT,
+    ENTRY_OUT,
+    FUSE_ATTR_SUBMOUNT,
+    FUSE_ROOT_ID,
+    FUSE_SUBMOUNTS,
+    FUSE_WRITEBACK_CACHE,
+    STATX_OUT,
+)
 
 if TYPE_CHECKING:
     import ctypes
@@ -52,21 +60,23 @@ class Mount:
         native: The library's side of the mount; None: Python keeps nodes and open files.
     """
 
-    def __init__(self, share: Share, *, slot: int = 0, writeback: bool = False) -> None:
+    def __init__(self, share: Share, *, slot: int = 0, agreed: int = 0) -> None:
         """Begin with the root only.
 
         Args:
             share: What is mounted.
             slot: Of the share, where its device has several.
-            writeback: Whether FUSE_WRITEBACK_CACHE was agreed on.
+            agreed: FUSE_* that were agreed on at INIT.
 
         Raises:
             OSError: The shared directory cannot be read any more.
         """
-        rules = Rules(share.options, slot << fastpath.SLOT_SHIFT)
+        rules = Rules(share.options)
         limits = share.limits
         self.rules: Final = rules
-        self.writeback: Final = writeback
+        self.writeback: Final = bool(agreed & FUSE_WRITEBACK_CACHE)
+        self._submounts: Final = bool(agreed & FUSE_SUBMOUNTS)
+        self._ino_mask: Final = slot << fastpath.SLOT_SHIFT
         self._is_child: Final = slot != 0
         self.root_id: Final = slot << fastpath.SLOT_SHIFT | FUSE_ROOT_ID
         self.lock_owners: Final = OwnerTable(limits.handles)
@@ -80,7 +90,14 @@ class Mount:
         self.open_files: OpenFileTable | NativeOpenFileTable
         if self.native is None:
             root = share.root
-            self.nodes = NodeTable(root, syscalls.status_of(root.fd), limits, self.root_id)
+            self.nodes = NodeTable(
+                root,
+                syscalls.status_of(root.fd),
+                limits,
+                self.root_id,
+                ino_mask=self._ino_mask,
+                submounts=self._submounts,
+            )
             self.open_files = OpenFileTable(limits.handles)
         else:
             self.nodes = NativeNodeTable(self.native)
@@ -129,7 +146,8 @@ class Mount:
         Raises:
             OSError: An error of openat2(2); ENFILE when the guest holds too many nodes.
         """
-        return self.adopt(Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH)))
+        found = Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH))
+        return self.adopt(found, parent.node if isinstance(parent, OpenFile) else parent)
 
     def look_up(self, parent: Node, name: bytes) -> tuple[Node, Statx]:
         """Look up a checked name; a file that the guest knows takes one system call, not three.
@@ -144,29 +162,30 @@ class Mount:
                 return known, status
         return self.enter(parent, name)
 
-    def adopt(self, descriptor: Descriptor) -> tuple[Node, Statx]:
-        """Find or make the node of an O_PATH descriptor and count the lookup.
+    def adopt(self, descriptor: Descriptor, parent: Node) -> tuple[Node, Statx]:
+        """Find or make the node of an O_PATH descriptor of a file in `parent`; count the lookup.
 
         Raises:
             OSError: ENFILE when the guest holds too many nodes.
         """
         status = syscalls.status_of(descriptor.fd)
-        return self.nodes.count_lookup(descriptor, status), status
+        return self.nodes.count_lookup(descriptor, status, parent), status
 
     def entry(self, node: Node, status: Statx, longest_s: int = _ANY_S) -> bytes:
         """Pack a fuse_entry_out; the guest may keep its name for `longest_s` seconds at most."""
         valid_s = self._valid_s
         head = ENTRY_OUT.pack(node.id, 0, min(valid_s, longest_s), valid_s, 0, 0)
-        return head + self._attr(status, self._overrides and self._overrides(node))
+        return head + self._shown(node, status)
 
     def attr(self, node: Node, status: Statx) -> bytes:
         """Pack a fuse_attr_out."""
         head = ATTR_OUT.pack(self._valid_s, 0)
-        return head + self._attr(status, self._overrides and self._overrides(node))
+        return head + self._shown(node, status)
 
     def statx(self, node: Node, status: Statx) -> bytes:
         """Pack a fuse_statx_out."""
-        shown = self.rules.presentation.statx(status, self._overrides and self._overrides(node))
+        overrides = self._overrides and self._overrides(node)
+        shown = self.rules.presentation.statx(status, overrides, node.ino_mask)
         return STATX_OUT.pack(self._valid_s, 0, 0) + shown
 
     def creating(self, user: User) -> credentials.ActAs | credentials.Nothing:
@@ -200,10 +219,15 @@ class Mount:
             self.rules.metadata.drop_set_ids(node)
         return credentials.KillSuidGid()
 
+    def _shown(self, node: Node, status: Statx) -> bytes:
+        overrides = self._overrides and self._overrides(node)
+        flags = FUSE_ATTR_SUBMOUNT if node.is_submount else 0
+        return self._attr(status, overrides, node.ino_mask, flags)
+
     def _native(self, share: Share, library: ctypes.CDLL) -> NativeMount:
         shown, cache = self.rules.presentation, self.rules.cache
         rules = fastpath.PhRules(
-            ino_mask=shown.ino_mask,
+            ino_mask=self._ino_mask,
             uid=fastpath.KEEP_ID if shown.uid is None else shown.uid,
             gid=fastpath.KEEP_ID if shown.gid is None else shown.gid,
             keep_dir=shown.keep_dir,
@@ -213,6 +237,7 @@ class Mount:
             opendir_flags=cache.directory_flags,
             read_only=self.rules.read_only,
             writeback=self.writeback,
+            submounts=self._submounts,
             to_python=self.rules.to_python,
         )
         return NativeMount(

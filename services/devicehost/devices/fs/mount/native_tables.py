@@ -73,6 +73,11 @@ class _PositionMutex:
         self._library.ph_directory_unlock(self._opened.pin)
 
 
+def _node(found: fastpath.PhPythonPin, descriptor: Descriptor) -> Node:
+    is_submount = bool(found.is_submount)
+    return Node(found.id, descriptor, found.kind, found.ino_mask, is_submount=is_submount)
+
+
 class NativeNodeTable:
     """The library's nodes of one mount, with the methods of NodeTable.
 
@@ -105,11 +110,11 @@ class NativeNodeTable:
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
-    def count_lookup(self, descriptor: Descriptor, status: Statx) -> Node:
+    def count_lookup(self, descriptor: Descriptor, status: Statx, parent: Node) -> Node:
         """Count a lookup and take the descriptor over; see NodeTable.count_lookup."""
         found = fastpath.PhPythonPin()
         pinned = self._library.ph_python_count_and_pin(
-            self._mount.pointer, descriptor.detach(), ctypes.byref(found)
+            self._mount.pointer, descriptor.detach(), parent.id, ctypes.byref(found)
         )
         return self._node(found, pinned)
 
@@ -121,7 +126,7 @@ class NativeNodeTable:
         if not pinned:
             raise refusal(ctypes.get_errno())
         pin = _Pin(self._mount, self._library.ph_node_unpin, found.pinned, found.fd)
-        return Node(found.id, pin, found.kind)
+        return _node(found, pin)
 
 
 class NativeOpenFileTable:
@@ -165,7 +170,7 @@ class NativeOpenFileTable:
         ):
             raise refusal(ctypes.get_errno())
         pin = _Pin(self._mount, self._library.ph_open_file_unpin, found.pinned, found.fd)
-        node = Node(found.id, _Kept(pin, found.node_fd), found.kind)
+        node = _node(found, _Kept(pin, found.node_fd))
         if issubclass(kind, OpenDirectory):
             return kind(node, pin, _PositionMutex(self._library, pin))
         return kind(node, pin)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.host_files.file import HostFile
-from services.devicehost.devices.fs.mount.volumes import Volume
+from services.devicehost.devices.fs.mount.volumes import Volume, foreign_mask
 from services.wire.fuse import FUSE_ROOT_ID
 
 if TYPE_CHECKING:
@@ -49,13 +49,19 @@ class Node(HostFile):
 
     Attributes:
         id: The number by which the guest names it.
+        ino_mask: Bits that are flipped in its inode number.
+        is_submount: Whether it is announced as the root of another file system.
     """
 
-    __slots__ = ("__weakref__", "id")
+    __slots__ = ("__weakref__", "id", "ino_mask", "is_submount")
 
-    def __init__(self, node_id: int, descriptor: Descriptor, kind: int) -> None:
+    def __init__(
+        self, node_id: int, descriptor: Descriptor, kind: int, ino_mask: int, *, is_submount: bool
+    ) -> None:
         super().__init__(descriptor, kind)
         self.id: Final = node_id
+        self.ino_mask: Final = ino_mask
+        self.is_submount: Final = is_submount
 
 
 def _no_node() -> Node | None:
@@ -78,6 +84,7 @@ class _Entry:
 
     __slots__ = (
         "id",
+        "is_submount",
         "key",
         "kind",
         "last",
@@ -91,6 +98,7 @@ class _Entry:
     def __init__(self, node: Node, key: FileKey, volume: Volume) -> None:
         self.id: Final = node.id
         self.kind: Final = node.kind
+        self.is_submount: Final = node.is_submount
         self.key: Final = key
         self.volume = volume
         self.lookups = 0
@@ -98,6 +106,11 @@ class _Entry:
         self.last: Callable[[], Node | None] = _no_node
         self.reopen_with = b""
         self.recently = True
+
+    def make(self, descriptor: Descriptor) -> Node:
+        """Make the node again, with another descriptor of the file."""
+        mask = self.volume.ino_mask
+        return Node(self.id, descriptor, self.kind, mask, is_submount=self.is_submount)
 
 
 class NodeTable:
@@ -114,6 +127,9 @@ class NodeTable:
         status: Statx,
         limits: Limits,
         root_id: int = FUSE_ROOT_ID,
+        *,
+        ino_mask: int = 0,
+        submounts: bool = False,
     ) -> None:
         """Start with the root.
 
@@ -122,10 +138,17 @@ class NodeTable:
             status: Its status.
             limits: Of the device.
             root_id: The root's; other nodes are numbered from there.
+            ino_mask: Bits that are flipped in the inode numbers of this share.
+            submounts: Whether directories of other volumes are announced as submounts.
         """
-        volume = Volume(status.mount)
+        volume = Volume(status.mount, ino_mask)
+        self._ino_mask: Final = ino_mask
+        self._submounts: Final = submounts
+        self._root_device: Final = status.dev
         self._can_reopen: Final = volume.can_reopen(root)
-        self.root: Final = Node(root_id, root, stat.S_IFMT(status.mode))
+        self.root: Final = Node(
+            root_id, root, stat.S_IFMT(status.mode), ino_mask, is_submount=False
+        )
         self.limit: Final = (
             limits.nodes if self._can_reopen else min(limits.nodes, limits.descriptors)
         )
@@ -164,8 +187,13 @@ class NodeTable:
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
-    def count_lookup(self, descriptor: Descriptor, status: Statx) -> Node:
-        """Find or make the node of an O_PATH descriptor and count one lookup.
+    def count_lookup(self, descriptor: Descriptor, status: Statx, parent: Node) -> Node:
+        """Find or make the node of a file and count one lookup.
+
+        Args:
+            descriptor: O_PATH descriptor of the file.
+            status: Its status.
+            parent: The directory that it was found in.
 
         Raises:
             OSError: ENFILE when the node would be new and the table is full.
@@ -177,9 +205,8 @@ class NodeTable:
                 entry = self._recognize(entry, descriptor)
             if entry is None:
                 self.require_room()
-                node = Node(self._next_id, descriptor, stat.S_IFMT(status.mode))
+                node, volume = self._make(descriptor, status, parent)
                 self._next_id += 1
-                volume = self._volumes.setdefault(key[:-1], Volume(status.mount))
                 entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, key, volume)
                 self._add_resident(entry)
             entry.lookups += 1
@@ -215,6 +242,25 @@ class NodeTable:
                 entry.node = None
                 entry.volume = _NONE
 
+    def _make(self, descriptor: Descriptor, status: Statx, parent: Node) -> tuple[Node, Volume]:
+        kind, where = stat.S_IFMT(status.mode), status.file[:-1]
+        above = self._by_id.get(parent.id)
+        is_submount = (
+            self._submounts
+            and kind == stat.S_IFDIR
+            and above is not None
+            and above.key[:-1] != where
+        )
+        volume = self._volumes.get(where)
+        if volume is None:
+            # The first file of a volume that is looked up is its root.
+            mask = 0 if is_submount else foreign_mask(status.dev, self._root_device)
+            volume = self._volumes[where] = Volume(status.mount, self._ino_mask ^ mask)
+        return (
+            Node(self._next_id, descriptor, kind, volume.ino_mask, is_submount=is_submount),
+            volume,
+        )
+
     def _reopen(self, entry: _Entry) -> Node:
         """Give an evicted node a descriptor again.
 
@@ -227,7 +273,7 @@ class NodeTable:
             node = entry.last()
             if node is None:
                 descriptor = entry.volume.reopen(entry.reopen_with)
-                node = Node(entry.id, descriptor, entry.kind)
+                node = entry.make(descriptor)
             entry.node = node
             self._add_resident(entry)
             return node
@@ -238,7 +284,7 @@ class NodeTable:
             if entry.volume.prepare(found) != entry.reopen_with:
                 del self._by_key[entry.key]
                 return None
-            entry.node = Node(entry.id, found, entry.kind)
+            entry.node = entry.make(found)
             self._add_resident(entry)
         return entry
 

@@ -9,6 +9,10 @@ name_to_handle_at(2). The kernel's file handle names an inode and its generation
 to another file, even after files were renamed, removed or made. File handles are made here, from
 the descriptors of lookups. None comes from a guest: a guest's handles are numbers of open files.
 Must not know nodes or requests.
+
+A guest takes all files of a share for one file system, unless a directory of another volume is
+announced as a submount. Where it is not, the inode numbers of other file systems get bits that tell
+them from the share's own (`foreign_mask`); they are the same as long as the file system is mounted.
 """
 
 from __future__ import annotations
@@ -16,26 +20,34 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import Final
 
 from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
 from services.devicehost.devices.fs.host_files.errors import refusal
+
+_U32: Final = (1 << 32) - 1
 
 
 class Volume:
     """Opens files of one volume again; usable from any thread.
 
     It keeps its mount in use while it is referenced.
+
+    Attributes:
+        ino_mask: Bits that are flipped in the inode numbers that a guest sees.
     """
 
-    __slots__ = ("__weakref__", "_anchor", "_mount")
+    __slots__ = ("__weakref__", "_anchor", "_mount", "ino_mask")
 
-    def __init__(self, mount: int) -> None:
+    def __init__(self, mount: int, ino_mask: int = 0) -> None:
         """Begin without a descriptor.
 
         Args:
             mount: Id of the mount (Statx.mount).
+            ino_mask: See Volume.
         """
+        self.ino_mask: Final = ino_mask
         self._mount = mount
         self._anchor: Descriptor | None = None
 
@@ -80,3 +92,19 @@ class Volume:
         except OSError:
             return False
         return True
+
+
+def foreign_mask(device: int, root_device: int) -> int:
+    """Return the bits that are flipped in inode numbers of a file system that is not announced.
+
+    They fill the upper half, which few numbers reach into, and differ wherever the device numbers
+    do (a step of MurmurHash3 has an inverse). native/nodes.c has the same.
+
+    Args:
+        device: Device number of the file system.
+        root_device: That of the shared directory; its own files have no bits flipped.
+    """
+    mixed = (device ^ root_device) & _U32
+    mixed = (mixed ^ mixed >> 16) * 0x85EB_CA6B & _U32
+    mixed = (mixed ^ mixed >> 13) * 0xC2B2_AE35 & _U32
+    return (mixed ^ mixed >> 16) << 32

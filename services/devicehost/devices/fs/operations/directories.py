@@ -73,7 +73,7 @@ def _list(mount: Mount, request: Request, *, plus: bool) -> int:
     opened = mount.open_files.get(number, OpenDirectory)
     room = min(size, request.space_bytes, _REPLY_BYTES)
     fixed_bytes = DIRENT.size + len(NO_ENTRY) if plus else DIRENT.size
-    ino_mask = mount.rules.presentation.ino_mask
+    ino_mask = opened.node.ino_mask
     listed = bytearray()
     with opened.mutex:
         for ino, following, kind, name in entries(opened, cookie):

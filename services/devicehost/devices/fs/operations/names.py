@@ -94,7 +94,7 @@ def create(mount: Mount, request: Request) -> int:
     if mount.rules.metadata:
         with _undone_by(lambda: os.unlink(name, dir_fd=parent.fd)):
             _keep(mount, request, parent, descriptor, stat.S_IFREG | mode & _PERMISSIONS)
-    return _adopt_created(mount, request, descriptor)
+    return _adopt_created(mount, request, parent, descriptor)
 
 
 def tmpfile(mount: Mount, request: Request) -> int:
@@ -113,7 +113,7 @@ def tmpfile(mount: Mount, request: Request) -> int:
         )
     descriptor = Descriptor(made)
     _keep(mount, request, parent, descriptor, stat.S_IFREG | mode & _PERMISSIONS)
-    return _adopt_created(mount, request, descriptor)
+    return _adopt_created(mount, request, parent, descriptor)
 
 
 def mkdir(mount: Mount, request: Request) -> int:
@@ -272,10 +272,10 @@ def _entry(mount: Mount, request: Request, parent: Node, name: bytes) -> int:
     return request.reply(mount.entry(*mount.enter(parent, name)))
 
 
-def _adopt_created(mount: Mount, request: Request, made: Descriptor) -> int:
+def _adopt_created(mount: Mount, request: Request, parent: Node, made: Descriptor) -> int:
     """Answer with a file that this request has just made: its node comes from its descriptor."""
     path_only = Descriptor(os.open(made.path, os.O_PATH))
-    node, status = mount.adopt(path_only)
+    node, status = mount.adopt(path_only, parent)
     return _created(mount, request, node, status, OpenFile(node, made))
 
 

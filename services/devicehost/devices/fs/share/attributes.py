@@ -42,33 +42,39 @@ class Presentation:
     """How one share shows owners and modes.
 
     Attributes:
-        ino_mask: Bits that are flipped in the inode numbers that are shown.
         uid, gid: Shown as every file's owner and group; None shows the real ones.
         keep_dir, keep_file: Bits of the mode that are shown.
     """
 
-    def __init__(self, options: FsOptions, ino_mask: int = 0) -> None:
-        """Take the options.
-
-        Args:
-            options: Of the share.
-            ino_mask: Bits that differ from those of other shares on the same device.
-        """
-        self.ino_mask: Final = ino_mask
+    def __init__(self, options: FsOptions) -> None:
+        """Take the options of the share."""
         self.uid: Final = options.uid
         self.gid: Final = options.gid
         self.keep_dir: Final = _U32 & ~(options.umask | (options.dmask or 0))
         self.keep_file: Final = _U32 & ~(options.umask | (options.fmask or 0))
 
-    def attr(self, status: Statx, overrides: Overrides | None = None) -> bytes:
-        """Pack a fuse_attr."""
+    def attr(
+        self,
+        status: Statx,
+        overrides: Overrides | None = None,
+        ino_mask: int = 0,
+        flags: int = 0,
+    ) -> bytes:
+        """Pack a fuse_attr.
+
+        Args:
+            status: Of the file.
+            overrides: Values that are shown instead.
+            ino_mask: Bits that are flipped in the inode number.
+            flags: FUSE_ATTR_*.
+        """
         if overrides is not None:
-            return self._attr_with(status, overrides)
+            return _with(overrides, self.attr(status, None, ino_mask, flags))
         mode, rdev = status.mode, 0
         if status.rdev_major or status.rdev_minor:
             rdev = os.makedev(status.rdev_major, status.rdev_minor)
         return ATTR.pack(
-            status.ino ^ self.ino_mask,
+            status.ino ^ ino_mask,
             status.size,
             status.blocks,
             # seconds before 1970 travel in two's complement
@@ -84,15 +90,15 @@ class Presentation:
             status.gid if self.gid is None else self.gid,
             rdev & _U32,
             status.blksize,
-            0,
+            flags,
         )
 
-    def statx(self, status: Statx, overrides: Overrides | None = None) -> bytes:
-        """Pack a fuse_statx."""
+    def statx(self, status: Statx, overrides: Overrides | None = None, ino_mask: int = 0) -> bytes:
+        """Pack a fuse_statx; see `attr`."""
         keep = self.keep_dir if stat.S_ISDIR(status.mode) else self.keep_file
         shown = status._replace(
             mask=status.mask & STATX_MASK,
-            ino=status.ino ^ self.ino_mask,
+            ino=status.ino ^ ino_mask,
             mode=status.mode & keep,
             uid=status.uid if self.uid is None else self.uid,
             gid=status.gid if self.gid is None else self.gid,
@@ -109,18 +115,19 @@ class Presentation:
             )
         return STATX.pack(*shown[:-1])  # there is no field for the mount
 
-    def _attr_with(self, status: Statx, overrides: Overrides) -> bytes:
-        shown = Attr._make(ATTR.unpack(self.attr(status)))
-        uid, gid, mode, rdev, size = overrides
-        return ATTR.pack(
-            *shown._replace(
-                uid=_either(uid, shown.uid),
-                gid=_either(gid, shown.gid),
-                mode=_either(mode, shown.mode),
-                rdev=_either(rdev, shown.rdev) & _U32,
-                size=_either(size, shown.size),
-            )
+
+def _with(overrides: Overrides, attr: bytes) -> bytes:
+    shown = Attr._make(ATTR.unpack(attr))
+    uid, gid, mode, rdev, size = overrides
+    return ATTR.pack(
+        *shown._replace(
+            uid=_either(uid, shown.uid),
+            gid=_either(gid, shown.gid),
+            mode=_either(mode, shown.mode),
+            rdev=_either(rdev, shown.rdev) & _U32,
+            size=_either(size, shown.size),
         )
+    )
 
 
 def _either(value: int | None, otherwise: int) -> int:

@@ -38,6 +38,7 @@ SUPPORTED: Final = (
     | fuse.FUSE_HANDLE_KILLPRIV_V2
     | fuse.FUSE_INIT_EXT
     | fuse.FUSE_CREATE_SUPP_GROUP
+    | fuse.FUSE_SUBMOUNTS
 )
 """Capabilities that are accepted when a guest offers them; a cache policy adds or removes some."""
 

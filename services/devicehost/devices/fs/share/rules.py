@@ -35,10 +35,10 @@ class Rules:
             not know the options that change them.
     """
 
-    def __init__(self, options: FsOptions, ino_mask: int = 0) -> None:
-        """Take the options of the share; see Presentation for `ino_mask`."""
+    def __init__(self, options: FsOptions) -> None:
+        """Take the options of the share."""
         self.read_only: Final = options.ro
-        self.presentation: Final = Presentation(options, ino_mask)
+        self.presentation: Final = Presentation(options)
         self.cache: Final = CachePolicy(options)
         self.metadata: Final = LxMetadata(self.presentation) if options.metadata else None
         self.links: Final = SymlinkRoot(options.symlinkroot) if options.symlinkroot else None

@@ -65,6 +65,7 @@ class Listed(NamedTuple):
     name: bytes
     dirent: Dirent
     entry: EntryOut | None
+    attr: Attr | None
 
 
 def buffers(data: bytes, *cuts: int) -> list[memoryview]:
@@ -234,14 +235,15 @@ class FuseGuest:
         assert len(data) <= size
         found = []
         while data:
-            entry = None
+            entry = attr = None
             if plus:
                 entry = EntryOut(*fuse.ENTRY_OUT.unpack_from(data))
+                attr = Attr(*fuse.ATTR.unpack_from(data, fuse.ENTRY_OUT.size))
                 data = data[128:]
             dirent = Dirent(*fuse.DIRENT.unpack_from(data))
             name = data[24 : 24 + dirent.namelen]
             assert len(name) == dirent.namelen
-            found.append(Listed(name, dirent, entry))
+            found.append(Listed(name, dirent, entry, attr))
             data = data[fuse.align8(24 + dirent.namelen) :]
         return found
 

@@ -83,10 +83,10 @@ def test_the_native_loop_of_a_queue_finds_the_share(rig: Rig, guest: FuseGuest, 
 class Unusable(Mount):
     """A mount that fails where the shared directory is "broken"."""
 
-    def __init__(self, share: Share, *, slot: int = 0, writeback: bool = False) -> None:
+    def __init__(self, share: Share, *, slot: int = 0, agreed: int = 0) -> None:
         if share.options.name == "broken":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        super().__init__(share, slot=slot, writeback=writeback)
+        super().__init__(share, slot=slot, agreed=agreed)
 
 
 def test_a_share_that_cannot_be_mounted_is_logged_once_and_disturbs_no_other(

@@ -314,7 +314,7 @@ def test_a_node_that_is_forgotten_while_it_is_looked_for_is_stale(shared: Path) 
     nodes = ForgottenOnTheWay(root, syscalls.status_of(root.fd), limits)
     (shared / "file").touch()
     file = Descriptor(os.open(shared / "file", os.O_PATH))
-    node_id = nodes.count_lookup(file, syscalls.status_of(file.fd)).id
+    node_id = nodes.count_lookup(file, syscalls.status_of(file.fd), nodes.root).id
     with pytest.raises(OSError) as error:
         nodes.get(node_id)
     assert error.value.errno == errno.ESTALE

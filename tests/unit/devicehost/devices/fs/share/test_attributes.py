@@ -27,12 +27,12 @@ def shown(
     path: Path, overrides: Overrides | None, **options: int
 ) -> tuple[Attr, Statx, os.stat_result]:
     """Return what both requests show of a file, and its status on the host."""
-    presentation = Presentation(FsOptions(name="share", vm_id=VM_ID, **options), CHILD)  # type: ignore[arg-type]
+    presentation = Presentation(FsOptions(name="share", vm_id=VM_ID, **options))  # type: ignore[arg-type]
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     try:
-        real = os.fstat(fd)
-        attr = Attr(*ATTR.unpack(presentation.attr(syscalls.status_of(fd), overrides)))
-        statx = Statx(*STATX.unpack(presentation.statx(syscalls.status_of(fd), overrides)))
+        real, status = os.fstat(fd), syscalls.status_of(fd)
+        attr = Attr(*ATTR.unpack(presentation.attr(status, overrides, CHILD)))
+        statx = Statx(*STATX.unpack(presentation.statx(status, overrides, CHILD)))
     finally:
         os.close(fd)
     return attr, statx, real
