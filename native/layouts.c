@@ -132,6 +132,7 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_queue_stop, void, struct ph_queue *)                                                   \
     LIST(ph_queue_set_call, void, struct ph_queue *, int)                                          \
     LIST(ph_queue_set_wake, void, struct ph_queue *, int)                                          \
+    LIST(ph_queue_interrupt, void, struct ph_queue *)                                              \
     LIST(ph_queue_close, void, struct ph_queue *)                                                  \
     LIST(ph_queue_free, void, struct ph_queue *)                                                   \
     LIST(ph_worker_new, struct ph_worker *, void)                                                  \

@@ -1,6 +1,7 @@
 #include "queue.h"
 
 #include <linux/virtio_ring.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -60,6 +61,15 @@ void ph_queue_set_call(struct ph_queue *queue, int call_fd)
 {
     ph_mutex_take(&queue->call_mutex);
     queue->call_fd = call_fd;
+    ph_mutex_let_go(&queue->call_mutex);
+}
+
+/* No other system call of the thread is interrupted: there is no signal outside of the write. */
+void ph_queue_interrupt(struct ph_queue *queue)
+{
+    ph_mutex_take(&queue->call_mutex);
+    if (queue->is_notifying)
+        pthread_kill(queue->notifier, SIGURG); /* the same as in peer_writes.py */
     ph_mutex_let_go(&queue->call_mutex);
 }
 
@@ -150,12 +160,17 @@ void ph_queue_notify(struct ph_queue *queue)
         if (wanted)
             call_fd = queue->call_fd;
     }
+    queue->is_notifying = call_fd >= 0;
+    queue->notifier = pthread_self();
     ph_mutex_let_go(&queue->call_mutex);
     /* The front-end could make the write block, so the mutex is not held. */
     if (call_fd >= 0) {
         uint64_t one = 1;
         ssize_t sent = write(call_fd, &one, sizeof(one));
 
-        (void)sent; /* a full counter is a pending signal */
+        (void)sent; /* a full counter is a pending signal, also if the write was interrupted */
+        ph_mutex_take(&queue->call_mutex);
+        queue->is_notifying = false;
+        ph_mutex_let_go(&queue->call_mutex);
     }
 }

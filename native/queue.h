@@ -79,6 +79,7 @@ struct ph_queue_state *ph_queue_state(struct ph_queue *queue);
 /* From any thread. */
 void ph_queue_stop(struct ph_queue *queue);
 void ph_queue_set_call(struct ph_queue *queue, int call_fd);
+void ph_queue_interrupt(struct ph_queue *queue); /* a notification that blocks, if there is one */
 void ph_queue_close(struct ph_queue *queue);
 bool ph_queue_is_stopped(const struct ph_queue *queue);
 

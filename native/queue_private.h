@@ -36,6 +36,8 @@ struct ph_queue {
     atomic_bool closed; /* written with the mutex */
     struct ph_mutex call_mutex;
     int call_fd PH_GUARDED_BY(call_mutex); /* -1: the driver polls */
+    bool is_notifying PH_GUARDED_BY(call_mutex);
+    pthread_t notifier PH_GUARDED_BY(call_mutex); /* the thread that writes to call_fd */
 };
 
 /* The compiler must not read or write a field of a ring twice. */

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Final
 
-from services.devicehost import telemetry
+from services.devicehost import peer_writes, telemetry
 from services.devicehost.servicer import DeviceHostServicer, device_host_servicer
 from services.rpc import tracing
 from services.rpc.server import serve
@@ -31,6 +31,7 @@ class Settings(ServiceSettings):
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then tear down every device and remove its socket."""
     tracing.setup(NAME, settings)
+    peer_writes.allow_interrupts()
     servicer = DeviceHostServicer(settings.run_dir.absolute())
     telemetry.observe(servicer.host)
     await serve(

@@ -1,14 +1,14 @@
 """The gRPC edge of the device host: protobuf in, values to the registry, protobuf out.
 
-The registry blocks, so every call of it runs on a thread and none on the event loop. Threads hand
-each change of a device to the event loop, for the watchers. Must not know rings or memory.
+The registry blocks, so every call of it runs on a thread of its VM's and none on the event loop.
+Threads hand each change of a device to the event loop, for the watchers. Must not know rings or
+memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -26,6 +26,7 @@ from services.devicehost.host import (
     NetBackend,
     Published,
 )
+from services.devicehost.vm_threads import VmThreads
 from services.handshake.errors import ResourceExhaustedError
 from services.handshake.features import FEATURES
 from services.rpc import tracing
@@ -49,13 +50,11 @@ if TYPE_CHECKING:
 
 SERVICE: Final = "porthole.devicehost.v1.DeviceHost"
 
-CALL_THREADS: Final = 32
-"""Most calls to the registry that run at a time. A call may hang on a dead network drive, or on a
-worker that does not end. The others are answered meanwhile, if fewer calls than this hang."""
-
 WATCH_BACKLOG: Final = 1024
 """Changes that may wait for a watcher; a watcher that is further behind is cut off."""
 
+_ALL_VMS: Final = ""
+_SHUTDOWN: Final = "shutdown"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,14 +81,14 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
 
     def __init__(self, run_dir: Path) -> None:
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(CALL_THREADS, "registry")
+        self._threads = VmThreads()
         self._watchers: set[_Watcher] = set()
         self.host = DeviceHost(run_dir, self._changed, on_exhausted=self._exhausted)
 
     async def close(self) -> None:
         """Tear every device down, then end the watchers."""
-        # Not on the threads of the calls, all of which may be waiting.
-        await asyncio.to_thread(self.host.close)
+        # Not behind calls, all of which may be waiting.
+        await self._threads.run(_SHUTDOWN, self.host.close)
         for watcher in self._watchers:
             watcher.ended.set()
 
@@ -118,7 +117,9 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             capabilities = capabilities_from_proto(request.capabilities)
             published = Published(capabilities, request.capabilities.SerializeToString())
         await self._on_thread(
-            self.host.set_swiotlb, request.vm_id, request.swiotlb_option, published
+            request.vm_id,
+            self.host.set_swiotlb,
+            *(request.vm_id, request.swiotlb_option, published),
         )
         return device_host_pb2.SetSwiotlbResponse()
 
@@ -131,7 +132,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
     ) -> device_host_pb2.CreateDeviceResponse:
         """Make one device; its later events go under the span of this call."""
         emit = partial(_emit, tracing.current_traceparent())
-        info = await self._on_thread(self.host.create_device, _spec(request), emit)
+        info = await self._on_thread(request.vm_id, self.host.create_device, _spec(request), emit)
         return device_host_pb2.CreateDeviceResponse(socket_path=str(info.socket_path))
 
     async def RemoveDevice(  # noqa: N802
@@ -142,7 +143,9 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.RemoveDeviceResponse:
         """Tear one device down."""
-        await self._on_thread(self.host.remove_device, request.vm_id, request.instance_id)
+        await self._on_thread(
+            request.vm_id, self.host.remove_device, request.vm_id, request.instance_id
+        )
         return device_host_pb2.RemoveDeviceResponse()
 
     async def AddChild(  # noqa: N802
@@ -154,7 +157,9 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
     ) -> device_host_pb2.AddChildResponse:
         """Add a share to an aggregate device."""
         child = ChildSpec(request.name, request.options, request.shared_dir)
-        await self._on_thread(self.host.add_child, request.vm_id, request.instance_id, child)
+        await self._on_thread(
+            request.vm_id, self.host.add_child, request.vm_id, request.instance_id, child
+        )
         return device_host_pb2.AddChildResponse()
 
     async def RemoveChild(  # noqa: N802
@@ -166,7 +171,9 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
     ) -> device_host_pb2.RemoveChildResponse:
         """Remove a share from an aggregate device."""
         await self._on_thread(
-            self.host.remove_child, request.vm_id, request.instance_id, request.name
+            request.vm_id,
+            self.host.remove_child,
+            *(request.vm_id, request.instance_id, request.name),
         )
         return device_host_pb2.RemoveChildResponse()
 
@@ -178,7 +185,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.ForgetVmResponse:
         """Tear down the remaining devices of a VM."""
-        await self._on_thread(self.host.forget_vm, request.vm_id)
+        await self._on_thread(request.vm_id, self.host.forget_vm, request.vm_id)
         return device_host_pb2.ForgetVmResponse()
 
     async def GetDevice(  # noqa: N802
@@ -189,9 +196,11 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.GetDeviceResponse:
         """Return state and counters of one device, and the capabilities of its VM."""
-        info = await self._on_thread(self.host.get_device, request.vm_id, request.instance_id)
+        info = await self._on_thread(
+            request.vm_id, self.host.get_device, request.vm_id, request.instance_id
+        )
         answer = device_host_pb2.GetDeviceResponse(device=_to_proto(info))
-        published = await self._on_thread(self.host.published, request.vm_id)
+        published = await self._on_thread(request.vm_id, self.host.published, request.vm_id)
         if published is not None:
             answer.guest_capabilities.SetInParent()
             answer.guest_capabilities.MergeFromString(published.message)
@@ -205,7 +214,9 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.ListDevicesResponse:
         """List devices."""
-        devices = await self._on_thread(self.host.list_devices, request.vm_id or None)
+        devices = await self._on_thread(
+            request.vm_id or _ALL_VMS, self.host.list_devices, request.vm_id or None
+        )
         return device_host_pb2.ListDevicesResponse(devices=[_to_proto(info) for info in devices])
 
     async def WatchDevices(  # noqa: N802
@@ -239,9 +250,11 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             ended.cancel()
             self._watchers.discard(watcher)
 
-    async def _on_thread(self, call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-        """Call the registry on one of its threads."""
-        return await self._loop.run_in_executor(self._threads, partial(call, *args, **named))
+    async def _on_thread(
+        self, vm_id: str, call: Callable[P, T], *args: P.args, **named: P.kwargs
+    ) -> T:
+        """Call the registry on one of the threads of a VM."""
+        return await self._threads.run(vm_id.lower(), partial(call, *args, **named))
 
     def _changed(self, info: DeviceInfo, detail: str) -> None:
         """Hand a change to the watchers; any thread calls this."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost import fastpath
+from services.devicehost import fastpath, peer_writes
 from services.devicehost.devices import DEVICE_TYPES, FsBackend, make_device
 from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
 from services.devicehost.host.states import DeviceState
@@ -35,6 +35,7 @@ VM_ID: Final = str(uuid.UUID(int=0))
 """Stands for the one VM of this process, whose id is not known."""
 
 _NO_SIGNAL: Final = b"\0"
+_INTERRUPT: Final = bytes([peer_writes.SIGNAL])
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class _Ending:
 
     def wait(self) -> str:
         """Wait for the first reason to end."""
-        said = os.read(self._read_fd, 1)
+        while (said := os.read(self._read_fd, 1)) == _INTERRUPT:
+            continue  # a thread was got out of a write, which ends nothing else
         return self._why if said == _NO_SIGNAL else signal.Signals(said[0]).name
 
 
@@ -119,6 +121,7 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
         PortholeError: The device cannot be made.
     """
     ending = _Ending()
+    peer_writes.allow_interrupts()
     try:
         entry = _start(spec, sock, ending.begin)
     except BaseException:

@@ -246,6 +246,7 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_queue_stop": (None, (_ptr,)),
     "ph_queue_set_call": (None, (_ptr, _i32)),
     "ph_queue_set_wake": (None, (_ptr, _i32)),
+    "ph_queue_interrupt": (None, (_ptr,)),
     "ph_queue_close": (None, (_ptr,)),
     "ph_queue_free": (None, (_ptr,)),
     "ph_worker_new": (_ptr, ()),

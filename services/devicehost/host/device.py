@@ -209,10 +209,8 @@ class HostedDevice:
     def tear_down(self) -> None:
         """Drop the front-end, unmap guest memory, remove the socket, release the back end."""
         with self._parts_lock:
-            if self._listener is not None:
-                self._listener.close()
-            if self._device is not None:
-                self._device.close()
+            if self._listener is not None and self._device is not None:
+                self._listener.close(self._device.close)
             self._listener = self._device = None
 
     def connected(self) -> None:

@@ -263,11 +263,26 @@ class DeviceHost:
             }
 
     def close(self) -> None:
-        """Refuse new devices, mark all as shutting down, tear each down, forget them."""
+        """Refuse new devices, then mark, tear down and forget all, those of each VM on a thread.
+
+        So the devices of one VM do not wait for those of another.
+        """
         with self._lock:
             self._closing = True
-            entries = [entry for vm in self._vms.values() for entry in vm.devices.values()]
-        self._tear_down(entries)
+            vms = {vm_id: list(vm.devices.values()) for vm_id, vm in self._vms.items()}
+        threads: list[threading.Thread] = []
+        for vm_id, entries in vms.items():
+            thread = threading.Thread(
+                target=self._tear_down, args=(entries,), name=f"close-{vm_id[:8]}", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:  # the process may have no further thread
+                self._tear_down(entries)
+            else:
+                threads.append(thread)
+        for thread in threads:
+            thread.join()
 
     def _register(
         self, me: Identity, pool: SwiotlbPool | None, emit: Callable[[events.Event], None]

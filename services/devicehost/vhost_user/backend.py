@@ -21,6 +21,7 @@ from services.devicehost.vhost_user.connection import (
 from services.devicehost.vhost_user.event_fds import check_event_fd
 from services.devicehost.vhost_user.ring import Ring, RingContext
 from services.devicehost.vhost_user.ring_states import RingState
+from services.devicehost.vhost_user.worker import stop_deadline
 from services.handshake.errors import FailedPreconditionError, PortholeError
 from services.wire.vhost_user import (
     F_PROTOCOL_FEATURES,
@@ -150,6 +151,13 @@ class Backend:
         self._features = 0
         self._observer.disconnected()
 
+    def ask_to_stop(self) -> None:
+        """Ask all workers to end soon, without waiting for them; from any thread."""
+        with self._failing:
+            rings = self._rings
+        for ring in rings:
+            ring.ask_to_stop()
+
     def _set_features(self, command: Command) -> None:
         if self._any_is_served() and command.body != self._features:
             raise FailedPreconditionError(
@@ -174,8 +182,10 @@ class Backend:
 
     def _change_table(self, change: Callable[[], None]) -> None:
         """Pause the rings, change the table, and attach to the guest memory that it then has."""
+        self.ask_to_stop()
+        deadline = stop_deadline()
         for ring in self._rings:
-            ring.pause()
+            ring.pause(deadline)
         try:
             change()
         except PortholeError:
@@ -229,19 +239,19 @@ class Backend:
 
     def _set_vring_kick(self, command: Command) -> None:
         ring = self._ring(command)
-        check_event_fd(ring.index, _fd(command))
+        check_event_fd(ring.index, _fd(command), is_read=True)
         self._observer.register_doorbell(ring.index)
         ring.set_kick(_take_fd(command))
         self._serve_what_can_be_served()
 
     def _set_vring_call(self, command: Command) -> None:
         ring = self._ring(command)
-        check_event_fd(ring.index, _fd(command))
+        check_event_fd(ring.index, _fd(command), is_read=False)
         ring.set_call(_take_fd(command))
 
     def _set_vring_err(self, command: Command) -> None:
         ring = self._ring(command)
-        check_event_fd(ring.index, _fd(command))
+        check_event_fd(ring.index, _fd(command), is_read=False)
         ring.set_err(_take_fd(command))
 
     def _set_vring_enable(self, command: Command) -> None:
@@ -265,10 +275,10 @@ class Backend:
 
     def _reset_device(self, command: Command | None = None) -> None:
         """Disable and forget all rings, and make the device as new; memory stays attached."""
+        self.ask_to_stop()
+        deadline = stop_deadline()
         for ring in self._rings:
-            ring.ask_to_stop()
-        for ring in self._rings:
-            ring.close()
+            ring.close(deadline)
             self._observer.unregister_doorbell(ring.index)
         with self._failing:
             self._rings = [Ring(ring.index) for ring in self._rings]

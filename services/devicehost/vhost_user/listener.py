@@ -1,6 +1,7 @@
 """The thin shell around a back-end: the one thread that reads from its front-ends.
 
 Serves one front-end at a time; a second one waits in the socket's queue until the first has gone.
+A front-end may be silent for as long as it likes, but not in the middle of a message.
 Owns every received descriptor until the back-end takes it. Must not know rings, guest memory or
 virtio devices: what a message does to them is the back-end's business.
 """
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 import array
 import logging
+import math
 import os
 import select
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost import peer_writes
 from services.devicehost.throttle import Throttle
 from services.devicehost.vhost_user.connection import Connection
 from services.devicehost.vhost_user.messages import Command, ProtocolError
@@ -28,6 +32,8 @@ from services.wire.vhost_user import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from services.devicehost.vhost_user.backend import Backend
     from services.devicehost.vhost_user.sockets import ListeningSocket
 
@@ -36,6 +42,12 @@ _LOG = logging.getLogger(__name__)
 ACCEPT_RETRY_MS: Final = 1000
 """How long to wait before accepting again after EMFILE; nothing signals that a descriptor became
 free."""
+
+MESSAGE_DEADLINE_S: Final = 10.0
+"""How long a message may take from its first byte to its last, and a reply to be taken."""
+
+CLOSE_DEADLINE_S: Final = 15.0
+"""How long the front-end thread may take to end; its workers may take worker.STOP_DEADLINE_S."""
 
 _FD_BYTES: Final = array.array("i").itemsize
 
@@ -60,16 +72,38 @@ class Listener:
         self._backend = backend
         self._throttle = Throttle()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+        self._has_ended = False
+        self._at_the_end: Callable[[], None] | None = None
         name = f"vhost-{self._path.stem}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Drop the front-end, if there is one, and remove the socket. Call once."""
+    def close(self, then: Callable[[], None] = lambda: None) -> None:
+        """Drop the front-end, if there is one, and remove the socket. Call once.
+
+        A front-end cannot prevent that. If its thread is stuck elsewhere it is left behind after
+        CLOSE_DEADLINE_S; the name of the socket is free all the same.
+
+        Args:
+            then: Called once when the device is not used any more: by this thread, or by the
+                front-end thread if that is left behind.
+        """
         os.eventfd_write(self._stop_fd, 1)
-        self._thread.join()
-        self._listening.close()
-        os.close(self._stop_fd)
+        self._backend.ask_to_stop()
+        peer_writes.join(self._thread, CLOSE_DEADLINE_S)
+        with self._lock:
+            is_left_behind = not self._has_ended
+            if is_left_behind:
+                _LOG.error(
+                    "%s does not end within %g s of being stopped; leaving it behind",
+                    *(self._thread.name, CLOSE_DEADLINE_S),
+                )
+                self._listening.remove_file()
+                self._at_the_end = then
+        if not is_left_behind:
+            self._release()
+            then()
 
     def _run(self) -> None:
         try:
@@ -78,7 +112,17 @@ class Listener:
                     stream.setblocking(False)
                     self._serve(stream)
         except _ListenerClosedError:
-            return
+            pass
+        finally:
+            with self._lock:
+                self._has_ended = True
+            if self._at_the_end is not None:
+                self._release()
+                self._at_the_end()
+
+    def _release(self) -> None:
+        self._listening.close()
+        os.close(self._stop_fd)
 
     def _accept(self) -> socket.socket:
         """Wait for a front-end, and for a free descriptor to take it with."""
@@ -109,8 +153,10 @@ class Listener:
     def _exchange(self, stream: socket.socket, connection: Connection) -> bool:
         """Take one message and send its reply; False when the front-end has closed."""
         fds: list[int] = []  # those that the back-end did not take are closed before the reply
+        self._await(stream, select.POLLIN)
+        deadline = time.monotonic() + MESSAGE_DEADLINE_S
         try:
-            head = self._receive(stream, HEADER_BYTES, fds)
+            head = self._receive(stream, HEADER_BYTES, deadline, fds)
             if not head:
                 return False
             header = Header.parse(head)
@@ -122,7 +168,7 @@ class Listener:
                     size=header.size,
                     bound=MAX_PAYLOAD_BYTES,
                 )
-            payload = self._receive(stream, header.size) if header.size else b""
+            payload = self._receive(stream, header.size, deadline) if header.size else b""
             step = connection.receive(header, payload, fds)
             answer = self._execute(connection, step) if isinstance(step, Command) else step
         finally:
@@ -147,7 +193,9 @@ class Listener:
                 "%s: %s: %s [%d more warnings not logged]", self._path.name, what, error, held_back
             )
 
-    def _receive(self, stream: socket.socket, length: int, fds: list[int] | None = None) -> bytes:
+    def _receive(
+        self, stream: socket.socket, length: int, deadline: float, fds: list[int] | None = None
+    ) -> bytes:
         """Read exactly `length` bytes; descriptors that come with them go to `fds`.
 
         Without a list of descriptors the kernel closes any that come.
@@ -156,12 +204,15 @@ class Listener:
             The bytes; none when the front-end closed between messages.
 
         Raises:
-            ProtocolError: It closed within one, or sent more descriptors than a message may carry.
+            ProtocolError: It closed within one, or did not send all of it by the deadline, or sent
+                more descriptors than a message may carry.
         """
         data = b""
         room = socket.CMSG_SPACE(MAX_MESSAGE_FDS * _FD_BYTES) if fds is not None else 0
         while len(data) < length:
-            self._await(stream, select.POLLIN)
+            self._await_by(
+                deadline, stream, select.POLLIN, f"sent {len(data)} of {length} bytes of a message"
+            )
             part, ancillary, flags, _ = stream.recvmsg(
                 length - len(data), room, socket.MSG_CMSG_CLOEXEC
             )
@@ -187,12 +238,40 @@ class Listener:
         return data
 
     def _send(self, stream: socket.socket, data: bytes) -> None:
+        deadline = time.monotonic() + MESSAGE_DEADLINE_S
         while data:
-            self._await(stream, select.POLLOUT)
+            self._await_by(
+                deadline, stream, select.POLLOUT, f"left {len(data)} bytes of a reply unread"
+            )
             data = data[stream.send(data) :]
 
-    def _await(self, sock: socket.socket | None, event: int, timeout_ms: int | None = None) -> None:
+    def _await_by(self, deadline: float, stream: socket.socket, event: int, done: str) -> None:
+        """Wait until a stream is ready.
+
+        Args:
+            deadline: On the monotonic clock.
+            stream: Of the front-end.
+            event: Of poll(2).
+            done: What the front-end has done so far, for people.
+
+        Raises:
+            ProtocolError: MESSAGE_DEADLINE.
+            _ListenerClosedError: The listener is being closed.
+        """
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not self._await(stream, event, math.ceil(left_s * 1000)):
+            raise ProtocolError(
+                "MESSAGE_DEADLINE",
+                f"the front-end {done} and then waited for more than {MESSAGE_DEADLINE_S:g} s; "
+                "send a message whole, and read its reply",
+                bound=math.ceil(MESSAGE_DEADLINE_S),
+            )
+
+    def _await(self, sock: socket.socket | None, event: int, timeout_ms: int | None = None) -> bool:
         """Wait until a socket, if any, is ready, or the time is over.
+
+        Returns:
+            Whether the socket is ready.
 
         Raises:
             _ListenerClosedError: The listener is being closed.
@@ -201,5 +280,7 @@ class Listener:
         if sock is not None:
             poll.register(sock, event)
         poll.register(self._stop_fd, select.POLLIN)
-        if any(fd == self._stop_fd for fd, _ in poll.poll(timeout_ms)):
+        ready = poll.poll(timeout_ms)
+        if any(fd == self._stop_fd for fd, _ in ready):
             raise _ListenerClosedError
+        return bool(ready)

@@ -237,16 +237,24 @@ class Ring:
         if worker is not None:
             worker.ask_to_stop()
 
-    def pause(self) -> None:
-        """End the worker, if there is one; the ring can be served again at once."""
+    def pause(self, deadline: float | None = None) -> None:
+        """End the worker, if there is one, by the deadline; the ring can be served again at once.
+
+        Args:
+            deadline: See `Worker.stop`.
+        """
         if self.state is RingState.SERVED:
             self._life.fire(RingEvent.PAUSE)
-            self._end_worker()
+            self._end_worker(deadline)
 
-    def halt(self) -> int:
-        """GET_VRING_BASE: stop the ring until the next SET_VRING_KICK; return where it stopped."""
+    def halt(self, deadline: float | None = None) -> int:
+        """GET_VRING_BASE: stop the ring until the next SET_VRING_KICK; return where it stopped.
+
+        Args:
+            deadline: See `Worker.stop`.
+        """
         self._life.fire(RingEvent.STOP)
-        self._end_worker()
+        self._end_worker(deadline)
         self._addr_is_current = False
         _close(self._kick_fd)
         self._kick_fd = None
@@ -258,9 +266,13 @@ class Ring:
         """Notify the front-end by the error descriptor, if it gave one; from any thread."""
         self._err.notify()
 
-    def close(self) -> None:
-        """Stop the ring and release everything; it is of no use afterwards."""
-        self.halt()
+    def close(self, deadline: float | None = None) -> None:
+        """Stop the ring by the deadline and release everything; it is of no use afterwards.
+
+        Args:
+            deadline: See `Worker.stop`.
+        """
+        self.halt(deadline)
         self.unpin()
         self._call.release()
         self._err.release()
@@ -314,15 +326,15 @@ class Ring:
                 queue=self.index,
             ) from error
 
-    def _end_worker(self) -> None:
+    def _end_worker(self, deadline: float | None = None) -> None:
         """End the worker, if there is one, after an event has led out of SERVED.
 
-        This waits for the thread, for worker.STOP_DEADLINE_S at most.
+        This waits for the thread; see `Worker.stop`.
         """
         worker = self._worker
         if worker is None:
             return
-        if not worker.stop() and self._parts is not None:
+        if not worker.stop(deadline) and self._parts is not None:
             # The thread that is left behind may still touch the ring's own pages.
             desc, avail, used = map(worker.memory.keep, self._parts)
             self._parts = (desc, avail, used)

@@ -93,8 +93,13 @@ class ListeningSocket:
     def close(self) -> None:
         """Stop listening, and remove the file if `at` has made it."""
         self.socket.close()
+        self.remove_file()
+
+    def remove_file(self) -> None:
+        """Remove the file if `at` has made it; harmless when done before."""
         if not self._leaves_file:
             self.path.unlink(missing_ok=True)
+            self._leaves_file = True
 
 
 def _refuse_fd(fd: int, why: str) -> InvalidArgumentError:

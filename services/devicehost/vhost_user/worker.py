@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost import peer_writes
 from services.handshake.errors import (
     FailedPreconditionError,
     PortholeError,
@@ -27,7 +29,15 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 STOP_DEADLINE_S: Final = 10.0
-"""How long a worker may take to end after its queue was stopped."""
+"""How long the workers of a device may take to end, together, after their queues were stopped."""
+
+STOP_LEAST_S: Final = 0.5
+"""How long each may take at least, when others have used up the time."""
+
+
+def stop_deadline() -> float:
+    """Return when workers that are asked to stop now must have ended, on the monotonic clock."""
+    return time.monotonic() + STOP_DEADLINE_S
 
 
 class Worker:
@@ -90,19 +100,24 @@ class Worker:
         """Notify the driver through another descriptor; see `Queue.replace_call`."""
         self._queue.replace_call(fd)
 
-    def stop(self) -> bool:
+    def stop(self, deadline: float | None = None) -> bool:
         """End the thread and release its queue. Call once.
 
-        A thread that is stuck, for instance in a system call on a dead network drive, is left
-        behind after STOP_DEADLINE_S. It keeps guest memory mapped, and its call descriptor open,
-        until it ends.
+        A front-end cannot prevent that: the thread is got out of a write that it makes block. A
+        thread that is stuck elsewhere, for instance in a system call on a dead network drive, is
+        not interrupted there, and is left behind at the deadline. It keeps guest memory mapped, and
+        its call descriptor open, until it ends.
+
+        Args:
+            deadline: What `stop_deadline` returned when all workers that end together were asked to
+                stop; None: this one is asked now.
 
         Returns:
             Whether the thread has ended; if not, it may still touch its ring.
         """
         self._queue.stop()
-        self._thread.join(STOP_DEADLINE_S)
-        has_ended = not self._thread.is_alive()
+        left_s = (stop_deadline() if deadline is None else deadline) - time.monotonic()
+        has_ended = peer_writes.join(self._thread, max(left_s, STOP_LEAST_S), self._queue.interrupt)
         if not has_ended:
             _LOG.error(
                 "%s does not end within %g s of being stopped; leaving it behind",

@@ -16,6 +16,7 @@ from services.devicehost.virtio.queue_setup import QueueState
 from services.handshake.errors import ResourceExhaustedError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Sequence
 
     from services.devicehost.memory import Span
@@ -132,6 +133,11 @@ class NativeQueue(Queue):
         """Replace the descriptor in the loop too; see Queue.replace_call."""
         self._library.ph_queue_set_call(self._pointer, _fd(call_fd))
         super().replace_call(call_fd)
+
+    def interrupt(self, thread: threading.Thread) -> None:
+        """Get the thread out of a write of the loop too; see Queue.interrupt."""
+        self._library.ph_queue_interrupt(self._pointer)
+        super().interrupt(thread)
 
     def close(self) -> None:
         """Close the ring of the loop too; see Queue.close."""

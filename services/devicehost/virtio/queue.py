@@ -13,11 +13,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost import peer_writes
 from services.devicehost.memory import TranslationError
 from services.devicehost.throttle import Throttle
 from services.devicehost.virtio.chain import Chain, ChainReader, QueueError
 from services.devicehost.virtio.queue_setup import QueueState
-from services.devicehost.virtio.wake_ups import WakeUps, signal
+from services.devicehost.virtio.wake_ups import WakeUps
 from services.handshake.errors import DeadlineExceededError, ResourceExhaustedError
 from services.wire.virtio_ring import (
     AVAIL_F_NO_INTERRUPT,
@@ -214,7 +215,7 @@ class Queue:
                 wanted = not self._avail_head[0] & AVAIL_F_NO_INTERRUPT
             call_fd = self._call_fd if wanted else None
         if call_fd is not None:  # the write may block, so no lock is held
-            signal(call_fd)
+            peer_writes.notify_peer(call_fd)
 
     def wait(self, *fds: int, buffers: bool = True, timeout_s: float | None = None) -> set[int]:
         """Notify, look around for some microseconds, then sleep until there is something to do.
@@ -266,7 +267,15 @@ class Queue:
         with self._lock:
             self._call_fd = call_fd
         if call_fd is not None:  # what was signalled through the old one may have been lost
-            signal(call_fd)
+            peer_writes.notify_peer(call_fd)
+
+    def interrupt(self, thread: threading.Thread) -> None:
+        """Get a thread out of a write to a peer, if it is in one; see `peer_writes.join`.
+
+        Args:
+            thread: The one that serves the queue.
+        """
+        peer_writes.interrupt(thread)
 
     def close(self) -> None:
         """Release what the queue itself made; call it after `stop`.

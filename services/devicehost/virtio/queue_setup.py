@@ -26,9 +26,9 @@ class QueueSetup:
         avail: The available ring; at least avail_bytes(size).
         used: The used ring; at least used_bytes(size).
         memory: Where the buffers are.
-        kick_fd: Non-blocking eventfd of the driver's notifications; None: the ring is polled. The
+        kick_fd: Eventfd of the driver's notifications; None: the ring is polled. The
             caller keeps it, and closes it after the queue.
-        call_fd: Non-blocking eventfd for notifying the driver; None: it polls. The caller keeps it
+        call_fd: Eventfd for notifying the driver; None: it polls. The caller keeps it
             likewise, and may exchange it by `Queue.replace_call`: the number must stay open until
             the queue's thread has returned, for the thread writes to it without a lock.
         event_idx: Whether EVENT_IDX was negotiated.

@@ -11,8 +11,6 @@ import os
 import select
 from typing import Final
 
-_ONE: Final = (1).to_bytes(8, "little")
-
 
 class WakeUps:
     """The descriptors that end a queue's sleep.
@@ -57,7 +55,8 @@ class WakeUps:
 
     def stop(self) -> None:
         """End the present sleep and all later ones; from any thread, before `close`."""
-        signal(self.stop_fd)
+        with contextlib.suppress(BlockingIOError):  # full: it is readable
+            os.eventfd_write(self.stop_fd, 1)
 
     def close(self) -> None:
         """Release the eventfd."""
@@ -69,9 +68,3 @@ class WakeUps:
         for fd in (self.stop_fd, *kicks, *fds):
             poll.register(fd, select.POLLIN)
         return poll
-
-
-def signal(fd: int) -> None:
-    """Add 1 to a non-blocking eventfd; a full counter is a pending signal already."""
-    with contextlib.suppress(BlockingIOError):
-        os.write(fd, _ONE)

@@ -24,7 +24,8 @@ from porthole.handshake.v1.guest_capabilities_pb2 import SwiotlbPool as SwiotlbP
 from services.devicehost import servicer as servicer_module
 from services.devicehost import telemetry
 from services.devicehost.accounting import COUNTERS
-from services.devicehost.servicer import CALL_THREADS, SERVICE, DeviceHostServicer
+from services.devicehost.servicer import SERVICE, DeviceHostServicer
+from services.devicehost.vm_threads import CALLS_OF_A_VM
 from services.handshake.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -396,7 +397,9 @@ async def test_the_process_ends_while_all_threads_of_calls_wait(
 ) -> None:
     may_end = threading.Event()
     waiting = [
-        asyncio.create_task(servicer._on_thread(may_end.wait, 30)) for _ in range(CALL_THREADS)
+        asyncio.create_task(servicer._on_thread(vm_id, may_end.wait, 30))
+        for vm_id in (VM, OTHER_VM, "")
+        for _ in range(CALLS_OF_A_VM)
     ]
     try:
         await asyncio.wait_for(servicer.close(), 10)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.vhost_user import event_fds
 from services.devicehost.vhost_user.event_fds import Notification, check_event_fd
+from services.handshake.errors import InvalidArgumentError
 from tests.support.descriptors import open_fds
 
 if TYPE_CHECKING:
@@ -86,8 +88,66 @@ def test_an_eventfd_is_not_inherited_by_what_the_process_starts(theirs: tuple[in
     call.release()
 
 
-def test_an_eventfd_that_would_block_is_made_not_to(theirs: tuple[int, int]) -> None:
-    """A front-end could make it block again, but does not do so by accident."""
-    os.set_blocking(theirs[0], True)
-    check_event_fd(0, theirs[0])
-    assert not os.get_blocking(theirs[0])
+@pytest.mark.parametrize("blocking", [True, False])
+def test_the_flags_of_an_eventfd_stay_those_of_the_front_end(
+    theirs: tuple[int, int], blocking: bool
+) -> None:
+    """It may wait in a read, or rely on not waiting."""
+    os.set_blocking(theirs[0], blocking)
+    for is_read in (True, False):
+        check_event_fd(0, theirs[0], is_read=is_read)
+    assert os.get_blocking(theirs[0]) is blocking
+
+
+def test_what_is_no_eventfd_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"ring 3: .*not an eventfd") as caught:
+        check_event_fd(3, 0, is_read=False)
+    assert caught.value.reason == "RING_EVENT_FD"
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+@pytest.mark.parametrize("count", [0, 1, (1 << 32) - 1])
+def test_a_semaphore_is_refused(count: int, is_read: bool) -> None:
+    fd = os.eventfd(count, os.EFD_SEMAPHORE)
+    try:
+        if event_fds.kernel_says_semaphore(fd) is None:
+            pytest.skip("this kernel does not say what a semaphore is")
+        with pytest.raises(InvalidArgumentError, match="EFD_SEMAPHORE") as caught:
+            check_event_fd(0, fd, is_read=is_read)
+        assert caught.value.reason == "RING_EVENT_FD"
+    finally:
+        os.close(fd)
+
+
+class TestKernelThatDoesNotSay:
+    """Before Linux 6.5 the file in fdinfo has no such line."""
+
+    @pytest.fixture(autouse=True)
+    def _older_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(event_fds, "kernel_says_semaphore", lambda _: None)
+
+    @pytest.mark.parametrize("count", [0, 1, 5, (1 << 32) - 1])
+    def test_a_semaphore_is_found_by_reading(self, count: int) -> None:
+        fd = os.eventfd(count, os.EFD_SEMAPHORE)
+        try:
+            with pytest.raises(InvalidArgumentError, match="EFD_SEMAPHORE"):
+                check_event_fd(0, fd, is_read=True)
+        finally:
+            os.close(fd)
+
+    @pytest.mark.parametrize("blocking", [True, False])
+    @pytest.mark.parametrize("count", [0, 1, 5, (1 << 32) - 1])
+    def test_any_other_eventfd_is_taken(
+        self, theirs: tuple[int, int], count: int, blocking: bool
+    ) -> None:
+        os.set_blocking(theirs[0], blocking)
+        os.eventfd_write(theirs[0], count)
+        check_event_fd(0, theirs[0], is_read=True)
+
+    def test_what_nobody_here_reads_is_left_alone(self) -> None:
+        fd = os.eventfd(7, os.EFD_SEMAPHORE)
+        try:
+            check_event_fd(0, fd, is_read=False)
+            assert os.eventfd_read(fd) == 1
+        finally:
+            os.close(fd)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import socket
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.vhost_user import listener
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
 from tests.support.descriptors import open_fds
@@ -106,6 +109,47 @@ def test_a_front_end_that_never_reads_its_answers_does_not_keep_the_device(
                 front.send(Request.GET_FEATURES)
         except BlockingIOError:
             pass  # both directions are full
+
+
+class TestHalfAMessage:
+    @pytest.fixture(autouse=True)
+    def _little_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(listener, "MESSAGE_DEADLINE_S", 0.2)
+
+    @pytest.mark.parametrize("length", [1, 11, 12, 19])
+    def test_it_does_not_hold_the_only_slot(
+        self, service: Service, length: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with RawFrontEnd(service.path) as front, RawFrontEnd(service.path) as other:
+            front.send_raw(wire.message(Request.SET_FEATURES, bytes(8))[:length])
+            assert other.ask_u64(Request.GET_QUEUE_NUM) == 2
+            assert front.is_closed()
+        assert "waited for more than 0.2 s" in caplog.text
+
+    def test_nor_does_one_that_comes_byte_by_byte(self, service: Service) -> None:
+        with RawFrontEnd(service.path) as front:
+            sent = 0
+            with suppress(ConnectionError):
+                for byte in wire.message(Request.SET_FEATURES, bytes(8)):
+                    front.send_raw(bytes([byte]))
+                    sent += 1
+                    time.sleep(0.05)
+            assert sent < 12
+
+    def test_nor_replies_that_nobody_reads(self, service: Service) -> None:
+        with RawFrontEnd(service.path) as front, RawFrontEnd(service.path) as other:
+            front.socket.settimeout(0.1)
+            with suppress(TimeoutError):
+                while True:
+                    front.send(Request.GET_FEATURES)
+            assert other.ask_u64(Request.GET_QUEUE_NUM) == 2
+
+    def test_a_front_end_may_be_silent_between_messages(self, service: Service) -> None:
+        with RawFrontEnd(service.path) as front:
+            time.sleep(0.4)
+            front.negotiate()
+            time.sleep(0.4)
+            assert front.ask_u64(Request.GET_QUEUE_NUM) == 2
 
 
 def test_random_messages(service: Service) -> None:

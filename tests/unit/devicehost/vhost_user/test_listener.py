@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.vhost_user import Listener, ListeningSocket
+from services.devicehost.vhost_user import Listener, ListeningSocket, listener
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
 from tests.support.descriptors import open_fds
@@ -129,4 +130,31 @@ def test_closing_is_no_fault(service: Service, caplog: pytest.LogCaptureFixture)
     assert not workers()
     assert service.watcher.calls[-1] == "disconnected"
     assert caplog.text == ""
+    service.listener = Listener(ListeningSocket.at(service.path), service.backend)
+
+
+def test_a_front_end_thread_that_is_stuck_is_left_behind_and_releases_later(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of a peer holds it up; this one is held up by its own device."""
+    monkeypatch.setattr(listener, "CLOSE_DEADLINE_S", 0.05)
+    before = open_fds()
+    may_reset, released = threading.Event(), threading.Event()
+    monkeypatch.setattr(service.device, "reset", lambda: may_reset.wait(10))
+    with RawFrontEnd(service.path) as front, RingEvents() as events:
+        front.negotiate()
+        front.attach(service.ram)
+        front.start(0, GuestRing(service.ram, INSIDE, 16), events)
+        service.listener.close(released.set)
+        assert "leaving it behind" in caplog.text
+        assert not service.path.exists(), "the name is free at once"
+        assert eventually(lambda: not workers())
+        other = ListeningSocket.at(service.path)
+        assert not released.is_set()
+        may_reset.set()
+        assert released.wait(10)
+        assert service.path.exists(), "the name is another device's by now"
+    other.close()
+    assert eventually(lambda: open_fds() == before - 2)
+    monkeypatch.undo()
     service.listener = Listener(ListeningSocket.at(service.path), service.backend)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -126,6 +126,8 @@ class CountingLease:
 @contextmanager
 def full_and_blocking(fd: int) -> Iterator[None]:
     """Let the next write to an eventfd wait until this is over, as a front-end can."""
+    with suppress(BlockingIOError):
+        os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT)
     os.eventfd_write(fd, (1 << 64) - 2)
     os.set_blocking(fd, True)
     try:

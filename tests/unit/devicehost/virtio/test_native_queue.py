@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
-from services.devicehost import fastpath
+from services.devicehost import fastpath, peer_writes
 from services.devicehost.memory import WindowMemory, WindowQuota
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState
@@ -118,6 +119,49 @@ def test_a_call_descriptor_that_blocks_holds_up_no_other_thread(rig: Rig) -> Non
     controller.join(10)
     os.close(other)
     assert went_on
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_the_loop_is_got_out_of_a_notification_that_blocks(rig: Rig) -> None:
+    library = fastpath.library
+    assert library is not None
+    queue = make_queue(rig.setup(rig.ring()), QueueState(), natively=True)
+    returned: list[int] = []
+
+    def notify_twice(native: int) -> int:
+        for _ in range(2):
+            library.ph_queue_notify(ctypes.c_void_p(native))
+            returned.append(1)
+        return fastpath.Outcome.PYTHON
+
+    assert isinstance(queue, NativeQueue)
+    thread = threading.Thread(target=queue.lend, args=(notify_twice,), daemon=True)
+    with full_and_blocking(rig.call_fd):
+        thread.start()
+        assert not peer_writes.join(thread, 0.1, peer_writes.interrupt), "it is not Python's write"
+        assert peer_writes.join(thread, 10, queue.interrupt)
+    queue.close()
+    assert returned == [1, 1]
+
+
+def test_what_the_loop_does_beside_notifying_is_not_interrupted(
+    rig: Rig,
+) -> None:
+    queue = make_queue(rig.setup(rig.ring()), QueueState(), natively=True)
+    assert isinstance(queue, NativeQueue)
+    came: list[int] = []
+    before = signal.signal(peer_writes.SIGNAL, lambda number, _: came.append(number))
+    waits = threading.Event()
+    thread = threading.Thread(target=queue.lend, args=(lambda _: waits.wait(10) and 1,))
+    try:
+        thread.start()
+        assert not peer_writes.join(thread, 0.1, queue.interrupt)
+        waits.set()
+        assert peer_writes.join(thread, 10, queue.interrupt)
+    finally:
+        signal.signal(peer_writes.SIGNAL, before)
+    queue.close()
+    assert came == []
 
 
 class NoMemory:

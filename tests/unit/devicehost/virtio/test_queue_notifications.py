@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.memory import WindowMemory, WindowQuota
+from services.devicehost.peer_writes import notify_peer
 from services.devicehost.virtio.queue import (
     BATCH_BYTES,
     BATCH_REQUESTS,
 )
-from services.devicehost.virtio.wake_ups import signal
 from services.wire.virtio_ring import AVAIL_F_NO_INTERRUPT
 from tests.unit.devicehost.virtio.conftest import (
     DATA,
@@ -191,7 +191,7 @@ def test_a_request_that_is_given_back_unserved_has_no_bytes(rig: Rig) -> None:
 def test_a_full_counter_is_a_pending_signal() -> None:
     fd = os.eventfd((1 << 32) - 1, os.EFD_NONBLOCK)
     os.eventfd_write(fd, (1 << 64) - 1 - (1 << 32))
-    signal(fd)
+    notify_peer(fd)
     assert os.eventfd_read(fd) == (1 << 64) - 2
     os.close(fd)
 

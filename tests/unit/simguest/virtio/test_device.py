@@ -166,7 +166,7 @@ def test_a_device_that_disappears_fails_requests_in_flight_at_once(
     futures = [queue.submit([b"x"], [16]) for _ in range(20)]
     threading.Thread(target=rig.host.listener.close).start()
     rig.host.device.may_answer.set()
-    rig.host.listener.close = lambda: None  # type: ignore[method-assign]
+    rig.host.listener.close = lambda *_: None  # type: ignore[method-assign]
     done, left = wait(futures, 10)
     assert not left
     outcomes = {reason(future) for future in done if future.exception()}

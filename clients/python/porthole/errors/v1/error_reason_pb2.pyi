@@ -455,6 +455,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the payload of a vhost-user message does not fit its form."""
     MESSAGE_TRUNCATED: _ErrorReason.ValueType  # 814
     """INVALID_ARGUMENT: the front-end closed the connection inside a message."""
+    MESSAGE_DEADLINE: _ErrorReason.ValueType  # 840
+    """INVALID_ARGUMENT: the front-end sent a part of a vhost-user message, and the rest did not follow
+    in time; or it did not read a reply in time.
+    """
     MESSAGE_DESCRIPTORS: _ErrorReason.ValueType  # 815
     """INVALID_ARGUMENT: a vhost-user message came with too few or too many descriptors."""
     FEATURE_NOT_OFFERED: _ErrorReason.ValueType  # 816
@@ -476,7 +480,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RING_BASE: _ErrorReason.ValueType  # 824
     """INVALID_ARGUMENT: the base of a ring is not a 16-bit index."""
     RING_EVENT_FD: _ErrorReason.ValueType  # 825
-    """INVALID_ARGUMENT: the descriptor of a ring is not an eventfd."""
+    """INVALID_ARGUMENT: the descriptor of a ring is not an eventfd, or it is a semaphore."""
     RING_NOT_STARTED: _ErrorReason.ValueType  # 826
     """FAILED_PRECONDITION: a ring without addresses cannot run."""
     RING_RUNNING: _ErrorReason.ValueType  # 827
@@ -976,6 +980,10 @@ MESSAGE_PAYLOAD: ErrorReason.ValueType  # 813
 """INVALID_ARGUMENT: the payload of a vhost-user message does not fit its form."""
 MESSAGE_TRUNCATED: ErrorReason.ValueType  # 814
 """INVALID_ARGUMENT: the front-end closed the connection inside a message."""
+MESSAGE_DEADLINE: ErrorReason.ValueType  # 840
+"""INVALID_ARGUMENT: the front-end sent a part of a vhost-user message, and the rest did not follow
+in time; or it did not read a reply in time.
+"""
 MESSAGE_DESCRIPTORS: ErrorReason.ValueType  # 815
 """INVALID_ARGUMENT: a vhost-user message came with too few or too many descriptors."""
 FEATURE_NOT_OFFERED: ErrorReason.ValueType  # 816
@@ -997,7 +1005,7 @@ RING_ALIGNMENT: ErrorReason.ValueType  # 823
 RING_BASE: ErrorReason.ValueType  # 824
 """INVALID_ARGUMENT: the base of a ring is not a 16-bit index."""
 RING_EVENT_FD: ErrorReason.ValueType  # 825
-"""INVALID_ARGUMENT: the descriptor of a ring is not an eventfd."""
+"""INVALID_ARGUMENT: the descriptor of a ring is not an eventfd, or it is a semaphore."""
 RING_NOT_STARTED: ErrorReason.ValueType  # 826
 """FAILED_PRECONDITION: a ring without addresses cannot run."""
 RING_RUNNING: ErrorReason.ValueType  # 827
