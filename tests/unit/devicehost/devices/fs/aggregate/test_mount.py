@@ -297,8 +297,8 @@ def test_a_share_that_is_looked_up_while_the_mount_ends_is_not_mounted(
     rig: Rig, guest: FuseGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Late(Mount):
-        def __init__(self, share: Share, *, slot: int = 0, writeback: bool = False) -> None:
-            super().__init__(share, slot=slot, writeback=writeback)
+        def __init__(self, share: Share, *, slot: int = 0, agreed: int = 0) -> None:
+            super().__init__(share, slot=slot, agreed=agreed)
             rig.session.reset()
 
     monkeypatch.setattr("services.devicehost.devices.fs.aggregate.mount.Mount", Late)
