@@ -102,6 +102,18 @@ def test_closing_any_descriptor_drops_posix_locks(mounted: Path) -> None:
         assert other.lock("lockf", TRY) == "done"
 
 
+def test_processes_that_wait_for_each_other(mounted: Path, file: Path) -> None:
+    """Two readers that both want to write; fcntl(2) reports it to the second."""
+    with Locker(mounted) as one, Locker(mounted) as two:
+        assert one.lock("lockf", LOCK_SH) == "done"
+        assert two.lock("lockf", LOCK_SH) == "done"
+        one.send("lockf", LOCK_EX, "0")
+        until_waiting(file)
+        assert two.lock("lockf", LOCK_EX) in ("EDEADLK", "EDEADLOCK")  # two names of one number
+        assert two.lock("lockf", LOCK_UN) == "done"
+        assert one.answer() == "done"
+
+
 @CALLS
 def test_a_killed_waiter_ends(mounted: Path, file: Path, call: str) -> None:
     """The kernel sends INTERRUPT, and the process ends although the lock is not free."""

@@ -17,8 +17,11 @@ How it is done:
   guest paused), because EINTR without a signal would confuse Linux. A signal wakes the thread up
   (`wake`).
 
-Two things differ from locks within one kernel. A circle of waits is not detected (EDEADLK), because
-OFD locks have no such detection. And Linux' own virtio-fs driver sends no INTERRUPT
+- A wait that would close a circle of the guest's lock owners is refused with EDEADLK (`deadlocks`);
+  the kernel does not look for circles of OFD locks.
+
+Two things differ from locks within one kernel. A circle that leads through a host process or
+another guest is not detected. And Linux' own virtio-fs driver sends no INTERRUPT
 (fs/fuse/virtio_fs.c, virtio_fs_send_interrupt, as of 6.18), so a process that waits there cannot be
 killed before it gets its lock.
 """

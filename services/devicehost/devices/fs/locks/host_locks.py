@@ -38,7 +38,11 @@ class HostLock(Protocol):
         """
 
     def begin_wait(self) -> None:
-        """Note that a thread is about to wait in `set`."""
+        """Note that a thread is about to wait in `set`.
+
+        Raises:
+            OSError: EDEADLK: it would wait for ever.
+        """
 
     def end_wait(self) -> None:
         """Note that the thread is done."""
@@ -60,12 +64,12 @@ class HostRecordLock:
         syscalls.set_record_lock(self._owner.descriptor.fd, self._lock, wait=wait)
 
     def begin_wait(self) -> None:
-        """Have the owner kept while a thread waits."""
-        self._table.begin_wait(self._owner)
+        """Have the owner kept while a thread waits; see HostLock.begin_wait."""
+        self._table.begin_wait(self._owner, self._lock)
 
     def end_wait(self) -> None:
         """Let the owner be removed with its locks again."""
-        self._table.end_wait(self._owner)
+        self._table.end_wait(self._owner, self._lock)
 
     def undo(self) -> None:
         """Clear it; see HostLock.undo."""

@@ -19,6 +19,7 @@ from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX, RecordLock
+from services.devicehost.devices.fs.locks.deadlocks import WaitGraph
 
 MAX_LOCKS: Final = 1 << 16
 """Record locks that one guest may have of a share; they take memory of the host's kernel."""
@@ -32,15 +33,19 @@ class Owner:
     """One lock owner on one node.
 
     Attributes:
+        id: The guest's lock owner.
+        node_id: The file.
         descriptor: The description that its locks belong to.
         pid: The guest's process that was the last to set a lock.
         handles: Handles by which it has set locks.
         waits: Locks that it is waiting for.
     """
 
-    __slots__ = ("descriptor", "handles", "pid", "waits")
+    __slots__ = ("descriptor", "handles", "id", "node_id", "pid", "waits")
 
-    def __init__(self, descriptor: Descriptor) -> None:
+    def __init__(self, owner_id: int, node_id: int, descriptor: Descriptor) -> None:
+        self.id: Final = owner_id
+        self.node_id: Final = node_id
         self.descriptor: Final = descriptor
         self.pid = 0
         self.handles: set[int] = set()
@@ -60,6 +65,7 @@ class OwnerTable:
         self._by_node: dict[int, dict[int, Owner]] = {}
         self._count = 0
         self._locks = 0
+        self._graph = WaitGraph(self._blockers)
         self._mutex = threading.Lock()
 
     def __len__(self) -> int:
@@ -88,13 +94,13 @@ class OwnerTable:
                 once more.
         """
         owner = self.find(node_id, owner_id)
-        made = None if owner else Owner(_open_for_locks(opened))
+        made = None if owner else Owner(owner_id, node_id, _open_for_locks(opened))
         with self._mutex:
             owners = self._by_node.setdefault(node_id, {})
             owner = owners.get(owner_id)
             if owner is None:
                 if made is None:  # dropped meanwhile: the guest closes the file that it locks
-                    made = Owner(_open_for_locks(opened))
+                    made = Owner(owner_id, node_id, _open_for_locks(opened))
                 if self._count >= self.limit:
                     if not owners:
                         del self._by_node[node_id]
@@ -136,21 +142,38 @@ class OwnerTable:
                 for owner_id in list(owners):
                     self._remove(node_id, owner_id)
 
-    def begin_wait(self, owner: Owner) -> None:
-        """Note that an owner waits for a lock."""
+    def begin_wait(self, owner: Owner, wanted: RecordLock) -> None:
+        """Note that an owner waits for a lock.
+
+        Raises:
+            OSError: EDEADLK when the owner would wait for itself, by way of others.
+        """
+        self._graph.begin(owner, wanted)
         with self._mutex:
             owner.waits += 1
 
-    def end_wait(self, owner: Owner) -> None:
-        """Note that an owner waits for one lock less."""
+    def end_wait(self, owner: Owner, wanted: RecordLock) -> None:
+        """Note that an owner no longer waits for a lock."""
         with self._mutex:
             owner.waits -= 1
+        self._graph.end(owner, wanted)
 
     def pid_of(self, node_id: int, lock: RecordLock) -> int:
         """Return the guest's process that holds a lock; 0 when it is not of this guest."""
-        with self._mutex:
-            owners = list(self._by_node.get(node_id, {}).values())
+        owners = self._owners_of(node_id)
         return next((owner.pid for owner in owners if lock in _held(owner.descriptor)), 0)
+
+    def _owners_of(self, node_id: int) -> list[Owner]:
+        with self._mutex:
+            return list(self._by_node.get(node_id, {}).values())
+
+    def _blockers(self, owner: Owner, wanted: RecordLock) -> set[int]:
+        return {
+            other.id
+            for other in self._owners_of(owner.node_id)
+            if other is not owner
+            and any(_is_in_the_way(held, wanted) for held in _held(other.descriptor))
+        }
 
     def _count_change(self) -> None:
         """Count a change as one more lock; beyond the bound, count the locks that there are.
@@ -194,6 +217,11 @@ def _open_for_locks(opened: Descriptor) -> Descriptor:
             return Descriptor(os.open(path, os.O_RDONLY))
     except OSError as error:
         raise refusal(errno.ENOLCK) from error
+
+
+def _is_in_the_way(held: RecordLock, wanted: RecordLock) -> bool:
+    overlap = held.start <= wanted.end and wanted.start <= held.end
+    return overlap and fcntl.F_WRLCK in (held.kind, wanted.kind)
 
 
 def _held(descriptor: Descriptor) -> list[RecordLock]:

@@ -57,6 +57,7 @@ class LockWait(Deferred):
 
         Raises:
             RuntimeError: The process may have no further thread.
+            OSError: See HostLock.begin_wait.
         """
         self._wanted.begin_wait()
         try:
@@ -147,7 +148,8 @@ class LockWaits:
 
         Raises:
             OSError: ENOLCK when there are too many waits; EINTR when the request was interrupted
-                before it came; EINVAL when another request of the same number waits.
+                before it came; EINVAL when another request of the same number waits; EDEADLK when
+                the wait would be for ever.
         """
         wait = LockWait(self, unique, answer, wanted)
         with self._mutex:
@@ -167,6 +169,9 @@ class LockWaits:
         except RuntimeError:
             self.remove(unique)
             raise refusal(errno.ENOLCK) from None
+        except OSError:
+            self.remove(unique)
+            raise
         return wait
 
     def interrupt(self, unique: int) -> bool:
