@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from services.devicehost.devices.fs.host_files.errors import refusal
 
@@ -17,52 +17,59 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from services.devicehost.devices.fs.host_files.syscalls import RecordLock
-    from services.devicehost.devices.fs.locks.owners import Owner
+
+
+class Wait(NamedTuple):
+    """A lock of one file that a lock owner waits for."""
+
+    node_id: int
+    owner_id: int
+    wanted: RecordLock
 
 
 class WaitGraph:
     """The waits of one mount for record locks; usable from any thread."""
 
-    def __init__(self, blockers: Callable[[Owner, RecordLock], set[int]]) -> None:
+    def __init__(self, blockers: Callable[[Wait], set[int]]) -> None:
         """Begin without waits.
 
         Args:
-            blockers: Returns the lock owners whose locks keep an owner from a lock now.
+            blockers: Returns the lock owners whose locks are in the way now.
         """
         self._blockers = blockers
-        self._waits: dict[int, list[tuple[Owner, RecordLock]]] = {}
+        self._waits: dict[int, list[Wait]] = {}
         self._mutex = threading.Lock()
 
-    def begin(self, owner: Owner, wanted: RecordLock) -> None:
+    def begin(self, wait: Wait) -> None:
         """Note that an owner is about to wait for a lock.
 
         Raises:
             OSError: EDEADLK when the wait would close a circle; it is not noted then.
         """
         with self._mutex:  # of two waits that close a circle at the same time, one sees the other
-            self._waits.setdefault(owner.id, []).append((owner, wanted))
-            if self._leads_back_to(owner.id):
-                self._remove(owner, wanted)
+            self._waits.setdefault(wait.owner_id, []).append(wait)
+            if self._leads_back_to(wait.owner_id):
+                self._remove(wait)
                 raise refusal(errno.EDEADLK)
 
-    def end(self, owner: Owner, wanted: RecordLock) -> None:
+    def end(self, wait: Wait) -> None:
         """Note that a wait is over."""
         with self._mutex:
-            self._remove(owner, wanted)
+            self._remove(wait)
 
     def _leads_back_to(self, owner_id: int) -> bool:
         seen, pending = {owner_id}, [owner_id]
         while pending:
-            for owner, wanted in self._waits.get(pending.pop(), ()):
-                found = self._blockers(owner, wanted)
+            for wait in self._waits.get(pending.pop(), ()):
+                found = self._blockers(wait)
                 if owner_id in found:
                     return True
                 pending += found - seen
                 seen |= found
         return False
 
-    def _remove(self, owner: Owner, wanted: RecordLock) -> None:
-        waits = self._waits[owner.id]
-        waits.remove((owner, wanted))
+    def _remove(self, wait: Wait) -> None:
+        waits = self._waits[wait.owner_id]
+        waits.remove(wait)
         if not waits:
-            del self._waits[owner.id]
+            del self._waits[wait.owner_id]

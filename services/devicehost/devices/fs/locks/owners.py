@@ -19,7 +19,7 @@ from services.devicehost.devices.fs.host_files import syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.host_files.syscalls import OFFSET_MAX, RecordLock
-from services.devicehost.devices.fs.locks.deadlocks import WaitGraph
+from services.devicehost.devices.fs.locks.deadlocks import Wait, WaitGraph
 
 MAX_LOCKS: Final = 1 << 16
 """Record locks that one guest may have of a share; they take memory of the host's kernel."""
@@ -148,7 +148,7 @@ class OwnerTable:
         Raises:
             OSError: EDEADLK when the owner would wait for itself, by way of others.
         """
-        self._graph.begin(owner, wanted)
+        self._graph.begin(Wait(owner.node_id, owner.id, wanted))
         with self._mutex:
             owner.waits += 1
 
@@ -156,7 +156,7 @@ class OwnerTable:
         """Note that an owner no longer waits for a lock."""
         with self._mutex:
             owner.waits -= 1
-        self._graph.end(owner, wanted)
+        self._graph.end(Wait(owner.node_id, owner.id, wanted))
 
     def pid_of(self, node_id: int, lock: RecordLock) -> int:
         """Return the guest's process that holds a lock; 0 when it is not of this guest."""
@@ -167,12 +167,12 @@ class OwnerTable:
         with self._mutex:
             return list(self._by_node.get(node_id, {}).values())
 
-    def _blockers(self, owner: Owner, wanted: RecordLock) -> set[int]:
+    def _blockers(self, wait: Wait) -> set[int]:
         return {
-            other.id
-            for other in self._owners_of(owner.node_id)
-            if other is not owner
-            and any(_is_in_the_way(held, wanted) for held in _held(other.descriptor))
+            owner.id
+            for owner in self._owners_of(wait.node_id)
+            if owner.id != wait.owner_id
+            and any(_is_in_the_way(held, wait.wanted) for held in _held(owner.descriptor))
         }
 
     def _count_change(self) -> None:
