@@ -7,8 +7,10 @@ all of guest memory and accept memory that cannot be sealed. Must not know flags
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
+import resource
 import signal
 import uuid
 from dataclasses import dataclass
@@ -34,8 +36,13 @@ if TYPE_CHECKING:
 VM_ID: Final = str(uuid.UUID(int=0))
 """Stands for the one VM of this process, whose id is not known."""
 
+LEAST_DESCRIPTORS: Final = 256
+"""The lowest limit of descriptors with which a device starts."""
+
 _NO_SIGNAL: Final = b"\0"
 _INTERRUPT: Final = bytes([peer_writes.SIGNAL])
+_CAP_SYS_RESOURCE: Final = 1 << 24
+_CAPABILITY_VERSION_3: Final = 0x20080522
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,6 +99,50 @@ class _Ending:
 
 def _leave_to_the_pipe(_number: int, _frame: object) -> None:
     """Do nothing, in place of the default handler, which ends the interpreter."""
+
+
+def limit_descriptors(most: int) -> None:
+    """Let this process have at most `most` descriptors, for good.
+
+    The process gives CAP_SYS_RESOURCE up, with which a device would raise the limit again. Call it
+    before other threads run, as they would keep the capability.
+
+    A process that may not raise its hard limit keeps that, with a warning.
+
+    Raises:
+        InvalidArgumentError: DESCRIPTOR_LIMIT: below LEAST_DESCRIPTORS.
+    """
+    if most < LEAST_DESCRIPTORS:
+        raise InvalidArgumentError(
+            "DESCRIPTOR_LIMIT",
+            f"a limit of {most} descriptors: a device needs {LEAST_DESCRIPTORS}",
+            limit=most,
+        )
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (ValueError, OSError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _LOG.warning(
+            "%d descriptors are more than this process may have; it works with %d. Raise the hard "
+            "limit where it is started",
+            most,
+            hard,
+        )
+    _drop(_CAP_SYS_RESOURCE)
+
+
+def _drop(capability: int) -> None:
+    # The kernel's structures, capget(2): version and thread, 0 for the calling one; twice the
+    # effective, permitted and inheritable sets.
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = libc.capget(header, sets)
+    for place in range(3):
+        sets[place] &= ~capability
+    if failed or libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be changed")
 
 
 def open_socket(path: Path | None, fd: int | None, group_id: int | None) -> ListeningSocket:

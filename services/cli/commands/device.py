@@ -9,18 +9,21 @@ from __future__ import annotations
 import contextlib
 import grp
 import json
-import logging
 import os
+from dataclasses import dataclass
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from services.cli.console import fail
+from services.cli.daemon import LogLevel, pid_file, start_log
 from services.cli.exit_codes import USAGE
 from services.cli.sd_notify import notify
-from services.cli.virtiofsd_options import VirtiofsdOptions, parse
+from services.cli.virtiofsd import reading
+from services.cli.virtiofsd.options import Sets
 from services.handshake.errors import InvalidArgumentError, NotFoundError
 from services.handshake.options import CACHE_MODES, MAX_QUEUES
 from services.handshake.pool import parse_token
@@ -44,14 +47,20 @@ class Memory(StrEnum):
     WINDOWS = "windows"
 
 
-class LogLevel(StrEnum):
-    """Least severity that is logged to stderr."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
+CAPABILITIES: Final = {
+    "fs": {
+        "type": "fs",
+        # Of virtiofsd: that options have names of their own, without -o, and that these two have
+        # the modes never, auto and always.
+        "features": [
+            "posix-acl-negotiation-mode",
+            "security-label-negotiation-mode",
+            "separate-options",
+        ],
+    },
+    "net": {"type": "net"},
+}
+"""What `--print-capabilities` prints: documents of QEMU's docs/interop/vhost-user.json."""
 
 SocketPath = Annotated[
     Path | None, typer.Option("--socket-path", help="Listen here; made with mode 0600.")
@@ -82,9 +91,7 @@ Persistent = Annotated[
     bool,
     typer.Option("--persistent", help="Wait for the next front-end when one has disconnected."),
 ]
-Level = Annotated[
-    LogLevel, typer.Option("--log-level", help="Least severity that is logged to stderr.")
-]
+Level = Annotated[LogLevel, typer.Option("--log-level", help="Least severity that is logged.")]
 Capabilities = Annotated[
     bool,
     typer.Option(
@@ -99,8 +106,18 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="device")
 
 
-@app.command()
+@app.command(
+    # What is left is read by the table of virtiofsd's options.
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": ["-h", "--help"],
+    },
+    epilog="All options of virtiofsd 1.14 and 7.2 are known: docs/virtiofsd.md has what becomes of "
+    "each.",
+)
 def fs(
+    ctx: typer.Context,
     socket_path: SocketPath = None,
     fd: SocketFd = None,
     socket_group: SocketGroup = None,
@@ -115,14 +132,15 @@ def fs(
         int, typer.Option(help="Request queues that a front-end may use.", min=1, max=MAX_QUEUES)
     ] = 1,
     cache: Annotated[
-        str | None, typer.Option(help=f"What a guest may cache: {', '.join(CACHE_MODES)}.")
+        str | None,
+        typer.Option(help=f"What a guest may cache: {', '.join(CACHE_MODES)}, never, metadata."),
     ] = None,
     options: Annotated[
         str, typer.Option(help="Further options: 'key=value;flag', for instance 'uid=1000'.")
     ] = "",
     virtiofsd_options: Annotated[
         list[str] | None,
-        typer.Option("-o", metavar="KEY=VALUE,…", help="Options in libvirt's form: source=…"),
+        typer.Option("-o", metavar="KEY=VALUE,…", help="Options of virtiofsd: source=…"),
     ] = None,
     swiotlb: Swiotlb = None,
     memory: MemoryKind = Memory.WHOLE,
@@ -134,16 +152,21 @@ def fs(
     if print_capabilities:
         _print_capabilities("fs")
         return
-    given = _given(virtiofsd_options or [])
-    shared_dir = shared_dir or given.source
+    given = _given(ctx.args, virtiofsd_options or [], cache)
+    settings = given.settings
+    if Sets.VERSION in settings:
+        typer.echo(f"porthole-fs {metadata.version('porthole')}")
+        return
+    if shared_dir is None and Sets.SOURCE in settings:
+        shared_dir = Path(settings[Sets.SOURCE])
+    if socket_path is None and Sets.SOCKET_PATH in settings:
+        socket_path = Path(settings[Sets.SOCKET_PATH])
     if shared_dir is None:
         raise _wrong("give the directory to share: --shared-dir=DIRECTORY")
     from services.devicehost.devices import FsBackend
     from services.devicehost.standalone import StandaloneDevice
 
     items = [options, "ro" if readonly else "", f"queues={queues}", *given.share]
-    if cache is not None:
-        items.append(f"cache={cache}")
     spec = StandaloneDevice(
         FsBackend(str(shared_dir.absolute())),
         DEFAULT_TAG if tag is None else tag,
@@ -152,7 +175,17 @@ def fs(
         persistent=persistent,
         offers_config=tag is not None,
     )
-    _serve("fs", spec, socket_path, fd, socket_group, log_level)
+    start = _Start(
+        socket_path,
+        fd,
+        socket_group,
+        LogLevel(settings.get(Sets.LOG_LEVEL, log_level)),
+        syslog=Sets.SYSLOG in settings,
+        most_descriptors=int(settings.get(Sets.DESCRIPTORS, 0)),
+        notes=tuple(given.notes),
+        pid_file=True,
+    )
+    _serve("fs", spec, start)
 
 
 @app.command()
@@ -190,26 +223,39 @@ def net(
         persistent=persistent,
         offers_config=mac is not None,
     )
-    _serve("net", spec, socket_path, fd, socket_group, log_level)
+    _serve("net", spec, _Start(socket_path, fd, socket_group, log_level))
 
 
-def _serve(
-    name: str,
-    spec: StandaloneDevice,
-    socket_path: Path | None,
-    fd: int | None,
-    socket_group: str | None,
-    log_level: LogLevel,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """How the process starts.
+
+    Attributes:
+        most_descriptors: The most descriptors that it may have; 0: no limit of its own.
+        notes: Lines for the log.
+        pid_file: Whether `<socket_path>.pid` gets the process id, as virtiofsd's does.
+    """
+
+    socket_path: Path | None
+    fd: int | None
+    socket_group: str | None
+    log_level: LogLevel
+    syslog: bool = False
+    most_descriptors: int = 0
+    notes: tuple[str, ...] = ()
+    pid_file: bool = False
+
+
+def _serve(name: str, spec: StandaloneDevice, start: _Start) -> None:
     from services.devicehost import standalone
 
-    if (socket_path is None) == (fd is None):
+    if (start.socket_path is None) == (start.fd is None):
         raise _wrong("give one of --socket-path and --fd")
-    logging.basicConfig(
-        level=log_level.upper(), format=f"%(asctime)s device-{name} %(levelname)s: %(message)s"
-    )
+    start_log(name, start.log_level, start.notes, syslog=start.syslog)
     try:
-        sock = standalone.open_socket(socket_path, fd, _group_id(socket_group))
+        if start.most_descriptors:
+            standalone.limit_descriptors(start.most_descriptors)
+        sock = standalone.open_socket(start.socket_path, start.fd, _group_id(start.socket_group))
 
         def ready() -> None:
             # A launcher may have closed its end of the pipe; the device goes on.
@@ -217,16 +263,21 @@ def _serve(
                 os.write(1, f"porthole device {name} ready on unix:{sock.path}\n".encode())
             notify("READY=1")
 
-        standalone.serve(spec, sock, ready)
+        with pid_file(start.socket_path if start.pid_file else None):
+            standalone.serve(spec, sock, ready)
     except (InvalidArgumentError, NotFoundError) as error:
         raise _wrong(f"{error.message} [{error.reason}]") from None
 
 
-def _given(options: list[str]) -> VirtiofsdOptions:
+def _given(rest: list[str], legacy: list[str], cache: str | None) -> reading.Given:
     try:
-        return parse(options)
+        given = reading.read([*(word for text in legacy for word in ("-o", text)), *rest])
+        if cache is not None:
+            # Here, "none" is a value of this option, too.
+            reading.take(given, "-o cache" if cache == "none" else "--cache", cache)
     except InvalidArgumentError as error:
         raise _wrong(f"{error.message} [{error.reason}]") from None
+    return given
 
 
 def _access(swiotlb: str | None, memory: Memory) -> Access:
@@ -255,5 +306,4 @@ def _wrong(text: str) -> typer.Exit:
 
 
 def _print_capabilities(kind: str) -> None:
-    """Print one document of QEMU's docs/interop/vhost-user.json, VHostUserBackendCapabilities."""
-    typer.echo(json.dumps({"type": kind}))
+    typer.echo(json.dumps(CAPABILITIES[kind]))

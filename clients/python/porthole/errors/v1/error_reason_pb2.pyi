@@ -400,6 +400,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     SOCKET_FD: _ErrorReason.ValueType  # 701
     """exit code 2: the descriptor of `--fd` is no listening Unix socket."""
+    OPTION_REFUSED: _ErrorReason.ValueType  # 711
+    """exit code 2: an option of virtiofsd that asks `porthole device fs` for what it does not do, such
+    as a sandbox; the message says why.
+    """
+    DESCRIPTOR_LIMIT: _ErrorReason.ValueType  # 712
+    """exit code 2: `--rlimit-nofile` is too small for a device; the message has the bound."""
     RUN_DIR_IN_USE: _ErrorReason.ValueType  # 702
     """exit code 3: another `porthole up` has this run directory."""
     RUN_DIR_UNSAFE: _ErrorReason.ValueType  # 708
@@ -925,6 +931,12 @@ exit code 2: `porthole device` cannot listen there; the message says why.
 """
 SOCKET_FD: ErrorReason.ValueType  # 701
 """exit code 2: the descriptor of `--fd` is no listening Unix socket."""
+OPTION_REFUSED: ErrorReason.ValueType  # 711
+"""exit code 2: an option of virtiofsd that asks `porthole device fs` for what it does not do, such
+as a sandbox; the message says why.
+"""
+DESCRIPTOR_LIMIT: ErrorReason.ValueType  # 712
+"""exit code 2: `--rlimit-nofile` is too small for a device; the message has the bound."""
 RUN_DIR_IN_USE: ErrorReason.ValueType  # 702
 """exit code 3: another `porthole up` has this run directory."""
 RUN_DIR_UNSAFE: ErrorReason.ValueType  # 708
