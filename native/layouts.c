@@ -3,6 +3,7 @@
 #include <stddef.h>
 
 #include "buffers.h"
+#include "lost_memory.h"
 #include "mounts.h"
 #include "open_files.h"
 #include "python_pins.h"
@@ -120,9 +121,16 @@ static const struct ph_layout LAYOUTS[] = {
 };
 
 static const struct ph_constant CONSTANTS[] = {
-    CONSTANT(PH_PYTHON),        CONSTANT(PH_OUTCOME_PYTHON), CONSTANT(PH_OUTCOME_STOPPED),
-    CONSTANT(PH_OUTCOME_WOKEN), CONSTANT(PH_FILE),           CONSTANT(PH_DIRECTORY),
-    CONSTANT(PH_KEEP_ID),       CONSTANT(PH_SLOT_SHIFT),     {.name = NULL},
+    CONSTANT(PH_PYTHON),
+    CONSTANT(PH_OUTCOME_PYTHON),
+    CONSTANT(PH_OUTCOME_STOPPED),
+    CONSTANT(PH_OUTCOME_WOKEN),
+    CONSTANT(PH_FILE),
+    CONSTANT(PH_DIRECTORY),
+    CONSTANT(PH_KEEP_ID),
+    CONSTANT(PH_SLOT_SHIFT),
+    CONSTANT(PH_MAX_WATCHED),
+    {.name = NULL},
 };
 
 /* Name, result, arguments. */
@@ -135,6 +143,10 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_queue_interrupt, void, struct ph_queue *)                                              \
     LIST(ph_queue_close, void, struct ph_queue *)                                                  \
     LIST(ph_queue_free, void, struct ph_queue *)                                                   \
+    LIST(ph_lost_install, bool, int)                                                               \
+    LIST(ph_lost_watch, int, void *, uint64_t)                                                     \
+    LIST(ph_lost_is, bool, int)                                                                    \
+    LIST(ph_lost_unwatch, bool, int)                                                               \
     LIST(ph_worker_new, struct ph_worker *, void)                                                  \
     LIST(ph_worker_delete, void, struct ph_worker *)                                               \
     LIST(ph_mounts_new, struct ph_mounts *, void)                                                  \

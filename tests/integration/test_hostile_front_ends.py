@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import struct
 import sys
 import time
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from porthole.devicehost.v1 import device_host_pb2 as pb
 from porthole.devicehost.v1 import device_host_pb2_grpc
+from porthole.handshake.v1 import device_pb2
 
 from services.devicehost import fastpath
 from services.devicehost.servicer import SERVICE
@@ -23,6 +25,7 @@ from services.wire.vhost_user import U64, Request, message
 from tests.support.command import PORTHOLE
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import GuestRam, GuestRing
+from tests.support.huge_pages import HUGE, huge_pages
 from tests.unit.devicehost.host.conftest import MIB, OTHER_VM, POOL, TOKEN, VM
 from tests.unit.devicehost.vhost_user.conftest import eventually
 from tests.unit.devicehost.virtio.conftest import full_and_blocking
@@ -88,8 +91,8 @@ async def create(stub: DeviceHostAsyncStub, vm_id: str, instance_id: str, shared
 class HostileFrontEnd:
     """A front-end of a virtio-fs device."""
 
-    def __init__(self, stack: ExitStack, path: Path) -> None:
-        self.ram = GuestRam(32 * MIB)
+    def __init__(self, stack: ExitStack, path: Path, ram: GuestRam | None = None) -> None:
+        self.ram = ram or GuestRam(32 * MIB)
         stack.callback(self.ram.close)
         self.front = stack.enter_context(RawFrontEnd(path))
         self.events = stack.enter_context(RingEvents())
@@ -101,7 +104,11 @@ class HostileFrontEnd:
         assert self.front.attach(self.ram) == 0
         self.ring = GuestRing(self.ram, POOL.base, 16)
         self.front.start(QUEUE, self.ring, self.events)
+        with suppress(BlockingIOError):  # of SET_VRING_CALL
+            os.preadv(self.events.call, [bytearray(8)], -1, os.RWF_NOWAIT)
         self.ask(INIT, 0, struct.pack("<IIII", 7, 36, 0, 0))
+        ready, _, _ = select.select([self.events.call], [], [], 10)
+        assert ready, "no notification of INIT came; it must not be the one that blocks"
 
     def ask(self, opcode: int, node: int, body: bytes) -> None:
         request = IN_HEADER.pack(
@@ -228,6 +235,45 @@ async def test_sigterm_ends_a_device_alone(run_dir: Path, tmp_path: Path, native
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.skipif(fastpath.library is None, reason="the native fast path was not built")
+async def test_a_hole_in_huge_pages_ends_one_device_alone(run_dir: Path, tmp_path: Path) -> None:
+    """Natively: the loop touches the ring, whose page is gone while no other is free."""
+    with huge_pages(6) as pages, ExitStack() as stack:
+        async with device_host(run_dir, "1") as (process, stub):
+            path = await create(stub, VM, "hostile", tmp_path)
+            innocent = HostileFrontEnd(stack, await create(stub, OTHER_VM, "innocent", tmp_path))
+            await asyncio.to_thread(innocent.begin)
+            hostile = HostileFrontEnd(stack, path, GuestRam(6 * HUGE, huge_pages=True))
+            await asyncio.to_thread(hostile.begin)
+            hostile.ram.write(0, bytes(6 * HUGE))
+            pages.punch_hole(hostile.ram.fd, POOL.base, left=5)
+            os.eventfd_write(hostile.events.kick, 1)
+            while True:
+                device = (
+                    await stub.GetDevice(pb.GetDeviceRequest(vm_id=VM, instance_id="hostile"))
+                ).device
+                if device.state == device_pb2.DEVICE_STATE_NEEDS_RESET:
+                    break
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(innocent.ask, GETATTR, 1, bytes(16))
+            assert process.returncode is None
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_huge_pages_are_refused_without_the_native_library(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    with huge_pages(6), ExitStack() as stack:
+        async with device_host(run_dir, "0") as (_, stub):
+            path = await create(stub, VM, "d", tmp_path)
+            ram = GuestRam(6 * HUGE, huge_pages=True)
+            stack.callback(ram.close)
+            front = stack.enter_context(RawFrontEnd(path))
+            await asyncio.to_thread(front.negotiate)
+            assert await asyncio.to_thread(front.attach, ram) == 1
 
 
 async def _remove(stub: DeviceHostAsyncStub, vm_id: str, instance_id: str) -> None:

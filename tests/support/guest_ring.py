@@ -33,13 +33,24 @@ USER_BASE = 0x7F00_0000_0000
 class GuestRam:
     """RAM of a guest, from guest-physical address `gpa` on; sealed against shrinking."""
 
-    def __init__(self, size_bytes: int, gpa: int = 0, file_offset: int = 0) -> None:
+    def __init__(
+        self,
+        size_bytes: int,
+        gpa: int = 0,
+        file_offset: int = 0,
+        *,
+        sealed: bool = True,
+        huge_pages: bool = False,
+    ) -> None:
         self.gpa = gpa
         self.size_bytes = size_bytes
         self.file_offset = file_offset
-        self.fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if huge_pages else 0)
+        self.fd = os.memfd_create("guest", flags)
         os.ftruncate(self.fd, file_offset + size_bytes)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        fcntl.fcntl(
+            self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK if sealed else fcntl.F_SEAL_SEAL
+        )
         self._map = mmap.mmap(self.fd, size_bytes, offset=file_offset)
 
     def region(self) -> Region:

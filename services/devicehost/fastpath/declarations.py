@@ -18,6 +18,9 @@ has one share. The bits below have room for a million new nodes a second for hal
 PYTHON: Final = -(1 << 63)
 """Result of ph_fuse_serve: it leaves the request to Python."""
 
+MAX_WATCHED: Final = 1 << 16
+"""Mappings of guest memory that may be watched at a time."""
+
 FILE: Final = 1
 DIRECTORY: Final = 2
 KEEP_ID: Final = 0xFFFF_FFFF
@@ -238,6 +241,7 @@ CONSTANTS: Final[dict[str, int]] = {
     "PH_DIRECTORY": DIRECTORY,
     "PH_KEEP_ID": KEEP_ID,
     "PH_SLOT_SHIFT": SLOT_SHIFT,
+    "PH_MAX_WATCHED": MAX_WATCHED,
 }
 
 FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
@@ -249,6 +253,10 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_queue_interrupt": (None, (_ptr,)),
     "ph_queue_close": (None, (_ptr,)),
     "ph_queue_free": (None, (_ptr,)),
+    "ph_lost_install": (_bool, (_i32,)),
+    "ph_lost_watch": (_i32, (_ptr, _u64)),
+    "ph_lost_is": (_bool, (_i32,)),
+    "ph_lost_unwatch": (_bool, (_i32,)),
     "ph_worker_new": (_ptr, ()),
     "ph_worker_delete": (None, (_ptr,)),
     "ph_mounts_new": (_ptr, ()),

@@ -3,7 +3,8 @@
 `access` has the choice between three ways and all that follows from it; `guest` the one interface,
 GuestMemory, with three kinds behind it. ApertureMemory maps exactly the pool, once; WindowMemory
 maps guest buffers on demand, under a quota; WholeMemory maps everything, once, for a device that is
-not to be confined. All pin rings at queue setup. Must not know queues, devices or vhost-user.
+not to be confined. All pin rings at queue setup. `loss` notices pages that go away under a mapping.
+Must not know queues, devices or vhost-user.
 """
 
 from services.devicehost.memory.access import Access, Aperture, Whole, Windows, confined

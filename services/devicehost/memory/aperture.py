@@ -44,8 +44,9 @@ class ApertureMemory(LinearMemory):
                 size=pool.size_bytes,
             )
         start = region.file_offset + pool.base - region.gpa
-        mapping = Mapping(region.fd, start, pool.size_bytes)
-        super().__init__(table, meter, [(pool.base, mapping)])
+        super().__init__(table, meter)
+        mapping = Mapping(region.fd, start, pool.size_bytes, self.loss, region.page_bytes)
+        self._take([(pool.base, mapping)])
         self._pool = pool
         self._base: int = pool.base
         self._size = pool.size_bytes

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from services.devicehost.memory.loss import Loss
 from services.devicehost.memory.mapping import Mapping
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.pool import PAGE_BYTES
@@ -115,11 +116,14 @@ class GuestMemory(ABC):
 
     Attributes:
         is_pool: Whether buffers can be in a bounce pool only, whose slots are counted.
+        loss: Whether pages of it were lost while they were mapped; then they are zeros here, and
+            whoever serves the device has to end that.
     """
 
     is_pool = False
 
     def __init__(self, table: RegionTable, meter: DeviceMeter) -> None:
+        self.loss = Loss()
         self._table = table
         self._meter = meter
         self._references = 1
@@ -176,7 +180,9 @@ class GuestMemory(ABC):
             )
         start = region.file_offset + gpa - region.gpa
         first = start - start % PAGE_BYTES
-        mapping = Mapping(region.fd, first, _page_end(start + length) - first)
+        mapping = Mapping(
+            region.fd, first, _page_end(start + length) - first, self.loss, region.page_bytes
+        )
         return PinnedPart(mapping.view[start - first : start - first + length], mapping)
 
     def keep(self, part: PinnedPart) -> PinnedPart:

@@ -13,28 +13,18 @@ from services.devicehost.memory.guest import GuestMemory, PinnedPart, Span
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.devicehost.accounting import DeviceMeter
     from services.devicehost.memory.mapping import Mapping
-    from services.devicehost.memory.regions import RegionTable
 
 
 class LinearMemory(GuestMemory):
     """Guest memory that is its own lease: a request allocates and frees nothing."""
 
-    def __init__(
-        self,
-        table: RegionTable,
-        meter: DeviceMeter,
-        mappings: Sequence[tuple[int, Mapping]],
-    ) -> None:
-        """Take over mappings.
+    def _take(self, mappings: Sequence[tuple[int, Mapping]]) -> None:
+        """Take over mappings, once, at construction.
 
         Args:
-            table: The guest's regions; a ring may lie in a region that is not mapped.
-            meter: Of the device.
             mappings: Each with the guest-physical address of its first byte.
         """
-        super().__init__(table, meter)
         self._mappings = tuple(mapping for _, mapping in mappings)
         self._spans = tuple(
             Span(gpa, len(mapping.view), mapping.address) for gpa, mapping in mappings

@@ -1,4 +1,4 @@
-"""One stretch of a shared file in this process: mmap, munmap, and the guard against truncation.
+"""One stretch of a shared file in this process: mmap, munmap, and what its file has to be.
 
 Python's own mmap object keeps a duplicate of the descriptor. An aperture promises that every
 descriptor is closed, so this module calls mmap(2) itself. Must not know guest addresses.
@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 
+from services.devicehost.memory.loss import Loss, survives_lost_pages
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.pool import PAGE_BYTES
 
@@ -29,6 +30,7 @@ _libc.munmap.restype = ctypes.c_int
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _LOG = logging.getLogger(__name__)
 _MAP_FAILED = ctypes.c_void_p(-1).value
+_HUGETLBFS_MAGIC = 0x9584_58F6
 
 
 class Mapping:
@@ -39,15 +41,20 @@ class Mapping:
         view: The bytes. Must not be touched after `close`: the process would be killed.
     """
 
-    __slots__ = ("_mapped", "address", "view")
+    __slots__ = ("_loss", "_mapped", "_watched", "address", "view")
 
-    def __init__(self, fd: int, offset: int, length: int) -> None:
+    def __init__(
+        self, fd: int, offset: int, length: int, loss: Loss, page_bytes: int = PAGE_BYTES
+    ) -> None:
         """Map `length` bytes of `fd` from `offset` on; the descriptor may be closed afterwards.
 
         Args:
-            fd: A file that `guard_against_truncation` has seen.
+            fd: A file that a guard (`guard_against_loss`) has seen.
             offset: In bytes, a multiple of the page size.
             length: In bytes, more than 0.
+            loss: Learns it when pages of the mapping are lost.
+            page_bytes: Of the file: what `page_bytes_of` returned. With huge pages offset and
+                length are multiples of it, or more would be mapped than is asked for.
 
         Raises:
             InvalidArgumentError: MAPPING_UNALIGNED, or MAPPING_FAILED with the kernel's reason.
@@ -59,6 +66,15 @@ class Mapping:
                 f"of {PAGE_BYTES}; guest and file pages must line up",
                 offset=offset,
             )
+        if page_bytes > PAGE_BYTES and (offset % page_bytes or length % page_bytes):
+            raise InvalidArgumentError(
+                "MAPPING_FAILED",
+                f"0x{length:x} bytes of guest memory at file offset 0x{offset:x} are not made of "
+                f"whole huge pages of 0x{page_bytes:x} bytes, so they cannot be mapped alone; "
+                "share memory of ordinary pages (QEMU: memory-backend-memfd,hugetlb=off)",
+                offset=offset,
+                length=length,
+            )
         address = _libc.mmap(
             None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset
         )
@@ -67,30 +83,42 @@ class Mapping:
             raise InvalidArgumentError(
                 "MAPPING_FAILED",
                 f"cannot map 0x{length:x} bytes of guest memory at file offset 0x{offset:x}: "
-                f"{reason}; memory of huge pages must be aligned to their size",
+                f"{reason}",
                 offset=offset,
                 length=length,
             )
         self.address: int = address
+        self._loss = loss
         self._mapped = True
+        try:
+            self._watched = loss.watch(address, length)
+        except BaseException:
+            _libc.munmap(address, length)
+            raise
         self.view = memoryview((ctypes.c_char * length).from_address(address)).cast("B")
 
     def close(self) -> None:
         """Unmap; harmless when done before."""
         if self._mapped:
+            if self._watched is not None:
+                self._loss.unwatch(self._watched)
             _libc.munmap(self.address, len(self.view))
             self._mapped = False
 
 
-def guard_against_truncation(fd: int, needed_bytes: int) -> None:
+def guard_against_loss(fd: int, needed_bytes: int) -> None:
     """Make sure that touching a mapping of `fd` cannot kill this process.
 
     A file that shrinks under a mapping turns the next access into SIGBUS, which ends the devices of
     every VM. So the file must be sealed against shrinking (fcntl(2), F_SEAL_SHRINK), and its size
     is checked afterwards. Only a memfd can be sealed, so no access waits for another file system.
 
+    The seal does not forbid to punch holes (only F_SEAL_WRITE does). Ordinary pages come back as
+    zeros; of huge pages none may be free, which is SIGBUS too. Only the native library survives
+    that, and with it the other devices.
+
     Raises:
-        InvalidArgumentError: REGION_NOT_SEALED, REGION_FILE_TOO_SHORT.
+        InvalidArgumentError: REGION_NOT_SEALED, REGION_FILE_TOO_SHORT, REGION_HUGE_PAGES.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
@@ -103,12 +131,33 @@ def guard_against_truncation(fd: int, needed_bytes: int) -> None:
                 "memory-backend-memfd,share=on)",
             ) from error
     _check_size(fd, needed_bytes)
+    page_bytes = page_bytes_of(fd)
+    if page_bytes > PAGE_BYTES and not survives_lost_pages():
+        raise InvalidArgumentError(
+            "REGION_HUGE_PAGES",
+            f"a region of guest memory has huge pages of 0x{page_bytes:x} bytes, and without the "
+            "native fast path one that is lost would end the devices of all VMs; share memory of "
+            "ordinary pages (QEMU: memory-backend-memfd,hugetlb=off), or see what `porthole "
+            "version` says of the fast path",
+            page_bytes=page_bytes,
+        )
+
+
+def page_bytes_of(fd: int) -> int:
+    """Return the size of a file's pages: PAGE_BYTES, or that of its huge pages (hugetlbfs).
+
+    Source: statfs(2), struct statfs: f_type, and f_bsize, which hugetlbfs sets to that size.
+    """
+    room = (ctypes.c_long * 32)()
+    if _libc.fstatfs(fd, room) == 0 and room[0] == _HUGETLBFS_MAGIC:
+        return int(room[1])
+    return PAGE_BYTES
 
 
 class OwnRisk:
-    """A guard for a `RegionTable` that also accepts memory that may shrink, and warns once.
+    """A guard for a `RegionTable` that also accepts memory that may be lost, and warns once.
 
-    It is for a process that serves one guest only: a guest whose memory shrinks ends its own
+    It is for a process that serves one guest only: a guest that loses its memory ends its own
     devices and no others (docs/adr/0010-unsealed-memory-stand-alone.md).
     """
 
@@ -116,16 +165,16 @@ class OwnRisk:
         self._warned = False
 
     def __call__(self, fd: int, needed_bytes: int) -> None:
-        """Check as `guard_against_truncation` does, but accept what is not sealed."""
+        """Check as `guard_against_loss` does, but accept what is not sealed, or has huge pages."""
         try:
-            guard_against_truncation(fd, needed_bytes)
+            guard_against_loss(fd, needed_bytes)
         except InvalidArgumentError as error:
-            if error.reason != "REGION_NOT_SEALED":
+            if error.reason not in ("REGION_NOT_SEALED", "REGION_HUGE_PAGES"):
                 raise
             _check_size(fd, needed_bytes)
             if not self._warned:
                 self._warned = True
-                _LOG.warning("%s; accepted all the same; this device ends if it shrinks", error)
+                _LOG.warning("%s; accepted all the same; this device ends if it is lost", error)
 
 
 def _check_size(fd: int, needed_bytes: int) -> None:

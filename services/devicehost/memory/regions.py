@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.memory.mapping import guard_against_truncation
+from services.devicehost.memory.mapping import guard_against_loss, page_bytes_of
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.pool import PAGE_BYTES
 
@@ -36,6 +36,7 @@ class Region:
         user_addr: The front-end's own address of the first byte.
         file_offset: Where the region starts in the file.
         fd: The file; None once it is closed.
+        page_bytes: Size of the file's pages; a table sets it.
     """
 
     gpa: int
@@ -43,6 +44,7 @@ class Region:
     user_addr: int
     file_offset: int
     fd: int | None
+    page_bytes: int = PAGE_BYTES
 
     def close_fd(self) -> None:
         """Close the descriptor; harmless when done before."""
@@ -58,7 +60,7 @@ class Region:
 class RegionTable:
     """The regions of one guest, without overlap."""
 
-    def __init__(self, guard: Guard = guard_against_truncation) -> None:
+    def __init__(self, guard: Guard = guard_against_loss) -> None:
         """Make an empty table.
 
         Args:
@@ -179,6 +181,7 @@ class RegionTable:
                 )
         if region.fd is not None:
             self._guard(region.fd, region.file_offset + region.size_bytes)
+            region.page_bytes = page_bytes_of(region.fd)
 
 
 def _overlap(start: int, other_start: int, region: Region, other: Region) -> bool:

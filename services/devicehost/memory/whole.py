@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from services.devicehost.accounting import DeviceMeter
+    from services.devicehost.memory.loss import Loss
     from services.devicehost.memory.regions import Region, RegionTable
 
 
@@ -30,8 +31,9 @@ class WholeMemory(LinearMemory):
             InvalidArgumentError: A mapping failed; see Mapping. None is left behind.
             FailedPreconditionError: REGION_CLOSED: a region's descriptor is closed already.
         """
-        mappings = _map(sorted(table, key=lambda region: region.gpa))
-        super().__init__(table, meter, mappings)
+        super().__init__(table, meter)
+        mappings = _map(sorted(table, key=lambda region: region.gpa), self.loss)
+        self._take(mappings)
         self._starts = [gpa for gpa, _ in mappings]
         self._views = [mapping.view for _, mapping in mappings]
 
@@ -47,7 +49,7 @@ class WholeMemory(LinearMemory):
         raise self.refusal(gpa, length, "one region of guest memory")
 
 
-def _map(regions: Iterable[Region]) -> list[tuple[int, Mapping]]:
+def _map(regions: Iterable[Region], loss: Loss) -> list[tuple[int, Mapping]]:
     mappings: list[tuple[int, Mapping]] = []
     try:
         for region in regions:
@@ -58,7 +60,9 @@ def _map(regions: Iterable[Region]) -> list[tuple[int, Mapping]]:
                     "mapped any more; send the table anew",
                     gpa=region.gpa,
                 )
-            mapping = Mapping(region.fd, region.file_offset, region.size_bytes)
+            mapping = Mapping(
+                region.fd, region.file_offset, region.size_bytes, loss, region.page_bytes
+            )
             mappings.append((region.gpa, mapping))
     except BaseException:
         for _, mapping in mappings:

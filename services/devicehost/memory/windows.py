@@ -273,7 +273,13 @@ class WindowMemory(GuestMemory):
         region = self._table.find(gpa, length)
         if region is None or region.fd is None:
             raise self.refusal(gpa, length, "guest memory")
-        return Mapping(region.fd, region.file_offset + gpa - region.gpa, length)
+        return Mapping(
+            region.fd,
+            region.file_offset + gpa - region.gpa,
+            length,
+            self.loss,
+            region.page_bytes,
+        )
 
     def _unmap(self) -> None:
         self.quota.drop(self)

@@ -128,12 +128,16 @@ class Worker:
         return has_ended
 
     def _serve(self) -> None:
-        device, queue = self._device, self._queue
+        device, queue, loss = self._device, self._queue, self.memory.loss
         try:
+            loss.report_to(queue.stop)
             device.serve(queue.index, queue)
             queue.notify()
+            if loss.has_happened:
+                self._on_failure(loss.error)
         except PortholeError as error:
-            self._on_failure(error)
+            # What the driver seems to have done wrong may be the zeros of lost pages.
+            self._on_failure(loss.error if loss.has_happened else error)
         except Exception:
             _LOG.exception("%s: queue %d failed", device.device_class, queue.index)
             self._on_failure(
@@ -143,5 +147,6 @@ class Worker:
                 )
             )
         finally:
+            loss.report_no_more_to(queue.stop)
             self._call.release()
             self.memory.release()

@@ -21,7 +21,7 @@ LIBRARY = (
         "mounts",
     ),
     ("mount mount_private nodes node_index eviction open_files",),
-    ("volumes",),
+    ("volumes", "lost_memory"),
     ("status", "descriptors", "credentials", "buffers", "mutex"),
 )
 FRONT_END = (

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.memory import Region, RegionTable, mapping
-from services.devicehost.memory.mapping import Mapping, OwnRisk, guard_against_truncation
+from services.devicehost.memory.loss import Loss
+from services.devicehost.memory.mapping import Mapping, OwnRisk, guard_against_loss
 from services.devicehost.memory.regions import MAX_SLOTS
 from services.handshake.errors import InvalidArgumentError
 from tests.support.guest_ring import USER_BASE, GuestRam
@@ -130,7 +131,7 @@ def test_an_unsealed_memfd_is_sealed_against_shrinking() -> None:
     fd = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, PAGE)
-        guard_against_truncation(fd, PAGE)
+        guard_against_loss(fd, PAGE)
         assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
         with pytest.raises(PermissionError):
             os.ftruncate(fd, 0)
@@ -146,7 +147,7 @@ def test_memory_that_could_shrink_is_refused(tmp_path: Path) -> None:
         try:
             os.truncate(fd, PAGE)
             with pytest.raises(InvalidArgumentError, match="memfd with sealing allowed") as caught:
-                guard_against_truncation(fd, PAGE)
+                guard_against_loss(fd, PAGE)
         finally:
             os.close(fd)
         assert caught.value.reason == "REGION_NOT_SEALED"
@@ -157,14 +158,14 @@ def test_memory_that_its_owner_has_sealed_for_good_is_taken() -> None:
     try:
         os.ftruncate(fd, PAGE)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-        guard_against_truncation(fd, PAGE)
+        guard_against_loss(fd, PAGE)
     finally:
         os.close(fd)
 
 
 def test_a_mapping_must_start_on_a_page_of_the_file(ram: GuestRam) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        Mapping(ram.fd, 100, PAGE)
+        Mapping(ram.fd, 100, PAGE, Loss())
     assert caught.value.reason == "MAPPING_UNALIGNED"
 
 
@@ -172,7 +173,7 @@ def test_what_the_kernel_refuses_to_map_is_a_clear_error() -> None:
     read_end, write_end = os.pipe()
     try:
         with pytest.raises(InvalidArgumentError) as caught:
-            Mapping(read_end, 0, PAGE)
+            Mapping(read_end, 0, PAGE, Loss())
         assert caught.value.reason == "MAPPING_FAILED"
     finally:
         os.close(read_end)
@@ -285,12 +286,12 @@ def test_a_region_may_end_with_the_address_space(ram: GuestRam) -> None:
 
 def test_what_cannot_be_mapped_is_named(ram: GuestRam) -> None:
     with pytest.raises(InvalidArgumentError, match="offset 0x64 of its file") as caught:
-        Mapping(ram.fd, 100, PAGE)
+        Mapping(ram.fd, 100, PAGE, Loss())
     assert caught.value.metadata == {"offset": "100"}
     read_end, write_end = os.pipe()
     shown = "cannot map 0x1000 bytes of guest memory at file offset 0x2000: Permission denied"
     with pytest.raises(InvalidArgumentError, match=shown) as caught:
-        Mapping(read_end, 2 * PAGE, PAGE)
+        Mapping(read_end, 2 * PAGE, PAGE, Loss())
     assert caught.value.metadata == {"offset": str(2 * PAGE), "length": str(PAGE)}
     os.close(read_end)
     os.close(write_end)
@@ -302,7 +303,7 @@ def test_a_mapping_is_unmapped_once_however_often_it_is_closed(
     """The kernel may have given its place to another mapping by the second time."""
     unmapped: list[int] = []
     monkeypatch.setattr(mapping._libc, "munmap", lambda address, length: unmapped.append(address))
-    mapped = Mapping(ram.fd, 0, PAGE)
+    mapped = Mapping(ram.fd, 0, PAGE, Loss())
     for _ in range(2):
         mapped.close()
     assert unmapped == [mapped.address]

@@ -513,6 +513,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: a region of guest memory cannot be sealed against shrinking; share it as a
     memfd with sealing allowed.
     """
+    REGION_HUGE_PAGES: _ErrorReason.ValueType  # 841
+    """INVALID_ARGUMENT: a region of guest memory has huge pages, and the native fast path, which
+    survives that one is lost, is not there; share memory of ordinary pages.
+    """
+    GUEST_MEMORY_LOST: _ErrorReason.ValueType  # 842
+    """FAILED_PRECONDITION: pages of guest memory were lost while they were mapped: a hole in huge
+    pages, a file that shrank, or a fault of the memory. The device needs new memory.
+    """
     MAPPING_UNALIGNED: _ErrorReason.ValueType  # 838
     """INVALID_ARGUMENT: guest memory does not start at a page of its file."""
     MAPPING_FAILED: _ErrorReason.ValueType  # 839
@@ -1043,6 +1051,14 @@ REGION_FILE_TOO_SHORT: ErrorReason.ValueType  # 836
 REGION_NOT_SEALED: ErrorReason.ValueType  # 837
 """INVALID_ARGUMENT: a region of guest memory cannot be sealed against shrinking; share it as a
 memfd with sealing allowed.
+"""
+REGION_HUGE_PAGES: ErrorReason.ValueType  # 841
+"""INVALID_ARGUMENT: a region of guest memory has huge pages, and the native fast path, which
+survives that one is lost, is not there; share memory of ordinary pages.
+"""
+GUEST_MEMORY_LOST: ErrorReason.ValueType  # 842
+"""FAILED_PRECONDITION: pages of guest memory were lost while they were mapped: a hole in huge
+pages, a file that shrank, or a fault of the memory. The device needs new memory.
 """
 MAPPING_UNALIGNED: ErrorReason.ValueType  # 838
 """INVALID_ARGUMENT: guest memory does not start at a page of its file."""
