@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.memory import Access, Aperture, Whole
+from services.handshake.exhaustion import Resource
 from services.wire import fuse
 from services.wire.fuse import Opcode
 from tests.support.descriptors import open_descriptors
-from tests.unit.devicehost.devices.fs.fuse_guest import OFFERED, FuseError, FuseGuest
+from tests.unit.devicehost.devices.fs.fuse_guest import OFFERED, FuseError, FuseGuest, buffers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,6 +91,7 @@ def test_a_newer_major_version_is_asked_to_come_down(make_guest: MakeGuest) -> N
     guest = make_guest(mounted=False)
     out = guest.init(major=8)
     assert (out.major, out.minor, out.flags, out.flags2) == (7, 39, 0, 0)
+    assert (out.max_readahead, out.max_pages, out.max_write) == (0, 0, 0), "nothing is agreed on"
     with pytest.raises(FuseError):
         guest.getattr(1)
     guest.init()
@@ -101,6 +103,48 @@ def test_the_short_form_of_init_is_understood(make_guest: MakeGuest) -> None:
     body = fuse.INIT_COMPAT_IN.pack(7, 31, 0, fuse.FUSE_MAX_PAGES)
     out = fuse.InitOut(*fuse.INIT_OUT.unpack(guest.call(Opcode.INIT, 0, body)))
     assert (out.minor, out.max_pages) == (31, 256)
+
+
+@pytest.mark.parametrize(("rest", "agreed"), [(3, 0), (4, fuse.FUSE_CREATE_SUPP_GROUP)])
+def test_more_flags_count_when_they_are_there_in_full(
+    make_guest: MakeGuest, rest: int, agreed: int
+) -> None:
+    more = (fuse.FUSE_CREATE_SUPP_GROUP >> 32).to_bytes(4, "little")
+    body = fuse.INIT_COMPAT_IN.pack(7, 39, 0, fuse.FUSE_INIT_EXT) + more[:rest]
+    answer = make_guest(mounted=False).call(Opcode.INIT, 0, body)
+    assert fuse.InitOut(*fuse.INIT_OUT.unpack(answer)).flags2 << 32 == agreed
+
+
+@pytest.mark.parametrize(
+    ("opcode", "body", "size"),
+    [
+        (Opcode.INIT, fuse.INIT_COMPAT_IN.pack(7, 39, 0, 0), fuse.INIT_OUT.size),
+        (
+            Opcode.GETATTR,
+            fuse.GETATTR_IN.pack(0, 0),
+            fuse.ATTR_OUT.size + fuse.ATTR.size,
+        ),
+        (Opcode.STATFS, b"", fuse.STATFS_OUT.size),
+    ],
+)
+def test_a_reply_that_just_fits_is_given(
+    guest: FuseGuest, opcode: Opcode, body: bytes, size: int
+) -> None:
+    assert len(guest.call(opcode, 1, body, room=size)) == size
+    with pytest.raises(FuseError) as error:
+        guest.call(opcode, 1, body, room=size - 1)
+    assert number_of(error) == "EIO"
+    guest.getattr(1)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.FORGET, Opcode.BATCH_FORGET])
+@pytest.mark.parametrize("body", [bytes(8), b"short"])
+def test_what_gets_no_reply_gets_none_though_there_is_room(
+    guest: FuseGuest, opcode: Opcode, body: bytes
+) -> None:
+    room = buffers(bytes(100))
+    assert guest.serve(buffers(guest.request(opcode, 1, body), 40), room) == 0
+    assert b"".join(room) == bytes(100)
 
 
 def test_nothing_works_before_init_or_after_destroy(guest: FuseGuest, shared: Path) -> None:
@@ -148,3 +192,12 @@ def test_a_guest_that_has_not_mounted_uses_nothing(guest: FuseGuest) -> None:
     used = {each.resource: each.used for each in guest.session.bounds.usage()}
     assert used == dict.fromkeys(used, 0)
     assert "nodes" in used
+
+
+def test_a_device_that_is_gone_uses_nothing(make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    guest.create(b"f")
+    bounds = guest.session.bounds
+    assert {each.resource: each.used for each in bounds.usage()}[Resource.NODES] == 1
+    del guest
+    assert {each.used for each in bounds.usage()} == {0}
