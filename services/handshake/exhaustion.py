@@ -46,6 +46,11 @@ REMEDIES: Final[dict[str, str]] = {
 }
 """The effect of each exhaustion and its remedy, for people."""
 
+_WHY_NOT_ALL: Final[dict[str, str]] = {
+    Resource.BOUNCE_POOL: ", and the free slots are too few for a request, or not side by side",
+}
+"""Why a resource is used up although some is left, where that is not plain."""
+
 _EASED_NUMERATOR: Final = 3
 _EASED_DENOMINATOR: Final = 4
 
@@ -67,7 +72,8 @@ class Exhaustion:
 
     def __str__(self) -> str:
         remedy = REMEDIES.get(self.resource)
-        used = f"{self.resource} exhausted: {self.used} of {self.total} in use"
+        why = _WHY_NOT_ALL.get(self.resource, "") if self.used < self.total else ""
+        used = f"{self.resource} exhausted: {self.used} of {self.total} in use{why}"
         return f"{used}; {remedy}" if remedy else used
 
 

@@ -41,3 +41,11 @@ def test_every_resource_says_what_helps() -> None:
     assert text.startswith("handles exhausted: 10 of 10 in use; ")
     assert "RLIMIT_NOFILE" in text
     assert str(Exhaustion("newer", 1, 2)) == "newer exhausted: 1 of 2 in use"
+
+
+@pytest.mark.parametrize(("used", "said"), [(538, True), (1024, False)])
+def test_a_pool_with_free_slots_says_why_they_do_not_do(used: int, said: bool) -> None:
+    text = str(Exhaustion(Resource.BOUNCE_POOL, used, 1024))
+    assert text.startswith(f"bounce_pool exhausted: {used} of 1024 in use")
+    assert ("not side by side" in text) is said
+    assert "hv_pci_swiotlb=" in text
