@@ -32,6 +32,8 @@ _MODULES = (
     "virtiofs",
     "loop",
 )
+NETWORK_MODULES = ("failover", "net_failover", "virtio_net")
+"""In the guest's /modules; a test that needs them loads them, in this order."""
 _DONE = "guest is done:"
 _INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -120,7 +122,7 @@ def initramfs(run_dir: Path, programs: Sequence[str] = ()) -> Path:
         (root / name).mkdir(parents=True)
     busybox = GUEST / "bin/busybox"
     (root / "bin/busybox").write_bytes(busybox.read_bytes())
-    for name in _MODULES:
+    for name in (*_MODULES, *NETWORK_MODULES):
         (module,) = (GUEST / "lib/modules").rglob(f"{name}.ko*")
         content = module.read_bytes()
         if module.suffix == ".xz":

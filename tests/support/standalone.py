@@ -22,10 +22,14 @@ class Process:
     """A `porthole device` that is ready."""
 
     def __init__(
-        self, *arguments: str, env: dict[str, str] | None = None, fds: Sequence[int] = ()
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        fds: Sequence[int] = (),
+        prefix: Sequence[str] = (),
     ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli.main", "device", *arguments],
+            [*prefix, sys.executable, "-m", "services.cli.main", "device", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -71,9 +75,13 @@ class Process:
 
 @contextmanager
 def running(
-    *arguments: str, env: dict[str, str] | None = None, fds: Sequence[int] = ()
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    fds: Sequence[int] = (),
+    prefix: Sequence[str] = (),
 ) -> Iterator[Process]:
-    process = Process(*arguments, env=env, fds=fds)
+    """Run the device; it is killed after the body, if it has not ended. `prefix` runs it."""
+    process = Process(*arguments, env=env, fds=fds, prefix=prefix)
     try:
         yield process
     finally:
