@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import FsBackend, FsDevice
 from services.devicehost.memory import Aperture, OwnRisk, RegionTable, Whole, WindowQuota, Windows
+from services.devicehost.memory.loss import survives_lost_pages
 from services.devicehost.vhost_user import Backend
 from services.devicehost.vhost_user.connection import Connection
 from services.devicehost.vhost_user.messages import SHAPES, Command, ProtocolError
@@ -287,6 +288,7 @@ def converse(reader: Reader, shared_dir: Path) -> None:
         AssertionError: Something is left open, mapped or running, or an error was logged.
         BaseException: The back-end raised an exception that it must not raise.
     """
+    survives_lost_pages()  # its thread is the process's, not the device's
     before, threads = open_files(), threading.active_count()
     faults = _Faults()
     log = logging.getLogger("services.devicehost")
