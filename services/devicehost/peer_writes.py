@@ -33,11 +33,13 @@ _writing: Final[set[int]] = set()
 
 
 def allow_interrupts() -> None:
-    """Have the signal interrupt what blocks. Call it on the main thread, once in the process.
+    """Have the signal interrupt what blocks. Call it on the main thread, before others.
 
     Without it a thread that is in a write to a peer cannot be ended before the peer allows it.
     """
     signal.signal(SIGNAL, _do_nothing)
+    # What started this process may have blocked it; later threads have this thread's mask.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
 
 
 def notify_peer(fd: int) -> None:

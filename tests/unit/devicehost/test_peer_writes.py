@@ -84,3 +84,10 @@ def test_without_permission_a_signal_does_no_harm(fd: int) -> None:
         thread = started(lambda: peer_writes.notify_peer(fd))
         assert not peer_writes.join(thread, 0.1)
     assert peer_writes.join(thread, 10)
+
+
+def test_what_started_the_process_may_have_blocked_the_signal(fd: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {peer_writes.SIGNAL})
+    peer_writes.allow_interrupts()
+    with full_and_blocking(fd):
+        assert peer_writes.join(started(lambda: peer_writes.notify_peer(fd)), 10)
