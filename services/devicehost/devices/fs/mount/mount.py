@@ -60,13 +60,13 @@ class Mount:
         native: The library's side of the mount; None: Python keeps nodes and open files.
     """
 
-    def __init__(self, share: Share, *, slot: int = 0, agreed: int = 0) -> None:
+    def __init__(self, share: Share, *, agreed: int, slot: int = 0) -> None:
         """Begin with the root only.
 
         Args:
             share: What is mounted.
-            slot: Of the share, where its device has several.
             agreed: FUSE_* that were agreed on at INIT.
+            slot: Of the share, where its device has several.
 
         Raises:
             OSError: The shared directory cannot be read any more.
