@@ -114,6 +114,7 @@ class FuseGuest:
         assert unique == self.unique
         assert -4096 < error <= 0
         assert error == 0 or length == 16
+        assert not b"".join(writable)[written:].strip(b"\0"), "nothing is placed beyond the reply"
         return -error, reply[16:]
 
     def call(

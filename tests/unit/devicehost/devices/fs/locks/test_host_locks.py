@@ -31,6 +31,18 @@ def test_flock_belongs_to_the_open_file(opened: Opened, other: Opened, host_fd: 
     fcntl.flock(host_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_release_leaves_the_lock_to_a_request_under_way_unless_told(
+    opened: Opened, host_fd: int
+) -> None:
+    opened.set(ALICE, F_WRLCK, flags=FUSE_LK_FLOCK)
+    under_way = guest_mount(opened.guest).open_files.get(opened.handle, OpenFile)
+    opened.release(0, ALICE)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(host_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    del under_way
+    fcntl.flock(host_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_release_unlocks(opened: Opened, host_fd: int) -> None:
     opened.set(ALICE, F_WRLCK, flags=FUSE_LK_FLOCK)
     under_way = guest_mount(opened.guest).open_files.get(opened.handle, OpenFile)

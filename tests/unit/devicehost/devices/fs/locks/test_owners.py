@@ -268,3 +268,39 @@ def test_the_owner_in_release_counts_only_with_its_flag(opened: Opened, file: Pa
     second.set(BOB, F_WRLCK, 0, 9)
     opened.release(0, BOB)
     assert host_locks(file) == [("WRITE", "0", "9")]
+    opened = open_in(opened.guest)
+    opened.release(fuse.FUSE_RELEASE_FLUSH, BOB)
+    assert host_locks(file) == [], "it has closed the file, by whichever handle"
+
+
+class AsItWas(dict[int, dict[int, owners.Owner]]):
+    """Has every node at the first look, as before another queue's thread dropped its owners."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def test_what_is_dropped_meanwhile_need_not_be_dropped_or_released() -> None:
+    table = owners.OwnerTable(1)
+    table._by_node = AsItWas()
+    table.drop(1, ALICE)
+    table.release(1, 7)
+    assert len(table) == 0
+
+
+def test_each_change_counts_as_one_lock(opened: Opened) -> None:
+    for number in range(1, 4):
+        opened.set(ALICE, F_WRLCK, 2 * number, 2 * number)
+        assert guest_mount(opened.guest).lock_owners.locks == number
+
+
+def test_an_owner_that_is_refused_leaves_nothing(file: Path) -> None:
+    table = owners.OwnerTable(0)
+    opened = Descriptor(os.open(file, os.O_RDWR))
+    for node_id in range(3):
+        with pytest.raises(OSError) as error:
+            table.find_or_add(node_id, ALICE, 7, opened)
+        assert error.value.errno == errno.ENOLCK
+        del error
+    assert (len(table), table._by_node) == (0, {})
+    assert len(open_descriptors(file.parent)) == 1

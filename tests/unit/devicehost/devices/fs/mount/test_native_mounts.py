@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from services.devicehost import fastpath
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
+from services.devicehost.devices.fs.mount.native_mount import NativeMount
 from services.devicehost.devices.fs.mount.native_mounts import NativeMounts
 from services.devicehost.fastpath import Outcome
 from services.devicehost.virtio.native_queue import NativeQueue
 from services.wire import fuse
 from services.wire.fuse import Opcode
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.ring_guest import RingGuest
 
 if TYPE_CHECKING:
@@ -79,3 +83,26 @@ def test_without_memory_nothing_is_mounted_or_served() -> None:
     assert error.value.errno == errno.ENOMEM
     del mounts, error
     assert library.freed == ["mounts"]
+
+
+class NoMount:
+    """A library that makes no mount of a directory."""
+
+    def ph_mount_new(self, setup: Any) -> None:
+        os.close(setup._obj.root_fd)
+
+
+def test_a_mount_that_the_library_cannot_make_is_an_error(shared: Path) -> None:
+    root = Descriptor(os.open(shared, os.O_PATH))
+    limits = Limits(nodes=1, descriptors=1, handles=1)
+    with pytest.raises(OSError) as error:
+        NativeMount(
+            cast("ctypes.CDLL", NoMount()),
+            root,
+            fastpath.PhRules(),
+            limits,
+            root_id=1,
+            may_switch=False,
+        )
+    assert error.value.errno == errno.EIO
+    assert len(open_descriptors(shared.parent)) == 1, "the root's"

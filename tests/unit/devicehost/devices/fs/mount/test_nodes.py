@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +171,31 @@ def test_an_evicted_fifo_is_not_opened(make_guest: MakeGuest, shared: Path) -> N
         del guest
     finally:
         subprocess.run(["umount", "-l", inner], check=True)
+
+
+def test_a_volume_opens_no_file_that_it_did_not_prepare(shared: Path) -> None:
+    root = Descriptor(os.open(shared, os.O_PATH))
+    with pytest.raises(OSError) as error:
+        Volume(mount=1).reopen(syscalls.name_to_handle(root.fd))
+    assert error.value.errno == errno.ESTALE
+    with pytest.raises(OSError) as error:
+        Volume(mount=0).prepare(root)
+    assert error.value.errno == errno.EOPNOTSUPP, "the kernel does not tell mounts apart"
+
+
+def test_a_volume_waits_for_no_lease(shared: Path) -> None:
+    """An open(2) that blocks waits until the holder of a lease gives it back."""
+    (shared / "file").touch()
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    holder = os.open(shared / "file", os.O_RDWR)
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        file = Descriptor(os.open(shared / "file", os.O_PATH))
+        with pytest.raises(BlockingIOError):
+            Volume(mount=1).prepare(file)
+    finally:
+        os.close(holder)
+        signal.signal(signal.SIGIO, before)
 
 
 def test_only_a_file_or_directory_is_opened_to_find_others_by(shared: Path) -> None:
@@ -338,3 +366,37 @@ def test_a_file_without_a_name_stays_while_there_are_few(crowded: FuseGuest, sha
     look_at_all(crowded)
     attr = crowded.getattr(node)
     assert (attr.nlink, attr.size) == (0, 5)
+
+
+@pytest.mark.parametrize("library", ["python"], indirect=True)
+def test_a_node_that_could_not_be_reopened_stays(
+    crowded: FuseGuest, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> bytes:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(syscalls, "name_to_handle", fail)
+        for number, node in enumerate(look_at_all(crowded)):
+            assert crowded.getattr(node).size == len(f"file {number}")
+    assert len(open_descriptors(shared)) == FILES
+    for number in range(FILES):
+        (shared / f"more {number}").touch()
+        crowded.lookup(b"more %d" % number)
+    assert len(open_descriptors(shared)) == FEW, "until it can be"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("library", ["python"], indirect=True)
+def test_removed_files_that_were_open_stay_up_to_half_as_many_again(crowded: FuseGuest) -> None:
+    made = [crowded.create(b"open %d" % number) for number in range(20)]
+    for number, (entry, _) in enumerate(made):
+        crowded.unlink(b"open %d" % number)
+        assert crowded.getattr(entry.nodeid).nlink == 0
+    for _, handle in made:
+        crowded.release(handle)
+    stay = 0
+    for entry, _ in made:
+        with contextlib.suppress(FuseError):
+            stay += crowded.getattr(entry.nodeid).nlink == 0
+    assert stay == FEW + FEW // 2

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.devices.fs.host_files.descriptors import Limits
+from services.devicehost.devices.fs.operations import directories
 from services.wire import fuse
 from services.wire.fuse import Opcode
 from tests.support.descriptors import open_descriptors
@@ -55,6 +56,27 @@ def test_an_entry_that_just_fits_is_listed(guest: FuseGuest, plus: bool) -> None
     with pytest.raises(FuseError) as error:
         guest.readdir(handle, 0, size - 1, plus=plus)
     assert number_of(error) == "EINVAL"
+
+
+@pytest.mark.parametrize("opcode", [Opcode.READDIR, Opcode.READDIRPLUS])
+def test_a_reply_has_as_many_entries_as_there_is_room_for(
+    guest: FuseGuest, shared: Path, opcode: Opcode
+) -> None:
+    populate(shared, 20)
+    body = fuse.READ_IN.pack(guest.opendir(), 0, 4096, 0, 0, 0)
+    assert 300 < len(guest.call(opcode, 1, body, room=500)) <= 500
+
+
+@pytest.mark.parametrize("library", ["python"], indirect=True)
+def test_one_reply_is_bounded(
+    guest: FuseGuest, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest may name any size, and a reply is put together before it is placed."""
+    names = populate(shared, 20)
+    monkeypatch.setattr(directories, "_REPLY_BYTES", 100)
+    handle = guest.opendir()
+    assert len(guest.readdir(handle, 0, 4096)) < 4
+    assert_exactly(guest.list_all(handle), names | {b".", b".."})
 
 
 def test_removing_what_was_listed_skips_nothing(guest: FuseGuest, shared: Path) -> None:

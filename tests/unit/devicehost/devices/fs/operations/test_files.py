@@ -88,6 +88,12 @@ def test_o_append_is_what_the_file_has_when_it_is_written(guest: FuseGuest, shar
     assert (shared / "f").read_bytes() == b"JELLo!"
 
 
+def test_a_write_of_nothing_writes_nothing(guest: FuseGuest, shared: Path) -> None:
+    _, handle = guest.create(b"f")
+    assert guest.write(handle, b"", 10) == 0
+    assert (shared / "f").stat().st_size == 0
+
+
 def test_open_truncates(guest: FuseGuest, shared: Path) -> None:
     (shared / "f").write_bytes(b"text")
     guest.open(guest.lookup(b"f").nodeid, os.O_WRONLY | os.O_TRUNC)
@@ -145,10 +151,12 @@ def test_handles_are_bounded(make_guest: MakeGuest) -> None:
     guest = make_guest(limits=Limits(nodes=10, descriptors=10, handles=2))
     entry, first = guest.create(b"f")
     guest.opendir()
+    tmpfile = fuse.CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"/\0"
     for attempt in (
         lambda: guest.open(entry.nodeid),
         lambda: guest.opendir(),
         lambda: guest.create(b"g"),
+        lambda: guest.call(Opcode.TMPFILE, 1, tmpfile),
     ):
         with pytest.raises(FuseError) as error:
             attempt()

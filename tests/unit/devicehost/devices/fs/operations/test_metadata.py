@@ -170,6 +170,12 @@ def test_statfs(guest: FuseGuest, shared: Path) -> None:
 
 def test_syncfs(guest: FuseGuest) -> None:
     assert guest.call(Opcode.SYNCFS, 1, fuse.SYNCFS_IN.pack()) == b""
+    file = guest.create(b"file")[0].nodeid
+    assert guest.call(Opcode.SYNCFS, file, fuse.SYNCFS_IN.pack()) == b""
+    fifo = guest.mknod(b"fifo", stat.S_IFIFO | 0o600).nodeid
+    with pytest.raises(FuseError) as error:
+        guest.call(Opcode.SYNCFS, fifo, fuse.SYNCFS_IN.pack())
+    assert number_of(error) == "EINVAL", "it is not opened, which would have an effect"
 
 
 def test_access(guest: FuseGuest, shared: Path) -> None:

@@ -92,6 +92,17 @@ def test_forgetting_closes_descriptors(guest: FuseGuest, shared: Path) -> None:
     assert open_descriptors(shared) == []
 
 
+@pytest.mark.parametrize("count", [0, 2, 2**32 - 1])
+def test_a_batch_that_is_not_as_long_as_it_says_forgets_nothing(
+    guest: FuseGuest, shared: Path, count: int
+) -> None:
+    (shared / "file").touch()
+    node = guest.lookup(b"file").nodeid
+    body = fuse.BATCH_FORGET_IN.pack(count) + fuse.FORGET_ONE.pack(node, 1)
+    guest.one_way(Opcode.BATCH_FORGET, 0, body)
+    assert guest.getattr(node).nlink == 1
+
+
 @pytest.mark.parametrize(("nodeid", "count"), [(1, 1), (1, 2**64 - 1), (99, 1), (0, 5)])
 def test_forgetting_too_much_is_harmless(guest: FuseGuest, nodeid: int, count: int) -> None:
     guest.forget(nodeid, count)
@@ -217,6 +228,15 @@ def test_a_device_file_has_the_number_that_the_guest_gave(
     assert (stat.S_IFMT(status.st_mode), status.st_rdev) == (kind, number)
 
 
+def test_a_target_that_does_not_fit_is_not_cut(guest: FuseGuest) -> None:
+    for target in (b"1", b"12345"):
+        node = guest.symlink(b"to " + target, target).nodeid
+        assert guest.call(Opcode.READLINK, node, room=len(target)) == target
+        with pytest.raises(FuseError) as error:
+            guest.call(Opcode.READLINK, node, room=len(target) - 1)
+        assert number_of(error) == "EIO"
+
+
 def test_readlink_of_what_is_none(guest: FuseGuest) -> None:
     with pytest.raises(FuseError) as error:
         guest.call(Opcode.READLINK, 1)
@@ -286,7 +306,14 @@ def test_a_full_node_table_refuses_and_recovers(make_guest: MakeGuest, shared: P
     guest = make_guest(limits=Limits(nodes=3, descriptors=3, handles=10))
     nodes = [guest.mkdir(b"d%d" % index).nodeid for index in range(3)]
     assert guest.lookup(b"d0").nodeid == nodes[0], "a node that is known needs no room"
-    for attempt in (lambda: guest.mkdir(b"d3"), lambda: guest.create(b"f")):
+    tmpfile = fuse.CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"/\0"
+    for attempt in (
+        lambda: guest.mkdir(b"d3"),
+        lambda: guest.create(b"f"),
+        lambda: guest.mknod(b"fifo", stat.S_IFIFO | 0o600),
+        lambda: guest.symlink(b"link", b"d0"),
+        lambda: guest.call(Opcode.TMPFILE, 1, tmpfile),
+    ):
         with pytest.raises(FuseError) as error:
             attempt()
         assert number_of(error) == "ENFILE"

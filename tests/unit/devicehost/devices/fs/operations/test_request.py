@@ -86,3 +86,12 @@ def test_data_are_in_as_many_pieces_as_one_call_takes(pieces: int, fits: bool) -
             with pytest.raises(OSError) as error:
                 take(pieces)
             assert error.value.errno == errno.EINVAL
+
+
+def test_data_take_no_more_pieces_than_they_need() -> None:
+    header = fuse.IN_HEADER.pack(40 + fuse.READ_IN.size, Opcode.READ, 1, 1, 0, 0, 1, 0)
+    readable = buffers(header + bytes(fuse.READ_IN.size), 40)
+    request = Request(chain(readable, buffers(bytes(16 + 1100), *range(16, 1116))))
+    request.load(fuse.READ_IN, streamed=False)
+    for size in (0, 1, 1024):
+        assert list(map(len, request.space_of(size))) == [1] * size

@@ -81,3 +81,13 @@ def test_both_requests_show_the_same(
             assert getattr(attr, name) == options[name], name
         elif name != "mode":
             assert getattr(attr, name) == getattr(real, f"st_{name}"), name
+
+
+@pytest.mark.parametrize(("major", "minor"), [(240, 0), (0, 300), (0xFFF, 0xF_FFFF), (0, 0)])
+def test_a_device_number_has_two_parts(tmp_path: Path, major: int, minor: int) -> None:
+    presentation = Presentation(FsOptions(name="share", vm_id=VM_ID))
+    fd = os.open(tmp_path, os.O_PATH)
+    status = syscalls.status_of(fd)._replace(rdev_major=major, rdev_minor=minor)
+    os.close(fd)
+    attr = Attr(*ATTR.unpack(presentation.attr(status, None, 0)))
+    assert (attr.rdev, attr.flags) == (os.makedev(major, minor), 0)

@@ -48,11 +48,11 @@ def test_what_the_guest_may_keep(
     guest = make_guest(cache=cache)
     entry = EntryOut(*fuse.ENTRY_OUT.unpack_from(guest.call(Opcode.LOOKUP, 1, b"f\0")))
     assert (entry.entry_valid, entry.attr_valid) == (valid_s, valid_s)
-    assert entry[4:] == (0, 0)
+    assert (entry.generation, entry[4:]) == (0, (0, 0))
     attr = guest.call(Opcode.GETATTR, entry.nodeid, fuse.GETATTR_IN.pack(0, 0))
     assert fuse.ATTR_OUT.unpack_from(attr) == (valid_s, 0)
     statx = guest.call(Opcode.STATX, entry.nodeid, fuse.STATX_IN.pack(0, 0, 0, 0xFFF))
-    assert fuse.STATX_OUT.unpack_from(statx)[0] == valid_s
+    assert fuse.STATX_OUT.unpack_from(statx) == (valid_s, 0, 0)
     assert open_flags(guest, Opcode.OPEN, entry.nodeid) == file_flags
     assert open_flags(guest, Opcode.OPENDIR, 1) == directory_flags
     created = guest.call(Opcode.CREATE, 1, fuse.CREATE_IN.pack(2, 0o644, 0, 0) + b"new\0")

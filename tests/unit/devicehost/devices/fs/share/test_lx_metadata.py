@@ -185,6 +185,8 @@ def test_set_id_bits_fall(guest: FuseGuest) -> None:
         return stat.S_IMODE(guest.getattr(entry.nodeid).mode)
 
     guest.write(handle, b"x")
+    guest.setattr(entry.nodeid, fuse.FATTR_MTIME | fuse.FATTR_SIZE, size=1, mtime=1)
+    guest.open(entry.nodeid, os.O_RDWR | os.O_TRUNC)
     assert now() == 0o6755, "not unless the guest says so"
     guest.write(handle, b"x", write_flags=fuse.FUSE_WRITE_KILL_SUIDGID)
     assert now() == 0o755

@@ -145,6 +145,8 @@ def test_force_finds_the_exact_name_alone(
     assert refused(lambda: guest.lookup("STRAßE".encode())) == "ENOENT"
     assert open_descriptors(shared) == [], "what was found in vain is let go of"
     entry = guest.lookup(b"File")
+    assert refused(lambda: guest.lookup(b"FILE")) == "ENOENT"
+    assert guest.getattr(entry.nodeid).size == 1, "no lookup of the guest's was taken back"
     assert guest.lookup("Straße".encode()).attr.mode & 0o40000
     guest.lookup(b"42")
     listed = {each.name: each.entry for each in guest.readdir(guest.opendir(), plus=True)}
@@ -257,11 +259,14 @@ class Flags:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, flags: int) -> None:
         self.flags = flags
         self.failure: int | None = None
+        self.failure_of_setting: int | None = None
         monkeypatch.setattr(fcntl, "ioctl", self._ioctl)
 
     def _ioctl(self, _: int, request: int, packed: bytes) -> bytes:
         if self.failure is not None:
             raise OSError(self.failure, os.strerror(self.failure))
+        if request == FS_IOC_SETFLAGS and self.failure_of_setting is not None:
+            raise OSError(self.failure_of_setting, os.strerror(self.failure_of_setting))
         if request == FS_IOC_SETFLAGS:
             (self.flags,) = struct.unpack_from("i", packed)
         else:
@@ -304,6 +309,10 @@ def test_an_error_of_the_file_system_is_passed_on(
     directory.failure = errno.EIO
     assert refused(lambda: get_flag(guest, 1)) == "EIO"
     assert refused(lambda: set_flag(guest, 1, b"1")) == "EIO"
+    directory.failure, directory.failure_of_setting = None, errno.ENOTEMPTY
+    assert refused(lambda: set_flag(guest, 1, b"0")) == "ENOTEMPTY"
+    directory.failure_of_setting = errno.ENOTTY
+    assert refused(lambda: set_flag(guest, 1, b"0")) == "ENOTSUP"
 
 
 @pytest.mark.root
