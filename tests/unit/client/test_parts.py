@@ -11,7 +11,7 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from porthole.client import AsyncVmOwner, VmOwner
+from porthole.client import AsyncVmOwner, VmOwner, channels
 from porthole.client.addresses import target
 from porthole.client.attempts import Attempts
 from porthole.client.errors import (
@@ -27,6 +27,7 @@ from porthole.errors.v1.error_reason_pb2 import ErrorReason
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.handshake import errors as theirs
+from services.rpc import channel as services_channel
 from services.rpc import status
 from services.rpc.address import numeric, parse_address
 
@@ -68,6 +69,10 @@ def as_clients_do(address: str) -> str:
 def test_an_address_is_what_services_take_it_for(address: str, expected: str) -> None:
     assert as_clients_do(address) == expected
     assert as_services_do(address) == expected
+
+
+def test_channels_are_set_up_as_those_of_services() -> None:
+    assert channels.OPTIONS == services_channel.OPTIONS
 
 
 @given(st.from_regex(r"\A(unix:|tcp://|dns:|ipv6:)?[a-z0-9/\[\]:.]{0,12}\Z") | st.text(max_size=12))
