@@ -7,7 +7,6 @@ all of guest memory and accept memory that cannot be sealed. Must not know flags
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import resource
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath, peer_writes
 from services.devicehost.devices import DEVICE_TYPES, FsBackend, make_device
+from services.devicehost.devices.fs.host_files.credentials import CAP_SYS_RESOURCE, give_up
 from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
 from services.devicehost.host.states import DeviceState
 from services.devicehost.memory import OwnRisk, RegionTable
@@ -41,8 +41,6 @@ LEAST_DESCRIPTORS: Final = 256
 
 _NO_SIGNAL: Final = b"\0"
 _INTERRUPT: Final = bytes([peer_writes.SIGNAL])
-_CAP_SYS_RESOURCE: Final = 1 << 24
-_CAPABILITY_VERSION_3: Final = 0x20080522
 
 _LOG = logging.getLogger(__name__)
 
@@ -129,20 +127,7 @@ def limit_descriptors(most: int) -> None:
             most,
             hard,
         )
-    _drop(_CAP_SYS_RESOURCE)
-
-
-def _drop(capability: int) -> None:
-    # The kernel's structures, capget(2): version and thread, 0 for the calling one; twice the
-    # effective, permitted and inheritable sets.
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)()
-    libc = ctypes.CDLL(None, use_errno=True)
-    failed = libc.capget(header, sets)
-    for place in range(3):
-        sets[place] &= ~capability
-    if failed or libc.capset(header, sets):
-        raise OSError(ctypes.get_errno(), "capabilities cannot be changed")
+    give_up(CAP_SYS_RESOURCE)
 
 
 def open_socket(path: Path | None, fd: int | None, group_id: int | None) -> ListeningSocket:

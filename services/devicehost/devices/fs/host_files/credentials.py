@@ -25,6 +25,7 @@ _CAP_DAC_OVERRIDE: Final = 1 << 1
 _CAP_FSETID: Final = 1 << 4
 _CAP_SETGID: Final = 1 << 6
 _CAP_SETUID: Final = 1 << 7
+CAP_SYS_RESOURCE: Final = 1 << 24
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _NOBODY: Final = (1 << 32) - 1
 """Not an id: with it setfsuid and setfsgid change nothing and return the current value."""
@@ -88,6 +89,21 @@ def leave_groups() -> None:
             os.setgroups([])
         elif _libc.syscall(ctypes.c_long(number), ctypes.c_size_t(0), None):
             raise refusal(ctypes.get_errno())
+
+
+def give_up(capability: int) -> None:
+    """Take a capability from the calling thread for good, and from the threads that it starts.
+
+    Args:
+        capability: Its bit, of the first 32.
+
+    Raises:
+        OSError: An error of capset(2).
+    """
+    data = _capabilities()
+    for each in ("effective", "permitted", "inheritable"):
+        setattr(data[0], each, getattr(data[0], each) & ~capability)
+    _set_capabilities(data)
 
 
 class Nothing:
@@ -186,6 +202,10 @@ def _capabilities() -> ctypes.Array[_Data]:
 def _change(*, add: int = 0, remove: int = 0) -> None:
     data = _capabilities()
     data[0].effective = (data[0].effective | add & data[0].permitted) & ~remove
+    _set_capabilities(data)
+
+
+def _set_capabilities(data: ctypes.Array[_Data]) -> None:
     header = _Header(_CAPABILITY_VERSION_3, 0)
     if _libc.capset(ctypes.byref(header), data):
         raise refusal(ctypes.get_errno())
