@@ -53,8 +53,8 @@ REFUSED = {
     ),
     "a field of another size": (
         [(r"int32_t node_fd;", "int64_t node_fd;")],
-        "field node_fd of struct ph_python_pin is 8 bytes at offset 24 in the library and 4 bytes "
-        "at offset 20 in Python",
+        "field node_fd of struct ph_python_pin is 8 bytes at offset 32 in the library and 4 bytes "
+        "at offset 28 in Python",
     ),
     "a structure of another size": (
         [(r"(uint64_t spin_ns;)", r"\1 uint64_t fresh;")],
@@ -63,7 +63,7 @@ REFUSED = {
     "a field less": ([(FIELD, "")], "the library has no field kind of struct ph_python_pin"),
     "a field more": (
         [
-            (r"(uint32_t kind;.*\n)(\};)", r"\1uint32_t fresh;\n\2"),
+            (r"(uint32_t is_submount;.*\n)(\};)", r"\1uint32_t fresh;\n\2"),
             (FIELD, r"\g<0>FIELD(ph_python_pin, fresh),"),
         ],
         "Python has no field fresh of struct ph_python_pin",
