@@ -63,7 +63,7 @@ REFUSED = {
     "a field less": ([(FIELD, "")], "the library has no field kind of struct ph_python_pin"),
     "a field more": (
         [
-            (r"(uint32_t is_submount;.*\n)(\};)", r"\1uint32_t fresh;\n\2"),
+            (r"(uint32_t is_submount;.*\n)(\};)", r"\1uint8_t fresh[0];\n\2"),
             (FIELD, r"\g<0>FIELD(ph_python_pin, fresh),"),
         ],
         "Python has no field fresh of struct ph_python_pin",
