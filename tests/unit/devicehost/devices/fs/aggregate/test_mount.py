@@ -182,6 +182,10 @@ def test_nothing_is_moved_or_linked_between_shares(rig: Rig, guest: FuseGuest) -
     refused(errno.EXDEV, lambda: guest.call(Opcode.COPY_FILE_RANGE, file, body))
     guest.rename(b"file", b"renamed", parent=one, to=one)
     assert [path.name for path in rig.directory("one").iterdir()] == ["renamed"]
+    folder = guest.mkdir(b"folder", one).nodeid
+    guest.rename(b"renamed", b"moved", parent=one, to=folder)
+    assert guest.link(file, b"link", folder).nodeid == file
+    assert len(list((rig.directory("one") / "folder").iterdir())) == 2
 
 
 def test_ids_that_are_of_no_share_are_stale(rig: Rig, guest: FuseGuest) -> None:

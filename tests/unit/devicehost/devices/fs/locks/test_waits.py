@@ -168,6 +168,34 @@ def test_a_thread_is_woken_ever_more_rarely_until_the_deadline(
     assert wait.write() == errno.EINTR, "its time is over at the deadline"
 
 
+def test_all_waits_are_called_off_before_one_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waits, "INTERRUPT_DEADLINE_S", 2 * SOON_S)
+    all_waits, lock = LockWaits(), DeafLock()
+    deaf = all_waits.start(1, as_it_is, lock)
+    other = all_waits.start(2, as_it_is, HeldLock())
+    ending = threading.Thread(target=all_waits.end, args=(errno.ENOTCONN,))
+    ending.start()
+    assert other.wait(SOON_S / 2)
+    assert not deaf.wait(0)
+    lock.comes.set()
+    ending.join(SOON_S)
+    assert (deaf.write(), other.write()) == (0, errno.ENOTCONN)
+
+
+def test_a_wait_that_cannot_be_ended_is_over_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waits, "INTERRUPT_DEADLINE_S", 0.0)
+    all_waits, lock = LockWaits(), DeafLock()
+    wait = all_waits.start(1, as_it_is, lock)
+    all_waits.end(errno.ENOTCONN)
+    assert wait.wait(0)
+    lock.comes.set()
+    assert wait.write() == errno.ENOTCONN
+
+
 def begin(waits: LockWaits, unique: int) -> int:
     """Wait for a free lock; returns the errno of the wait, or of the refusal to begin one."""
     try:
