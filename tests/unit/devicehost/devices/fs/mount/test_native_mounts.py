@@ -12,6 +12,7 @@ from services.devicehost import fastpath
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
 from services.devicehost.devices.fs.mount.native_mount import NativeMount
 from services.devicehost.devices.fs.mount.native_mounts import NativeMounts
+from services.devicehost.devices.fs.mount.native_tables import _Pin
 from services.devicehost.fastpath import Outcome
 from services.devicehost.virtio.native_queue import NativeQueue
 from services.wire import fuse
@@ -106,3 +107,36 @@ def test_a_mount_that_the_library_cannot_make_is_an_error(shared: Path) -> None:
         )
     assert error.value.errno == errno.EIO
     assert len(open_descriptors(shared.parent)) == 1, "the root's"
+
+
+class Released(NoMount):
+    """A library that counts how often its mount is released."""
+
+    def __init__(self) -> None:
+        self.released: list[int] = []
+
+    def ph_mount_new(self, setup: Any) -> Any:
+        super().ph_mount_new(setup)
+        return 4711
+
+    def ph_mount_release(self, pointer: int) -> None:
+        self.released.append(pointer)
+
+
+def test_a_mount_that_is_finalized_before_its_nodes_is_released_once(shared: Path) -> None:
+    """As in a cycle that is collected; what it has pinned goes with it."""
+    library, unpinned = Released(), []
+    root = Descriptor(os.open(shared, os.O_PATH))
+    limits = Limits(nodes=1, descriptors=1, handles=1)
+    mount = NativeMount(
+        cast("ctypes.CDLL", library),
+        root,
+        fastpath.PhRules(),
+        limits,
+        root_id=1,
+        may_switch=False,
+    )
+    pin = _Pin(mount, lambda *which: unpinned.append(which), 7, root.fd)
+    mount.__del__()
+    del pin, mount
+    assert (library.released, unpinned) == ([4711], [])
