@@ -155,6 +155,7 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
 
     Raises:
         PortholeError: The device cannot be made.
+        FailedPreconditionError: RINGS_NEVER_SERVED: the front-end has gone without.
     """
     ending = _Ending()
     peer_writes.allow_interrupts()
@@ -173,6 +174,8 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
     finally:
         entry.mark_shutting_down()
         entry.tear_down()
+    if entry.never_served is not None and not spec.persistent:
+        raise entry.never_served
 
 
 def _start(

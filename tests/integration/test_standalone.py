@@ -15,7 +15,7 @@ import pytest
 
 from services.devicehost import fastpath
 from services.handshake import events
-from services.handshake.pool import format_token
+from services.handshake.pool import Gpa, SwiotlbPool, format_token
 from services.simguest.guest import KINDS
 from services.simguest.kernel import Kernel, ordinary_ranges, reserve_pool
 from services.simguest.memory.bounce import BouncePool
@@ -26,13 +26,12 @@ from services.simguest.virtio.device import DeviceMemory, VirtioDevice
 from services.simguest.workload.workload import Workload
 from services.wire import vhost_user as wire
 from tests.support.front_end import RawFrontEnd
-from tests.support.guest_ring import USER_BASE
+from tests.support.guest_ring import USER_BASE, GuestRing
+from tests.support.guest_ring import GuestRam as RingRam
 from tests.support.standalone import DEADLINE_S, fs, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from services.handshake.pool import SwiotlbPool
 
 RAM_BYTES = 64 << 20
 POOL_MIB = 16
@@ -217,6 +216,32 @@ def test_a_listening_socket_can_be_handed_in(run_dir: Path, shared: Path, guest:
             code, log = device.end()
     assert code == 0, log
     assert path.exists(), "whoever made the socket removes it"
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("place", ["pool", "ring"])
+def test_a_device_whose_rings_never_ran_says_so(
+    run_dir: Path, shared: Path, place: str, persistent: bool
+) -> None:
+    """A token of memory that is not shared, and rings in memory that is not."""
+    ram = RingRam(RAM_BYTES)
+    pool = SwiotlbPool(Gpa(1 << 30 if place == "pool" else 1 << 20), 1 << 20)
+    flags = ["--persistent"] if persistent else []
+    with running(*fs(run_dir, shared, f"--{format_token(pool)}", *flags)) as device:
+        with RawFrontEnd(device.socket_path) as front_end:
+            front_end.negotiate()
+            assert front_end.attach(ram) == (1 if place == "pool" else 0)
+            if place == "ring":
+                assert front_end.state(wire.Request.SET_VRING_NUM, 0, 16) == 0
+                assert front_end.set_addr(0, GuestRing(ram, 1 << 40, 16)) == 1
+        code, log = device.terminate() if persistent else device.end()
+    ram.close()
+    assert code == (0 if persistent else 3), log
+    assert log.count("Likely causes") == 1
+    assert "no ring was ever served" in log
+    reason = "POOL_NOT_IN_GUEST_MEMORY" if place == "pool" else "ADDRESS_OUT_OF_BOUNDS"
+    assert reason in log
+    assert ("[RINGS_NEVER_SERVED]" in log.splitlines()[-1]) is not persistent
 
 
 def test_memory_that_cannot_be_sealed_is_taken_with_one_warning(

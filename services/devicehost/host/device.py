@@ -43,6 +43,13 @@ FS_HIGH_PRIORITY_QUEUE: Final = 0
 """Index of virtio-fs's high-priority queue (VIRTIO 1.2, section 5.11.2); it moves no data."""
 
 
+_LIKELY_CAUSES: Final = (
+    "Likely causes: the token is that of another pool, or of memory that the front-end does not "
+    "share; or the guest does not use its pool for this device (no memory-region, or "
+    "iommu_platform=off). The guest may wait for the device for ever: end it, and start both again"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
     """One device at one moment.
@@ -93,6 +100,8 @@ class HostedDevice:
         identity: Its facts that never change.
         access: How it reaches guest memory.
         meter: Its counters and bounds.
+        never_served: Why the last front-end went without a ring that was ever served; None if it
+            did not.
     """
 
     def __init__(
@@ -118,6 +127,7 @@ class HostedDevice:
         self.identity = identity
         self.access = access
         self.meter = DeviceMeter()
+        self.never_served: FailedPreconditionError | None = None
         self._is_known = is_known
         self._emit = emit
         self._on_change = on_change
@@ -281,9 +291,21 @@ class HostedDevice:
         """Report that the device serves again."""
         self._fire(DeviceEvent.RESET, "reset")
 
-    def disconnected(self) -> None:
-        """Report that the front-end has gone."""
-        self._fire(DeviceEvent.DISCONNECT, "the front-end has gone")
+    def disconnected(self, kept_out: PortholeError | None) -> None:
+        """Report that the front-end has gone, and if no ring of it was ever served, why."""
+        why = "the front-end has gone"
+        self.never_served = None
+        if kept_out is not None:
+            why += f", and no ring was ever served: {kept_out.message} [{kept_out.reason}]"
+            self.never_served = FailedPreconditionError(
+                "RINGS_NEVER_SERVED", why, refused=kept_out.reason
+            )
+            me = self.identity
+            _LOG.warning(
+                "device %s (%s %r of VM %s): %s. %s",
+                *(me.instance_id, me.device_class, me.tag, me.vm_id, why, _LIKELY_CAUSES),
+            )
+        self._fire(DeviceEvent.DISCONNECT, why)
 
     def _aggregate(self) -> FsDevice:
         device, me = self._device, self.identity

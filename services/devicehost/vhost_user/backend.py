@@ -70,8 +70,13 @@ class Observer(Protocol):
     def was_reset(self) -> None:
         """A failed device may serve again."""
 
-    def disconnected(self) -> None:
-        """The front-end is gone, and guest memory is unmapped."""
+    def disconnected(self, kept_out: PortholeError | None) -> None:
+        """The front-end is gone, and guest memory is unmapped.
+
+        Args:
+            kept_out: Why no ring of this front-end was ever served, if memory or rings that it
+                placed were refused; else None.
+        """
 
 
 class Backend:
@@ -109,6 +114,8 @@ class Backend:
         self._active: int | None = None
         self._channel_fd: int | None = None
         self._failed = False
+        self._has_served = False
+        self._kept_out: PortholeError | None = None
         self._failing = threading.Lock()
 
     @property
@@ -138,7 +145,12 @@ class Backend:
             PortholeError: The command was refused; the device goes on as it was, unless the
                 command's own documentation says otherwise.
         """
-        return _ACTIONS[command.request](self, command)
+        try:
+            return _ACTIONS[command.request](self, command)
+        except PortholeError as error:
+            if command.request in _PLACING:
+                self._kept_out = error
+            raise
 
     def disconnect(self) -> None:
         """Stop the rings, unmap guest memory and reset the device: the front-end has gone."""
@@ -149,7 +161,9 @@ class Backend:
             os.close(self._channel_fd)
             self._channel_fd = None
         self._features = 0
-        self._observer.disconnected()
+        kept_out = None if self._has_served else self._kept_out
+        self._has_served, self._kept_out = False, None
+        self._observer.disconnected(kept_out)
 
     def ask_to_stop(self) -> None:
         """Ask all workers to end soon, without waiting for them; from any thread."""
@@ -334,6 +348,7 @@ class Backend:
                         on_failure=self._fail,
                     )
                 )
+                self._has_served = True
 
     def _any_is_served(self) -> bool:
         return any(ring.state is RingState.SERVED for ring in self._rings)
@@ -366,6 +381,9 @@ def _fd(command: Command) -> int | None:
 def _take_fd(command: Command) -> int | None:
     return command.fds.pop() if command.fds else None
 
+
+_PLACING: Final = (Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.SET_VRING_ADDR)
+"""The commands that say where guest memory and rings are."""
 
 _ACTIONS: Final[dict[Request, Callable[[Backend, Command], VringState | None]]] = {
     Request.SET_FEATURES: Backend._set_features,

@@ -89,7 +89,7 @@ class Watch:
         self.failures.append(error)
         self.has_failed.set()
 
-    def disconnected(self) -> None:
+    def disconnected(self, kept_out: PortholeError | None) -> None:
         self.gone.set()
 
 

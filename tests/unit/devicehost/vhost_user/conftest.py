@@ -75,6 +75,7 @@ class Watcher:
         self.doorbells: set[int] = set()
         self._changed = threading.Condition()
         self.refuse_doorbell: PortholeError | None = None
+        self.kept_out: PortholeError | None = None
 
     def connected(self) -> None:
         self._record("connected")
@@ -100,7 +101,8 @@ class Watcher:
     def was_reset(self) -> None:
         self._record("was reset")
 
-    def disconnected(self) -> None:
+    def disconnected(self, kept_out: PortholeError | None) -> None:
+        self.kept_out = kept_out
         self._record("disconnected")
 
     def wait_for(self, what: str, times: int = 1) -> None:

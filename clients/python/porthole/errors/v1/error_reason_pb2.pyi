@@ -489,6 +489,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the descriptor of a ring is not an eventfd, or it is a semaphore."""
     RING_NOT_STARTED: _ErrorReason.ValueType  # 826
     """FAILED_PRECONDITION: a ring without addresses cannot run."""
+    RINGS_NEVER_SERVED: _ErrorReason.ValueType  # 843
+    """FAILED_PRECONDITION: a front-end went, and no ring of it was ever served, because its memory or
+    rings were refused; the message has the refusal, and what is likely wrong.
+    """
     RING_RUNNING: _ErrorReason.ValueType  # 827
     """FAILED_PRECONDITION: a ring that is running cannot be changed; stop it first."""
     RING_MEMORY: _ErrorReason.ValueType  # 828
@@ -1028,6 +1032,10 @@ RING_EVENT_FD: ErrorReason.ValueType  # 825
 """INVALID_ARGUMENT: the descriptor of a ring is not an eventfd, or it is a semaphore."""
 RING_NOT_STARTED: ErrorReason.ValueType  # 826
 """FAILED_PRECONDITION: a ring without addresses cannot run."""
+RINGS_NEVER_SERVED: ErrorReason.ValueType  # 843
+"""FAILED_PRECONDITION: a front-end went, and no ring of it was ever served, because its memory or
+rings were refused; the message has the refusal, and what is likely wrong.
+"""
 RING_RUNNING: ErrorReason.ValueType  # 827
 """FAILED_PRECONDITION: a ring that is running cannot be changed; stop it first."""
 RING_MEMORY: ErrorReason.ValueType  # 828
