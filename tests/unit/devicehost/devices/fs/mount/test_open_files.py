@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost.devices.fs.mount.mount import Mount
+from services.devicehost.devices.fs.mount.open_files import OpenFile
 from services.wire.fuse import Opcode
+from tests.support.descriptors import open_descriptors
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError
 
 if TYPE_CHECKING:
@@ -45,3 +48,15 @@ def test_a_directory_is_no_file_and_a_file_no_directory(guest: FuseGuest, shared
         with pytest.raises(FuseError) as error:
             attempt()
         assert error.value.number == errno.EBADF
+
+
+def test_a_node_stays_while_a_request_has_it(guest: FuseGuest, shared: Path) -> None:
+    entry, handle = guest.create(b"file")
+    mount = guest.session.mount
+    assert isinstance(mount, Mount)
+    node = mount.open_files.get(handle, OpenFile).node
+    guest.release(handle)
+    guest.forget(entry.nodeid)
+    assert os.fstat(node.fd).st_ino == entry.attr.ino
+    del node
+    assert open_descriptors(shared) == []
