@@ -166,6 +166,7 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> t
         return 0, syscalls.UTIME_OMIT
     if valid & now:
         return 0, syscalls.UTIME_NOW
-    if nanoseconds >= 1_000_000_000:  # also UTIME_NOW and UTIME_OMIT, which are not for guests
+    # UTIME_NOW and UTIME_OMIT are larger, and are not for guests.
+    if nanoseconds >= 1_000_000_000:
         raise refusal(errno.EINVAL)
     return seconds, nanoseconds
