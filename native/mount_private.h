@@ -34,6 +34,7 @@ struct ph_node {
     bool recently;                   /* used since a sweep came by */
     bool known;                      /* found by its id */
     bool keyed;                      /* found by its inode */
+    bool frees_volume;               /* the last of its volume, which is out of the list */
     struct ph_node *next_by_id;
     struct ph_node *next_by_key;
     uint32_t place; /* in resident.nodes */

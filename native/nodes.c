@@ -30,7 +30,7 @@ void ph_node_free(struct ph_node *node)
         return;
     if (node->fd >= 0)
         close(node->fd);
-    if (!node->volume->nodes)
+    if (node->frees_volume)
         ph_volume_free(node->volume);
     free(node->reopen_with);
     free(node);
@@ -42,7 +42,7 @@ struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node)
         return NULL;
     if (node->fd >= 0)
         ph_resident_remove(&mount->resident, node);
-    ph_volume_leave(&mount->volumes, node->volume);
+    node->frees_volume = ph_volume_leave(&mount->volumes, node->volume);
     return node;
 }
 
@@ -234,7 +234,7 @@ static struct ph_node *add_node(struct ph_mount *mount, const struct ph_node *pa
     node = volume ? ph_node_new(mount->next_id, volume, &status->host, &mount->rules) : NULL;
     if (!node || !ph_resident_add(&mount->resident, node, *fd)) {
         if (node)
-            ph_volume_leave(&mount->volumes, volume);
+            node->frees_volume = ph_volume_leave(&mount->volumes, volume);
         ph_node_free(node);
         errno = ENOMEM;
         return NULL;
