@@ -46,7 +46,7 @@ class Place:
 @pytest.fixture(scope="session")
 def shares() -> Iterator[MountedShares]:
     """The processes; every user can reach the mount points."""
-    with directory("/tmp") as run_dir, MountedShares(run_dir) as started:
+    with directory("/tmp") as place, MountedShares(place) as started:
         yield started
 
 
@@ -54,7 +54,7 @@ def shares() -> Iterator[MountedShares]:
 def plain_shares() -> Iterator[MountedShares]:
     """The same, with a device host that does not use the native fast path."""
     prefix = ("env", f"{fastpath.SWITCH}=0")
-    with directory("/tmp") as run_dir, MountedShares(run_dir, prefix) as started:
+    with directory("/tmp") as place, MountedShares(place, prefix) as started:
         yield started
 
 

@@ -140,7 +140,7 @@ def many(trees: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Man
         *("setpriv", "--bounding-set=-sys_resource"),  # which would let it raise the limit
         *("env", f"{fastpath.SWITCH}={native}"),
     )
-    with directory("/tmp") as run_dir, MountedShares(run_dir, prefix) as shares:
+    with directory("/tmp") as place, MountedShares(place, prefix) as shares:
         mounted = shares.mount("many", trees[kind], "queues=2")
         with shares.deadline(DEADLINE_S):
             yield Many(trees[kind], mounted, shares.device_host.pid)

@@ -38,12 +38,15 @@ class MountedShares:
     """Use as a context manager.
 
     Args:
-        run_dir: Directory for both processes and for the mount points.
+        directory: For the mount points, which other users reach if they may enter it; and for the
+            run directory of both processes, which is private.
         prefix: Command that runs the device host, for instance with fewer rights.
     """
 
-    def __init__(self, run_dir: Path, prefix: Sequence[str] = ()) -> None:
-        self._run_dir = run_dir
+    def __init__(self, directory: Path, prefix: Sequence[str] = ()) -> None:
+        self._directory = directory
+        self._run_dir = directory / "run"
+        self._run_dir.mkdir(mode=0o700)
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
 
@@ -67,7 +70,7 @@ class MountedShares:
 
     def mount(self, tag: str, directory: Path, options: str = "") -> Path:
         """Share a directory and mount it; return the mount point."""
-        mount_point = self._run_dir / f"mount-{tag}"
+        mount_point = self._directory / f"mount-{tag}"
         mount_point.mkdir()
         self._run(self._mount(tag, directory, options, mount_point))
         return mount_point
