@@ -51,6 +51,7 @@ def as_clients_do(address: str) -> str:
     [
         ("unix:///run/porthole/owner.sock", "unix:/run/porthole/owner.sock"),
         ("unix:/run/porthole/owner.sock", "unix:/run/porthole/owner.sock"),
+        ("unix:/run//porthole/./owner.sock", "unix:/run/porthole/owner.sock"),
         ("tcp://127.0.0.1:7777", "127.0.0.1:7777"),
         ("tcp://localhost:7777", "127.0.0.1:7777"),
         ("[::1]:7777", "[::1]:7777"),

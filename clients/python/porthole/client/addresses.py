@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import PurePosixPath
 from typing import Final
 
 from porthole.client.errors import InvalidArgumentError
@@ -66,4 +67,4 @@ def _unix(address: str) -> str:
             f"{UNIX_PATH_LIMIT_BYTES}",
             {"path": path, "length": str(length), "limit": str(UNIX_PATH_LIMIT_BYTES)},
         )
-    return f"unix:{path}"
+    return f"unix:{PurePosixPath(path)}"  # "//" and "/./" are "/"
