@@ -76,11 +76,15 @@ class Loss:
         """Watch a mapping no more; nobody touches it any more."""
         with _lock:
             del _watched[number]
+        was_lost = False
         with self._lock:
             self._numbers.discard(number)
             if _installed is not None:  # it is, because only it gives numbers
-                self._has_happened |= _installed.ph_lost_unwatch(number)
-        self._report()
+                was_lost = _installed.ph_lost_unwatch(number)
+                self._has_happened |= was_lost
+        # Looking at all others would cost each window that is unmapped several times its price.
+        if was_lost:
+            self._report()
 
     def report_to(self, report: Callable[[], None]) -> None:
         """Call `report` when it happens, at once if it has happened already; from any thread.
