@@ -181,8 +181,13 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
 def _start(
     spec: StandaloneDevice, sock: ListeningSocket, end: Callable[[str], None]
 ) -> HostedDevice:
+    last = DeviceState.LISTENING
+
     def changed(info: DeviceInfo, why: str) -> None:
-        _LOG.info("%s: %s", info.state, why)
+        nonlocal last
+        if info.state is not last:  # what else there is to say, the device has logged
+            _LOG.info("%s: %s", info.state, why)
+        last = info.state
         if info.state is DeviceState.LISTENING and not spec.persistent:
             end(why)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.handshake.pool import Gpa, SwiotlbPool, format_token
+from services.handshake.pool import format_token
 from tests.support.linux_user import exercise
 from tests.support.qemu_guest import PORT, RAM_MIB, RAM_NAME, booted
 from tests.support.standalone import fs, running
@@ -53,18 +53,3 @@ def test_a_guest_that_bounces_everything_is_confined_to_its_pool(
     assert code == 0, log
     rings = mapped - pool.size_bytes
     assert 0 <= rings < 1 << 20
-
-
-def test_a_token_that_is_not_the_guests_fails_the_mount(run_dir: Path, shared_tree: Path) -> None:
-    with booted(run_dir, *PORT, kernel_arguments="swiotlb=force") as guest:
-        pool = guest.pool()
-        other = SwiotlbPool(Gpa(pool.base - pool.size_bytes), pool.size_bytes)
-        with running(*fs(run_dir, shared_tree, "--" + format_token(other))) as device:
-            guest.plug(device.socket_path, "data")
-            code, said = guest.attempt("mount -t virtiofs data /mnt && ls /mnt")
-            assert code != 0
-            assert "Connection refused" in said
-            guest.power_off()
-            code, log = device.end()
-    assert code == 0, log
-    assert "ADDRESS_OUT_OF_BOUNDS" in log

@@ -73,8 +73,16 @@ class QemuGuest(LinuxGuest):
             pass
         assert "return" in answer, answer
 
-    def plug(self, socket_path: Path, tag: str, *, queues: int = 1) -> None:
-        """Add a virtio-fs device to the running guest, on the port "port0"; it is probed then."""
+    def plug(
+        self,
+        socket_path: Path,
+        tag: str,
+        *,
+        queues: int = 1,
+        port: str = "port0",
+        iommu_platform: bool = True,
+    ) -> None:
+        """Add a virtio-fs device to the running guest, on a port of its own; it is probed then."""
         backend = {"type": "unix", "data": {"path": str(socket_path)}}
         self.command(
             "chardev-add",
@@ -87,8 +95,8 @@ class QemuGuest(LinuxGuest):
             id=f"dev-{tag}",
             chardev=tag,
             tag=tag,
-            bus="port0",
-            iommu_platform=True,
+            bus=port,
+            iommu_platform=iommu_platform,
             **{"num-request-queues": queues},
         )
         # The device then has a driver, whether this scan or the hot-plug interrupt found it first.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import FsDevice
+from services.devicehost.host import misplaced
 from services.devicehost.host.states import DeviceEvent, DeviceState, hosted_device_life
 from services.devicehost.throttle import Throttle
 from services.devicehost.vhost_user import Backend, Listener, ListeningSocket
@@ -41,13 +42,6 @@ MAX_DOORBELLS: Final = 8
 
 FS_HIGH_PRIORITY_QUEUE: Final = 0
 """Index of virtio-fs's high-priority queue (VIRTIO 1.2, section 5.11.2); it moves no data."""
-
-
-_LIKELY_CAUSES: Final = (
-    "Likely causes: the token is that of another pool, or of memory that the front-end does not "
-    "share; or the guest does not use its pool for this device (no memory-region, or "
-    "iommu_platform=off). The guest may wait for the device for ever: end it, and start both again"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +94,7 @@ class HostedDevice:
         identity: Its facts that never change.
         access: How it reaches guest memory.
         meter: Its counters and bounds.
-        never_served: Why the last front-end went without a ring that was ever served; None if it
+        never_served: Why the last front-end went without a request that was ever served; None if it
             did not.
     """
 
@@ -139,6 +133,9 @@ class HostedDevice:
         self._doorbells: set[int] = set()
         self._emitted: set[str] = set()
         self._throttle = Throttle()
+        self._has_answered = False
+        self._is_explained = False
+        self._first_failure: PortholeError | None = None
         self._device: VirtioDevice | None = None
         self._listener: Listener | None = None
 
@@ -225,6 +222,8 @@ class HostedDevice:
 
     def connected(self) -> None:
         """Report that a front-end has connected."""
+        self._has_answered = self._is_explained = False
+        self._first_failure = None
         self._fire(DeviceEvent.CONNECT, "a front-end has connected")
 
     def attached(self) -> None:
@@ -273,39 +272,64 @@ class HostedDevice:
 
     def first_request(self) -> None:
         """Emit the event of the first request; a queue's thread calls this."""
+        self._has_answered = True
         self._emit_once(events.first_request(*self._names()))
 
     def failed(self, error: PortholeError) -> None:
         """Log why the device needs a reset, at most once a second, and report it."""
-        held_back = self._throttle.admit()
-        if held_back is not None:
-            me = self.identity
-            _LOG.warning(
-                "device %s (%s %r of VM %s) needs a reset: %s [%s; %d more like it not logged]",
-                *(me.instance_id, me.device_class, me.tag, me.vm_id),
-                *(error, error.reason, held_back),
-            )
+        why = ""
+        if misplaced.is_misplaced(error) and not self._has_answered:
+            self._first_failure, self._is_explained = error, True
+            has_pool = self.access.pool is not None
+            why = f". {misplaced.failed(error, self.identity.device_class, has_pool=has_pool)}"
+        self._warn(f"needs a reset: {error}", error.reason, why)
         self._fire(DeviceEvent.FAIL, error.message)
+        if why:
+            self._on_change(self.info(), f"its first request failed: {error.message}{why}")
 
     def was_reset(self) -> None:
         """Report that the device serves again."""
         self._fire(DeviceEvent.RESET, "reset")
 
+    def kept_out(self, error: PortholeError) -> None:
+        """Report at once that memory or a ring lies where the device does not reach it.
+
+        The front-end may stay, and the guest wait, for ever.
+        """
+        if not misplaced.is_misplaced(error) or self._is_explained:
+            return  # of other refusals the front-end's thread logs all that there is to say
+        self._is_explained = True
+        what = f"keeps its guest out, and no ring was ever served: {error.message}"
+        why = f". {misplaced.refused(error, has_pool=self.access.pool is not None)}"
+        self._warn(what, error.reason, why)
+        if self.state is not DeviceState.SHUTTING_DOWN:
+            self._on_change(self.info(), what + why)
+
     def disconnected(self, kept_out: PortholeError | None) -> None:
-        """Report that the front-end has gone, and if no ring of it was ever served, why."""
-        why = "the front-end has gone"
+        """Report that the front-end has gone, and if no request was ever served, why."""
+        why = detail = "the front-end has gone"
         self.never_served = None
-        if kept_out is not None:
-            why += f", and no ring was ever served: {kept_out.message} [{kept_out.reason}]"
+        cause = kept_out or (None if self._has_answered else self._first_failure)
+        if cause is not None:
+            what = "ring" if kept_out is not None else "request"
+            why += f", and no {what} was ever served: {cause.message} [{cause.reason}]"
             self.never_served = FailedPreconditionError(
-                "RINGS_NEVER_SERVED", why, refused=kept_out.reason
+                "RINGS_NEVER_SERVED", why, refused=cause.reason
             )
+            detail = f"{why} [{self.never_served.reason}]"
+            if not self._is_explained:
+                self._warn(f"was of no use: {why}", self.never_served.reason)
+        self._fire(DeviceEvent.DISCONNECT, detail)
+
+    def _warn(self, what: str, reason: str, why: str = "") -> None:
+        held_back = self._throttle.admit()
+        if held_back is not None:
             me = self.identity
             _LOG.warning(
-                "device %s (%s %r of VM %s): %s. %s",
-                *(me.instance_id, me.device_class, me.tag, me.vm_id, why, _LIKELY_CAUSES),
+                "device %s (%s %r of VM %s) %s [%s; %d more like it not logged]%s",
+                *(me.instance_id, me.device_class, me.tag, me.vm_id),
+                *(what, reason, held_back, why),
             )
-        self._fire(DeviceEvent.DISCONNECT, why)
 
     def _aggregate(self) -> FsDevice:
         device, me = self._device, self.identity

@@ -70,6 +70,9 @@ class Observer(Protocol):
     def was_reset(self) -> None:
         """A failed device may serve again."""
 
+    def kept_out(self, error: PortholeError) -> None:
+        """Memory or a ring was refused, before a ring of this front-end was ever served."""
+
     def disconnected(self, kept_out: PortholeError | None) -> None:
         """The front-end is gone, and guest memory is unmapped.
 
@@ -148,8 +151,9 @@ class Backend:
         try:
             return _ACTIONS[command.request](self, command)
         except PortholeError as error:
-            if command.request in _PLACING:
+            if command.request in _PLACING and not self._has_served:
                 self._kept_out = error
+                self._observer.kept_out(error)
             raise
 
     def disconnect(self) -> None:

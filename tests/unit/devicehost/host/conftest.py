@@ -61,6 +61,7 @@ class Rig:
         self.events: list[Event] = []
         self.devices: list[NullDevice] = []
         self.changes: list[str] = []
+        self.details: list[str] = []
         self._changed = threading.Condition()
         self.host = DeviceHost(run_dir, self._on_change, self._make)
 
@@ -82,6 +83,7 @@ class Rig:
     def _on_change(self, info: DeviceInfo, detail: str) -> None:
         with self._changed:
             self.changes.append(f"{info.instance_id} {info.state}")
+            self.details.append(detail)
             self._changed.notify_all()
 
     def _make(

@@ -75,7 +75,7 @@ class Watcher:
         self.doorbells: set[int] = set()
         self._changed = threading.Condition()
         self.refuse_doorbell: PortholeError | None = None
-        self.kept_out: PortholeError | None = None
+        self.last_kept_out: PortholeError | None = None
 
     def connected(self) -> None:
         self._record("connected")
@@ -101,8 +101,11 @@ class Watcher:
     def was_reset(self) -> None:
         self._record("was reset")
 
+    def kept_out(self, error: PortholeError) -> None:
+        self._record(f"kept out {error.reason}")
+
     def disconnected(self, kept_out: PortholeError | None) -> None:
-        self.kept_out = kept_out
+        self.last_kept_out = kept_out
         self._record("disconnected")
 
     def wait_for(self, what: str, times: int = 1) -> None:

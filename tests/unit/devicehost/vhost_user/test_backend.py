@@ -409,21 +409,20 @@ def test_who_leaves_without_a_ring_leaves_the_refusal(service: Service, what: st
             assert front.attach(service.ram) == 0
             assert what == "order" or front.state(Request.SET_VRING_NUM, 0, 16) == 0
             assert front.set_addr(0, GuestRing(service.ram, 2**46, 16)) == 1
-    small.close()
-    service.watcher.wait_for("disconnected")
-    assert service.watcher.kept_out is not None
-    assert (
-        service.watcher.kept_out.reason
-        == {
+        reason = {
             "memory": "POOL_NOT_IN_GUEST_MEMORY",
             "ring": "ADDRESS_OUT_OF_BOUNDS",
             "order": "RING_SIZE_FIRST",
         }[what]
-    )
+        assert service.watcher.calls.count(f"kept out {reason}") == 1, "said at once"
+    small.close()
+    service.watcher.wait_for("disconnected")
+    assert service.watcher.last_kept_out is not None
+    assert service.watcher.last_kept_out.reason == reason
     with RawFrontEnd(service.path) as front:
         front.negotiate()
     service.watcher.wait_for("disconnected", 2)
-    assert service.watcher.kept_out is None, "the next one was refused nothing"
+    assert service.watcher.last_kept_out is None, "the next one was refused nothing"
 
 
 def test_a_refusal_beside_a_ring_that_was_served_is_not_why(service: Service) -> None:
@@ -433,8 +432,9 @@ def test_a_refusal_beside_a_ring_that_was_served_is_not_why(service: Service) ->
         assert front.set_addr(1, GuestRing(service.ram, INSIDE, 16)) == 1, "no size yet"
         front.start(0, GuestRing(service.ram, INSIDE, 16), events)
         assert front.set_addr(1, GuestRing(service.ram, INSIDE, 16)) == 1
+        assert service.watcher.calls.count("kept out RING_SIZE_FIRST") == 1, "the first only"
     service.watcher.wait_for("disconnected")
-    assert service.watcher.kept_out is None
+    assert service.watcher.last_kept_out is None
 
 
 def test_what_a_running_ring_stands_on_cannot_be_changed(service: Service) -> None:

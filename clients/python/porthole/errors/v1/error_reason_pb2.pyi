@@ -490,8 +490,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RING_NOT_STARTED: _ErrorReason.ValueType  # 826
     """FAILED_PRECONDITION: a ring without addresses cannot run."""
     RINGS_NEVER_SERVED: _ErrorReason.ValueType  # 843
-    """FAILED_PRECONDITION: a front-end went, and no ring of it was ever served, because its memory or
-    rings were refused; the message has the refusal, and what is likely wrong.
+    """FAILED_PRECONDITION: a front-end went, and no request of it was ever served, because its memory
+    or rings were refused, or its first request lay where the device does not reach. The message has
+    the refusal; a log line and an event before it have what is likely wrong.
     """
     RING_RUNNING: _ErrorReason.ValueType  # 827
     """FAILED_PRECONDITION: a ring that is running cannot be changed; stop it first."""
@@ -1033,8 +1034,9 @@ RING_EVENT_FD: ErrorReason.ValueType  # 825
 RING_NOT_STARTED: ErrorReason.ValueType  # 826
 """FAILED_PRECONDITION: a ring without addresses cannot run."""
 RINGS_NEVER_SERVED: ErrorReason.ValueType  # 843
-"""FAILED_PRECONDITION: a front-end went, and no ring of it was ever served, because its memory or
-rings were refused; the message has the refusal, and what is likely wrong.
+"""FAILED_PRECONDITION: a front-end went, and no request of it was ever served, because its memory
+or rings were refused, or its first request lay where the device does not reach. The message has
+the refusal; a log line and an event before it have what is likely wrong.
 """
 RING_RUNNING: ErrorReason.ValueType  # 827
 """FAILED_PRECONDITION: a ring that is running cannot be changed; stop it first."""
