@@ -214,7 +214,10 @@ class HostedDevice:
         return self._fire(DeviceEvent.REMOVE, "removed")
 
     def tear_down(self) -> None:
-        """Drop the front-end, unmap guest memory, remove the socket, release the back end."""
+        """Drop the front-end, unmap guest memory, remove the socket, release the back end.
+
+        If another thread does so, this waits until it is done.
+        """
         with self._parts_lock:
             if self._listener is not None and self._device is not None:
                 self._listener.close(self._device.close)

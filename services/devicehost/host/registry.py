@@ -174,13 +174,14 @@ class DeviceHost:
         return entry.info()
 
     def remove_device(self, vm_id: str, instance_id: str) -> None:
-        """Tear one device down; its socket is gone when this returns.
+        """Tear one device down; it is gone when this returns or raises, also for NotFoundError.
 
         Raises:
-            NotFoundError: DEVICE_UNKNOWN, also while another call is removing it.
+            NotFoundError: DEVICE_UNKNOWN, also when another call is removing it; that is done then.
         """
         entry = self._find(vm_id, instance_id)
         if not entry.mark_shutting_down():
+            entry.tear_down()  # waits for that other call: who is told "unknown" relies on it
             raise _unknown(vm_id, instance_id)
         try:
             entry.tear_down()
@@ -324,10 +325,14 @@ class DeviceHost:
             return entry
 
     def _tear_down(self, entries: Iterable[HostedDevice]) -> None:
-        """Mark all as shutting down, then tear down those that no other call is removing."""
-        for entry in [entry for entry in entries if entry.mark_shutting_down()]:
+        """Mark all as shutting down, then tear all down; those that other calls remove, with them.
+
+        A device that another call is removing is forgotten by that call.
+        """
+        for entry, is_ours in [(entry, entry.mark_shutting_down()) for entry in entries]:
             entry.tear_down()
-            self._forget(entry)
+            if is_ours:
+                self._forget(entry)
 
     def _forget(self, entry: HostedDevice) -> None:
         me = entry.identity

@@ -135,3 +135,49 @@ def test_of_several_calls_that_remove_a_device_one_does(caller: Caller) -> None:
         thread.join(DEADLINE_S)
     assert sorted(outcomes) == ["DEVICE_UNKNOWN"] * 3 + ["removed"]
     assert caller.called == ["shutting_down"]
+
+
+class SlowDevice(NullDevice):
+    """Takes its time to close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closing, self.may_close = threading.Event(), threading.Event()
+
+    def close(self) -> None:
+        self.closing.set()
+        assert self.may_close.wait(DEADLINE_S)
+        super().close()
+
+
+@pytest.mark.parametrize("end", ["remove_device", "forget_vm", "close"])
+def test_no_call_reports_the_end_of_a_device_that_another_call_is_still_removing(
+    run_dir: Path, end: str
+) -> None:
+    device = SlowDevice()
+    host = DeviceHost(run_dir, lambda *_: None, lambda *_: device)
+    host.create_device(spec(), lambda _: None)
+    first = threading.Thread(target=host.remove_device, args=(VM, "d1"))
+    first.start()
+    assert device.closing.wait(DEADLINE_S)
+    seen: list[bool] = []
+
+    def again() -> None:
+        if end == "remove_device":
+            with pytest.raises(NotFoundError):
+                host.remove_device(VM, "d1")
+        elif end == "forget_vm":
+            host.forget_vm(VM)
+        else:
+            host.close()
+        seen.append(device.closed)
+
+    second = threading.Thread(target=again)
+    second.start()
+    second.join(0.2)
+    assert seen == []
+    device.may_close.set()
+    for thread in (first, second):
+        thread.join(DEADLINE_S)
+    assert seen == [True]
+    host.close()
