@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import pytest
 
 from tests.fuzz.targets import clang
 from tests.support.buf import BUF
+from tests.support.directories import directory, mounts_below
 from tests.support.linux_guest import GUEST
 from tests.support.node import MODULES
 
@@ -73,6 +74,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
     """A directory whose path is short enough for Unix sockets (107 bytes)."""
-    path = Path(tempfile.mkdtemp(prefix="ph-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with directory() as path:
+        yield path
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Pytest's directory, in which nothing may stay mounted: pytest removes it with all below."""
+    yield tmp_path
+    left = mounts_below(tmp_path)
+    for mount_point in reversed(left):
+        subprocess.run(["umount", "-l", mount_point], check=True)
+    assert not left, f"the test left mounts: {left}"

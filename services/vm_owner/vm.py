@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import shutil
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +20,7 @@ from services.handshake.errors import (
     PortholeError,
     UnavailableError,
 )
+from services.rpc.removal import remove_tree
 from services.vm_owner.allowed_devices import require_device
 from services.vm_owner.capabilities_reader import CapabilitiesReader
 from services.vm_owner.client_ids import check_instance_id, require_same
@@ -243,13 +243,17 @@ class Vm:
         # The stack unwinds in reverse order, and to the end even when a callback raises.
         async with AsyncExitStack() as parts:
             parts.callback(self._mark_terminated)
-            parts.push_async_callback(asyncio.to_thread, shutil.rmtree, self._directory, True)
+            parts.push_async_callback(asyncio.to_thread, self._remove_directory)
             parts.push_async_callback(self._close_init_channel)
             parts.push_async_callback(self.machine.stop)
             parts.push_async_callback(self.reader.close)
             parts.push_async_callback(self._stop_watching)
             parts.push_async_callback(self.devices.shut_down)
             parts.push_async_callback(self._network.shut_down)
+
+    def _remove_directory(self) -> None:
+        for path, why in remove_tree(self._directory).items():
+            logger.warning("VM %s: %s is left: %s", self.vm_id, path, why)
 
     async def _boot(self, on_guest_end: Callable[[], None]) -> None:
         def ended(why: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from services.devicehost import fastpath
 from tests.conformance.actor import Actor
 from tests.conformance.calls import NAMES
+from tests.support import directories
 from tests.support.mounted_shares import MountedShares
 
 if TYPE_CHECKING:
@@ -101,10 +100,9 @@ def actors() -> Iterator[dict[str, Actor]]:
 @contextmanager
 def directory(under: str | Path) -> Iterator[Path]:
     """A directory that every user may enter; it is removed afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="ph-", dir=under))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    with directories.directory(under) as path:
+        path.chmod(0o755)
+        yield path
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
-import shutil
 import sys
 import sysconfig
 import time
@@ -23,11 +23,13 @@ from services.cli.context import make_context
 from services.cli.demo import namespace
 from services.cli.demo.demonstration import DemoPlan, run
 from services.cli.demo.report import DemoReport, summary_table
+from services.cli.end_signals import end_like_an_interrupt
 from services.cli.exit_codes import NEGATIVE
 from services.cli.flags import RootFlags
 from services.cli.tables import format_bytes
 from services.cli.verdict import VALID, broken_rules, judge
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+from services.rpc.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,6 +88,7 @@ def demo(
     It leaves report.json and trace.jsonl in --out; after a failure, everything.
     """
     context.of(ctx)
+    end_like_an_interrupt()
     began = time.monotonic()
     missing = namespace.lacks()
     with _claimed(out_dir.absolute()) as target:
@@ -137,14 +140,16 @@ def _claimed(target: Path) -> Iterator[Path]:
 
 
 def _remove_all_but(directory: Path, kept: AbstractSet[str]) -> None:
-    """Remove the entries of a directory, but for some names."""
+    """Remove the entries of a directory, but for some names.
+
+    Raises:
+        OSError: Something cannot be removed, or is a mount point.
+    """
     for entry in directory.iterdir():
         if entry.name in kept:
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        for path, why in remove_tree(entry).items():
+            raise OSError(errno.EBUSY, f"cannot be removed: {why}", str(path))
 
 
 def _run(plan: DemoPlan) -> DemoReport:

@@ -19,6 +19,7 @@ from services.cli.demo.report import DemoReport
 from services.cli.demo.tree import read_tree, tree_portion
 from services.cli.demo.vm import WAIT_S, Stage, VmPlan, VmShow
 from services.cli.launcher import Services, service_ended
+from services.rpc.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,4 +134,4 @@ def _run_dir(out: Path) -> Iterator[Path]:
     finally:
         for log in path.glob("vm/*/*.log"):
             shutil.copyfile(log, out / f"{log.parent.name}-{log.name}")
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
