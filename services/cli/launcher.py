@@ -30,6 +30,9 @@ START_DEADLINE_S: Final = 30.0
 STOP_DEADLINE_S: Final = 40.0
 """Longest time that a service gets to end after SIGTERM; longer than its own deadline."""
 
+TETHER: Final = "services.rpc.tether"
+"""Program that runs a service and ends it with this process."""
+
 LINE_LIMIT_BYTES: Final = 1 << 20
 """Longest line of output of a service."""
 
@@ -246,9 +249,9 @@ class Services:
 
     async def _start(self, program: ServiceProgram) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            program.module,
+            # Nobody would end the services, and their devices and mounts, after this process.
+            *(sys.executable, "-m", TETHER, str(os.getpid())),
+            *(sys.executable, "-m", program.module),
             env=self._environment_of(program),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -8,11 +8,11 @@ import os
 from services.rpc import tracing
 from services.rpc.server import serve
 from services.rpc.settings import load
+from services.rpc.tether import tie_to_parent
 from services.simguest import telemetry
 from services.simguest.guest import Guest, GuestPlace
 from services.simguest.servicer import servicers
 from services.simguest.settings import GuestSettings
-from services.simguest.tether import tie_to_parent
 
 _TELEMETRY = ("trace_file", "metrics_file", "otlp_endpoint", "log_level")
 

@@ -88,7 +88,7 @@ class GuestInitProcess:
             DeadlineExceededError: GUEST_INIT_NOT_READY after READY_DEADLINE_S.
         """
         python = [sys.executable, "-m"]
-        tether = [*python, "services.simguest.tether", str(os.getpid())]
+        tether = [*python, "services.rpc.tether", str(os.getpid())]
         program = [*tether, *python, "services.guest_init", *boot.flags()]
         process = await asyncio.create_subprocess_exec(
             *program,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from services.cli import context
 from services.cli.arguments import check_listen_address
 from services.cli.console import out, say
+from services.cli.end_signals import end_signals
 from services.cli.launcher import Services, service_ended
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def up(
 ) -> None:
     """Run the services on this machine until Ctrl-C.
 
-    Ctrl-C and SIGTERM end them in order. The VM owner starts a guest per VM, and each guest starts
-    its guest init.
+    Ctrl-C, SIGTERM and the end of the terminal end them in order. The VM owner starts a guest per
+    VM, and each guest starts its guest init.
     """
     addresses = [check_listen_address(item.strip()) for item in listen.split(",") if item.strip()]
     asyncio.run(_serve(context.of(ctx), addresses))
@@ -65,7 +65,7 @@ async def _serve(cli: CliContext, listen: list[str]) -> None:
             stopping = True
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in end_signals():
         loop.add_signal_handler(number, stop)
     run_dir, trace_file = cli.settings.run_dir.absolute(), cli.settings.trace_file
     environment = {"PORTHOLE_TRACE_FILE": str(trace_file.absolute())} if trace_file else {}

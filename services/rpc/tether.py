@@ -1,6 +1,6 @@
 """Ties a process to its parent: it gets SIGTERM when the parent ends, even by SIGKILL.
 
-Owns the use of PR_SET_PDEATHSIG (prctl(2)). `python -m services.simguest.tether PID PROGRAM
+Owns the use of PR_SET_PDEATHSIG (prctl(2)). `python -m services.rpc.tether PID PROGRAM
 ARGUMENT…` ties itself to its parent PID and becomes PROGRAM. The signal is sent when the *thread*
 that started the process ends, so that thread must live as long as its process.
 """
