@@ -25,6 +25,11 @@ int ph_claim(const struct ph_descriptors *descriptors, int fd)
     return -1;
 }
 
+bool ph_is_shortage(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOMEM;
+}
+
 int ph_open_via_proc(const struct ph_descriptors *descriptors, int fd, int flags)
 {
     char room[12], *name = &room[sizeof(room) - 1];

@@ -18,6 +18,8 @@ void ph_descriptors_free(struct ph_descriptors *descriptors);
 /* Returns `fd`, or -1 with errno if `fd` is -1. Closes a descriptor whose number is not usable, and
  * returns -1 with EMFILE. */
 int ph_claim(const struct ph_descriptors *descriptors, int fd);
+/* Whether an errno of opening a file says that something is used up, and nothing of the file. */
+bool ph_is_shortage(int error);
 /* Open the file of a descriptor again, with other flags, by its link in /proc/self/fd; returns -1
  * with errno on failure. volumes.h opens files that have no descriptor any more. */
 int ph_open_via_proc(const struct ph_descriptors *descriptors, int fd, int flags);

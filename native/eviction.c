@@ -1,6 +1,6 @@
 /*
  * Evicting nodes: the descriptors of those that were not used lately are closed beyond a number,
- * and reopened when they are needed.
+ * and opened again when they are needed (reopening.c).
  */
 #include "mount_private.h"
 
@@ -44,7 +44,7 @@ static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
     struct ph_node *node = resident->nodes[resident->hand++ % resident->count], *done = NULL;
     struct file_handle *reopen_with;
     struct stat status;
-    bool evict, crowded;
+    bool linked, evict, crowded;
     int fd = -1;
 
     if (node->recently || node->pins || node->opens) {
@@ -54,15 +54,16 @@ static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
     crowded = resident->count > resident->most + resident->most / 2;
     node->pins++; /* so that no other thread evicts it */
     ph_mutex_let_go(&mount->mutex);
-    /* Nothing leads back to a file without a name; see nodes.py. */
-    evict = !fstat(node->fd, &status) && (status.st_nlink || crowded);
+    linked = !fstat(node->fd, &status) && status.st_nlink;
     reopen_with = node->reopen_with;
-    if (evict && !reopen_with)
+    if (linked && !reopen_with)
         reopen_with = ph_volume_prepare(node->volume, &mount->descriptors, node->fd);
     ph_mutex_take(&mount->mutex);
     node->reopen_with = reopen_with;
     node->pins--;
-    if (evict && reopen_with && node->known && !node->pins && !node->opens && !node->recently) {
+    /* Nothing leads back to a file without a name; see nodes.py. */
+    evict = crowded || (linked && (reopen_with || ph_node_is_named(mount, node)));
+    if (evict && node->known && !node->pins && !node->opens && !node->recently) {
         ph_resident_remove(resident, node);
         fd = node->fd;
         node->fd = -1;
@@ -81,26 +82,6 @@ void ph_sweep(struct ph_mount *mount)
 {
     const struct ph_resident_nodes *resident = &mount->resident;
 
-    for (int i = 0; resident->can_evict && i < SWEEP_STEPS && resident->count > resident->most; i++)
+    for (int i = 0; i < SWEEP_STEPS && resident->count > resident->most; i++)
         sweep_one(mount);
-}
-
-bool ph_node_reopen(struct ph_mount *mount, struct ph_node *node)
-{
-    int fd = ph_volume_reopen(node->volume, &mount->descriptors, node->reopen_with);
-    bool resident;
-
-    if (fd < 0)
-        return false;
-    ph_mutex_take(&mount->mutex);
-    resident = node->fd >= 0; /* another thread was quicker */
-    if (!resident && ph_resident_add(&mount->resident, node, fd)) {
-        resident = true;
-        fd = -1;
-        ph_sweep(mount);
-    }
-    ph_mutex_let_go(&mount->mutex);
-    if (fd >= 0)
-        close(fd);
-    return resident;
 }

@@ -5,6 +5,7 @@
 #include "buffers.h"
 #include "lost_memory.h"
 #include "mounts.h"
+#include "nodes.h"
 #include "open_files.h"
 #include "python_pins.h"
 #include "queue.h"
@@ -160,11 +161,17 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_mount_node_limit, uint64_t, const struct ph_mount *)                                   \
     LIST(ph_mount_open_file_count, uint64_t, struct ph_mount *)                                    \
     LIST(ph_python_pin_node, bool, struct ph_mount *, uint64_t, struct ph_python_pin *)            \
-    LIST(ph_python_count_and_pin, bool, struct ph_mount *, int, uint64_t, struct ph_python_pin *)  \
+    LIST(ph_python_count_and_pin, bool, struct ph_mount *, int, uint64_t, const char *,            \
+         struct ph_python_pin *)                                                                   \
     LIST(ph_python_pin_open_file, bool, struct ph_mount *, uint64_t, uint32_t,                     \
          struct ph_python_pin *)                                                                   \
     LIST(ph_node_unpin, void, struct ph_mount *, struct ph_node *)                                 \
     LIST(ph_node_forget, void, struct ph_mount *, uint64_t, uint64_t)                              \
+    LIST(ph_node_renamed, void, struct ph_mount *, const struct ph_node *, const char *)           \
+    LIST(ph_removal_begin, struct ph_node *, struct ph_mount *, const struct ph_node *,            \
+         const char *)                                                                             \
+    LIST(ph_removal_end, void, struct ph_mount *, struct ph_node *, const struct ph_node *,        \
+         const char *, bool)                                                                       \
     LIST(ph_open_file_add, uint64_t, struct ph_mount *, struct ph_node *, int, enum ph_kind)       \
     LIST(ph_open_file_unpin, void, struct ph_mount *, struct ph_open_file *)                       \
     LIST(ph_open_file_remove, bool, struct ph_mount *, uint64_t, enum ph_kind)                     \

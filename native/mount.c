@@ -16,27 +16,15 @@ PH_ALONE static bool add_root(struct ph_mount *mount, uint64_t root_id, int root
     if (volume)
         volume->ino_mask = mount->rules.ino_mask;
     if (volume)
-        mount->root = ph_node_new(root_id, volume, &status.host, &mount->rules);
+        mount->root = ph_node_new(root_id, volume, &status, &mount->rules);
     if (!mount->root) {
         close(root_fd);
         return false;
     }
     mount->root->fd = root_fd; /* it is not among the resident nodes, so it is never evicted */
+    ph_volume_trusts_handles(volume, &mount->descriptors, root_fd); /* with a file that stays */
     ph_node_index_add(&mount->index, mount->root);
     return true;
-}
-
-/* Try with the root whether files can be opened again at all. */
-static bool can_reopen(struct ph_mount *mount)
-{
-    const struct ph_node *root = mount->root;
-    struct file_handle *with = ph_volume_prepare(root->volume, &mount->descriptors, root->fd);
-    int again = with ? ph_volume_reopen(root->volume, &mount->descriptors, with) : -1;
-
-    free(with);
-    if (again >= 0)
-        close(again);
-    return again >= 0;
 }
 
 PH_ALONE static void free_mount(struct ph_mount *mount)
@@ -68,6 +56,7 @@ PH_ALONE struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
     mount->rules = setup->rules;
     mount->references = 1;
     mount->next_id = setup->root_id + 1;
+    mount->node_limit = setup->nodes;
     mount->open_file_limit = setup->handles;
     mount->resident.most = (uint32_t)setup->descriptors;
     mount->may_switch = setup->may_switch;
@@ -80,10 +69,6 @@ PH_ALONE struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup)
         free_mount(mount);
         return NULL;
     }
-    mount->resident.can_evict = can_reopen(mount);
-    mount->node_limit = mount->resident.can_evict || setup->nodes < setup->descriptors
-                            ? setup->nodes
-                            : setup->descriptors;
     return mount;
 }
 

@@ -1,6 +1,6 @@
 /*
- * What the parts of a mount (mount.c, nodes.c, node_index.c, eviction.c, open_files.c) know of each
- * other. The mount's mutex guards every field that changes, unless the field says otherwise.
+ * What the parts of a mount (mount.c, nodes.c, node_index.c, eviction.c, reopening.c, open_files.c)
+ * know of each other. The mount's mutex guards every field that changes, unless the field says otherwise.
  *
  * No descriptor is opened or closed while the mutex is held. A function that takes a node or an
  * open file out of the tables returns it, and its caller frees it after it has let go of the mutex.
@@ -21,6 +21,7 @@ struct ph_node {
     uint64_t id;
     struct ph_volume *volume;
     uint64_t ino;
+    uint64_t born_ns; /* 0: not known */
     uint32_t kind;
     const struct ph_rules *rules;
     bool is_submount; /* a directory that is announced as the root of a file system */
@@ -29,7 +30,9 @@ struct ph_node {
     uint32_t pins;
     uint32_t opens;
     uint64_t lookups;
-    struct file_handle *reopen_with; /* made when the node is first evicted */
+    struct file_handle *reopen_with; /* made when the node is first evicted, if it is trusted */
+    uint64_t found_in;               /* id of the directory that it was found in last */
+    char *found_as;                  /* its name there; NULL: it has been removed, or has none */
     int fd;                          /* -1: evicted */
     bool recently;                   /* used since a sweep came by */
     bool known;                      /* found by its id */
@@ -53,8 +56,7 @@ struct ph_resident_nodes {
     uint32_t count;
     uint32_t room;
     uint32_t most;
-    uint32_t hand;  /* where the next sweep begins */
-    bool can_evict; /* whether evicted nodes can be reopened */
+    uint32_t hand; /* where the next sweep begins */
 };
 
 struct ph_open_file {
@@ -110,12 +112,15 @@ void ph_node_index_grow(struct ph_node_index *index);
 
 /* nodes.c */
 /* Make a node of a volume, which counts it. */
-struct ph_node *ph_node_new(uint64_t id, struct ph_volume *volume, const struct stat *status,
+struct ph_node *ph_node_new(uint64_t id, struct ph_volume *volume, const struct ph_status *status,
                             const struct ph_rules *rules);
 /* If the guest has forgotten the node and nobody uses it, returns it for the caller to free. */
 struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node) PH_WITH(mount->mutex);
 /* Close the descriptor and free the node, and its volume if that has no other; NULL is none. */
 void ph_node_free(struct ph_node *node);
+/* Find the node of a file by its status; an evicted one may be of another file. */
+struct ph_node *ph_node_find_by_status(struct ph_mount *mount, const struct ph_status *status)
+    PH_WITH(mount->mutex);
 
 /* eviction.c */
 /* Give a node this descriptor; false with ENOMEM. */
@@ -123,7 +128,17 @@ bool ph_resident_add(struct ph_resident_nodes *resident, struct ph_node *node, i
 void ph_resident_remove(struct ph_resident_nodes *resident, struct ph_node *node);
 /* Evict some nodes if too many have a descriptor; the mutex is let go of in between. */
 void ph_sweep(struct ph_mount *mount) PH_WITH(mount->mutex);
-/* Give a pinned node that was evicted a descriptor again; false with errno. */
+
+/* reopening.c */
+/* Remember the directory and the name that a node was found by; NULL: it has no name. */
+void ph_node_found(struct ph_node *node, uint64_t dir_id, const char *name);
+/* Whether a node could be opened again by its name. */
+bool ph_node_is_named(const struct ph_mount *mount, const struct ph_node *node)
+    PH_WITH(mount->mutex);
+/* Whether a status is of the node's very file, as far as a status can show that. */
+bool ph_node_is_of(const struct ph_node *node, const struct ph_status *status);
+/* Give a pinned node that was evicted a descriptor again; false with errno, ESTALE when its file is
+ * not found. */
 bool ph_node_reopen(struct ph_mount *mount, struct ph_node *node) PH_WITHOUT(mount->mutex);
 
 /* open_files.c */

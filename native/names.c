@@ -40,7 +40,7 @@ struct ph_node *ph_enter(struct ph_mount *mount, const struct ph_node *parent, i
         close(fd);
         return NULL;
     }
-    return ph_node_count_lookup(mount, parent, fd, status);
+    return ph_node_count_lookup(mount, parent, name, fd, status);
 }
 
 struct ph_node *ph_look_up(struct ph_mount *mount, const struct ph_node *parent, int dir_fd,
@@ -51,7 +51,7 @@ struct ph_node *ph_look_up(struct ph_mount *mount, const struct ph_node *parent,
     /* If the file is known its status is enough, and nothing has to be opened. */
     if (ph_status_at(dir_fd, name, status))
         return NULL;
-    node = ph_node_count_lookup_if_known(mount, status);
+    node = ph_node_count_lookup_if_known(mount, parent, name, status);
     return node ? node : ph_enter(mount, parent, dir_fd, name, status);
 }
 
@@ -110,7 +110,8 @@ static struct ph_node *pin_writable(struct ph_request *request)
 }
 
 /* The file was made, so a failure from here on is answered: Python would find the file there. */
-static int64_t answer_created(struct ph_request *request, struct ph_node *parent, int made)
+static int64_t answer_created(struct ph_request *request, const struct ph_node *parent,
+                              const char *name, int made)
 {
     struct ph_created out = {0};
     struct ph_node *node = NULL;
@@ -118,7 +119,7 @@ static int64_t answer_created(struct ph_request *request, struct ph_node *parent
     int path_fd = ph_mount_open_via_proc(request->mount, made, O_PATH), error;
 
     if (path_fd >= 0 && !ph_status_of(path_fd, &status))
-        node = ph_node_count_lookup(request->mount, parent, path_fd, &status);
+        node = ph_node_count_lookup(request->mount, parent, name, path_fd, &status);
     else if (path_fd >= 0)
         close(path_fd);
     error = errno;
@@ -168,7 +169,7 @@ int64_t ph_do_create(struct ph_request *request)
     if (!parent)
         return PH_PYTHON;
     made = make_file(request, parent, name, &in);
-    result = made >= 0 ? answer_created(request, parent, made) : PH_PYTHON;
+    result = made >= 0 ? answer_created(request, parent, name, made) : PH_PYTHON;
     ph_node_unpin(request->mount, parent);
     return result;
 }
@@ -176,12 +177,14 @@ int64_t ph_do_create(struct ph_request *request)
 int64_t ph_do_unlink(struct ph_request *request)
 {
     const char *name = name_after(request, 0);
-    struct ph_node *parent;
+    struct ph_node *parent, *file;
     int failed;
 
     if (!name || !(parent = pin_writable(request)))
         return PH_PYTHON;
+    file = ph_removal_begin(request->mount, parent, name);
     failed = unlinkat(ph_node_fd(parent), name, 0);
+    ph_removal_end(request->mount, file, parent, name, !failed);
     ph_node_unpin(request->mount, parent);
     return failed ? PH_PYTHON : 0;
 }

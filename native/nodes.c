@@ -6,7 +6,7 @@
 
 #include "mount_private.h"
 
-struct ph_node *ph_node_new(uint64_t id, struct ph_volume *volume, const struct stat *status,
+struct ph_node *ph_node_new(uint64_t id, struct ph_volume *volume, const struct ph_status *status,
                             const struct ph_rules *rules)
 {
     struct ph_node *node = calloc(1, sizeof(*node));
@@ -15,8 +15,9 @@ struct ph_node *ph_node_new(uint64_t id, struct ph_volume *volume, const struct 
         return NULL;
     node->id = id;
     node->volume = volume;
-    node->ino = status->st_ino;
-    node->kind = status->st_mode & S_IFMT;
+    node->ino = status->host.st_ino;
+    node->born_ns = status->born_ns;
+    node->kind = status->host.st_mode & S_IFMT;
     node->rules = rules;
     node->fd = -1;
     node->recently = true;
@@ -33,6 +34,7 @@ void ph_node_free(struct ph_node *node)
     if (node->frees_volume)
         ph_volume_free(node->volume);
     free(node->reopen_with);
+    free(node->found_as);
     free(node);
 }
 
@@ -129,33 +131,32 @@ bool ph_node_knows_sibling(struct ph_mount *mount, const struct ph_node *node, u
     return known;
 }
 
-/* Find the node of a file by its status; an evicted one may be of another file. */
-static struct ph_node *find_by_status(struct ph_mount *mount, const struct ph_status *status)
-    PH_WITH(mount->mutex)
+struct ph_node *ph_node_find_by_status(struct ph_mount *mount, const struct ph_status *status)
 {
     const struct ph_volume *volume = ph_volume_find(mount->volumes, status);
 
     return volume ? ph_node_index_find_key(&mount->index, volume, status->host.st_ino) : NULL;
 }
 
-/* Count a lookup, and pin the node for the caller. */
-static void count_and_pin(struct ph_node *node)
+/* Count a lookup by a name, and pin the node for the caller. */
+static void count_and_pin(struct ph_node *node, const struct ph_node *dir, const char *name)
 {
+    ph_node_found(node, dir->id, name);
     node->lookups++;
     node->pins++;
     node->recently = true;
 }
 
-struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount,
-                                              const struct ph_status *status)
+struct ph_node *ph_node_count_lookup_if_known(struct ph_mount *mount, const struct ph_node *dir,
+                                              const char *name, const struct ph_status *status)
 {
     struct ph_node *node;
 
     ph_mutex_take(&mount->mutex);
-    node = find_by_status(mount, status);
+    node = ph_node_find_by_status(mount, status);
     /* While a descriptor of a file is open, no other file gets its inode number. */
     if (node && node->fd >= 0)
-        count_and_pin(node);
+        count_and_pin(node, dir, name);
     else
         node = NULL;
     ph_mutex_let_go(&mount->mutex);
@@ -171,7 +172,7 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct p
 {
     struct ph_node *node;
 
-    while ((node = find_by_status(mount, status)) && node->fd < 0) {
+    while ((node = ph_node_find_by_status(mount, status)) && node->fd < 0) {
         struct file_handle *found;
         bool same;
 
@@ -179,7 +180,8 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct p
         ph_mutex_let_go(&mount->mutex);
         found = ph_volume_prepare(node->volume, &mount->descriptors, *fd);
         ph_mutex_take(&mount->mutex);
-        same = ph_is_same_file(found, node->reopen_with);
+        same = found && node->reopen_with ? ph_is_same_file(found, node->reopen_with)
+                                          : ph_node_is_of(node, status);
         free(found);
         node->pins--;
         if (!node->known) {
@@ -214,7 +216,7 @@ static uint64_t foreign_mask(const struct ph_mount *mount, uint64_t dev)
 }
 
 /* Make the node of a file that is not known; returns NULL with errno. */
-static struct ph_node *add_node(struct ph_mount *mount, const struct ph_node *parent, int *fd,
+static struct ph_node *add_node(struct ph_mount *mount, const struct ph_node *dir, int *fd,
                                 const struct ph_status *status) PH_WITH(mount->mutex)
 {
     bool is_submount;
@@ -227,11 +229,11 @@ static struct ph_node *add_node(struct ph_mount *mount, const struct ph_node *pa
     }
     volume = ph_volume_find_or_add(&mount->volumes, status);
     is_submount =
-        mount->rules.submounts && S_ISDIR(status->host.st_mode) && volume != parent->volume;
+        mount->rules.submounts && S_ISDIR(status->host.st_mode) && volume != dir->volume;
     if (volume && !volume->nodes)
         volume->ino_mask =
             mount->rules.ino_mask ^ (is_submount ? 0 : foreign_mask(mount, volume->dev));
-    node = volume ? ph_node_new(mount->next_id, volume, &status->host, &mount->rules) : NULL;
+    node = volume ? ph_node_new(mount->next_id, volume, status, &mount->rules) : NULL;
     if (!node || !ph_resident_add(&mount->resident, node, *fd)) {
         if (node)
             node->frees_volume = ph_volume_leave(&mount->volumes, volume);
@@ -248,8 +250,8 @@ static struct ph_node *add_node(struct ph_mount *mount, const struct ph_node *pa
     return node;
 }
 
-struct ph_node *ph_node_count_lookup(struct ph_mount *mount, const struct ph_node *parent, int fd,
-                                     const struct ph_status *status)
+struct ph_node *ph_node_count_lookup(struct ph_mount *mount, const struct ph_node *dir,
+                                     const char *name, int fd, const struct ph_status *status)
 {
     struct ph_node *node;
     int error;
@@ -257,10 +259,10 @@ struct ph_node *ph_node_count_lookup(struct ph_mount *mount, const struct ph_nod
     ph_mutex_take(&mount->mutex);
     node = recognize(mount, &fd, status);
     if (!node)
-        node = add_node(mount, parent, &fd, status);
+        node = add_node(mount, dir, &fd, status);
     error = errno;
     if (node) {
-        count_and_pin(node);
+        count_and_pin(node, dir, name);
         ph_sweep(mount);
     }
     ph_mutex_let_go(&mount->mutex);

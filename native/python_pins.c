@@ -28,20 +28,20 @@ bool ph_python_pin_node(struct ph_mount *mount, uint64_t id, struct ph_python_pi
     return describe(ph_node_pin(mount, id), pin);
 }
 
-bool ph_python_count_and_pin(struct ph_mount *mount, int fd, uint64_t parent_id,
+bool ph_python_count_and_pin(struct ph_mount *mount, int fd, uint64_t dir_id, const char *name,
                              struct ph_python_pin *pin)
 {
-    struct ph_node *parent = ph_node_pin(mount, parent_id), *node = NULL;
+    struct ph_node *dir = ph_node_pin(mount, dir_id), *node = NULL;
     struct ph_status status;
     int error;
 
-    if (parent && !ph_status_of(fd, &status))
-        node = ph_node_count_lookup(mount, parent, fd, &status);
+    if (dir && !ph_status_of(fd, &status))
+        node = ph_node_count_lookup(mount, dir, name, fd, &status);
     else
         close(fd);
     error = errno;
-    if (parent)
-        ph_node_unpin(mount, parent);
+    if (dir)
+        ph_node_unpin(mount, dir);
     errno = error;
     return describe(node, pin);
 }

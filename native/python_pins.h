@@ -22,9 +22,9 @@ struct ph_python_pin {
 
 /* Each is false with errno where there is nothing to pin. */
 bool ph_python_pin_node(struct ph_mount *mount, uint64_t id, struct ph_python_pin *pin);
-/* Count a lookup of a file in the directory of this id and pin the node, like
+/* Count a lookup of a file by a name in the directory of this id and pin the node, like
  * ph_node_count_lookup. */
-bool ph_python_count_and_pin(struct ph_mount *mount, int fd, uint64_t parent_id,
+bool ph_python_count_and_pin(struct ph_mount *mount, int fd, uint64_t dir_id, const char *name,
                              struct ph_python_pin *pin);
 bool ph_python_pin_open_file(struct ph_mount *mount, uint64_t handle, uint32_t kind,
                              struct ph_python_pin *pin);

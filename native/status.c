@@ -8,11 +8,18 @@
 #define STATX_MNT_ID_UNIQUE 0x4000U
 #endif
 
-enum { WANTED = STATX_BASIC_STATS | STATX_MNT_ID | STATX_MNT_ID_UNIQUE };
+enum { WANTED = STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID | STATX_MNT_ID_UNIQUE };
 
 static struct timespec moment(const struct statx_timestamp *time)
 {
     return (struct timespec){.tv_sec = time->tv_sec, .tv_nsec = time->tv_nsec};
+}
+
+static uint64_t born_ns(const struct statx *found)
+{
+    if (!(found->stx_mask & STATX_BTIME))
+        return 0;
+    return (uint64_t)found->stx_btime.tv_sec * 1000000000u + found->stx_btime.tv_nsec;
 }
 
 static int read_status(int fd, const char *name, int flags, struct ph_status *status)
@@ -36,6 +43,7 @@ static int read_status(int fd, const char *name, int flags, struct ph_status *st
         .host.st_mtim = moment(&found.stx_mtime),
         .host.st_ctim = moment(&found.stx_ctime),
         .mount = found.stx_mnt_id,
+        .born_ns = born_ns(&found),
     };
     return 0;
 }

@@ -10,7 +10,8 @@
 
 struct ph_status {
     struct stat host;
-    uint64_t mount; /* 0: the kernel does not tell (before Linux 5.8) */
+    uint64_t mount;   /* 0: the kernel does not tell (before Linux 5.8) */
+    uint64_t born_ns; /* since 1970; 0: the file system does not tell */
 };
 
 /* Each returns 0, or -1 with errno. Of a descriptor, or of a name that is not followed. */

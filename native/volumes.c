@@ -70,16 +70,11 @@ static bool has_anchor(struct ph_volume *volume, const struct ph_descriptors *de
     return atomic_load(&volume->anchor) >= 0;
 }
 
-struct file_handle *ph_volume_prepare(struct ph_volume *volume,
-                                      const struct ph_descriptors *descriptors, int fd)
+static struct file_handle *handle_of(int fd)
 {
-    struct file_handle *with;
+    struct file_handle *with = malloc(sizeof(*with) + HANDLE_BYTES), *cut;
     int mount_id;
 
-    /* Without the id of its mount, a file could be opened again through another one. */
-    if (!volume->mount || !has_anchor(volume, descriptors, fd))
-        return NULL;
-    with = malloc(sizeof(*with) + HANDLE_BYTES);
     if (!with)
         return NULL;
     with->handle_bytes = HANDLE_BYTES;
@@ -87,19 +82,58 @@ struct file_handle *ph_volume_prepare(struct ph_volume *volume,
         free(with);
         return NULL;
     }
-    return with;
+    cut = realloc(with, sizeof(*with) + with->handle_bytes);
+    return cut ? cut : with;
+}
+
+static int open_handle(const struct ph_volume *volume, const struct ph_descriptors *descriptors,
+                       struct file_handle *with)
+{
+    return ph_claim(descriptors,
+                    open_by_handle_at(atomic_load(&volume->anchor), with, O_PATH | O_CLOEXEC));
+}
+
+bool ph_volume_trusts_handles(struct ph_volume *volume, const struct ph_descriptors *descriptors,
+                              int fd)
+{
+    struct file_handle *with;
+    int untried = PH_UNTRIED, again;
+
+    if (atomic_load(&volume->handles) != PH_UNTRIED)
+        return atomic_load(&volume->handles) == PH_TRUSTED;
+    /* Without the id of its mount, a file could be opened again through another one. */
+    if (!volume->mount || !has_anchor(volume, descriptors, fd))
+        return false;
+    with = handle_of(fd);
+    again = with ? open_handle(volume, descriptors, with) : -1;
+    if (again >= 0 || !ph_is_shortage(errno))
+        atomic_compare_exchange_strong(&volume->handles, &untried,
+                                       again >= 0 ? PH_TRUSTED : PH_DISTRUSTED);
+    if (again >= 0)
+        close(again);
+    free(with);
+    return atomic_load(&volume->handles) == PH_TRUSTED;
+}
+
+void ph_volume_distrust_handles(struct ph_volume *volume)
+{
+    atomic_store(&volume->handles, PH_DISTRUSTED);
+}
+
+struct file_handle *ph_volume_prepare(struct ph_volume *volume,
+                                      const struct ph_descriptors *descriptors, int fd)
+{
+    return ph_volume_trusts_handles(volume, descriptors, fd) ? handle_of(fd) : NULL;
 }
 
 int ph_volume_reopen(const struct ph_volume *volume, const struct ph_descriptors *descriptors,
                      struct file_handle *with)
 {
-    int anchor = atomic_load(&volume->anchor);
-
-    if (anchor < 0 || !with) {
+    if (!with || atomic_load(&volume->handles) != PH_TRUSTED) {
         errno = ESTALE;
         return -1;
     }
-    return ph_claim(descriptors, open_by_handle_at(anchor, with, O_PATH | O_CLOEXEC));
+    return open_handle(volume, descriptors, with);
 }
 
 bool ph_is_same_file(const struct file_handle *a, const struct file_handle *b)

@@ -110,13 +110,14 @@ static void look_up(struct actor *actor, unsigned slot, const char *name, int on
 
     if (only_known) {
         if (!ph_status_at(shared_fd, name, &status))
-            keep(actor, slot, ph_node_count_lookup_if_known(mount, &status), &status.host);
+            keep(actor, slot, ph_node_count_lookup_if_known(mount, root, name, &status),
+                 &status.host);
         return;
     }
     fd = openat(shared_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd >= 0) {
         HOLDS(!ph_status_of(fd, &status));
-        keep(actor, slot, ph_node_count_lookup(mount, root, fd, &status), &status.host);
+        keep(actor, slot, ph_node_count_lookup(mount, root, name, fd, &status), &status.host);
     }
 }
 

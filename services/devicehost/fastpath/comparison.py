@@ -25,6 +25,7 @@ _TYPES: Final[dict[object, str]] = {
     ctypes.c_uint32: "uint32_t",
     ctypes.c_uint64: "uint64_t",
     ctypes.c_void_p: "void *",
+    ctypes.c_char_p: "char *",
     **{ctypes.POINTER(layout): f"struct {name} *" for name, layout in STRUCTURES.items()},
 }
 

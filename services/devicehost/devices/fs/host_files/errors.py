@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Final
+
+SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of opening a file that say that something is used up, and nothing of the file."""
 
 
 def refusal(number: int) -> OSError:

@@ -35,9 +35,10 @@ UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
 _STATX: Final = Struct("<IIQIIIH2xQQQQ" + "qI4x" * 4 + "4IQ104x")
-_STATX_STATUS: Final = 0x7FF | 0x1000 | 0x4000
-"""STATX_BASIC_STATS, STATX_MNT_ID, and from Linux 6.8 on STATX_MNT_ID_UNIQUE: an id that is never
-used again."""
+_STATX_BTIME: Final = 0x800
+_STATX_STATUS: Final = 0x7FF | _STATX_BTIME | 0x1000 | 0x4000
+"""STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, and from Linux 6.8 on STATX_MNT_ID_UNIQUE: an id
+that is never used again."""
 _OPEN_HOW: Final = Struct("=QQQ")
 """struct open_how: flags, mode, resolve."""
 _FLOCK: Final = Struct("hh4xqqi4x")
@@ -102,6 +103,11 @@ class Statx(NamedTuple):
     def file(self) -> FileKey:
         """What tells the file from all others while it exists."""
         return self.mount, self.dev_major, self.dev_minor, self.ino
+
+    @property
+    def born_ns(self) -> int:
+        """When the file was made, in nanoseconds since 1970; 0: its file system does not tell."""
+        return self.btime * 10**9 + self.btime_ns if self.mask & _STATX_BTIME else 0
 
 
 def _declare(name: str, *arguments: type) -> ctypes._NamedFuncPointer:

@@ -147,7 +147,7 @@ class Mount:
             OSError: An error of openat2(2); ENFILE when the guest holds too many nodes.
         """
         found = Descriptor(syscalls.open_beneath(parent.fd, name, os.O_PATH))
-        return self.adopt(found, parent.node if isinstance(parent, OpenFile) else parent)
+        return self.adopt(found, parent.node if isinstance(parent, OpenFile) else parent, name)
 
     def look_up(self, parent: Node, name: bytes) -> tuple[Node, Statx]:
         """Look up a checked name; a file that the guest knows takes one system call, not three.
@@ -157,19 +157,24 @@ class Mount:
         """
         if isinstance(self.nodes, NodeTable):
             status = syscalls.status_at(parent.fd, name)
-            known = self.nodes.count_lookup_if_known(status)
+            known = self.nodes.count_lookup_if_known(status, parent, name)
             if known is not None:
                 return known, status
         return self.enter(parent, name)
 
-    def adopt(self, descriptor: Descriptor, parent: Node) -> tuple[Node, Statx]:
+    def adopt(self, descriptor: Descriptor, parent: Node, name: bytes | None) -> tuple[Node, Statx]:
         """Find or make the node of an O_PATH descriptor of a file in `parent`; count the lookup.
+
+        Args:
+            descriptor: Of the file.
+            parent: The directory that it was found or made in.
+            name: Its checked name there; None: it has none.
 
         Raises:
             OSError: ENFILE when the guest holds too many nodes.
         """
         status = syscalls.status_of(descriptor.fd)
-        return self.nodes.count_lookup(descriptor, status, parent), status
+        return self.nodes.count_lookup(descriptor, status, parent, name), status
 
     def entry(self, node: Node, status: Statx, longest_s: int = _ANY_S) -> bytes:
         """Pack a fuse_entry_out; the guest may keep its name for `longest_s` seconds at most."""

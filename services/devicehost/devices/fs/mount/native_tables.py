@@ -6,6 +6,7 @@ long as Python references it. Must not know requests.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 from typing import TYPE_CHECKING, Final, cast
@@ -17,7 +18,7 @@ from services.devicehost.devices.fs.mount.nodes import Node
 from services.devicehost.devices.fs.mount.open_files import OpenDirectory, OpenFile, OpenFileT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from services.devicehost.devices.fs.host_files.syscalls import Statx
     from services.devicehost.devices.fs.mount.native_mount import NativeMount
@@ -110,17 +111,35 @@ class NativeNodeTable:
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
-    def count_lookup(self, descriptor: Descriptor, status: Statx, parent: Node) -> Node:
+    def count_lookup(
+        self, descriptor: Descriptor, status: Statx, parent: Node, name: bytes | None
+    ) -> Node:
         """Count a lookup and take the descriptor over; see NodeTable.count_lookup."""
         found = fastpath.PhPythonPin()
         pinned = self._library.ph_python_count_and_pin(
-            self._mount.pointer, descriptor.detach(), parent.id, ctypes.byref(found)
+            self._mount.pointer, descriptor.detach(), parent.id, name, ctypes.byref(found)
         )
         return self._node(found, pinned)
 
     def forget(self, node_id: int, count: int) -> None:
         """Take lookups back; see NodeTable.forget."""
         self._library.ph_node_forget(self._mount.pointer, node_id, count)
+
+    def renamed(self, directory: Node, name: bytes) -> None:
+        """Note the new name of a file; see NodeTable.renamed."""
+        self._library.ph_node_renamed(self._mount.pointer, _pin_of(directory.descriptor), name)
+
+    @contextlib.contextmanager
+    def removing(self, directory: Node, name: bytes) -> Iterator[None]:
+        """Remove a name meanwhile; see NodeTable.removing."""
+        mount, above = self._mount.pointer, _pin_of(directory.descriptor)
+        node = self._library.ph_removal_begin(mount, above, name)
+        removed = False
+        try:
+            yield
+            removed = True
+        finally:
+            self._library.ph_removal_end(mount, node, above, name, removed)
 
     def _node(self, found: fastpath.PhPythonPin, pinned: bool) -> Node:
         if not pinned:

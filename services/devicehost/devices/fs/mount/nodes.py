@@ -6,19 +6,25 @@ mount, device and inode number are the key. A file that is reached through two m
 two nodes, since each mount has its own say in what may be done with it. Ids are never reused.
 
 A node is resident while it has an O_PATH descriptor. When there are too many descriptors, nodes
-that were not used lately are evicted: their descriptors are closed, and reopened when they are
-needed (`volumes`). So a guest may know more files than a process may have open.
+that were not used lately are evicted: their descriptors are closed, and opened again when they are
+needed. So a guest may know more files than a process may have open. Two ways lead back to a file:
+its file handle, where those of its volume are trusted (`volumes`), and its name. A node remembers
+the directory and the name that it was found by last. It is opened beneath that directory, which may
+have to be opened again first, and only if mount, device, inode number, type and time of birth are
+those of the node. Renaming by the guest keeps that right. After the host has renamed the file, or
+put another in its place, the node is ESTALE until it is looked up again.
 
-A file without a name cannot be reopened, so its node stays resident. But a guest may know any
+Nothing leads back to a file without a name, so its node stays resident. But a guest may know any
 number of removed files until it needs memory. So beyond one and a half times the limit on
 descriptors such a node is evicted too, and is ESTALE unless the file is open.
 
-If no file can be reopened (see Volume), there are at most as many nodes as descriptors. When the
-table is full, LOOKUP fails with ENFILE until the guest forgets some nodes. Must not know requests.
+When the table is full, LOOKUP fails with ENFILE until the guest forgets some nodes. Must not know
+requests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -27,18 +33,23 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.host_files import syscalls
+from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+from services.devicehost.devices.fs.host_files.errors import SHORTAGE, refusal
 from services.devicehost.devices.fs.host_files.file import HostFile
 from services.devicehost.devices.fs.mount.volumes import Volume, foreign_mask
 from services.wire.fuse import FUSE_ROOT_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
-    from services.devicehost.devices.fs.host_files.syscalls import FileKey, Statx
+    from services.devicehost.devices.fs.host_files.descriptors import Limits
+    from services.devicehost.devices.fs.host_files.syscalls import Statx
 
 _NONE: Final = Volume(mount=0)
+
+_DEEPEST: Final = 2048
+"""Directories that may have to be opened to reach a file: no path of PATH_MAX bytes has more."""
 
 _SWEEP_STEPS: Final = 16
 """How many nodes are looked at, at most, each time a descriptor is to be closed."""
@@ -78,11 +89,17 @@ class _Entry:
         node: The node; None while it is evicted.
         last: Returns the node as it was when it was evicted, if requests or open files still have
             it.
-        reopen_with: The kernel's file handle of its file, while the node is evicted.
+        reopen_with: The kernel's file handle of its file, while the node is evicted; empty if
+            handles are not trusted.
+        found_in: Id of the directory that it was found in last.
+        found_as: Its name there; None: it has been removed, or has none.
         recently: Whether it was used since the last sweep came by.
     """
 
     __slots__ = (
+        "born_ns",
+        "found_as",
+        "found_in",
         "id",
         "is_submount",
         "key",
@@ -95,22 +112,45 @@ class _Entry:
         "volume",
     )
 
-    def __init__(self, node: Node, key: FileKey, volume: Volume) -> None:
+    def __init__(self, node: Node, status: Statx, volume: Volume) -> None:
         self.id: Final = node.id
         self.kind: Final = node.kind
         self.is_submount: Final = node.is_submount
-        self.key: Final = key
+        self.key: Final = status.file
+        self.born_ns: Final = status.born_ns
         self.volume = volume
         self.lookups = 0
         self.node: Node | None = node
         self.last: Callable[[], Node | None] = _no_node
         self.reopen_with = b""
+        self.found_in = 0
+        self.found_as: bytes | None = None
         self.recently = True
 
     def make(self, descriptor: Descriptor) -> Node:
         """Make the node again, with another descriptor of the file."""
         mask = self.volume.ino_mask
         return Node(self.id, descriptor, self.kind, mask, is_submount=self.is_submount)
+
+    def is_of(self, status: Statx) -> bool:
+        """Return whether a status is of its very file, as far as a status can show that."""
+        found = status.file, status.born_ns, stat.S_IFMT(status.mode)
+        return found == (self.key, self.born_ns, self.kind)
+
+    def open_in(self, directory: Node) -> Descriptor:
+        """Open its file by the name that it has in a directory.
+
+        Raises:
+            OSError: ESTALE when it is not there.
+        """
+        try:
+            found = Descriptor(syscalls.open_beneath(directory.fd, self.found_as or b"", os.O_PATH))
+            if self.is_of(syscalls.status_of(found.fd)):
+                return found
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                raise
+        raise refusal(errno.ESTALE)
 
 
 class NodeTable:
@@ -142,19 +182,17 @@ class NodeTable:
             submounts: Whether directories of other volumes are announced as submounts.
         """
         volume = Volume(status.mount, ino_mask)
+        volume.trusts_handles(root)  # with a file that stays
         self._ino_mask: Final = ino_mask
         self._submounts: Final = submounts
         self._root_device: Final = status.dev
-        self._can_reopen: Final = volume.can_reopen(root)
         self.root: Final = Node(
             root_id, root, stat.S_IFMT(status.mode), ino_mask, is_submount=False
         )
-        self.limit: Final = (
-            limits.nodes if self._can_reopen else min(limits.nodes, limits.descriptors)
-        )
+        self.limit: Final = limits.nodes
         self._most_resident: Final = limits.descriptors
         self._next_id = root_id + 1
-        entry = _Entry(self.root, status.file, volume)
+        entry = _Entry(self.root, status, volume)
         self._volumes = weakref.WeakValueDictionary({entry.key[:-1]: volume})
         self._by_id = {root_id: entry}
         self._by_key = {entry.key: entry}
@@ -187,13 +225,16 @@ class NodeTable:
         if len(self) >= self.limit:
             raise refusal(errno.ENFILE)
 
-    def count_lookup(self, descriptor: Descriptor, status: Statx, parent: Node) -> Node:
+    def count_lookup(
+        self, descriptor: Descriptor, status: Statx, parent: Node, name: bytes | None
+    ) -> Node:
         """Find or make the node of a file and count one lookup.
 
         Args:
             descriptor: O_PATH descriptor of the file.
             status: Its status.
             parent: The directory that it was found in.
+            name: Its checked name there; None: it has none.
 
         Raises:
             OSError: ENFILE when the node would be new and the table is full.
@@ -202,18 +243,19 @@ class NodeTable:
         with self._mutex:
             entry = self._by_key.get(key)
             if entry is not None and entry.node is None:
-                entry = self._recognize(entry, descriptor)
+                entry = self._recognize(entry, descriptor, status)
             if entry is None:
                 self.require_room()
                 node, volume = self._make(descriptor, status, parent)
                 self._next_id += 1
-                entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, key, volume)
+                entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, status, volume)
                 self._add_resident(entry)
+            entry.found_in, entry.found_as = parent.id, name
             entry.lookups += 1
             entry.recently = True
             return entry.node or self._reopen(entry)
 
-    def count_lookup_if_known(self, status: Statx) -> Node | None:
+    def count_lookup_if_known(self, status: Statx, parent: Node, name: bytes) -> Node | None:
         """Count one lookup of a node by its status alone, if it has a descriptor.
 
         An open descriptor keeps the inode number from being reused, so an equal number means the
@@ -223,9 +265,39 @@ class NodeTable:
             entry = self._by_key.get(status.file)
             if entry is None or entry.node is None:
                 return None
+            entry.found_in, entry.found_as = parent.id, name
             entry.lookups += 1
             entry.recently = True
             return entry.node
+
+    def renamed(self, directory: Node, name: bytes) -> None:
+        """Note that the guest has renamed a file, which has this name now."""
+        with contextlib.suppress(OSError), self._mutex:
+            status = syscalls.status_at(directory.fd, name)
+            entry = self._by_key.get(status.file)
+            if entry is not None and entry.is_of(status):
+                entry.found_in, entry.found_as = directory.id, name
+
+    @contextlib.contextmanager
+    def removing(self, directory: Node, name: bytes) -> Iterator[None]:
+        """Remove a name meanwhile.
+
+        Where handles are not trusted, nothing leads back to its file without this name, but the
+        file may have others. So its node has a descriptor before the name goes.
+        """
+        entry = self._without_handle(directory, name)
+        if entry is None:
+            yield
+            return
+        node = None
+        with contextlib.suppress(OSError):
+            node = entry.node or self._reopen(entry)
+        # If that failed, the entry is another file's, or lost already.
+        yield
+        with self._mutex:
+            if (entry.found_in, entry.found_as) == (directory.id, name):
+                entry.found_as = None
+        del node  # referenced until here, so it was not evicted
 
     def forget(self, node_id: int, count: int) -> None:
         """Take back `count` lookups; unknown nodes and counts too high are harmless."""
@@ -240,6 +312,7 @@ class NodeTable:
                     del self._by_key[entry.key]
                 # The sweep sees it later, but it must keep neither the descriptor nor the mount.
                 entry.node = None
+                entry.found_as = None
                 entry.volume = _NONE
 
     def _make(self, descriptor: Descriptor, status: Statx, parent: Node) -> tuple[Node, Volume]:
@@ -272,16 +345,68 @@ class NodeTable:
                 return entry.node
             node = entry.last()
             if node is None:
-                descriptor = entry.volume.reopen(entry.reopen_with)
-                node = entry.make(descriptor)
+                node = entry.make(self._open_again(entry))
             entry.node = node
             self._add_resident(entry)
             return node
 
-    def _recognize(self, entry: _Entry, found: Descriptor) -> _Entry | None:
+    def _open_again(self, entry: _Entry) -> Descriptor:
+        """Open the file of an evicted node.
+
+        Raises:
+            OSError: ESTALE when it is not found.
+        """
+        try:
+            return entry.volume.reopen(entry.reopen_with)
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                raise
+        found = self._open_by_name(entry)
+        if entry.reopen_with:
+            entry.volume.distrust_handles()
+        return found
+
+    def _open_by_name(self, entry: _Entry) -> Descriptor:
+        """Open an evicted node's file beneath the directory that it was found in."""
+        way = [entry]
+        while (directory := self._directory_of(way[-1])).node is None:
+            if len(way) == _DEEPEST:
+                raise refusal(errno.ESTALE)
+            way.append(directory)
+        node = directory.node
+        for each in reversed(way[1:]):
+            each.node = node = each.last() or each.make(each.open_in(node))
+            self._add_resident(each)
+        return entry.open_in(node)
+
+    def _directory_of(self, entry: _Entry) -> _Entry:
+        """Return the entry of the directory that a node was found in.
+
+        Raises:
+            OSError: ESTALE when the guest has forgotten it, or the node has no name.
+        """
+        directory = self._by_id.get(entry.found_in)
+        if directory is None or entry.found_as is None:
+            raise refusal(errno.ESTALE)
+        return directory
+
+    def _without_handle(self, directory: Node, name: bytes) -> _Entry | None:
+        """Return what may be the entry of a file, unless handles lead back to it."""
+        with self._mutex:
+            above = self._by_id.get(directory.id)
+            if above is not None and above.volume.trusts_handles(directory.descriptor):
+                return None
+            try:
+                return self._by_key.get(syscalls.status_at(directory.fd, name).file)
+            except OSError:
+                return None
+
+    def _recognize(self, entry: _Entry, found: Descriptor, status: Statx) -> _Entry | None:
         """Return an evicted node's entry if `found` is its file; an inode number may be reused."""
         if entry.last() is None:
-            if entry.volume.prepare(found) != entry.reopen_with:
+            handle = entry.reopen_with and entry.volume.prepare(found)
+            same = handle == entry.reopen_with if handle else entry.is_of(status)
+            if not same:
                 del self._by_key[entry.key]
                 return None
             entry.node = entry.make(found)
@@ -289,8 +414,6 @@ class NodeTable:
         return entry
 
     def _add_resident(self, entry: _Entry) -> None:
-        if not self._can_reopen:
-            return
         self._resident.append(entry)
         for _ in range(_SWEEP_STEPS):
             if len(self._resident) <= self._most_resident:
@@ -308,13 +431,13 @@ class NodeTable:
 
     def _evict(self, entry: _Entry, node: Node) -> bool:
         """Evict a node; False when its file could not be reopened."""
-        try:
-            # Nothing leads back to a file without a name.
-            crowded = len(self._resident) >= self._most_resident + self._most_resident // 2
-            if os.fstat(node.fd).st_nlink == 0 and not crowded:
-                return False
+        crowded = len(self._resident) >= self._most_resident + self._most_resident // 2
+        linked = os.fstat(node.fd).st_nlink != 0
+        if linked and not entry.reopen_with:
             entry.reopen_with = entry.volume.prepare(node.descriptor)
-        except OSError:
+        # Nothing leads back to a file without a name.
+        named = entry.found_as is not None and entry.found_in in self._by_id
+        if not crowded and not (linked and (entry.reopen_with or named)):
             return False
         entry.last = weakref.ref(node)
         entry.node = None

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.operations.request import Request
 
 _PERMISSIONS = 0o7777
+_RENAME_EXCHANGE = 0b010
 _RENAME_WHITEOUT = 0b100
-_RENAME_FLAGS = 0b011 | _RENAME_WHITEOUT  # NOREPLACE, EXCHANGE
+_RENAME_FLAGS = 0b001 | _RENAME_EXCHANGE | _RENAME_WHITEOUT  # NOREPLACE
 
 
 def lookup(mount: Mount, request: Request) -> int:
@@ -94,7 +95,7 @@ def create(mount: Mount, request: Request) -> int:
     if mount.rules.metadata:
         with _undone_by(lambda: os.unlink(name, dir_fd=parent.fd)):
             _keep(mount, request, parent, descriptor, stat.S_IFREG | mode & _PERMISSIONS)
-    return _adopt_created(mount, request, parent, descriptor)
+    return _adopt_created(mount, request, parent, descriptor, name)
 
 
 def tmpfile(mount: Mount, request: Request) -> int:
@@ -113,7 +114,7 @@ def tmpfile(mount: Mount, request: Request) -> int:
         )
     descriptor = Descriptor(made)
     _keep(mount, request, parent, descriptor, stat.S_IFREG | mode & _PERMISSIONS)
-    return _adopt_created(mount, request, parent, descriptor)
+    return _adopt_created(mount, request, parent, descriptor, None)
 
 
 def mkdir(mount: Mount, request: Request) -> int:
@@ -179,7 +180,8 @@ def unlink(mount: Mount, request: Request) -> int:
     name = request.name()
     if mount.rules.exact_names:
         require_exact_entry(parent, name)
-    os.unlink(name, dir_fd=parent.fd)
+    with mount.nodes.removing(parent, name):
+        os.unlink(name, dir_fd=parent.fd)
     return 0
 
 
@@ -189,7 +191,8 @@ def rmdir(mount: Mount, request: Request) -> int:
     name = request.name()
     if mount.rules.exact_names:
         require_exact_entry(parent, name)
-    os.rmdir(name, dir_fd=parent.fd)
+    with mount.nodes.removing(parent, name):
+        os.rmdir(name, dir_fd=parent.fd)
     return 0
 
 
@@ -226,8 +229,12 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
         require_exact_entry(source, old)
         require_no_other_spelling(target, new)
     # A whiteout is a new file of the user; renaming needs no more than the guest has checked.
-    with mount.creating(request.user) if flags & _RENAME_WHITEOUT else credentials.NOTHING:
+    user = mount.creating(request.user) if flags & _RENAME_WHITEOUT else credentials.NOTHING
+    with mount.nodes.removing(target, new), user:
         syscalls.rename(source.fd, old, target.fd, new, flags)
+    mount.nodes.renamed(target, new)
+    if flags & _RENAME_EXCHANGE:
+        mount.nodes.renamed(source, old)
     return 0
 
 
@@ -272,10 +279,12 @@ def _entry(mount: Mount, request: Request, parent: Node, name: bytes) -> int:
     return request.reply(mount.entry(*mount.enter(parent, name)))
 
 
-def _adopt_created(mount: Mount, request: Request, parent: Node, made: Descriptor) -> int:
+def _adopt_created(
+    mount: Mount, request: Request, parent: Node, made: Descriptor, name: bytes | None
+) -> int:
     """Answer with a file that this request has just made: its node comes from its descriptor."""
     path_only = Descriptor(os.open(made.path, os.O_PATH))
-    node, status = mount.adopt(path_only, parent)
+    node, status = mount.adopt(path_only, parent, name)
     return _created(mount, request, node, status, OpenFile(node, made))
 
 
