@@ -16,6 +16,16 @@ void ph_descriptors_free(struct ph_descriptors *descriptors)
     close(descriptors->proc_fd);
 }
 
+bool ph_is_crowded(const struct ph_descriptors *descriptors, int fd)
+{
+    return fd >= descriptors->first_unusable - descriptors->first_unusable / 8;
+}
+
+bool ph_is_for_files(const struct ph_descriptors *descriptors, int fd)
+{
+    return fd < descriptors->first_unusable - descriptors->first_unusable / 32;
+}
+
 int ph_claim(const struct ph_descriptors *descriptors, int fd)
 {
     if (fd < descriptors->first_unusable)

@@ -15,6 +15,11 @@ struct ph_descriptors {
 /* False when /proc/self/fd cannot be opened; then there is nothing to free. */
 bool ph_descriptors_init(struct ph_descriptors *descriptors, int first_unusable);
 void ph_descriptors_free(struct ph_descriptors *descriptors);
+/* Whether a new descriptor's number says that few are left; the kernel gives the lowest one. */
+bool ph_is_crowded(const struct ph_descriptors *descriptors, int fd);
+/* Whether a descriptor of this number may be an open file: the last ones are left to nodes, without
+ * which no other guest could look at a file. */
+bool ph_is_for_files(const struct ph_descriptors *descriptors, int fd);
 /* Returns `fd`, or -1 with errno if `fd` is -1. Closes a descriptor whose number is not usable, and
  * returns -1 with EMFILE. */
 int ph_claim(const struct ph_descriptors *descriptors, int fd);

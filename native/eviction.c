@@ -10,9 +10,11 @@
 
 enum { SWEEP_STEPS = 16 };
 
-bool ph_resident_add(struct ph_resident_nodes *resident, struct ph_node *node, int fd)
+bool ph_resident_add(struct ph_mount *mount, struct ph_node *node, int fd)
 {
-    if (resident->count == resident->room) {
+    struct ph_resident_nodes *resident = &mount->resident;
+
+    if (mount->resident_count == resident->room) {
         uint32_t room = resident->room ? resident->room * 2 : 64;
         struct ph_node **nodes = realloc(resident->nodes, room * sizeof(struct ph_node *));
 
@@ -24,34 +26,44 @@ bool ph_resident_add(struct ph_resident_nodes *resident, struct ph_node *node, i
         resident->room = room;
     }
     node->fd = fd;
-    node->place = resident->count++;
+    node->place = mount->resident_count++;
     resident->nodes[node->place] = node;
     return true;
 }
 
-void ph_resident_remove(struct ph_resident_nodes *resident, struct ph_node *node)
+void ph_resident_remove(struct ph_mount *mount, struct ph_node *node)
 {
-    struct ph_node *last = resident->nodes[--resident->count];
+    struct ph_resident_nodes *resident = &mount->resident;
+    struct ph_node *last = resident->nodes[--mount->resident_count];
 
     resident->nodes[node->place] = last;
     last->place = node->place;
 }
 
+/* Whether a node that is evicted can be opened again. */
+static bool leads_back(const struct ph_mount *mount, const struct ph_node *node)
+    PH_WITH(mount->mutex)
+{
+    return (node->reopen_with && node->volume->handles == PH_TRUSTED) ||
+           ph_node_is_named(mount, node);
+}
+
 /* Look at one node, and evict it, if it was not used since the last sweep. */
-static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
+static void sweep_one(struct ph_mount *mount, bool few_left) PH_WITH(mount->mutex)
 {
     struct ph_resident_nodes *resident = &mount->resident;
-    struct ph_node *node = resident->nodes[resident->hand++ % resident->count], *done = NULL;
+    struct ph_node *node = resident->nodes[resident->hand++ % mount->resident_count], *done = NULL;
     struct file_handle *reopen_with;
     struct stat status;
-    bool linked, evict, crowded;
+    bool linked, crowded;
     int fd = -1;
 
     if (node->recently || node->pins || node->opens) {
         node->recently = false;
         return;
     }
-    crowded = resident->count > resident->most + resident->most / 2;
+    crowded = mount->resident_count >
+              (few_left ? resident->most / 2 : resident->most + resident->most / 2);
     node->pins++; /* so that no other thread evicts it */
     ph_mutex_let_go(&mount->mutex);
     linked = !fstat(node->fd, &status) && status.st_nlink;
@@ -62,9 +74,9 @@ static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
     node->reopen_with = reopen_with;
     node->pins--;
     /* Nothing leads back to a file without a name; see nodes.py. */
-    evict = crowded || (linked && (reopen_with || ph_node_is_named(mount, node)));
-    if (evict && node->known && !node->pins && !node->opens && !node->recently) {
-        ph_resident_remove(resident, node);
+    if ((crowded || (linked && leads_back(mount, node))) && node->known && !node->pins &&
+        !node->opens && !node->recently) {
+        ph_resident_remove(mount, node);
         fd = node->fd;
         node->fd = -1;
     } else {
@@ -78,10 +90,10 @@ static void sweep_one(struct ph_mount *mount) PH_WITH(mount->mutex)
     ph_mutex_take(&mount->mutex);
 }
 
-void ph_sweep(struct ph_mount *mount)
+void ph_sweep(struct ph_mount *mount, bool few_left)
 {
     const struct ph_resident_nodes *resident = &mount->resident;
 
-    for (int i = 0; i < SWEEP_STEPS && resident->count > resident->most; i++)
-        sweep_one(mount);
+    for (int i = 0; i < SWEEP_STEPS && mount->resident_count > (few_left ? 0 : resident->most); i++)
+        sweep_one(mount, few_left);
 }

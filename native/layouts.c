@@ -103,11 +103,14 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_mount_setup, rules),
     FIELD(ph_mount_setup, root_id),
     FIELD(ph_mount_setup, nodes),
+    FIELD(ph_mount_setup, all_nodes),
     FIELD(ph_mount_setup, descriptors),
     FIELD(ph_mount_setup, handles),
+    FIELD(ph_mount_setup, all_handles),
     FIELD(ph_mount_setup, root_fd),
     FIELD(ph_mount_setup, descriptor_limit),
     FIELD(ph_mount_setup, may_switch),
+    FIELD(ph_mount_setup, alone),
 
     WHOLE(ph_python_pin),
     FIELD(ph_python_pin, id),
@@ -158,7 +161,8 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_mount_new, struct ph_mount *, const struct ph_mount_setup *)                           \
     LIST(ph_mount_release, void, struct ph_mount *)                                                \
     LIST(ph_mount_node_count, uint64_t, struct ph_mount *)                                         \
-    LIST(ph_mount_node_limit, uint64_t, const struct ph_mount *)                                   \
+    LIST(ph_mount_node_limit, uint64_t, struct ph_mount *)                                         \
+    LIST(ph_mount_open_file_limit, uint64_t, struct ph_mount *)                                    \
     LIST(ph_mount_open_file_count, uint64_t, struct ph_mount *)                                    \
     LIST(ph_python_pin_node, bool, struct ph_mount *, uint64_t, struct ph_python_pin *)            \
     LIST(ph_python_count_and_pin, bool, struct ph_mount *, int, uint64_t, const char *,            \

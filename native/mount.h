@@ -33,11 +33,14 @@ struct ph_mount_setup {
     struct ph_rules rules;
     uint64_t root_id; /* of the shared directory; other nodes are numbered from there */
     uint64_t nodes;   /* limits, as in descriptors.py */
+    uint64_t all_nodes;
     uint64_t descriptors;
     uint64_t handles;
+    uint64_t all_handles;
     int32_t root_fd;          /* O_PATH; taken over */
     int32_t descriptor_limit; /* the first number that a device may not use */
     uint32_t may_switch;      /* whether files are made as the guest's user */
+    uint32_t alone;           /* no other guest's mounts are in this process */
 };
 
 struct ph_mount;
@@ -48,12 +51,14 @@ struct ph_mount *ph_mount_new(const struct ph_mount_setup *setup);
 void ph_mount_retain(struct ph_mount *mount);
 void ph_mount_release(struct ph_mount *mount);
 uint64_t ph_mount_node_count(struct ph_mount *mount);
-uint64_t ph_mount_node_limit(const struct ph_mount *mount);
 uint64_t ph_mount_open_file_count(struct ph_mount *mount);
+/* How many it may have now: no mount gets more than it leaves to the others. */
+uint64_t ph_mount_node_limit(struct ph_mount *mount);
+uint64_t ph_mount_open_file_limit(struct ph_mount *mount);
 uint64_t ph_mount_root_id(const struct ph_mount *mount);
 bool ph_mount_may_switch(const struct ph_mount *mount);
 /* Like ph_claim and ph_open_via_proc; what was opened is claimed as well. */
-int ph_mount_claim(const struct ph_mount *mount, int fd);
-int ph_mount_open_via_proc(const struct ph_mount *mount, int fd, int flags);
+int ph_mount_claim(struct ph_mount *mount, int fd);
+int ph_mount_open_via_proc(struct ph_mount *mount, int fd, int flags);
 
 #endif

@@ -1,6 +1,7 @@
 /*
- * What the parts of a mount (mount.c, nodes.c, node_index.c, eviction.c, reopening.c, open_files.c)
- * know of each other. The mount's mutex guards every field that changes, unless the field says otherwise.
+ * What the parts of a mount (mount.c, nodes.c, node_index.c, eviction.c, reopening.c, open_files.c,
+ * relief.c) know of each other. The mount's mutex guards every field that changes, unless the field
+ * says otherwise.
  *
  * No descriptor is opened or closed while the mutex is held. A function that takes a node or an
  * open file out of the tables returns it, and its caller frees it after it has let go of the mutex.
@@ -10,6 +11,7 @@
 
 #include <stdatomic.h>
 
+#include "bound.h"
 #include "descriptors.h"
 #include "mount.h"
 #include "mutex.h"
@@ -53,7 +55,6 @@ struct ph_node_index {
 /* Nodes besides the root that have a descriptor. */
 struct ph_resident_nodes {
     struct ph_node **nodes;
-    uint32_t count;
     uint32_t room;
     uint32_t most;
     uint32_t hand; /* where the next sweep begins */
@@ -82,13 +83,13 @@ struct ph_mount {
     struct ph_rules rules;
     struct ph_descriptors descriptors;
     struct ph_node *root;
-    uint64_t node_limit;
-    uint64_t open_file_limit;
     bool may_switch;
     atomic_uint references;
+    struct ph_mount *next; /* relief.c's */
     /* Written with the mutex, read without: a bound that is checked early is checked again. */
-    atomic_ullong node_count;
-    atomic_ullong open_file_count;
+    struct ph_bound node_bound;
+    struct ph_bound open_file_bound;
+    atomic_uint resident_count; /* of resident.nodes */
     struct ph_mutex mutex;
     struct ph_volume *volumes PH_GUARDED_BY(mutex);
     struct ph_node_index index PH_GUARDED_BY(mutex);
@@ -96,6 +97,10 @@ struct ph_mount {
     uint64_t next_id PH_GUARDED_BY(mutex);
     struct ph_open_file_table open_files PH_GUARDED_BY(mutex);
 };
+
+/* mount.c */
+/* False: it has no reference any more. */
+bool ph_mount_retain_if_used(struct ph_mount *mount);
 
 /* node_index.c */
 bool ph_node_index_init(struct ph_node_index *index);
@@ -124,10 +129,11 @@ struct ph_node *ph_node_find_by_status(struct ph_mount *mount, const struct ph_s
 
 /* eviction.c */
 /* Give a node this descriptor; false with ENOMEM. */
-bool ph_resident_add(struct ph_resident_nodes *resident, struct ph_node *node, int fd);
-void ph_resident_remove(struct ph_resident_nodes *resident, struct ph_node *node);
-/* Evict some nodes if too many have a descriptor; the mutex is let go of in between. */
-void ph_sweep(struct ph_mount *mount) PH_WITH(mount->mutex);
+bool ph_resident_add(struct ph_mount *mount, struct ph_node *node, int fd) PH_WITH(mount->mutex);
+void ph_resident_remove(struct ph_mount *mount, struct ph_node *node) PH_WITH(mount->mutex);
+/* Evict some nodes if too many have a descriptor, or if few descriptors are left; the mutex is let
+ * go of in between. */
+void ph_sweep(struct ph_mount *mount, bool few_left) PH_WITH(mount->mutex);
 
 /* reopening.c */
 /* Remember the directory and the name that a node was found by; NULL: it has no name. */

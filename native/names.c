@@ -23,7 +23,7 @@ static const char *name_after(const struct ph_request *request, size_t args)
 }
 
 /* A name is one component, not "." or "..", and no link is followed: it never leads outside. */
-static int open_beneath(const struct ph_mount *mount, int dir_fd, const char *name, int flags,
+static int open_beneath(struct ph_mount *mount, int dir_fd, const char *name, int flags,
                         uint32_t mode)
 {
     return ph_mount_claim(mount, openat(dir_fd, name, flags | O_NOFOLLOW | O_CLOEXEC, mode));

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "mount_private.h"
+#include "relief.h"
 
 struct ph_node *ph_node_new(uint64_t id, struct ph_volume *volume, const struct ph_status *status,
                             const struct ph_rules *rules)
@@ -43,7 +44,7 @@ struct ph_node *ph_node_if_done(struct ph_mount *mount, struct ph_node *node)
     if (node->known || node->pins || node->opens)
         return NULL;
     if (node->fd >= 0)
-        ph_resident_remove(&mount->resident, node);
+        ph_resident_remove(mount, node);
     node->frees_volume = ph_volume_leave(&mount->volumes, node->volume);
     return node;
 }
@@ -80,7 +81,7 @@ bool ph_node_is_submount(const struct ph_node *node)
 
 bool ph_node_has_room(struct ph_mount *mount)
 {
-    return ph_mount_node_count(mount) < mount->node_limit;
+    return ph_bound_has_room(&mount->node_bound);
 }
 
 void ph_node_unpin(struct ph_mount *mount, struct ph_node *node)
@@ -193,7 +194,7 @@ static struct ph_node *recognize(struct ph_mount *mount, int *fd, const struct p
         } else if (!same) {
             ph_node_index_remove_key(&mount->index, node); /* the number was reused */
         } else if (node->fd < 0) {
-            if (!ph_resident_add(&mount->resident, node, *fd))
+            if (!ph_resident_add(mount, node, *fd))
                 return NULL;
             *fd = -1;
         }
@@ -223,18 +224,17 @@ static struct ph_node *add_node(struct ph_mount *mount, const struct ph_node *di
     struct ph_volume *volume;
     struct ph_node *node;
 
-    if (mount->node_count >= mount->node_limit) {
+    if (!ph_bound_has_room(&mount->node_bound)) {
         errno = ENFILE;
         return NULL;
     }
     volume = ph_volume_find_or_add(&mount->volumes, status);
-    is_submount =
-        mount->rules.submounts && S_ISDIR(status->host.st_mode) && volume != dir->volume;
+    is_submount = mount->rules.submounts && S_ISDIR(status->host.st_mode) && volume != dir->volume;
     if (volume && !volume->nodes)
         volume->ino_mask =
             mount->rules.ino_mask ^ (is_submount ? 0 : foreign_mask(mount, volume->dev));
     node = volume ? ph_node_new(mount->next_id, volume, status, &mount->rules) : NULL;
-    if (!node || !ph_resident_add(&mount->resident, node, *fd)) {
+    if (!node || !ph_resident_add(mount, node, *fd)) {
         if (node)
             node->frees_volume = ph_volume_leave(&mount->volumes, volume);
         ph_node_free(node);
@@ -244,7 +244,8 @@ static struct ph_node *add_node(struct ph_mount *mount, const struct ph_node *di
     *fd = -1;
     node->is_submount = is_submount;
     mount->next_id++;
-    if (mount->node_count++ >= mount->index.buckets)
+    ph_bound_add(&mount->node_bound);
+    if (ph_bound_count(&mount->node_bound) > mount->index.buckets)
         ph_node_index_grow(&mount->index);
     ph_node_index_add(&mount->index, node);
     return node;
@@ -254,7 +255,7 @@ struct ph_node *ph_node_count_lookup(struct ph_mount *mount, const struct ph_nod
                                      const char *name, int fd, const struct ph_status *status)
 {
     struct ph_node *node;
-    int error;
+    int opened = fd, error;
 
     ph_mutex_take(&mount->mutex);
     node = recognize(mount, &fd, status);
@@ -263,9 +264,10 @@ struct ph_node *ph_node_count_lookup(struct ph_mount *mount, const struct ph_nod
     error = errno;
     if (node) {
         count_and_pin(node, dir, name);
-        ph_sweep(mount);
+        ph_sweep(mount, false);
     }
     ph_mutex_let_go(&mount->mutex);
+    ph_relief_if_crowded(mount, opened);
     if (fd >= 0)
         close(fd);
     errno = error;
@@ -282,7 +284,7 @@ void ph_node_forget(struct ph_mount *mount, uint64_t id, uint64_t count)
         node->lookups -= count < node->lookups ? count : node->lookups;
         if (!node->lookups) {
             ph_node_index_remove(&mount->index, node);
-            mount->node_count--;
+            ph_bound_take(&mount->node_bound, 1);
             done = ph_node_if_done(mount, node);
         }
     }

@@ -17,8 +17,8 @@ struct ph_node;
 
 /* Each returns a pinned node, or NULL with errno. */
 struct ph_node *ph_node_pin(struct ph_mount *mount, uint64_t id);
-/* Count one lookup of a file by a name in a directory, or of one without a name (NULL), by an O_PATH
- * descriptor, which is taken over; makes the node if the file is not known. */
+/* Count one lookup of a file by a name in a directory, or of one without a name (NULL), by an
+ * O_PATH descriptor, which is taken over; makes the node if the file is not known. */
 struct ph_node *ph_node_count_lookup(struct ph_mount *mount, const struct ph_node *dir,
                                      const char *name, int fd, const struct ph_status *status);
 /* Count one lookup of a file by a name in a directory, whose status was just read; NULL, without

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "mount_private.h"
+#include "relief.h"
 
 enum { FIRST_BUCKETS = 64 };
 
@@ -101,17 +102,19 @@ uint64_t ph_open_file_add(struct ph_mount *mount, struct ph_node *node, int fd, 
         errno = ENOMEM;
         return 0;
     }
+    ph_relief_if_crowded(mount, fd);
     ph_mutex_take(&mount->mutex);
-    if (mount->open_file_count >= mount->open_file_limit) {
+    if (!ph_bound_has_room(&mount->open_file_bound) || !ph_is_for_files(&mount->descriptors, fd)) {
         ph_mutex_let_go(&mount->mutex);
         free_open_file(opened);
-        errno = ENFILE;
+        errno = EMFILE;
         return 0;
     }
     node->opens++;
     opened->known = true;
     handle = opened->handle = table->next_handle++;
-    if (mount->open_file_count++ >= table->buckets)
+    ph_bound_add(&mount->open_file_bound);
+    if (ph_bound_count(&mount->open_file_bound) > table->buckets)
         grow(table);
     link_handle(table, opened);
     ph_mutex_let_go(&mount->mutex);
@@ -179,7 +182,7 @@ static bool remove_open_file(struct ph_mount *mount, uint64_t handle, enum ph_ki
     if (found) {
         *at = opened->next;
         opened->known = false;
-        mount->open_file_count--;
+        ph_bound_take(&mount->open_file_bound, 1);
         done = is_done(mount, opened, &node);
     }
     ph_mutex_let_go(&mount->mutex);
@@ -202,7 +205,7 @@ bool ph_open_file_remove_unless_posix_locked(struct ph_mount *mount, uint64_t ha
 
 bool ph_open_file_has_room(struct ph_mount *mount)
 {
-    return ph_mount_open_file_count(mount) < mount->open_file_limit;
+    return ph_bound_has_room(&mount->open_file_bound);
 }
 
 int ph_open_file_fd(const struct ph_open_file *opened)

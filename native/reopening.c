@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "mount_private.h"
+#include "relief.h"
 
 /* A path of PATH_MAX bytes has no more components. */
 enum { DEEPEST = PATH_MAX / 2 };
@@ -38,16 +39,18 @@ bool ph_node_is_of(const struct ph_node *node, const struct ph_status *status)
 /* Give an evicted node a descriptor, which is taken over; false with errno. */
 static bool install(struct ph_mount *mount, struct ph_node *node, int fd)
 {
+    int opened = fd;
     bool resident;
 
     ph_mutex_take(&mount->mutex);
     resident = node->fd >= 0; /* another thread was quicker */
-    if (!resident && ph_resident_add(&mount->resident, node, fd)) {
+    if (!resident && ph_resident_add(mount, node, fd)) {
         resident = true;
         fd = -1;
-        ph_sweep(mount);
+        ph_sweep(mount, false);
     }
     ph_mutex_let_go(&mount->mutex);
+    ph_relief_if_crowded(mount, opened);
     if (fd >= 0)
         close(fd);
     return resident;

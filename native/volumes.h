@@ -28,7 +28,7 @@ enum ph_handles {
 struct ph_volume {
     uint64_t mount;
     uint64_t dev;
-    uint64_t ino_mask; /* flipped in the inode numbers that are shown */
+    uint64_t ino_mask;  /* flipped in the inode numbers that are shown */
     atomic_int anchor;  /* an ordinary descriptor of something on the mount; -1: none yet */
     atomic_int handles; /* enum ph_handles */
     /* The owner of the list guards the rest. */

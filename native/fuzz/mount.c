@@ -3,8 +3,8 @@
  * threads use at once.
  *
  * Every third byte of the input is one thread's: a call, or something that happens to the files.
- * The limits are low, so nodes are evicted and found again all the time. Whatever a thread has
- * pinned must go on being the file that it was.
+ * The limits are low, so nodes are evicted and found again all the time; by their names only, if
+ * the input is of odd length. Whatever a thread has pinned must go on being the file that it was.
  */
 #include "fuzz.h"
 
@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../mount_private.h"
 #include "../nodes.h"
 #include "../open_files.h"
 #include "share.h"
@@ -38,10 +39,15 @@ enum op {
     REMOVE,
     REPLACE,
     MARK_POSIX_LOCKED,
+    LOOK_UP_BELOW,
+    REMOVE_NAME,
+    RENAME,
     OPS,
 };
 
 static const char *const NAMES[] = {"a", "b", "hard", "dir", "fifo", "up", "suid", "full"};
+static const char *const BELOW[] = {"f0", "f1", "f2"};
+static const char *const FILES[] = {"a", "b", "hard", "suid"};
 
 /* One thread, and what it has pinned. */
 struct actor {
@@ -121,6 +127,36 @@ static void look_up(struct actor *actor, unsigned slot, const char *name, int on
     }
 }
 
+static void look_up_below(struct actor *actor, unsigned slot, const char *name)
+{
+    struct ph_node *dir = actor->nodes[!slot];
+    struct ph_status status;
+    int fd;
+
+    if (!dir || !S_ISDIR(ph_node_kind(dir)))
+        return;
+    fd = openat(ph_node_fd(dir), name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0) {
+        HOLDS(!ph_status_of(fd, &status));
+        keep(actor, slot, ph_node_count_lookup(mount, dir, name, fd, &status), &status.host);
+    }
+}
+
+static void remove_name(const char *name)
+{
+    struct ph_node *node = ph_removal_begin(mount, root, name);
+
+    ph_removal_end(mount, node, root, name, !unlinkat(shared_fd, name, 0));
+}
+
+static void rename_file(const char *old, const char *name)
+{
+    if (!renameat2(shared_fd, old, shared_fd, name, RENAME_EXCHANGE)) {
+        ph_node_renamed(mount, root, name);
+        ph_node_renamed(mount, root, old);
+    }
+}
+
 static void open_node(struct ph_node *node)
 {
     int is_dir = S_ISDIR(ph_node_kind(node)), fd;
@@ -130,7 +166,7 @@ static void open_node(struct ph_node *node)
     fd = ph_mount_open_via_proc(mount, ph_node_fd(node), O_RDONLY);
     HOLDS(fd >= 0);
     if (!ph_open_file_add(mount, node, fd, is_dir ? PH_DIRECTORY : PH_FILE))
-        HOLDS(errno == ENFILE);
+        HOLDS(errno == EMFILE);
 }
 
 static void replace_file(const char *name)
@@ -189,6 +225,15 @@ static void act(struct actor *actor, enum op op, unsigned arg)
             ph_directory_unlock(actor->opened);
         }
         break;
+    case LOOK_UP_BELOW:
+        look_up_below(actor, slot, BELOW[arg / SLOTS % 3]);
+        break;
+    case REMOVE_NAME:
+        remove_name(NAMES[arg % 8]);
+        break;
+    case RENAME:
+        rename_file(FILES[arg % 4], FILES[(arg + 1) % 4]);
+        break;
     case OPS:
         break;
     }
@@ -243,6 +288,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     mount = share_open(&rules, 0);
     shared_fd = share_fd();
     root = ph_node_pin(mount, ph_mount_root_id(mount));
+    if (size % 2)
+        ph_volume_distrust_handles(root->volume);
     pthread_barrier_wait(&start);
     run(&actors[0]);
     pthread_barrier_wait(&end);

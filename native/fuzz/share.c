@@ -164,16 +164,19 @@ struct ph_mount *share_open_at(uint64_t root_id, const struct ph_rules *rules, i
         .rules = *rules,
         .root_id = root_id,
         .nodes = NODES,
+        .all_nodes = UINT32_MAX,
         .descriptors = DESCRIPTORS,
         .handles = HANDLES,
+        .all_handles = UINT32_MAX,
         .descriptor_limit = 1024,
         .may_switch = (uint32_t)may_switch,
+        .alone = 1,
     };
     struct ph_mount *mount;
 
     setup.root_fd = share_fd();
     mount = ph_mount_new(&setup);
-    HOLDS(mount && ph_mount_node_limit(mount) == NODES); /* evicted nodes can be reopened */
+    HOLDS(mount && ph_mount_node_limit(mount) == NODES);
     return mount;
 }
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from services.devicehost import fastpath, peer_writes
 from services.devicehost.devices import DEVICE_TYPES, FsBackend, make_device
 from services.devicehost.devices.fs.host_files.credentials import CAP_SYS_RESOURCE, give_up
+from services.devicehost.devices.fs.host_files.descriptors import serve_one_guest
 from services.devicehost.host.device import DeviceInfo, HostedDevice, Identity
 from services.devicehost.host.states import DeviceState
 from services.devicehost.memory import OwnRisk, RegionTable
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
 
     from services.devicehost.devices import DeviceOptions, NetBackend
     from services.devicehost.memory import Access
+
+__all__ = [
+    "LEAST_DESCRIPTORS",
+    "VM_ID",
+    "StandaloneDevice",
+    "limit_descriptors",
+    "open_socket",
+    "serve",
+    "serve_one_guest",
+]
 
 VM_ID: Final = str(uuid.UUID(int=0))
 """Stands for the one VM of this process, whose id is not known."""

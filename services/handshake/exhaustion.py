@@ -31,7 +31,7 @@ REMEDIES: Final[dict[str, str]] = {
     Resource.VM_WINDOWS: "requests of all devices of the VM wait, then fail; a guest with a bounce "
     "pool needs no windows",
     Resource.NODES: "look-ups fail with ENFILE until the guest forgets files",
-    Resource.HANDLES: "opens fail with ENFILE until the guest closes files; a higher hard limit on "
+    Resource.HANDLES: "opens fail with EMFILE until the guest closes files; a higher hard limit on "
     "open files (RLIMIT_NOFILE) allows more",
     Resource.DESCRIPTORS: "opens and look-ups fail with EMFILE or ENFILE; higher limits on open "
     "files (RLIMIT_NOFILE, fs.file-max) allow more",

@@ -252,6 +252,7 @@ def _serve(name: str, spec: StandaloneDevice, start: _Start) -> None:
     if (start.socket_path is None) == (start.fd is None):
         raise _wrong("give one of --socket-path and --fd")
     start_log(name, start.log_level, start.notes, syslog=start.syslog)
+    standalone.serve_one_guest()
     try:
         if start.most_descriptors:
             standalone.limit_descriptors(start.most_descriptors)

@@ -306,7 +306,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
                 (),
                 _DONE,
                 "a file that the guest does not use is found again by its handle where the host "
-                "gives one; otherwise it keeps a descriptor",
+                "gives one, otherwise by its name",
             ),
             Row(
                 ("--inode-file-handles=never",),
@@ -319,8 +319,8 @@ SECTIONS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
                 ("--inode-file-handles=mandatory",),
                 (),
                 _REFUSED,
-                "files in use have a descriptor, and all have one where the host gives no handles; "
-                "give --inode-file-handles=prefer",
+                "files in use have a descriptor, and others are found by name where the host gives "
+                "no handles; give --inode-file-handles=prefer",
             ),
             Row(
                 (

@@ -138,11 +138,14 @@ class PhMountSetup(ctypes.Structure):
         ("rules", PhRules),
         ("root_id", _u64),
         ("nodes", _u64),
+        ("all_nodes", _u64),
         ("descriptors", _u64),
         ("handles", _u64),
+        ("all_handles", _u64),
         ("root_fd", _i32),
         ("descriptor_limit", _i32),
         ("may_switch", _u32),
+        ("alone", _u32),
     )
 
 
@@ -268,6 +271,7 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_mount_release": (None, (_ptr,)),
     "ph_mount_node_count": (_u64, (_ptr,)),
     "ph_mount_node_limit": (_u64, (_ptr,)),
+    "ph_mount_open_file_limit": (_u64, (_ptr,)),
     "ph_mount_open_file_count": (_u64, (_ptr,)),
     "ph_python_pin_node": (_bool, (_ptr, _u64, ctypes.POINTER(PhPythonPin))),
     "ph_python_count_and_pin": (_bool, (_ptr, _i32, _u64, _name, ctypes.POINTER(PhPythonPin))),

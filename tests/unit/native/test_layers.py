@@ -20,9 +20,9 @@ LIBRARY = (
         "python_pins",
         "mounts",
     ),
-    ("mount mount_private nodes node_index eviction open_files",),
+    ("mount mount_private nodes node_index eviction reopening open_files relief",),
     ("volumes", "lost_memory"),
-    ("status", "descriptors", "credentials", "buffers", "mutex"),
+    ("status", "descriptors", "credentials", "buffers", "mutex", "bound"),
 )
 FRONT_END = (
     ("main",),

@@ -39,8 +39,8 @@ _DEFAULT_MAX_PAGES: Final = 32
 _MAX_BACKGROUND: Final = 64
 _CONGESTION_THRESHOLD: Final = 48
 _LACKING: Final = {
-    errno.ENFILE: (Resource.NODES, Resource.HANDLES),
-    errno.EMFILE: (),
+    errno.ENFILE: (Resource.NODES,),
+    errno.EMFILE: (Resource.HANDLES,),
     errno.ENOLCK: (Resource.LOCK_OWNERS, Resource.LOCKS, Resource.LOCK_WAITS),
 }
 """Resources that may be used up when a request is refused with this errno."""

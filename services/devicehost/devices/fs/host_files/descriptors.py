@@ -13,6 +13,7 @@ import errno
 import os
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final, NamedTuple
 
 from services.devicehost.devices.fs.host_files.errors import refusal
@@ -21,13 +22,18 @@ WANTED_DESCRIPTORS: Final = 1 << 20
 """The most that Linux lets a process have by default (fs.nr_open)."""
 
 MAX_NODES: Final = 1 << 21
-"""Nodes that a guest may know: each takes some 100 bytes in C, and some 500 in Python."""
+"""Nodes that a guest may know of one share."""
+
+MAX_ALL_NODES: Final = 1 << 22
+"""Nodes that all guests of a process may know; docs/limits.md says what memory they take."""
 
 MAX_NODE_DESCRIPTORS: Final = 1 << 16
 """Descriptors that the nodes of one device may have, however many the process may have."""
 
 _RESERVED: Final = 1024
 """Descriptors left to the rest of the process: sockets, guest memory, other devices' eventfds."""
+
+_process = SimpleNamespace(one_guest=False)
 
 
 class Descriptor:
@@ -73,13 +79,24 @@ class Limits(NamedTuple):
 
     Attributes:
         nodes: Files and directories that the guest knows.
-        descriptors: How many of those have a descriptor open.
+        descriptors: How many of those have a descriptor open, unless few are left.
         handles: Files and directories that the guest has opened.
+        all_nodes: As `nodes`, of all guests of this process.
+        all_handles: As `handles`, of all guests of this process.
+        one_guest: Whether this process serves no other guest.
     """
 
     nodes: int
     descriptors: int
     handles: int
+    all_nodes: int = MAX_ALL_NODES
+    all_handles: int = WANTED_DESCRIPTORS
+    one_guest: bool = True
+
+
+def serve_one_guest() -> None:
+    """Have all devices of this process serve one guest, which need not leave anything to others."""
+    _process.one_guest = True
 
 
 def raise_descriptor_limit() -> Limits:
@@ -87,8 +104,7 @@ def raise_descriptor_limit() -> Limits:
 
     A process without CAP_SYS_RESOURCE gets no further than its hard limit.
 
-    The nodes of one share may have up to half of the descriptors and its open files an eighth, so
-    that one guest cannot leave the devices of the others without any.
+    An open file takes two descriptors, one of its node. The last 32nd is for nodes alone.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(hard, WANTED_DESCRIPTORS)
@@ -101,13 +117,37 @@ def raise_descriptor_limit() -> Limits:
     return Limits(
         nodes=MAX_NODES,
         descriptors=max(min(usable // 2, MAX_NODE_DESCRIPTORS), 1),
-        handles=max(usable // 8, 1),
+        handles=(handles := max(files_below(usable) // 2, 1)),
+        all_handles=handles,
+        one_guest=_process.one_guest,
     )
 
 
 def first_unusable() -> int:
     """Return the lowest number that is left to the rest of the process."""
     return _usable(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def crowded_from(usable: int) -> int:
+    """Return the number from which on few descriptors are left: nodes give some up.
+
+    The kernel gives the lowest free number. native/descriptors.c has the same.
+
+    Args:
+        usable: The lowest number that is left to the rest of the process.
+    """
+    return usable - usable // 8
+
+
+def files_below(usable: int) -> int:
+    """Return the lowest number that no open file may have: the last ones are left to nodes.
+
+    Without them no other guest could look at a file. native/descriptors.c has the same.
+
+    Args:
+        usable: The lowest number that is left to the rest of the process.
+    """
+    return usable - usable // 32
 
 
 def open_descriptors() -> int:
@@ -119,4 +159,6 @@ def open_descriptors() -> int:
 
 def _usable(limit: int) -> int:
     """Return how many of `limit` descriptors all file system devices may use together."""
-    return max(limit - _RESERVED, limit // 2)
+    # A device alone has the sockets and the memory of one guest.
+    least = limit - limit // 16 if _process.one_guest else limit // 2
+    return max(limit - _RESERVED, least)

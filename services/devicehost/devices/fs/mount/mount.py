@@ -98,10 +98,10 @@ class Mount:
                 ino_mask=self._ino_mask,
                 submounts=self._submounts,
             )
-            self.open_files = OpenFileTable(limits.handles)
+            self.open_files = OpenFileTable(limits)
         else:
             self.nodes = NativeNodeTable(self.native)
-            self.open_files = NativeOpenFileTable(self.native, limits.handles)
+            self.open_files = NativeOpenFileTable(self.native)
 
     def totals(self) -> dict[Resource, int]:
         """Return how much there is of each bounded resource."""

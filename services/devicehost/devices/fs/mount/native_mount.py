@@ -58,11 +58,14 @@ class NativeMount:
             rules=rules,
             root_id=root_id,
             nodes=limits.nodes,
+            all_nodes=limits.all_nodes,
             descriptors=limits.descriptors,
             handles=limits.handles,
+            all_handles=limits.all_handles,
             root_fd=root.duplicate().detach(),
             descriptor_limit=first_unusable(),
             may_switch=may_switch,
+            alone=limits.one_guest,
         )
         self.pointer = library.ph_mount_new(ctypes.byref(setup))
         if self.pointer is None:

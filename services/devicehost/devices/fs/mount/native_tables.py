@@ -80,20 +80,21 @@ def _node(found: fastpath.PhPythonPin, descriptor: Descriptor) -> Node:
 
 
 class NativeNodeTable:
-    """The library's nodes of one mount, with the methods of NodeTable.
-
-    Attributes:
-        limit: Most nodes besides the root.
-    """
+    """The library's nodes of one mount, with the methods of NodeTable."""
 
     def __init__(self, mount: NativeMount) -> None:
         self._mount = mount
         self._library = mount.library
-        self.limit: Final[int] = self._library.ph_mount_node_limit(mount.pointer)
 
     def __len__(self) -> int:
         count: int = self._library.ph_mount_node_count(self._mount.pointer)
         return count
+
+    @property
+    def limit(self) -> int:
+        """The most nodes besides the root as things are."""
+        limit: int = self._library.ph_mount_node_limit(self._mount.pointer)
+        return limit
 
     @property
     def root(self) -> Node:
@@ -149,14 +150,9 @@ class NativeNodeTable:
 
 
 class NativeOpenFileTable:
-    """The library's open files of one mount, with the methods of OpenFileTable.
+    """The library's open files of one mount, with the methods of OpenFileTable."""
 
-    Attributes:
-        limit: Most open files at one time.
-    """
-
-    def __init__(self, mount: NativeMount, limit: int) -> None:
-        self.limit: Final = limit
+    def __init__(self, mount: NativeMount) -> None:
         self._mount = mount
         self._library = mount.library
 
@@ -164,10 +160,16 @@ class NativeOpenFileTable:
         count: int = self._library.ph_mount_open_file_count(self._mount.pointer)
         return count
 
+    @property
+    def limit(self) -> int:
+        """The most open files as things are."""
+        limit: int = self._library.ph_mount_open_file_limit(self._mount.pointer)
+        return limit
+
     def require_room(self) -> None:
         """Refuse when there is no room; see OpenFileTable.require_room."""
         if len(self) >= self.limit:
-            raise refusal(errno.ENFILE)
+            raise refusal(errno.EMFILE)
 
     def add(self, opened: OpenFile) -> int:
         """Give an open file a handle and take its descriptor over; see OpenFileTable.add."""

@@ -34,9 +34,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.host_files import syscalls
-from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+from services.devicehost.devices.fs.host_files.descriptors import (
+    Descriptor,
+    crowded_from,
+    first_unusable,
+)
 from services.devicehost.devices.fs.host_files.errors import SHORTAGE, refusal
 from services.devicehost.devices.fs.host_files.file import HostFile
+from services.devicehost.devices.fs.mount.bound import Bound, Total
 from services.devicehost.devices.fs.mount.volumes import Volume, foreign_mask
 from services.wire.fuse import FUSE_ROOT_ID
 
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.host_files.syscalls import Statx
 
 _NONE: Final = Volume(mount=0)
+_ALL_NODES: Final = Total()
 
 _DEEPEST: Final = 2048
 """Directories that may have to be opened to reach a file: no path of PATH_MAX bytes has more."""
@@ -158,7 +164,6 @@ class NodeTable:
 
     Attributes:
         root: The shared directory; it is never forgotten and never evicted.
-        limit: Most nodes besides the root.
     """
 
     def __init__(
@@ -189,7 +194,9 @@ class NodeTable:
         self.root: Final = Node(
             root_id, root, stat.S_IFMT(status.mode), ino_mask, is_submount=False
         )
-        self.limit: Final = limits.nodes
+        self._bound: Final = Bound(
+            limits.nodes, limits.all_nodes, _ALL_NODES, alone=limits.one_guest
+        )
         self._most_resident: Final = limits.descriptors
         self._next_id = root_id + 1
         entry = _Entry(self.root, status, volume)
@@ -198,10 +205,16 @@ class NodeTable:
         self._by_key = {entry.key: entry}
         self._resident: deque[_Entry] = deque()
         self._mutex = threading.RLock()
+        _ALL_NODES.include(self)
 
     def __len__(self) -> int:
         """Return how many nodes there are besides the root."""
         return len(self._by_id) - 1
+
+    @property
+    def limit(self) -> int:
+        """The most nodes besides the root as things are."""
+        return self._bound.limit(len(self))
 
     def get(self, node_id: int) -> Node:
         """Find a node.
@@ -415,8 +428,9 @@ class NodeTable:
 
     def _add_resident(self, entry: _Entry) -> None:
         self._resident.append(entry)
+        crowded = entry.node is not None and entry.node.fd >= crowded_from(first_unusable())
         for _ in range(_SWEEP_STEPS):
-            if len(self._resident) <= self._most_resident:
+            if len(self._resident) <= (0 if crowded else self._most_resident):
                 return
             self._sweep_one()
 
@@ -433,7 +447,9 @@ class NodeTable:
         """Evict a node; False when its file could not be reopened."""
         crowded = len(self._resident) >= self._most_resident + self._most_resident // 2
         linked = os.fstat(node.fd).st_nlink != 0
-        if linked and not entry.reopen_with:
+        if not entry.volume.trusts_handles(node.descriptor):
+            entry.reopen_with = b""
+        elif linked and not entry.reopen_with:
             entry.reopen_with = entry.volume.prepare(node.descriptor)
         # Nothing leads back to a file without a name.
         named = entry.found_as is not None and entry.found_in in self._by_id

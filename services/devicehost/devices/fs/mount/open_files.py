@@ -10,12 +10,14 @@ import errno
 import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from services.devicehost.devices.fs.host_files.descriptors import files_below, first_unusable
 from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.mount.bound import Bound, Total
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from services.devicehost.devices.fs.host_files.descriptors import Descriptor
+    from services.devicehost.devices.fs.host_files.descriptors import Descriptor, Limits
     from services.devicehost.devices.fs.mount.nodes import Node
 
 
@@ -57,41 +59,53 @@ class OpenDirectory(OpenFile):
 
 OpenFileT = TypeVar("OpenFileT", bound=OpenFile)
 
+_ALL_OPEN_FILES: Final = Total()
+
 
 class OpenFileTable:
     """All open files of one mount, by handle; safe to use from every queue's thread."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limits: Limits) -> None:
         """Start empty.
 
         Args:
-            limit: Most open files at one time.
+            limits: Of the device.
         """
-        self.limit: Final = limit
         self._next = 1
         self._by_handle: dict[int, OpenFile] = {}
         self._mutex = threading.Lock()
+        self._bound: Final = Bound(
+            limits.handles, limits.all_handles, _ALL_OPEN_FILES, alone=limits.one_guest
+        )
+        _ALL_OPEN_FILES.include(self)
 
     def __len__(self) -> int:
         return len(self._by_handle)
+
+    @property
+    def limit(self) -> int:
+        """The most open files as things are."""
+        return self._bound.limit(len(self))
 
     def require_room(self) -> None:
         """Refuse to open or create a file that would get no handle.
 
         Raises:
-            OSError: ENFILE when the table is full.
+            OSError: EMFILE when the table is full.
         """
-        if len(self._by_handle) >= self.limit:
-            raise refusal(errno.ENFILE)
+        if len(self) >= self.limit:
+            raise refusal(errno.EMFILE)
 
     def add(self, opened: OpenFile) -> int:
         """Give an open file a handle.
 
         Raises:
-            OSError: ENFILE when the table is full.
+            OSError: EMFILE when the table is full, or when descriptors are running short.
         """
         with self._mutex:
             self.require_room()
+            if opened.fd >= files_below(first_unusable()):
+                raise refusal(errno.EMFILE)
             handle = self._next
             self._next += 1
             self._by_handle[handle] = opened

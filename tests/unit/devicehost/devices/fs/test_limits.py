@@ -94,14 +94,14 @@ def test_handles(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, shared:
     nodeid = guest.lookup(b"file").nodeid
     opened = [guest.open(nodeid) for _ in range(4)]
     for attempt in (lambda: guest.open(nodeid), guest.opendir, lambda: guest.create(b"new")):
-        assert refused(attempt) == "ENFILE"
+        assert refused(attempt) == "EMFILE"
     assert reports.so_far() == [("handles", 4, 4)]
     for handle in opened:
         guest.release(handle)
     until_over(reports, Resource.HANDLES)
     for _ in range(4):
         guest.open(nodeid)
-    assert refused(lambda: guest.open(nodeid)) == "ENFILE"
+    assert refused(lambda: guest.open(nodeid)) == "EMFILE"
     assert reports.so_far() == [("handles", 4, 4)] * 2
     usage = {each.resource: each for each in reports.bounds.usage()}
     assert (usage["handles"].used, usage["handles"].exhaustions) == (4, 2)
@@ -174,7 +174,76 @@ def test_descriptors_of_the_process(
     assert refused(lambda: guest.open(nodeid)) == "EMFILE"
     [(name, used, total)] = reports.so_far()
     assert (name, total) == ("descriptors", few_descriptors)
-    assert used >= total
+    assert used >= total - total // 32, "the last ones are left to nodes"
+
+
+def test_nodes_give_descriptors_up_when_few_are_left(
+    few_descriptors: int, make_guest: MakeGuest, shared: Path
+) -> None:
+    for number in range(100):
+        (shared / f"{number}").write_text(f"{number}")
+    guest = make_guest(limits=Limits(nodes=1000, descriptors=1000, handles=1000))
+    reports = Reports(guest)
+    nodes = [guest.lookup(b"%d" % number).nodeid for number in range(100)]
+    for number, node in enumerate(nodes):
+        handle = guest.open(node)
+        assert guest.read(handle, 9) == b"%d" % number
+        guest.release(handle)
+    assert reports.so_far() == []
+
+
+@pytest.mark.parametrize("library", ["native"], indirect=True)
+def test_nodes_of_one_guest_give_descriptors_up_for_another(
+    few_descriptors: int, make_guest: MakeGuest, shared: Path
+) -> None:
+    for number in range(100):
+        (shared / f"{number}").write_text(f"{number}")
+    idle, busy = (
+        make_guest(limits=Limits(nodes=1000, descriptors=1000, handles=1000)) for _ in range(2)
+    )
+    nodes = [idle.lookup(b"%d" % number).nodeid for number in range(100)]
+    node = busy.lookup(b"7").nodeid
+    handles = [busy.open(node) for _ in range(8)]  # of 20
+    assert {busy.read(handle, 9) for handle in handles} == {b"7"}
+    assert [idle.getattr(node).size for node in nodes] == [len(str(n)) for n in range(100)]
+
+
+def test_a_guest_with_all_files_open_leaves_others_enough_to_look_at_files(
+    few_descriptors: int, make_guest: MakeGuest, shared: Path
+) -> None:
+    (shared / "file").touch()
+    greedy, other = (make_guest() for _ in range(2))
+    nodeid = greedy.lookup(b"file").nodeid
+    assert refused(lambda: [greedy.open(nodeid) for _ in range(30)]) == "EMFILE"
+    assert other.getattr(other.lookup(b"file").nodeid).size == 0
+
+
+def take_all(guest: FuseGuest, what: Resource) -> int:
+    """Take nodes or open files until there are none; return how many there were."""
+    mount = guest.session.mount
+    assert isinstance(mount, mounts.Mount)
+    if what is Resource.NODES:
+        assert refused(lambda: [guest.lookup(b"%d" % each) for each in range(100)]) == "ENFILE"
+    else:
+        assert refused(lambda: [guest.opendir() for _ in range(100)]) == "EMFILE"
+    assert mount.is_full(what, 1)
+    return mount.used(what)
+
+
+@pytest.mark.parametrize("what", [Resource.NODES, Resource.HANDLES])
+def test_no_guest_gets_more_than_it_leaves_to_the_others(
+    make_guest: MakeGuest, shared: Path, what: Resource
+) -> None:
+    for number in range(100):
+        (shared / f"{number}").touch()
+    gc.collect()  # guests of other tests
+    limits = Limits(100, 100, 100, all_nodes=64, all_handles=64, one_guest=False)
+    guests = [make_guest(limits=limits) for _ in range(3)]
+    assert [take_all(guest, what) for guest in guests] == [32, 16, 8]
+    guests.clear()
+    gc.collect()
+    alone = make_guest(limits=limits._replace(one_guest=True))
+    assert take_all(alone, what) == 64, "those of guests that are gone count no more"
 
 
 def test_a_lock_that_is_refused_for_want_of_a_descriptor_names_those(

@@ -275,7 +275,7 @@ def test_a_share_that_is_full_leaves_room_in_the_others(rig: Rig, guest: FuseGue
     for _ in range(20):
         guest.open(node)
     assert not rig.aggregate.bounds.is_exhausted(Resource.HANDLES)
-    refused(errno.ENFILE, lambda: guest.open(node))
+    refused(errno.EMFILE, lambda: guest.open(node))
     assert rig.aggregate.bounds.is_exhausted(Resource.HANDLES)
     [usage] = [each for each in rig.aggregate.bounds.usage() if each.resource == Resource.HANDLES]
     assert (usage.used, usage.total, usage.exhaustions) == (20, 20, 1)

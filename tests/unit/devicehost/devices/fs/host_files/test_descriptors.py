@@ -8,6 +8,7 @@ import os
 import re
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +24,7 @@ from services.devicehost.devices.fs.host_files.descriptors import (
     first_unusable,
     open_descriptors,
     raise_descriptor_limit,
+    serve_one_guest,
 )
 from services.devicehost.devices.fs.mount.native_mount import NativeMount
 from services.devicehost.devices.fs.mount.native_tables import _Pin
@@ -90,11 +92,11 @@ def test_the_limit_is_raised_as_far_as_it_may_be() -> None:
         raised, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         assert raised == most
         assert most == (max(hard, WANTED_DESCRIPTORS) if _may_raise_limits() else hard)
-        assert 0 < limits.handles < limits.descriptors <= limits.nodes
-        assert limits.descriptors + limits.handles < raised
+        assert 0 < limits.handles <= limits.nodes
         usable = raised - 1024
         assert limits.descriptors == min(usable // 2, MAX_NODE_DESCRIPTORS)
-        assert limits.handles == usable // 8
+        assert 2 * limits.handles <= usable - usable // 32, "each with its node"
+        assert (limits.all_handles, limits.one_guest) == (limits.handles, False)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -120,7 +122,7 @@ def test_what_is_reached_of_the_limit_is_divided(
     assert limits == [(reached, reached)]
     usable = reached - 1024
     descriptors = min(usable // 2, MAX_NODE_DESCRIPTORS)
-    assert found == Limits(MAX_NODES, descriptors, usable // 8)
+    assert found[:3] == (MAX_NODES, descriptors, (usable - usable // 32) // 2)
 
 
 @pytest.mark.parametrize(("hard", "descriptors"), [(2, 1), (4, 1), (8, 2), (2048, 512)])
@@ -128,7 +130,18 @@ def test_a_share_has_a_descriptor_and_a_handle_however_low_the_limit(
     monkeypatch: pytest.MonkeyPatch, hard: int, descriptors: int
 ) -> None:
     pretend_limit(monkeypatch, hard, may_raise=False, error=ValueError)
-    assert raise_descriptor_limit() == Limits(MAX_NODES, descriptors, max(hard // 16, 1))
+    handles = {2: 1, 4: 1, 8: 2, 2048: 496}[hard]
+    assert raise_descriptor_limit()[:3] == (MAX_NODES, descriptors, handles)
+
+
+def test_a_process_of_one_guest_keeps_little_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 1,024 descriptors, the default of many shells, it may have 465 files open."""
+    monkeypatch.setattr(module_of_descriptors, "_process", SimpleNamespace(one_guest=False))
+    pretend_limit(monkeypatch, 1024, may_raise=False, error=ValueError)
+    assert raise_descriptor_limit().handles == 248
+    serve_one_guest()
+    limits = raise_descriptor_limit()
+    assert (limits.handles, limits.one_guest) == (465, True)
 
 
 def pretend_limit(

@@ -160,7 +160,7 @@ def test_handles_are_bounded(make_guest: MakeGuest) -> None:
     ):
         with pytest.raises(FuseError) as error:
             attempt()
-        assert number_of(error) == "ENFILE"
+        assert number_of(error) == "EMFILE"
     guest.release(first)
     assert guest.read(guest.open(entry.nodeid), 1) == b""
 
