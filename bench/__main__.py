@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import against, machine, pools, profiles, report, scale, trees
+from bench import against, machine, pools, profiles, report, scale, trees, walk
 from bench import targets as all_targets
 from bench.cases import WORKING_SET_BYTES, Case, Kind, Medium, Size, matrix
-from bench.results import CaseResult, PoolRow, Profile, Results, ScaleRow
+from bench.results import CaseResult, PoolRow, Profile, Results, ScaleRow, WalkRow
 from bench.rounds import Runner, Settings
 from bench.targets import C, Target, virtiofsds
 from bench.verdicts import judge
@@ -36,7 +36,8 @@ DEVICES: Final = {Size.SMOKE: (1, 4), Size.QUICK: (1, 64), Size.FULL: (1, 8, 64,
 GUEST_DEVICES: Final = {Size.SMOKE: (2,), Size.QUICK: (1, 8), Size.FULL: (1, 2, 4, 8, 16)}
 PROFILE_S: Final = 2.0
 """Length of a profiled run, in seconds."""
-PARTS: Final = ("cases", "scale", "pools", "profiles")
+WALKED: Final = {Size.SMOKE: 2000, Size.QUICK: 100_000, Size.FULL: 1_000_000}
+PARTS: Final = ("cases", "scale", "pools", "walks", "profiles")
 
 
 def main() -> None:
@@ -56,6 +57,7 @@ def main() -> None:
         cases = list(_cases(given, settings, runner)) if "cases" in given.parts else []
         rows = list(_scale(given, settings)) if "scale" in given.parts else []
         pool_rows = list(_pools(given, settings)) if "pools" in given.parts else []
+        walks = list(_walks(given, settings)) if "walks" in given.parts else []
         results = Results(
             machine=where,
             busyness=watch.read(),
@@ -67,6 +69,7 @@ def main() -> None:
             cases=cases,
             scale=rows,
             pools=pool_rows,
+            walks=walks,
             profiles=[],
         )
         if "profiles" in given.parts and profiles.is_possible():
@@ -183,6 +186,12 @@ def _scale(given: argparse.Namespace, settings: Settings) -> Iterator[ScaleRow]:
 def _pools(given: argparse.Namespace, settings: Settings) -> Iterator[PoolRow]:
     for row in pools.measure(settings, GUEST_DEVICES[given.size]):
         print("\n" + report.pool_line(row), flush=True)
+        yield row
+
+
+def _walks(given: argparse.Namespace, settings: Settings) -> Iterator[WalkRow]:
+    for row in walk.measure(settings, WALKED[given.size]):
+        print("\n" + report.walk_line(row), flush=True)
         yield row
 
 

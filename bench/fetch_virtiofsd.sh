@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Put the two packaged virtiofsd where the benchmark looks for them: the C one of Debian 12
-# (qemu-system-common, installed) and the Rust one of Debian 13, unpacked with its own libc.
+# (qemu-system-common, installed) and Debian's newest Rust one (sid), unpacked with its own libc.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=build/bench/virtiofsd
@@ -12,12 +12,12 @@ fi
 
 [[ -x $work/run ]] && exit 0
 mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' \
-  | awk '$2 ~ /^(bookworm|trixie)$/ && $3 == "main" { found = $1 } END { print found; exit !found }')
+  | awk '$2 ~ /^(bookworm|trixie|sid)$/ && $3 == "main" { found = $1 } END { print found; exit !found }')
 rm -rf "$work"
 mkdir -p "$work"/{lists/partial,cache/archives/partial,deb,root}
 # An absolute path: apt's own directories are not relative to ours.
 here=$PWD/$work
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$here/sources"
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$here/sources"
 apt=(-o "Dir::Etc::SourceList=$here/sources" -o "Dir::Etc::SourceParts=-" -o "Dir::State::Lists=$here/lists"
   -o "Dir::Cache=$here/cache" -o "APT::Sandbox::User=root")
 apt-get "${apt[@]}" update -qq

@@ -13,12 +13,13 @@ from bench.plots import Bars, chart
 from bench.ratios import Spread, percentile, spread
 from bench.rounds import AGAIN
 from bench.verdicts import NATIVE, PYTHON, VIRTIOFSDS, Goal, judge
+from bench.walk import DESCRIPTORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from bench.results import CaseResult, PoolRow, Results, Row, ScaleRow
+    from bench.results import CaseResult, PoolRow, Results, Row, ScaleRow, WalkRow
 
 TITLES: Final = {
     Kind.SMALL: "Small operations (READDIRPLUS: entries)",
@@ -67,6 +68,17 @@ def pool_line(row: PoolRow) -> str:
         f"{row.devices} devices of a guest, {row.block_bytes >> 10} KiB reads: "
         f"{spread(row.one_pool).median:,.0f}/s behind one pool, "
         f"{spread(row.pool_each).median:,.0f}/s with a pool each"
+    )
+
+
+def walk_line(row: WalkRow) -> str:
+    """Describe one walk in plain text."""
+    if row.failure:
+        return f"{row.name}: a walk over {row.files:,} files failed: {row.failure}"
+    return (
+        f"{row.name}: {row.files:,} files known in {row.known_s:.1f} s, seen again in "
+        f"{row.again_s:.1f} s, {row.anonymous_bytes / row.files:,.0f} bytes each, "
+        f"{row.descriptors:,} descriptors"
     )
 
 
@@ -124,7 +136,8 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
     lines += [f"![{name.removesuffix('.svg')}]({name})" for name in plots]
     for kind, title in TITLES.items():
         lines += _cases(title, [result for result in results.cases if result.case.kind is kind])
-    return [*lines, *_scale(results), *_pools(results), *_profiles(results)]
+    rest = [*_scale(results), *_pools(results), *_walks(results), *_profiles(results)]
+    return [*lines, *rest]
 
 
 def _virtual(results: Results) -> str:
@@ -233,6 +246,31 @@ def _scale(results: Results) -> list[str]:
     head += ["resident", "per further device", "attach p50 / max", "CPU when idle"]
     title = "4 KiB random reads; QD16 of one device, QD4 of each when all are busy."
     return ["", "## Devices in one device host", "", title, "", *table(head, rows)]
+
+
+def _walks(results: Results) -> list[str]:
+    if not results.walks:
+        return []
+    rows = [
+        [row.name, *([f"failed: {row.failure}", "", "", ""] if row.failure else _walked(row))]
+        for row in results.walks
+    ]
+    head = ["program", "all looked up", "all seen again", "memory for each file", "descriptors"]
+    title = (
+        f"A guest looks up {results.walks[0].files:,} files of one directory, one after the other, "
+        f"and then asks for the attributes of each. An ordinary user has {DESCRIPTORS:,} "
+        "descriptors, and opens no file handles."
+    )
+    return ["", "## A walk over many files", "", title, "", *table(head, rows)]
+
+
+def _walked(row: WalkRow) -> list[str]:
+    return [
+        f"{row.known_s:.1f} s",
+        f"{row.again_s:.1f} s",
+        f"{row.anonymous_bytes / row.files:,.0f} bytes",
+        f"{row.descriptors:,}",
+    ]
 
 
 def _pools(results: Results) -> list[str]:

@@ -113,6 +113,28 @@ class PoolRow(_Model):
     pool_each: list[float]
 
 
+class WalkRow(_Model):
+    """A program whose guest looked up many files, and then looked at each again.
+
+    Attributes:
+        name: Name of the program.
+        files: Files that were looked up.
+        known_s: Seconds until all were looked up.
+        again_s: Seconds until the attributes of each were read once more.
+        anonymous_bytes: Memory that all files took, which belongs to no file and to no guest.
+        descriptors: Descriptors of the program at the end.
+        failure: The reason why it ended before; empty if it did not.
+    """
+
+    name: str
+    files: int
+    known_s: float = 0.0
+    again_s: float = 0.0
+    anonymous_bytes: int = 0
+    descriptors: int = 0
+    failure: str = ""
+
+
 class Symbol(_Model):
     """A function and its share of the samples, in percent."""
 
@@ -143,6 +165,7 @@ class Results(_Model):
         cases: The cases, in the order in which they ran.
         scale: Device hosts with different numbers of devices.
         pools: Comparisons of pools in the user-space guest.
+        walks: Walks over many files.
         profiles: Profiles of the worst case of each goal that was missed.
     """
 
@@ -156,6 +179,7 @@ class Results(_Model):
     cases: list[CaseResult]
     scale: list[ScaleRow]
     pools: list[PoolRow]
+    walks: list[WalkRow] = []
     profiles: list[Profile]
 
 

@@ -241,7 +241,8 @@ void device_prepare(struct device *device)
     } else if (options->operation != OP_ATTACH) {
         device->directory_node = look_up(device, FUSE_ROOT_ID, options->directory);
     }
-    if (options->operation >= OP_GETATTR && options->operation <= OP_OPEN) {
+    if ((options->operation >= OP_GETATTR && options->operation <= OP_OPEN) ||
+        options->operation == OP_WALK) {
         device->nodes = allocate(options->files, sizeof *device->nodes);
         for (unsigned i = 0; i < options->files; i++) {
             char name[NAME_BYTES];
@@ -252,6 +253,21 @@ void device_prepare(struct device *device)
     }
     for (unsigned i = 0; i < options->queues; i++)
         prepare_queue(device, i);
+}
+
+void device_look_again(struct device *device)
+{
+    struct fuse_getattr_in getattr = {0};
+
+    for (unsigned i = 0; i < device->options->files; i++) {
+        const struct fuse_attr_out *out = device_ask(device, FUSE_GETATTR, device->nodes[i],
+                                                     &getattr, sizeof getattr, sizeof *out, 0)
+                                              .args;
+
+        if (out->attr.size != i)
+            die("%s: file %u has %llu bytes", device->connection.path, i,
+                (unsigned long long)out->attr.size);
+    }
 }
 
 /* Check the first and the last page of some written blocks; return the number of pages checked. */

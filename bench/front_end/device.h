@@ -54,6 +54,8 @@ struct device {
 
 void device_attach(struct device *device, const struct options *options, unsigned number);
 void device_prepare(struct device *device);
+/* Ask for the attributes of every file that was looked up, and check them. */
+void device_look_again(struct device *device);
 struct reply device_ask(struct device *device, uint32_t opcode, uint64_t node, const void *args,
                         uint32_t in_args, uint32_t out_args, uint32_t data_bytes);
 void device_forget(struct device *device, const uint64_t *nodes, unsigned count, bool wait);

@@ -136,6 +136,26 @@ static void measure(struct run *run, struct device *devices, struct worker *sum,
         sum->checked_pages += device_verify_writes(&devices[i]);
 }
 
+/* Look up every file, and then look at every one again, which a device may have let go of. */
+static void walk(struct device *device)
+{
+    uint64_t begin_ns = now_ns(), known_ns;
+
+    device_prepare(device);
+    known_ns = now_ns();
+    device_look_again(device);
+    printf("{\"known_s\": %.3f, \"again_s\": %.3f}\n", (double)(known_ns - begin_ns) / 1e9,
+           (double)(now_ns() - known_ns) / 1e9);
+}
+
+/* Stay attached until standard input ends. */
+static void stay(void)
+{
+    fflush(stdout);
+    while (getchar() != EOF)
+        ;
+}
+
 int main(int argc, char **argv)
 {
     static struct options options;
@@ -154,17 +174,20 @@ int main(int argc, char **argv)
     devices = allocate(options.socket_count, sizeof *devices);
     for (unsigned i = 0; i < options.socket_count; i++) {
         device_attach(&devices[i], &options, i);
-        if (i < options.busy)
+        if (i < options.busy && options.operation != OP_WALK)
             device_prepare(&devices[i]);
+    }
+    if (options.operation == OP_WALK) {
+        walk(&devices[0]);
+        stay();
+        return 0;
     }
     if (options.operation != OP_ATTACH)
         measure(&run, devices, &sum, &figures);
     print_figures(&options, &sum, &figures);
     print_devices(devices, &options);
     puts("}");
-    fflush(stdout);
     if (options.operation == OP_ATTACH)
-        while (getchar() != EOF) /* stay attached until standard input ends */
-            ;
+        stay();
     return 0;
 }

@@ -11,7 +11,7 @@
 #include "ring.h"
 
 const char *const operation_names[] = {"read",   "write", "getattr", "lookup", "open",
-                                       "create", "list",  "attach",  NULL};
+                                       "create", "list",  "attach",  "walk",   NULL};
 static const char *const target_names[] = {"device", "file", "memory", NULL};
 
 enum {

@@ -10,7 +10,17 @@
 #define MAX_PIDS 16
 #define MAX_SOCKETS 512
 
-enum operation { OP_READ, OP_WRITE, OP_GETATTR, OP_LOOKUP, OP_OPEN, OP_CREATE, OP_LIST, OP_ATTACH };
+enum operation {
+    OP_READ,
+    OP_WRITE,
+    OP_GETATTR,
+    OP_LOOKUP,
+    OP_OPEN,
+    OP_CREATE,
+    OP_LIST,
+    OP_ATTACH,
+    OP_WALK
+};
 enum target { TARGET_DEVICE, TARGET_FILE, TARGET_MEMORY };
 
 struct options {

@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import front_end, pools, scale, targets, trees
+from bench import front_end, pools, scale, targets, trees, walk
 from bench.cases import KIB, MIB, WORKING_SET_BYTES, Case, Medium
 from bench.front_end import FrontEndError
 from bench.rounds import AGAIN, FLOORS, MEMCPY, Runner, Settings
@@ -123,6 +124,28 @@ def test_many_devices_of_one_host(settings: Settings) -> None:
     assert len(many.attach_ms) == 3
     assert all(itertools.chain(alone.rates, many.rates, alone.busy_rates, many.busy_rates))
     assert many.rss_bytes > many.anonymous_bytes > 0
+
+
+@pytest.mark.root
+def test_a_walk_over_more_files_than_an_ordinary_user_has_descriptors(settings: Settings) -> None:
+    files = 3 * walk.DESCRIPTORS
+    reads_us = walk.ordinary(dataclasses.replace(targets.PYTHON, command=("test", "-r", __file__)))
+    with tempfile.TemporaryDirectory() as place:
+        shared = dict.fromkeys(Medium, Path(place))
+        rows = {
+            row.name: row
+            for row in walk.measure(dataclasses.replace(settings, shared=shared), files)
+        }
+    for target in (targets.PYTHON, *([targets.NATIVE] if fastpath.library else [])):
+        row = rows[target.name]
+        assert (row.files, row.failure) == (files, "")
+        assert 0 < row.anonymous_bytes < 2000 * files
+    if subprocess.run(reads_us.command, check=False).returncode != 0:
+        pytest.skip("an ordinary user cannot read this checkout")
+    few = [row for row in rows.values() if row.name.endswith(walk.ORDINARY)]
+    assert [row.failure for row in few] == [""] * len(few)
+    assert all(row.descriptors < walk.DESCRIPTORS for row in few)
+    assert few
 
 
 def test_one_pool_and_a_pool_for_each_device(settings: Settings) -> None:

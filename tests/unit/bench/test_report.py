@@ -12,7 +12,7 @@ from bench.cases import MIB, Case, Size
 from bench.machine import Busyness, Machine, describe
 from bench.plots import Bars, chart
 from bench.ratios import Spread
-from bench.results import CaseResult, PoolRow, Profile, Results, Row, ScaleRow, Symbol
+from bench.results import CaseResult, PoolRow, Profile, Results, Row, ScaleRow, Symbol, WalkRow
 from bench.rounds import AGAIN, FLOORS
 from bench.targets import RUST, C
 from bench.verdicts import judge
@@ -63,6 +63,17 @@ def results(*cases: CaseResult, hosts: list[ScaleRow] | None = None) -> Results:
         cases=list(cases),
         scale=hosts or [],
         pools=[PoolRow(devices=2, block_bytes=4096, one_pool=[10, 20], pool_each=[20, 20])],
+        walks=[
+            WalkRow(
+                name="native",
+                files=2000,
+                known_s=1.5,
+                again_s=2,
+                anonymous_bytes=400_000,
+                descriptors=1001,
+            ),
+            WalkRow(name=C.name, files=2000, failure="Too many open files"),
+        ],
         profiles=[
             Profile(
                 case=SMALL.name,
@@ -132,6 +143,8 @@ def test_a_run_is_written_and_read_back(tmp_path: Path) -> None:
     assert "differs by 10% (median), 10% (90th percentile)" in page
     assert "| 2 | 4 KiB | 15 | 20 | 1.50 (1.10-1.90) |" in page
     assert "| 50.0 % | kernel | `copy` |" in page
+    assert "| native | 1.5 s | 2.0 s | 200 bytes | 1,001 |" in page
+    assert f"| {C.name} | failed: Too many open files |" in page
     for name in ("small.svg", "large.svg", "idle.svg", "memory.svg", "pools.svg"):
         assert f"]({name})" in page
         assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
