@@ -152,12 +152,13 @@ def test_a_guest_that_mounts_anew_begins_no_new_episode(make_guest: MakeGuest) -
 
 
 @pytest.fixture
-def few_descriptors() -> Iterator[int]:
+def few_descriptors(request: pytest.FixtureRequest) -> Iterator[int]:
     """Leave this process some 20 descriptors for shares; the value is the first beyond them."""
+    few: int = getattr(request, "param", 20)
     gc.collect()  # garbage of earlier tests would close descriptors in between
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_unusable = os.dup(0) + 20
-    os.close(lowest_unusable - 20)
+    lowest_unusable = os.dup(0) + few
+    os.close(lowest_unusable - few)
     resource.setrlimit(resource.RLIMIT_NOFILE, (2 * lowest_unusable, hard))
     yield lowest_unusable
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -208,13 +209,14 @@ def test_nodes_of_one_guest_give_descriptors_up_for_another(
     assert [idle.getattr(node).size for node in nodes] == [len(str(n)) for n in range(100)]
 
 
+@pytest.mark.parametrize("few_descriptors", [300], indirect=True)
 def test_a_guest_with_all_files_open_leaves_others_enough_to_look_at_files(
     few_descriptors: int, make_guest: MakeGuest, shared: Path
 ) -> None:
     (shared / "file").touch()
-    greedy, other = (make_guest() for _ in range(2))
+    greedy, other = (make_guest(limits=Limits(1000, 1000, 1000)) for _ in range(2))
     nodeid = greedy.lookup(b"file").nodeid
-    assert refused(lambda: [greedy.open(nodeid) for _ in range(30)]) == "EMFILE"
+    assert refused(lambda: [greedy.open(nodeid) for _ in range(few_descriptors)]) == "EMFILE"
     assert other.getattr(other.lookup(b"file").nodeid).size == 0
 
 
