@@ -72,18 +72,17 @@ static bool has_anchor(struct ph_volume *volume, const struct ph_descriptors *de
 
 static struct file_handle *handle_of(int fd)
 {
-    struct file_handle *with = malloc(sizeof(*with) + HANDLE_BYTES), *cut;
+    _Alignas(struct file_handle) unsigned char room[sizeof(struct file_handle) + HANDLE_BYTES];
+    struct file_handle *with = (void *)room, *kept;
+    size_t bytes;
     int mount_id;
 
-    if (!with)
-        return NULL;
     with->handle_bytes = HANDLE_BYTES;
-    if (name_to_handle_at(fd, "", with, &mount_id, AT_EMPTY_PATH)) {
-        free(with);
+    if (name_to_handle_at(fd, "", with, &mount_id, AT_EMPTY_PATH))
         return NULL;
-    }
-    cut = realloc(with, sizeof(*with) + with->handle_bytes);
-    return cut ? cut : with;
+    bytes = sizeof(*with) + with->handle_bytes;
+    kept = malloc(bytes); /* as many as there are nodes, so not one byte more */
+    return kept ? memcpy(kept, with, bytes) : NULL;
 }
 
 static int open_handle(const struct ph_volume *volume, const struct ph_descriptors *descriptors,
