@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DEADLINE_S = 600.0
-"""The longest that a guest may be silent: it is emulated, maybe beside other guests. A test run in it
-takes 100 s on a busy machine."""
+"""The longest that a guest may be silent: it is emulated, maybe beside other guests. A test run in
+it takes 100 s on a busy machine."""
 
 GUEST = Path(__file__).parents[2] / ".guest"
 _MODULES = (
