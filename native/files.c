@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "buffers.h"
@@ -18,6 +19,23 @@ int ph_host_flags(const struct ph_rules *rules, uint32_t flags)
     return (int)flags;
 }
 
+/* Whether the contents of a file are changed by Python, which clears set-id bits and capabilities.
+ *
+ * readable_fd: of the file; -1 where there is only one that reads no attributes. */
+static bool clears_first(const struct ph_rules *rules, int fd, int readable_fd, bool kills)
+{
+    struct stat status;
+
+    if (rules->kept_capability[0] &&
+        (readable_fd < 0 || fgetxattr(readable_fd, rules->kept_capability, NULL, 0) >= 0))
+        return true;
+    if (!kills && !rules->no_set_ids)
+        return false;
+    /* Where there are no set-id bits there is nothing to clear. */
+    return (kills && rules->keeps_modes) || fstat(fd, &status) ||
+           status.st_mode & (S_ISUID | S_ISGID);
+}
+
 int64_t ph_do_open(struct ph_request *request)
 {
     struct ph_node *node = ph_pin_native(request);
@@ -30,7 +48,8 @@ int64_t ph_do_open(struct ph_request *request)
     memcpy(&in, request->body, sizeof(in));
     out.open_flags = ph_node_rules(node)->open_flags;
     if (S_ISREG(ph_node_kind(node)) && !in.open_flags && ph_open_file_has_room(request->mount) &&
-        !(ph_node_rules(node)->read_only && in.flags & (O_ACCMODE | O_TRUNC)))
+        !(ph_node_rules(node)->read_only && in.flags & (O_ACCMODE | O_TRUNC)) &&
+        !(in.flags & O_TRUNC && clears_first(ph_node_rules(node), ph_node_fd(node), -1, false)))
         fd = ph_mount_open_via_proc(request->mount, ph_node_fd(node),
                                     ph_host_flags(ph_node_rules(node), in.flags));
     if (fd >= 0)
@@ -116,15 +135,10 @@ int64_t ph_do_read(struct ph_request *request)
 static bool is_pythons(const struct ph_open_file *opened, const struct fuse_write_in *in)
 {
     const struct ph_rules *rules = ph_node_rules(ph_open_file_node(opened));
-    struct stat status;
+    int fd = ph_open_file_fd(opened);
 
-    if (rules->read_only)
-        return true;
-    if (!(in->write_flags & FUSE_WRITE_KILL_SUIDGID))
-        return false;
-    /* Where there are no set-id bits there is nothing to clear. */
-    return rules->to_python || fstat(ph_open_file_fd(opened), &status) ||
-           status.st_mode & (S_ISUID | S_ISGID);
+    return rules->read_only ||
+           clears_first(rules, fd, fd, in->write_flags & FUSE_WRITE_KILL_SUIDGID);
 }
 
 int64_t ph_do_write(struct ph_request *request)

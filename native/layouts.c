@@ -98,6 +98,9 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_rules, writeback),
     FIELD(ph_rules, submounts),
     FIELD(ph_rules, to_python),
+    FIELD(ph_rules, keeps_modes),
+    FIELD(ph_rules, no_set_ids),
+    FIELD(ph_rules, kept_capability),
 
     WHOLE(ph_mount_setup),
     FIELD(ph_mount_setup, rules),

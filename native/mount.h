@@ -8,6 +8,7 @@
 #ifndef PORTHOLE_MOUNT_H
 #define PORTHOLE_MOUNT_H
 
+#include <linux/limits.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -24,9 +25,14 @@ struct ph_rules {
     uint32_t open_flags; /* FOPEN_* of files and directories */
     uint32_t opendir_flags;
     uint32_t read_only;
-    uint32_t writeback; /* the guest caches what it writes */
-    uint32_t submounts; /* directories of other volumes are announced as submounts */
-    uint32_t to_python; /* Python serves names, attributes, opening, and what clears set-id bits */
+    uint32_t writeback;   /* the guest caches what it writes */
+    uint32_t submounts;   /* directories of other volumes are announced as submounts */
+    uint32_t to_python;   /* Python serves names, attributes and opening */
+    uint32_t keeps_modes; /* modes are kept beside the host's: Python clears set-id bits */
+    uint32_t no_set_ids;  /* the guest leaves none: Python makes files with them, and clears them */
+    /* The host's attribute with a guest's file capabilities, which Python removes before a write;
+     * empty: the kernel knows them. */
+    char kept_capability[XATTR_NAME_MAX + 1];
 };
 
 struct ph_mount_setup {

@@ -168,7 +168,9 @@ int64_t ph_do_create(struct ph_request *request)
     parent = pin_writable(request);
     if (!parent)
         return PH_PYTHON;
-    made = make_file(request, parent, name, &in);
+    made = ph_node_rules(parent)->no_set_ids && in.mode & (S_ISUID | S_ISGID)
+               ? -1
+               : make_file(request, parent, name, &in);
     result = made >= 0 ? answer_created(request, parent, name, made) : PH_PYTHON;
     ph_node_unpin(request->mount, parent);
     return result;

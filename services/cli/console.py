@@ -37,7 +37,10 @@ def _console(*, stderr: bool) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     fixed = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return BreakingConsole(stderr=stderr, width=fixed, highlight=False, soft_wrap=False)
+    # Rules of extended attributes have ":ok:" in them, which is no picture.
+    return BreakingConsole(
+        stderr=stderr, width=fixed, highlight=False, soft_wrap=False, emoji=False
+    )
 
 
 def out() -> Console:

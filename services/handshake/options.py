@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.pool import SwiotlbPool, parse_token
+from services.handshake.xattr_map import SAFE, XattrMap, parse_xattr_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,13 +27,23 @@ CASE_MODES: Final = ("off", "dir", "force")
 CACHE_MODES: Final = ("none", "auto", "always")
 """Values of `cache=`; virtiofsd has the same."""
 
+OPPOSITES: Final = {"suid": "nosuid", "dev": "nodev"}
+"""What a guest may leave on the host, and the option that forbids it. Both are forbidden unless
+they are given, or the share has `metadata`."""
+
 _DECIMAL: Final = re.compile(r"\d{1,10}", re.ASCII)
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FsOptions:
-    """The options of a virtio-fs device. None: not given."""
+    """The options of a virtio-fs device. None: not given.
+
+    Attributes:
+        suid: Whether the guest may leave set-id bits and file capabilities on the host.
+        dev: Whether it may leave device nodes there.
+        xattr: Which names of extended attributes it may use, and what they are on the host.
+    """
 
     name: str
     vm_id: str
@@ -49,6 +60,9 @@ class FsOptions:
     symlinkroot: str | None = None
     cache: str = "auto"
     writeback: bool = False
+    suid: bool = False
+    dev: bool = False
+    xattr: XattrMap = SAFE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +117,14 @@ def parse_fs_options(text: str) -> FsOptions:
             OPTION_VALUE, or a reason of `parse_token`.
     """
     name, values = _parse(text, _FS_KEYS)
+    for key, opposite in OPPOSITES.items():
+        if key in values and opposite in values:
+            raise InvalidArgumentError(
+                "OPTION_CONFLICT", f"{name!r} is given {key} and {opposite}; give one", option=key
+            )
+        # Where the share keeps modes and device numbers itself, the host's files have none.
+        values[key] = key in values or ("metadata" in values and opposite not in values)
+        values.pop(opposite, None)
     return FsOptions(name=name, **values)  # type: ignore[arg-type]
 
 
@@ -254,6 +276,11 @@ _FS_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "symlinkroot": _path,
     "cache": _cache,
     "writeback": _flag,
+    "suid": _flag,
+    "nosuid": _flag,
+    "dev": _flag,
+    "nodev": _flag,
+    "xattr": parse_xattr_option,
     "swiotlb": _swiotlb,
     "queues": _queues,
     "vm_id": _uuid,

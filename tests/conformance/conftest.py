@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PLACES = ("tmpfs", "disk", "disk without the native fast path")
 ON_DISK = Path("/var/tmp")
 TMPFS_BYTES = 2 << 30
+ALL = "suid;dev;xattr=all"
+"""Options with which a guest may do all that the device host may do."""
 TEST_DEADLINE_S = 300.0
 
 
@@ -71,7 +73,7 @@ def places(shares: MountedShares, plain_shares: MountedShares) -> Iterator[dict[
             for path in (shared, plain):
                 path.mkdir()
                 path.chmod(0o755)
-            mounted = served_by.mount(root.name, shared, "queues=2")
+            mounted = served_by.mount(root.name, shared, f"queues=2;{ALL}")
             made[kind] = Place(kind, shared, mounted, plain)
         yield made
 

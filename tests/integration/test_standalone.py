@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 RAM_BYTES = 64 << 20
 POOL_MIB = 16
+ATTRIBUTES = ("user.a", "trusted.a", "security.a")
 HEAVY = {"grpc", "google", "opentelemetry", "porthole", "pydantic_settings", "rich"}
 
 
@@ -174,6 +176,61 @@ def test_what_libvirt_says_is_understood(run_dir: Path, tmp_path: Path, guest: G
         with guest.share(device.socket_path) as workload:
             assert workload.files("data").read_file("hello") == b"from the host"
         assert device.end()[0] == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("more", "mode", "makes_devices", "attributes"),
+    [
+        ([], 0o4755, True, {"user.a": "user.a"}),
+        (["--options=nosuid;nodev"], 0o755, False, {"user.a": "user.a"}),
+        (["--xattr"], 0o4755, True, {name: name for name in ATTRIBUTES}),
+        (["-o", "no_xattr"], 0o4755, True, {}),
+        (
+            ["--xattr", "--xattrmap=:map::user.virtiofs.:"],
+            0o4755,
+            True,
+            {name: f"user.virtiofs.{name}" for name in ATTRIBUTES},
+        ),
+        (
+            ["-o", "xattrmap=/bad/all/user./user./ /ok/all///", "--options=nodev"],
+            0o4755,
+            False,
+            {"trusted.a": "trusted.a", "security.a": "security.a"},
+        ),
+    ],
+)
+def test_what_a_guest_may_leave_on_the_host(
+    run_dir: Path,
+    shared: Path,
+    guest: Guest,
+    more: list[str],
+    mode: int,
+    *,
+    makes_devices: bool,
+    attributes: dict[str, str],
+) -> None:
+    with running(*fs(run_dir, shared, "--tag=data", *more)) as device:
+        with guest.share(device.socket_path) as workload:
+            share = workload.files("data").operations
+            made = share.mknod(1, b"program", stat.S_IFREG | 0o4755)
+            for name in ATTRIBUTES:
+                with suppress(OSError):
+                    share.setxattr(made.nodeid, name.encode(), b"1")
+            assert {name.decode() for name in share.listxattr(made.nodeid)} == set(attributes)
+            with nullcontext() if makes_devices else pytest.raises(PermissionError):
+                share.mknod(1, b"zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+        device.end()
+    assert stat.S_IMODE((shared / "program").stat().st_mode) == mode
+    assert set(os.listxattr(shared / "program")) == set(attributes.values())
+    assert (shared / "zero").exists() == makes_devices
+
+
+def test_rules_that_are_none_are_refused(run_dir: Path, shared: Path) -> None:
+    with running(*fs(run_dir, shared, "--xattrmap=:ok:all:")) as device:
+        code, log = device.end()
+    assert code == 2
+    assert "--xattrmap: option value ':ok:all:' is not rules" in log
 
 
 @pytest.mark.parametrize("more", [[], ["--tag=data"]])

@@ -22,7 +22,7 @@ from services.handshake.pool import Gpa, SwiotlbPool, format_token
 from services.rpc.channel import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -73,6 +73,22 @@ class MountedShares:
         mount_point = self._directory / f"mount-{tag}"
         mount_point.mkdir()
         self._run(self._mount(tag, directory, options, mount_point))
+        return mount_point
+
+    def mount_aggregate(self, tag: str, shares: Mapping[str, tuple[Path, str]]) -> Path:
+        """Mount directories, each with options of its own, as shares of one device."""
+        mount_point = self._directory / f"mount-{tag}"
+        mount_point.mkdir()
+        self._run(self._mount(tag, None, "", mount_point))
+        for name, (directory, options) in shares.items():
+            child = device_host_pb2.AddChildRequest(
+                vm_id=VM_ID,
+                instance_id=tag,
+                name=name,
+                options=build_options(name, options, None, VM_ID),
+                shared_dir=str(directory),
+            )
+            self._run(self._add_child(child))
         return mount_point
 
     @contextlib.contextmanager
@@ -126,14 +142,24 @@ class MountedShares:
         pool = await self._workload.Stats(machine_pb2.StatsRequest())
         return format_token(SwiotlbPool(Gpa(pool.pool_base), pool.pool_size_bytes))
 
-    async def _mount(self, tag: str, directory: Path, options: str, mount_point: Path) -> None:
+    async def _add_child(self, child: device_host_pb2.AddChildRequest) -> None:
+        await self._host.AddChild(child)
+
+    async def _mount(
+        self, tag: str, directory: Path | None, options: str, mount_point: Path
+    ) -> None:
+        backend = (
+            {"fs": device_host_pb2.FsBackend(shared_dir=str(directory))}
+            if directory
+            else {"aggregate": device_host_pb2.AggregateBackend()}
+        )
         made = await self._host.CreateDevice(
             device_host_pb2.CreateDeviceRequest(
                 vm_id=VM_ID,
                 instance_id=tag,
                 tag=tag,
                 options=build_options(tag, options, self._token, VM_ID),
-                fs=device_host_pb2.FsBackend(shared_dir=str(directory)),
+                **backend,
             )
         )
         await self._machine.AttachDevice(

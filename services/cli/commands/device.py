@@ -25,8 +25,9 @@ from services.cli.sd_notify import notify
 from services.cli.virtiofsd import reading
 from services.cli.virtiofsd.options import Sets
 from services.handshake.errors import InvalidArgumentError, NotFoundError
-from services.handshake.options import CACHE_MODES, MAX_QUEUES
+from services.handshake.options import CACHE_MODES, MAX_QUEUES, OPPOSITES
 from services.handshake.pool import parse_token
+from services.handshake.xattr_map import parse_xattr_map
 
 if TYPE_CHECKING:
     from services.devicehost.memory import Access
@@ -166,7 +167,14 @@ def fs(
     from services.devicehost.devices import FsBackend
     from services.devicehost.standalone import StandaloneDevice
 
-    items = [options, "ro" if readonly else "", f"queues={queues}", *given.share]
+    items = [
+        *_permitted(options),
+        options,
+        "ro" if readonly else "",
+        f"queues={queues}",
+        *given.share,
+        _xattr(settings),
+    ]
     spec = StandaloneDevice(
         FsBackend(str(shared_dir.absolute())),
         DEFAULT_TAG if tag is None else tag,
@@ -279,6 +287,25 @@ def _given(rest: list[str], legacy: list[str], cache: str | None) -> reading.Giv
     except InvalidArgumentError as error:
         raise _wrong(f"{error.message} [{error.reason}]") from None
     return given
+
+
+def _permitted(options: str) -> list[str]:
+    """Return the options for what a guest may leave on the host unless `options` say so.
+
+    It is all that virtiofsd lets it leave there: the guest's root may be the share.
+    """
+    given = set(options.split(";"))
+    return [key for key, opposite in OPPOSITES.items() if not given & {key, opposite}]
+
+
+def _xattr(settings: dict[Sets, str]) -> str:
+    """Return the option of the share for virtiofsd's options of extended attributes."""
+    rules = settings.get(Sets.XATTR_MAP)
+    try:
+        value = settings.get(Sets.XATTR) if rules is None else parse_xattr_map(rules).text()
+    except InvalidArgumentError as error:
+        raise _wrong(f"--xattrmap: {error.message} [{error.reason}]") from None
+    return f"xattr={value}" if value else ""
 
 
 def _access(swiotlb: str | None, memory: Memory) -> Access:

@@ -39,7 +39,8 @@ Without an option the device differs from virtiofsd in this:
 | | virtiofsd | here |
 |---|---|---|
 | sandbox, filter of system calls | namespaces; a filter | none; sandbox the process from outside |
-| extended attributes | off | on |
+| extended attributes | off | `user.*`, and those that ACLs are in: `xattr=safe` |
+| set-id bits, device nodes | of a guest's root | the same, unless `--options='nosuid;nodev'` |
 | locks | 1.14: in the guest; 7.2: the same, unless asked for | those of the host |
 | file systems below the shared directory | 1.14 announces them | announced |
 | capabilities | most are dropped | kept as given |

@@ -35,6 +35,10 @@ class Sets(StrEnum):
     SOURCE = "source"
     SHARE = "share"
     """An option of the share, in the form of `--options`."""
+    XATTR = "xattr"
+    """A value of the share's option of this name."""
+    XATTR_MAP = "xattrmap"
+    """Rules, which count instead."""
     SOCKET_PATH = "socket path"
     LOG_LEVEL = "log level"
     SYSLOG = "syslog"
@@ -88,7 +92,6 @@ _NO_ID_MAP: Final = (
     "ids of users and groups are not mapped in ranges; `--options='uid=N;gid=N'` gives all files "
     "one owner"
 )
-_NO_XATTR_MAP: Final = "names of extended attributes are not mapped"
 _HOST_LOCKS: Final = "locks of guests are always those of the host"
 _NOT_MIGRATED: Final = (
     "the device does not offer to migrate its state, so a front-end refuses to migrate it"
@@ -220,18 +223,28 @@ SECTIONS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
     (
         "What a file is",
         (
-            Row(("--xattr", "-o xattr"), ("-o xattr",), _DONE, "they are always served"),
+            Row(
+                ("--xattr", "-o xattr"),
+                ("-o xattr",),
+                _DONE,
+                "all names reach the host's files: `--options=xattr=all`",
+                Sets.XATTR,
+                "all",
+            ),
             Row(
                 ("-o no_xattr",),
                 ("-o no_xattr",),
-                _REFUSED,
-                "extended attributes are always served",
+                _DONE,
+                "there are none: `--options=xattr=off`",
+                Sets.XATTR,
+                "off",
             ),
             Row(
                 ("--xattrmap=<rules>", "-o xattrmap=<rules>"),
                 ("-o xattrmap=<rules>",),
-                _REFUSED,
-                _NO_XATTR_MAP,
+                _DONE,
+                "the rules decide, with --xattr and without; names without a rule are refused",
+                Sets.XATTR_MAP,
             ),
             Row(
                 ("--posix-acl=never", "-o no_posix_acl"),

@@ -26,6 +26,9 @@ DIRECTORY: Final = 2
 KEEP_ID: Final = 0xFFFF_FFFF
 """Value of `uid` or `gid` in PhRules that shows the file's own."""
 
+XATTR_NAME_MAX: Final = 255
+"""Longest name of an extended attribute (limits.h)."""
+
 _u16, _u32, _u64 = ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 _i32, _i64, _ptr, _bool = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_bool
 _name = ctypes.c_char_p
@@ -128,6 +131,9 @@ class PhRules(ctypes.Structure):
         ("writeback", _u32),
         ("submounts", _u32),
         ("to_python", _u32),
+        ("keeps_modes", _u32),
+        ("no_set_ids", _u32),
+        ("kept_capability", ctypes.c_char * (XATTR_NAME_MAX + 1)),
     )
 
 

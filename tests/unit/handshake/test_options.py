@@ -18,6 +18,7 @@ from services.handshake.options import (
     parse_net_options,
 )
 from services.handshake.pool import Gpa, SwiotlbPool
+from services.handshake.xattr_map import XATTR_WORDS
 
 VM = "11111111-2222-4333-8444-555555555555"
 TOKEN = "swiotlb=0x3c000000,67108864"
@@ -61,7 +62,7 @@ def test_only_the_owner_writes_token_and_vm(extra: str) -> None:
 def test_every_key_of_a_share() -> None:
     text = (
         f"src;ro;metadata;case=dir;uid=1000;gid=0;umask=022;dmask=0777;fmask=7;"
-        f"symlinkroot=/mnt/;cache=always;writeback;{TOKEN};queues=4;vm_id={VM}"
+        f"symlinkroot=/mnt/;cache=always;writeback;suid;dev;xattr=all;{TOKEN};queues=4;vm_id={VM}"
     )
     assert parse_fs_options(text) == FsOptions(
         name="src",
@@ -79,7 +80,32 @@ def test_every_key_of_a_share() -> None:
         symlinkroot="/mnt/",
         cache="always",
         writeback=True,
+        suid=True,
+        dev=True,
+        xattr=XATTR_WORDS["all"],
     )
+
+
+@pytest.mark.parametrize(
+    ("items", "suid", "dev"),
+    [
+        ("", False, False),
+        ("nosuid;nodev;", False, False),
+        ("suid;", True, False),
+        ("dev;nosuid;", False, True),
+        ("metadata;", True, True),
+        ("metadata;nosuid;nodev;", False, False),
+    ],
+)
+def test_what_a_guest_may_leave_on_the_host(items: str, *, suid: bool, dev: bool) -> None:
+    options = parse_fs_options(f"src;{items}vm_id={VM}")
+    assert (options.suid, options.dev) == (suid, dev)
+
+
+def test_rules_for_extended_attributes_may_be_a_value() -> None:
+    given = parse_fs_options(f"src;xattr=:ok:all:user.:user.: /bad/all///;vm_id={VM}").xattr
+    assert given.host_name(b"user.a") == b"user.a"
+    assert given.guest_name(b"trusted.a") is None
 
 
 def test_every_key_of_an_adapter() -> None:
@@ -111,6 +137,11 @@ def test_repeating_the_same_is_harmless() -> None:
     ("items", "reason"),
     [
         ("uid=1;uid=2", "OPTION_CONFLICT"),
+        ("suid;nosuid", "OPTION_CONFLICT"),
+        ("nodev;dev", "OPTION_CONFLICT"),
+        ("nosuid=1", "OPTION_SYNTAX"),
+        ("xattr=none", "OPTION_VALUE"),
+        ("xattr=:ok:all:", "OPTION_VALUE"),
         ("swiotlb=0x1000,4096;swiotlb=0x2000,4096", "OPTION_CONFLICT"),
         ("uid", "OPTION_SYNTAX"),
         ("ro=1", "OPTION_SYNTAX"),
@@ -141,7 +172,7 @@ def test_a_wrong_item(items: str, reason: str) -> None:
 def test_an_unknown_key_lists_the_known_ones() -> None:
     message = refused(f"src;turbo;vm_id={VM}").message
     assert "'turbo'" in message
-    assert "cache, case, dmask, fmask, gid, metadata, queues, ro, swiotlb" in message
+    assert "cache, case, dev, dmask, fmask, gid, metadata, nodev, nosuid, queues, ro" in message
 
 
 @pytest.mark.parametrize("text", ["", ";ro", "ro=1;vm_id=x", "src", "src;ro"])

@@ -98,10 +98,10 @@ def test_the_list_of_1_14_is_that_of_the_program() -> None:
     "asks",
     [
         *("--sandbox=namespace", "--sandbox=chroot", "--seccomp=kill", "--seccomp=trap"),
-        *("--modcaps=-chown", "--modcaps=+sys_admin:-chown", "--xattrmap=:map::user.x.:"),
+        *("--modcaps=-chown", "--modcaps=+sys_admin:-chown"),
         *("--posix-acl", "--posix-acl=always", "--posix-acl=auto"),
         *("--security-label", "--uid-map=:0:1:1:", "--translate-uid=squash-guest:0:1:1"),
-        *("-o sandbox=namespace", "-o sandbox=chroot", "-o no_xattr", "-o modcaps=-chown"),
+        *("-o sandbox=namespace", "-o sandbox=chroot", "-o modcaps=-chown"),
         *("-o posix_acl", "-o no_flock", "-o no_posix_lock", "-o timeout=0"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
@@ -26,6 +27,7 @@ from services.devicehost.devices.fs.mount.native_mount import NativeMount
 from services.devicehost.devices.fs.mount.native_tables import NativeNodeTable, NativeOpenFileTable
 from services.devicehost.devices.fs.mount.nodes import Node, NodeTable
 from services.devicehost.devices.fs.mount.open_files import OpenFile, OpenFileTable
+from services.devicehost.devices.fs.share.privileges import remove_attribute
 from services.devicehost.devices.fs.share.rules import Rules
 from services.handshake.exhaustion import Resource
 from services.wire.fuse import (
@@ -213,16 +215,27 @@ class Mount:
         return credentials.NOTHING
 
     def writing(self, node: Node, kill: int) -> credentials.KillSuidGid | credentials.Nothing:
-        """Have writing to a file clear its set-id bits, if `kill` is not 0.
+        """Have writing to a file clear its set-id bits, if `kill` is not 0 or the share says so.
 
         Raises:
-            OSError: They cannot be cleared.
+            OSError: They, or file capabilities that are kept elsewhere, cannot be cleared.
         """
-        if not kill:
-            return credentials.NOTHING
-        if self.rules.metadata:
+        self.drop_kept_capability(node)
+        if kill and self.rules.metadata:
             self.rules.metadata.drop_set_ids(node)
-        return credentials.KillSuidGid()
+        if kill or self.rules.privileges.must_strip(node):
+            return credentials.KillSuidGid()
+        return credentials.NOTHING
+
+    def drop_kept_capability(self, node: Node) -> None:
+        """Remove file capabilities that are kept under another name: the kernel does not do it.
+
+        Raises:
+            OSError: An error of removexattr(2).
+        """
+        name = self.rules.xattrs.kept_capability
+        if name and node.kind == stat.S_IFREG:
+            remove_attribute(node, name)
 
     def _shown(self, node: Node, status: Statx) -> bytes:
         overrides = self._overrides and self._overrides(node)
@@ -244,6 +257,9 @@ class Mount:
             writeback=self.writeback,
             submounts=self._submounts,
             to_python=self.rules.to_python,
+            keeps_modes=self.rules.metadata is not None,
+            no_set_ids=not self.rules.privileges.given,
+            kept_capability=self.rules.xattrs.kept_capability,
         )
         return NativeMount(
             library,

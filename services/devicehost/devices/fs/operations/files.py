@@ -13,7 +13,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.fs.host_files import syscalls
+from services.devicehost.devices.fs.host_files import credentials, syscalls
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
 from services.devicehost.devices.fs.host_files.errors import refusal
 from services.devicehost.devices.fs.mount.open_files import OpenFile
@@ -63,7 +63,8 @@ def open_regular(mount: Mount, node: Node, flags: int, open_flags: int) -> OpenF
         )
     if mount.rules.read_only and flags & (os.O_ACCMODE | os.O_TRUNC):
         raise refusal(errno.EROFS)
-    with mount.writing(node, open_flags & FUSE_OPEN_KILL_SUIDGID):
+    kill = open_flags & FUSE_OPEN_KILL_SUIDGID
+    with mount.writing(node, kill) if kill or flags & os.O_TRUNC else credentials.NOTHING:
         return OpenFile(node, Descriptor(os.open(node.path, host_flags(mount, flags))))
 
 

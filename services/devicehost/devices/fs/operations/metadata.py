@@ -51,6 +51,9 @@ def setattr_(mount: Mount, request: Request) -> int:
     wanted = SetattrIn(*request.args)
     node = mount.nodes.get(request.nodeid)
     kept = mount.rules.kept(node)
+    privileges = mount.rules.privileges
+    if wanted.valid & (FATTR_UID | FATTR_GID | FATTR_MODE):
+        privileges.require_permits(node)
     if wanted.valid & (FATTR_UID | FATTR_GID) and kept:
         kept.keep_owner(
             node,
@@ -59,12 +62,16 @@ def setattr_(mount: Mount, request: Request) -> int:
         )
     elif wanted.valid & (FATTR_UID | FATTR_GID):
         _set_owner(mount, node, wanted)
+    if wanted.valid & (FATTR_UID | FATTR_GID):
+        mount.drop_kept_capability(node)
     if wanted.valid & FATTR_SIZE:
         _set_size(mount, node, wanted)
     if wanted.valid & FATTR_MODE and kept:
         kept.keep_mode(node, wanted.mode)
     elif wanted.valid & FATTR_MODE:
-        os.chmod(node.path, wanted.mode & 0o7777)  # noqa: PTH101 - bytes, and not a Path's business
+        privileges.strip(node)
+        directory = node.kind == stat.S_IFDIR
+        os.chmod(node.path, privileges.host_mode(wanted.mode, directory=directory))  # noqa: PTH101
     if wanted.valid & (FATTR_ATIME | FATTR_MTIME):
         syscalls.set_times(
             node.path,

@@ -133,7 +133,7 @@ def mkdir(mount: Mount, request: Request) -> int:
 
 
 def mknod(mount: Mount, request: Request) -> int:
-    """MKNOD: make a regular file, FIFO or socket; or a device, if guest and host user are root."""
+    """MKNOD: make a regular file, FIFO or socket; or a device, if the share's options allow it."""
     mode, rdev, _ = request.args
     parent = mount.nodes.get(request.nodeid)
     name = request.name()
@@ -141,6 +141,7 @@ def mknod(mount: Mount, request: Request) -> int:
     kind = stat.S_IFMT(mode) or stat.S_IFREG
     if kind in (stat.S_IFDIR, stat.S_IFLNK):
         raise refusal(errno.EPERM)
+    mount.rules.privileges.require_makes(kind, rdev)
     with mount.creating(request.user):
         host_kind = stat.S_IFREG if mount.rules.metadata else kind
         os.mknod(name, host_kind | _host_mode(mount, mode), rdev, dir_fd=parent.fd)
@@ -241,7 +242,9 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
 def _host_mode(mount: Mount, mode: int, *, directory: bool = False) -> int:
     """Return the permissions of the host's file when a guest makes a file with `mode`."""
     kept = mount.rules.metadata
-    return kept.host_mode(mode, directory=directory) if kept else mode & _PERMISSIONS
+    if kept:
+        return kept.host_mode(mode, directory=directory)
+    return mount.rules.privileges.host_mode(mode, directory=directory)
 
 
 def _keep(

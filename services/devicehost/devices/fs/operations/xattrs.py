@@ -1,14 +1,16 @@
-"""Extended attributes: those of the host's file system, and the one that `case=dir` adds."""
+"""Extended attributes: those of the host's file system, and the one that `case=dir` adds.
+
+Every name passes the rules of the share: what a guest may not use by a name it does not see.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.host_files.errors import refusal
-from services.devicehost.devices.fs.share.lx_metadata import HIDDEN
 from services.devicehost.devices.fs.share.name_case import (
     CASE_XATTR,
     case_sensitive,
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from services.devicehost.devices.fs.operations.request import Request
 
 
+_ACL: Final = b"system.posix_acl_access"
+"""Who else may use a file: a permission like those of its mode."""
+
+
 def setxattr(mount: Mount, request: Request) -> int:
     """SETXATTR: set a value, whose length must be the one that the request names."""
     size, flags = request.args
@@ -29,12 +35,13 @@ def setxattr(mount: Mount, request: Request) -> int:
     name, end, value = request.body.partition(b"\0")
     if not end or len(value) != size:
         raise refusal(errno.EINVAL)
-    if name in HIDDEN:
-        raise refusal(errno.EPERM)
     if _is_case_flag(mount, node, name):
         set_case_sensitive(node, value)
-    else:
-        os.setxattr(node.path, name, value, flags)
+        return 0
+    on_host = mount.rules.xattrs.on_host(name, hidden=errno.EPERM)
+    mount.rules.privileges.require_attribute(on_host)
+    _before_change(mount, node, on_host)
+    os.setxattr(node.path, on_host, value, flags)
     return 0
 
 
@@ -42,33 +49,39 @@ def getxattr(mount: Mount, request: Request) -> int:
     """GETXATTR: return a value, or its length when the guest gives no room."""
     (size,) = request.args
     node = mount.nodes.get(request.nodeid)
-    name = _visible_name(request)
+    (name,) = request.strings(1)
     if _is_case_flag(mount, node, name):
         return _sized(request, size, case_sensitive(node))
-    return _sized(request, size, os.getxattr(node.path, name))
+    return _sized(request, size, os.getxattr(node.path, mount.rules.xattrs.on_host(name)))
 
 
 def listxattr(mount: Mount, request: Request) -> int:
     """LISTXATTR: return the names, or their length when the guest gives no room."""
     (size,) = request.args
     node = mount.nodes.get(request.nodeid)
-    names = map(os.fsencode, os.listxattr(node.path))
-    return _sized(request, size, b"".join(name + b"\0" for name in names if name not in HIDDEN))
+    names = mount.rules.xattrs.shown(node.path)
+    return _sized(request, size, b"".join(name + b"\0" for name in names))
 
 
 def removexattr(mount: Mount, request: Request) -> int:
     """REMOVEXATTR: remove a value."""
     node = mount.nodes.get(request.nodeid)
-    name = _visible_name(request)
-    os.removexattr(node.path, name)
+    (name,) = request.strings(1)
+    on_host = mount.rules.xattrs.on_host(name)
+    _before_change(mount, node, on_host)
+    os.removexattr(node.path, on_host)
     return 0
 
 
-def _visible_name(request: Request) -> bytes:
-    (name,) = request.strings(1)
-    if name in HIDDEN:
-        raise refusal(errno.ENODATA)
-    return name
+def _before_change(mount: Mount, node: Node, on_host: bytes) -> None:
+    """Keep a change of an ACL from giving others what the guest may not hand out.
+
+    Raises:
+        OSError: EPERM; an error of chmod(2) or removexattr(2).
+    """
+    if on_host == _ACL:
+        mount.rules.privileges.require_permits(node)
+        mount.rules.privileges.strip(node)
 
 
 def _is_case_flag(mount: Mount, node: Node, name: bytes) -> bool:

@@ -41,7 +41,7 @@ _MINORS: Final = 1 << 20
 """How many of each FUSE can encode (include/linux/kdev_t.h, new_encode_dev)."""
 
 _DEVICES: Final = (stat.S_IFCHR, stat.S_IFBLK)
-_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
+SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _TYPES: Final = {
     stat.S_IFREG: frozenset(
         {stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
@@ -54,13 +54,15 @@ _TYPES: Final = {
 class LxMetadata:
     """The owners, modes and device numbers that one share keeps."""
 
-    def __init__(self, presentation: Presentation) -> None:
+    def __init__(self, presentation: Presentation, *, set_ids: bool = True) -> None:
         """Keep nothing yet.
 
         Args:
             presentation: How the share shows files for which nothing is kept.
+            set_ids: Whether set-id bits of files are kept, and shown.
         """
         self._presentation: Final = presentation
+        self._file_bits: Final = ~0 if set_ids else ~SET_IDS
 
     @staticmethod
     def keeps(file: HostFile) -> bool:
@@ -82,6 +84,7 @@ class LxMetadata:
                 mode = file.kind | stat.S_IMODE(mode)
             elif kind in _DEVICES:
                 rdev = _read_device(path)
+            mode = self._kept_mode(mode)
         return Overrides(_read_value(path, _UID), _read_value(path, _GID), mode, rdev)
 
     def shown(self, file: HostFile) -> Attr:
@@ -114,7 +117,7 @@ class LxMetadata:
         os.setxattr(path, _GID, _VALUE.pack(gid))
         if stat.S_IFMT(mode) in _DEVICES:
             os.setxattr(path, _DEVICE, _NUMBERS.pack(os.major(rdev), os.minor(rdev)))
-        os.setxattr(path, _MODE, _VALUE.pack(mode))
+        os.setxattr(path, _MODE, _VALUE.pack(self._kept_mode(mode)))
 
     def keep_owner(self, file: HostFile, uid: int | None, gid: int | None) -> None:
         """Keep another owner, group, or both; this clears set-id bits, except of directories.
@@ -135,7 +138,7 @@ class LxMetadata:
             OSError: An error of setxattr(2).
         """
         mode = stat.S_IFMT(self.shown(file).mode) | stat.S_IMODE(permissions)
-        os.setxattr(file.path, _MODE, _VALUE.pack(mode))
+        os.setxattr(file.path, _MODE, _VALUE.pack(self._kept_mode(mode)))
 
     def drop_set_ids(self, file: HostFile) -> None:
         """Clear set-id bits, as chown(2) and write(2) of a plain user do.
@@ -147,9 +150,12 @@ class LxMetadata:
             return
         mode = self.shown(file).mode
         # Without S_IXGRP, S_ISGID stands for mandatory locking.
-        falls = _SET_IDS if mode & stat.S_IXGRP else stat.S_ISUID
+        falls = SET_IDS if mode & stat.S_IXGRP else stat.S_ISUID
         if mode & falls:
             os.setxattr(file.path, _MODE, _VALUE.pack(mode & ~falls))
+
+    def _kept_mode(self, mode: int) -> int:
+        return mode if stat.S_ISDIR(mode) else mode & self._file_bits
 
     def permits(self, file: HostFile, uid: int, gid: int, wanted: int) -> bool:
         """Return whether access(2) grants a user a mask of R_OK, W_OK, X_OK."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 from services.devicehost.devices.fs.share.attributes import Presentation
 from services.devicehost.devices.fs.share.cache import CachePolicy
 from services.devicehost.devices.fs.share.lx_metadata import LxMetadata
+from services.devicehost.devices.fs.share.privileges import Privileges
 from services.devicehost.devices.fs.share.symlink_root import SymlinkRoot
+from services.devicehost.devices.fs.share.xattr_names import XattrNames
 
 if TYPE_CHECKING:
     from services.devicehost.devices.fs.host_files.file import HostFile
@@ -27,6 +29,8 @@ class Rules:
         read_only: Whether every change is refused.
         presentation: How owners and modes are shown.
         cache: What a guest may keep, and for how long.
+        privileges: What may be left on the host that has effect there.
+        xattrs: The names of extended attributes.
         metadata: Keeps the owners and modes that the guest sets; None: the host's file has them.
         links: Shows absolute symlinks; None: the guest sees the host's targets.
         exact_names: Whether an entry is found under its own spelling alone.
@@ -40,7 +44,11 @@ class Rules:
         self.read_only: Final = options.ro
         self.presentation: Final = Presentation(options)
         self.cache: Final = CachePolicy(options)
-        self.metadata: Final = LxMetadata(self.presentation) if options.metadata else None
+        self.privileges: Final = Privileges(options)
+        self.xattrs: Final = XattrNames(options)
+        self.metadata: Final = (
+            LxMetadata(self.presentation, set_ids=options.suid) if options.metadata else None
+        )
         self.links: Final = SymlinkRoot(options.symlinkroot) if options.symlinkroot else None
         self.exact_names: Final = options.case == "force"
         self.case_flags: Final = options.case == "dir"

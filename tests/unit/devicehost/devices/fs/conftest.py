@@ -13,6 +13,7 @@ from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.share import Share
 from services.devicehost.memory.access import MAX_REQUEST_BYTES
 from services.handshake.options import FsOptions
+from services.handshake.xattr_map import XATTR_WORDS
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest
 from tests.unit.devicehost.devices.fs.native_guest import NativeGuest
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 VM_ID = "6f1d7c0e-9d7e-4b8e-8f0a-3a9a5f0d1c2b"
 
 
+_OPEN: dict[str, object] = {"suid": True, "dev": True, "xattr": XATTR_WORDS["all"]}
+"""A share that lets its guest do all that the device host may do."""
 _AMPLE = Limits(nodes=1000, descriptors=1000, handles=100)
 
 
@@ -74,7 +77,7 @@ def make_guest(shared: Path, library: ctypes.CDLL | None) -> MakeGuest:
         **options: object,
     ) -> FuseGuest:
         root = Descriptor(os.open(shared, os.O_PATH | os.O_DIRECTORY))
-        parsed = FsOptions(name="share", vm_id=VM_ID, **options)  # type: ignore[arg-type]
+        parsed = FsOptions(name="share", vm_id=VM_ID, **{**_OPEN, **options})  # type: ignore[arg-type]
         session = FuseSession(Share(root, parsed, limits, library), max_request_bytes)
         guest = NativeGuest(session) if library else FuseGuest(session)
         if mounted:

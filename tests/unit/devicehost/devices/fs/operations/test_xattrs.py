@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.handshake.xattr_map import (
+    XATTR_WORDS,
+    Kind,
+    Scope,
+    XattrMap,
+    XattrRule,
+    parse_xattr_map,
+)
 from services.wire import fuse
 from services.wire.fuse import Opcode
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseError, FuseGuest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.unit.devicehost.devices.fs.conftest import MakeGuest
 
 
 def number_of(error: pytest.ExceptionInfo[FuseError]) -> str:
@@ -93,3 +103,80 @@ def test_a_value_that_just_fits_is_returned(guest: FuseGuest) -> None:
     with pytest.raises(FuseError) as error:
         guest.call(Opcode.LISTXATTR, 1, fuse.GETXATTR_IN.pack(names - 1))
     assert number_of(error) == "ERANGE"
+
+
+def listed(guest: FuseGuest, node: int, size: int = 4096) -> list[bytes]:
+    return guest.call(Opcode.LISTXATTR, node, fuse.GETXATTR_IN.pack(size)).split(b"\0")[:-1]
+
+
+def test_what_a_guest_may_not_use_it_does_not_see(make_guest: MakeGuest, shared: Path) -> None:
+    (shared / "f").touch()
+    for name in ("trusted.a", "security.b", "user.c"):
+        os.setxattr(shared / "f", name, b"1")
+    guest = make_guest(xattr=XATTR_WORDS["safe"])
+    node = guest.lookup(b"f").nodeid
+    assert listed(guest, node) == [b"user.c"]
+    for attempt in (
+        lambda: get_value(guest, node, b"trusted.a", 3),
+        lambda: set_value(guest, node, b"trusted.a", b""),
+        lambda: guest.call(Opcode.REMOVEXATTR, node, b"security.b\0"),
+    ):
+        with pytest.raises(FuseError) as error:
+            attempt()
+        assert number_of(error) == errno.errorcode[errno.EOPNOTSUPP]
+    assert set(os.listxattr(shared / "f")) == {"trusted.a", "security.b", "user.c"}
+
+
+def test_a_list_has_the_length_of_the_guests_names(make_guest: MakeGuest, shared: Path) -> None:
+    rules = ":prefix:all:trusted.:user.x.: :bad:server::trusted.: :ok:all:::"
+    guest = make_guest(xattr=parse_xattr_map(rules))
+    (shared / "f").touch()
+    os.setxattr(shared / "f", "trusted.hosts", b"1")
+    node = guest.lookup(b"f").nodeid
+    set_value(guest, node, b"trusted.a", b"1")
+    assert set(os.listxattr(shared / "f")) == {"user.x.trusted.a", "trusted.hosts"}
+    assert get_value(guest, node, b"trusted.a", 1) == b"1"
+    size = len(b"trusted.a\0")
+    asked = guest.call(Opcode.LISTXATTR, node, fuse.GETXATTR_IN.pack(0))
+    assert fuse.GETXATTR_OUT.unpack(asked) == (size,)
+    assert listed(guest, node, size) == [b"trusted.a"]
+    with pytest.raises(FuseError) as error:
+        listed(guest, node, size - 1)
+    assert number_of(error) == "ERANGE"
+    guest.call(Opcode.REMOVEXATTR, node, b"trusted.a\0")
+    assert os.listxattr(shared / "f") == ["trusted.hosts"]
+
+
+@pytest.mark.parametrize("name", [b"x.$LXUID", b"x.$lxuid"])
+@pytest.mark.parametrize("metadata", [False, True])
+def test_no_rule_leads_to_what_metadata_keeps(
+    make_guest: MakeGuest, shared: Path, name: bytes, *, metadata: bool
+) -> None:
+    """A rule that makes `user.$LXUID` of a guest's name lets no guest choose an owner."""
+    stripped = name.removeprefix(b"x.")
+    rules = XattrMap((XattrRule(Kind.PREFIX, Scope.ALL, b"", b"user."),))
+    guest = make_guest(metadata=metadata, xattr=rules)
+    node = guest.create(b"f")[0].nodeid
+    before = set(os.listxattr(shared / "f"))
+    for attempt, expected in (
+        (lambda: set_value(guest, node, stripped, bytes(4)), "EPERM"),
+        (lambda: get_value(guest, node, stripped, 4), "ENODATA"),
+        (lambda: guest.call(Opcode.REMOVEXATTR, node, stripped + b"\0"), "ENODATA"),
+    ):
+        with pytest.raises(FuseError) as error:
+            attempt()
+        assert number_of(error) == expected
+    assert listed(guest, node) == []
+    assert set(os.listxattr(shared / "f")) == before
+
+
+def test_a_prefix_that_makes_names_too_long(make_guest: MakeGuest, shared: Path) -> None:
+    rules = XattrMap((XattrRule(Kind.PREFIX, Scope.ALL, b"", b"user." + b"x" * 245),))
+    guest = make_guest(xattr=rules)
+    node, handle = guest.create(b"f")
+    with pytest.raises(FuseError) as error:
+        set_value(guest, node.nodeid, b"security.capability", b"1")
+    assert number_of(error) == "ERANGE"
+    guest.write(handle, b"data")
+    set_value(guest, node.nodeid, b"a", b"1")
+    assert listed(guest, node.nodeid) == [b"a"]
