@@ -12,6 +12,7 @@ from hypothesis.internal.conjecture import engine
 from hypothesis.stateful import run_state_machine_as_test
 
 from services.devicehost import fastpath
+from tests.conformance.conftest import ALL
 from tests.conformance.driver_tree import DriverTree
 from tests.conformance.effort import SCALE, SEED
 from tests.conformance.host_tree import HostTree
@@ -73,7 +74,7 @@ def test_through_the_driver(
         monkeypatch.setattr(fastpath, "library", None)
     (tmp_path / "shared").mkdir()
     rig = Rig(run_dir)
-    rig.share("data", tmp_path / "shared")
+    rig.share("data", tmp_path / "shared", ALL)
     files = rig.workload.files("data")
 
     def trees() -> tuple[Tree, HostTree]:
