@@ -20,6 +20,8 @@ RAM_MIB = 512
 LOW_RAM_MIB = 256
 """Below 4 GiB. The rest lies above: only such a guest's kernel logs where its bounce pool is."""
 RAM_NAME = "memory-backend-memfd"
+KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 no_timer_check"
+"""On a busy host an emulated timer may miss the kernel's check of it, which is then a panic."""
 
 
 class QemuGuest(LinuxGuest):
@@ -45,7 +47,7 @@ class QemuGuest(LinuxGuest):
                     *("-machine", f"q35,memory-backend=mem,max-ram-below-4g={LOW_RAM_MIB}M"),
                     *("-object", f"memory-backend-memfd,id=mem,size={RAM_MIB}M,share=on"),
                     *("-kernel", kernel(), "-initrd", initramfs(run_dir, programs)),
-                    *("-append", f"console=ttyS0 panic=-1 {kernel_arguments}"),
+                    *("-append", f"{KERNEL_ARGUMENTS} {kernel_arguments}"),
                     *("-serial", f"file:{self.console}"),
                     *("-chardev", f"socket,id=shell,fd={shell.fileno()}"),
                     *("-serial", "chardev:shell"),
