@@ -329,6 +329,7 @@ def _to_proto(info: DeviceInfo) -> device_host_pb2.Device:
         counters=device_pb2.DeviceCounters(**dataclasses.asdict(info.counters)),
         options=info.options,
         children=info.children,
+        guest_descriptors=info.guest_descriptors,
     )
 
 

@@ -178,7 +178,7 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
     try:
         if isinstance(spec.backend, FsBackend):
             _LOG.info("the native fast path is %s", fastpath.status)
-        how = spec.access
+        how = entry.access
         _LOG.log(how.log_level, "guest memory, once attached: %s%s", how, how.warning)
         ready()
         _LOG.info("ending: %s", ending.wait())
@@ -203,6 +203,7 @@ def _start(
             end(why)
 
     options = _parse(spec)
+    access = spec.access.with_rings(options.rings)
     entry = HostedDevice(
         Identity(
             vm_id=VM_ID,
@@ -212,7 +213,7 @@ def _start(
             options=spec.options,
             socket_path=sock.path,
         ),
-        spec.access,
+        access,
         is_known=lambda: True,
         emit=lambda _: None,
         on_change=changed,

@@ -47,6 +47,13 @@ def observe(host: DeviceHost) -> None:
         unit="{slot}",
         description="2 KiB slots of the device's pool; 0 without a pool",
     )
+    meter.create_observable_gauge(
+        "porthole.device.guest_descriptors",
+        callbacks=[lambda _: _guest_descriptors(host)],
+        unit="{descriptor}",
+        description="descriptors of guest memory that the device holds; 0 when it is confined to "
+        "its pool and its rings are placed",
+    )
     for name, what in (("used", "amount in use"), ("total", "most that may be in use")):
         meter.create_observable_gauge(
             f"porthole.device.bound_{name}",
@@ -103,6 +110,10 @@ def _pool_slots(host: DeviceHost) -> Iterable[Observation]:
         Observation(device.pool.size_bytes // SLOT_BYTES if device.pool else 0, _names(device))
         for device in _devices(host)
     ]
+
+
+def _guest_descriptors(host: DeviceHost) -> Iterable[Observation]:
+    return [Observation(device.guest_descriptors, _names(device)) for device in _devices(host)]
 
 
 def _names(device: DeviceInfo) -> dict[str, str]:

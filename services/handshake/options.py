@@ -31,6 +31,11 @@ OPPOSITES: Final = {"suid": "nosuid", "dev": "nodev"}
 """What a guest may leave on the host, and the option that forbids it. Both are forbidden unless
 they are given, or the share has `metadata`."""
 
+RINGS_ANYWHERE: Final = "anywhere"
+RINGS_INSIDE: Final = "inside"
+RINGS_MODES: Final = (RINGS_ANYWHERE, RINGS_INSIDE)
+"""Values of `rings=`: where a guest may have the rings of a device that is confined to a pool."""
+
 _DECIMAL: Final = re.compile(r"\d{1,10}", re.ASCII)
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
@@ -48,6 +53,7 @@ class FsOptions:
     name: str
     vm_id: str
     swiotlb: SwiotlbPool | None = None
+    rings: str = RINGS_ANYWHERE
     queues: int = 1
     ro: bool = False
     metadata: bool = False
@@ -72,6 +78,7 @@ class NetOptions:
     name: str
     vm_id: str
     swiotlb: SwiotlbPool | None = None
+    rings: str = RINGS_ANYWHERE
     client_ip: str | None = None
     client_ip_ipv6: str | None = None
     client_mac: bytes | None = None
@@ -221,6 +228,10 @@ def _cache(value: str) -> str:
     return _one_of(CACHE_MODES, value)
 
 
+def _rings(value: str) -> str:
+    return _one_of(RINGS_MODES, value)
+
+
 def _one_of(values: tuple[str, ...], value: str) -> str:
     if value in values:
         return value
@@ -282,6 +293,7 @@ _FS_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "nodev": _flag,
     "xattr": parse_xattr_option,
     "swiotlb": _swiotlb,
+    "rings": _rings,
     "queues": _queues,
     "vm_id": _uuid,
 }
@@ -291,5 +303,6 @@ _NET_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "client_mac": _mac,
     "gateway_ip": _gateway,
     "swiotlb": _swiotlb,
+    "rings": _rings,
     "vm_id": _uuid,
 }

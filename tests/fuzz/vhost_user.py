@@ -84,6 +84,8 @@ class _Watcher:
 
     def kept_out(self, error: object) -> None: ...
 
+    def descriptors_closed(self, count: int, why: str) -> None: ...
+
     def disconnected(self, kept_out: object) -> None: ...
 
 
@@ -171,10 +173,12 @@ class Conversation:
             assert reply.size == len(answer) - wire.HEADER_BYTES
 
     def _act_as_guest(self) -> None:
-        """Write something into memory, and kick."""
+        """Write something into memory, kick, and let the front-end be silent."""
         place = POOL.base + self._reader.number(2) % (4 * 4096)
         self._ram.write(place, self._reader.bytes(1 + self._reader.number(1) % 32))
         os.eventfd_write(self._kick_fd, 1)
+        if self._backend.look_interval_ms() is not None:
+            self._backend.look()
 
     def _payload(self, request: int) -> tuple[bytes, int]:
         """Return a payload that fits the request, and the number of its descriptors."""

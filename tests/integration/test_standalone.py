@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost import fastpath
-from services.handshake import events
+from services.handshake import events as handshake_events
+from services.handshake.errors import FailedPreconditionError
 from services.handshake.pool import Gpa, SwiotlbPool, format_token
 from services.simguest.guest import KINDS
 from services.simguest.kernel import Kernel, ordinary_ranges, reserve_pool
@@ -26,10 +27,15 @@ from services.simguest.memory.ram import GuestRam
 from services.simguest.virtio.device import DeviceMemory, VirtioDevice
 from services.simguest.workload.workload import Workload
 from services.wire import vhost_user as wire
-from tests.support.front_end import RawFrontEnd
+from services.wire.fuse import INIT_IN, Opcode
+from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import USER_BASE, GuestRing
 from tests.support.guest_ring import GuestRam as RingRam
+from tests.support.memory_files import MemoryFiles
 from tests.support.standalone import DEADLINE_S, fs, running
+from tests.unit.devicehost.vhost_user.conftest import POOL, eventually
+from tests.unit.devicehost.vhost_user.test_held_descriptors import Guest as PooledGuest
+from tests.unit.devicehost.vhost_user.test_held_descriptors import ask, fuse_request, pages_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,9 +58,13 @@ class Guest:
         direct = DirectDma(self.ram, PageAllocator(ordinary_ranges(self.ram.regions, pool)))
         self._memory = DeviceMemory(self.ram, BouncePool(self.ram, pool), direct)
 
+    def put_rings_into_the_pool(self) -> None:
+        bounce = self._memory.buffers
+        self._memory = DeviceMemory(self.ram, bounce, bounce)
+
     @contextmanager
     def share(self, socket_path: Path) -> Iterator[Workload]:
-        device = VirtioDevice("data", socket_path, KINDS[events.FS], self._memory)
+        device = VirtioDevice("data", socket_path, KINDS[handshake_events.FS], self._memory)
         workload = Workload()
         try:
             workload.attach_share("data", device)
@@ -275,6 +285,66 @@ def test_a_listening_socket_can_be_handed_in(run_dir: Path, shared: Path, guest:
     assert path.exists(), "whoever made the socket removes it"
 
 
+@pytest.mark.parametrize("native", ["1", "0"], ids=["native", "Python"])
+def test_a_device_with_more_queues_than_its_guest_uses_gives_guest_memory_up(
+    run_dir: Path, shared: Path, native: str
+) -> None:
+    guest = PooledGuest()
+    token = format_token(POOL)
+    env = {fastpath.SWITCH: native}
+    try:
+        with running(*fs(run_dir, shared, f"--{token}", "--queues=4"), env=env) as device:
+            files = MemoryFiles(guest.rams, device.process.pid)
+            with (
+                RawFrontEnd(device.socket_path) as front,
+                RingEvents() as unused,
+                RingEvents() as events,
+            ):
+                front.negotiate()
+                assert front.attach(*guest.rams) == 0
+                rings = [guest.ring(0), guest.ring(1)]
+                front.start(0, rings[0], unused)
+                front.start(1, rings[1], events)
+                assert files.descriptors() == 6
+                init = fuse_request(Opcode.INIT, 0, INIT_IN.pack(7, 36, 0, 0, 0))
+                assert ask(guest, rings[1], events, init)
+                assert eventually(lambda: files.descriptors() == 0)
+                assert files.mapped() == sorted([(POOL.base, POOL.size_bytes), *pages_of(*rings)])
+            code, log = device.end()
+    finally:
+        guest.close()
+    assert code == 0, log
+    assert "descriptors of guest memory: 6 closed, since the guest makes requests; 0 held" in log
+
+
+def test_with_rings_inside_a_guest_is_served_by_its_pool_alone(
+    run_dir: Path, shared: Path, guest: Guest
+) -> None:
+    guest.put_rings_into_the_pool()
+    flags = [f"--{format_token(guest.pool)}", "--rings=inside", "--queues=3", "--tag=data"]
+    with running(*fs(run_dir, shared, *flags)) as device:
+        with guest.share(device.socket_path) as workload:
+            assert workload.files("data").read_file("hello") == b"from the host"
+            assert device.mapped_bytes() == guest.pool.size_bytes
+        code, log = device.end()
+    assert code == 0, log
+    assert "descriptors of guest memory: 1 closed, since rings are inside the pool; 0 held" in log
+
+
+def test_with_rings_inside_a_guest_that_has_them_elsewhere_is_refused(
+    run_dir: Path, shared: Path, guest: Guest
+) -> None:
+    flags = [f"--{format_token(guest.pool)}", "--rings=inside", "--tag=data"]
+    with running(*fs(run_dir, shared, *flags)) as device:
+        with pytest.raises(FailedPreconditionError), guest.share(device.socket_path):
+            pass
+        code, log = device.end()
+    assert code == 3, log
+    assert "with rings=inside the device maps its pool alone" in log
+    assert "RING_OUTSIDE_APERTURE" in log
+    assert "[RINGS_NEVER_SERVED]" in log.splitlines()[-1]
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("place", ["pool", "ring"])
 def test_a_device_whose_rings_never_ran_says_so(
@@ -375,6 +445,20 @@ def test_a_tap_is_served(run_dir: Path) -> None:
         (["fs", "-o", "source=/,cache=some", "--socket-path=S"], 2, "OPTION_VALUE"),
         (["fs", "--shared-dir=/", "--socket-path=S", "--swiotlb=0x1000"], 2, "--swiotlb"),
         (["fs", "--shared-dir=/", "--socket-path=S", "--swiotlb=0x1,4096"], 2, "--swiotlb"),
+        (["fs", "--shared-dir=/", "--socket-path=S", "--rings=inside"], 2, "RINGS_WITHOUT_POOL"),
+        (
+            ["fs", "--shared-dir=/", "--socket-path=S", "--options=rings=inside"],
+            2,
+            "RINGS_WITHOUT_POOL",
+        ),
+        (
+            [
+                *("fs", "--shared-dir=/", "--socket-path=S", "--rings=inside"),
+                *("--swiotlb=0x1000,4096", "--options=rings=anywhere"),
+            ],
+            2,
+            "OPTION_CONFLICT",
+        ),
         (["fs", "--shared-dir=/", f"--socket-path=/tmp/{'x' * 110}"], 2, "SOCKET_PATH"),
         (["fs", "--shared-dir=/", "--socket-path=/dev/null"], 2, "is no socket"),
         (["fs", "--shared-dir=/", "--fd=0"], 2, "SOCKET_FD"),

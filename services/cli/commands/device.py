@@ -25,7 +25,13 @@ from services.cli.sd_notify import notify
 from services.cli.virtiofsd import reading
 from services.cli.virtiofsd.options import Sets
 from services.handshake.errors import InvalidArgumentError, NotFoundError
-from services.handshake.options import CACHE_MODES, MAX_QUEUES, OPPOSITES
+from services.handshake.options import (
+    CACHE_MODES,
+    MAX_QUEUES,
+    OPPOSITES,
+    RINGS_ANYWHERE,
+    RINGS_INSIDE,
+)
 from services.handshake.pool import parse_token
 from services.handshake.xattr_map import parse_xattr_map
 
@@ -46,6 +52,13 @@ class Memory(StrEnum):
 
     WHOLE = "whole"
     WINDOWS = "windows"
+
+
+class Rings(StrEnum):
+    """Where a guest may have the rings of a device with a token: RINGS_MODES."""
+
+    ANYWHERE = RINGS_ANYWHERE
+    INSIDE = RINGS_INSIDE
 
 
 CAPABILITIES: Final = {
@@ -86,6 +99,13 @@ MemoryKind = Annotated[
     typer.Option(
         "--memory",
         help="Without --swiotlb: map all of guest memory at once, or windows of it on demand.",
+    ),
+]
+RingsKind = Annotated[
+    Rings,
+    typer.Option(
+        "--rings",
+        help="With --swiotlb: inside maps nothing but the pool, for guests with their rings there.",
     ),
 ]
 Persistent = Annotated[
@@ -145,6 +165,7 @@ def fs(
     ] = None,
     swiotlb: Swiotlb = None,
     memory: MemoryKind = Memory.WHOLE,
+    rings: RingsKind = Rings.ANYWHERE,
     persistent: Persistent = False,
     log_level: Level = LogLevel.INFO,
     print_capabilities: Capabilities = False,
@@ -172,6 +193,7 @@ def fs(
         options,
         "ro" if readonly else "",
         f"queues={queues}",
+        *_placing(rings),
         *given.share,
         _xattr(settings),
     ]
@@ -210,6 +232,7 @@ def net(
     ] = None,
     swiotlb: Swiotlb = None,
     memory: MemoryKind = Memory.WHOLE,
+    rings: RingsKind = Rings.ANYWHERE,
     persistent: Persistent = False,
     log_level: Level = LogLevel.INFO,
     print_capabilities: Capabilities = False,
@@ -227,7 +250,7 @@ def net(
         NetBackend(tap),
         tap,
         _access(swiotlb, memory),
-        f"client_mac={mac}" if mac else "",
+        ";".join([*([f"client_mac={mac}"] if mac else []), *_placing(rings)]),
         persistent=persistent,
         offers_config=mac is not None,
     )
@@ -317,6 +340,11 @@ def _access(swiotlb: str | None, memory: Memory) -> Access:
         return Aperture(parse_token(f"swiotlb={swiotlb}"))
     except InvalidArgumentError as error:
         raise _wrong(f"--swiotlb: {error.message}") from None
+
+
+def _placing(rings: Rings) -> list[str]:
+    """Return the option of the device; the default leaves it to --options."""
+    return [f"rings={rings}"] if rings is not Rings.ANYWHERE else []
 
 
 def _group_id(name: str | None) -> int | None:

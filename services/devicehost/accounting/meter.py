@@ -38,11 +38,14 @@ class DeviceMeter:
         bounds: The bounded resources of the device.
         counting: Gives the counters to a `with` statement, from any thread. The body adds to them
             and does nothing else: the lock is held meanwhile.
+        guest_descriptors: Descriptors of guest memory that are open now: the one gauge, which the
+            front-end thread alone writes.
     """
 
     def __init__(self) -> None:
         self.bounds: Final = Bounds()
         self.counting: Final = _Counting(Counters())
+        self.guest_descriptors = 0
         self._queues: dict[int, QueueCounters] = {}
 
     def queue(self, index: int) -> QueueCounters:

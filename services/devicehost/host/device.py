@@ -59,6 +59,7 @@ class DeviceInfo:
         socket_path: Of its vhost-user socket.
         counters: Its counters.
         bounds: The use of its bounded resources.
+        guest_descriptors: Descriptors of guest memory that it holds now.
         children: Names of the shares of an aggregate.
     """
 
@@ -72,6 +73,7 @@ class DeviceInfo:
     socket_path: Path
     counters: Counters
     bounds: tuple[Usage, ...] = ()
+    guest_descriptors: int = 0
     children: tuple[str, ...] = ()
 
 
@@ -136,6 +138,7 @@ class HostedDevice:
         self._has_answered = False
         self._is_explained = False
         self._first_failure: PortholeError | None = None
+        self._descriptor_throttle = Throttle()
         self._device: VirtioDevice | None = None
         self._listener: Listener | None = None
 
@@ -158,6 +161,7 @@ class HostedDevice:
             me.socket_path,
             self.meter.snapshot(),
             self.meter.bounds.usage(),
+            self.meter.guest_descriptors,
             device.children if isinstance(device, FsDevice) else (),
         )
 
@@ -307,6 +311,18 @@ class HostedDevice:
         self._warn(what, error.reason, why)
         if self.state is not DeviceState.SHUTTING_DOWN:
             self._on_change(self.info(), what + why)
+
+    def descriptors_closed(self, count: int, why: str) -> None:
+        """Log that descriptors of guest memory were closed, at most once a second."""
+        held_back = self._descriptor_throttle.admit()
+        if held_back is not None:
+            me = self.identity
+            _LOG.info(
+                "device %s (%s %r of VM %s): descriptors of guest memory: %d closed, since %s; "
+                "%d held [%d more like it not logged]",
+                *(me.instance_id, me.device_class, me.tag, me.vm_id),
+                *(count, why, self.meter.guest_descriptors, held_back),
+            )
 
     def disconnected(self, kept_out: PortholeError | None) -> None:
         """Report that the front-end has gone, and if no request was ever served, why."""

@@ -17,6 +17,7 @@ OUTSIDE: Final = "ADDRESS_OUT_OF_BOUNDS"
 """Reason of a ring or a buffer that the device does not reach."""
 
 _NO_SUCH_POOL: Final = "POOL_NOT_IN_GUEST_MEMORY"
+_RING_OUTSIDE: Final = "RING_OUTSIDE_APERTURE"
 
 _OTHER_MEMORY: Final = (
     "Likely causes: the token is that of another VM, or of another start of this one; or the "
@@ -26,6 +27,11 @@ _OTHER_POOL: Final = (
     "Likely causes: the token is that of another pool; or the guest has no pool for this device "
     "(no swiotlb=force on its command line, or no memory-region of the device in its device tree); "
     "or the front-end has the device with iommu_platform=off"
+)
+_OTHER_RINGS: Final = (
+    "Likely causes: the guest keeps its rings outside its pool, as kernels without a restricted "
+    "DMA pool do (then leave rings=inside out); or the token is that of another pool; or the "
+    "front-end has the device with iommu_platform=off"
 )
 _NOT_SHARED: Final = (
     "Likely cause: the front-end does not share all of the guest's memory (share=on)"
@@ -44,7 +50,7 @@ _REMEDY: Final = "mend the cause, and start the guest and the device again"
 
 def is_misplaced(error: PortholeError) -> bool:
     """Return whether an error says that guest memory lies where the device does not reach it."""
-    return error.reason in (OUTSIDE, _NO_SUCH_POOL)
+    return error.reason in (OUTSIDE, _NO_SUCH_POOL, _RING_OUTSIDE)
 
 
 def refused(error: PortholeError, *, has_pool: bool) -> str:
@@ -66,4 +72,6 @@ def failed(error: PortholeError, device_class: str, *, has_pool: bool) -> str:
 def _causes(error: PortholeError, *, has_pool: bool) -> str:
     if error.reason == _NO_SUCH_POOL:
         return _OTHER_MEMORY
+    if error.reason == _RING_OUTSIDE:
+        return _OTHER_RINGS
     return _OTHER_POOL if has_pool else _NOT_SHARED

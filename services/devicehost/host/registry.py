@@ -165,7 +165,7 @@ class DeviceHost:
             options=spec.options,
             socket_path=self._socket_dir / f"{spec.instance_id}.sock",
         )
-        entry = self._register(identity, options.swiotlb, emit)
+        entry = self._register(identity, options, emit)
         try:
             entry.start(partial(self._make, options, backend))
         except BaseException:
@@ -286,9 +286,10 @@ class DeviceHost:
             thread.join()
 
     def _register(
-        self, me: Identity, pool: SwiotlbPool | None, emit: Callable[[events.Event], None]
+        self, me: Identity, options: DeviceOptions, emit: Callable[[events.Event], None]
     ) -> HostedDevice:
         """Make the entry of a device, unless its VM must not have it."""
+        pool = options.swiotlb
         with self._lock:
             if self._closing:
                 raise FailedPreconditionError(
@@ -314,7 +315,7 @@ class DeviceHost:
                 )
             entry = HostedDevice(
                 me,
-                confined(pool, vm.quota),
+                confined(pool, vm.quota).with_rings(options.rings),
                 is_known=lambda: self._knows(me.vm_id, me.instance_id),
                 emit=emit,
                 on_change=self._on_change,

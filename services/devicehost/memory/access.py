@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
 from services.devicehost.memory.aperture import ApertureMemory
 from services.devicehost.memory.whole import WholeMemory
 from services.devicehost.memory.windows import WindowMemory, WindowQuota
 from services.handshake import events
+from services.handshake.errors import InvalidArgumentError
+from services.handshake.options import RINGS_INSIDE
 from services.handshake.pool import MAX_MAPPING_BYTES, SwiotlbPool
 
 if TYPE_CHECKING:
@@ -39,12 +41,14 @@ class Access(ABC):
         max_request_bytes: Most bytes of data that the guest can map for one request, for any
             device class.
         log_level: Severity of this choice, of the logging module.
+        rings_inside: Whether rings have to be in the pool, so that nothing else is ever mapped.
         warning: The end of a log line about a device that is not confined; otherwise empty.
     """
 
     __slots__ = ()
 
     pool: SwiotlbPool | None = None
+    rings_inside: bool = False
     keeps_descriptors: ClassVar[bool]
     max_request_bytes: ClassVar[int]
     log_level: ClassVar[int] = logging.INFO
@@ -63,10 +67,27 @@ class Access(ABC):
             FailedPreconditionError: POOL_NOT_IN_GUEST_MEMORY or REGION_CLOSED.
         """
 
-    def trim(self, table: RegionTable) -> None:
-        """Close the descriptors that are not needed any more, now that all rings are placed."""
-        if not self.keeps_descriptors:
-            table.close_fds()
+    def trim(self, table: RegionTable) -> int:
+        """Close the descriptors that are not needed any more, now that all rings are placed.
+
+        Returns:
+            How many were closed.
+        """
+        return 0 if self.keeps_descriptors else table.close_fds()
+
+    def with_rings(self, where: str) -> Access:
+        """Return this access with the value of the option `rings`, one of RINGS_MODES.
+
+        Raises:
+            InvalidArgumentError: RINGS_WITHOUT_POOL.
+        """
+        if where != RINGS_INSIDE:
+            return self
+        raise InvalidArgumentError(
+            "RINGS_WITHOUT_POOL",
+            f"rings={RINGS_INSIDE} keeps the rings in the guest's bounce pool, and the device has "
+            "no pool; give it the token of one (swiotlb=0x<base>,<size>), or leave the option out",
+        )
 
     @abstractmethod
     def attached_event(
@@ -84,18 +105,24 @@ class Access(ABC):
 class Aperture(Access):
     """A mapping of exactly the pool, made once.
 
-    When all rings are placed, every page that the device may ever touch is mapped. Its descriptors
-    of guest memory are closed then, so it cannot map any other.
+    When the rings are placed, every page that the device may ever touch is mapped. Its descriptors
+    of guest memory are closed then, so it cannot map any other. With `rings_inside` they are closed
+    as soon as the pool is mapped.
     """
 
     pool: SwiotlbPool
+    rings_inside: bool = False
 
     keeps_descriptors = False
     max_request_bytes = MAX_MAPPING_BYTES
 
     def attach(self, table: RegionTable, meter: DeviceMeter) -> GuestMemory:
         """Map the pool; see ApertureMemory."""
-        return ApertureMemory(table, self.pool, meter)
+        return ApertureMemory(table, self.pool, meter, rings_inside=self.rings_inside)
+
+    def with_rings(self, where: str) -> Aperture:
+        """See Access."""
+        return replace(self, rings_inside=where == RINGS_INSIDE)
 
     def attached_event(
         self, vm_id: str, instance_id: str, device_class: str, tag: str
@@ -104,7 +131,8 @@ class Aperture(Access):
         return events.aperture_created(vm_id, instance_id, device_class, tag, self.pool)
 
     def __str__(self) -> str:
-        return f"only {self.pool} is mapped"
+        rings = ", and no ring outside it" if self.rings_inside else ""
+        return f"only {self.pool} is mapped{rings}"
 
 
 @final

@@ -26,8 +26,21 @@ class ApertureMemory(LinearMemory):
 
     is_pool = True
 
-    def __init__(self, table: RegionTable, pool: SwiotlbPool, meter: DeviceMeter) -> None:
+    def __init__(
+        self,
+        table: RegionTable,
+        pool: SwiotlbPool,
+        meter: DeviceMeter,
+        *,
+        rings_inside: bool = False,
+    ) -> None:
         """Map exactly [base, base + size) of the pool.
+
+        Args:
+            table: The regions that the front-end shares.
+            pool: The part to map.
+            meter: Of the device.
+            rings_inside: Whether rings have to be in the pool; for the error of one that is not.
 
         Raises:
             FailedPreconditionError: POOL_NOT_IN_GUEST_MEMORY: no single region covers the pool.
@@ -45,6 +58,11 @@ class ApertureMemory(LinearMemory):
             )
         start = region.file_offset + pool.base - region.gpa
         super().__init__(table, meter)
+        if rings_inside:
+            self.rings_remedy = (
+                "with rings=inside the device maps its pool alone; have the guest put its rings "
+                "there, or leave the option out"
+            )
         mapping = Mapping(region.fd, start, pool.size_bytes, self.loss, region.page_bytes)
         self._take([(pool.base, mapping)])
         self._pool = pool

@@ -118,9 +118,14 @@ class GuestMemory(ABC):
         is_pool: Whether buffers can be in a bounce pool only, whose slots are counted.
         loss: Whether pages of it were lost while they were mapped; then they are zeros here, and
             whoever serves the device has to end that.
+        rings_remedy: What helps when a ring is in memory whose descriptor is closed.
     """
 
     is_pool = False
+    rings_remedy = (
+        "descriptors of guest memory are closed when all rings are placed, or requests come; put "
+        "the rings into the pool, or send the table anew before they are placed elsewhere"
+    )
 
     def __init__(self, table: RegionTable, meter: DeviceMeter) -> None:
         self.loss = Loss()
@@ -166,18 +171,14 @@ class GuestMemory(ABC):
         Rings are not counted in the quota on windows: their number is bounded by the queues.
 
         Raises:
-            TranslationError: No region holds the range, or its descriptor is closed already.
+            TranslationError: No region holds the range.
+            InvalidArgumentError: RING_OUTSIDE_APERTURE: the region's descriptor is closed already.
         """
         region = self._table.find(gpa, length)
-        if region is None or region.fd is None:
-            raise self.refusal(
-                gpa,
-                length,
-                "the memory that is mapped; the device maps no further ring after all its rings "
-                "were placed once, and keeps to its aperture"
-                if region
-                else "guest memory",
-            )
+        if region is None:
+            raise self.refusal(gpa, length, "guest memory")
+        if region.fd is None:
+            raise self._ring_refusal(gpa, length)
         start = region.file_offset + gpa - region.gpa
         first = start - start % PAGE_BYTES
         mapping = Mapping(
@@ -199,6 +200,17 @@ class GuestMemory(ABC):
         with self._meter.counting as counters:
             counters.translations_refused += 1
         return TranslationError(gpa, length, bound)
+
+    def _ring_refusal(self, gpa: int, length: int) -> InvalidArgumentError:
+        with self._meter.counting as counters:
+            counters.translations_refused += 1
+        return InvalidArgumentError(
+            "RING_OUTSIDE_APERTURE",
+            f"part of a ring at guest address 0x{gpa:x}, length 0x{length:x}, is outside the "
+            f"memory that is mapped, and nothing else can be mapped: {self.rings_remedy}",
+            gpa=gpa,
+            length=length,
+        )
 
     def retain(self) -> None:
         """Keep everything mapped until the matching `release`."""

@@ -141,10 +141,21 @@ class RegionTable:
                 return region.gpa + start
         return None
 
-    def close_fds(self) -> None:
-        """Close every descriptor; the table goes on translating addresses."""
+    @property
+    def open_fds(self) -> int:
+        """Descriptors that are open."""
+        return sum(region.fd is not None for region in self._regions)
+
+    def close_fds(self) -> int:
+        """Close every descriptor; the table goes on translating addresses.
+
+        Returns:
+            How many were open.
+        """
+        count = self.open_fds
         for region in self._regions:
             region.close_fd()
+        return count
 
     def close(self) -> None:
         """Close every descriptor and forget every region."""

@@ -2,8 +2,9 @@
 
 `messages` has the syntax of every request, and `connection` what was negotiated. `backend` executes
 requests: `ring` is one virtqueue as the front-end sets it up, `ring_states` the table of its
-states, `worker` the thread that serves it, and `event_fds` its eventfds. `sockets` makes the
-socket, and `listener` has the thread that reads from it.
+states, `worker` the thread that serves it, and `event_fds` its eventfds. `held_descriptors` closes
+the descriptors of guest memory when they are not needed any more. `sockets` makes the socket, and
+`listener` has the thread that reads from it.
 """
 
 from services.devicehost.vhost_user.backend import Backend, Observer

@@ -19,6 +19,7 @@ from services.devicehost.vhost_user.connection import (
     protocol_features,
 )
 from services.devicehost.vhost_user.event_fds import check_event_fd
+from services.devicehost.vhost_user.held_descriptors import HeldDescriptors
 from services.devicehost.vhost_user.ring import Ring, RingContext
 from services.devicehost.vhost_user.ring_states import RingState
 from services.devicehost.vhost_user.worker import stop_deadline
@@ -73,6 +74,9 @@ class Observer(Protocol):
     def kept_out(self, error: PortholeError) -> None:
         """Memory or a ring was refused, before a ring of this front-end was ever served."""
 
+    def descriptors_closed(self, count: int, why: str) -> None:
+        """So many descriptors of guest memory were closed, because they are not needed any more."""
+
     def disconnected(self, kept_out: PortholeError | None) -> None:
         """The front-end is gone, and guest memory is unmapped.
 
@@ -111,6 +115,7 @@ class Backend:
         self._observer = observer
         self._offers_config = offers_config
         self._table = RegionTable() if table is None else table
+        self._held = HeldDescriptors(access, self._table, meter, observer.descriptors_closed)
         self._memory: GuestMemory | None = None
         self._rings = [Ring(index) for index in range(device.num_queues)]
         self._features = 0
@@ -155,12 +160,23 @@ class Backend:
                 self._kept_out = error
                 self._observer.kept_out(error)
             raise
+        finally:
+            self._held.heard_from()
+
+    def look_interval_ms(self) -> int | None:
+        """Return when to call `look` if the front-end sends nothing; None: there is no need."""
+        return self._held.look_interval_ms(self._rings)
+
+    def look(self) -> None:
+        """Close the descriptors of guest memory if no further ring is to be expected."""
+        self._held.look(self._rings)
 
     def disconnect(self) -> None:
         """Stop the rings, unmap guest memory and reset the device: the front-end has gone."""
         self._reset_device()
         self._unmap()
         self._table.close()
+        self._held.count()
         if self._channel_fd is not None:
             os.close(self._channel_fd)
             self._channel_fd = None
@@ -213,6 +229,7 @@ class Backend:
         if len(self._table):
             try:
                 self._memory = self._access.attach(self._table, self._meter)
+                self._held.attached()
                 for ring in self._rings:
                     ring.pin(self._table, self._memory)
             except PortholeError:
@@ -220,12 +237,8 @@ class Backend:
                 self._table.close()
                 raise
             self._observer.attached()
-        self._trim_when_placed()
+        self._held.placed(self._rings)
         self._serve_what_can_be_served()
-
-    def _trim_when_placed(self) -> None:
-        if all(ring.placed for ring in self._rings):
-            self._access.trim(self._table)
 
     def _unmap(self) -> None:
         for ring in self._rings:
@@ -252,7 +265,7 @@ class Backend:
 
     def _set_vring_addr(self, command: Command) -> None:
         self._ring(command).set_addr(command.body, self._table, self._memory)
-        self._trim_when_placed()
+        self._held.placed(self._rings)
         self._serve_what_can_be_served()
 
     def _set_vring_kick(self, command: Command) -> None:

@@ -153,7 +153,8 @@ class Listener:
     def _exchange(self, stream: socket.socket, connection: Connection) -> bool:
         """Take one message and send its reply; False when the front-end has closed."""
         fds: list[int] = []  # those that the back-end did not take are closed before the reply
-        self._await(stream, select.POLLIN)
+        while not self._await(stream, select.POLLIN, self._backend.look_interval_ms()):
+            self._backend.look()
         deadline = time.monotonic() + MESSAGE_DEADLINE_S
         try:
             head = self._receive(stream, HEADER_BYTES, deadline, fds)

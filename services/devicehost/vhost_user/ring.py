@@ -19,6 +19,7 @@ from services.devicehost.virtio.queue_setup import QueueSetup, QueueState
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.wire.virtio_ring import (
     AVAIL_ALIGN,
+    AVAIL_IDX,
     DESC_ALIGN,
     F_EVENT_IDX,
     F_INDIRECT_DESC,
@@ -90,8 +91,24 @@ class Ring:
 
     @property
     def placed(self) -> bool:
-        """Whether the ring is reachable, at addresses that were sent after it last stopped."""
+        """Whether the ring is reachable, at addresses sent after it was last stopped or disabled.
+
+        Some front-ends only disable a ring whose driver is reset, and place it anew later.
+        """
         return self.reachable and self._addr_is_current
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether the driver has made chains available that were not taken when the ring started.
+
+        A worker that takes them does not change the answer. It is False for a moment after exactly
+        65,536 of them.
+        """
+        if self._parts is None:
+            return False
+        _, avail, _ = self._parts
+        index = int.from_bytes(avail.view[AVAIL_IDX : AVAIL_IDX + 2], "little")
+        return index != self._queue_state.next_avail
 
     def set_size(self, size: int) -> None:
         """SET_VRING_NUM.
@@ -207,6 +224,7 @@ class Ring:
         """Disable the ring: nobody serves it from now on."""
         self._life.fire(RingEvent.DISABLE)
         self._end_worker()
+        self._addr_is_current = False
 
     def serve(self, context: RingContext) -> None:
         """Have a worker serve the ring from now on.

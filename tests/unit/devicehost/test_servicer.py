@@ -105,13 +105,17 @@ async def stub(run_dir: Path, servicer: DeviceHostServicer) -> AsyncIterator[Dev
     await handle.stop(0)
 
 
-async def test_create_get_list_remove(stub: DeviceHostAsyncStub, tmp_path: Path) -> None:
+async def test_create_get_list_remove(
+    servicer: DeviceHostServicer, stub: DeviceHostAsyncStub, tmp_path: Path
+) -> None:
     created = await stub.CreateDevice(request(tmp_path))
+    servicer.host._vms[VM].devices["d1"].meter.guest_descriptors = 3
     device = (await stub.GetDevice(pb.GetDeviceRequest(vm_id=VM, instance_id="d1"))).device
     assert device.socket_path == created.socket_path
     assert device.device_class == device_pb2.DEVICE_CLASS_VIRTIO_FS
     assert device.state == device_pb2.DEVICE_STATE_LISTENING
     assert (device.aperture.base, device.aperture.size_bytes) == (POOL.base, POOL.size_bytes)
+    assert device.guest_descriptors == 3
     listed = await stub.ListDevices(pb.ListDevicesRequest(vm_id=VM))
     assert [d.instance_id for d in listed.devices] == ["d1"]
     await stub.RemoveDevice(pb.RemoveDeviceRequest(vm_id=VM, instance_id="d1"))
@@ -253,6 +257,7 @@ async def test_every_counter_of_every_device_is_a_metric(
     await stub.CreateDevice(request(tmp_path))
     for _ in range(2):
         servicer.host._vms[VM].devices["d1"].meter.bounds.hit("queued_requests")
+    servicer.host._vms[VM].devices["d1"].meter.guest_descriptors = 7
     data = reader.get_metrics_data()
     assert data is not None
     metrics: dict[str, Any] = {
@@ -263,6 +268,8 @@ async def test_every_counter_of_every_device_is_a_metric(
     slots = metrics["porthole.device.pool_slots"]
     assert slots.value == POOL.size_bytes // 2048
     assert slots.attributes["porthole.device.id"] == "d1"
+    held = metrics["porthole.device.guest_descriptors"]
+    assert (held.value, held.attributes) == (7, slots.attributes)
     assert metrics["porthole.vm.windows_limit"].value == 512
     bound = metrics["porthole.device.bound_total"]
     assert (bound.value, bound.attributes["porthole.resource"]) == (64, "queued_requests")

@@ -62,12 +62,14 @@ def test_only_the_owner_writes_token_and_vm(extra: str) -> None:
 def test_every_key_of_a_share() -> None:
     text = (
         f"src;ro;metadata;case=dir;uid=1000;gid=0;umask=022;dmask=0777;fmask=7;"
-        f"symlinkroot=/mnt/;cache=always;writeback;suid;dev;xattr=all;{TOKEN};queues=4;vm_id={VM}"
+        f"symlinkroot=/mnt/;cache=always;writeback;suid;dev;xattr=all;{TOKEN};rings=inside;"
+        f"queues=4;vm_id={VM}"
     )
     assert parse_fs_options(text) == FsOptions(
         name="src",
         vm_id=VM,
         swiotlb=POOL,
+        rings="inside",
         queues=4,
         ro=True,
         metadata=True,
@@ -111,12 +113,13 @@ def test_rules_for_extended_attributes_may_be_a_value() -> None:
 def test_every_key_of_an_adapter() -> None:
     text = (
         "eth0;client_ip=192.0.2.2/24;client_ip_ipv6=fd00::2/64;client_mac=52:54:00:12:34:56;"
-        f"gateway_ip=192.0.2.1;{TOKEN};vm_id={VM}"
+        f"gateway_ip=192.0.2.1;{TOKEN};rings=inside;vm_id={VM}"
     )
     assert parse_net_options(text) == NetOptions(
         name="eth0",
         vm_id=VM,
         swiotlb=POOL,
+        rings="inside",
         client_ip="192.0.2.2/24",
         client_ip_ipv6="fd00::2/64",
         client_mac=bytes.fromhex("525400123456"),
@@ -172,7 +175,7 @@ def test_a_wrong_item(items: str, reason: str) -> None:
 def test_an_unknown_key_lists_the_known_ones() -> None:
     message = refused(f"src;turbo;vm_id={VM}").message
     assert "'turbo'" in message
-    assert "cache, case, dev, dmask, fmask, gid, metadata, nodev, nosuid, queues, ro" in message
+    assert "cache, case, dev, dmask, fmask, gid, metadata, nodev, nosuid, queues, rings" in message
 
 
 @pytest.mark.parametrize("text", ["", ";ro", "ro=1;vm_id=x", "src", "src;ro"])
@@ -235,6 +238,7 @@ def test_the_bounds_themselves_are_accepted() -> None:
         ("queues=9", "a number of queues from 1 to 8"),
         ("case=maybe", "one of off, dir, force"),
         ("cache=never", "one of none, auto, always"),
+        ("rings=outside", "one of anywhere, inside"),
         ("symlinkroot=here", "an absolute path"),
         ("client_ip=x", "an IPv4 address"),
         ("client_ip_ipv6=x", "an IPv6 address"),

@@ -163,13 +163,14 @@ def _require_no_share(options: FsOptions) -> None:
         name=options.name,
         vm_id=options.vm_id,
         swiotlb=options.swiotlb,
+        rings=options.rings,
         queues=options.queues,
         writeback=options.writeback,
     )
     if options != own:
         raise InvalidArgumentError(
             "AGGREGATE_OPTION",
-            f"aggregate device {options.name!r} takes the options queues and writeback only; give "
-            "the others to its shares",
+            f"aggregate device {options.name!r} takes the options queues, rings and writeback "
+            "only; give the others to its shares",
             options=str(options),
         )

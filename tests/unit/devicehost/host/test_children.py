@@ -64,6 +64,7 @@ def test_a_share_that_cannot_be_added_fails_alone(host: DeviceHost, tmp_path: Pa
         ("shares", child("new", "/proc", "metadata;"), "METADATA_UNSUPPORTED"),
         ("shares", child("fine", tmp_path), "CHILD_EXISTS"),
         ("shares", child("new", tmp_path, "queues=2;"), "CHILD_OPTION"),
+        ("shares", child("new", tmp_path, "rings=inside;"), "CHILD_OPTION"),
         ("shares", child("new", tmp_path, f"{TOKEN};"), "CHILD_OPTION"),
         ("shares", child("new", tmp_path, "colour=red;"), "OPTION_UNKNOWN"),
         ("shares", child("new", tmp_path, vm_id=OTHER_VM), "VM_ID_MISMATCH"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ from services.handshake.errors import InvalidArgumentError
 from services.wire.vhost_user import Request
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import GuestRam, GuestRing
-from tests.unit.devicehost.host.conftest import MIB, POOL
+from tests.unit.devicehost.host.conftest import MIB, POOL, TOKEN, VM, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,21 @@ def test_a_ring_that_is_refused_is_reported_while_the_front_end_stays(
         assert said.startswith("keeps its guest out, and no ring was ever served: ")
         assert "wait for the device for ever" in said
     assert gone(rig).endswith("[ADDRESS_OUT_OF_BOUNDS] [RINGS_NEVER_SERVED]")
+
+
+def test_a_ring_outside_of_a_pool_that_has_to_have_it_is_explained_by_that(
+    rig: Rig, ram: GuestRam
+) -> None:
+    options = f"share;rings=inside;{TOKEN};vm_id={VM}"
+    info = rig.host.create_device(replace(spec(), options=options), lambda _: None)
+    with RawFrontEnd(info.socket_path) as front:
+        front.negotiate()
+        assert front.attach(ram) == 0
+        front.state(Request.SET_VRING_NUM, 0, 16)
+        assert front.set_addr(0, GuestRing(ram, POOL.end, 16)) == 1
+        (said,) = explained(rig)
+        assert "the guest keeps its rings outside its pool" in said
+    assert gone(rig).endswith("[RING_OUTSIDE_APERTURE] [RINGS_NEVER_SERVED]")
 
 
 def test_refusals_that_have_other_causes_are_not_explained_by_the_pool(

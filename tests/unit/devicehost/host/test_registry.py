@@ -29,6 +29,7 @@ from tests.support.descriptors import open_fds
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import GuestRam, GuestRing
 from tests.unit.devicehost.host.conftest import MIB, OTHER_VM, POOL, TOKEN, VM, spec
+from tests.unit.devicehost.vhost_user.conftest import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,6 +116,8 @@ def test_an_instance_id_exists_once_on_the_host(rig: Rig) -> None:
         ({"options": f"share;swiotlb=0x0,1;vm_id={VM}"}, "SWIOTLB_TOKEN_SYNTAX"),
         ({"options": f"share;swiotlb=0x1001,4096;vm_id={VM}"}, "SWIOTLB_BASE_UNALIGNED"),
         ({"options": ""}, "OPTION_SYNTAX"),
+        ({"options": f"share;rings=outside;vm_id={VM}"}, "OPTION_VALUE"),
+        ({"options": f"share;rings=inside;vm_id={VM}"}, "RINGS_WITHOUT_POOL"),
         ({"backend": None}, "BACKEND_MISSING"),
         ({"backend": NetBackend("tap0"), "options": f"share;ro;vm_id={VM}"}, "OPTION_UNKNOWN"),
     ],
@@ -354,6 +357,53 @@ def test_failures_that_a_guest_repeats_are_logged_once_a_second(
     now_s += 1
     device.failed(InvalidArgumentError("ADDRESS_OUT_OF_BOUNDS", "an address"))
     assert len(caplog.records) == 2
+    assert "999 more like it not logged" in caplog.text
+
+
+def test_what_a_device_holds_of_guest_memory_is_shown_and_logged_when_it_is_given_up(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    options = f"share;rings=anywhere;{TOKEN};vm_id={VM}"
+    free = rig.host.create_device(replace(spec("free"), options=options), rig.events.append)
+    options = f"share;rings=inside;{TOKEN};vm_id={VM}"
+    bound = rig.host.create_device(replace(spec("bound"), options=options), rig.events.append)
+    ram = GuestRam(32 * MIB)
+    for info, held in ((free, 1), (bound, 0)):
+        with RawFrontEnd(info.socket_path) as front, RingEvents() as events:
+            front.negotiate()
+            assert front.attach(ram) == 0
+            assert rig.host.get_device(VM, info.instance_id).guest_descriptors == held
+            ring = GuestRing(ram, POOL.base, 16)
+            front.start(1, ring, events)
+            ring.chain(0, writable=[(POOL.base + MIB, 16)])
+            ring.offer(0)
+            os.eventfd_write(events.kick, 1)
+            assert eventually(
+                lambda: rig.host.get_device(VM, info.instance_id).guest_descriptors == 0  # noqa: B023
+            )
+    ram.close()
+    said = [record.message for record in caplog.records if "descriptors of guest" in record.message]
+    assert [line.partition(": ")[2] for line in said] == [
+        f"descriptors of guest memory: 1 closed, since {why}; 0 held [0 more like it not logged]"
+        for why in ("the guest makes requests", "rings are inside the pool")
+    ]
+    assert f"device bound (virtio-fs 'share' of VM {VM})" in said[1]
+
+
+def test_what_is_given_up_again_and_again_is_logged_once_a_second(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    now_s = 100.0
+    device = hosted(rig, spec(rig.create().instance_id))
+    device._descriptor_throttle = Throttle(clock=lambda: now_s)
+    for _ in range(1000):
+        device.descriptors_closed(2, "of a test")
+    now_s += 1
+    device.descriptors_closed(2, "of a test")
+    assert len(caplog.records) == 2
+    assert "descriptors of guest memory: 2 closed, since of a test; 0 held" in caplog.text
     assert "999 more like it not logged" in caplog.text
 
 

@@ -25,7 +25,7 @@ from services.devicehost.memory import (
     confined,
 )
 from services.handshake import events
-from services.handshake.errors import FailedPreconditionError
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.handshake.options import FsOptions
 from services.handshake.pool import PAGE_BYTES, Gpa, SwiotlbPool
 from services.wire import fuse
@@ -103,7 +103,8 @@ def test_what_is_not_kept_is_closed_once_the_rings_are_placed(
     table = ram.table()
     memory = access.attach(table, DeviceMeter())
     assert len(descriptors(table)) == 1, "a ring may still be placed anywhere"
-    access.trim(table)
+    assert access.trim(table) == (not access.keeps_descriptors)
+    assert access.trim(table) == 0
     assert len(descriptors(table)) == access.keeps_descriptors
     assert table.user_to_gpa(next(iter(table)).user_addr, 8) == 0, "addresses are still known"
     memory.release()
@@ -160,6 +161,19 @@ def test_the_pool_of_a_vm_decides_how_its_devices_are_confined() -> None:
     assert confined(POOL, quota) == Aperture(POOL)
     assert confined(None, quota) == Windows(quota)
     assert [access.pool for access in KINDS] == [POOL, None, None]
+
+
+def test_rings_may_be_kept_inside_where_there_is_a_pool(ram: GuestRam) -> None:
+    confined_more = Aperture(POOL).with_rings("inside")
+    assert confined_more == Aperture(POOL, rings_inside=True)
+    assert str(confined_more) == "only [0x800000, 0xa00000) is mapped, and no ring outside it"
+    assert confined_more.with_rings("anywhere") == Aperture(POOL)
+    assert [access.rings_inside for access in (confined_more, *KINDS)] == [True, *[False] * 3]
+    for access in KINDS[1:]:
+        assert access.with_rings("anywhere") is access
+        with pytest.raises(InvalidArgumentError, match="give it the token of one") as caught:
+            access.with_rings("inside")
+        assert caught.value.reason == "RINGS_WITHOUT_POOL"
 
 
 @pytest.mark.parametrize("access", KINDS, ids=IDS)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.devicehost.accounting import DeviceMeter
 from services.devicehost.memory import ApertureMemory, RegionTable, TranslationError
-from services.handshake.errors import FailedPreconditionError
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.handshake.pool import Gpa, SwiotlbPool
 from tests.support.guest_ring import GuestRam
 
@@ -157,12 +157,23 @@ def test_a_ring_outside_the_pool_maps_its_pages_only_and_gives_them_back(
     memory.release()
 
 
+@pytest.mark.parametrize(
+    ("rings_inside", "remedy"),
+    [(False, "send the table anew before they are placed"), (True, "or leave the option out")],
+)
 def test_after_the_descriptors_are_closed_no_ring_outside_is_taken(
-    aperture: ApertureMemory, meter: DeviceMeter
+    ram: GuestRam, meter: DeviceMeter, rings_inside: bool, remedy: str
 ) -> None:
-    with pytest.raises(TranslationError, match="keeps to its aperture"):
-        aperture.pin(0, 4096)
+    table = ram.table()
+    aperture = ApertureMemory(table, POOL, meter, rings_inside=rings_inside)
+    assert table.close_fds() == 1
+    with pytest.raises(InvalidArgumentError, match=remedy) as caught:
+        aperture.pin(4096, 8192)
+    assert caught.value.reason == "RING_OUTSIDE_APERTURE"
+    assert "guest address 0x1000, length 0x2000, is outside" in caught.value.message
+    assert caught.value.metadata == {"gpa": "4096", "length": "8192"}
     assert meter.snapshot().translations_refused == 1
+    aperture.release()
 
 
 def test_memory_stays_mapped_while_somebody_retains_it(ram: GuestRam, meter: DeviceMeter) -> None:
@@ -184,8 +195,9 @@ def test_a_ring_may_fill_the_pool_from_its_first_byte_to_its_last(
         assert len(ring.view) == length
         assert ram.read(gpa + length - 4, 4) == b"ring"
     for gpa in (POOL.base - 1, POOL.end - 7):
-        with pytest.raises(TranslationError):
+        with pytest.raises(InvalidArgumentError) as caught:
             aperture.pin(gpa, 8)
+        assert caught.value.reason == "RING_OUTSIDE_APERTURE"
 
 
 def test_several_ranges_may_reach_the_last_byte_of_the_pool_and_none_further(

@@ -76,6 +76,7 @@ class Watcher:
         self._changed = threading.Condition()
         self.refuse_doorbell: PortholeError | None = None
         self.last_kept_out: PortholeError | None = None
+        self.closed: list[tuple[int, str]] = []
 
     def connected(self) -> None:
         self._record("connected")
@@ -103,6 +104,9 @@ class Watcher:
 
     def kept_out(self, error: PortholeError) -> None:
         self._record(f"kept out {error.reason}")
+
+    def descriptors_closed(self, count: int, why: str) -> None:
+        self.closed.append((count, why))
 
     def disconnected(self, kept_out: PortholeError | None) -> None:
         self.last_kept_out = kept_out

@@ -333,7 +333,7 @@ class AddChildRequest(_message.Message):
     """Name of the share's directory in the device's root."""
     options: _builtins.str
     """"name;key=value;flag;…;vm_id=<uuid>", the options of a device without those
-    that concern the whole device: swiotlb, queues and writeback.
+    that concern the whole device: swiotlb, rings, queues and writeback.
     """
     shared_dir: _builtins.str
     """Directory on the host, an absolute path."""
@@ -499,6 +499,7 @@ class Device(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
+    GUEST_DESCRIPTORS_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """UUID of the VM, in lower case."""
     instance_id: _builtins.str
@@ -513,6 +514,10 @@ class Device(_message.Message):
     """Path of the vhost-user socket."""
     options: _builtins.str
     """The options string, verbatim."""
+    guest_descriptors: _builtins.int
+    """Descriptors of guest memory that the device holds now. 0 when it is confined
+    to its pool and its rings are placed: nothing else can be mapped then.
+    """
     @_builtins.property
     def aperture(self) -> Global___ApertureInfo:
         """The guest memory that the device reaches."""
@@ -538,10 +543,11 @@ class Device(_message.Message):
         counters: _device_pb2.DeviceCounters | None = ...,
         options: _builtins.str = ...,
         children: _abc.Iterable[_builtins.str] | None = ...,
+        guest_descriptors: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "children", b"children", "counters", b"counters", "device_class", b"device_class", "instance_id", b"instance_id", "options", b"options", "socket_path", b"socket_path", "state", b"state", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "children", b"children", "counters", b"counters", "device_class", b"device_class", "guest_descriptors", b"guest_descriptors", "instance_id", b"instance_id", "options", b"options", "socket_path", b"socket_path", "state", b"state", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -156,8 +156,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     AGGREGATE_OPTION: _ErrorReason.ValueType  # 311
     """INVALID_ARGUMENT: an option of a share was given to an aggregate device."""
     CHILD_OPTION: _ErrorReason.ValueType  # 312
-    """INVALID_ARGUMENT: an option of a whole device (`queues`, `writeback`, the token) was given to
-    one of its shares.
+    """INVALID_ARGUMENT: an option of a whole device (`queues`, `rings`, `writeback`, the token) was
+    given to one of its shares.
+    """
+    RINGS_WITHOUT_POOL: _ErrorReason.ValueType  # 347
+    """INVALID_ARGUMENT: `rings=inside` for a device without the token of a pool; give it one, or leave
+    the option out.
     """
     CHILD_NAME: _ErrorReason.ValueType  # 313
     """INVALID_ARGUMENT: the name of a share cannot be the name of a directory."""
@@ -494,6 +498,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     or rings were refused, or its first request lay where the device does not reach. The message has
     the refusal; a log line and an event before it have what is likely wrong.
     """
+    RING_OUTSIDE_APERTURE: _ErrorReason.ValueType  # 844
+    """INVALID_ARGUMENT: a ring is not in the pool, and nothing else can be mapped any more: with
+    `rings=inside` never, otherwise after all rings were placed or requests came. Put it into the
+    pool, or send the table of guest memory anew first.
+    """
     RING_RUNNING: _ErrorReason.ValueType  # 827
     """FAILED_PRECONDITION: a ring that is running cannot be changed; stop it first."""
     RING_MEMORY: _ErrorReason.ValueType  # 828
@@ -700,8 +709,12 @@ AGGREGATE_TAG: ErrorReason.ValueType  # 310
 AGGREGATE_OPTION: ErrorReason.ValueType  # 311
 """INVALID_ARGUMENT: an option of a share was given to an aggregate device."""
 CHILD_OPTION: ErrorReason.ValueType  # 312
-"""INVALID_ARGUMENT: an option of a whole device (`queues`, `writeback`, the token) was given to
-one of its shares.
+"""INVALID_ARGUMENT: an option of a whole device (`queues`, `rings`, `writeback`, the token) was
+given to one of its shares.
+"""
+RINGS_WITHOUT_POOL: ErrorReason.ValueType  # 347
+"""INVALID_ARGUMENT: `rings=inside` for a device without the token of a pool; give it one, or leave
+the option out.
 """
 CHILD_NAME: ErrorReason.ValueType  # 313
 """INVALID_ARGUMENT: the name of a share cannot be the name of a directory."""
@@ -1037,6 +1050,11 @@ RINGS_NEVER_SERVED: ErrorReason.ValueType  # 843
 """FAILED_PRECONDITION: a front-end went, and no request of it was ever served, because its memory
 or rings were refused, or its first request lay where the device does not reach. The message has
 the refusal; a log line and an event before it have what is likely wrong.
+"""
+RING_OUTSIDE_APERTURE: ErrorReason.ValueType  # 844
+"""INVALID_ARGUMENT: a ring is not in the pool, and nothing else can be mapped any more: with
+`rings=inside` never, otherwise after all rings were placed or requests came. Put it into the
+pool, or send the table of guest memory anew first.
 """
 RING_RUNNING: ErrorReason.ValueType  # 827
 """FAILED_PRECONDITION: a ring that is running cannot be changed; stop it first."""

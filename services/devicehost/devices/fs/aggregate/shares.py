@@ -23,6 +23,7 @@ from services.handshake.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from services.handshake.options import RINGS_ANYWHERE
 from services.wire.fuse import FUSE_DIRECT_IO_ALLOW_MMAP
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def _check_options(options: FsOptions) -> None:
     """Refuse options that count for a whole device."""
     for key, given in (
         ("queues", options.queues != 1),
+        ("rings", options.rings != RINGS_ANYWHERE),
         ("swiotlb", options.swiotlb is not None),
         ("writeback", options.writeback),
     ):

@@ -207,7 +207,7 @@ def test_what_cannot_be_shared_is_named(shared: Path) -> None:
 
 def test_an_aggregate_takes_shares_and_no_options_of_one(shared: Path) -> None:
     pool = SwiotlbPool(Gpa(1 << 30), 64 << 20)
-    own = FsOptions(name="all", vm_id=VM_ID, queues=4, writeback=True, swiotlb=pool)
+    own = FsOptions(name="all", vm_id=VM_ID, queues=4, writeback=True, swiotlb=pool, rings="inside")
     made = FsDevice(own, AggregateBackend(), MAX_REQUEST_BYTES)
     assert made.num_queues == 5
     children = [made.children]
@@ -217,7 +217,7 @@ def test_an_aggregate_takes_shares_and_no_options_of_one(shared: Path) -> None:
     children.append(made.children)
     assert children == [(), ("one",), ()]
     made.close()
-    with pytest.raises(InvalidArgumentError, match="'all' takes the options queues and") as caught:
+    with pytest.raises(InvalidArgumentError, match="'all' takes the options queues, ") as caught:
         FsDevice(replace(own, ro=True), AggregateBackend(), MAX_REQUEST_BYTES)
     assert caught.value.reason == "AGGREGATE_OPTION"
     assert caught.value.metadata == {"options": str(replace(own, ro=True))}
