@@ -97,6 +97,8 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_rules, read_only),
     FIELD(ph_rules, writeback),
     FIELD(ph_rules, submounts),
+    FIELD(ph_rules, umask),
+    FIELD(ph_rules, acls),
     FIELD(ph_rules, to_python),
     FIELD(ph_rules, keeps_modes),
     FIELD(ph_rules, no_set_ids),
@@ -154,7 +156,7 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_lost_watch, int, void *, uint64_t)                                                     \
     LIST(ph_lost_is, bool, int)                                                                    \
     LIST(ph_lost_unwatch, bool, int)                                                               \
-    LIST(ph_worker_new, struct ph_worker *, void)                                                  \
+    LIST(ph_worker_new, struct ph_worker *, bool)                                                  \
     LIST(ph_worker_delete, void, struct ph_worker *)                                               \
     LIST(ph_mounts_new, struct ph_mounts *, void)                                                  \
     LIST(ph_mounts_put, bool, struct ph_mounts *, uint64_t, struct ph_mount *)                     \

@@ -24,6 +24,12 @@ static void fill_attr(struct fuse_attr *attr, const struct ph_node *node, const 
     };
 }
 
+/* The host clears set-id bits when a file is written, and nothing else tells the guest. */
+static uint32_t attr_valid_s(const struct ph_rules *rules, const struct stat *status)
+{
+    return S_ISREG(status->st_mode) && status->st_mode & (S_ISUID | S_ISGID) ? 0 : rules->valid_s;
+}
+
 void ph_fill_entry(struct fuse_entry_out *entry, const struct ph_node *node,
                    const struct stat *status)
 {
@@ -32,7 +38,7 @@ void ph_fill_entry(struct fuse_entry_out *entry, const struct ph_node *node,
     *entry = (struct fuse_entry_out){
         .nodeid = ph_node_id(node),
         .entry_valid = rules->valid_s,
-        .attr_valid = rules->valid_s,
+        .attr_valid = attr_valid_s(rules, status),
     };
     fill_attr(&entry->attr, node, status);
 }
@@ -48,7 +54,7 @@ int64_t ph_do_getattr(struct ph_request *request)
         return PH_PYTHON;
     failed = fstat(ph_node_fd(node), &status);
     if (!failed) {
-        out.attr_valid = ph_node_rules(node)->valid_s;
+        out.attr_valid = attr_valid_s(ph_node_rules(node), &status);
         fill_attr(&out.attr, node, &status);
     }
     ph_node_unpin(request->mount, node);

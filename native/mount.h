@@ -27,6 +27,8 @@ struct ph_rules {
     uint32_t read_only;
     uint32_t writeback;   /* the guest caches what it writes */
     uint32_t submounts;   /* directories of other volumes are announced as submounts */
+    uint32_t umask;       /* the guest's umask comes with its requests, still to be applied */
+    uint32_t acls;        /* ACLs are shown as the host has them */
     uint32_t to_python;   /* Python serves names, attributes and opening */
     uint32_t keeps_modes; /* modes are kept beside the host's: Python clears set-id bits */
     uint32_t no_set_ids;  /* the guest leaves none: Python makes files with them, and clears them */

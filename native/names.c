@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "credentials.h"
@@ -137,6 +138,26 @@ static int64_t answer_created(struct ph_request *request, const struct ph_node *
     return out.open.fh ? ph_reply(request, &out, sizeof(out)) : -error;
 }
 
+/* Make the file under the umask that came with the request; see umask.py. */
+static int make_masked(struct ph_request *request, const struct ph_node *parent, const char *name,
+                       int flags, const struct fuse_create_in *in)
+{
+    uint32_t mode = in->mode & 07777, mask = in->umask & 0777;
+    int made;
+
+    if (!mask || !ph_node_rules(parent)->umask)
+        return open_beneath(request->mount, ph_node_fd(parent), name, flags, mode);
+    if (!request->worker->private_umask) {
+        if (!ph_has_default_acl(parent))
+            mode &= ~mask;
+        return open_beneath(request->mount, ph_node_fd(parent), name, flags, mode);
+    }
+    umask(mask);
+    made = open_beneath(request->mount, ph_node_fd(parent), name, flags, mode);
+    umask(0);
+    return made;
+}
+
 /* Make the file as the request's user, if that is allowed; returns the descriptor, or -1. */
 static int make_file(struct ph_request *request, const struct ph_node *parent, const char *name,
                      const struct fuse_create_in *in)
@@ -147,7 +168,7 @@ static int make_file(struct ph_request *request, const struct ph_node *parent, c
 
     if (switches && !ph_credentials_assume(&own, request->header.uid, request->header.gid))
         return -1;
-    made = open_beneath(request->mount, ph_node_fd(parent), name, flags, in->mode & 07777);
+    made = make_masked(request, parent, name, flags, in);
     if (switches)
         ph_credentials_restore(&own);
     return made;

@@ -24,6 +24,7 @@ enum { PH_BODY_ROOM = 4096 }; /* of a body that is copied: a BATCH_FORGET of 255
 struct ph_worker {
     uint8_t *listing; /* a directory's entries, on their way to the guest; made when needed */
     struct iovec *data;
+    bool private_umask; /* the thread's umask is no other thread's */
 };
 
 struct ph_request {
@@ -51,6 +52,11 @@ struct ph_node *ph_pin_native(struct ph_request *request);
 int64_t ph_do_getattr(struct ph_request *request);
 void ph_fill_entry(struct fuse_entry_out *entry, const struct ph_node *node,
                    const struct stat *status);
+
+/* acls.c */
+int64_t ph_do_getxattr(struct ph_request *request); /* of an ACL */
+/* Whether what is made in a directory gets its permissions from an ACL, whatever the umask is. */
+bool ph_has_default_acl(const struct ph_node *directory);
 
 /* names.c */
 int64_t ph_do_lookup(struct ph_request *request);

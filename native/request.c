@@ -22,6 +22,7 @@ static const struct {
     [FUSE_GETATTR] = {.run = ph_do_getattr,
                       .args = sizeof(struct fuse_getattr_in),
                       .reply_bytes = sizeof(struct fuse_attr_out)},
+    [FUSE_GETXATTR] = {.run = ph_do_getxattr, .args = sizeof(struct fuse_getxattr_in)},
     [FUSE_OPEN] = {.run = ph_do_open,
                    .args = sizeof(struct fuse_open_in),
                    .reply_bytes = sizeof(struct fuse_open_out)},
@@ -44,7 +45,7 @@ static const struct {
     [FUSE_READDIRPLUS] = {.run = ph_do_readdirplus, .args = sizeof(struct fuse_read_in)},
 };
 
-struct ph_worker *ph_worker_new(void)
+struct ph_worker *ph_worker_new(bool private_umask)
 {
     struct ph_worker *worker = calloc(1, sizeof(*worker));
 
@@ -52,6 +53,8 @@ struct ph_worker *ph_worker_new(void)
         free(worker);
         return NULL;
     }
+    if (worker)
+        worker->private_umask = private_umask;
     return worker;
 }
 

@@ -23,7 +23,8 @@
 /* Buffers that the thread of a queue keeps from request to request. */
 struct ph_worker;
 
-struct ph_worker *ph_worker_new(void); /* NULL: no memory */
+/* For one thread; says whether its umask is no other thread's. NULL: no memory */
+struct ph_worker *ph_worker_new(bool private_umask);
 void ph_worker_delete(struct ph_worker *worker);
 
 /* Copy a request's header out of guest memory, where it is not read again; false: there is none. */

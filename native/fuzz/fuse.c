@@ -34,7 +34,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
     share_mount();
-    HOLDS((worker = ph_worker_new()));
+    HOLDS((worker = ph_worker_new(true)));
     return 0;
 }
 
@@ -133,6 +133,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .read_only = flags >> 1 & 1,
         .to_python = flags >> 2 & 1,
         .writeback = flags >> 4 & 1,
+        .umask = flags >> 5 & 1,
+        .acls = flags >> 6 & 1,
     };
     struct ph_mount *mount = share_open(&rules, flags >> 3 & 1);
 

@@ -50,6 +50,8 @@ static void put_mount(uint64_t slot, uint8_t flags)
         .read_only = flags & 1,
         .to_python = flags >> 1 & 1,
         .writeback = flags >> 2 & 1,
+        .umask = 1,
+        .acls = 1,
     };
     struct ph_mount *mount = flags & KEPT ? now.kept[slot] : NULL;
 
@@ -67,7 +69,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
     share_mount();
-    HOLDS((worker = ph_worker_new()));
+    HOLDS((worker = ph_worker_new(false)));
     kick_fd = eventfd(0, EFD_NONBLOCK);
     call_fd = eventfd(0, EFD_NONBLOCK);
     stop_fd = eventfd(0, EFD_NONBLOCK);

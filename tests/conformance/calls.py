@@ -16,6 +16,7 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.devices.fs.host_files import syscalls
+from tests.support.acls import ACCESS, DEFAULT, acl, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,9 @@ _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_SYMLINK_FOLLOW: Final = 0x400
 
+_ACLS: Final = {b"access": ACCESS, b"default": DEFAULT}
+
+_STATX_MODE: Final = 0x2
 _STATX_BTIME: Final = 0x800
 
 _COARSE_CLOCK: Final = 5
@@ -166,6 +170,26 @@ class Calls:
 
     def listxattr(self, name: bytes) -> str:
         return " ".join(sorted(os.listxattr(name, follow_symlinks=False))) or "none"
+
+    def setacl(self, name: bytes, text: bytes, key: bytes = b"access") -> None:
+        """Set an ACL, with users and groups by their names here."""
+        entries = [entry.split(":") for entry in text.decode().split(",")]
+        ids = ",".join(f"{kind}:{NAMES.get(who, who)}:{bits}" for kind, who, bits in entries)
+        os.setxattr(name, _ACLS[key], acl(ids))
+
+    def getacl(self, name: bytes, key: bytes = b"access") -> str:
+        return text_of(os.getxattr(name, _ACLS[key]))
+
+    def dropacl(self, name: bytes, key: bytes = b"access") -> None:
+        os.removexattr(name, _ACLS[key])
+
+    def cachedmode(self, name: bytes) -> str:
+        """Return the mode as a program gets it that asks for nothing else, as `stat -c %a`."""
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return f"{stat.S_IMODE(syscalls.statx(fd, _STATX_MODE).mode):04o}"
+        finally:
+            os.close(fd)
 
     def mode(self, name: bytes) -> str:
         return f"{stat.S_IMODE(os.lstat(name).st_mode):04o}"

@@ -73,7 +73,7 @@ class Loop:
         )
         self.queue: int = self.library.ph_queue_new(ctypes.byref(setup))
         self._mounts: int = self.library.ph_mounts_new()
-        self._worker: int = self.library.ph_worker_new()
+        self._worker: int = self.library.ph_worker_new(False)
         self._asked = 0
         self._thread: threading.Thread | None = None
 

@@ -15,7 +15,7 @@ LIBRARY = (
     ("layouts",),
     ("serve",),
     (
-        "request operations names files directories metadata",
+        "request operations names files directories metadata acls",
         "queue queue_private queue_wait chain",
         "python_pins",
         "mounts",
@@ -70,7 +70,11 @@ def test_files_include_downwards_only(folder: str, rows: tuple[tuple[str, ...], 
     [
         ("native", "queue queue_private queue_wait chain", "linux/fuse.h"),
         ("native", "mount nodes open_files volumes status mounts", "linux/(fuse|virtio_ring).h"),
-        ("native", "request operations names files directories metadata", "linux/virtio_ring.h"),
+        (
+            "native",
+            "request operations names files directories metadata acls",
+            "linux/virtio_ring.h",
+        ),
         ("bench/front_end", "ring vhost_user waiting engine main options ram", "linux/fuse.h"),
     ],
 )

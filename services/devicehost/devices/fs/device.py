@@ -13,7 +13,7 @@ from services.devicehost import fastpath
 from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices.fs.aggregate.shares import Aggregate
 from services.devicehost.devices.fs.backend import AggregateBackend, FsBackend, open_shared
-from services.devicehost.devices.fs.host_files import credentials, syscalls
+from services.devicehost.devices.fs.host_files import credentials, umask
 from services.devicehost.devices.fs.host_files.descriptors import raise_descriptor_limit
 from services.devicehost.devices.fs.protocol import FuseSession
 from services.devicehost.devices.fs.share.share import Share
@@ -123,8 +123,8 @@ class FsDevice:
         session = self._session
         if session is None:
             return
-        # Modes arrive with the guest's umask applied; this process's must not be applied as well.
-        syscalls.use_private_umask(0)
+        # The guest's umask counts; this process's must not be applied as well.
+        umask.clear()
         credentials.leave_groups()
 
         if isinstance(queue, NativeQueue) and session.native_mounts is not None:

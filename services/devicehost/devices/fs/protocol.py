@@ -182,6 +182,8 @@ class FuseSession:
         if offer.major < fuse.FUSE_KERNEL_VERSION or offer.minor < fuse.FUSE_MIN_MINOR_VERSION:
             raise refusal(errno.EPROTO)
         flags = self._served.capabilities() & (offer.flags | offer.flags2 << 32)
+        if not flags & fuse.FUSE_DONT_MASK:  # the umask would cut default ACLs
+            flags &= ~fuse.FUSE_POSIX_ACL
         self._begin(self._mounted(flags))
         return request.reply(
             _answer(

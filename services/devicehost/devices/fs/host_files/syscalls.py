@@ -303,17 +303,23 @@ def set_file_lock(fd: int, operation: int) -> None:
     _checked(_flock(fd, operation))
 
 
-def use_private_umask(mask: int) -> None:
+def use_private_umask(mask: int) -> bool:
     """Give the calling thread a umask (and working directory) that no other thread shares.
 
     Where a container's seccomp profile forbids unshare(2), the umask is that of the whole process.
 
+    Returns:
+        Whether no other thread shares it.
+
     Raises:
         OSError: An error of unshare(2) other than EPERM.
     """
+    private = False
     with contextlib.suppress(PermissionError):
         _checked(_unshare(_CLONE_FS))
+        private = True
     os.umask(mask)
+    return private
 
 
 def _read_statx(fd: int, name: bytes, mask: int) -> Statx:

@@ -34,7 +34,10 @@ from services.wire.fuse import (
     ATTR_OUT,
     ENTRY_OUT,
     FUSE_ATTR_SUBMOUNT,
+    FUSE_DONT_MASK,
+    FUSE_POSIX_ACL,
     FUSE_ROOT_ID,
+    FUSE_SETXATTR_EXT,
     FUSE_SUBMOUNTS,
     FUSE_WRITEBACK_CACHE,
     STATX_OUT,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
     from services.devicehost.devices.fs.host_files.credentials import User
     from services.devicehost.devices.fs.host_files.syscalls import Statx
+    from services.devicehost.devices.fs.share.attributes import Overrides
     from services.devicehost.devices.fs.share.share import Share
 
 
@@ -59,6 +63,9 @@ class Mount:
         rules: Of the share.
         root_id: Of the shared directory's node.
         writeback: Whether the guest caches what it writes (FUSE_WRITEBACK_CACHE).
+        applies_umask: Whether the guest leaves it to the host to apply its umask (FUSE_DONT_MASK).
+        checks_acls: Whether the guest reads ACLs and obeys them (FUSE_POSIX_ACL).
+        long_setxattr: Whether SETXATTR has its long form (FUSE_SETXATTR_EXT).
         native: The library's side of the mount; None: Python keeps nodes and open files.
     """
 
@@ -77,6 +84,9 @@ class Mount:
         limits = share.limits
         self.rules: Final = rules
         self.writeback: Final = bool(agreed & FUSE_WRITEBACK_CACHE)
+        self.applies_umask: Final = bool(agreed & FUSE_DONT_MASK)
+        self.checks_acls: Final = bool(agreed & FUSE_POSIX_ACL)
+        self.long_setxattr: Final = bool(agreed & FUSE_SETXATTR_EXT)
         self._submounts: Final = bool(agreed & FUSE_SUBMOUNTS)
         self._ino_mask: Final = slot << fastpath.SLOT_SHIFT
         self._is_child: Final = slot != 0
@@ -181,19 +191,19 @@ class Mount:
     def entry(self, node: Node, status: Statx, longest_s: int = _ANY_S) -> bytes:
         """Pack a fuse_entry_out; the guest may keep its name for `longest_s` seconds at most."""
         valid_s = self._valid_s
-        head = ENTRY_OUT.pack(node.id, 0, min(valid_s, longest_s), valid_s, 0, 0)
-        return head + self._shown(node, status)
+        shown, attr_valid_s = self._shown(node, status)
+        return ENTRY_OUT.pack(node.id, 0, min(valid_s, longest_s), attr_valid_s, 0, 0) + shown
 
     def attr(self, node: Node, status: Statx) -> bytes:
         """Pack a fuse_attr_out."""
-        head = ATTR_OUT.pack(self._valid_s, 0)
-        return head + self._shown(node, status)
+        shown, attr_valid_s = self._shown(node, status)
+        return ATTR_OUT.pack(attr_valid_s, 0) + shown
 
     def statx(self, node: Node, status: Statx) -> bytes:
         """Pack a fuse_statx_out."""
         overrides = self._overrides and self._overrides(node)
         shown = self.rules.presentation.statx(status, overrides, node.ino_mask)
-        return STATX_OUT.pack(self._valid_s, 0, 0) + shown
+        return STATX_OUT.pack(self._attr_valid_s(status, overrides), 0, 0) + shown
 
     def creating(self, user: User) -> credentials.ActAs | credentials.Nothing:
         """Act as the guest's user while something is created, if that is allowed.
@@ -237,10 +247,16 @@ class Mount:
         if name and node.kind == stat.S_IFREG:
             remove_attribute(node, name)
 
-    def _shown(self, node: Node, status: Statx) -> bytes:
+    def _shown(self, node: Node, status: Statx) -> tuple[bytes, int]:
+        """Pack a fuse_attr; returns it, and how long it holds."""
         overrides = self._overrides and self._overrides(node)
         flags = FUSE_ATTR_SUBMOUNT if node.is_submount else 0
-        return self._attr(status, overrides, node.ino_mask, flags)
+        shown = self._attr(status, overrides, node.ino_mask, flags)
+        return shown, self._attr_valid_s(status, overrides)
+
+    def _attr_valid_s(self, status: Statx, overrides: Overrides | None) -> int:
+        kept = overrides and overrides.mode
+        return self.rules.cache.attr_valid_s(status.mode if kept is None else kept)
 
     def _native(self, share: Share, library: ctypes.CDLL) -> NativeMount:
         shown, cache = self.rules.presentation, self.rules.cache
@@ -256,6 +272,8 @@ class Mount:
             read_only=self.rules.read_only,
             writeback=self.writeback,
             submounts=self._submounts,
+            umask=self.applies_umask,
+            acls=self.checks_acls and self.rules.shows_acls and shown.is_whole,
             to_python=self.rules.to_python,
             keeps_modes=self.rules.metadata is not None,
             no_set_ids=not self.rules.privileges.given,

@@ -11,6 +11,7 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING
 
+from services.devicehost.devices.fs.host_files import umask
 from services.devicehost.devices.fs.host_files.errors import refusal
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class NativeMounts:
         Raises:
             OSError: ENOMEM.
         """
-        worker = self._library.ph_worker_new()
+        worker = self._library.ph_worker_new(umask.is_private())
         if worker is None:
             raise refusal(errno.ENOMEM)
         try:

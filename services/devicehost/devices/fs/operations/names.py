@@ -12,12 +12,14 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from services.devicehost.devices.fs.host_files import credentials, syscalls
+from services.devicehost.devices.fs.host_files import credentials, syscalls, umask
 from services.devicehost.devices.fs.host_files.descriptors import Descriptor
 from services.devicehost.devices.fs.host_files.errors import refusal
+from services.devicehost.devices.fs.host_files.umask import Umask
 from services.devicehost.devices.fs.mount.open_files import OpenFile
 from services.devicehost.devices.fs.operations.files import host_flags, open_regular
 from services.devicehost.devices.fs.operations.request import entry_name
+from services.devicehost.devices.fs.share.acls import has_default_acl
 from services.devicehost.devices.fs.share.name_case import (
     require_exact,
     require_exact_entry,
@@ -65,13 +67,14 @@ def batch_forget(mount: Mount, request: Request) -> int:
 
 def create(mount: Mount, request: Request) -> int:
     """CREATE: make and open a regular file, or open one that exists."""
-    flags, mode, _, open_flags = request.args
+    flags, mode, mask, open_flags = request.args
     parent = mount.nodes.get(request.nodeid)
     name = request.name()
     mount.nodes.require_room()
     mount.open_files.require_room()
+    mode, under = _under_umask(mount, parent, mode, mask)
     try:
-        with mount.creating(request.user):
+        with mount.creating(request.user), under:
             made = syscalls.open_beneath(
                 parent.fd,
                 name,
@@ -100,13 +103,14 @@ def create(mount: Mount, request: Request) -> int:
 
 def tmpfile(mount: Mount, request: Request) -> int:
     """TMPFILE: make and open a regular file that has no name."""
-    flags, mode, _, _ = request.args
+    flags, mode, mask, _ = request.args
     parent = mount.nodes.get(request.nodeid)
     if parent.kind != stat.S_IFDIR:
         raise refusal(errno.ENOTDIR)
     mount.nodes.require_room()
     mount.open_files.require_room()
-    with mount.creating(request.user):
+    mode, under = _under_umask(mount, parent, mode, mask)
+    with mount.creating(request.user), under:
         made = os.open(
             parent.path,
             host_flags(mount, flags) | flags & os.O_EXCL | os.O_TMPFILE,
@@ -119,11 +123,12 @@ def tmpfile(mount: Mount, request: Request) -> int:
 
 def mkdir(mount: Mount, request: Request) -> int:
     """MKDIR: make a directory."""
-    mode, _ = request.args
+    mode, mask = request.args
     parent = mount.nodes.get(request.nodeid)
     name = request.name()
     mount.nodes.require_room()
-    with mount.creating(request.user):
+    mode, under = _under_umask(mount, parent, mode, mask)
+    with mount.creating(request.user), under:
         os.mkdir(name, _host_mode(mount, mode, directory=True), dir_fd=parent.fd)
     if mount.rules.metadata:
         with _undone_by(lambda: os.rmdir(name, dir_fd=parent.fd)):
@@ -134,7 +139,7 @@ def mkdir(mount: Mount, request: Request) -> int:
 
 def mknod(mount: Mount, request: Request) -> int:
     """MKNOD: make a regular file, FIFO or socket; or a device, if the share's options allow it."""
-    mode, rdev, _ = request.args
+    mode, rdev, mask = request.args
     parent = mount.nodes.get(request.nodeid)
     name = request.name()
     mount.nodes.require_room()
@@ -142,7 +147,8 @@ def mknod(mount: Mount, request: Request) -> int:
     if kind in (stat.S_IFDIR, stat.S_IFLNK):
         raise refusal(errno.EPERM)
     mount.rules.privileges.require_makes(kind, rdev)
-    with mount.creating(request.user):
+    mode, under = _under_umask(mount, parent, mode, mask)
+    with mount.creating(request.user), under:
         host_kind = stat.S_IFREG if mount.rules.metadata else kind
         os.mknod(name, host_kind | _host_mode(mount, mode), rdev, dir_fd=parent.fd)
     if mount.rules.metadata:
@@ -237,6 +243,25 @@ def _rename(mount: Mount, request: Request, new_parent: int, flags: int) -> int:
     if flags & _RENAME_EXCHANGE:
         mount.nodes.renamed(source, old)
     return 0
+
+
+def _under_umask(mount: Mount, parent: Node, mode: int, mask: int) -> tuple[int, Umask]:
+    """Return the mode for making a file, and what is to be entered meanwhile.
+
+    Args:
+        mount: Of the guest.
+        parent: The directory in which it is made.
+        mode: As the guest asks for it.
+        mask: The umask that came with the request.
+    """
+    mask &= 0o777
+    if not mount.applies_umask:  # the guest did
+        return mode, Umask(0)
+    if mount.rules.metadata:  # the mode is not the host's, whose ACLs do not count
+        return mode & ~mask, Umask(0)
+    if umask.is_private():
+        return mode, Umask(mask)
+    return (mode if mask and has_default_acl(parent) else mode & ~mask), Umask(0)
 
 
 def _host_mode(mount: Mount, mode: int, *, directory: bool = False) -> int:

@@ -44,6 +44,7 @@ class Presentation:
     Attributes:
         uid, gid: Shown as every file's owner and group; None shows the real ones.
         keep_dir, keep_file: Bits of the mode that are shown.
+        is_whole: Whether all of them are.
     """
 
     def __init__(self, options: FsOptions) -> None:
@@ -52,6 +53,11 @@ class Presentation:
         self.gid: Final = options.gid
         self.keep_dir: Final = _U32 & ~(options.umask | (options.dmask or 0))
         self.keep_file: Final = _U32 & ~(options.umask | (options.fmask or 0))
+        self.is_whole: Final = self.keep_dir & self.keep_file == _U32
+
+    def keep(self, kind: int) -> int:
+        """Return the bits of the mode that are shown of a file with these S_IFMT bits."""
+        return self.keep_dir if stat.S_ISDIR(kind) else self.keep_file
 
     def attr(
         self,
@@ -84,7 +90,7 @@ class Presentation:
             status.atime_ns,
             status.mtime_ns,
             status.ctime_ns,
-            mode & (self.keep_dir if stat.S_ISDIR(mode) else self.keep_file),
+            mode & self.keep(mode),
             status.nlink,
             status.uid if self.uid is None else self.uid,
             status.gid if self.gid is None else self.gid,
@@ -95,11 +101,10 @@ class Presentation:
 
     def statx(self, status: Statx, overrides: Overrides | None = None, ino_mask: int = 0) -> bytes:
         """Pack a fuse_statx; see `attr`."""
-        keep = self.keep_dir if stat.S_ISDIR(status.mode) else self.keep_file
         shown = status._replace(
             mask=status.mask & STATX_MASK,
             ino=status.ino ^ ino_mask,
-            mode=status.mode & keep,
+            mode=status.mode & self.keep(status.mode),
             uid=status.uid if self.uid is None else self.uid,
             gid=status.gid if self.gid is None else self.gid,
         )

@@ -8,6 +8,9 @@ A guest may keep:
   a file is opened again or its attributes have changed.
 - always: everything, for a day. It is for shares that only this guest changes.
 
+Attributes of a file with set-id bits are never kept: the host clears the bits when the file is
+written, and nothing tells the guest, which would go on running the file with them.
+
 With `writeback` the guest also keeps its writes back for a while, and then its own sizes and times
 are the valid ones. Must not know requests or nodes.
 """
@@ -15,6 +18,7 @@ are the valid ones. Must not know requests or nodes.
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from services.wire import fuse
@@ -27,6 +31,7 @@ SUPPORTED: Final = (
     fuse.FUSE_ASYNC_READ
     | fuse.FUSE_ATOMIC_O_TRUNC
     | fuse.FUSE_BIG_WRITES
+    | fuse.FUSE_DONT_MASK
     | fuse.FUSE_AUTO_INVAL_DATA
     | fuse.FUSE_DO_READDIRPLUS
     | fuse.FUSE_READDIRPLUS_AUTO
@@ -34,8 +39,10 @@ SUPPORTED: Final = (
     | fuse.FUSE_PARALLEL_DIROPS
     | fuse.FUSE_POSIX_LOCKS
     | fuse.FUSE_FLOCK_LOCKS
+    | fuse.FUSE_POSIX_ACL
     | fuse.FUSE_MAX_PAGES
     | fuse.FUSE_HANDLE_KILLPRIV_V2
+    | fuse.FUSE_SETXATTR_EXT
     | fuse.FUSE_INIT_EXT
     | fuse.FUSE_CREATE_SUPP_GROUP
     | fuse.FUSE_SUBMOUNTS
@@ -59,6 +66,7 @@ _POLICIES: Final = {
         fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE,
     ),
 }
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _READDIRPLUS: Final = fuse.FUSE_DO_READDIRPLUS | fuse.FUSE_READDIRPLUS_AUTO
 
 
@@ -66,7 +74,7 @@ class CachePolicy:
     """How long a guest may keep names, attributes and data of one share.
 
     Attributes:
-        valid_s: How long names and attributes hold.
+        valid_s: How long names hold, and most attributes.
         file_flags: FOPEN_* of files.
         directory_flags: FOPEN_* of directories.
     """
@@ -75,6 +83,10 @@ class CachePolicy:
         self.valid_s, self.file_flags, self.directory_flags = _POLICIES[options.cache]
         self._direct: Final = options.cache == "none"
         self._writeback: Final = options.writeback
+
+    def attr_valid_s(self, mode: int) -> int:
+        """Return how long the attributes of a file with this mode hold."""
+        return 0 if mode & _SET_IDS and stat.S_ISREG(mode) else self.valid_s
 
     def capabilities(self) -> int:
         """Return the FUSE_* that may be agreed on at INIT."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.fs.share.acls import ACLS
 from services.devicehost.devices.fs.share.attributes import Presentation
 from services.devicehost.devices.fs.share.cache import CachePolicy
 from services.devicehost.devices.fs.share.lx_metadata import LxMetadata
@@ -35,6 +36,7 @@ class Rules:
         links: Shows absolute symlinks; None: the guest sees the host's targets.
         exact_names: Whether an entry is found under its own spelling alone.
         case_flags: Whether a directory's case-folding flag is shown, and may be set.
+        shows_acls: Whether a file has the ACL that the host's has.
         to_python: Whether Python serves names and attributes, because the native fast path does
             not know the options that change them.
     """
@@ -52,6 +54,8 @@ class Rules:
         self.links: Final = SymlinkRoot(options.symlinkroot) if options.symlinkroot else None
         self.exact_names: Final = options.case == "force"
         self.case_flags: Final = options.case == "dir"
+        # With metadata the guest's modes are not the host's.
+        self.shows_acls: Final = not options.metadata and all(map(self.xattrs.passes, ACLS))
         self.to_python: Final = bool(self.metadata or self.links or self.exact_names)
 
     def overrides(self, file: HostFile) -> Overrides | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from services.devicehost.accounting import Bounds
 from services.devicehost.devices.fs.share.cache import CachePolicy
+from services.wire.fuse import FUSE_POSIX_ACL
 
 if TYPE_CHECKING:
     import ctypes
@@ -38,4 +39,5 @@ class Share:
 
     def capabilities(self) -> int:
         """Return the FUSE_* that may be agreed on at INIT."""
-        return CachePolicy(self.options).capabilities()
+        agreeable = CachePolicy(self.options).capabilities()
+        return agreeable & ~FUSE_POSIX_ACL if self.options.metadata else agreeable

@@ -57,6 +57,10 @@ class XattrNames:
             raise refusal(hidden)
         return found
 
+    def passes(self, name: bytes) -> bool:
+        """Return whether a name is the same for the guest and on the host."""
+        return self._rules.host_name(name) == name
+
     def shown(self, path: bytes) -> list[bytes]:
         """Return the names of a file that a guest sees.
 

@@ -166,7 +166,7 @@ class FuseGuest:
         self, name: bytes, parent: int = 1, flags: int = 2, mode: int = 0o100644
     ) -> tuple[Entry, int]:
         data = self.call(
-            Opcode.CREATE, parent, fuse.CREATE_IN.pack(flags, mode, 0o022, 0) + name + b"\0"
+            Opcode.CREATE, parent, fuse.CREATE_IN.pack(flags, mode, 0, 0) + name + b"\0"
         )
         return self._entry(data), fuse.OPEN_OUT.unpack_from(data, 128)[0]
 

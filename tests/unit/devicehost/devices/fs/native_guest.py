@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from services.devicehost import fastpath
+from services.devicehost.devices.fs.host_files import umask
 from services.wire import fuse
 from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest
 
@@ -27,7 +28,7 @@ class NativeGuest(FuseGuest):
     def __post_init__(self) -> None:
         assert fastpath.library is not None
         self.library = fastpath.library
-        self.worker = self.library.ph_worker_new()
+        self.worker = self.library.ph_worker_new(umask.is_private())
 
     def __del__(self) -> None:
         self.library.ph_worker_delete(self.worker)

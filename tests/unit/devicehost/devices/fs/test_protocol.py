@@ -45,7 +45,7 @@ def test_a_guest_without_max_pages_gets_fewer(make_guest: MakeGuest, access: typ
 
 def test_only_what_is_offered_and_served_is_accepted(make_guest: MakeGuest) -> None:
     out = make_guest(mounted=False).init(flags2=0xFFFF_FFFF)
-    for flag in (fuse.FUSE_WRITEBACK_CACHE, fuse.FUSE_POSIX_ACL):
+    for flag in (fuse.FUSE_WRITEBACK_CACHE, fuse.FUSE_ABORT_ERROR):
         assert not out.flags & flag
     for flag in (fuse.FUSE_ATOMIC_O_TRUNC, fuse.FUSE_DO_READDIRPLUS, fuse.FUSE_BIG_WRITES):
         assert out.flags & flag

@@ -64,7 +64,7 @@ def test_the_root_is_nobodys_to_change(rig: Rig, guest: FuseGuest) -> None:
         lambda: guest.rename(b"one", b"three"),
         lambda: guest.rename(b"one", b"one", to=child),
         lambda: guest.setattr(1, fuse.FATTR_MODE, mode=0o777),
-        lambda: guest.call(Opcode.SETXATTR, 1, fuse.SETXATTR_COMPAT_IN.pack(1, 0) + b"user.x\0v"),
+        lambda: guest.call(Opcode.SETXATTR, 1, fuse.SETXATTR_IN.pack(1, 0, 0) + b"user.x\0v"),
     ):
         refused(errno.EPERM, call)
     refused(errno.EISDIR, lambda: guest.open(1))

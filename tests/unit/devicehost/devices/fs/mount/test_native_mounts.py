@@ -62,7 +62,7 @@ class NoMemory:
     def ph_mounts_free(self, _: int) -> None:
         self.freed.append("mounts")
 
-    def ph_worker_new(self) -> None:
+    def ph_worker_new(self, _: bool) -> None:
         return None
 
     def ph_worker_delete(self, _: int) -> None:

@@ -277,7 +277,7 @@ def test_read_only_refuses_every_change(make_guest: MakeGuest, shared: Path) -> 
         (Opcode.RENAME, fuse.RENAME_IN.pack(1) + b"f\0" + name),
         (Opcode.RENAME2, fuse.RENAME2_IN.pack(1, 0) + b"f\0" + name),
         (Opcode.SETATTR, fuse.SETATTR_IN.pack(fuse.FATTR_MODE, *([0] * 12))),
-        (Opcode.SETXATTR, fuse.SETXATTR_COMPAT_IN.pack(1, 0) + b"user.a\0v"),
+        (Opcode.SETXATTR, fuse.SETXATTR_IN.pack(1, 0, 0) + b"user.a\0v"),
         (Opcode.REMOVEXATTR, b"user.a\0"),
         (Opcode.WRITE, fuse.WRITE_IN.pack(handle, 0, 1, 0, 0, 0) + b"x"),
         (Opcode.FALLOCATE, fuse.FALLOCATE_IN.pack(handle, 0, 10, 0)),

@@ -31,7 +31,7 @@ def number_of(error: pytest.ExceptionInfo[FuseError]) -> str:
 
 
 def set_value(guest: FuseGuest, node: int, name: bytes, value: bytes, flags: int = 0) -> None:
-    body = fuse.SETXATTR_COMPAT_IN.pack(len(value), flags) + name + b"\0" + value
+    body = fuse.SETXATTR_IN.pack(len(value), flags, 0) + name + b"\0" + value
     guest.call(Opcode.SETXATTR, node, body)
 
 
@@ -76,7 +76,7 @@ def test_refusals_keep_their_number(guest: FuseGuest, shared: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 4, 6, 2**32 - 1])
 def test_a_length_that_lies(guest: FuseGuest, size: int) -> None:
-    body = fuse.SETXATTR_COMPAT_IN.pack(size, 0) + b"user.a\0" + b"12345"
+    body = fuse.SETXATTR_IN.pack(size, 0, 0) + b"user.a\0" + b"12345"
     with pytest.raises(FuseError) as error:
         guest.call(Opcode.SETXATTR, 1, body)
     assert number_of(error) == "EINVAL"

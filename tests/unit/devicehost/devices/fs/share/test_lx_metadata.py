@@ -270,7 +270,7 @@ def test_the_guest_does_not_see_or_set_what_is_kept(
     for name in KEPT:
         wire = name.encode() + b"\0"
         get = fuse.GETXATTR_IN.pack(100) + wire
-        put = fuse.SETXATTR_COMPAT_IN.pack(4, 0) + wire + bytes(4)
+        put = fuse.SETXATTR_IN.pack(4, 0, 0) + wire + bytes(4)
         assert refused(lambda get=get: guest.call(Opcode.GETXATTR, nodeid, get)) == "ENODATA"  # type: ignore[misc]
         assert refused(lambda put=put: guest.call(Opcode.SETXATTR, nodeid, put)) == "EPERM"  # type: ignore[misc]
         gone = refused(lambda wire=wire: guest.call(Opcode.REMOVEXATTR, nodeid, wire))  # type: ignore[misc]

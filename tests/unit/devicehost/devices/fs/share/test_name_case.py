@@ -53,7 +53,7 @@ def get_flag(guest: FuseGuest, nodeid: int) -> bytes:
 
 
 def set_flag(guest: FuseGuest, nodeid: int, value: bytes) -> None:
-    body = fuse.SETXATTR_COMPAT_IN.pack(len(value), 0) + CASE_XATTR + b"\0" + value
+    body = fuse.SETXATTR_IN.pack(len(value), 0, 0) + CASE_XATTR + b"\0" + value
     guest.call(Opcode.SETXATTR, nodeid, body)
 
 

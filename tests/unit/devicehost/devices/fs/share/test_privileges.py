@@ -45,7 +45,7 @@ def refused(call: Callable[[], Any], number: int = errno.EPERM) -> None:
 
 
 def set_value(guest: FuseGuest, node: int, name: str, value: bytes) -> None:
-    body = fuse.SETXATTR_COMPAT_IN.pack(len(value), 0) + name.encode() + b"\0" + value
+    body = fuse.SETXATTR_IN.pack(len(value), 0, 0) + name.encode() + b"\0" + value
     guest.call(Opcode.SETXATTR, node, body)
 
 
