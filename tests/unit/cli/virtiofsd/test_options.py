@@ -99,10 +99,9 @@ def test_the_list_of_1_14_is_that_of_the_program() -> None:
     [
         *("--sandbox=namespace", "--sandbox=chroot", "--seccomp=kill", "--seccomp=trap"),
         *("--modcaps=-chown", "--modcaps=+sys_admin:-chown"),
-        *("--posix-acl", "--posix-acl=always", "--posix-acl=auto"),
         *("--security-label", "--uid-map=:0:1:1:", "--translate-uid=squash-guest:0:1:1"),
         *("-o sandbox=namespace", "-o sandbox=chroot", "-o modcaps=-chown"),
-        *("-o posix_acl", "-o no_flock", "-o no_posix_lock", "-o timeout=0"),
+        *("-o security_label", "-o no_flock", "-o no_posix_lock", "-o timeout=0"),
     ],
 )
 def test_what_asks_for_more_safety_than_there_is_is_refused(asks: str) -> None:

@@ -49,7 +49,7 @@ def test_the_last_one_counts() -> None:
         (["--rlimit-nofile=many"], "OPTION_VALUE", "--rlimit-nofile=many"),
         (["--rlimit-nofile=99999999999"], "OPTION_VALUE", "<number>"),
         (["--sandbox", "jail"], "OPTION_VALUE", "--sandbox=none, --sandbox=namespace"),
-        (["--posix-acl", "always"], "OPTION_REFUSED", "--posix-acl: "),
+        (["--security-label", "always"], "OPTION_REFUSED", "--security-label: "),
     ],
 )
 def test_what_is_wrong_is_named(arguments: list[str], reason: str, said: str) -> None:
