@@ -30,13 +30,10 @@ if TYPE_CHECKING:
     from bench.targets import Target
 
 ORDINARY: Final = ", ordinary user"
-"""Suffix of the name of a program that runs as an ordinary user."""
+"""Suffix of the name of a program that runs without capabilities, as an ordinary user's does."""
 DESCRIPTORS: Final = 1024
-_NOBODY: Final = 65534
-_OTHER_USER: Final = (
-    *("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}"),
-    *("--clear-groups", "--bounding-set=-all", "--inh-caps=-all"),
-)
+_FEW: Final = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
+_NO_CAPABILITIES: Final = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 
 
 class _Times(BaseModel):
@@ -56,7 +53,6 @@ def measure(settings: Settings, files: int) -> Iterator[WalkRow]:
         files: Files in the directory.
     """
     shared = settings.shared[Medium.TMPFS]
-    shared.chmod(0o755)  # for the ordinary user
     trees.make_directory(shared, files)
     trees.make_directory(shared, 1)
     for target in _targets():
@@ -77,10 +73,9 @@ def _targets() -> Iterator[Target]:
 
 
 def ordinary(target: Target) -> Target:
-    """Have a program run as an ordinary user with few descriptors."""
-    few = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
-    user = _OTHER_USER if os.geteuid() == 0 else ()
-    return replace(target, name=target.name + ORDINARY, command=(*few, *user, *target.command))
+    """Have a program run with few descriptors and, like an ordinary user's, no capabilities."""
+    without = _NO_CAPABILITIES if os.geteuid() == 0 else ()
+    return replace(target, name=target.name + ORDINARY, command=(*_FEW, *without, *target.command))
 
 
 def _walk(target: Target, place: Place, files: int) -> WalkRow:

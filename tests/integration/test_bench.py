@@ -129,7 +129,6 @@ def test_many_devices_of_one_host(settings: Settings) -> None:
 @pytest.mark.root
 def test_a_walk_over_more_files_than_an_ordinary_user_has_descriptors(settings: Settings) -> None:
     files = 3 * walk.DESCRIPTORS
-    reads_us = walk.ordinary(dataclasses.replace(targets.PYTHON, command=("test", "-r", __file__)))
     with tempfile.TemporaryDirectory() as place:
         shared = dict.fromkeys(Medium, Path(place))
         rows = {
@@ -140,8 +139,6 @@ def test_a_walk_over_more_files_than_an_ordinary_user_has_descriptors(settings: 
         row = rows[target.name]
         assert (row.files, row.failure) == (files, "")
         assert 0 < row.anonymous_bytes < 2000 * files
-    if subprocess.run(reads_us.command, check=False).returncode != 0:
-        pytest.skip("an ordinary user cannot read this checkout")
     few = [row for row in rows.values() if row.name.endswith(walk.ORDINARY)]
     assert [row.failure for row in few] == [""] * len(few)
     assert all(row.descriptors < walk.DESCRIPTORS for row in few)
