@@ -286,3 +286,19 @@ def test_what_the_owner_may_not_write_is_named() -> None:
     with pytest.raises(InvalidArgumentError, match="option 'vm_id=1': vm_id is") as caught:
         build_options("src", "vm_id=1", None, VM)
     assert caught.value.metadata == {"option": "vm_id=1"}
+
+
+@pytest.mark.parametrize(("key", "opposite"), [("suid", "nosuid"), ("dev", "nodev")])
+def test_an_option_and_its_opposite_are_refused_by_name(key: str, opposite: str) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        parse_fs_options(f"src;{opposite};{key};vm_id={VM}")
+    assert refused.value.reason == "OPTION_CONFLICT"
+    assert refused.value.metadata == {"option": key}
+    assert {"'src'", key, opposite} <= {*refused.value.message.replace(";", "").split()}
+
+
+def test_only_what_divides_options_is_refused_in_a_name() -> None:
+    assert build_options("X", "", None, VM).startswith("X;")
+    for letter in ";=\0":
+        with pytest.raises(InvalidArgumentError):
+            build_options(f"X{letter}", "", None, VM)

@@ -66,6 +66,18 @@ def test_a_map_rule_is_short_for_others() -> None:
     assert parse_xattr_map("/map/trusted./user.virtiofs./") == parse_xattr_map(PREFIX_TRUSTED)
 
 
+def test_rules_before_a_map_rule_come_first() -> None:
+    rules = parse_xattr_map(":bad:client:user.a:: :map::user.virtiofs.:")
+    assert names(rules, "user.ab", "user.b") == ["EPERM", "user.virtiofs.user.b"]
+
+
+def test_names_may_be_any_bytes() -> None:
+    rules = parse_xattr_map(":prefix:all:a\udcff:b\udcfe:")
+    assert rules.host_name(b"a\xff") == b"b\xfea\xff"
+    assert rules.guest_name(b"b\xfec") == b"c"
+    assert parse_xattr_map(rules.text()) == rules
+
+
 def test_the_first_rule_that_matches_decides() -> None:
     rules = parse_xattr_map(
         ":ok:client:user.a::!unsupported!client!user.!!:prefix:server::user.x.:"
@@ -85,6 +97,7 @@ def test_the_first_rule_that_matches_decides() -> None:
         (":ok:both:::", "client, server, all"),
         (":map:a:b: :ok:all:::", "a map rule is the last"),
         (":map:a:b", "rule 1 is none"),
+        (":map:a:b:c", "a map rule is the last"),
     ],
 )
 def test_what_is_no_rule_is_refused(text: str, why: str) -> None:
@@ -92,6 +105,8 @@ def test_what_is_no_rule_is_refused(text: str, why: str) -> None:
         parse_xattr_map(text)
     assert refused.value.reason == "OPTION_VALUE"
     assert why in refused.value.message
+    assert repr(text) in refused.value.message
+    assert refused.value.metadata == {"value": text}
 
 
 @given(st.text(max_size=80) | st.text(alphabet=": /okalmprefixbd", max_size=40))
@@ -107,13 +122,20 @@ def test_the_text_of_rules_suits_the_options_of_a_share() -> None:
     rules = parse_xattr_map("/ok/all/a:/b:/ :map::user.x.:")
     assert ";" not in rules.text()
     assert parse_xattr_map(rules.text()) == rules
-    with pytest.raises(InvalidArgumentError):
-        parse_xattr_map(":ok:all:a;b::").text()
+    with pytest.raises(InvalidArgumentError, match="';'") as refused:
+        parse_xattr_map(":ok:all:;::").text()
+    assert refused.value.metadata == {"value": "".join(sorted({*"okall;"}))}
+
+
+def test_rules_with_every_separator_cannot_be_options() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"one of ':/\|,"):
+        parse_xattr_map("!ok!all!:/|,+%~^!!").text()
 
 
 def test_a_word_that_is_none_names_those_that_are() -> None:
-    with pytest.raises(InvalidArgumentError, match="off, safe, map, all"):
+    with pytest.raises(InvalidArgumentError, match="off, safe, map, all") as refused:
         parse_xattr_option("none")
+    assert refused.value.metadata == {"value": "none"}
 
 
 GUESTS = ("user.a", "security.capability", "trusted.overlay.opaque", "system.posix_acl_access")
