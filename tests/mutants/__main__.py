@@ -58,7 +58,8 @@ def copy_tree(package: Package, modules: Sequence[str], *, again: bool) -> Path:
         "do_not_mutate": [f"{folder}/*" for folder in package.inner],
         "also_copy": list(_COPIED[1:]),
         "pytest_add_cli_args": [
-            *("-p", "no:cacheprovider", "-p", "tests.mutants.garbage"),
+            # mutmut runs pytest several times in one process, whose handler of SIGBUS is ours.
+            *("-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "tests.mutants.garbage"),
             *(f"--ignore={path}" for path in package.left_out),
         ],
         "pytest_add_cli_args_test_selection": list(package.tests),

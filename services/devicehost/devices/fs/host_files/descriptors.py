@@ -24,8 +24,9 @@ WANTED_DESCRIPTORS: Final = 1 << 20
 MAX_NODES: Final = 1 << 21
 """Nodes that a guest may know of one share."""
 
-MAX_ALL_NODES: Final = 1 << 22
-"""Nodes that all guests of a process may know; docs/limits.md says what memory they take."""
+MAX_ALL_NODES: Final = 3 * MAX_NODES
+"""Nodes that all guests of a process may know; docs/limits.md says what memory they take. One share
+may have all of MAX_NODES as long as the others have no more than that together (bound.py)."""
 
 MAX_NODE_DESCRIPTORS: Final = 1 << 16
 """Descriptors that the nodes of one device may have, however many the process may have."""

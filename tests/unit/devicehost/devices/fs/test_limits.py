@@ -11,6 +11,7 @@ import resource
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +29,6 @@ from tests.unit.devicehost.devices.fs.native_guest import NativeGuest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.unit.devicehost.devices.fs.conftest import MakeGuest
     from tests.unit.devicehost.devices.fs.fuse_guest import FuseGuest
@@ -154,14 +154,20 @@ def test_a_guest_that_mounts_anew_begins_no_new_episode(make_guest: MakeGuest) -
 @pytest.fixture
 def few_descriptors(request: pytest.FixtureRequest) -> Iterator[int]:
     """Leave this process some 20 descriptors for shares; the value is the first beyond them."""
-    few: int = getattr(request, "param", 20)
     gc.collect()  # garbage of earlier tests would close descriptors in between
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_unusable = os.dup(0) + few
-    os.close(lowest_unusable - few)
+    highest = max(int(link.name) for link in Path("/proc/self/fd").iterdir())
+    fill: list[int] = []
+    while not fill or fill[-1] < highest:  # the kernel gives the lowest free number
+        fill.append(os.dup(0))
+    few: int = getattr(request, "param", 20)
+    lowest_unusable = fill[-1] + few
     resource.setrlimit(resource.RLIMIT_NOFILE, (2 * lowest_unusable, hard))
+    os.close(fill.pop())
     yield lowest_unusable
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for number in fill:
+        os.close(number)
 
 
 def test_descriptors_of_the_process(
