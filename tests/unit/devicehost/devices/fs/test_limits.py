@@ -184,14 +184,15 @@ def test_descriptors_of_the_process(
     assert used >= total - total // 32, "the last ones are left to nodes"
 
 
+@pytest.mark.parametrize("few_descriptors", [80], indirect=True)
 def test_nodes_give_descriptors_up_when_few_are_left(
     few_descriptors: int, make_guest: MakeGuest, shared: Path
 ) -> None:
-    for number in range(100):
+    for number in range(200):
         (shared / f"{number}").write_text(f"{number}")
     guest = make_guest(limits=Limits(nodes=1000, descriptors=1000, handles=1000))
     reports = Reports(guest)
-    nodes = [guest.lookup(b"%d" % number).nodeid for number in range(100)]
+    nodes = [guest.lookup(b"%d" % number).nodeid for number in range(200)]
     for number, node in enumerate(nodes):
         handle = guest.open(node)
         assert guest.read(handle, 9) == b"%d" % number
@@ -199,20 +200,21 @@ def test_nodes_give_descriptors_up_when_few_are_left(
     assert reports.so_far() == []
 
 
+@pytest.mark.parametrize("few_descriptors", [80], indirect=True)
 @pytest.mark.parametrize("library", ["native"], indirect=True)
 def test_nodes_of_one_guest_give_descriptors_up_for_another(
     few_descriptors: int, make_guest: MakeGuest, shared: Path
 ) -> None:
-    for number in range(100):
+    for number in range(200):
         (shared / f"{number}").write_text(f"{number}")
     idle, busy = (
         make_guest(limits=Limits(nodes=1000, descriptors=1000, handles=1000)) for _ in range(2)
     )
-    nodes = [idle.lookup(b"%d" % number).nodeid for number in range(100)]
+    nodes = [idle.lookup(b"%d" % number).nodeid for number in range(200)]
     node = busy.lookup(b"7").nodeid
-    handles = [busy.open(node) for _ in range(8)]  # of 20
+    handles = [busy.open(node) for _ in range(50)]  # of 80
     assert {busy.read(handle, 9) for handle in handles} == {b"7"}
-    assert [idle.getattr(node).size for node in nodes] == [len(str(n)) for n in range(100)]
+    assert [idle.getattr(node).size for node in nodes] == [len(str(n)) for n in range(200)]
 
 
 @pytest.mark.parametrize("few_descriptors", [300], indirect=True)
