@@ -57,6 +57,10 @@ def test_a_snapshot_stays_as_it_was() -> None:
     assert meter.snapshot() == Counters(held_back=1)
 
 
+def test_a_device_begins_without_descriptors_of_guest_memory() -> None:
+    assert DeviceMeter().guest_descriptors == 0
+
+
 def test_threads_that_count_at_once_lose_nothing_and_an_error_leaves_the_lock_free() -> None:
     meter = DeviceMeter()
 
