@@ -350,10 +350,10 @@ class Rig:
             subnets=SubnetPool(IPv4Network("10.231.0.0/28")),
             capabilities_deadline_s=5.0,
             machine_for=lambda _, __: ExternalMachine(
-                self._address("machine"), partial(dial_machine, wait_s=1.0)
+                self._address("machine"), partial(dial_machine, wait_s=5.0)
             ),
             open_init_channel=open_init_channel,
-            dial_guest_init=partial(dial_guest_init, wait_s=1.0),
+            dial_guest_init=partial(dial_guest_init, wait_s=5.0),
         )
 
     def _hosts(
