@@ -7,50 +7,67 @@ than it leaves to the others. native/bound.c has the same rule. Must not know wh
 from __future__ import annotations
 
 import threading
-import weakref
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Sized
+from typing import Final
 
 
 class Total:
-    """What is counted of all mounts together; usable from any thread."""
+    """The count of all mounts together; usable from any thread.
+
+    Attributes:
+        count: How many there are.
+    """
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._tables: weakref.WeakSet[Sized] = weakref.WeakSet()
+        self.count = 0
+        self._mutex = threading.RLock()  # a bound may be collected while another one counts
 
-    def include(self, table: Sized) -> None:
-        """Count what a table has, as long as it is referenced."""
+    def add(self, number: int) -> None:
+        """Count some more, or less if `number` is negative."""
         with self._mutex:
-            self._tables.add(table)
-
-    def __len__(self) -> int:
-        with self._mutex:
-            return sum(map(len, self._tables))
+            self.count += number
 
 
 class Bound:
-    """The bound of one mount."""
+    """The bound of one mount, whose owner holds a mutex for `add` and `take`."""
 
     def __init__(self, most: int, most_of_all: int, total: Total, *, alone: bool) -> None:
-        """Note the bounds.
+        """Begin with none.
 
         Args:
             most: Of the mount.
             most_of_all: Of all mounts of the process.
-            total: Counts them.
+            total: Counts them, as long as this is referenced.
             alone: Whether no other guest has mounts in the process.
         """
         self._most: Final = most
         self._most_of_all: Final = most_of_all
         self._total: Final = total
         self._alone: Final = alone
+        self._count = 0
 
-    def limit(self, mine: int) -> int:
-        """Return how many the mount may have as things are, when it has `mine`."""
-        left = max(self._most_of_all - len(self._total), 0)
+    def __del__(self) -> None:
+        """Leave what the mount had to the others."""
+        self._total.add(-self._count)
+
+    def add(self) -> None:
+        """Count one more."""
+        self._count += 1
+        self._total.add(1)
+
+    def take(self) -> None:
+        """Count one less."""
+        self._count -= 1
+        self._total.add(-1)
+
+    def has_room(self) -> bool:
+        """Return whether the mount may have one more."""
+        left = self._most_of_all - self._total.count
+        return self._count < self._most and (0 if self._alone else self._count) < left
+
+    @property
+    def limit(self) -> int:
+        """How many the mount may have as things are."""
+        left = max(self._most_of_all - self._total.count, 0)
         # As many as make what is left no less than what it has.
-        more = left if self._alone else max(left - mine + 1, 0) // 2
-        return min(self._most, mine + more)
+        more = left if self._alone else max(left - self._count + 1, 0) // 2
+        return min(self._most, self._count + more)

@@ -205,7 +205,7 @@ class NodeTable:
         self._by_key = {entry.key: entry}
         self._resident: deque[_Entry] = deque()
         self._mutex = threading.RLock()
-        _ALL_NODES.include(self)
+        self._crowded_from: Final = crowded_from(first_unusable())
 
     def __len__(self) -> int:
         """Return how many nodes there are besides the root."""
@@ -214,7 +214,7 @@ class NodeTable:
     @property
     def limit(self) -> int:
         """The most nodes besides the root as things are."""
-        return self._bound.limit(len(self))
+        return self._bound.limit
 
     def get(self, node_id: int) -> Node:
         """Find a node.
@@ -235,7 +235,7 @@ class NodeTable:
         Raises:
             OSError: ENFILE when the table is full.
         """
-        if len(self) >= self.limit:
+        if not self._bound.has_room():
             raise refusal(errno.ENFILE)
 
     def count_lookup(
@@ -262,6 +262,7 @@ class NodeTable:
                 node, volume = self._make(descriptor, status, parent)
                 self._next_id += 1
                 entry = self._by_id[node.id] = self._by_key[key] = _Entry(node, status, volume)
+                self._bound.add()
                 self._add_resident(entry)
             entry.found_in, entry.found_as = parent.id, name
             entry.lookups += 1
@@ -321,6 +322,7 @@ class NodeTable:
             entry.lookups -= count
             if entry.lookups <= 0:
                 del self._by_id[node_id]
+                self._bound.take()
                 if self._by_key.get(entry.key) is entry:
                     del self._by_key[entry.key]
                 # The sweep sees it later, but it must keep neither the descriptor nor the mount.
@@ -428,7 +430,7 @@ class NodeTable:
 
     def _add_resident(self, entry: _Entry) -> None:
         self._resident.append(entry)
-        crowded = entry.node is not None and entry.node.fd >= crowded_from(first_unusable())
+        crowded = entry.node is not None and entry.node.fd >= self._crowded_from
         for _ in range(_SWEEP_STEPS):
             if len(self._resident) <= (0 if crowded else self._most_resident):
                 return

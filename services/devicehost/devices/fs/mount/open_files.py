@@ -77,7 +77,7 @@ class OpenFileTable:
         self._bound: Final = Bound(
             limits.handles, limits.all_handles, _ALL_OPEN_FILES, alone=limits.one_guest
         )
-        _ALL_OPEN_FILES.include(self)
+        self._files_below: Final = files_below(first_unusable())
 
     def __len__(self) -> int:
         return len(self._by_handle)
@@ -85,7 +85,7 @@ class OpenFileTable:
     @property
     def limit(self) -> int:
         """The most open files as things are."""
-        return self._bound.limit(len(self))
+        return self._bound.limit
 
     def require_room(self) -> None:
         """Refuse to open or create a file that would get no handle.
@@ -93,7 +93,7 @@ class OpenFileTable:
         Raises:
             OSError: EMFILE when the table is full.
         """
-        if len(self) >= self.limit:
+        if not self._bound.has_room():
             raise refusal(errno.EMFILE)
 
     def add(self, opened: OpenFile) -> int:
@@ -104,11 +104,12 @@ class OpenFileTable:
         """
         with self._mutex:
             self.require_room()
-            if opened.fd >= files_below(first_unusable()):
+            if opened.fd >= self._files_below:
                 raise refusal(errno.EMFILE)
             handle = self._next
             self._next += 1
             self._by_handle[handle] = opened
+            self._bound.add()
             return handle
 
     def get(self, handle: int, kind: type[OpenFileT]) -> OpenFileT:
@@ -137,3 +138,4 @@ class OpenFileTable:
         with self._mutex:
             self.get(handle, kind)
             del self._by_handle[handle]
+            self._bound.take()
