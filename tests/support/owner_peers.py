@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 POOL = SwiotlbPool(base=0x3C00_0000, size_bytes=64 << 20)
 TOKEN = "swiotlb=0x3c000000,67108864"
+PEER_WAIT_S = 5.0
+"""How long the owner waits for a machine and for a guest init: both start in the test's process."""
 
 
 @dataclass
@@ -350,10 +352,10 @@ class Rig:
             subnets=SubnetPool(IPv4Network("10.231.0.0/28")),
             capabilities_deadline_s=5.0,
             machine_for=lambda _, __: ExternalMachine(
-                self._address("machine"), partial(dial_machine, wait_s=5.0)
+                self._address("machine"), partial(dial_machine, wait_s=PEER_WAIT_S)
             ),
             open_init_channel=open_init_channel,
-            dial_guest_init=partial(dial_guest_init, wait_s=5.0),
+            dial_guest_init=partial(dial_guest_init, wait_s=PEER_WAIT_S),
         )
 
     def _hosts(

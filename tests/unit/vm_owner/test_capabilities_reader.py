@@ -19,7 +19,7 @@ from services.vm_owner import clients
 from services.vm_owner.record import VmKind
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
-from tests.support.owner_peers import POOL
+from tests.support.owner_peers import PEER_WAIT_S, POOL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,8 @@ async def test_created_means_that_guest_init_answers(rig: Rig) -> None:
 
 async def test_a_guest_init_that_never_answers_is_named_and_nothing_is_left(rig: Rig) -> None:
     await rig.servers["guest init"].stop(0)
-    with pytest.raises(UnavailableError, match=r"guest-init\.sock.*within 1 s") as away:
+    named = rf"guest-init\.sock.*within {PEER_WAIT_S:g} s"
+    with pytest.raises(UnavailableError, match=named) as away:
         await rig.owner.create(rig.vm_spec(VmKind.WSLC))
     assert away.value.reason == "GUEST_INIT_UNREACHABLE"
     assert rig.owner.all() == []
