@@ -12,7 +12,7 @@ import resource
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -174,8 +174,6 @@ def before(checkout: Path) -> list[tuple[Target, Target]]:
     return pairs
 
 
-RUST_BY_HANDLE: Final = replace(RUST, command=(*RUST.command, "--inode-file-handles=prefer"))
-"""A variant that keeps no descriptor per file that the guest knows."""
 _VIRTIOFSDS: Final = ((C, C_VIRTIOFSD), (RUST, RUST_VIRTIOFSD))
 
 
@@ -187,7 +185,7 @@ def virtiofsds(files: int = 0) -> list[Target]:
     found = [target for target, program in _VIRTIOFSDS if os.access(program, os.X_OK)]
     if files + OTHER_DESCRIPTORS < resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
         return found
-    return [RUST_BY_HANDLE for target in found if target is RUST]
+    return [target for target in found if target is RUST]
 
 
 def start_host(place: Place, tokens: Sequence[str], *, native: bool) -> Running:
