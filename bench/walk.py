@@ -96,7 +96,8 @@ def _walk(target: Target, place: Place, files: int) -> WalkRow:
         said = guest.stdout.readline() if guest.stdout else ""
         if not said:
             _, failure = guest.communicate()
-            return WalkRow(name=target.name, files=files, failure=failure.strip())
+            why = failure.strip().removeprefix(f"front_end: {running.sockets[0]}: ")
+            return WalkRow(name=target.name, files=files, failure=why)
         descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         _, anonymous = resident(pid)
         guest.communicate()
