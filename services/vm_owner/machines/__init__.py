@@ -39,6 +39,8 @@ class AttachSpec:
     Attributes:
         client_address: The guest's address on a network adapter, with prefix length; empty: none.
         gateway_address: The gateway of a network adapter; empty: none.
+        mac_address: Hardware address of a network adapter; empty: one is made.
+        queues: Request queues of a virtio-fs device.
     """
 
     instance_id: str
@@ -47,6 +49,8 @@ class AttachSpec:
     socket_path: str
     client_address: str = ""
     gateway_address: str = ""
+    mac_address: str = ""
+    queues: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,13 @@ class Machine(Protocol):
 
     async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device; the guest has probed it when this returns."""
+
+    async def release_device(self, instance_id: str) -> None:
+        """Have the guest let go of a device that is about to be torn down, if it needs to.
+
+        The kernel of a real guest waits for the answers of a device that it uses. A guest that does
+        not let go in a few seconds is left to its own devices: nothing is raised.
+        """
 
     async def detach_device(self, instance_id: str) -> None:
         """Detach a device."""

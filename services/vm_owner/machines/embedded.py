@@ -102,6 +102,9 @@ class EmbeddedMachine:
         self._require_alive()
         await self._external.attach_device(spec)
 
+    async def release_device(self, instance_id: str) -> None:
+        """Do nothing: such a guest lets go of a device that has ended."""
+
     async def detach_device(self, instance_id: str) -> None:
         """Detach a device."""
         self._require_alive()

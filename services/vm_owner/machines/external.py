@@ -69,6 +69,9 @@ class ExternalMachine:
         """Attach a device."""
         await self._connected().attach_device(spec)
 
+    async def release_device(self, instance_id: str) -> None:
+        """Do nothing: such a guest lets go of a device that has ended."""
+
     async def detach_device(self, instance_id: str) -> None:
         """Detach a device."""
         await self._connected().detach_device(instance_id)

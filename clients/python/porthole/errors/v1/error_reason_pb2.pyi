@@ -116,6 +116,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the machine ended by itself, or cannot be reached any more."""
     GUEST_ENDED: _ErrorReason.ValueType  # 215
     """UNAVAILABLE: the guest's process ended by itself."""
+    QEMU_NOT_FOUND: _ErrorReason.ValueType  # 240
+    """FAILED_PRECONDITION: there is no QEMU; the message names the package."""
+    QEMU_TOO_OLD: _ErrorReason.ValueType  # 241
+    """FAILED_PRECONDITION: QEMU is older than the version in the message."""
+    QEMU_REFUSED: _ErrorReason.ValueType  # 242
+    """FAILED_PRECONDITION: QEMU refused a command; its words are in the message."""
+    QEMU_SILENT: _ErrorReason.ValueType  # 243
+    """DEADLINE_EXCEEDED: QEMU did not answer a command in time."""
+    QEMU_GONE: _ErrorReason.ValueType  # 244
+    """UNAVAILABLE: QEMU closed the connection by which it is commanded."""
+    GUEST_KERNEL_MISSING: _ErrorReason.ValueType  # 245
+    """FAILED_PRECONDITION: the kernel of a Linux guest cannot be read; the message says how to make it."""
+    GUEST_IMAGE_MISSING: _ErrorReason.ValueType  # 246
+    """FAILED_PRECONDITION: the initramfs of a Linux guest cannot be read; the message says how to make
+    it.
+    """
+    GUEST_BOOT_DEADLINE: _ErrorReason.ValueType  # 247
+    """DEADLINE_EXCEEDED: the init of a Linux guest did not speak in time; the last lines of the guest's
+    console are in the message.
+    """
+    GUEST_PORTS_EXHAUSTED: _ErrorReason.ValueType  # 248
+    """RESOURCE_EXHAUSTED: all ports of a Linux guest's machine have a device."""
+    GUEST_KEEPS_DEVICE: _ErrorReason.ValueType  # 249
+    """DEADLINE_EXCEEDED: a Linux guest did not let go of a device in time."""
     WRONG_VM_KIND: _ErrorReason.ValueType  # 230
     """FAILED_PRECONDITION: the call is for a WSLC VM; a WSL2 guest reports by itself."""
     GUEST_INIT_UNREACHABLE: _ErrorReason.ValueType  # 231
@@ -669,6 +693,30 @@ MACHINE_GONE: ErrorReason.ValueType  # 214
 """UNAVAILABLE: the machine ended by itself, or cannot be reached any more."""
 GUEST_ENDED: ErrorReason.ValueType  # 215
 """UNAVAILABLE: the guest's process ended by itself."""
+QEMU_NOT_FOUND: ErrorReason.ValueType  # 240
+"""FAILED_PRECONDITION: there is no QEMU; the message names the package."""
+QEMU_TOO_OLD: ErrorReason.ValueType  # 241
+"""FAILED_PRECONDITION: QEMU is older than the version in the message."""
+QEMU_REFUSED: ErrorReason.ValueType  # 242
+"""FAILED_PRECONDITION: QEMU refused a command; its words are in the message."""
+QEMU_SILENT: ErrorReason.ValueType  # 243
+"""DEADLINE_EXCEEDED: QEMU did not answer a command in time."""
+QEMU_GONE: ErrorReason.ValueType  # 244
+"""UNAVAILABLE: QEMU closed the connection by which it is commanded."""
+GUEST_KERNEL_MISSING: ErrorReason.ValueType  # 245
+"""FAILED_PRECONDITION: the kernel of a Linux guest cannot be read; the message says how to make it."""
+GUEST_IMAGE_MISSING: ErrorReason.ValueType  # 246
+"""FAILED_PRECONDITION: the initramfs of a Linux guest cannot be read; the message says how to make
+it.
+"""
+GUEST_BOOT_DEADLINE: ErrorReason.ValueType  # 247
+"""DEADLINE_EXCEEDED: the init of a Linux guest did not speak in time; the last lines of the guest's
+console are in the message.
+"""
+GUEST_PORTS_EXHAUSTED: ErrorReason.ValueType  # 248
+"""RESOURCE_EXHAUSTED: all ports of a Linux guest's machine have a device."""
+GUEST_KEEPS_DEVICE: ErrorReason.ValueType  # 249
+"""DEADLINE_EXCEEDED: a Linux guest did not let go of a device in time."""
 WRONG_VM_KIND: ErrorReason.ValueType  # 230
 """FAILED_PRECONDITION: the call is for a WSLC VM; a WSL2 guest reports by itself."""
 GUEST_INIT_UNREACHABLE: ErrorReason.ValueType  # 231

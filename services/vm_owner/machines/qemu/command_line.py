@@ -1,0 +1,148 @@
+"""The command line of QEMU, and what it adds to the kernel's.
+
+Owns the machine that a guest sees: memory, processors, ports, console, channel. It is data: nothing
+is looked at or run here.
+
+Guest memory is one memfd that QEMU shares with every device. Devices are plugged in later, so the
+machine starts with none but the serial port of the channel, which QEMU serves itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from services.vm_owner.machines.qemu.installation import Accelerator
+from services.vm_owner.machines.qemu.ports import FIRST_SLOT, PORTS, PORTS_PER_SLOT, port_id
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.vm_owner.machines.qemu.installation import Installation
+
+CHANNEL: Final = "org.porthole.init.0"
+"""The name of the port in the guest over which its init is reached."""
+
+_CONSOLE_ARGUMENTS: Final = "console=ttyS0"
+_END_ARGUMENTS: Final = "panic=-1 reboot=t"
+"""A guest that panics resets at once, and QEMU ends with it."""
+
+_TCG_ARGUMENTS: Final = "no_timer_check"
+"""On a busy host an emulated timer may miss the kernel's check of it, which is then a panic."""
+
+_SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+_SLOW_COPIES: Final = ("fsrs", "fzrm", "fsrm", "erms")
+"""String instructions that a kernel takes for fast, and that are slow under TCG: it then zeroes
+memory three times as slowly. QEMU knows all four since version 10."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """The hardware of a guest.
+
+    Attributes:
+        ram_bytes: A multiple of 1 MiB.
+        cpus: Number of virtual CPUs.
+        accelerator: How its instructions are executed.
+    """
+
+    ram_bytes: int
+    cpus: int
+    accelerator: Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What connects QEMU to this process.
+
+    Attributes:
+        console_fd: A connected socket that gets the guest's console.
+        monitor_fd: A connected socket for QMP.
+        channel_path: Where QEMU listens for the guest's init channel.
+    """
+
+    console_fd: int
+    monitor_fd: int
+    channel_path: Path
+
+
+def kernel_arguments(owners: str, accelerator: Accelerator) -> str:
+    """Return the kernel command line: the owner's, and what this machine needs."""
+    added = [_CONSOLE_ARGUMENTS, _END_ARGUMENTS]
+    if accelerator is Accelerator.TCG:
+        added.append(_TCG_ARGUMENTS)
+    return " ".join([owners, *added]).strip()
+
+
+def command_line(
+    installation: Installation,
+    vm_id: str,
+    hardware: Hardware,
+    kernel: Path,
+    initramfs: Path,
+    kernel_command_line: str,
+    wiring: Wiring,
+) -> list[str]:
+    """Return the program and arguments of QEMU.
+
+    Args:
+        installation: The QEMU that is run.
+        vm_id: UUID of the VM, which becomes the guest's system UUID.
+        hardware: The hardware that the guest has.
+        kernel: The file of its kernel.
+        initramfs: The file of its initramfs.
+        kernel_command_line: As the VM owner wrote it.
+        wiring: What connects QEMU to this process.
+    """
+    ram = f"{hardware.ram_bytes >> 20}M"
+    accelerator = hardware.accelerator
+    return [
+        installation.binary,
+        *("-name", f"porthole-{vm_id}", "-uuid", vm_id),
+        *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
+        *("-sandbox", _SANDBOX),
+        *("-machine", "q35,memory-backend=ram,usb=off,vmport=off"),
+        *("-accel", accelerator, "-cpu", _cpu(installation, accelerator)),
+        *("-smp", str(hardware.cpus), "-m", ram),
+        *("-object", f"memory-backend-memfd,id=ram,size={ram},share=on"),
+        *("-kernel", str(kernel), "-initrd", str(initramfs)),
+        *("-append", kernel_arguments(kernel_command_line, accelerator)),
+        *("-chardev", f"socket,id=console,fd={wiring.console_fd}", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=monitor,fd={wiring.monitor_fd}"),
+        *("-mon", "chardev=monitor,mode=control"),
+        *("-device", "virtio-serial-pci,id=serial,addr=2"),
+        *("-chardev", f"socket,id=init,path={_escaped(wiring.channel_path)},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=init,bus=serial.0,name={CHANNEL}"),
+        *("-device", "pvpanic"),
+        *_ports(),
+    ]
+
+
+def _cpu(installation: Installation, accelerator: Accelerator) -> str:
+    if accelerator is Accelerator.KVM:
+        return "host"
+    # Without five-level page tables, which no guest of this size needs.
+    items = ["max", "la57=off"]
+    if installation.version >= (10, 0):
+        items += [f"{feature}=off" for feature in _SLOW_COPIES]
+    return ",".join(items)
+
+
+def _ports() -> list[str]:
+    arguments: list[str] = []
+    for port in range(PORTS):
+        slot, function = divmod(port, PORTS_PER_SLOT)
+        first = ",multifunction=on" if function == 0 else ""
+        arguments += [
+            "-device",
+            # There is I/O space for 16 ports only, and a modern virtio device needs none.
+            f"pcie-root-port,id={port_id(port)},chassis={port + 1},io-reserve=0,"
+            f"addr={FIRST_SLOT + slot:x}.{function:x}{first}",
+        ]
+    return arguments
+
+
+def _escaped(path: Path) -> str:
+    # A comma ends a value, and two stand for one.
+    return str(path).replace(",", ",,")

@@ -1,0 +1,274 @@
+"""The QEMU machine: boots a Linux guest, attaches devices to it, and ends it.
+
+Owns the order of these. Guest init runs in a process of its own on this host: it speaks with
+process 1 of the guest over a serial port, and serves GuestInit and GuestControl. So what a guest
+says is parsed there, and neither here nor in the owner.
+
+A share is mounted in the guest at /mnt/<tag>, and a mount that succeeds is how its probing is
+noticed; an adapter that is configured is, likewise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from dataclasses import dataclass
+from hashlib import blake2s
+from typing import TYPE_CHECKING, Any, Final
+
+from services.handshake import events
+from services.handshake.errors import PortholeError, UnavailableError
+from services.vm_owner.machines import GuestInitEnd
+from services.vm_owner.machines.qemu.command_line import Hardware, Wiring, command_line
+from services.vm_owner.machines.qemu.control import SHARES, Adapter
+from services.vm_owner.machines.qemu.hot_plug import FsDevice, HotPlug, NetDevice
+from services.vm_owner.machines.qemu.image import one_initramfs
+from services.vm_owner.machines.qemu.installation import (
+    Accelerator,
+    choose_accelerator,
+    find_qemu,
+)
+from services.vm_owner.machines.qemu.running import GuestPaths, RunningGuest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from pathlib import Path
+
+    from services.vm_owner.machines import AttachSpec, BootSpec, MachineReport
+    from services.vm_owner.machines.qemu.control import GuestControl
+    from services.vm_owner.machines.qemu.image import GuestImage
+    from services.vm_owner.machines.qemu.installation import Installation
+
+logger = logging.getLogger(__name__)
+
+PROBE_DEADLINE_S: Final = 10.0
+"""Longest that the guest gets to probe a device that was plugged in."""
+
+UNMOUNT_DEADLINE_S: Final = 3.0
+"""Longest that the guest gets to unmount a share."""
+
+UNPLUG_DEADLINE_S: Final = 5.0
+"""Longest that the guest gets to let go of a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuSettings:
+    """What an owner's QEMU machines have in common.
+
+    Attributes:
+        binary: Name or path of QEMU.
+        accelerator: How guests are executed; None: by KVM, if this process may use it.
+        boot_deadline_s: Longest time from the start of QEMU until the guest's init speaks.
+        environment: PORTHOLE_ variables for guest init's process.
+        dial: Connects to guest init at an address within a time, once the guest has spoken.
+        init_command: How to run guest init's process, without its flags.
+    """
+
+    binary: str
+    accelerator: Accelerator | None
+    boot_deadline_s: float
+    environment: Mapping[str, str]
+    dial: Callable[[str, float], Coroutine[Any, Any, GuestControl]]
+    init_command: tuple[str, ...] = (sys.executable, "-m", "services.guest_init")
+
+
+class QemuMachine:
+    """A Linux guest that QEMU runs.
+
+    Args:
+        vm_dir: Directory of the VM: sockets and logs.
+        find_image: Finds the files that the guest boots, or raises a PortholeError.
+        cpus: Number of virtual CPUs.
+        settings: What all machines have in common.
+    """
+
+    address: Final = ""
+    """It serves no porthole.machine.v1.Machine."""
+
+    def __init__(
+        self,
+        vm_dir: Path,
+        find_image: Callable[[], GuestImage],
+        cpus: int,
+        settings: QemuSettings,
+    ) -> None:
+        self._paths = GuestPaths(vm_dir)
+        self._find_image = find_image
+        self._cpus = cpus
+        self._settings = settings
+        self._guest = RunningGuest(self._paths, self._on_event)
+        self._hot_plug = HotPlug(self._guest.monitor)
+        self._control: GuestControl | None = None
+        self._mounts: dict[str, str] = {}
+        self._parts: tuple[Installation, GuestImage, Accelerator] | None = None
+        self._on_end: Callable[[str], None] = lambda _: None
+        self._watch: asyncio.Task[None] | None = None
+        self._init_end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def start(self, on_end: Callable[[str], None]) -> None:
+        """Look for what a boot needs.
+
+        Raises:
+            FailedPreconditionError: QEMU_NOT_FOUND, QEMU_TOO_OLD, GUEST_KERNEL_MISSING, or
+                GUEST_IMAGE_MISSING.
+        """
+        installation = await find_qemu(self._settings.binary)
+        image = await asyncio.to_thread(self._find_image)
+        accelerator = choose_accelerator(self._settings.accelerator)
+        self._parts = installation, image, accelerator
+        self._on_end = on_end
+
+    async def boot(self, spec: BootSpec) -> str:
+        """Boot the guest; returns the address at which its init serves GuestInit.
+
+        Raises:
+            UnavailableError: GUEST_ENDED, with the last lines of what ended.
+            DeadlineExceededError: GUEST_BOOT_DEADLINE, with those of the guest's console.
+        """
+        if self._parts is None:
+            raise UnavailableError("GUEST_ENDED", "the machine was not started")
+        installation, image, accelerator = self._parts
+        hardware = Hardware(spec.ram_bytes, self._cpus, accelerator)
+        initramfs = await asyncio.to_thread(self._write_files, spec, image)
+
+        def command(wiring: Wiring) -> list[str]:
+            return command_line(
+                installation,
+                spec.vm_id,
+                hardware,
+                image.kernel,
+                initramfs,
+                spec.kernel_command_line,
+                wiring,
+            )
+
+        owner = spec.init_channel_address
+        init_command = [
+            *self._settings.init_command,
+            f"--cmdline-file={self._paths.kernel_command_line}",
+            *([f"--owner={owner}"] if owner else []),
+        ]
+        await self._guest.start(command, init_command, self._settings.environment)
+        self._control = await self._guest.await_init(
+            self._settings.dial, self._settings.boot_deadline_s
+        )
+        self._watch = asyncio.create_task(self._report_end())
+        return self._paths.guest_init
+
+    async def attach_device(self, spec: AttachSpec) -> None:
+        """Attach a device, and mount or configure it; the guest uses it when this returns.
+
+        After a failure, `detach_device` removes what is left of it.
+
+        Raises:
+            ResourceExhaustedError: GUEST_PORTS_EXHAUSTED.
+            PortholeError: See Monitor.execute, and GuestControl.
+        """
+        control = self._connected()
+        if spec.device_class == events.FS:
+            device = FsDevice(spec.tag, spec.queues)
+            await self._hot_plug.plug(spec.instance_id, spec.socket_path, device)
+            target = f"{SHARES}/{spec.tag}"
+            self._mounts[spec.instance_id] = target
+            await control.mount(spec.tag, target, PROBE_DEADLINE_S)
+            return
+        mac = spec.mac_address or _mac_of(spec.instance_id)
+        await self._hot_plug.plug(
+            spec.instance_id, spec.socket_path, NetDevice(mac, self._vectors())
+        )
+        adapter = Adapter(mac, spec.tag, spec.client_address, spec.gateway_address)
+        await control.configure_adapter(adapter, PROBE_DEADLINE_S)
+
+    async def release_device(self, instance_id: str) -> None:
+        """Have the guest let go of a device while the device still answers."""
+        if not self._guest.is_running:
+            return
+        try:
+            await self._let_go(instance_id)
+        except PortholeError as failure:
+            logger.warning("device %s: %s", instance_id, failure.message)
+
+    async def detach_device(self, instance_id: str) -> None:
+        """Detach a device.
+
+        Raises:
+            DeadlineExceededError: GUEST_KEEPS_DEVICE: the guest does not let go of it.
+            PortholeError: See Monitor.execute.
+        """
+        self._connected()
+        await self._let_go(instance_id)
+
+    async def watch(self) -> AsyncIterator[MachineReport]:
+        """Stream the end of guest init. What the guest's kernel uses up is not known here."""
+        yield GuestInitEnd(await asyncio.shield(self._init_end))
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """Power the guest off, and end its processes, by force if need be."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait([watch])
+        control, self._control = self._control, None
+        await self._guest.end(control)
+        if control is not None:
+            await control.close()
+
+    async def _let_go(self, instance_id: str) -> None:
+        if instance_id not in self._hot_plug:
+            return
+        # A share whose device is gone is unplugged first: its unmounting would wait for the device.
+        target = self._mounts.pop(instance_id, "")
+        alive = bool(target) and await self._hot_plug.is_connected(instance_id)
+        if alive:
+            await self._unmount(target)
+        try:
+            await self._hot_plug.unplug(instance_id, UNPLUG_DEADLINE_S)
+        finally:
+            if target and not alive:
+                await self._unmount(target)
+
+    async def _unmount(self, target: str) -> None:
+        if self._control is None:
+            return
+        try:
+            await self._control.unmount(target, UNMOUNT_DEADLINE_S)
+        except PortholeError as failure:
+            logger.info("%s was not unmounted in the guest: %s", target, failure.message)
+
+    async def _report_end(self) -> None:
+        cause, init_only = await self._guest.wait_for_end()
+        if init_only:
+            self._init_end.set_result(cause)
+        else:
+            self._on_end(cause)
+
+    def _on_event(self, name: str, data: Mapping[str, Any]) -> None:
+        if name == "DEVICE_DELETED":
+            self._hot_plug.on_deleted(str(data.get("device", "")))
+
+    def _write_files(self, spec: BootSpec, image: GuestImage) -> Path:
+        self._paths.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Guest init takes the trace to continue from there, as it does in a guest.
+        self._paths.kernel_command_line.write_text(spec.kernel_command_line)
+        return one_initramfs(image, self._paths.directory)
+
+    def _vectors(self) -> int | None:
+        # Without KVM, QEMU 7.2 crashes in msix_set_vector_notifiers of a vhost-user adapter.
+        emulated = self._parts is not None and self._parts[2] is Accelerator.TCG
+        return 0 if emulated else None
+
+    def _connected(self) -> GuestControl:
+        self._guest.require_running()
+        if self._control is None:
+            raise UnavailableError("GUEST_ENDED", "the guest was not booted, or has been stopped")
+        return self._control
+
+
+def _mac_of(instance_id: str) -> str:
+    # Locally administered: bit 1 of the first byte.
+    return ":".join(
+        f"{byte:02x}"
+        for byte in (0x52, 0x54, *blake2s(instance_id.encode(), digest_size=4).digest())
+    )

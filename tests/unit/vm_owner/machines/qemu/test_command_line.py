@@ -1,0 +1,102 @@
+"""QEMU's command line: what the guest gets, and what is added to its kernel's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.vm_owner.machines.qemu.command_line import (
+    Hardware,
+    Wiring,
+    command_line,
+    kernel_arguments,
+)
+from services.vm_owner.machines.qemu.installation import Accelerator, Installation
+from services.vm_owner.machines.qemu.ports import PORTS
+
+VM_ID = "01234567-89ab-cdef-0123-456789abcdef"
+
+
+def arguments(
+    *,
+    version: tuple[int, int] = (7, 2),
+    accelerator: Accelerator = Accelerator.TCG,
+    channel: str = "/run/vm/init-port.sock",
+) -> list[str]:
+    return command_line(
+        Installation("/usr/bin/qemu-system-x86_64", version),
+        VM_ID,
+        Hardware(2 << 30, 2, accelerator),
+        Path("/k/vmlinux"),
+        Path("/k/initramfs"),
+        "swiotlb=force hv_pci_swiotlb=67108864",
+        Wiring(console_fd=7, monitor_fd=8, channel_path=Path(channel)),
+    )
+
+
+def value(line: list[str], flag: str) -> str:
+    assert line.count(flag) == 1, flag
+    return line[line.index(flag) + 1]
+
+
+def values(line: list[str], flag: str) -> list[str]:
+    return [line[i + 1] for i, word in enumerate(line) if word == flag]
+
+
+def test_memory_is_one_memfd_that_devices_can_map() -> None:
+    line = arguments()
+    assert value(line, "-object") == "memory-backend-memfd,id=ram,size=2048M,share=on"
+    assert value(line, "-m") == "2048M"
+    assert "memory-backend=ram" in value(line, "-machine")
+
+
+def test_the_kernel_gets_the_owners_words_first_and_then_the_machines() -> None:
+    appended = value(arguments(), "-append")
+    assert appended.startswith("swiotlb=force hv_pci_swiotlb=67108864 console=ttyS0 ")
+    assert appended.endswith("no_timer_check")
+    assert "no_timer_check" not in kernel_arguments("x", Accelerator.KVM)
+    assert kernel_arguments("", Accelerator.KVM) == "console=ttyS0 panic=-1 reboot=t"
+
+
+@pytest.mark.parametrize(
+    ("version", "accelerator", "cpu"),
+    [
+        ((7, 2), Accelerator.TCG, "max,la57=off"),
+        ((10, 0), Accelerator.TCG, "max,la57=off,fsrs=off,fzrm=off,fsrm=off,erms=off"),
+        ((10, 0), Accelerator.KVM, "host"),
+    ],
+)
+def test_the_processor_is_the_hosts_or_one_that_is_fast_to_emulate(
+    version: tuple[int, int], accelerator: Accelerator, cpu: str
+) -> None:
+    line = arguments(version=version, accelerator=accelerator)
+    assert value(line, "-cpu") == cpu
+    assert value(line, "-accel") == accelerator
+
+
+def test_no_device_is_there_at_boot_but_the_channels_port() -> None:
+    devices = [d.split(",")[0] for d in values(arguments(), "-device")]
+    assert [d for d in devices if d != "pcie-root-port"] == [
+        "virtio-serial-pci",
+        "virtserialport",
+        "pvpanic",
+    ]
+    assert devices.count("pcie-root-port") == PORTS
+
+
+def test_ports_have_places_of_their_own() -> None:
+    ports = [d for d in values(arguments(), "-device") if d.startswith("pcie-root-port")]
+    places = [port.split("addr=")[1].split(",")[0] for port in ports]
+    assert len(set(places)) == PORTS
+    assert places[:2] == ["10.0", "10.1"]
+    assert [place for place, port in zip(places, ports, strict=True) if "multif" in port] == [
+        "10.0",
+        "11.0",
+        "12.0",
+    ]
+
+
+def test_a_comma_in_a_path_does_not_end_it() -> None:
+    line = arguments(channel="/run/a,b/init.sock")
+    assert "socket,id=init,path=/run/a,,b/init.sock,server=on,wait=off" in line

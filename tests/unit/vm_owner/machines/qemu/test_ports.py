@@ -1,0 +1,25 @@
+"""Root ports: taken, freed, used up."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.handshake.errors import ResourceExhaustedError
+from services.vm_owner.machines.qemu.ports import Ports
+
+
+def test_the_lowest_free_port_is_taken() -> None:
+    ports = Ports(3)
+    assert [ports.take(), ports.take()] == [0, 1]
+    ports.give_back(0)
+    assert [ports.take(), ports.take()] == [0, 2]
+
+
+def test_a_machine_without_a_free_port_says_so() -> None:
+    ports = Ports(1)
+    ports.take()
+    with pytest.raises(ResourceExhaustedError, match="all 1 ports") as refused:
+        ports.take()
+    assert refused.value.reason == "GUEST_PORTS_EXHAUSTED"
+    ports.give_back(0)
+    assert ports.take() == 0
