@@ -17,6 +17,16 @@ FRONT_END := build/bench/front_end
 C_SOURCES := $(wildcard native/*.c native/fuzz/*.c bench/front_end/*.c)
 C_HEADERS := $(wildcard native/*.h native/fuzz/*.h bench/front_end/*.h)
 TIDY := $(C_SOURCES:%.c=build/tidy/%.ok)
+MINI_INIT := services/guest_init/mini_init
+MINI_INIT_SOURCES := $(wildcard $(MINI_INIT)/*.c)
+MINI_INIT_HEADERS := $(wildcard $(MINI_INIT)/*.h)
+MINI_INIT_TIDY := $(MINI_INIT_SOURCES:%.c=build/tidy/%.ok)
+MINI_INIT_PROTOS := porthole/handshake/v1/guest_capabilities.proto \
+	porthole/guest/v1/guest_control.proto porthole/guest/v1/mini_init.proto
+# Debian's package nanopb, by its old name or its new one.
+NANOPB_GENERATOR = $(shell command -v nanopb_generator.py || command -v nanopb_generator)
+NANOPB := build/nanopb
+IMAGE := $(GUEST)/image
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 BUF := build/buf/node_modules/.bin/buf
 NODE := build/node/node_modules/.package-lock.json
@@ -24,10 +34,10 @@ NODE := build/node/node_modules/.package-lock.json
 BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest test soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c tidy clean
+.PHONY: help setup demo guest guest-image test soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c check-mini-init tidy tidy-mini-init clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
 
 # Without the mark .venv is the rest of an interrupted run, and is made anew.
 $(READY): requirements-dev.lock requirements-protos.lock pyproject.toml $(CLIENT)/pyproject.toml
@@ -48,7 +58,7 @@ demo: $(READY) $(FASTPATH) ## run the main job: three VMs, real files, the check
 	@$(BIN)/porthole demo
 
 $(GUEST)/.ready:
-	@rm -rf $(GUEST) && mkdir -p $(GUEST)/packages
+	@rm -rf $(addprefix $(GUEST)/,bin boot lib usr packages) && mkdir -p $(GUEST)/packages
 	@cd $(GUEST)/packages && apt-get download -qq -o APT::Sandbox::User=root busybox-static \
 		"$$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ {print $$2; exit}')"
 	@for package in $(GUEST)/packages/*.deb; do dpkg-deb -x "$$package" $(GUEST) || exit; done
@@ -56,6 +66,45 @@ $(GUEST)/.ready:
 	@touch $@
 
 guest: $(GUEST)/.ready ## fetch what tests with QEMU boot, from Debian's archive (27 MB)
+
+$(NANOPB)/.ready: $(addprefix protos/,$(MINI_INIT_PROTOS)) $(MINI_INIT)/nanopb.options
+	@test -n "$(NANOPB_GENERATOR)" -a -e /usr/include/pb.h || { echo "nanopb was not found: install Debian's packages nanopb and libnanopb-dev" >&2; exit 1; }
+	@rm -rf $(NANOPB) && mkdir -p $(NANOPB)
+	@cd protos && $(NANOPB_GENERATOR) --quiet -I . -f ../$(MINI_INIT)/nanopb.options -D ../$(NANOPB) $(MINI_INIT_PROTOS)
+	@touch $@
+
+$(IMAGE)/x86_64/init: COMPILER := $(if $(filter x86_64,$(shell uname -m)),$(CC),x86_64-linux-gnu-gcc)
+$(IMAGE)/x86_64/init: LIBRARY := -lprotobuf-nanopb
+$(IMAGE)/arm64/init: COMPILER := aarch64-linux-gnu-gcc
+$(IMAGE)/arm64/init: LIBRARY := $(IMAGE)/arm64/libprotobuf-nanopb.a
+$(IMAGE)/arm64/init: $(IMAGE)/arm64/libprotobuf-nanopb.a
+
+$(IMAGE)/%/init: $(MINI_INIT_SOURCES) $(MINI_INIT_HEADERS) $(NANOPB)/.ready
+	@mkdir -p $(@D)
+	@$(COMPILER) @$(MINI_INIT)/compile_flags.txt -isystem $(NANOPB) -Os -static -s -Wl,--build-id=none \
+		-o $@ $(MINI_INIT_SOURCES) $(addprefix $(NANOPB)/,$(MINI_INIT_PROTOS:.proto=.pb.c)) $(LIBRARY)
+
+# The library of the other architecture, by lists of packages that are not the machine's.
+$(IMAGE)/arm64/libprotobuf-nanopb.a: deploy/guest_image/foreign_library.sh
+	@deploy/guest_image/foreign_library.sh arm64 libnanopb-dev $@
+
+$(IMAGE)/%/initramfs: $(IMAGE)/%/init deploy/guest_image/initramfs.py
+	@$(PYTHON) deploy/guest_image/initramfs.py init $< $@
+
+$(IMAGE)/x86_64/modules: $(GUEST)/.ready deploy/guest_image/initramfs.py
+	@$(PYTHON) deploy/guest_image/initramfs.py modules $(GUEST)/lib/modules $@
+
+guest-image: $(IMAGE)/x86_64/initramfs ## build the initramfs of Linux guests (docs/guest-init.md)
+	@if [ -e $(GUEST)/.ready ]; then \
+		$(MAKE) --no-print-directory --silent $(IMAGE)/x86_64/modules; \
+	else \
+		echo "no kernel with modules was fetched (make guest): there is no archive of its modules"; \
+	fi
+	@if command -v aarch64-linux-gnu-gcc >/dev/null; then \
+		$(MAKE) --no-print-directory --silent $(IMAGE)/arm64/initramfs; \
+	else \
+		echo "aarch64-linux-gnu-gcc was not found: the image for arm64 is not built"; \
+	fi
 
 test: $(READY) $(FASTPATH) ## run every test that this machine can run
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory --silent $(NODE); fi
@@ -71,8 +120,9 @@ check: $(READY) $(FASTPATH) ## formatting, lint, types, layers, protos; of C too
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(MAKE) --no-print-directory check-protos
-	@$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) $(C_HEADERS)
+	@$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) $(C_HEADERS) $(MINI_INIT_SOURCES) $(MINI_INIT_HEADERS)
 	@$(MAKE) --no-print-directory check-c
+	@$(MAKE) --no-print-directory check-mini-init
 
 check-protos:
 	@if ! command -v npm >/dev/null; then \
@@ -102,9 +152,25 @@ check-c:
 		$(MAKE) --no-print-directory -j2 tidy; \
 	fi
 
+check-mini-init:
+	@if ! command -v $(firstword $(CC)) >/dev/null || [ -z "$(NANOPB_GENERATOR)" -o ! -e /usr/include/pb.h ]; then \
+		echo "nanopb (nanopb, libnanopb-dev) or a C compiler was not found: of mini_init only the format is checked"; \
+	else \
+		$(MAKE) --no-print-directory --silent $(NANOPB)/.ready && \
+		printf '%s\n' $(MINI_INIT_SOURCES) | xargs -n1 -P2 $(CC) @$(MINI_INIT)/compile_flags.txt -isystem $(NANOPB) \
+			-O2 -Werror -S -o /dev/null && \
+		$(MAKE) --no-print-directory -j2 tidy-mini-init; \
+	fi
+
 tidy: $(TIDY)
 
-$(TIDY): build/tidy/%.ok: %.c $(C_HEADERS) .clang-tidy compile_flags.txt $(READY)
+tidy-mini-init: $(MINI_INIT_TIDY)
+
+$(MINI_INIT_TIDY): $(MINI_INIT_HEADERS) $(MINI_INIT)/compile_flags.txt $(NANOPB)/.ready
+
+$(TIDY): $(C_HEADERS)
+
+$(TIDY) $(MINI_INIT_TIDY): build/tidy/%.ok: %.c .clang-tidy compile_flags.txt $(READY)
 	@mkdir -p $(@D)
 	@$(BIN)/clang-tidy --quiet $< 2>$(@:.ok=.log) || { cat $(@:.ok=.log) >&2; exit 1; }
 	@touch $@
@@ -112,7 +178,7 @@ $(TIDY): build/tidy/%.ok: %.c $(C_HEADERS) .clang-tidy compile_flags.txt $(READY
 fmt: $(READY) ## format the code, and fix the lint that can be fixed by itself
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
-	@$(BIN)/clang-format -i $(C_SOURCES) $(C_HEADERS)
+	@$(BIN)/clang-format -i $(C_SOURCES) $(C_HEADERS) $(MINI_INIT_SOURCES) $(MINI_INIT_HEADERS)
 	@test ! -x $(BUF) || $(BUF) format -w protos
 
 protos: $(READY) ## generate stubs (in clients/python) and docs/errors.md from the .proto files

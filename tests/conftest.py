@@ -15,7 +15,8 @@ from tests.fuzz.targets import clang
 from tests.support.buf import BUF
 from tests.support.directories import directory, mounts_below
 from tests.support.linux_guest import GUEST
-from tests.support.node import MODULES
+from tests.support.linux_vm import IMAGE, MODULES
+from tests.support.node import MODULES as NODE_MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,7 @@ _LACKS = {
     else "needs root and /dev/net/tun",
     "buf": None if BUF.exists() else "needs buf; run `make check` where there is npm",
     "node": None
-    if shutil.which("node") and MODULES.exists()
+    if shutil.which("node") and NODE_MODULES.exists()
     else "needs grpc-js; run `make test` where there is npm",
     "fio": None if shutil.which("fio") else "needs fio",
     "rsync": None if shutil.which("rsync") else "needs rsync",
@@ -43,6 +44,12 @@ _LACKS = {
     "qemu": None
     if shutil.which("qemu-system-x86_64") and (GUEST / ".ready").exists()
     else "needs qemu-system-x86_64 and, for what it boots, `make guest`",
+    "guest_image": None
+    if shutil.which("qemu-system-x86_64")
+    and (GUEST / ".ready").exists()
+    and IMAGE.exists()
+    and MODULES.exists()
+    else "needs qemu-system-x86_64, and `make guest guest-image`",
     "libvirt": None
     if shutil.which("libvirtd") and shutil.which("virsh")
     else "needs libvirtd and virsh",

@@ -16,7 +16,7 @@ from services.rpc.convert import capabilities_to_proto
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from services.handshake.capabilities import GuestCapabilities
+    from services.guest_init.guest import Reading
 
 INIT_CHANNEL: Final = "porthole.guest.v1.InitChannel"
 
@@ -27,11 +27,11 @@ class InitChannelClient:
     def __init__(self, stub: guest_init_pb2_grpc.InitChannelAsyncStub) -> None:
         self._stub = stub
 
-    async def report(self, capabilities: GuestCapabilities) -> bool:
+    async def report(self, reading: Reading) -> bool:
         """Report what the guest's kernel publishes; returns whether the owner latched the pool."""
-        request = guest_init_pb2.ReportGuestCapabilitiesRequest(
-            capabilities=capabilities_to_proto(capabilities)
-        )
+        message = capabilities_to_proto(reading.capabilities)
+        message.MergeFromString(reading.unknown_fields)
+        request = guest_init_pb2.ReportGuestCapabilitiesRequest(capabilities=message)
         return (await self._stub.ReportGuestCapabilities(request)).pool_latched
 
 

@@ -1,4 +1,4 @@
-"""The guest that this init runs in: its capabilities, and the trace to continue.
+"""The guest that this init serves: its kernel, and the trace to continue.
 
 Owns reading the guest. Must not know gRPC: the servicer and the reporter send what is read here.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from services.guest_init.readers import PoolReader, first_published
 from services.guest_init.seccomp import user_notification_available
@@ -22,48 +22,92 @@ VM_ID_KEY: Final = "porthole.vm_id"
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
-    """The guest that this init runs in.
+class Reading:
+    """What a kernel publishes.
 
     Attributes:
+        capabilities: The values that this version knows.
+        unknown_fields: Fields of the GuestCapabilities message that it does not, encoded.
+    """
+
+    capabilities: GuestCapabilities
+    unknown_fields: bytes = b""
+
+
+class Kernel(Protocol):
+    """The kernel of a guest."""
+
+    async def ready(self) -> None:
+        """Wait until it can be read."""
+        ...
+
+    async def read(self) -> Reading:
+        """Read what it publishes now; raises a PortholeError when it cannot be reached."""
+        ...
+
+
+class ThisKernel:
+    """The kernel that this process runs on.
+
+    Args:
         readers: Readers of the pool, in the order in which they are asked.
-        kernel_release: `uname -r`; in a user-space guest, the release that it simulates.
+        release: `uname -r`; in a user-space guest, the release that it simulates. None: that of the
+            running kernel.
+    """
+
+    def __init__(self, readers: Sequence[PoolReader], release: str | None) -> None:
+        self._readers = tuple(readers)
+        self._release = platform.release() if release is None else release
+
+    async def ready(self) -> None:
+        """It always is."""
+
+    async def read(self) -> Reading:
+        """Read what it publishes now; never raises."""
+        return Reading(
+            GuestCapabilities(
+                pool=first_published(self._readers),
+                kernel_release=self._release,
+                seccomp_user_notification=user_notification_available(),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """The guest that this init serves.
+
+    Attributes:
+        kernel: Its kernel.
         traceparent: W3C context of the VM from the kernel command line; empty when it has none.
         vm_id: UUID of the VM from the kernel command line; empty when it has none.
     """
 
-    readers: Sequence[PoolReader]
-    kernel_release: str
+    kernel: Kernel
     traceparent: str
     vm_id: str
 
-    def capabilities(self) -> GuestCapabilities:
-        """Read what the kernel publishes now."""
-        return GuestCapabilities(
-            pool=first_published(self.readers),
-            kernel_release=self.kernel_release,
-            seccomp_user_notification=user_notification_available(),
-        )
 
+@dataclass(frozen=True, slots=True)
+class VmWords:
+    """What the VM owner wrote for guest init on the kernel command line.
 
-def guest_from(
-    readers: Sequence[PoolReader], cmdline_file: Path, kernel_release: str | None
-) -> Guest:
-    """Return the guest that this process runs in.
-
-    Args:
-        readers: Readers of the pool, in the order in which they are asked.
-        cmdline_file: The kernel command line, usually /proc/cmdline; it counts as empty when it
-            cannot be read.
-        kernel_release: The release to report; None: that of the running kernel.
+    Attributes:
+        traceparent: W3C context of the VM; empty when it has none.
+        vm_id: UUID of the VM; empty when it has none.
     """
-    words = _words(cmdline_file)
-    return Guest(
-        readers=tuple(readers),
-        kernel_release=platform.release() if kernel_release is None else kernel_release,
-        traceparent=words.get(TRACEPARENT_KEY, ""),
-        vm_id=words.get(VM_ID_KEY, ""),
-    )
+
+    traceparent: str
+    vm_id: str
+
+
+def vm_words(cmdline_file: Path | None) -> VmWords:
+    """Read a kernel command line, usually /proc/cmdline.
+
+    It counts as empty when it is None or cannot be read.
+    """
+    words = {} if cmdline_file is None else _words(cmdline_file)
+    return VmWords(words.get(TRACEPARENT_KEY, ""), words.get(VM_ID_KEY, ""))
 
 
 def _words(cmdline_file: Path) -> dict[str, str]:

@@ -36,6 +36,7 @@ async def report(guest: Guest, owner_address: str, *, wait_s: float) -> bool:
     Returns:
         Whether the owner has latched the pool; also False when it refused the report.
     """
+    await guest.kernel.ready()  # before any span, so that the trace of a VM that runs is whole
     pause_s = FIRST_PAUSE_S
     while True:
         try:
@@ -48,7 +49,7 @@ async def report(guest: Guest, owner_address: str, *, wait_s: float) -> bool:
                     error.message,
                 )
                 return False
-            logger.info("the owner was not reached: %s; retrying in %g s", error.message, pause_s)
+            logger.info("the report was not made: %s; retrying in %g s", error.message, pause_s)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
@@ -57,8 +58,9 @@ async def _report_once(guest: Guest, owner_address: str, wait_s: float) -> bool:
     async with init_channel(owner_address, wait_s) as owner:
         # A span that ends before the owner answers: the trace of a VM that runs is whole.
         with tracing.operation("ReadGuestCapabilities", vm_traceparent=guest.traceparent):
-            capabilities = guest.capabilities()
-        latched = await owner.report(capabilities)
+            reading = await guest.kernel.read()
+        latched = await owner.report(reading)
+    capabilities = reading.capabilities
     logger.info(
         "reported kernel %s, pool %s; latched: %s",
         capabilities.kernel_release,

@@ -51,12 +51,12 @@ class GuestInitServicer(guest_init_pb2_grpc.GuestInitServicer):
         """Return what the kernel publishes now."""
         guest = self._guest
         with tracing.operation("GetGuestCapabilities", vm_traceparent=guest.traceparent):
-            capabilities = guest.capabilities()
+            reading = await guest.kernel.read()
             if guest.vm_id and not self._reports:
-                tracing.emit(events.wslc_read(guest.vm_id, capabilities))
-            return guest_init_pb2.GetGuestCapabilitiesResponse(
-                capabilities=capabilities_to_proto(capabilities)
-            )
+                tracing.emit(events.wslc_read(guest.vm_id, reading.capabilities))
+            message = capabilities_to_proto(reading.capabilities)
+            message.MergeFromString(reading.unknown_fields)
+            return guest_init_pb2.GetGuestCapabilitiesResponse(capabilities=message)
 
 
 def servicer(guest: Guest, *, reports: bool) -> Servicer:

@@ -139,6 +139,32 @@ def emit_under(traceparent: str, span_name: str, event: Event) -> None:
         span.add_event(event.name, dict(event.attributes))
 
 
+def record(
+    name: str,
+    started_unix_ns: int,
+    ended_unix_ns: int,
+    *,
+    vm_traceparent: str,
+    attributes: Mapping[str, str],
+) -> None:
+    """Record a span whose time is over, of something that could not record it itself.
+
+    Args:
+        name: Name of the span.
+        started_unix_ns: When it started.
+        ended_unix_ns: When it ended.
+        vm_traceparent: Context of the VM, which becomes the parent; empty: the span begins a trace.
+        attributes: Its attributes.
+    """
+    span = tracer().start_span(
+        name,
+        context=_context(vm_traceparent),
+        attributes=dict(attributes),
+        start_time=started_unix_ns,
+    )
+    span.end(end_time=ended_unix_ns)
+
+
 @contextmanager
 def operation(name: str, *, vm_traceparent: str | None = None) -> Iterator[Span]:
     """Run the body in a span of the VM's trace.

@@ -25,6 +25,7 @@ FIRST_KERNEL_WITH_POOL: Final = "6.18.26.3-1"
 UNRECORDED_CALLERS: Final = frozenset(
     {
         "porthole.vmowner.v1.VmOwner",
+        "porthole.guest.v1.GuestControl",
         "porthole.guest.v1.GuestInit",
         "porthole.guest.v1.InitChannel",
         "porthole.machine.v1.Workload",

@@ -8,33 +8,34 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.guest_init import seccomp
-from services.guest_init.guest import guest_from
+from services.guest_init.guest import ThisKernel, vm_words
 from services.guest_init.seccomp import user_notification_available
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_command_line_names_the_trace(tmp_path: Path) -> None:
+async def test_the_command_line_names_the_trace(tmp_path: Path) -> None:
     cmdline = tmp_path / "cmdline"
     cmdline.write_text(
         "swiotlb=force hv_pci_swiotlb=67108864 porthole.vm_id=u-u-i-d "
         "porthole.traceparent=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 quiet\n"
     )
-    guest = guest_from([], cmdline, "6.18.26.3-1")
-    assert guest.vm_id == "u-u-i-d"
-    assert guest.traceparent.startswith("00-0af7651916cd43dd8448eb211c80319c-")
-    assert guest.capabilities().kernel_release == "6.18.26.3-1"
+    words = vm_words(cmdline)
+    assert words.vm_id == "u-u-i-d"
+    assert words.traceparent.startswith("00-0af7651916cd43dd8448eb211c80319c-")
+    reading = await ThisKernel([], "6.18.26.3-1").read()
+    assert reading.capabilities.kernel_release == "6.18.26.3-1"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"quiet splash", b"\xff\xfe=\0"])
-def test_a_command_line_without_one(tmp_path: Path, content: bytes | None) -> None:
+async def test_a_command_line_without_one(tmp_path: Path, content: bytes | None) -> None:
     cmdline = tmp_path / "cmdline"
     if content is not None:
         cmdline.write_bytes(content)
-    guest = guest_from([], cmdline, None)
-    assert (guest.traceparent, guest.vm_id) == ("", "")
-    assert guest.kernel_release == platform.release()
+    words = vm_words(cmdline)
+    assert (words.traceparent, words.vm_id) == ("", "")
+    assert (await ThisKernel([], None).read()).capabilities.kernel_release == platform.release()
 
 
 @pytest.mark.parametrize(
@@ -51,12 +52,12 @@ def test_the_kernels_list_of_actions_decides(tmp_path: Path, actions: str, avail
 
 
 @pytest.mark.parametrize("available", [True, False])
-def test_it_is_reported_as_the_kernel_has_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, available: bool
+async def test_it_is_reported_as_the_kernel_has_it(
+    monkeypatch: pytest.MonkeyPatch, available: bool
 ) -> None:
     monkeypatch.setattr("services.guest_init.guest.user_notification_available", lambda: available)
-    capabilities = guest_from([], tmp_path / "cmdline", "6.18.26.3-1").capabilities()
-    assert capabilities.seccomp_user_notification is available
+    reading = await ThisKernel([], "6.18.26.3-1").read()
+    assert reading.capabilities.seccomp_user_notification is available
 
 
 def test_without_the_list_the_system_call_decides(tmp_path: Path) -> None:

@@ -43,11 +43,26 @@ FUZZ_TARGETS = (
     ("requests", "poison", "mutator"),
     ("fuzz",),
 )
+MINI_INIT = (
+    ("main",),
+    ("requests", "power", "modules"),
+    ("commands", "mounts", "network", "kernel"),
+    ("spawn", "jobs", "netlink"),
+    ("messages",),
+    ("published device_tree", "port"),
+    ("frames", "processes", "waiting"),
+    ("files", "log", "clock"),
+)
 
 
 @pytest.mark.parametrize(
     ("folder", "rows"),
-    [("native", LIBRARY), ("bench/front_end", FRONT_END), ("native/fuzz", FUZZ_TARGETS)],
+    [
+        ("native", LIBRARY),
+        ("bench/front_end", FRONT_END),
+        ("native/fuzz", FUZZ_TARGETS),
+        ("services/guest_init/mini_init", MINI_INIT),
+    ],
 )
 def test_files_include_downwards_only(folder: str, rows: tuple[tuple[str, ...], ...]) -> None:
     place = {
@@ -76,6 +91,11 @@ def test_files_include_downwards_only(folder: str, rows: tuple[tuple[str, ...], 
             "linux/virtio_ring.h",
         ),
         ("bench/front_end", "ring vhost_user waiting engine main options ram", "linux/fuse.h"),
+        (
+            "services/guest_init/mini_init",
+            "commands spawn jobs port frames published device_tree netlink power",
+            "pb_(en|de)code.h",
+        ),
     ],
 )
 def test_protocols_stay_where_they_are_spoken(folder: str, names: str, unknown: str) -> None:

@@ -373,6 +373,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the URL cannot be fetched; the message has the cause."""
     PING_FAILED: _ErrorReason.ValueType  # 442
     """UNAVAILABLE: the address cannot be pinged; the message has the cause."""
+    GUEST_REQUEST_REFUSED: _ErrorReason.ValueType  # 470
+    """# Linux guests
+
+    These are the reasons of `porthole.guest.v1.GuestControl`.
+
+    FAILED_PRECONDITION: the guest refused the request; the message has what failed, and the
+    metadata the errno.
+    """
+    GUEST_REQUEST_FIELD: _ErrorReason.ValueType  # 471
+    """INVALID_ARGUMENT: a field of a request to the guest is out of its bounds, which the message names."""
+    GUEST_UNREACHABLE: _ErrorReason.ValueType  # 472
+    """UNAVAILABLE: the guest's process 1 is not connected, or the connection was lost before it
+    answered.
+    """
+    GUEST_SILENT: _ErrorReason.ValueType  # 473
+    """DEADLINE_EXCEEDED: the guest did not answer in time; it may carry the request out yet."""
+    GUEST_ANSWER: _ErrorReason.ValueType  # 474
+    """FAILED_PRECONDITION: an answer of the guest breaks the protocol; the command was ended."""
     NETWORKING_CONFIGURED: _ErrorReason.ValueType  # 500
     """# Networking
 
@@ -950,6 +968,24 @@ HTTP_FAILED: ErrorReason.ValueType  # 441
 """UNAVAILABLE: the URL cannot be fetched; the message has the cause."""
 PING_FAILED: ErrorReason.ValueType  # 442
 """UNAVAILABLE: the address cannot be pinged; the message has the cause."""
+GUEST_REQUEST_REFUSED: ErrorReason.ValueType  # 470
+"""# Linux guests
+
+These are the reasons of `porthole.guest.v1.GuestControl`.
+
+FAILED_PRECONDITION: the guest refused the request; the message has what failed, and the
+metadata the errno.
+"""
+GUEST_REQUEST_FIELD: ErrorReason.ValueType  # 471
+"""INVALID_ARGUMENT: a field of a request to the guest is out of its bounds, which the message names."""
+GUEST_UNREACHABLE: ErrorReason.ValueType  # 472
+"""UNAVAILABLE: the guest's process 1 is not connected, or the connection was lost before it
+answered.
+"""
+GUEST_SILENT: ErrorReason.ValueType  # 473
+"""DEADLINE_EXCEEDED: the guest did not answer in time; it may carry the request out yet."""
+GUEST_ANSWER: ErrorReason.ValueType  # 474
+"""FAILED_PRECONDITION: an answer of the guest breaks the protocol; the command was ended."""
 NETWORKING_CONFIGURED: ErrorReason.ValueType  # 500
 """# Networking
 
