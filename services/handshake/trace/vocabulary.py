@@ -80,7 +80,7 @@ FROM_DEVICE_HOST: Final = (events.APERTURE_CREATED, events.WINDOWS_ENABLED, even
 """The events that a device host emits."""
 
 EMITTERS: Final[Mapping[str, frozenset[str]]] = {
-    **dict.fromkeys(VOCABULARY.keys() - {events.WSLC_READ}, frozenset({OWNER})),
+    **dict.fromkeys((name for name in VOCABULARY if name != events.WSLC_READ), frozenset({OWNER})),
     **dict.fromkeys(FROM_DEVICE_HOST, frozenset({DEVICE_HOST})),
 }
 """The services that may emit each event, by the `service.name` of their resource.
