@@ -1,4 +1,4 @@
-"""Fuzzes one target after the other, each for some time, starting from the kept inputs.
+"""Fuzzes each target for some time, as many at once as there are CPUs, from the kept inputs.
 
 An input that fails is added to the regressions, which the tests replay. New inputs that reach more
 code are left in build/fuzz; with --keep the smallest set of them replaces the corpus.
@@ -7,9 +7,12 @@ code are left in build/fuzz; with --keep the smallest set of them replaces the c
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tests.fuzz.targets import BUILD, TARGETS
@@ -84,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     targets = [target for target in TARGETS if not chosen.names or target.name in chosen.names]
-    clean = [fuzz(target, chosen.seconds, keep=chosen.keep) for target in targets]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        run = partial(fuzz, seconds=chosen.seconds, keep=chosen.keep)
+        clean = list(pool.map(run, targets))
     return 0 if all(clean) else 1
 
 
