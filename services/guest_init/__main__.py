@@ -17,7 +17,7 @@ from services.guest_init.channel.guest_kernel import GuestKernel
 from services.guest_init.channel.mini_init import MiniInit
 from services.guest_init.control_servicer import control_servicer
 from services.guest_init.guest import Guest, ThisKernel, vm_words
-from services.guest_init.readers import SYSFS_DIR, SysfsReader
+from services.guest_init.readers import SYSFS_DIR, VIRTIO_DIR, SysfsReader
 from services.guest_init.reporter import report
 from services.guest_init.servicer import servicer
 from services.rpc.address import UnixAddress, parse_address
@@ -37,7 +37,9 @@ class GuestInitSettings(ServiceSettings):
     name = "guest-init"
 
     publish_dir: Path = Field(
-        default=Path(SYSFS_DIR), description="directory in which the kernel publishes its pool"
+        default=Path(SYSFS_DIR),
+        description="directory in which the kernel publishes its pool; by default "
+        f"{SYSFS_DIR}, then {VIRTIO_DIR}",
     )
     channel: str | None = Field(
         default=None,
@@ -116,6 +118,8 @@ def _guest(settings: GuestInitSettings, mini_init: MiniInit | None) -> Guest:
     words = vm_words(settings.cmdline_file or default)
     if mini_init is None:
         readers = [SysfsReader(settings.publish_dir)]
+        if "publish_dir" not in settings.model_fields_set:
+            readers.append(SysfsReader(Path(VIRTIO_DIR)))
         return Guest(ThisKernel(readers, settings.kernel_release), words.traceparent, words.vm_id)
     kernel = GuestKernel(mini_init, settings.guest_wait_s, words.traceparent)
     return Guest(kernel, words.traceparent, words.vm_id)

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 SYSFS_DIR: Final = "/sys/bus/vmbus/drivers/hv_pci"
 """Directory in which WSL's kernel publishes (drivers/pci/controller/pci-hyperv.c)."""
 
+VIRTIO_DIR: Final = "/sys/bus/virtio"
+"""Directory in which a kernel with Porthole's patch publishes."""
+
 BASE_FILE: Final = "swiotlb_base"
 SIZE_FILE: Final = "swiotlb_size"
 

@@ -16,7 +16,7 @@ from services.handshake.trace.otlp import parse_otlp_lines
 from tests.support.directories import directory
 from tests.support.guest_process import TRACE_ID, TRACEPARENT, VM_ID
 from tests.support.linux_guest import DEADLINE_S
-from tests.support.linux_vm import linux_vm, start_guest_init
+from tests.support.linux_vm import FURTHER, linux_vm, start_guest_init
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.guest_image
 
 MAPPED = re.compile(r"software IO TLB: mapped \[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\]")
-FURTHER = bytes([0x82, 0xB5, 0x18, 0x03]) + b"new"  # field 50000: "new"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +50,7 @@ def refused(call: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
 
 def test_it_reports_the_pool_of_the_log_and_its_own_time(vm: LinuxVm) -> None:
     capabilities = vm.capabilities().capabilities
+    assert capabilities.SerializeToString().endswith(FURTHER)
     found = MAPPED.search(vm.run("dmesg").output.decode())
     assert found
     base, end = (int(text, 16) for text in found.groups())
@@ -274,3 +274,5 @@ def test_garbage_on_the_channel_is_survived(run_dir: Path) -> None:
         vm.guest_init = start_guest_init(run_dir, f"--channel=unix:{vm.channel}")
         assert vm.capabilities().capabilities.kernel_release
         assert vm.run("echo", "alive").output == b"alive\n"
+        vm.run("sh", "-c", "(sleep 0.5; poweroff) &")  # of busybox: a signal for process 1
+        assert vm.qemu.wait(DEADLINE_S) == 0

@@ -27,6 +27,8 @@ IMAGE: Final = GUEST / "image/x86_64/initramfs"
 MODULES: Final = GUEST / "image/x86_64/modules"
 PORT: Final = "org.porthole.init.0"
 ENVIRONMENT: Final = [b"PATH=/bin"]
+FURTHER: Final = b"\x82\xb5\x18\x03new"
+"""Field 50000 of GuestCapabilities, 3 bytes, which the image adds."""
 
 
 class LinuxVm:
@@ -91,7 +93,7 @@ class LinuxVm:
             later: Further requests, after it has started.
             command: Further fields of the command.
         """
-        ran = Ran()
+        ran, output, error = Ran(), bytearray(), bytearray()
         wanted = pb.Command(
             arguments=[argument.encode() for argument in arguments],
             environment=ENVIRONMENT,
@@ -100,11 +102,12 @@ class LinuxVm:
         )
         requests = iter([pb.RunRequest(command=wanted), *later])
         for response in self.control.Run(requests, timeout=DEADLINE_S):
-            ran.output += response.standard_output
-            ran.error += response.standard_error
+            output += response.standard_output
+            error += response.standard_error
             if response.HasField("ended"):
                 ran.ended = response.ended
         assert ran.ended is not None
+        ran.output, ran.error = bytes(output), bytes(error)
         return ran
 
     def close(self) -> None:
@@ -158,6 +161,7 @@ def initramfs(run_dir: Path) -> Path:
     for name in said.stdout.decode().split():
         if name != "busybox":
             (root / "bin" / name).symlink_to("busybox")
+    (root / "capabilities.binpb").write_bytes(FURTHER)
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     packed = subprocess.run(
         [root / "bin/busybox", "cpio", "-o", "-H", "newc"],
