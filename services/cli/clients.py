@@ -37,6 +37,7 @@ from services.cli.views import (
     VmView,
     WarningView,
 )
+from services.handshake.errors import FailedPreconditionError
 from services.rpc.address import numeric, parse_address
 from services.rpc.channel import OPTIONS, connect, ready
 from services.rpc.convert import duration_to_proto, timeout_from_proto
@@ -71,14 +72,7 @@ class OwnerClient:
             wslconfig_name=request.wslconfig_name,
             shares=[_share_spec(share) for share in request.shares],
         )
-        machine: vm_owner_pb2.EmbeddedMachine | vm_owner_pb2.ExternalMachine = message.embedded
-        if request.machine_address:
-            message.external.address = request.machine_address
-            machine = message.external
-        machine.SetInParent()
-        machine.kernel_release = request.kernel_release
-        if request.publishes_pool is not None:
-            machine.publishes_pool = request.publishes_pool
+        _ask_for_machine(message, request)
         answer = await self._stub.CreateVm(message, timeout=BOOT_DEADLINE_S)
         return _vm(answer.vm)
 
@@ -220,6 +214,11 @@ async def owner(address: str, wait_s: float) -> AsyncIterator[OwnerClient]:
 @asynccontextmanager
 async def workload(machine_address: str, wait_s: float) -> AsyncIterator[WorkloadClient]:
     """Connect to the guest of a machine; raises what `owner` raises."""
+    if not machine_address:
+        raise FailedPreconditionError(
+            "WORKLOAD_UNSUPPORTED",
+            "the VM is a Linux guest, which takes no work for tests; use a user-space guest",
+        )
     peer = await connect(machine_address, _GuestStub, MACHINE, wait_s=wait_s)
     try:
         yield WorkloadClient(peer.stub.workload)
@@ -259,6 +258,23 @@ async def health(address: str, wait_s: float, timeout_s: float) -> str:
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, address) from None
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def _ask_for_machine(message: vm_owner_pb2.CreateVmRequest, request: VmRequest) -> None:
+    qemu = request.qemu
+    if qemu is not None:
+        message.qemu.SetInParent()
+        message.qemu.kernel, message.qemu.initramfs = qemu.kernel, qemu.initramfs
+        message.qemu.cpus = qemu.cpus
+        return
+    machine: vm_owner_pb2.EmbeddedMachine | vm_owner_pb2.ExternalMachine = message.embedded
+    if request.machine_address:
+        message.external.address = request.machine_address
+        machine = message.external
+    machine.SetInParent()
+    machine.kernel_release = request.kernel_release
+    if request.publishes_pool is not None:
+        machine.publishes_pool = request.publishes_pool
 
 
 def _share_spec(share: ShareRequest) -> vm_owner_pb2.ShareSpec:

@@ -17,8 +17,22 @@ class ShareRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class QemuRequest:
+    """A request for a Linux guest in QEMU. Empty and 0: the owner's defaults."""
+
+    kernel: str = ""
+    initramfs: str = ""
+    cpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class VmRequest:
-    """A request for a VM. `machine_address` empty: the owner starts the guest."""
+    """A request for a VM.
+
+    Attributes:
+        machine_address: Address of a running machine; empty: the owner starts the guest.
+        qemu: A Linux guest in QEMU; None: the user-space guest, or the running machine.
+    """
 
     kind: str
     ram_bytes: int = 0
@@ -28,3 +42,4 @@ class VmRequest:
     publishes_pool: bool | None = None
     machine_address: str = ""
     shares: tuple[ShareRequest, ...] = ()
+    qemu: QemuRequest | None = None

@@ -94,6 +94,25 @@ def component_version(release: str) -> ComponentVersion:
     )
 
 
+PATCHED: Final = "-porthole"
+"""A part of `uname -r` of a kernel with Porthole's patch (deploy/kernel), whose number says nothing
+about the pool."""
+
+
+def publishes_pool(release: str, first: str) -> bool:
+    """Return whether a kernel of this release publishes the pool that it reserves.
+
+    Args:
+        release: `uname -r`.
+        first: The first of WSL's kernels that does.
+
+    Raises:
+        InvalidArgumentError: KERNEL_RELEASE_SYNTAX, naming the string.
+    """
+    version = component_version(release)
+    return PATCHED in release or version.at_least(component_version(first))
+
+
 @dataclass(frozen=True, slots=True)
 class GuestCapabilities:
     """The report of one guest.

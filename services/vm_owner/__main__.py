@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.rpc.server import serve
 from services.rpc.settings import load
 from services.vm_owner.assembly import MachineSpec, Surroundings
-from services.vm_owner.clients import dial_device_host, dial_guest_init, dial_machine
+from services.vm_owner.clients import (
+    dial_device_host,
+    dial_guest_control,
+    dial_guest_init,
+    dial_machine,
+)
 from services.vm_owner.device_hosts import DeviceHost, DeviceHosts, DeviceStatus
 from services.vm_owner.init_channel import open_init_channel
 from services.vm_owner.machines.embedded import START_DEADLINE_S, EmbeddedMachine
 from services.vm_owner.machines.external import ExternalMachine
+from services.vm_owner.machines.qemu.image import find_image
+from services.vm_owner.machines.qemu.installation import Accelerator
+from services.vm_owner.machines.qemu.machine import QemuMachine, QemuSettings
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.owner import VmOwner
 from services.vm_owner.servicer import vm_owner_servicer
@@ -25,7 +34,6 @@ from services.vm_owner.subnets import SubnetPool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from services.vm_owner.machines import Machine
 
@@ -38,8 +46,26 @@ def _environment(settings: OwnerSettings) -> dict[str, str]:
     return {f"PORTHOLE_{field.upper()}": str(v) for field, v in values if v is not None}
 
 
+def _qemu_settings(settings: OwnerSettings) -> QemuSettings:
+    accelerator = None if settings.qemu_accel == "auto" else Accelerator(settings.qemu_accel)
+    return QemuSettings(
+        binary=settings.qemu,
+        accelerator=accelerator,
+        boot_deadline_s=settings.boot_deadline_s,
+        environment=_environment(settings),
+        dial=dial_guest_control,
+    )
+
+
 def _owner(settings: OwnerSettings) -> VmOwner:
+    qemu_settings = _qemu_settings(settings)
+
     def machine_for(directory: Path, spec: MachineSpec) -> Machine:
+        if spec.qemu is not None:
+            kernel = Path(spec.qemu.kernel or settings.qemu_kernel.absolute())
+            initramfs = Path(spec.qemu.initramfs or settings.qemu_initramfs.absolute())
+            find = partial(find_image, kernel, [initramfs])
+            return QemuMachine(directory, find, spec.qemu.cpus or 1, qemu_settings)
         if spec.address:
             wait_s = settings.peer_wait_s
             return ExternalMachine(spec.address, partial(dial_machine, wait_s=wait_s))

@@ -43,11 +43,27 @@ OpenInitChannel = Callable[["Path", Callable[["Report"], Awaitable[bool]]], Awai
 
 
 @dataclass(frozen=True, slots=True)
+class QemuSpec:
+    """A machine of QEMU, with a Linux guest.
+
+    Attributes:
+        kernel: Path of its kernel; empty: the owner's.
+        initramfs: Path of its initramfs; empty: the owner's.
+        cpus: Number of virtual CPUs; 0: 1.
+    """
+
+    kernel: str = ""
+    initramfs: str = ""
+    cpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """The machine that is to run a guest.
 
     Attributes:
-        address: Address of an external machine; empty: an embedded machine.
+        address: Address of an external machine; empty: another kind.
+        qemu: A machine of QEMU; None: another kind.
         kernel_release: `uname -r`; empty: that of the bundled kernel.
         publishes_pool: Whether the kernel publishes its pool; None: its version decides.
     """
@@ -55,6 +71,7 @@ class MachineSpec:
     address: str = ""
     kernel_release: str = ""
     publishes_pool: bool | None = None
+    qemu: QemuSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,21 @@ Owns the translation between protobuf and the values that the rest of the owner 
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
-from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
+from porthole.guest.v1 import (
+    guest_control_pb2,
+    guest_control_pb2_grpc,
+    guest_init_pb2,
+    guest_init_pb2_grpc,
+)
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
 from services.handshake import events
-from services.handshake.errors import DeadlineExceededError
+from services.handshake.errors import DeadlineExceededError, PortholeError
 from services.rpc.channel import connect
 from services.rpc.convert import (
     device_class_to_proto,
@@ -23,6 +29,7 @@ from services.rpc.convert import (
 from services.vm_owner.convert import report_from_proto
 from services.vm_owner.device_hosts import DeviceHostVersion, DeviceStatus
 from services.vm_owner.machines import GuestInitEnd, KernelExhaustion
+from services.vm_owner.machines.qemu.control import SHARES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,9 +37,11 @@ if TYPE_CHECKING:
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
     from services.vm_owner.machines import AttachSpec, BootSpec, MachineReport
+    from services.vm_owner.machines.qemu.control import Adapter
     from services.vm_owner.reports import Report
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
+GUEST_CONTROL: Final = "porthole.guest.v1.GuestControl"
 GUEST_INIT: Final = "porthole.guest.v1.GuestInit"
 MACHINE: Final = "porthole.machine.v1.Machine"
 
@@ -42,6 +51,12 @@ its own caller waits 10 s by default; so GetVm answers in time even if both hang
 
 BOOT_DEADLINE_S: Final = 30.0
 """Deadline of Machine.Boot, in which the guest starts its init."""
+
+CONTROL_DEADLINE_S: Final = 5.0
+"""How much longer than the guest waits a call of GuestControl takes."""
+
+_STILL_BOOTING: Final = frozenset({"GUEST_SILENT", "GUEST_UNREACHABLE"})
+_BOOT_PAUSE_S: Final = 0.1
 
 READ_DEADLINE_S: Final = 5.0
 """Deadline of GuestInit.GetGuestCapabilities. The owner calls it for a client, which waits 10 s by
@@ -183,6 +198,62 @@ class MachineClient:
         await self._peer.close()
 
 
+class GuestControlClient:
+    """The connected init of a Linux guest."""
+
+    def __init__(self, peer: Peer[guest_control_pb2_grpc.GuestControlAsyncStub]) -> None:
+        self._peer = peer
+
+    async def make_ready(self, wait_s: float) -> None:
+        """Wait until the guest speaks, and make the place of its shares."""
+        request = guest_control_pb2.MountRequest(
+            fs_type="tmpfs", source=b"shares", target=SHARES.encode(), options=b"mode=755,size=1m"
+        )
+        while True:
+            try:
+                await self._peer.stub.Mount(request, timeout=wait_s)
+            except PortholeError as failure:
+                if failure.reason not in _STILL_BOOTING:
+                    raise
+            else:
+                return
+            await asyncio.sleep(_BOOT_PAUSE_S)
+
+    async def mount(self, tag: str, target: str, wait_s: float) -> None:
+        """Mount a share at a directory, which is made."""
+        request = guest_control_pb2.MountRequest(
+            fs_type="virtiofs",
+            source=tag.encode(),
+            target=target.encode(),
+            wait_ms=int(wait_s * 1000),
+        )
+        await self._peer.stub.Mount(request, timeout=wait_s + CONTROL_DEADLINE_S)
+
+    async def unmount(self, target: str, deadline_s: float) -> None:
+        """Take a mount out of the guest's tree, also one that is in use."""
+        request = guest_control_pb2.UnmountRequest(target=target.encode(), lazy=True)
+        await self._peer.stub.Unmount(request, timeout=deadline_s)
+
+    async def configure_adapter(self, adapter: Adapter, wait_s: float) -> None:
+        """Give an adapter its name and addresses, and bring it up."""
+        request = guest_control_pb2.ConfigureAdapterRequest(
+            mac_address=adapter.mac_address,
+            name=adapter.name,
+            addresses=[adapter.address] if adapter.address else [],
+            gateways=[adapter.gateway] if adapter.gateway else [],
+            wait_ms=int(wait_s * 1000),
+        )
+        await self._peer.stub.ConfigureAdapter(request, timeout=wait_s + CONTROL_DEADLINE_S)
+
+    async def power_off(self, deadline_s: float) -> None:
+        """Begin the end of the guest."""
+        await self._peer.stub.PowerOff(guest_control_pb2.PowerOffRequest(), timeout=deadline_s)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._peer.close()
+
+
 class GuestInitClient:
     """A connected guest init."""
 
@@ -232,6 +303,17 @@ async def dial_guest_init(address: str, wait_s: float) -> GuestInitClient:
     """
     stub = guest_init_pb2_grpc.GuestInitStub
     return GuestInitClient(await connect(address, stub, GUEST_INIT, wait_s=wait_s))
+
+
+async def dial_guest_control(address: str, wait_s: float) -> GuestControlClient:
+    """Connect to the init of a Linux guest, once it answers.
+
+    Raises:
+        UnavailableError: PEER_UNAVAILABLE after `wait_s`.
+        FailedPreconditionError: API_VERSION_MISMATCH.
+    """
+    stub = guest_control_pb2_grpc.GuestControlStub
+    return GuestControlClient(await connect(address, stub, GUEST_CONTROL, wait_s=wait_s))
 
 
 async def dial_machine(address: str, wait_s: float) -> MachineClient:

@@ -21,7 +21,7 @@ from services.rpc.convert import (
     exhaustion_to_proto,
     pool_to_proto,
 )
-from services.vm_owner.assembly import MachineSpec
+from services.vm_owner.assembly import MachineSpec, QemuSpec
 from services.vm_owner.device_hosts import DeviceStatus
 from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
@@ -45,6 +45,9 @@ CAPABILITIES_LIMIT_BYTES: Final = 64 << 10
 
 RELEASE_LIMIT: Final = 255
 """Longest kernel release that is accepted; Linux has at most 64 characters (utsname.h)."""
+
+CPUS_LIMIT: Final = 64
+"""Most virtual CPUs of a machine."""
 
 _KINDS: Final[Mapping[int, VmKind]] = {
     vm_owner_pb2.VM_KIND_WSL2: VmKind.WSL2,
@@ -73,8 +76,11 @@ def machine_spec_from_proto(request: vm_owner_pb2.CreateVmRequest) -> MachineSpe
     """Convert the machine that CreateVm asks for.
 
     Raises:
-        InvalidArgumentError: MACHINE_ADDRESS or KERNEL_RELEASE_SYNTAX.
+        InvalidArgumentError: MACHINE_ADDRESS, KERNEL_RELEASE_SYNTAX, MACHINE_CPUS or
+            MACHINE_PATH.
     """
+    if request.WhichOneof("machine") == "qemu":
+        return MachineSpec(qemu=_qemu_spec(request.qemu))
     if request.WhichOneof("machine") == "external":
         machine: vm_owner_pb2.ExternalMachine | vm_owner_pb2.EmbeddedMachine = request.external
         spec = MachineSpec(address=request.external.address)
@@ -87,6 +93,23 @@ def machine_spec_from_proto(request: vm_owner_pb2.CreateVmRequest) -> MachineSpe
     publishes = machine.publishes_pool if machine.HasField("publishes_pool") else None
     _check_release(machine.kernel_release)
     return replace(spec, kernel_release=machine.kernel_release, publishes_pool=publishes)
+
+
+def _qemu_spec(machine: vm_owner_pb2.QemuMachine) -> QemuSpec:
+    if machine.cpus > CPUS_LIMIT:
+        raise InvalidArgumentError(
+            "MACHINE_CPUS",
+            f"a machine has at most {CPUS_LIMIT} virtual CPUs, not {machine.cpus}",
+            cpus=machine.cpus,
+            limit=CPUS_LIMIT,
+        )
+    for path in (machine.kernel, machine.initramfs):
+        if path and (not path.startswith("/") or not path.isprintable()):
+            raise InvalidArgumentError(
+                "MACHINE_PATH",
+                f"{path[:64]!r} is not the absolute path of a file that a guest boots",
+            )
+    return QemuSpec(machine.kernel, machine.initramfs, machine.cpus)
 
 
 def _check_release(release: str) -> None:

@@ -288,20 +288,12 @@ class GuestDevices:
         device.socket_path = device.created_socket
 
     async def _attach(self, device: GuestDevice) -> None:
-        spec = device.spec
-        await self._machine.attach_device(
-            AttachSpec(
-                instance_id=device.instance_id,
-                device_class=spec.device_class,
-                tag=spec.tag,
-                socket_path=device.socket_path,
-                client_address=spec.client_address,
-                gateway_address=spec.gateway_address,
-            )
-        )
+        await self._machine.attach_device(_attachment(device))
 
     async def _mark_shutting_down(self, device: GuestDevice) -> None:
         self._publish(device, "shutting_down", "it is being removed")
+        if device.socket_path:
+            await self._machine.release_device(device.instance_id)
 
     async def _tear_down(self, device: GuestDevice) -> None:
         # No connection is made for this: a device host that was never reached has no device.
@@ -338,6 +330,24 @@ def announcement(record: VmRecord) -> Announcement:
     """Return what device hosts are to know of a VM now."""
     in_force = record.report.message if record.report else b""
     return Announcement(record.vm_id, record.token, in_force)
+
+
+def _attachment(device: GuestDevice) -> AttachSpec:
+    spec, queues, mac = device.spec, 1, None
+    if spec.device_class == events.FS:
+        queues = parse_fs_options(device.options).queues
+    else:
+        mac = parse_net_options(device.options).client_mac
+    return AttachSpec(
+        instance_id=device.instance_id,
+        device_class=spec.device_class,
+        tag=spec.tag,
+        socket_path=device.socket_path,
+        client_address=spec.client_address,
+        gateway_address=spec.gateway_address,
+        mac_address=mac.hex(":") if mac else "",
+        queues=queues,
+    )
 
 
 def _texts(spec: DeviceSpec) -> tuple[str, ...]:

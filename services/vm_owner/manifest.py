@@ -11,7 +11,7 @@ from importlib import resources
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from services.handshake.capabilities import component_version
+from services.handshake.capabilities import component_version, publishes_pool
 from services.handshake.errors import InvalidArgumentError
 
 
@@ -40,8 +40,7 @@ class Manifest(BaseModel):
         Raises:
             InvalidArgumentError: KERNEL_RELEASE_SYNTAX, naming the string.
         """
-        first = component_version(self.first_kernel_with_pool)
-        return component_version(kernel_release).at_least(first)
+        return publishes_pool(kernel_release, self.first_kernel_with_pool)
 
     def explain_missing_pool(self, kernel_release: str) -> str:
         """Explain, in half a sentence, why a kernel that was asked for a pool published none.

@@ -6,13 +6,16 @@ Owns their defaults and bounds. The settings of one VM are in CreateVm.
 from __future__ import annotations
 
 from ipaddress import IPv4Network
-from typing import Annotated, ClassVar, Self
+from pathlib import Path  # noqa: TC003 - pydantic reads it at run time
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from services.handshake.errors import PortholeError
 from services.rpc.address import parse_address
 from services.rpc.settings import ServiceSettings
+from services.vm_owner.machines.qemu.image import INITRAMFS, KERNEL
+from services.vm_owner.machines.qemu.installation import BINARY
 from services.vm_owner.subnets import SUBNET_PREFIX
 
 _LONGEST_VM_SOCKET = "vm/00000000-0000-0000-0000-000000000000/guest-init.sock"
@@ -41,6 +44,25 @@ class OwnerSettings(ServiceSettings):
     subnet_pool: IPv4Network = Field(
         default=IPv4Network("10.231.0.0/16"),
         description="network from which adapters get subnets of four addresses",
+    )
+
+    qemu: str = Field(default=BINARY, description="QEMU that runs Linux guests, a name or a path")
+    qemu_kernel: Path = Field(
+        default=KERNEL, description="kernel of Linux guests; by default what `make kernel` makes"
+    )
+    qemu_initramfs: Path = Field(
+        default=INITRAMFS,
+        description="initramfs of Linux guests; by default what `make guest-image` makes",
+    )
+    qemu_accel: Literal["auto", "kvm", "tcg"] = Field(
+        default="auto",
+        description="how Linux guests are executed; auto: by KVM where it may be used, else by "
+        "emulation",
+    )
+    boot_deadline_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=30.0,
+        description="longest time that a Linux guest gets from the start of QEMU until its init "
+        "speaks",
     )
 
     @field_validator("devicehost", "elevated_devicehost")

@@ -18,6 +18,7 @@ from services.rpc.channel import connect
 from services.rpc.settings import ServiceSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -28,11 +29,15 @@ MACHINE = "porthole.machine.v1.Machine"
 class House:
     """The services, and a client of the owner.
 
+    Args:
+        run_dir: The run directory.
+        settings: Variables of the services' environment, besides those for every test.
+
     Attributes:
         shared: A directory with one file of 300 KiB.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, settings: Mapping[str, str] | None = None) -> None:
         self.run_dir = run_dir
         self.trace_file = run_dir / "trace.jsonl"
         self.shared = run_dir / "shared"
@@ -44,6 +49,7 @@ class House:
                 "PORTHOLE_TRACE_FILE": str(self.trace_file),
                 "PORTHOLE_PEER_WAIT_S": "2",
                 "PORTHOLE_LOG_LEVEL": "warning",
+                **(settings or {}),
             },
             lambda name, line: self.log.append(f"{name}: {line}"),
         )

@@ -19,7 +19,7 @@ from services.cli.arguments import (
 )
 from services.cli.console import out, print_json, printable, say
 from services.cli.documents import StateEvent, VmList, as_document
-from services.cli.requests import VmRequest
+from services.cli.requests import QemuRequest, VmRequest
 from services.cli.views import VmView
 
 app = typer.Typer(help="Create, show and end VMs.", no_args_is_help=True)
@@ -28,6 +28,10 @@ app = typer.Typer(help="Create, show and end VMs.", no_args_is_help=True)
 def register(root: typer.Typer) -> None:
     """Add the group to the root."""
     root.add_typer(app, name="vm")
+
+
+QEMU = "qemu"
+"""The machine that is a Linux guest in QEMU, in the place of an address."""
 
 
 class Kind(StrEnum):
@@ -47,7 +51,11 @@ def create(
         str, typer.Option(help="Memory, 2G or 512M; by default that of .wslconfig, or 2G.")
     ] = "",
     kernel: Annotated[
-        str, typer.Option(help="`uname -r` of the guest; by default the bundled kernel's.")
+        str,
+        typer.Option(
+            help="`uname -r` of the guest; by default the bundled kernel's. With --machine qemu: "
+            "the file of its kernel."
+        ),
     ] = "",
     publishes_pool: Annotated[
         bool | None,
@@ -62,8 +70,17 @@ def create(
     ] = None,
     machine: Annotated[
         str,
-        typer.Option(help="Address of a running machine; by default the owner starts one."),
+        typer.Option(
+            help="qemu: a real Linux guest. Or the address of a running machine; by default the "
+            "owner starts a user-space guest."
+        ),
     ] = "",
+    initramfs: Annotated[
+        str, typer.Option(help="With --machine qemu: the file of its initramfs.")
+    ] = "",
+    cpus: Annotated[
+        int, typer.Option(help="With --machine qemu: virtual CPUs; by default 1.", min=0, max=64)
+    ] = 0,
     share: Annotated[
         list[str] | None,
         typer.Option(help="DIRECTORY[,tag=NAME][,OPTION…]; may be repeated."),
@@ -72,15 +89,17 @@ def create(
 ) -> None:
     """Boot a VM."""
     cli = context.of(ctx)
+    qemu = _qemu(machine, kernel, initramfs, cpus, publishes_pool)
     request = VmRequest(
         kind=kind,
         ram_bytes=parse_size(ram) if ram else 0,
         wslconfig=read_wslconfig(wslconfig) if wslconfig else "",
         wslconfig_name=str(wslconfig) if wslconfig else "",
-        kernel_release=kernel,
+        kernel_release="" if qemu else kernel,
         publishes_pool=publishes_pool,
-        machine_address=machine,
+        machine_address="" if qemu else machine,
         shares=tuple(parse_share(text) for text in share or ()),
+        qemu=qemu,
     )
 
     async def run() -> VmView:
@@ -97,6 +116,23 @@ def create(
         say(f"warning: {warning.text} [{warning.id}]")
     if kind is Kind.WSLC:
         say(f"next: porthole session apply {vm.vm_id}")
+
+
+def _qemu(
+    machine: str, kernel: str, initramfs: str, cpus: int, publishes_pool: bool | None
+) -> QemuRequest | None:
+    if machine != QEMU:
+        if initramfs or cpus:
+            raise typer.BadParameter(f"--initramfs and --cpus need --machine {QEMU}")
+        return None
+    if publishes_pool is not None:
+        raise typer.BadParameter("a Linux guest reports by itself whether it publishes its pool")
+    return QemuRequest(_absolute(kernel), _absolute(initramfs), cpus)
+
+
+def _absolute(path: str) -> str:
+    # The owner may run in another directory.
+    return str(Path(path).absolute()) if path else ""
 
 
 @app.command("list")

@@ -23,6 +23,7 @@ from services.handshake.exhaustion import Exhaustion
 from services.rpc.version import SOFTWARE_VERSION
 from services.vm_owner import warnings
 from services.vm_owner.guest_devices import DeviceSpec
+from services.vm_owner.machines.external import ExternalMachine
 from services.vm_owner.record import VmKind
 from services.vm_owner.shares import ShareSpec
 from services.vm_owner.states import VmState
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from services.handshake.events import Event
     from services.vm_owner.device_hosts import DeviceHost
+    from services.vm_owner.machines import AttachSpec
     from tests.support.owner_peers import Rig
 
 BOOM = UnavailableError("BOOM", "the peer fell over")
@@ -564,3 +566,36 @@ async def test_a_device_that_was_attached_while_its_vm_began_to_end_is_no_succes
         await adding
     assert refused.value.reason == "VM_SHUTTING_DOWN"
     assert (rig.device_host.devices, rig.machine.attached) == ({}, {})
+
+
+async def test_the_guest_lets_go_before_the_device_is_torn_down(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def release(_: ExternalMachine, instance_id: str) -> None:
+        await rig.script.play("machine", "release", instance_id)
+
+    monkeypatch.setattr(ExternalMachine, "release_device", release)
+    vm = await rig.owner.create(rig.vm_spec())
+    device = await rig.owner.add_device(vm.vm_id, fs(tmp_path))
+    rig.script.journal.clear()
+    await rig.owner.remove_device(vm.vm_id, device.instance_id)
+    assert rig.script.calls() == ["release", "RemoveDevice", "DetachDevice"]
+
+
+async def test_a_machine_learns_what_a_real_device_is_made_with(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached: list[AttachSpec] = []
+
+    async def attach(_: ExternalMachine, spec: AttachSpec) -> None:
+        attached.append(spec)
+
+    monkeypatch.setattr(ExternalMachine, "attach_device", attach)
+    vm = await rig.owner.create(rig.vm_spec())
+    await rig.owner.add_device(vm.vm_id, fs(tmp_path, extra="queues=3"))
+    adapter = DeviceSpec(events.NET, "eth0", "client_mac=52:54:00:0a:0b:0c", "tap0")
+    await rig.owner.add_device(vm.vm_id, adapter)
+    assert [(spec.queues, spec.mac_address) for spec in attached] == [
+        (3, ""),
+        (1, "52:54:00:0a:0b:0c"),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
-from services.handshake.capabilities import component_version, parse_kernel_release
+from services.handshake.capabilities import parse_kernel_release, publishes_pool
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.trace.answers import ANSWER_READS, answered, show
 from services.handshake.trace.clause import Clause, Hops, values
@@ -37,13 +37,12 @@ def _version_mismatch(vm: VmTrace) -> Iterator[str]:
 
 
 def _kernel_too_old(vm: VmTrace) -> Iterator[str]:
-    first = component_version(FIRST_KERNEL_WITH_POOL)
     for event in vm.all(*_SAID_BY):
         release = event.text(events.KERNEL_RELEASE)
         if event.numbers == NO_POOL or (not release and event.name == events.WSLC_APPLY):
             continue
         try:
-            publishes = component_version(release).at_least(first)
+            publishes = publishes_pool(release, FIRST_KERNEL_WITH_POOL)
         except InvalidArgumentError:
             publishes = False
         if not publishes:
@@ -110,7 +109,7 @@ CLAUSES: Final = (
     Clause(
         "KERNEL_TOO_OLD",
         8,
-        f"A kernel that publishes a pool is {FIRST_KERNEL_WITH_POOL} or later.",
+        f"A kernel that publishes a pool is {FIRST_KERNEL_WITH_POOL} or later, or Porthole's own.",
         (*values(*_SAID_BY, keys=(events.KERNEL_RELEASE, *_NUMBERS)), Hops()),
         _kernel_too_old,
     ),

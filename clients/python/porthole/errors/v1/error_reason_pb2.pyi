@@ -116,6 +116,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the machine ended by itself, or cannot be reached any more."""
     GUEST_ENDED: _ErrorReason.ValueType  # 215
     """UNAVAILABLE: the guest's process ended by itself."""
+    MACHINE_CPUS: _ErrorReason.ValueType  # 250
+    """INVALID_ARGUMENT: more virtual CPUs than a machine may have."""
+    MACHINE_PATH: _ErrorReason.ValueType  # 251
+    """INVALID_ARGUMENT: not the absolute path of a file that a guest boots."""
+    WORKLOAD_UNSUPPORTED: _ErrorReason.ValueType  # 252
+    """FAILED_PRECONDITION: the guest does not serve Workload: it is a Linux guest."""
     QEMU_NOT_FOUND: _ErrorReason.ValueType  # 240
     """FAILED_PRECONDITION: there is no QEMU; the message names the package."""
     QEMU_TOO_OLD: _ErrorReason.ValueType  # 241
@@ -711,6 +717,12 @@ MACHINE_GONE: ErrorReason.ValueType  # 214
 """UNAVAILABLE: the machine ended by itself, or cannot be reached any more."""
 GUEST_ENDED: ErrorReason.ValueType  # 215
 """UNAVAILABLE: the guest's process ended by itself."""
+MACHINE_CPUS: ErrorReason.ValueType  # 250
+"""INVALID_ARGUMENT: more virtual CPUs than a machine may have."""
+MACHINE_PATH: ErrorReason.ValueType  # 251
+"""INVALID_ARGUMENT: not the absolute path of a file that a guest boots."""
+WORKLOAD_UNSUPPORTED: ErrorReason.ValueType  # 252
+"""FAILED_PRECONDITION: the guest does not serve Workload: it is a Linux guest."""
 QEMU_NOT_FOUND: ErrorReason.ValueType  # 240
 """FAILED_PRECONDITION: there is no QEMU; the message names the package."""
 QEMU_TOO_OLD: ErrorReason.ValueType  # 241

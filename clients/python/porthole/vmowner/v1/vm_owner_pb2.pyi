@@ -259,6 +259,42 @@ class ExternalMachine(_message.Message):
 Global___ExternalMachine: _TypeAlias = ExternalMachine  # noqa: Y015
 
 @_typing.final
+class QemuMachine(_message.Message):
+    """QemuMachine is a real Linux guest, which the VM owner boots with QEMU. What its
+    kernel is and whether it publishes a pool, the guest reports.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KERNEL_FIELD_NUMBER: _builtins.int
+    INITRAMFS_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    kernel: _builtins.str
+    """Absolute path of the kernel, on the owner's host; empty: the owner's
+    `--qemu-kernel`.
+    """
+    initramfs: _builtins.str
+    """Absolute path of the initramfs, on the owner's host; empty: the owner's
+    `--qemu-initramfs`.
+    """
+    cpus: _builtins.int
+    """Virtual CPUs, at most 64; 0: 1."""
+    def __init__(
+        self,
+        *,
+        kernel: _builtins.str = ...,
+        initramfs: _builtins.str = ...,
+        cpus: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "initramfs", b"initramfs", "kernel", b"kernel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QemuMachine: _TypeAlias = QemuMachine  # noqa: Y015
+
+@_typing.final
 class ShareSpec(_message.Message):
     """ShareSpec is a request for a share."""
 
@@ -312,6 +348,7 @@ class CreateVmRequest(_message.Message):
     WSLCONFIG_NAME_FIELD_NUMBER: _builtins.int
     EMBEDDED_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
+    QEMU_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
     VM_ID_FIELD_NUMBER: _builtins.int
     kind: Global___VmKind.ValueType
@@ -338,6 +375,10 @@ class CreateVmRequest(_message.Message):
         """A machine that is running already."""
 
     @_builtins.property
+    def qemu(self) -> Global___QemuMachine:
+        """A Linux guest that the owner boots with QEMU."""
+
+    @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShareSpec]:
         """Shares that the VM has from the beginning, at most 64. Those of a WSLC VM are added when
         its capabilities are applied.
@@ -352,14 +393,15 @@ class CreateVmRequest(_message.Message):
         wslconfig_name: _builtins.str = ...,
         embedded: Global___EmbeddedMachine | None = ...,
         external: Global___ExternalMachine | None = ...,
+        qemu: Global___QemuMachine | None = ...,
         shares: _abc.Iterable[Global___ShareSpec] | None = ...,
         vm_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "external", b"external", "machine", b"machine"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "external", b"external", "machine", b"machine", "qemu", b"qemu"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "external", b"external", "kind", b"kind", "machine", b"machine", "ram_bytes", b"ram_bytes", "shares", b"shares", "vm_id", b"vm_id", "wslconfig", b"wslconfig", "wslconfig_name", b"wslconfig_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "external", b"external", "kind", b"kind", "machine", b"machine", "qemu", b"qemu", "ram_bytes", b"ram_bytes", "shares", b"shares", "vm_id", b"vm_id", "wslconfig", b"wslconfig", "wslconfig_name", b"wslconfig_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_machine: _TypeAlias = _typing.Literal["embedded", "external"]  # noqa: Y015
+    _WhichOneofReturnType_machine: _TypeAlias = _typing.Literal["embedded", "external", "qemu"]  # noqa: Y015
     _WhichOneofArgType_machine: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_machine) -> _WhichOneofReturnType_machine | None: ...
 

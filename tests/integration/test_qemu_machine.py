@@ -1,0 +1,234 @@
+"""Linux guests that the owner boots with QEMU: the order of the seed, on a real kernel.
+
+The kernel is that of `make kernel`, the initramfs that of `make guest-image`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from porthole.guest.v1 import guest_control_pb2
+from porthole.vmowner.v1 import vm_owner_pb2
+
+from services.handshake.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    UnavailableError,
+)
+from services.session.session import apply_guest_capabilities
+from tests.support.linux_guest import GUEST
+from tests.support.linux_vms import BOOTED, DEADLINE_S, IMAGE, LinuxHouse, control
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from porthole.guest.v1 import guest_control_pb2_grpc
+
+WSL2, WSLC = vm_owner_pb2.VM_KIND_WSL2, vm_owner_pb2.VM_KIND_WSLC
+
+pytestmark = [
+    pytest.mark.qemu,
+    pytest.mark.skipif(
+        not (BOOTED.exists() and IMAGE.exists()), reason="needs `make kernel guest-image`"
+    ),
+]
+
+
+@pytest_asyncio.fixture
+async def house(run_dir: Path) -> AsyncIterator[LinuxHouse]:
+    async with AsyncExitStack() as stack:
+        started = LinuxHouse(run_dir)
+        await started.start(stack)
+        shutil.copy(GUEST / "bin/busybox", started.shared / "busybox")
+        yield started
+
+
+async def run(stub: guest_control_pb2_grpc.GuestControlAsyncStub, *words: str) -> tuple[int, str]:
+    """Run a command in the guest; return its exit code and output."""
+    command = guest_control_pb2.Command(arguments=[word.encode() for word in words])
+    requests = [guest_control_pb2.RunRequest(command=command)]
+    said, code = b"", -1
+    async for answer in stub.Run(iter(requests), timeout=DEADLINE_S):
+        said += answer.standard_output + answer.standard_error
+        if answer.HasField("ended"):
+            code = answer.ended.exit_code
+    return code, said.decode()
+
+
+def children(pid: int) -> dict[int, str]:
+    """Return the command lines of a process's children."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found[int(path.name)] = path.joinpath("cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
+def child(house: LinuxHouse, words: str) -> int:
+    [pid] = [p for p, line in children(house.pid_of("VM owner")).items() if words in line]
+    return pid
+
+
+async def until_gone(pids: list[int]) -> None:
+    async with asyncio.timeout(20):
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.05)
+
+
+async def warnings_at_the_end(house: LinuxHouse, vm_id: str) -> dict[str, str]:
+    """Wait until a VM has ended; return its warnings."""
+    async with asyncio.timeout(DEADLINE_S):
+        vm = await house.get(vm_id)
+        while vm.state != vm_owner_pb2.VM_STATE_TERMINATED:
+            vm = await house.get(vm_id)
+            await asyncio.sleep(0.1)
+    return {warning.id: warning.text for warning in vm.warnings}
+
+
+@pytest.mark.parametrize("kind", [WSL2, WSLC])
+async def test_the_order_of_the_seed(
+    house: LinuxHouse, kind: vm_owner_pb2.VmKind.ValueType
+) -> None:
+    vm = await house.boot(kind)
+    assert not vm.devices
+    if kind == WSLC:
+        await apply_guest_capabilities(house.services.owner_address, vm.vm_id)
+        vm = await house.get(vm.vm_id)
+    assert vm.state == vm_owner_pb2.VM_STATE_RUNNING
+    pool = vm.latched_pool
+    assert pool.size_bytes == 64 << 20
+    assert vm.swiotlb_option == f"swiotlb={pool.base:#x},{pool.size_bytes}"
+    assert "-porthole" in vm.capabilities.kernel_release
+    first = await house.add_share(vm.vm_id, "data")
+    async with control(vm) as stub:
+        busybox = "/mnt/data/busybox"
+        code, said = await run(stub, busybox, "cmp", "/mnt/data/file", "/mnt/data/file")
+        assert (code, said) == (0, "")
+        code, said = await run(stub, busybox, "cat", "/sys/bus/virtio/swiotlb_base")
+        assert int(said, 16) == pool.base
+        # What the guest writes arrives at the host.
+        script = f"{busybox} cp /mnt/data/file /mnt/data/copy"
+        assert await run(stub, busybox, "sh", "-c", script) == (0, "")
+        assert (house.shared / "copy").read_bytes() == house.content
+        second = await house.add_share(vm.vm_id, "more", "ro")
+        code, said = await run(stub, busybox, "touch", "/mnt/more/new")
+        assert "Read-only" in said
+        assert code == 1
+        await house.remove_share(vm.vm_id, second.share_id)
+        code, said = await run(stub, busybox, "ls", "/mnt/more")
+        assert (code, said) == (0, "")
+        # Its port is free again, and its tag.
+        await house.add_share(vm.vm_id, "more", "ro")
+        code, said = await run(stub, busybox, "ls", "/mnt/more/file")
+        assert (code, said) == (0, "/mnt/more/file\n")
+    seen = await house.get(vm.vm_id)
+    assert all(vm.swiotlb_option in device.options for device in seen.devices)
+    assert next(d for d in seen.devices if d.instance_id == first.instance_id).counters.requests
+    await house.terminate(vm.vm_id)
+    assert children(house.pid_of("VM owner")) == {}
+    assert house.broken_rules() == []
+
+
+async def test_shares_of_an_aggregate_come_and_go(house: LinuxHouse) -> None:
+    vm = await house.boot(WSL2)
+    share = await house.add_share(vm.vm_id, "", aggregate=True)
+    place = f"/mnt/porthole-shares/{share.share_id}"
+    async with control(vm) as stub:
+        assert await run(stub, f"{place}/busybox", "ls", f"{place}/file") == (0, f"{place}/file\n")
+        await house.remove_share(vm.vm_id, share.share_id)
+        with pytest.raises(FailedPreconditionError, match="ENOENT"):
+            await run(stub, f"{place}/busybox", "true")
+    await house.terminate(vm.vm_id)
+    assert house.broken_rules() == []
+
+
+@pytest.mark.tap
+async def test_adapters_reach_the_host(house: LinuxHouse) -> None:
+    vm = await house.boot(WSL2, wslconfig="[wsl2]\nnetworkingMode=virtioproxy\n")
+    await house.add_share(vm.vm_id, "data")
+    request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
+    network = await house.stub.ConfigureNetworking(request, timeout=DEADLINE_S)
+    async with control(vm) as stub:
+        ping = ("/mnt/data/busybox", "ping", "-c", "3", network.gateway_address)
+        code, said = await run(stub, *ping)
+        assert code == 0, said
+        _, said = await run(stub, "/mnt/data/busybox", "ip", "address", "show", "loopback0")
+        assert "UP" in said
+    seen = await house.get(vm.vm_id)
+    options = [device.options for device in seen.devices]
+    assert len(options) == 3
+    assert all(vm.swiotlb_option in text for text in options)
+    await house.terminate(vm.vm_id)
+    assert house.broken_rules() == []
+
+
+async def test_a_killed_qemu_ends_its_vm_with_the_cause(house: LinuxHouse) -> None:
+    vm = await house.boot(WSL2)
+    await house.add_share(vm.vm_id, "data")
+    os.kill(child(house, "qemu-system"), signal.SIGKILL)
+    warnings = await warnings_at_the_end(house, vm.vm_id)
+    assert "QEMU ended with signal SIGKILL" in warnings["GuestEnded"]
+    assert children(house.pid_of("VM owner")) == {}
+    assert not (house.run_dir / "vm" / vm.vm_id).exists()
+
+
+async def test_a_killed_guest_init_ends_its_vm_with_the_cause(house: LinuxHouse) -> None:
+    vm = await house.boot(WSL2)
+    os.kill(child(house, "services.guest_init"), signal.SIGKILL)
+    warnings = await warnings_at_the_end(house, vm.vm_id)
+    assert any("signal SIGKILL" in text for text in warnings.values()), warnings
+    assert children(house.pid_of("VM owner")) == {}
+
+
+async def test_nothing_outlives_a_killed_owner(house: LinuxHouse) -> None:
+    vm = await house.boot(WSL2)
+    await house.add_share(vm.vm_id, "data")
+    owner = house.pid_of("VM owner")
+    pids = [*children(owner)]
+    assert len(pids) == 2
+    os.kill(owner, signal.SIGKILL)
+    await until_gone(pids)
+
+
+async def test_a_guest_that_powers_off_ends_its_vm(house: LinuxHouse) -> None:
+    vm = await house.boot(WSL2)
+    async with control(vm) as stub:
+        await stub.PowerOff(guest_control_pb2.PowerOffRequest(), timeout=DEADLINE_S)
+    warnings = await warnings_at_the_end(house, vm.vm_id)
+    assert "the guest powered off" in warnings["GuestEnded"]
+
+
+async def test_an_initramfs_without_init_is_a_panic_that_is_quoted(house: LinuxHouse) -> None:
+    empty = house.run_dir / "empty"
+    empty.write_bytes(b"")
+    machine = vm_owner_pb2.QemuMachine(initramfs=str(empty))
+    with pytest.raises(UnavailableError, match=re.compile("panic", re.IGNORECASE)) as failed:
+        await house.boot(WSL2, machine=machine)
+    assert "Kernel panic" in failed.value.message
+    assert children(house.pid_of("VM owner")) == {}
+
+
+async def test_a_file_that_is_no_kernel_does_not_boot(house: LinuxHouse) -> None:
+    machine = vm_owner_pb2.QemuMachine(kernel=str(house.shared / "file"))
+    with pytest.raises((UnavailableError, DeadlineExceededError), match="kernel"):
+        await house.boot(WSL2, machine=machine)
+
+
+async def test_a_missing_kernel_is_explained(house: LinuxHouse) -> None:
+    machine = vm_owner_pb2.QemuMachine(kernel="/nowhere/vmlinux")
+    with pytest.raises(FailedPreconditionError, match="make kernel") as refused:
+        await house.boot(WSL2, machine=machine)
+    assert refused.value.reason == "GUEST_KERNEL_MISSING"
