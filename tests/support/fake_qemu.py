@@ -1,8 +1,8 @@
 """A stand-in for QEMU that boots nothing: it speaks QMP, has a console, and ends as it is told to.
 
-Run as a program. The environment variable FAKE_QEMU has what it does: words of `silent` (no QMP),
-`refuses` (ends at once), `stubborn` (does not quit), `keeps` (lets go of no device), or
-`end=REASON` (a SHUTDOWN event when the guest's end is asked for by its start).
+Run as a program. The environment variable FAKE_QEMU has what it does, in words:
+`silent` (no QMP), `refuses` (ends at once), `no-kvm` (the same with KVM), `stubborn` (does not
+quit), `keeps` (its guest lets go of no device), `end=REASON` (a SHUTDOWN event at the start).
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def main() -> None:
         print("QEMU emulator version 7.2.99 (Debian 1:7.2+dfsg)")
         return
     words = os.environ.get("FAKE_QEMU", "").split()
+    if "no-kvm" in words and "kvm" in sys.argv:
+        sys.exit("qemu: error: failed to set MSR 0x10a to 0x69")
     if "refuses" in words:
         sys.exit("qemu: cannot set up guest memory 'ram': Cannot allocate memory")
     console = connection("console")

@@ -97,11 +97,12 @@ class QemuMachine:
         self._find_image = find_image
         self._cpus = cpus
         self._settings = settings
-        self._guest = RunningGuest(self._paths, self._on_event)
-        self._hot_plug = HotPlug(self._guest.monitor)
+        self._guest, self._hot_plug = self._new_guest()
         self._control: GuestControl | None = None
         self._mounts: dict[str, str] = {}
-        self._parts: tuple[Installation, GuestImage, Accelerator] | None = None
+        self._installation: Installation | None = None
+        self._image: GuestImage | None = None
+        self._accelerator = Accelerator.TCG
         self._on_end: Callable[[str], None] = lambda _: None
         self._watch: asyncio.Task[None] | None = None
         self._init_end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -113,34 +114,47 @@ class QemuMachine:
             FailedPreconditionError: QEMU_NOT_FOUND, QEMU_TOO_OLD, GUEST_KERNEL_MISSING, or
                 GUEST_IMAGE_MISSING.
         """
-        installation = await find_qemu(self._settings.binary)
-        image = await asyncio.to_thread(self._find_image)
-        accelerator = choose_accelerator(self._settings.accelerator)
-        self._parts = installation, image, accelerator
+        self._installation = await find_qemu(self._settings.binary)
+        self._image = await asyncio.to_thread(self._find_image)
+        self._accelerator = choose_accelerator(self._settings.accelerator)
         self._on_end = on_end
 
     async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns the address at which its init serves GuestInit.
 
+        Where QEMU chooses KVM by itself and ends before the guest has said anything, the guest is
+        emulated: there are hosts whose KVM runs no guest.
+
         Raises:
             UnavailableError: GUEST_ENDED, with the last lines of what ended.
             DeadlineExceededError: GUEST_BOOT_DEADLINE, with those of the guest's console.
         """
-        if self._parts is None:
+        if self._installation is None or self._image is None:
             raise UnavailableError("GUEST_ENDED", "the machine was not started")
-        installation, image, accelerator = self._parts
-        hardware = Hardware(spec.ram_bytes, self._cpus, accelerator)
-        initramfs = await asyncio.to_thread(self._write_files, spec, image)
+        initramfs = await asyncio.to_thread(self._write_files, spec, self._image)
+        try:
+            await self._boot(spec, self._installation, self._image.kernel, initramfs)
+        except UnavailableError as failure:
+            by_kvm = self._accelerator is Accelerator.KVM
+            if self._settings.accelerator or not by_kvm or self._guest.console.last_lines():
+                raise
+            logger.warning("guests run by emulation (TCG): KVM fails: %s", failure.message)
+            await self._guest.end(None)
+            self._guest, self._hot_plug = self._new_guest()
+            self._accelerator = Accelerator.TCG
+            await self._boot(spec, self._installation, self._image.kernel, initramfs)
+        self._watch = asyncio.create_task(self._report_end())
+        return self._paths.guest_init
+
+    async def _boot(
+        self, spec: BootSpec, installation: Installation, kernel: Path, initramfs: Path
+    ) -> None:
+        hardware = Hardware(spec.ram_bytes, self._cpus, self._accelerator)
+        words = spec.kernel_command_line
 
         def command(wiring: Wiring) -> list[str]:
             return command_line(
-                installation,
-                spec.vm_id,
-                hardware,
-                image.kernel,
-                initramfs,
-                spec.kernel_command_line,
-                wiring,
+                installation, spec.vm_id, hardware, kernel, initramfs, words, wiring
             )
 
         owner = spec.init_channel_address
@@ -153,8 +167,10 @@ class QemuMachine:
         self._control = await self._guest.await_init(
             self._settings.dial, self._settings.boot_deadline_s
         )
-        self._watch = asyncio.create_task(self._report_end())
-        return self._paths.guest_init
+
+    def _new_guest(self) -> tuple[RunningGuest, HotPlug]:
+        guest = RunningGuest(self._paths, self._on_event)
+        return guest, HotPlug(guest.monitor)
 
     async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device, and mount or configure it; the guest uses it when this returns.
@@ -256,8 +272,7 @@ class QemuMachine:
 
     def _vectors(self) -> int | None:
         # Without KVM, QEMU 7.2 crashes in msix_set_vector_notifiers of a vhost-user adapter.
-        emulated = self._parts is not None and self._parts[2] is Accelerator.TCG
-        return 0 if emulated else None
+        return 0 if self._accelerator is Accelerator.TCG else None
 
     def _connected(self) -> GuestControl:
         self._guest.require_running()

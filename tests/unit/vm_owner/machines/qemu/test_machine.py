@@ -114,6 +114,7 @@ async def rig(
     init_command: tuple[str, ...] = SLEEPS,
     speaks: bool = True,
     boot_deadline_s: float = 20.0,
+    accelerator: Accelerator | None = Accelerator.TCG,
 ) -> AsyncIterator[Rig]:
     control = FakeControl(speaks=speaks)
 
@@ -122,7 +123,7 @@ async def rig(
 
     settings = QemuSettings(
         binary=fake_binary(run_dir),
-        accelerator=Accelerator.TCG,
+        accelerator=accelerator,
         boot_deadline_s=boot_deadline_s,
         environment={},
         dial=dial,
@@ -175,6 +176,23 @@ async def test_a_qemu_that_refuses_is_quoted(
         with pytest.raises(UnavailableError, match="Cannot allocate memory") as failed:
             await up.machine.boot(SPEC)
         assert failed.value.reason == "GUEST_ENDED"
+
+
+@pytest.mark.parametrize("wanted", [None, Accelerator.KVM])
+async def test_a_guest_is_emulated_where_kvm_fails_unless_kvm_was_asked_for(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, wanted: Accelerator | None
+) -> None:
+    monkeypatch.setenv("FAKE_QEMU", "no-kvm")
+    monkeypatch.setattr(
+        "services.vm_owner.machines.qemu.machine.choose_accelerator", lambda _: Accelerator.KVM
+    )
+    async with rig(run_dir, accelerator=wanted) as up:
+        if wanted is None:
+            await up.machine.boot(SPEC)
+            await up.machine.attach_device(SHARE)
+        else:
+            with pytest.raises(UnavailableError, match="failed to set MSR"):
+                await up.machine.boot(SPEC)
 
 
 async def test_a_guest_whose_init_says_nothing_is_given_up_with_its_console(run_dir: Path) -> None:
