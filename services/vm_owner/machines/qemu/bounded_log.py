@@ -51,21 +51,23 @@ class BoundedLog:
 
     def last_lines(self, lines: int = QUOTED_LINES) -> str:
         """Return the last lines, separated by " | ", in characters that a terminal may show."""
-        text = self._tail.decode(errors="replace").replace("\r", "\n")
-        found = ["".join(c if c.isprintable() else " " for c in line) for line in text.split("\n")]
-        kept = [line.strip() for line in found if line.strip()][-lines:]
-        quoted = " | ".join(kept)
+        quoted = " | ".join(self._lines()[-lines:])
         return quoted if len(quoted) <= QUOTED_CHARACTERS else f"…{quoted[-QUOTED_CHARACTERS:]}"
 
-    def has(self, words: str) -> bool:
-        """Return whether the end of the log has these words."""
-        return words.encode() in self._tail
+    def line_with(self, words: str) -> str:
+        """Return the last line near the end that has these words; empty: there is none."""
+        return next((line for line in reversed(self._lines()) if words in line), "")
 
     def close(self) -> None:
         """Close the file; the last lines stay."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def _lines(self) -> list[str]:
+        text = self._tail.decode(errors="replace").replace("\r", "\n")
+        shown = ("".join(c if c.isprintable() else " " for c in line) for line in text.split("\n"))
+        return [line.strip() for line in shown if line.strip()]
 
     def _append(self, data: bytes) -> None:
         if self._file is not None and self._size_bytes + len(data) > FILE_LIMIT_BYTES:

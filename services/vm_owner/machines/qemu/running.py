@@ -252,9 +252,9 @@ class RunningGuest:
         qemu, init = self._started()
         if qemu.running:
             return init.how_it_ended()
-        reason = self._reason
-        if self.console.has(_PANIC):
-            reason = "guest-panic"
+        reason, panic = self._reason, self.console.line_with(_PANIC)
+        if panic:
+            return f"{_CAUSES['guest-panic']}: {panic}"
         if reason not in _CAUSES:
             return qemu.how_it_ended()
         said = self.console.last_lines()

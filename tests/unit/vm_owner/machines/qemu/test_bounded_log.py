@@ -42,4 +42,5 @@ def test_a_file_that_cannot_be_written_leaves_the_last_lines(tmp_path: Path) -> 
     log = BoundedLog(tmp_path / "missing" / "log")
     log.write(b"said\n")
     assert log.last_lines() == "said"
-    assert log.has("said")
+    assert log.line_with("sai") == "said"
+    assert log.line_with("else") == ""
