@@ -57,14 +57,19 @@ def _qemu_settings(settings: OwnerSettings) -> QemuSettings:
     )
 
 
+def _chosen(asked: str, default: Path | None) -> Path | None:
+    path = Path(asked) if asked else default
+    return path.absolute() if path else None
+
+
 def _owner(settings: OwnerSettings) -> VmOwner:
     qemu_settings = _qemu_settings(settings)
 
     def machine_for(directory: Path, spec: MachineSpec) -> Machine:
         if spec.qemu is not None:
-            kernel = Path(spec.qemu.kernel or settings.qemu_kernel.absolute())
-            initramfs = Path(spec.qemu.initramfs or settings.qemu_initramfs.absolute())
-            find = partial(find_image, kernel, [initramfs])
+            kernel = _chosen(spec.qemu.kernel, settings.qemu_kernel)
+            initramfs = _chosen(spec.qemu.initramfs, settings.qemu_initramfs)
+            find = partial(find_image, kernel, initramfs)
             return QemuMachine(directory, find, spec.qemu.cpus or 1, qemu_settings)
         if spec.address:
             wait_s = settings.peer_wait_s

@@ -14,7 +14,6 @@ from pydantic import Field, field_validator, model_validator
 from services.handshake.errors import PortholeError
 from services.rpc.address import parse_address
 from services.rpc.settings import ServiceSettings
-from services.vm_owner.machines.qemu.image import INITRAMFS, KERNEL
 from services.vm_owner.machines.qemu.installation import BINARY
 from services.vm_owner.subnets import SUBNET_PREFIX
 
@@ -47,12 +46,14 @@ class OwnerSettings(ServiceSettings):
     )
 
     qemu: str = Field(default=BINARY, description="QEMU that runs Linux guests, a name or a path")
-    qemu_kernel: Path = Field(
-        default=KERNEL, description="kernel of Linux guests; by default what `make kernel` makes"
+    qemu_kernel: Path | None = Field(
+        default=None,
+        description="kernel of Linux guests; by default what `make kernel` made, or `make guest` "
+        "fetched",
     )
-    qemu_initramfs: Path = Field(
-        default=INITRAMFS,
-        description="initramfs of Linux guests; by default what `make guest-image` makes",
+    qemu_initramfs: Path | None = Field(
+        default=None,
+        description="initramfs of Linux guests; by default what `make guest-image` made",
     )
     qemu_accel: Literal["auto", "kvm", "tcg"] = Field(
         default="auto",

@@ -26,7 +26,8 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.session.session import apply_guest_capabilities
-from tests.support.linux_guest import GUEST
+from services.vm_owner.machines.qemu.image import MODULES
+from tests.support.linux_guest import GUEST, kernel
 from tests.support.linux_vms import BOOTED, DEADLINE_S, IMAGE, LinuxHouse, control
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 WSL2, WSLC = vm_owner_pb2.VM_KIND_WSL2, vm_owner_pb2.VM_KIND_WSLC
 
 pytestmark = [
-    pytest.mark.qemu,
+    pytest.mark.guest_image,
     pytest.mark.skipif(
         not (BOOTED.exists() and IMAGE.exists()), reason="needs `make kernel guest-image`"
     ),
@@ -233,3 +234,20 @@ async def test_a_missing_kernel_is_explained(house: LinuxHouse) -> None:
     with pytest.raises(FailedPreconditionError, match="make kernel") as refused:
         await house.boot(WSL2, machine=machine)
     assert refused.value.reason == "GUEST_KERNEL_MISSING"
+
+
+async def test_a_stock_kernel_has_no_pool_one_warning_and_devices_that_work(
+    house: LinuxHouse,
+) -> None:
+    initramfs = house.run_dir / "with-modules"
+    initramfs.write_bytes(IMAGE.read_bytes() + MODULES.read_bytes())
+    machine = vm_owner_pb2.QemuMachine(kernel=str(kernel()), initramfs=str(initramfs))
+    vm = await house.boot(WSL2, machine=machine)
+    assert vm.swiotlb_option == ""
+    assert [w.id for w in vm.warnings] == ["MessageSwiotlbKernelUnsupported"]
+    await house.add_share(vm.vm_id, "data")
+    async with control(vm) as stub:
+        found = await run(stub, "/mnt/data/busybox", "ls", "/mnt/data/file")
+        assert found == (0, "/mnt/data/file\n")
+    await house.terminate(vm.vm_id)
+    assert house.broken_rules() == []

@@ -8,12 +8,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from services.handshake.errors import FailedPreconditionError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +19,11 @@ KERNEL: Final = _CHECKOUT / "build/kernel/x86_64/vmlinux"
 """What `make kernel` makes."""
 INITRAMFS: Final = _CHECKOUT / ".guest/image/x86_64/initramfs"
 """What `make guest-image` makes."""
+
+MODULES: Final = INITRAMFS.with_name("modules")
+"""What `make guest-image` makes for the fetched kernel, whose virtio is modules."""
+FETCHED: Final = _CHECKOUT / ".guest/boot"
+"""Where `make guest` puts a kernel of Debian."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,27 @@ class GuestImage:
     initramfs: tuple[Path, ...]
 
 
-def find_image(kernel: Path, initramfs: Sequence[Path]) -> GuestImage:
-    """Check that the files of a guest can be read. It reads the file system: use a thread.
+def find_image(kernel: Path | None, initramfs: Path | None) -> GuestImage:
+    """Find the files of a guest, and check that they can be read.
+
+    It reads the file system: use a thread.
+
+    Args:
+        kernel: None: what `make kernel` made, or else the kernel that `make guest` fetched.
+        initramfs: None: what `make guest-image` made, with the modules of a fetched kernel.
 
     Raises:
         FailedPreconditionError: GUEST_KERNEL_MISSING, or GUEST_IMAGE_MISSING.
     """
+    archives: tuple[Path, ...] = (initramfs or INITRAMFS,)
+    if kernel is None and not KERNEL.exists() and (fetched := _fetched_kernel()):
+        logger.info("%s is missing; booting %s, which publishes no pool", KERNEL, fetched)
+        kernel, archives = fetched, archives if initramfs else (INITRAMFS, MODULES)
+    kernel = kernel or KERNEL
     _require(kernel, "GUEST_KERNEL_MISSING", "kernel", "make kernel", "--qemu-kernel")
-    for path in initramfs:
+    for path in archives:
         _require(path, "GUEST_IMAGE_MISSING", "initramfs", "make guest-image", "--qemu-initramfs")
-    return GuestImage(kernel, tuple(initramfs))
+    return GuestImage(kernel, archives)
 
 
 def one_initramfs(image: GuestImage, directory: Path) -> Path:
@@ -60,6 +73,10 @@ def one_initramfs(image: GuestImage, directory: Path) -> Path:
         for path in image.initramfs:
             file.write(path.read_bytes())
     return joined
+
+
+def _fetched_kernel() -> Path | None:
+    return max(FETCHED.glob("vmlinuz-*"), default=None)
 
 
 def _require(path: Path, reason: str, what: str, command: str, flag: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.handshake.errors import FailedPreconditionError
-from services.vm_owner.machines.qemu import installation
+from services.vm_owner.machines.qemu import image, installation
 from services.vm_owner.machines.qemu.image import find_image
 from services.vm_owner.machines.qemu.installation import (
     Accelerator,
@@ -80,5 +80,22 @@ def test_a_missing_file_is_explained(
     for name in {"kernel", "initramfs"} - {missing}:
         (tmp_path / name).touch()
     with pytest.raises(FailedPreconditionError, match=f"make it with `{command}`") as refused:
-        find_image(tmp_path / "kernel", [tmp_path / "initramfs"])
+        find_image(tmp_path / "kernel", tmp_path / "initramfs")
     assert refused.value.reason == reason
+
+
+def test_without_a_built_kernel_the_fetched_one_is_booted_with_its_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"KERNEL": "vmlinux", "INITRAMFS": "initramfs", "MODULES": "modules", "FETCHED": ""}
+    for constant, name in names.items():
+        monkeypatch.setattr(image, constant, tmp_path / name)
+    with pytest.raises(FailedPreconditionError, match="make kernel"):
+        find_image(None, None)
+    fetched = tmp_path / "vmlinuz-6.1.0"
+    for path in (fetched, tmp_path / "initramfs", tmp_path / "modules"):
+        path.touch()
+    archives = (tmp_path / "initramfs", tmp_path / "modules")
+    assert find_image(None, None) == image.GuestImage(fetched, archives)
+    (tmp_path / "vmlinux").touch()
+    assert find_image(None, None) == image.GuestImage(tmp_path / "vmlinux", archives[:1])
