@@ -159,7 +159,7 @@ check-mini-init:
 		$(MAKE) --no-print-directory --silent $(NANOPB)/.ready && \
 		printf '%s\n' $(MINI_INIT_SOURCES) | xargs -n1 -P2 $(CC) @$(MINI_INIT)/compile_flags.txt -isystem $(NANOPB) \
 			-O2 -Werror -S -o /dev/null && \
-		$(MAKE) --no-print-directory -j2 tidy-mini-init; \
+		$(MAKE) --no-print-directory --silent -j2 tidy-mini-init; \
 	fi
 
 tidy: $(TIDY)

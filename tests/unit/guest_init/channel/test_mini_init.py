@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from porthole.guest.v1 import guest_control_pb2, mini_init_pb2
 
 from services.guest_init.channel import mini_init as module
@@ -33,7 +36,6 @@ from tests.support.fake_mini_init import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from services.guest_init.channel.run import Run
 
@@ -68,6 +70,27 @@ async def started(guest: FakeMiniInit, mini_init: MiniInit) -> tuple[int, Run]:
     guest.answer = answer
     run = await mini_init.run(COMMAND)
     return run.run_id, run
+
+
+NUMBERS = st.sampled_from([0, 1, 2, (1 << 32) - 1])
+SAID = st.one_of(
+    st.binary(max_size=60),
+    st.builds(done, NUMBERS).map(lambda said: said.SerializeToString()),
+    st.builds(hello, NUMBERS).map(lambda said: said.SerializeToString()),
+    st.builds(failure, NUMBERS, NUMBERS, st.text(max_size=20)).map(
+        lambda said: said.SerializeToString()
+    ),
+    st.builds(output, NUMBERS, st.binary(max_size=20)).map(lambda said: said.SerializeToString()),
+    st.builds(ended, NUMBERS, NUMBERS).map(lambda said: said.SerializeToString()),
+)
+
+
+@given(st.lists(SAID, max_size=20))
+def test_whatever_a_guest_says_is_survived(said: list[bytes]) -> None:
+    mini_init = MiniInit(Path("nowhere"))
+    for message in said:
+        mini_init.link_message(message)
+    mini_init.link_down()
 
 
 async def test_a_request_is_answered(run_dir: Path) -> None:
