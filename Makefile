@@ -34,7 +34,7 @@ NODE := build/node/node_modules/.package-lock.json
 BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest guest-image test soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c check-mini-init tidy tidy-mini-init clean
+.PHONY: help setup demo guest guest-image kernel test soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c check-mini-init tidy tidy-mini-init clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -105,6 +105,9 @@ guest-image: $(IMAGE)/x86_64/initramfs ## build the initramfs of Linux guests (d
 	else \
 		echo "aarch64-linux-gnu-gcc was not found: the image for arm64 is not built"; \
 	fi
+
+kernel: ## build the kernel of docs/kernel.md (ARCH=x86_64 or arm64; by default this machine's)
+	@deploy/kernel/build.sh $(ARCH)
 
 test: $(READY) $(FASTPATH) ## run every test that this machine can run
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory --silent $(NODE); fi

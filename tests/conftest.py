@@ -14,7 +14,8 @@ import pytest
 from tests.fuzz.targets import clang
 from tests.support.buf import BUF
 from tests.support.directories import directory, mounts_below
-from tests.support.linux_guest import GUEST
+from tests.support.linux_guest import GUEST, OWN_KERNEL
+from tests.support.linux_user import make_tree
 from tests.support.linux_vm import IMAGE, MODULES
 from tests.support.node import MODULES as NODE_MODULES
 
@@ -50,6 +51,9 @@ _LACKS = {
     and IMAGE.exists()
     and MODULES.exists()
     else "needs qemu-system-x86_64, and `make guest guest-image`",
+    "guest_kernel": None
+    if shutil.which("qemu-system-x86_64") and (GUEST / ".ready").exists() and OWN_KERNEL.exists()
+    else "needs qemu-system-x86_64, `make guest` and, for the kernel, `make kernel`",
     "libvirt": None
     if shutil.which("libvirtd") and shutil.which("virsh")
     else "needs libvirtd and virsh",
@@ -57,7 +61,13 @@ _LACKS = {
 
 _KERNEL = tuple(
     Path(__file__).parent / folder
-    for folder in ("conformance", "integration", "unit/devicehost/vhost_user", "unit/simguest")
+    for folder in (
+        "conformance",
+        "guest",
+        "integration",
+        "unit/devicehost/vhost_user",
+        "unit/simguest",
+    )
 )
 
 
@@ -93,3 +103,9 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
     for mount_point in reversed(left):
         subprocess.run(["umount", "-l", mount_point], check=True)
     assert not left, f"the test left mounts: {left}"
+
+
+@pytest.fixture
+def shared_tree(tmp_path: Path) -> Path:
+    """A share with a tree in it."""
+    return make_tree(tmp_path / "shared")

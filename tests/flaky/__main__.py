@@ -19,7 +19,9 @@ from tests.flaky.rounds import Round, run_round
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-KERNEL: Final = "kernel or root or fuse or tap or qemu or libvirt or fio or stress_ng"
+KERNEL: Final = (
+    "kernel or root or fuse or tap or qemu or guest_kernel or libvirt or fio or stress_ng"
+)
 """The markers of tests that meet a kernel (pyproject.toml)."""
 
 

@@ -27,7 +27,7 @@ from services.handshake.errors import (
 )
 from services.session.session import apply_guest_capabilities
 from services.vm_owner.machines.qemu.image import MODULES
-from tests.support.linux_guest import GUEST, kernel
+from tests.support.linux_guest import GUEST, stock_kernel
 from tests.support.linux_vms import BOOTED, DEADLINE_S, IMAGE, LinuxHouse, control
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ async def test_a_stock_kernel_has_no_pool_one_warning_and_devices_that_work(
 ) -> None:
     initramfs = house.run_dir / "with-modules"
     initramfs.write_bytes(IMAGE.read_bytes() + MODULES.read_bytes())
-    machine = vm_owner_pb2.QemuMachine(kernel=str(kernel()), initramfs=str(initramfs))
+    machine = vm_owner_pb2.QemuMachine(kernel=str(stock_kernel().image), initramfs=str(initramfs))
     vm = await house.boot(WSL2, machine=machine)
     assert vm.swiotlb_option == ""
     assert [w.id for w in vm.warnings] == ["MessageSwiotlbKernelUnsupported"]

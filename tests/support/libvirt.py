@@ -13,7 +13,7 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.support.linux_guest import DEADLINE_S, LinuxGuest, initramfs, kernel
+from tests.support.linux_guest import DEADLINE_S, LinuxGuest, initramfs, stock_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +154,7 @@ class Libvirt:
     @contextlib.contextmanager
     def booted(self, devices: str) -> Iterator[LinuxGuest]:
         """A domain with these devices and its serial lines, whose shell takes commands."""
+        kernel = stock_kernel()
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(self._run_dir / "shell"))
             listening.listen(1)
@@ -162,8 +163,8 @@ class Libvirt:
                 "domain.xml",
                 _DOMAIN.format(
                     ram_mib=RAM_MIB,
-                    kernel=kernel(),
-                    initramfs=initramfs(self._run_dir),
+                    kernel=kernel.image,
+                    initramfs=initramfs(self._run_dir, kernel),
                     emulator=shutil.which("qemu-system-x86_64"),
                     console=self.root / "console.log",
                     shell=self._run_dir / "shell",

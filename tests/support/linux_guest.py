@@ -1,7 +1,8 @@
-"""The guest that tests boot: a Debian kernel, an initramfs with busybox, a shell on a serial line.
+"""The guest that tests boot: a kernel, an initramfs with busybox, a shell on a serial line.
 
-`make guest` fetches the kernel. The kernel's log goes to the first serial line; commands go over
-the second, whose shell prints the exit code of each. Must not know the emulator of the machine.
+The kernel is Debian's, which `make guest` fetches, or ours, from `make kernel`. Its log goes to the
+first serial line; commands go over the second, whose shell prints the exit code of each. Must not
+know the emulator of the machine.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import lzma
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,9 @@ DEADLINE_S = 600.0
 """The longest that a guest may be silent: it is emulated, maybe beside other guests. A test run in
 it takes 100 s on a busy machine."""
 
-GUEST = Path(__file__).parents[2] / ".guest"
+_PROJECT = Path(__file__).parents[2]
+GUEST = _PROJECT / ".guest"
+OWN_KERNEL = _PROJECT / "build/kernel/x86_64"
 _MODULES = (
     "virtio_ring",
     "virtio",
@@ -43,7 +47,7 @@ export PATH=/bin:/usr/bin
 mount -t devtmpfs none /dev
 mount -t proc none /proc
 mount -t sysfs none /sys
-for module in {" ".join(_MODULES)}; do insmod /modules/$module.ko || poweroff -f; done
+for module in $(cat /modules/order); do insmod /modules/$module.ko || poweroff -f; done
 exec 0<>/dev/ttyS1 1>&0 2>&0
 stty raw -echo
 echo {_DONE} 0
@@ -105,18 +109,40 @@ class LinuxGuest:
         return int(line.removeprefix(_DONE)), "".join(said)
 
 
-def kernel() -> Path:
-    """Return the path of the kernel."""
+@dataclass(frozen=True)
+class GuestKernel:
+    """A kernel.
+
+    Attributes:
+        image: What a machine boots.
+        modules: Where its modules are, of which a guest loads those of virtio-fs; None for a kernel
+            that has everything built in.
+    """
+
+    image: Path
+    modules: Path | None
+
+
+def stock_kernel() -> GuestKernel:
+    """Return Debian's kernel."""
     kernels = list((GUEST / "boot").glob("vmlinuz-*"))
     assert kernels, f"there is no kernel in {GUEST}: run `make guest`"
-    return kernels[0]
+    return GuestKernel(kernels[0], GUEST / "lib/modules")
 
 
-def initramfs(run_dir: Path, programs: Sequence[str] = ()) -> Path:
+def own_kernel() -> GuestKernel:
+    """Return the kernel that has our patches."""
+    image = OWN_KERNEL / "vmlinux"
+    assert image.exists(), f"there is no {image}: run `make kernel`"
+    return GuestKernel(image, None)
+
+
+def initramfs(run_dir: Path, kernel: GuestKernel, programs: Sequence[str] = ()) -> Path:
     """Pack busybox, the kernel's own modules, and programs of this machine.
 
     Args:
         run_dir: Where the file is made.
+        kernel: The kernel that it is for.
         programs: Names of programs, besides flock(1), which busybox lacks.
     """
     root, image = run_dir / "root", run_dir / "initramfs"
@@ -124,8 +150,11 @@ def initramfs(run_dir: Path, programs: Sequence[str] = ()) -> Path:
         (root / name).mkdir(parents=True)
     busybox = GUEST / "bin/busybox"
     (root / "bin/busybox").write_bytes(busybox.read_bytes())
-    for name in (*_MODULES, *NETWORK_MODULES):
-        (module,) = (GUEST / "lib/modules").rglob(f"{name}.ko*")
+    loaded, others = (_MODULES, NETWORK_MODULES) if kernel.modules else ((), ())
+    (root / "modules/order").write_text(" ".join(loaded))
+    for name in (*loaded, *others):
+        assert kernel.modules
+        (module,) = kernel.modules.rglob(f"{name}.ko*")
         content = module.read_bytes()
         if module.suffix == ".xz":
             content = lzma.decompress(content)

@@ -16,7 +16,7 @@ import grpc
 from porthole.guest.v1 import guest_control_pb2 as pb
 from porthole.guest.v1 import guest_control_pb2_grpc, guest_init_pb2, guest_init_pb2_grpc
 
-from tests.support.linux_guest import DEADLINE_S, GUEST, kernel
+from tests.support.linux_guest import DEADLINE_S, GUEST, stock_kernel
 from tests.support.qemu_guest import KERNEL_ARGUMENTS, LOW_RAM_MIB, RAM_MIB
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class LinuxVm:
                 *("-nodefaults", "-display", "none", "-no-reboot"),
                 *("-m", f"{RAM_MIB}M"),
                 *("-machine", f"q35,max-ram-below-4g={LOW_RAM_MIB}M"),
-                *("-kernel", kernel(), "-initrd", initramfs(run_dir)),
+                *("-kernel", stock_kernel().image, "-initrd", initramfs(run_dir)),
                 *("-append", f"{KERNEL_ARGUMENTS} {kernel_arguments}"),
                 *("-serial", f"file:{self.console}"),
                 *("-chardev", f"socket,id=init,path={self.channel},server=on,wait=off"),

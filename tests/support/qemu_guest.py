@@ -8,11 +8,13 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tests.support.linux_guest import DEADLINE_S, LinuxGuest, initramfs, kernel
+from tests.support.linux_guest import DEADLINE_S, LinuxGuest, initramfs, stock_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from tests.support.linux_guest import GuestKernel
 
 PORT = ("-device", "pcie-root-port,id=port0,chassis=1")
 """The port to which `QemuGuest.plug` adds a device."""
@@ -31,9 +33,11 @@ class QemuGuest(LinuxGuest):
         self,
         run_dir: Path,
         *arguments: str,
+        kernel: GuestKernel | None = None,
         kernel_arguments: str = "",
         programs: Sequence[str] = (),
     ) -> None:
+        kernel = kernel or stock_kernel()
         ours, shell = socket.socketpair()
         super().__init__(ours, run_dir / "console.log")
         self._monitor, monitor = socket.socketpair()
@@ -46,7 +50,7 @@ class QemuGuest(LinuxGuest):
                     *("-m", f"{RAM_MIB}M"),
                     *("-machine", f"q35,memory-backend=mem,max-ram-below-4g={LOW_RAM_MIB}M"),
                     *("-object", f"memory-backend-memfd,id=mem,size={RAM_MIB}M,share=on"),
-                    *("-kernel", kernel(), "-initrd", initramfs(run_dir, programs)),
+                    *("-kernel", kernel.image, "-initrd", initramfs(run_dir, kernel, programs)),
                     *("-append", f"{KERNEL_ARGUMENTS} {kernel_arguments}"),
                     *("-serial", f"file:{self.console}"),
                     *("-chardev", f"socket,id=shell,fd={shell.fileno()}"),
@@ -120,10 +124,23 @@ class QemuGuest(LinuxGuest):
 
 @contextmanager
 def booted(
-    run_dir: Path, *arguments: str, kernel_arguments: str = "", programs: Sequence[str] = ()
+    run_dir: Path,
+    *arguments: str,
+    kernel: GuestKernel | None = None,
+    kernel_arguments: str = "",
+    programs: Sequence[str] = (),
 ) -> Iterator[QemuGuest]:
-    """Boot a guest whose shell takes commands; it is ended after the body."""
-    guest = QemuGuest(run_dir, *arguments, kernel_arguments=kernel_arguments, programs=programs)
+    """Boot a guest whose shell takes commands, with Debian's kernel unless another is given.
+
+    It is ended after the body.
+    """
+    guest = QemuGuest(
+        run_dir,
+        *arguments,
+        kernel=kernel,
+        kernel_arguments=kernel_arguments,
+        programs=programs,
+    )
     try:
         guest.await_shell()
         yield guest

@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Build the guest's kernel: Debian's linux-source-6.12, our patches, our configuration (docs/kernel.md).
+# Usage: build.sh [x86_64|arm64]; by default for this machine.
+#
+# build/kernel/ARCH is then a link to what was built: vmlinux and bzImage, or Image; config; version.
+# What was built is kept by what it was made of, and is not built again. Without build/kernel/source
+# the newest source of Debian 13 is fetched.
+set -euo pipefail
+# The kernel's make is no part of ours.
+unset MAKEFLAGS MAKELEVEL MAKEOVERRIDES
+cd "$(dirname "$0")/../.."
+recipe=deploy/kernel
+cache=build/kernel
+source=$cache/source
+release=6.12
+
+arch=${1:-$(uname -m)}
+case $arch in
+  x86_64) make_arch=x86_64 target=bzImage images=(vmlinux arch/x86/boot/bzImage) triple=x86_64-linux-gnu ;;
+  arm64 | aarch64) arch=arm64 make_arch=arm64 target=Image images=(arch/arm64/boot/Image) triple=aarch64-linux-gnu ;;
+  *) echo "make kernel builds for x86_64 and arm64, not for $arch: give ARCH=x86_64 or ARCH=arm64" >&2; exit 2 ;;
+esac
+# A compiler for another machine has its name as a prefix.
+cross=
+[[ $(uname -m) == "${triple%%-*}" ]] || cross=$triple-
+
+need() { # need PACKAGE COMMAND…: note the package, if the command fails
+  local package=$1
+  shift
+  "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+
+fetch() {
+  missing=()
+  need apt command -v apt-get
+  need dpkg command -v dpkg-deb
+  need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
+  refuse_missing
+  local mirror here=$PWD/$source.part
+  mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' \
+    | awk '$2 ~ /^(bookworm|trixie|sid)$/ && $3 == "main" { found = $1 } END { print found; exit !found }') \
+    || { echo "make kernel fetches its source from Debian's archive, which apt does not have here" >&2; exit 1; }
+  rm -rf "$here"
+  mkdir -p "$here"/{lists/partial,cache/archives/partial}
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$here/sources"
+  # Absolute paths: apt's own directories are not relative to ours.
+  local apt=(-qq -o "Dir::Etc::SourceList=$here/sources" -o "Dir::Etc::SourceParts=-"
+    -o "Dir::State::Lists=$here/lists" -o "Dir::Cache=$here/cache" -o "APT::Sandbox::User=root")
+  apt-get "${apt[@]}" update
+  (cd "$here" && apt-get "${apt[@]}" download "linux-source-$release" >/dev/null)
+  local package=("$here"/*.deb)
+  dpkg-deb --field "${package[0]}" Version >"$here/version"
+  dpkg-deb --fsys-tarfile "${package[0]}" | tar -xO "./usr/src/linux-source-$release.tar.xz" >"$here/linux.tar.xz"
+  rm -rf "$here"/{lists,cache,sources,*.deb} "$source"
+  mv "$here" "$source"
+}
+
+refuse_missing() {
+  ((${#missing[@]} == 0)) && return
+  echo "make kernel lacks tools; on Debian: apt-get install --no-install-recommends ${missing[*]}" >&2
+  exit 1
+}
+
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9
+[[ -e $source/version ]] || fetch
+version=$(<"$source/version")
+key=$(cat "$source/version" "$recipe/build.sh" "$recipe/config" "$recipe/config.$arch" "$recipe"/patches/*.patch \
+  | sha256sum | cut -c1-12)
+built=$cache/$arch-$key
+
+if [[ ! -e $built/version ]]; then
+  missing=()
+  need make command -v make
+  need "gcc${cross:+-${cross%-}}" command -v "${cross}gcc"
+  need flex command -v flex
+  need bison command -v bison
+  need bc command -v bc
+  need patch command -v patch
+  need xz-utils command -v xz
+  [[ $arch != x86_64 ]] || need libelf-dev test -e /usr/include/gelf.h
+  refuse_missing
+
+  work=$cache/work-$arch
+  rm -rf "$work"
+  mkdir -p "$work/made"
+  echo "building linux $version for $arch; the log is $work/log" >&2
+  # Only C sources of this architecture's kind are needed, but every Kconfig file is.
+  tar -xf "$source/linux.tar.xz" -C "$work" --strip-components=1 --exclude='*/Documentation/devicetree' \
+    --exclude='*/tools/testing/selftests'
+  for patch in "$recipe"/patches/*.patch; do
+    patch --directory="$work" --strip=1 --forward --no-backup-if-mismatch <"$patch" >>"$work/log" \
+      || { tail "$work/log" >&2; echo "$patch does not apply to linux $version" >&2; exit 1; }
+  done
+  cat "$recipe/config" "$recipe/config.$arch" >"$work/fragment"
+  run=(make -C "$work" ARCH="$make_arch" CROSS_COMPILE="$cross" KBUILD_BUILD_USER=porthole
+    KBUILD_BUILD_HOST=porthole KBUILD_BUILD_TIMESTAMP="1970-01-01" KBUILD_BUILD_VERSION=1)
+  logged() {
+    nice "$@" >>"$work/log" 2>&1 || { tail -n 30 "$work/log" >&2; exit 1; }
+  }
+  logged "${run[@]}" KCONFIG_ALLCONFIG=fragment allnoconfig
+  dropped=$(grep -E '^(CONFIG_|# CONFIG_.* is not set)' "$work/fragment" | grep -Fxv -f "$work/.config" || true)
+  [[ -z $dropped ]] || { printf 'Kconfig does not take:\n%s\n' "$dropped" >&2; exit 1; }
+  logged "${run[@]}" -j"$(nproc)" "$target"
+  for image in "${images[@]}"; do cp "$work/$image" "$work/made/"; done
+  [[ $arch != x86_64 ]] || "${cross}strip" "$work/made/vmlinux"
+  cp "$work/.config" "$work/made/config"
+  echo "$version" >"$work/made/version"
+  rm -rf "$built"
+  mv "$work/made" "$built"
+  rm -rf "$work"
+fi
+ln -sfn "$arch-$key" "$cache/$arch"
+echo "$cache/$arch: linux $version"
