@@ -251,3 +251,35 @@ async def test_a_stock_kernel_has_no_pool_one_warning_and_devices_that_work(
         assert found == (0, "/mnt/data/file\n")
     await house.terminate(vm.vm_id)
     assert house.broken_rules() == []
+
+
+async def test_a_share_that_is_in_use_is_removed_all_the_same(house: LinuxHouse) -> None:
+    vm = await house.boot(WSL2)
+    await house.add_share(vm.vm_id, "data")
+    used = await house.add_share(vm.vm_id, "used", "ro")
+    async with control(vm) as stub:
+        script = (
+            "exec 3</mnt/used/file; echo opened; "
+            "until ! /mnt/data/busybox head -c 1 /mnt/used/file >/dev/null; do :; done; "
+            "/mnt/data/busybox cat <&3 >/dev/null || echo gone"
+        )
+        busy = asyncio.create_task(run(stub, "/mnt/data/busybox", "sh", "-c", script))
+        await asyncio.sleep(1)
+        async with asyncio.timeout(15):
+            await house.remove_share(vm.vm_id, used.share_id)
+            code, said = await busy
+        assert code == 0
+        assert said.endswith("gone\n"), said
+    await house.terminate(vm.vm_id)
+    assert house.broken_rules() == []
+
+
+async def test_a_guest_whose_device_host_is_killed_is_taken_down_in_time(
+    house: LinuxHouse,
+) -> None:
+    vm = await house.boot(WSL2)
+    await house.add_share(vm.vm_id, "data")
+    os.kill(house.pid_of("device host"), signal.SIGKILL)
+    async with asyncio.timeout(30):
+        await house.terminate(vm.vm_id)
+    assert children(house.pid_of("VM owner")) == {}
