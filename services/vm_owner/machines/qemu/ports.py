@@ -9,8 +9,9 @@ from typing import Final
 
 from services.handshake.errors import ResourceExhaustedError
 
-PORTS: Final = 24
-"""Root ports of a machine, and so the most devices that are plugged in at a time."""
+PORTS: Final = 16
+"""Root ports of a machine, and so the most devices that are plugged in at a time. A guest looks at
+each when it boots, so more of them make every boot longer; the aggregate device needs one."""
 
 PORTS_PER_SLOT: Final = 8
 """Functions of one slot of the root complex, each of which is a port."""
