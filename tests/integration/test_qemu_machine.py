@@ -26,9 +26,9 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.session.session import apply_guest_capabilities
-from services.vm_owner.machines.qemu.image import MODULES
+from services.vm_owner.machines.qemu.image import INITRAMFS, MODULES
 from tests.support.linux_guest import GUEST, stock_kernel
-from tests.support.linux_vms import BOOTED, DEADLINE_S, IMAGE, LinuxHouse, control
+from tests.support.linux_vms import DEADLINE_S, LinuxHouse, control
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,12 +37,7 @@ if TYPE_CHECKING:
 
 WSL2, WSLC = vm_owner_pb2.VM_KIND_WSL2, vm_owner_pb2.VM_KIND_WSLC
 
-pytestmark = [
-    pytest.mark.guest_image,
-    pytest.mark.skipif(
-        not (BOOTED.exists() and IMAGE.exists()), reason="needs `make kernel guest-image`"
-    ),
-]
+pytestmark = [pytest.mark.guest_image, pytest.mark.guest_kernel]
 
 
 @pytest_asyncio.fixture
@@ -240,7 +235,7 @@ async def test_a_stock_kernel_has_no_pool_one_warning_and_devices_that_work(
     house: LinuxHouse,
 ) -> None:
     initramfs = house.run_dir / "with-modules"
-    initramfs.write_bytes(IMAGE.read_bytes() + MODULES.read_bytes())
+    initramfs.write_bytes(INITRAMFS.read_bytes() + MODULES.read_bytes())
     machine = vm_owner_pb2.QemuMachine(kernel=str(stock_kernel().image), initramfs=str(initramfs))
     vm = await house.boot(WSL2, machine=machine)
     assert vm.swiotlb_option == ""

@@ -5,9 +5,7 @@ What a test asks for in the guest goes over GuestControl, at the address of its 
 
 from __future__ import annotations
 
-import os
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from porthole.guest.v1 import guest_control_pb2_grpc
@@ -20,15 +18,13 @@ from tests.support.house import House
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 DEADLINE_S = 120.0
 """The longest that a call takes: the guest is emulated, maybe beside other guests."""
 
 RAM_BYTES = 1280 << 20
 """Enough for a pool of 64 MiB by default."""
-
-BOOTED = Path(os.environ.get("PORTHOLE_TEST_KERNEL") or KERNEL)
-IMAGE = Path(os.environ.get("PORTHOLE_TEST_INITRAMFS") or INITRAMFS)
 
 
 class LinuxHouse(House):
@@ -39,8 +35,8 @@ class LinuxHouse(House):
             run_dir,
             {
                 "PORTHOLE_QEMU_ACCEL": "tcg",
-                "PORTHOLE_QEMU_KERNEL": str(BOOTED),
-                "PORTHOLE_QEMU_INITRAMFS": str(IMAGE),
+                "PORTHOLE_QEMU_KERNEL": str(KERNEL),
+                "PORTHOLE_QEMU_INITRAMFS": str(INITRAMFS),
                 "PORTHOLE_BOOT_DEADLINE_S": "100",
                 "PORTHOLE_CAPABILITIES_DEADLINE_S": "100",
             },
