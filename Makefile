@@ -100,10 +100,10 @@ guest-image: $(IMAGE)/x86_64/initramfs ## build the initramfs of Linux guests (d
 	else \
 		echo "no kernel with modules was fetched (make guest): there is no archive of its modules"; \
 	fi
-	@if command -v aarch64-linux-gnu-gcc >/dev/null; then \
+	@if [ -e "$$(aarch64-linux-gnu-gcc -print-file-name=libc.a 2>/dev/null)" ]; then \
 		$(MAKE) --no-print-directory --silent $(IMAGE)/arm64/initramfs; \
 	else \
-		echo "aarch64-linux-gnu-gcc was not found: the image for arm64 is not built"; \
+		echo "gcc-aarch64-linux-gnu or libc6-dev-arm64-cross was not found: the image for arm64 is not built"; \
 	fi
 
 kernel: ## build the kernel of docs/kernel.md (ARCH=x86_64 or arm64; by default this machine's)
