@@ -192,7 +192,7 @@ def test_no_field_of_a_request_is_forgotten_when_it_is_repeated() -> None:
         vm_owner_pb2.ShareSpec: {*(field.name for field in fields(ShareKey)), "tag", "aggregate"},
     }
     under_other_names = {
-        *("embedded", "external"),  # VmSpec.machine
+        *("embedded", "external", "qemu"),  # VmSpec.machine
         *("directory", "tap", "options"),  # DeviceSpec.backend and .extra_options
         "host_path",  # ShareKey.canonical_path
     }
