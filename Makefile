@@ -109,9 +109,9 @@ guest-image: $(IMAGE)/x86_64/initramfs ## build the initramfs of Linux guests (d
 kernel: ## build the kernel of docs/kernel.md (ARCH=x86_64 or arm64; by default this machine's)
 	@deploy/kernel/build.sh $(ARCH)
 
-test: $(READY) $(FASTPATH) ## run every test that this machine can run
+test: $(READY) $(FASTPATH) ## run every test that this machine can run (ARGS: of pytest)
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory --silent $(NODE); fi
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(ARGS)
 
 soak: $(READY) $(FASTPATH) ## run the conformance tests 20 times as long, with other random calls
 	@PORTHOLE_SOAK=$${PORTHOLE_SOAK:-20} PORTHOLE_SEED=$${PORTHOLE_SEED:-$$RANDOM} \
