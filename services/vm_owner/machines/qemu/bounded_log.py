@@ -40,14 +40,20 @@ class BoundedLog:
         self._file: int | None = None
         self._size_bytes = 0
         self._tail = b""
+        self._warned = False
 
     def write(self, data: bytes) -> None:
-        """Append bytes. A file that cannot be written costs the file, not the last lines."""
+        """Append bytes. A file that cannot be written costs the file, not the last lines.
+
+        That is logged once: the guest decides how often it writes.
+        """
         self._tail = (self._tail + data)[-TAIL_BYTES:]
         try:
             self._append(data[-FILE_LIMIT_BYTES:])
         except OSError as error:
-            logger.warning("%s is not written: %s", self._path, error.strerror)
+            if not self._warned:
+                self._warned = True
+                logger.warning("%s is not written: %s", self._path, error.strerror)
 
     def last_lines(self, lines: int = QUOTED_LINES) -> str:
         """Return the last lines, separated by " | ", in characters that a terminal may show."""

@@ -44,3 +44,14 @@ def test_a_file_that_cannot_be_written_leaves_the_last_lines(tmp_path: Path) -> 
     assert log.last_lines() == "said"
     assert log.line_with("sai") == "said"
     assert log.line_with("else") == ""
+
+
+def test_a_guest_that_prints_does_not_fill_the_owners_log_when_the_disk_is_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = BoundedLog(tmp_path / "missing" / "log")
+    for number in range(100):
+        log.write(f"line {number}\n".encode())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/missing/log is not written: No such file or directory"
+    ]
