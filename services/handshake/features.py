@@ -14,10 +14,14 @@ SWIOTLB_TOKEN: Final = "swiotlb-token"  # noqa: S105 - WSL's word for a device o
 AGGREGATE: Final = "aggregate"
 """Aggregate devices: AddChild and RemoveChild. Without it an owner refuses shares of aggregates."""
 
+APERTURE: Final = "aperture"
+"""`aperture=` in the options of a device, which narrows it to its own part of the pool. Without it
+an owner refuses devices of VMs with strict isolation."""
+
 GUEST_CAPABILITIES: Final = "guest-capabilities"
 """SetSwiotlb takes the guest's capabilities. Without it an owner announces the token alone."""
 
-FEATURES: Final = (AGGREGATE, GUEST_CAPABILITIES, SWIOTLB_TOKEN)
+FEATURES: Final = (AGGREGATE, APERTURE, GUEST_CAPABILITIES, SWIOTLB_TOKEN)
 """The features of the device host of this version, sorted."""
 
 

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.pool import SwiotlbPool, parse_token
+from services.handshake.pool import (
+    SwiotlbPool,
+    check_aperture,
+    format_aperture,
+    parse_aperture,
+    parse_token,
+)
 from services.handshake.xattr_map import SAFE, XattrMap, parse_xattr_option
 
 if TYPE_CHECKING:
@@ -36,6 +42,9 @@ RINGS_INSIDE: Final = "inside"
 RINGS_MODES: Final = (RINGS_ANYWHERE, RINGS_INSIDE)
 """Values of `rings=`: where a guest may have the rings of a device that is confined to a pool."""
 
+OWNERS_KEYS: Final = ("swiotlb", "aperture", "vm_id")
+"""The keys that only the VM owner writes."""
+
 _DECIMAL: Final = re.compile(r"\d{1,10}", re.ASCII)
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
@@ -48,11 +57,13 @@ class FsOptions:
         suid: Whether the guest may leave set-id bits and file capabilities on the host.
         dev: Whether it may leave device nodes there.
         xattr: Which names of extended attributes it may use, and what they are on the host.
+        aperture: The part of the pool that is this device's own; its rings are there, too.
     """
 
     name: str
     vm_id: str
     swiotlb: SwiotlbPool | None = None
+    aperture: SwiotlbPool | None = None
     rings: str = RINGS_ANYWHERE
     queues: int = 1
     ro: bool = False
@@ -73,11 +84,16 @@ class FsOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetOptions:
-    """The options of a virtio-net device. None: not given."""
+    """The options of a virtio-net device. None: not given.
+
+    Attributes:
+        aperture: See FsOptions.
+    """
 
     name: str
     vm_id: str
     swiotlb: SwiotlbPool | None = None
+    aperture: SwiotlbPool | None = None
     rings: str = RINGS_ANYWHERE
     client_ip: str | None = None
     client_ip_ipv6: str | None = None
@@ -85,7 +101,13 @@ class NetOptions:
     gateway_ip: str | None = None
 
 
-def build_options(name: str, extra: str, token: str | None, vm_id: str) -> str:
+def build_options(
+    name: str,
+    extra: str,
+    token: str | None,
+    vm_id: str,
+    aperture: SwiotlbPool | None = None,
+) -> str:
     """Write the options string of one device.
 
     Args:
@@ -93,6 +115,8 @@ def build_options(name: str, extra: str, token: str | None, vm_id: str) -> str:
         extra: Further items, "key=value;flag"; empty for none.
         token: The VM's token, verbatim; None or empty when no pool is latched.
         vm_id: UUID of the VM; always the last item.
+        aperture: The part of the pool that is this device's own; None: the whole pool. Without a
+            token it is not written.
 
     Raises:
         InvalidArgumentError: OPTION_SYNTAX when the name is empty or has ';' or '=';
@@ -107,13 +131,15 @@ def build_options(name: str, extra: str, token: str | None, vm_id: str) -> str:
     items = [item for item in extra.split(";") if item]
     for item in items:
         key = item.partition("=")[0]
-        if key in ("swiotlb", "vm_id"):
+        if key in OWNERS_KEYS:
             raise InvalidArgumentError(
                 "OPTION_RESERVED",
                 f"option {item!r}: {key} is written by the VM owner; leave it out",
                 option=item,
             )
-    return ";".join([name, *items, *([token] if token else []), f"vm_id={vm_id}"])
+    if token:
+        items += [token, *([format_aperture(aperture)] if aperture else [])]
+    return ";".join([name, *items, f"vm_id={vm_id}"])
 
 
 def parse_fs_options(text: str) -> FsOptions:
@@ -121,7 +147,7 @@ def parse_fs_options(text: str) -> FsOptions:
 
     Raises:
         InvalidArgumentError: OPTION_SYNTAX, OPTION_UNKNOWN (lists the known keys), OPTION_CONFLICT,
-            OPTION_VALUE, or a reason of `parse_token`.
+            OPTION_VALUE, or a reason of `parse_token`, `parse_aperture` or `check_aperture`.
     """
     name, values = _parse(text, _FS_KEYS)
     for key, opposite in OPPOSITES.items():
@@ -178,7 +204,11 @@ def _parse(text: str, keys: Mapping[str, Callable[[str], object]]) -> tuple[str,
         raise InvalidArgumentError(
             "OPTION_SYNTAX", f"options {text!r} lack vm_id=<uuid>, which comes last", options=text
         )
-    return name, {key: keys[key](value or "") for key, value in raw.items()}
+    values = {key: keys[key](value or "") for key, value in raw.items()}
+    aperture, pool = values.get("aperture"), values.get("swiotlb")
+    if isinstance(aperture, SwiotlbPool):
+        check_aperture(aperture, pool if isinstance(pool, SwiotlbPool) else None)
+    return name, values
 
 
 def _refusal(value: str, want: str) -> InvalidArgumentError:
@@ -193,6 +223,10 @@ def _flag(_: str) -> bool:
 
 def _swiotlb(value: str) -> SwiotlbPool:
     return parse_token(f"swiotlb={value}")
+
+
+def _aperture(value: str) -> SwiotlbPool:
+    return parse_aperture(f"aperture={value}")
 
 
 def _uuid(value: str) -> str:
@@ -293,6 +327,7 @@ _FS_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "nodev": _flag,
     "xattr": parse_xattr_option,
     "swiotlb": _swiotlb,
+    "aperture": _aperture,
     "rings": _rings,
     "queues": _queues,
     "vm_id": _uuid,
@@ -303,6 +338,7 @@ _NET_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "client_mac": _mac,
     "gateway_ip": _gateway,
     "swiotlb": _swiotlb,
+    "aperture": _aperture,
     "rings": _rings,
     "vm_id": _uuid,
 }

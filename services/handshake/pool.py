@@ -35,6 +35,7 @@ DMA32_LIMIT: Final = 1 << 32
 
 _U64: Final = (1 << 64) - 1
 _TOKEN: Final = re.compile(r"swiotlb=0x([0-9a-f]{1,16}),([1-9][0-9]{0,19})", re.ASCII)
+_APERTURE: Final = re.compile(r"aperture=0x([0-9a-f]{1,16}),([1-9][0-9]{0,19})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,14 @@ class SwiotlbPool:
     def end(self) -> int:
         """First address past the pool."""
         return self.base + self.size_bytes
+
+    def contains(self, part: SwiotlbPool) -> bool:
+        """Return whether another range lies in this one whole."""
+        return self.base <= part.base and part.end <= self.end
+
+    def overlaps(self, other: SwiotlbPool) -> bool:
+        """Return whether there is an address that both ranges have."""
+        return self.base < other.end and other.base < self.end
 
     def __str__(self) -> str:
         return f"[0x{self.base:x}, 0x{self.end:x})"
@@ -167,3 +176,55 @@ def parse_token(token: str) -> SwiotlbPool:
     pool = SwiotlbPool(Gpa(int(match[1], 16)), int(match[2]))
     check_pool(pool, low_ram_bytes=DMA32_LIMIT)
     return pool
+
+
+def format_aperture(aperture: SwiotlbPool) -> str:
+    """Format the device option that gives a device a part of the pool for itself."""
+    return f"aperture=0x{aperture.base:x},{aperture.size_bytes}"
+
+
+def parse_aperture(option: str) -> SwiotlbPool:
+    """Parse what `format_aperture` writes, and only that; whose part it is, the caller knows.
+
+    Raises:
+        InvalidArgumentError: APERTURE_SYNTAX when it does not parse, or is not made of whole pages.
+    """
+    match = _APERTURE.fullmatch(option)
+    if match is not None:
+        aperture = SwiotlbPool(Gpa(int(match[1], 16)), int(match[2]))
+        whole_pages = not (aperture.base | aperture.size_bytes) % PAGE_BYTES
+        if whole_pages and format_aperture(aperture) == option:
+            return aperture
+    raise InvalidArgumentError(
+        "APERTURE_SYNTAX",
+        f"{option!r} is not a device's part of a pool; write aperture=0x<base in hex>,<size in "
+        f"bytes>, both multiples of {PAGE_BYTES}, for instance aperture=0x3c000000,8388608",
+        option=option,
+    )
+
+
+def check_aperture(aperture: SwiotlbPool, pool: SwiotlbPool | None) -> None:
+    """Refuse a part that is none of a pool.
+
+    Args:
+        aperture: The part.
+        pool: The pool of the device's token; None: it has no token.
+
+    Raises:
+        InvalidArgumentError: APERTURE_WITHOUT_POOL or APERTURE_OUTSIDE_POOL, with the ranges.
+    """
+    if pool is None:
+        raise InvalidArgumentError(
+            "APERTURE_WITHOUT_POOL",
+            f"{format_aperture(aperture)} is a part of the guest's bounce pool, and the device has "
+            "no pool; give it the token of one (swiotlb=0x<base>,<size>), or leave the option out",
+        )
+    if not pool.contains(aperture):
+        raise InvalidArgumentError(
+            "APERTURE_OUTSIDE_POOL",
+            f"the aperture {aperture} is not inside the pool {pool} of the device's token; give it "
+            "a part of that pool",
+            base=aperture.base,
+            size=aperture.size_bytes,
+            pool=str(pool),
+        )

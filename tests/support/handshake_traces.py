@@ -36,6 +36,7 @@ POOL = SwiotlbPool(Gpa(0x3C000000), 64 << 20)
 CONFLICT = "SWIOTLB_ALREADY_LATCHED"
 OTHER = SwiotlbPool(Gpa(0x30000000), 64 << 20)
 TOKEN = format_token(POOL)
+MIB = 1 << 20
 MIB64 = 64 << 20
 
 Steps = list[tuple[str, Event]]
@@ -49,12 +50,15 @@ def device(
     ident: str = "",
     pool: SwiotlbPool = POOL,
     features: tuple[str, ...] = FEATURES,
+    part: SwiotlbPool | None = None,
 ) -> Steps:
     """A device's whole life, on spans of its own."""
     identity = (VM, ident or f"id-{name}", kind, name)
-    options = build_options(name, "", token, VM)
+    options = build_options(name, "", token, VM, part)
     attached = (
-        events.aperture_created(*identity, pool) if token else events.windows_enabled(*identity)
+        events.aperture_created(*identity, part or pool)
+        if token
+        else events.windows_enabled(*identity)
     )
     return [
         (f"add-{name}", events.device_added(*identity, options, " ".join(features))),
@@ -274,6 +278,22 @@ def idle_adapters() -> Steps:
     return [step for step in wsl2() if step[0] not in ("first-eth0", "first-loopback0")]
 
 
+def strict() -> Steps:
+    """Each device has a part of the pool for itself; a later one has that of one that is gone."""
+    parts = [SwiotlbPool(Gpa(POOL.base + number * 8 * MIB), 8 * MIB) for number in range(2)]
+    lives = [device(name, FS, TOKEN, part=part) for name, part in zip("ab", parts, strict=True)]
+    return [
+        *_created("WSL2", MIB64),
+        pushed(POOL),
+        ("report", events.pool_latched(VM, POOL, TOKEN)),
+        *(step for life in lives for step in life[:-1]),
+        lives[0][-1],
+        *device("c", FS, TOKEN, part=parts[0]),
+        lives[1][-1],
+        ("terminate", events.vm_terminated(VM)),
+    ]
+
+
 def init_ended() -> Steps:
     """Guest init ends by itself while a device is in use, and the owner shuts the VM down."""
     steps = wslc()
@@ -312,6 +332,7 @@ VALID = {
         added_again,
         old_device_host,
         idle_adapters,
+        strict,
         init_ended,
         init_ended_wsl2,
     )

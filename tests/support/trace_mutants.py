@@ -60,7 +60,19 @@ def _options(value: str) -> list[str]:
         ["other", *items, owner],
         [name, *rest, "swiotlb=0x1000,4096", owner],
         [name, *rest, "swiotlb", owner],
+        [name, *items, "aperture=0x1000,4096", owner],
+        [name, *items, "aperture", owner],
     ]
+    part = next((item for item in items if item.startswith("aperture")), "")
+    if part:
+        alone = [item for item in items if item != part]
+        changed += [
+            [name, *alone, owner],
+            [name, *items, part, owner],
+            [name, *alone, f"{part}0", owner],
+            [name, *alone, part.replace(",8", ",4"), owner],
+            [name, *alone, part.replace("0x", "0x0"), owner],
+        ]
     if token:
         changed += [
             [name, *rest, owner],

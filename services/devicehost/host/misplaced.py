@@ -30,8 +30,8 @@ _OTHER_POOL: Final = (
 )
 _OTHER_RINGS: Final = (
     "Likely causes: the guest keeps its rings outside its pool, as kernels without a restricted "
-    "DMA pool do (then leave rings=inside out); or the token is that of another pool; or the "
-    "front-end has the device with iommu_platform=off"
+    "DMA pool do (then leave rings=inside out); or the token is that of another pool, or aperture= "
+    "that of a device in another place; or the front-end has the device with iommu_platform=off"
 )
 _NOT_SHARED: Final = (
     "Likely cause: the front-end does not share all of the guest's memory (share=on)"

@@ -315,7 +315,7 @@ class DeviceHost:
                 )
             entry = HostedDevice(
                 me,
-                confined(pool, vm.quota).with_rings(options.rings),
+                confined(pool, vm.quota, options.aperture).with_rings(options.rings),
                 is_known=lambda: self._knows(me.vm_id, me.instance_id),
                 emit=emit,
                 on_change=self._on_change,

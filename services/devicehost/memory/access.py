@@ -107,7 +107,12 @@ class Aperture(Access):
 
     When the rings are placed, every page that the device may ever touch is mapped. Its descriptors
     of guest memory are closed then, so it cannot map any other. With `rings_inside` they are closed
-    as soon as the pool is mapped.
+    as soon as the pool is mapped. A device that has a part of the pool for itself always has its
+    rings in it: whoever divides the pool has the guest place them there, and the descriptors are
+    those of other devices' parts.
+
+    Attributes:
+        pool: All that is mapped: the pool of the VM, or the device's own part of it.
     """
 
     pool: SwiotlbPool
@@ -122,7 +127,7 @@ class Aperture(Access):
 
     def with_rings(self, where: str) -> Aperture:
         """See Access."""
-        return replace(self, rings_inside=where == RINGS_INSIDE)
+        return replace(self, rings_inside=self.rings_inside or where == RINGS_INSIDE)
 
     def attached_event(
         self, vm_id: str, instance_id: str, device_class: str, tag: str
@@ -187,6 +192,16 @@ class Whole(Access):
         return "all of it is mapped"
 
 
-def confined(pool: SwiotlbPool | None, quota: WindowQuota) -> Aperture | Windows:
-    """Return the access of a confined device: to its VM's pool, or without one by windows."""
+def confined(
+    pool: SwiotlbPool | None, quota: WindowQuota, part: SwiotlbPool | None = None
+) -> Aperture | Windows:
+    """Return the access of a confined device: to its VM's pool, or without one by windows.
+
+    Args:
+        pool: The pool of the VM.
+        quota: Windows that the devices of the VM share.
+        part: The part of the pool that is this device's own; None: it has all of the pool.
+    """
+    if part is not None:
+        return Aperture(part, rings_inside=True)
     return Aperture(pool) if pool is not None else Windows(quota)

@@ -60,8 +60,8 @@ class ApertureMemory(LinearMemory):
         super().__init__(table, meter)
         if rings_inside:
             self.rings_remedy = (
-                "with rings=inside the device maps its pool alone; have the guest put its rings "
-                "there, or leave the option out"
+                "with rings=inside the device maps its pool alone, and with aperture= its own part "
+                "of it; have the guest put its rings there, or leave the option out"
             )
         mapping = Mapping(region.fd, start, pool.size_bytes, self.loss, region.page_bytes)
         self._take([(pool.base, mapping)])

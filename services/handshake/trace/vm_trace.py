@@ -11,12 +11,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from services.handshake import events
+from services.handshake.errors import InvalidArgumentError
 from services.handshake.features import SWIOTLB_TOKEN
+from services.handshake.pool import parse_aperture
 from services.handshake.trace.vocabulary import ANNOUNCEMENTS, OF_DEVICE, VOCABULARY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from services.handshake.pool import SwiotlbPool
     from services.handshake.trace.recorded import Recording, Span, TraceEvent
 
 
@@ -51,6 +54,20 @@ class DeviceTrace:
     def tokens(self) -> list[str]:
         """The tokens among its options."""
         return [item for item in self.options if item.startswith("swiotlb")]
+
+    @property
+    def aperture_items(self) -> list[str]:
+        """The apertures of its own among its options."""
+        return [item for item in self.options if item.startswith("aperture")]
+
+    @property
+    def own_part(self) -> SwiotlbPool | None:
+        """The part of the pool that its options give it alone; None: none, or it is malformed."""
+        try:
+            [part] = map(parse_aperture, self.aperture_items)
+        except (ValueError, InvalidArgumentError):
+            return None
+        return part
 
     @property
     def add_failed(self) -> bool:

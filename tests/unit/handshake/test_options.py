@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -20,9 +21,14 @@ from services.handshake.options import (
 from services.handshake.pool import Gpa, SwiotlbPool
 from services.handshake.xattr_map import XATTR_WORDS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 VM = "11111111-2222-4333-8444-555555555555"
 TOKEN = "swiotlb=0x3c000000,67108864"
 POOL = SwiotlbPool(Gpa(0x3C000000), 67108864)
+PART = SwiotlbPool(Gpa(0x3C800000), 8 << 20)
+OWN = "aperture=0x3c800000,8388608"
 
 
 def refused(text: str) -> InvalidArgumentError:
@@ -52,7 +58,7 @@ def test_a_name_that_would_be_read_otherwise(name: str) -> None:
     assert caught.value.reason == "OPTION_SYNTAX"
 
 
-@pytest.mark.parametrize("extra", [TOKEN, "ro;swiotlb=x", f"vm_id={VM}", "vm_id"])
+@pytest.mark.parametrize("extra", [TOKEN, "ro;swiotlb=x", OWN, "aperture", f"vm_id={VM}", "vm_id"])
 def test_only_the_owner_writes_token_and_vm(extra: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         build_options("src", extra, None, VM)
@@ -295,6 +301,84 @@ def test_an_option_and_its_opposite_are_refused_by_name(key: str, opposite: str)
     assert refused.value.reason == "OPTION_CONFLICT"
     assert refused.value.metadata == {"option": key}
     assert {"'src'", key, opposite} <= {*refused.value.message.replace(";", "").split()}
+
+
+@pytest.mark.parametrize("parse", [parse_fs_options, parse_net_options])
+def test_a_part_of_the_pool_follows_the_token_and_is_read_as_it_was_written(
+    parse: Callable[[str], FsOptions | NetOptions],
+) -> None:
+    text = build_options("name", "", TOKEN, VM, PART)
+    assert text == f"name;{TOKEN};{OWN};vm_id={VM}"
+    options = parse(text)
+    assert (options.swiotlb, options.aperture) == (POOL, PART)
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_no_part_is_written_without_a_token(token: str | None) -> None:
+    assert build_options("src", "", token, VM, PART) == f"src;vm_id={VM}"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        PART,
+        POOL,
+        SwiotlbPool(POOL.base, 4096),
+        SwiotlbPool(Gpa(POOL.end - 4096), 4096),
+    ],
+)
+def test_a_part_may_be_anywhere_in_the_pool(part: SwiotlbPool) -> None:
+    assert parse_fs_options(build_options("src", "", TOKEN, VM, part)).aperture == part
+
+
+@pytest.mark.parametrize(
+    ("base", "size_bytes"),
+    [
+        (POOL.base - 4096, 8192),
+        (POOL.base - 4096, 4096),
+        (POOL.end - 4096, 8192),
+        (POOL.end, 4096),
+        (POOL.base, POOL.size_bytes + 4096),
+        (0x1000, 4096),
+        ((1 << 64) - 4096, 8192),
+    ],
+)
+def test_what_is_no_part_of_the_tokens_pool_is_refused_with_both(
+    base: int, size_bytes: int
+) -> None:
+    part = SwiotlbPool(Gpa(base), size_bytes)
+    error = refused(f"src;{TOKEN};aperture=0x{base:x},{size_bytes};vm_id={VM}")
+    assert error.reason == "APERTURE_OUTSIDE_POOL"
+    assert f"{part} is not inside the pool {POOL}" in error.message
+    assert error.metadata == {"base": str(base), "size": str(size_bytes), "pool": str(POOL)}
+
+
+def test_a_part_needs_the_token_wherever_it_stands() -> None:
+    error = refused(f"src;{OWN};vm_id={VM}")
+    assert error.reason == "APERTURE_WITHOUT_POOL"
+    assert OWN in error.message
+    assert parse_fs_options(f"src;{OWN};ro;{TOKEN};vm_id={VM}").aperture == PART
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "0x3c800000",
+        "3c800000,8388608",
+        "0x3c800000,0",
+        "0x3c800000,8M",
+        "0x3C800000,8388608",
+        "0x03c800000,8388608",
+        "0x3c800000,08388608",
+        "0x3c800001,4096",
+        "0x3c800000,4097",
+        "-0x3c800000,4096",
+        f"0x{'f' * 17},4096",
+    ],
+)
+def test_a_malformed_part_is_refused(value: str) -> None:
+    assert refused(f"src;{TOKEN};aperture={value};vm_id={VM}").reason == "APERTURE_SYNTAX"
 
 
 def test_only_what_divides_options_is_refused_in_a_name() -> None:

@@ -45,8 +45,9 @@ def _options_malformed(vm: VmTrace) -> Iterator[str]:
         elif items[-1] != f"vm_id={vm.vm_id}":
             yield f"{shown} do not end with this VM's id"
         else:
-            # Other rules judge the token.
-            others = ";".join(item for item in items if item not in device.tokens)
+            # Other rules judge the token, and the part of its pool.
+            judged = {*device.tokens, *device.aperture_items}
+            others = ";".join(item for item in items if item not in judged)
             parse = parse_net_options if device.device_class == events.NET else parse_fs_options
             try:
                 parse(others)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.pool import format_token, parse_token
+from services.handshake.pool import check_aperture, format_token, parse_aperture, parse_token
 from services.handshake.trace.answers import ANSWER_READS, answered, as_pool, show, why_invalid
 from services.handshake.trace.clause import Clause, Hops, Presence, Value, values
 from services.handshake.trace.recorded import NO_POOL
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from services.handshake.trace.recorded import Numbers
-    from services.handshake.trace.vm_trace import VmTrace
+    from services.handshake.trace.vm_trace import DeviceTrace, VmTrace
 
 _NUMBERS: Final = (events.POOL_BASE, events.POOL_SIZE_BYTES)
+_OPTIONS: Final = Value(events.DEVICE_ADDED, events.DEVICE_OPTIONS)
 
 
 def _pool_unanswered(vm: VmTrace) -> Iterator[str]:
@@ -104,15 +105,51 @@ def _aperture_mismatch(vm: VmTrace) -> Iterator[str]:
         for event in device.events:
             if event.name == events.WINDOWS_ENABLED and event.numbers != NO_POOL:
                 yield f"{device}: it works by windows, and has {show(event.numbers)}"
-            if (
-                event.name == events.APERTURE_CREATED
-                and vm.latched is not None
-                and event.numbers != vm.latched.numbers
-            ):
-                yield (
-                    f"{device}: its aperture has {show(event.numbers)}, the latched pool has "
-                    f"{show(vm.latched.numbers)}"
-                )
+            if event.name != events.APERTURE_CREATED or vm.latched is None:
+                continue
+            part = device.own_part
+            due = (part.base, part.size_bytes) if part else vm.latched.numbers
+            if event.numbers != due:
+                whose = "its part of the pool" if part else "the latched pool"
+                yield f"{device}: its aperture has {show(event.numbers)}, {whose} has {show(due)}"
+
+
+def _aperture_invalid(vm: VmTrace) -> Iterator[str]:
+    for device in vm.added_devices:
+        if not device.aperture_items:
+            continue
+        pool = as_pool(vm.latched.numbers) if vm.latched and device.tokens else None
+        try:
+            if len(device.aperture_items) > 1:
+                yield f"{device} has {';'.join(device.aperture_items)!r}"
+            for item in device.aperture_items:
+                check_aperture(parse_aperture(item), pool)
+        except InvalidArgumentError as refusal:
+            yield f"{device}: {refusal.message}"
+
+
+def _aperture_shared(vm: VmTrace) -> Iterator[str]:
+    """Yield the devices that reach memory which another one has for itself at the time."""
+    present: dict[str, DeviceTrace] = {}
+    added = {id(device.first(events.DEVICE_ADDED)): device for device in vm.added_devices}
+    for event in vm.all(events.DEVICE_ADDED, events.DEVICE_REMOVED):
+        device = added.get(id(event))
+        if event.name == events.DEVICE_REMOVED:
+            present.pop(event.text(events.DEVICE_ID), None)
+        elif device is not None and device.tokens:
+            for other in present.values():
+                if _reach_the_same(vm, device, other):
+                    yield f"{device} reaches memory that {other} reaches, and one has it alone"
+            present[device.device_id] = device
+
+
+def _reach_the_same(vm: VmTrace, device: DeviceTrace, other: DeviceTrace) -> bool:
+    parts = [device.own_part, other.own_part]
+    if parts == [None, None] or vm.latched is None:
+        return False
+    pool = as_pool(vm.latched.numbers)
+    first, second = (part or pool for part in parts)
+    return first.overlaps(second)
 
 
 CLAUSES: Final = (
@@ -166,8 +203,29 @@ CLAUSES: Final = (
     Clause(
         "APERTURE_MISMATCH",
         7,
-        "An aperture is exactly the latched pool; windows have no pool.",
-        values(events.POOL_LATCHED, events.APERTURE_CREATED, events.WINDOWS_ENABLED, keys=_NUMBERS),
+        "An aperture is exactly the latched pool, or the device's own part of it; windows have no "
+        "pool.",
+        (
+            *values(
+                events.POOL_LATCHED, events.APERTURE_CREATED, events.WINDOWS_ENABLED, keys=_NUMBERS
+            ),
+            _OPTIONS,
+        ),
         _aperture_mismatch,
+    ),
+    Clause(
+        "APERTURE_INVALID",
+        7,
+        "A device's own part of the pool, `aperture=0x{base:x},{size}`, is one, inside the latched "
+        "pool, and of a device with the token.",
+        (*values(events.POOL_LATCHED, keys=_NUMBERS), _OPTIONS),
+        _aperture_invalid,
+    ),
+    Clause(
+        "APERTURE_SHARED",
+        7,
+        "What a device has for itself, no other device reaches at the same time.",
+        (*values(events.POOL_LATCHED, keys=_NUMBERS), _OPTIONS),
+        _aperture_shared,
     ),
 )

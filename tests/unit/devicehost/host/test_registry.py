@@ -22,7 +22,7 @@ from services.handshake.errors import (
     PermissionDeniedError,
     PortholeError,
 )
-from services.handshake.pool import Gpa, SwiotlbPool, format_token
+from services.handshake.pool import Gpa, SwiotlbPool, format_aperture, format_token
 from services.wire import vhost_user as wire
 from services.wire.vhost_user import Request
 from tests.support.descriptors import open_fds
@@ -118,6 +118,8 @@ def test_an_instance_id_exists_once_on_the_host(rig: Rig) -> None:
         ({"options": ""}, "OPTION_SYNTAX"),
         ({"options": f"share;rings=outside;vm_id={VM}"}, "OPTION_VALUE"),
         ({"options": f"share;rings=inside;vm_id={VM}"}, "RINGS_WITHOUT_POOL"),
+        ({"options": f"share;aperture=0x1000,4096;vm_id={VM}"}, "APERTURE_WITHOUT_POOL"),
+        ({"options": f"share;{TOKEN};aperture=0x1000,4096;vm_id={VM}"}, "APERTURE_OUTSIDE_POOL"),
         ({"backend": None}, "BACKEND_MISSING"),
         ({"backend": NetBackend("tap0"), "options": f"share;ro;vm_id={VM}"}, "OPTION_UNKNOWN"),
     ],
@@ -389,6 +391,19 @@ def test_what_a_device_holds_of_guest_memory_is_shown_and_logged_when_it_is_give
         for why in ("the guest makes requests", "rings are inside the pool")
     ]
     assert f"device bound (virtio-fs 'share' of VM {VM})" in said[1]
+
+
+def test_a_device_with_a_part_of_the_pool_says_so_and_needs_the_vms_token(rig: Rig) -> None:
+    rig.host.set_swiotlb(VM, TOKEN)
+    part = SwiotlbPool(Gpa(POOL.base + MIB), MIB)
+    own = format_aperture(part)
+    info = rig.host.create_device(
+        replace(spec(), options=f"share;{TOKEN};{own};vm_id={VM}"), rig.events.append
+    )
+    assert info.pool == part
+    other = replace(spec("d2"), options=f"share;{OTHER_TOKEN};{own};vm_id={VM}")
+    with pytest.raises((FailedPreconditionError, InvalidArgumentError)):
+        rig.host.create_device(other, rig.events.append)
 
 
 def test_what_is_given_up_again_and_again_is_logged_once_a_second(

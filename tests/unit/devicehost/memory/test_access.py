@@ -167,13 +167,41 @@ def test_rings_may_be_kept_inside_where_there_is_a_pool(ram: GuestRam) -> None:
     confined_more = Aperture(POOL).with_rings("inside")
     assert confined_more == Aperture(POOL, rings_inside=True)
     assert str(confined_more) == "only [0x800000, 0xa00000) is mapped, and no ring outside it"
-    assert confined_more.with_rings("anywhere") == Aperture(POOL)
+    assert Aperture(POOL).with_rings("anywhere") == Aperture(POOL)
     assert [access.rings_inside for access in (confined_more, *KINDS)] == [True, *[False] * 3]
     for access in KINDS[1:]:
         assert access.with_rings("anywhere") is access
         with pytest.raises(InvalidArgumentError, match="give it the token of one") as caught:
             access.with_rings("inside")
         assert caught.value.reason == "RINGS_WITHOUT_POOL"
+
+
+PART = SwiotlbPool(Gpa(POOL.base + MIB), MIB // 2)
+
+
+@pytest.mark.parametrize("rings", ["anywhere", "inside"])
+def test_a_part_of_the_pool_is_all_that_its_device_maps_with_its_rings(
+    ram: GuestRam, rings: str
+) -> None:
+    access = confined(POOL, WindowQuota(), PART).with_rings(rings)
+    assert access == Aperture(PART, rings_inside=True)
+    assert access.attached_event(*NAMES) == events.aperture_created(*NAMES, PART)
+    before = Counter(mapped_bytes())
+    table, meter = ram.table(), DeviceMeter()
+    memory = access.attach(table, meter)
+    assert access.trim(table) == 1
+    assert Counter(mapped_bytes()) - before == Counter(
+        [(ram.file_offset + PART.base, PART.size_bytes)]
+    )
+    assert memory.read(PART.base, PART.size_bytes) == bytes(PART.size_bytes)
+    for outside in (POOL.base, PART.base - 1, PART.end, POOL.end - 8):
+        with pytest.raises(TranslationError):
+            memory.read(outside, 8)
+        with pytest.raises(InvalidArgumentError) as refused:
+            memory.pin(outside, 8)
+        assert refused.value.reason == "RING_OUTSIDE_APERTURE"
+    memory.release()
+    table.close()
 
 
 @pytest.mark.parametrize("access", KINDS, ids=IDS)

@@ -16,7 +16,7 @@ import pytest
 from services.devicehost import fastpath
 from services.devicehost.accounting import DeviceMeter
 from services.devicehost.devices import FsBackend, FsDevice
-from services.devicehost.memory import Aperture, Whole, WindowQuota, Windows
+from services.devicehost.memory import Aperture, Whole, WindowQuota, Windows, confined
 from services.devicehost.vhost_user import Backend, Listener, ListeningSocket, held_descriptors
 from services.handshake.options import FsOptions
 from services.handshake.pool import Gpa, SwiotlbPool
@@ -558,6 +558,54 @@ def test_a_wrong_token_opens_nothing_either(
             "with rings=inside the device maps its pool alone"
             in served.watcher.last_kept_out.message
         )
+
+
+def test_a_device_with_a_part_of_the_pool_has_nothing_of_the_other_parts(run_dir: Path) -> None:
+    """The whole pool is five memory files; the device keeps its own, and by a mapping alone."""
+    whole = SwiotlbPool(POOL.base, FOREIGN[-1] + 4 * MIB - POOL.base)
+    served = Served(run_dir / "s.sock", ManyRings(4), confined(whole, WindowQuota(), POOL))
+    guest = served.guest
+    try:
+        with RawFrontEnd(served.path) as front, RingEvents() as events:
+            front.negotiate()
+            assert front.attach(guest.pool, *guest.foreign) == 0
+            assert served.held == 0
+            assert guest.files.mapped() == [(POOL.base, POOL.size_bytes)]
+            assert served.watcher.closed == [(5, "rings are inside the pool")]
+            assert front.state(Request.SET_VRING_NUM, 1, 16) == 0
+            another = GuestRing(guest.foreign[0], FOREIGN[0], 16)
+            assert front.set_addr(1, another) == 1, "a ring in another device's part"
+            ring = guest.ring(0, inside=True)
+            front.start(0, ring, events)
+            assert ask(guest, ring, events, b"hello") == b"HELLO"
+            guest.foreign[0].write(FOREIGN[0], b"secret")
+            ring.chain(0, readable=[(FOREIGN[0], 6)], writable=[(DATA, 4096)])
+            ring.offer(0)
+            os.eventfd_write(events.kick, 1)
+            served.watcher.wait_for("failed ADDRESS_OUT_OF_BOUNDS")
+            assert served.held == 0
+            assert guest.files.mapped() == [(POOL.base, POOL.size_bytes)]
+        served.watcher.wait_for("disconnected")
+        assert served.meter.snapshot().translations_refused == 2
+    finally:
+        served.close()
+
+
+def test_a_device_whose_part_is_not_there_attaches_nothing(run_dir: Path) -> None:
+    whole = SwiotlbPool(POOL.base, FOREIGN[-1] + 4 * MIB - POOL.base)
+    served = Served(run_dir / "s.sock", ManyRings(1), confined(whole, WindowQuota(), POOL))
+    guest = served.guest
+    try:
+        with RawFrontEnd(served.path) as front:
+            front.negotiate()
+            assert front.attach(*guest.foreign) == 1
+            assert served.held == 0
+            assert guest.files.mapped() == []
+        served.watcher.wait_for("disconnected")
+        assert served.watcher.last_kept_out is not None
+        assert served.watcher.last_kept_out.reason == "POOL_NOT_IN_GUEST_MEMORY"
+    finally:
+        served.close()
 
 
 def test_with_rings_inside_a_table_under_a_ring_that_moved_out_is_refused(inside: Served) -> None:
