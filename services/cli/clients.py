@@ -266,6 +266,9 @@ def _ask_for_machine(message: vm_owner_pb2.CreateVmRequest, request: VmRequest) 
         message.qemu.SetInParent()
         message.qemu.kernel, message.qemu.initramfs = qemu.kernel, qemu.initramfs
         message.qemu.cpus = qemu.cpus
+        if qemu.isolation:
+            name = f"ISOLATION_{qemu.isolation.upper().replace('-', '_')}"
+            message.qemu.isolation = vm_owner_pb2.Isolation.Value(name)
         return
     machine: vm_owner_pb2.EmbeddedMachine | vm_owner_pb2.ExternalMachine = message.embedded
     if request.machine_address:

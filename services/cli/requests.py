@@ -23,6 +23,7 @@ class QemuRequest:
     kernel: str = ""
     initramfs: str = ""
     cpus: int = 0
+    isolation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from services.rpc import tracing
 from services.vm_owner.allowed_devices import require_device
 from services.vm_owner.host_paths import HostPaths
 from services.vm_owner.kernel_command_line import kernel_command_line
+from services.vm_owner.machines import Isolation
 from services.vm_owner.record import VmFacts, VmKind, VmRecord
 from services.vm_owner.shares import ShareSpec, require_no_conflict, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
@@ -50,11 +51,13 @@ class QemuSpec:
         kernel: Path of its kernel; empty: the owner's.
         initramfs: Path of its initramfs; empty: the owner's.
         cpus: Number of virtual CPUs; 0: 1.
+        isolation: What its devices are handed of its memory.
     """
 
     kernel: str = ""
     initramfs: str = ""
     cpus: int = 0
+    isolation: Isolation = Isolation.SHARED_RAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,11 @@ class MachineSpec:
     kernel_release: str = ""
     publishes_pool: bool | None = None
     qemu: QemuSpec | None = None
+
+    @property
+    def divides_pool(self) -> bool:
+        """Whether it places the pool of its guest, and divides it among devices."""
+        return self.qemu is not None and self.qemu.isolation is Isolation.STRICT
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +159,19 @@ def assemble(
     if spec.machine.publishes_pool is not None:
         publishes = spec.machine.publishes_pool
     traceparent = tracing.current_traceparent()
+    divides_pool = spec.machine.divides_pool
     facts = VmFacts(
         vm_id=vm_id,
         kind=spec.kind,
         ram_bytes=ram.bytes,
         low_ram_bytes=low_ram_bytes(ram.bytes),
         requested_bytes=size.bytes,
-        kernel_command_line=kernel_command_line(size.bytes, vm_id, traceparent),
+        kernel_command_line=kernel_command_line(
+            0 if divides_pool else size.bytes, vm_id, traceparent
+        ),
         config=config,
         traceparent=traceparent,
+        divides_pool=divides_pool,
     )
     configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
     record = VmRecord(facts, surroundings.manifest, tracing.emit, configured)

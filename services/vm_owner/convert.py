@@ -25,6 +25,7 @@ from services.vm_owner.assembly import MachineSpec, QemuSpec
 from services.vm_owner.device_hosts import DeviceStatus
 from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
+from services.vm_owner.machines import Isolation
 from services.vm_owner.record import VmKind
 from services.vm_owner.reports import UNKNOWN, Report
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
@@ -54,6 +55,12 @@ _KINDS: Final[Mapping[int, VmKind]] = {
     vm_owner_pb2.VM_KIND_WSLC: VmKind.WSLC,
 }
 
+_ISOLATIONS: Final[Mapping[int, Isolation]] = {
+    vm_owner_pb2.ISOLATION_UNSPECIFIED: Isolation.SHARED_RAM,
+    vm_owner_pb2.ISOLATION_SHARED_RAM: Isolation.SHARED_RAM,
+    vm_owner_pb2.ISOLATION_STRICT: Isolation.STRICT,
+}
+
 
 def vm_kind_from_proto(value: int) -> VmKind:
     """Convert the kind of a VM.
@@ -76,8 +83,8 @@ def machine_spec_from_proto(request: vm_owner_pb2.CreateVmRequest) -> MachineSpe
     """Convert the machine that CreateVm asks for.
 
     Raises:
-        InvalidArgumentError: MACHINE_ADDRESS, KERNEL_RELEASE_SYNTAX, MACHINE_CPUS or
-            MACHINE_PATH.
+        InvalidArgumentError: MACHINE_ADDRESS, KERNEL_RELEASE_SYNTAX, MACHINE_CPUS, MACHINE_PATH
+            or ISOLATION_UNKNOWN.
     """
     if request.WhichOneof("machine") == "qemu":
         return MachineSpec(qemu=_qemu_spec(request.qemu))
@@ -109,7 +116,15 @@ def _qemu_spec(machine: vm_owner_pb2.QemuMachine) -> QemuSpec:
                 "MACHINE_PATH",
                 f"{path[:64]!r} is not the absolute path of a file that a guest boots",
             )
-    return QemuSpec(machine.kernel, machine.initramfs, machine.cpus)
+    isolation = _ISOLATIONS.get(machine.isolation)
+    if isolation is None:
+        raise InvalidArgumentError(
+            "ISOLATION_UNKNOWN",
+            f"isolation {machine.isolation} is not known; the known ones are "
+            f"{', '.join(f'{each} ({number})' for number, each in _ISOLATIONS.items())}",
+            isolation=machine.isolation,
+        )
+    return QemuSpec(machine.kernel, machine.initramfs, machine.cpus, isolation)
 
 
 def _check_release(release: str) -> None:

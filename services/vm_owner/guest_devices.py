@@ -19,7 +19,7 @@ from services.handshake.errors import (
     NotFoundError,
     PortholeError,
 )
-from services.handshake.features import AGGREGATE, SWIOTLB_TOKEN, feature_list
+from services.handshake.features import AGGREGATE, APERTURE, SWIOTLB_TOKEN, feature_list
 from services.handshake.options import build_options, parse_fs_options, parse_net_options
 from services.vm_owner.bounds import check_length, require_room
 from services.vm_owner.device_hosts import (
@@ -47,6 +47,7 @@ from services.vm_owner.watch_items import DeviceChange
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from services.handshake.pool import SwiotlbPool
     from services.handshake.state_machine import StateMachine
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.machines import Machine
@@ -84,6 +85,7 @@ class GuestDevice:
 
     Attributes:
         instance_id: Its id; empty before IDENTIFY unless the client has chosen it.
+        aperture: The part of the pool that it has for itself; None: it has none, or before RESERVE.
         options: The whole options string; empty before REGISTER.
         device_host_version: What its device host announced; nothing before REGISTER.
         socket_path: Its vhost-user socket; empty before STORE.
@@ -95,6 +97,7 @@ class GuestDevice:
         default_factory=lambda: guest_device_life("the device")
     )
     instance_id: str = ""
+    aperture: SwiotlbPool | None = None
     options: str = ""
     device_host_version: DeviceHostVersion = field(
         default_factory=lambda: DeviceHostVersion("", frozenset())
@@ -119,6 +122,7 @@ class GuestDevices:
         self._entries: dict[str, GuestDevice] = {}
         self._do: dict[DeviceStep, Callable[[GuestDevice], Awaitable[None]]] = {
             DeviceStep.IDENTIFY: self._identify,
+            DeviceStep.RESERVE: self._reserve,
             DeviceStep.REGISTER: self._register,
             DeviceStep.CREATE: self._create,
             DeviceStep.STORE: self._store,
@@ -127,6 +131,7 @@ class GuestDevices:
             DeviceStep.TEAR_DOWN: self._tear_down,
             DeviceStep.FORGET: self._forget,
             DeviceStep.DETACH: self._detach,
+            DeviceStep.GIVE_BACK: self._give_back,
         }
 
     def all(self) -> Sequence[GuestDevice]:
@@ -165,9 +170,10 @@ class GuestDevices:
         Raises:
             InvalidArgumentError: The tag or the options are wrong.
             AlreadyExistsError: TAG_EXISTS.
-            ResourceExhaustedError: VM_TEXTS_LIMIT.
+            ResourceExhaustedError: VM_TEXTS_LIMIT, or GUEST_PORTS_EXHAUSTED.
             FailedPreconditionError: The VM is shutting down, or began to while this ran; or
-                DEVICE_HOST_FEATURE, for an aggregate.
+                DEVICE_HOST_FEATURE, for an aggregate and with strict isolation; or
+                ISOLATION_WITHOUT_POOL.
             PortholeError: A peer refused, or cannot be reached.
         """
         device = GuestDevice(spec, instance_id=instance_id)
@@ -222,6 +228,12 @@ class GuestDevices:
     async def _identify(self, device: GuestDevice) -> None:
         device.instance_id = device.instance_id or str(uuid.uuid4())
 
+    async def _reserve(self, device: GuestDevice) -> None:
+        device.aperture = self._machine.reserve(device.instance_id).aperture
+
+    async def _give_back(self, device: GuestDevice) -> None:
+        self._machine.give_back(device.instance_id)
+
     async def _register(self, device: GuestDevice) -> None:
         spec, record = device.spec, self._record
         check_name(spec.device_class, spec.tag)
@@ -238,23 +250,38 @@ class GuestDevices:
         require_room(record.vm_id, "devices", map(_texts, specs), _texts(spec))
         parse = parse_fs_options if spec.device_class == events.FS else parse_net_options
         parse(build_options(spec.tag, spec.extra_options, record.token, record.vm_id))
-        version = await self._version(spec)
+        if device.aperture is not None:
+            self._require_own_pool(device.aperture)
+        version = await self._version(device)
         token = record.token if SWIOTLB_TOKEN in version.features else None
         device.device_host_version = version
-        device.options = build_options(spec.tag, spec.extra_options, token, record.vm_id)
+        device.options = build_options(
+            spec.tag, spec.extra_options, token, record.vm_id, device.aperture
+        )
         self._entries[device.instance_id] = device
 
-    async def _version(self, spec: DeviceSpec) -> DeviceHostVersion:
-        # Asked for before every device: the device host may be new, or have restarted as another.
-        version = await (await self._device_hosts.get(elevated=spec.elevated)).version()
-        if spec.backend is None and AGGREGATE not in version.features:
+    def _require_own_pool(self, aperture: SwiotlbPool) -> None:
+        """Refuse a device that would reach nothing: the rest of the guest's memory is private."""
+        record = self._record
+        if record.pool is None or not record.pool.contains(aperture):
             raise FailedPreconditionError(
-                "DEVICE_HOST_FEATURE",
-                f"the device host (version {version.software or 'unknown'}) does not announce the "
-                f"feature {AGGREGATE!r}; add the share as a device of its own, or run a newer "
-                "device host",
-                feature=AGGREGATE,
+                "ISOLATION_WITHOUT_POOL",
+                f"VM {record.vm_id} has strict isolation: the device would have {aperture} for "
+                f"itself, and the guest has announced {record.pool or 'no pool'}. Boot a kernel "
+                "that takes its pools where the machine places them (make kernel), or create the "
+                "VM without strict isolation",
+                vm_id=record.vm_id,
             )
+
+    async def _version(self, device: GuestDevice) -> DeviceHostVersion:
+        # Asked for before every device: the device host may be new, or have restarted as another.
+        spec = device.spec
+        version = await (await self._device_hosts.get(elevated=spec.elevated)).version()
+        if spec.backend is None:
+            _require(version, AGGREGATE, "add the share as a device of its own")
+        if device.aperture is not None:
+            for feature in (SWIOTLB_TOKEN, APERTURE):
+                _require(version, feature, "create the VM without strict isolation")
         return version
 
     async def _create(self, device: GuestDevice) -> None:
@@ -324,6 +351,17 @@ class GuestDevices:
 
     def _publish(self, device: GuestDevice, state: str, detail: str) -> None:
         self._record.publish(DeviceChange(device.instance_id, device.spec.tag, state, detail))
+
+
+def _require(version: DeviceHostVersion, feature: str, otherwise: str) -> None:
+    """Refuse a device whose device host lacks a feature that it cannot do without."""
+    if feature not in version.features:
+        raise FailedPreconditionError(
+            "DEVICE_HOST_FEATURE",
+            f"the device host (version {version.software or 'unknown'}) does not announce the "
+            f"feature {feature!r}; {otherwise}, or run a newer device host",
+            feature=feature,
+        )
 
 
 def announcement(record: VmRecord) -> Announcement:

@@ -7,7 +7,7 @@ def kernel_command_line(pool_bytes: int, vm_id: str, traceparent: str) -> str:
     """Write the kernel command line of a VM (handshake.md section 1).
 
     Args:
-        pool_bytes: Size of the bounce pool to ask for; 0: none.
+        pool_bytes: Size of the bounce pool to ask for; 0: none, or the machine places it.
         vm_id: UUID of the VM.
         traceparent: W3C trace context that is the parent of the guest's spans; empty: none.
     """

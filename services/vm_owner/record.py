@@ -53,7 +53,9 @@ class VmFacts:
 
     Attributes:
         low_ram_bytes: RAM below 4 GiB, which begins at address 0.
-        requested_bytes: Size of the pool that the kernel command line asks for; 0: none.
+        requested_bytes: Size of the pool that the kernel is asked for; 0: none.
+        divides_pool: Whether the machine places the pool and divides it among devices (strict
+            isolation); then the kernel command line is without it here.
         config: The configuration that applies.
         traceparent: W3C context that is the parent of all spans of this VM; empty: none.
     """
@@ -66,6 +68,7 @@ class VmFacts:
     kernel_command_line: str
     config: WslConfig
     traceparent: str
+    divides_pool: bool = False
 
     def created_event(self) -> events.Event:
         """Return the event that this VM exists, with what the size of its pool follows from."""

@@ -55,6 +55,8 @@ class GuestDeviceState(StrEnum):
     ABSENT = "ABSENT"
     IDENTIFIED = "IDENTIFIED"
     """It has an instance id."""
+    RESERVED = "RESERVED"
+    """Its place in the machine is taken, and its aperture known."""
     REGISTERED = "REGISTERED"
     """Its entry exists: id and tag are taken."""
     CREATED = "CREATED"
@@ -73,6 +75,7 @@ class DeviceStep(StrEnum):
     """One step of adding or removing a device."""
 
     IDENTIFY = "identify"
+    RESERVE = "reserve"
     REGISTER = "register"
     CREATE = "create"
     STORE = "store"
@@ -81,11 +84,14 @@ class DeviceStep(StrEnum):
     TEAR_DOWN = "tear down"
     FORGET = "forget"
     DETACH = "detach"
+    GIVE_BACK = "give back"
+    """The opposite of RESERVE, for a device that was never attached."""
 
 
 GUEST_DEVICE_TRANSITIONS: Final[Mapping[tuple[GuestDeviceState, DeviceStep], GuestDeviceState]] = {
     (GuestDeviceState.ABSENT, DeviceStep.IDENTIFY): GuestDeviceState.IDENTIFIED,
-    (GuestDeviceState.IDENTIFIED, DeviceStep.REGISTER): GuestDeviceState.REGISTERED,
+    (GuestDeviceState.IDENTIFIED, DeviceStep.RESERVE): GuestDeviceState.RESERVED,
+    (GuestDeviceState.RESERVED, DeviceStep.REGISTER): GuestDeviceState.REGISTERED,
     (GuestDeviceState.REGISTERED, DeviceStep.CREATE): GuestDeviceState.CREATED,
     (GuestDeviceState.CREATED, DeviceStep.STORE): GuestDeviceState.STORED,
     (GuestDeviceState.STORED, DeviceStep.ATTACH): GuestDeviceState.ATTACHED,
@@ -96,10 +102,13 @@ GUEST_DEVICE_TRANSITIONS: Final[Mapping[tuple[GuestDeviceState, DeviceStep], Gue
     (GuestDeviceState.SHUTTING_DOWN, DeviceStep.TEAR_DOWN): GuestDeviceState.TORN_DOWN,
     (GuestDeviceState.TORN_DOWN, DeviceStep.FORGET): GuestDeviceState.FORGOTTEN,
     (GuestDeviceState.FORGOTTEN, DeviceStep.DETACH): GuestDeviceState.DETACHED,
+    (GuestDeviceState.RESERVED, DeviceStep.GIVE_BACK): GuestDeviceState.DETACHED,
+    (GuestDeviceState.FORGOTTEN, DeviceStep.GIVE_BACK): GuestDeviceState.DETACHED,
 }
 
 ADD_ORDER: Final = (
     DeviceStep.IDENTIFY,
+    DeviceStep.RESERVE,
     DeviceStep.REGISTER,
     DeviceStep.CREATE,
     DeviceStep.STORE,
@@ -122,9 +131,10 @@ the next step. Nothing is detached, because the machine is stopped next."""
 UNDO: Final[Mapping[GuestDeviceState, tuple[DeviceStep, ...]]] = {
     GuestDeviceState.ABSENT: (),
     GuestDeviceState.IDENTIFIED: (),
+    GuestDeviceState.RESERVED: (DeviceStep.GIVE_BACK,),
     # The device host may have created the device although its answer was lost.
-    GuestDeviceState.REGISTERED: SHUTDOWN_ORDER,
-    GuestDeviceState.CREATED: SHUTDOWN_ORDER,
+    GuestDeviceState.REGISTERED: (*SHUTDOWN_ORDER, DeviceStep.GIVE_BACK),
+    GuestDeviceState.CREATED: (*SHUTDOWN_ORDER, DeviceStep.GIVE_BACK),
     # The machine may have attached the device although its answer was lost.
     GuestDeviceState.STORED: REMOVE_ORDER,
     GuestDeviceState.ATTACHED: REMOVE_ORDER,

@@ -278,6 +278,7 @@ class Vm:
                 init_channel_address=self._init_channel.address if self._init_channel else "",
                 kernel_release=self._plan.kernel_release,
                 publishes_pool=self._plan.publishes_pool,
+                divided_pool_bytes=facts.requested_bytes if facts.divides_pool else None,
             )
         )
         self._require_not_ended()

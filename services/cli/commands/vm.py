@@ -41,6 +41,13 @@ class Kind(StrEnum):
     WSLC = "wslc"
 
 
+class Isolation(StrEnum):
+    """What the devices of a Linux guest are handed of its memory."""
+
+    SHARED_RAM = "shared-ram"
+    STRICT = "strict"
+
+
 @app.command()
 def create(
     ctx: typer.Context,
@@ -81,6 +88,14 @@ def create(
     cpus: Annotated[
         int, typer.Option(help="With --machine qemu: virtual CPUs; by default 1.", min=0, max=64)
     ] = 0,
+    isolation: Annotated[
+        Isolation | None,
+        typer.Option(
+            help="With --machine qemu: what devices are handed of the guest's memory. shared-ram, "
+            "the default: all of it, and they keep its pool; strict: a pool for each of 8 devices "
+            "at most, and nothing else."
+        ),
+    ] = None,
     share: Annotated[
         list[str] | None,
         typer.Option(help="DIRECTORY[,tag=NAME][,OPTION…]; may be repeated."),
@@ -89,7 +104,8 @@ def create(
 ) -> None:
     """Boot a VM."""
     cli = context.of(ctx)
-    qemu = _qemu(machine, kernel, initramfs, cpus, publishes_pool)
+    asked = QemuRequest(_absolute(kernel), _absolute(initramfs), cpus, isolation or "")
+    qemu = _qemu(machine, asked, publishes_pool)
     request = VmRequest(
         kind=kind,
         ram_bytes=parse_size(ram) if ram else 0,
@@ -118,16 +134,14 @@ def create(
         say(f"next: porthole session apply {vm.vm_id}")
 
 
-def _qemu(
-    machine: str, kernel: str, initramfs: str, cpus: int, publishes_pool: bool | None
-) -> QemuRequest | None:
+def _qemu(machine: str, asked: QemuRequest, publishes_pool: bool | None) -> QemuRequest | None:
     if machine != QEMU:
-        if initramfs or cpus:
-            raise typer.BadParameter(f"--initramfs and --cpus need --machine {QEMU}")
+        if asked.initramfs or asked.cpus or asked.isolation:
+            raise typer.BadParameter(f"--initramfs, --cpus and --isolation need --machine {QEMU}")
         return None
     if publishes_pool is not None:
         raise typer.BadParameter("a Linux guest reports by itself whether it publishes its pool")
-    return QemuRequest(_absolute(kernel), _absolute(initramfs), cpus)
+    return asked
 
 
 def _absolute(path: str) -> str:

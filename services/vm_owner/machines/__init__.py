@@ -7,12 +7,23 @@ device hosts or shares: it boots a command line and attaches vhost-user sockets.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from services.handshake.exhaustion import Exhaustion
+    from services.handshake.pool import SwiotlbPool
+
+
+class Isolation(StrEnum):
+    """What the devices of a guest are handed of its memory."""
+
+    SHARED_RAM = "shared-ram"
+    """All of it; a device keeps the pool, which all devices share."""
+    STRICT = "strict"
+    """The pools alone; a device keeps its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +33,8 @@ class BootSpec:
     Attributes:
         init_channel_address: The channel that guest init reports to; empty: it does not report.
         publishes_pool: Whether its kernel publishes the pool that it reserves.
+        divided_pool_bytes: Size of the pool that the machine places and divides among devices, for
+            strict isolation; None: its kernel places the pool, and devices share it.
     """
 
     vm_id: str
@@ -30,6 +43,19 @@ class BootSpec:
     init_channel_address: str
     kernel_release: str
     publishes_pool: bool
+    divided_pool_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a device is going to be attached.
+
+    Attributes:
+        aperture: The part of the guest's pool that the device there has for itself; None: devices
+            share the pool.
+    """
+
+    aperture: SwiotlbPool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +114,14 @@ class Machine(Protocol):
     async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns the address at which its init serves GuestInit."""
 
+    def reserve(self, instance_id: str) -> Placement:
+        """Take a place for a device that is about to be added."""
+
+    def give_back(self, instance_id: str) -> None:
+        """Give back the place of a device that was never attached."""
+
     async def attach_device(self, spec: AttachSpec) -> None:
-        """Attach a device; the guest has probed it when this returns."""
+        """Attach a device at its place; the guest has probed it when this returns."""
 
     async def release_device(self, instance_id: str) -> None:
         """Have the guest let go of a device that is about to be torn down, if it needs to.

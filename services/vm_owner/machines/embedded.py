@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import PortholeError, UnavailableError
+from services.vm_owner.machines import Placement
 from services.vm_owner.machines.external import ExternalMachine
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ class EmbeddedMachine:
         """Boot the guest; returns the address at which its init serves GuestInit."""
         self._require_alive()
         return await self._external.boot(spec)
+
+    def reserve(self, instance_id: str) -> Placement:
+        """Do nothing: such a guest has a place for every device."""
+        return Placement()
+
+    def give_back(self, instance_id: str) -> None:
+        """Do nothing."""
 
     async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device."""

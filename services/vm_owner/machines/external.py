@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from services.handshake.errors import PortholeError, UnavailableError
+from services.vm_owner.machines import Placement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -64,6 +65,13 @@ class ExternalMachine:
     async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns the address at which its init serves GuestInit."""
         return await self._connected().boot(spec)
+
+    def reserve(self, instance_id: str) -> Placement:
+        """Do nothing: such a guest has a place for every device."""
+        return Placement()
+
+    def give_back(self, instance_id: str) -> None:
+        """Do nothing."""
 
     async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device."""

@@ -1,10 +1,10 @@
 """The command line of QEMU, and what it adds to the kernel's.
 
-Owns the machine that a guest sees: memory, processors, ports, console, channel. It is data: nothing
-is looked at or run here.
+Owns the machine that a guest sees: processors, ports, console, channel; its memory is that of
+guest_memory. It is data: nothing is looked at or run here.
 
-Guest memory is one memfd that QEMU shares with every device. Devices are plugged in later, so the
-machine starts with none but the serial port of the channel, which QEMU serves itself.
+Devices are plugged in later, so the machine starts with none but the serial port of the channel,
+which QEMU serves itself.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.vm_owner.machines.qemu.installation import Accelerator
-from services.vm_owner.machines.qemu.ports import FIRST_SLOT, PORTS, PORTS_PER_SLOT, port_id
+from services.vm_owner.machines.qemu.ports import FIRST_SLOT, PORTS_PER_SLOT, port_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from services.vm_owner.machines.qemu.guest_memory import GuestMemory
     from services.vm_owner.machines.qemu.installation import Installation
 
 CHANNEL: Final = "org.porthole.init.0"
@@ -42,12 +43,11 @@ class Hardware:
     """The hardware of a guest.
 
     Attributes:
-        ram_bytes: A multiple of 1 MiB.
         cpus: Number of virtual CPUs.
         accelerator: How its instructions are executed.
     """
 
-    ram_bytes: int
+    memory: GuestMemory
     cpus: int
     accelerator: Accelerator
 
@@ -67,10 +67,10 @@ class Wiring:
     channel_path: Path
 
 
-def kernel_arguments(owners: str, accelerator: Accelerator) -> str:
+def kernel_arguments(owners: str, hardware: Hardware) -> str:
     """Return the kernel command line: the owner's, and what this machine needs."""
-    added = [_CONSOLE_ARGUMENTS, _END_ARGUMENTS]
-    if accelerator is Accelerator.TCG:
+    added = [*hardware.memory.kernel_words, _CONSOLE_ARGUMENTS, _END_ARGUMENTS]
+    if hardware.accelerator is Accelerator.TCG:
         added.append(_TCG_ARGUMENTS)
     return " ".join([owners, *added]).strip()
 
@@ -95,19 +95,18 @@ def command_line(
         kernel_command_line: As the VM owner wrote it.
         wiring: What connects QEMU to this process.
     """
-    ram = f"{hardware.ram_bytes >> 20}M"
-    accelerator = hardware.accelerator
+    memory, accelerator = hardware.memory, hardware.accelerator
     return [
         installation.binary,
         *("-name", f"porthole-{vm_id}", "-uuid", vm_id),
         *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
         *("-sandbox", _SANDBOX),
-        *("-machine", "q35,memory-backend=ram,usb=off,vmport=off"),
+        *("-machine", f"q35,usb=off,vmport=off{memory.machine_properties}"),
         *("-accel", accelerator, "-cpu", _cpu(installation, accelerator)),
-        *("-smp", str(hardware.cpus), "-m", ram),
-        *("-object", f"memory-backend-memfd,id=ram,size={ram},share=on"),
+        *("-smp", str(hardware.cpus)),
+        *memory.arguments(hardware.cpus),
         *("-kernel", str(kernel), "-initrd", str(initramfs)),
-        *("-append", kernel_arguments(kernel_command_line, accelerator)),
+        *("-append", kernel_arguments(kernel_command_line, hardware)),
         *("-chardev", f"socket,id=console,fd={wiring.console_fd}", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=monitor,fd={wiring.monitor_fd}"),
         *("-mon", "chardev=monitor,mode=control"),
@@ -115,7 +114,7 @@ def command_line(
         *("-chardev", f"socket,id=init,path={_escaped(wiring.channel_path)},server=on,wait=off"),
         *("-device", f"virtserialport,chardev=init,bus=serial.0,name={CHANNEL}"),
         *("-device", "pvpanic"),
-        *_ports(),
+        *_ports(memory.ports),
     ]
 
 
@@ -129,9 +128,9 @@ def _cpu(installation: Installation, accelerator: Accelerator) -> str:
     return ",".join(items)
 
 
-def _ports() -> list[str]:
+def _ports(count: int) -> list[str]:
     arguments: list[str] = []
-    for port in range(PORTS):
+    for port in range(count):
         slot, function = divmod(port, PORTS_PER_SLOT)
         first = ",multifunction=on" if function == 0 else ""
         arguments += [

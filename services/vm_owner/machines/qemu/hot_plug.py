@@ -20,10 +20,12 @@ from services.handshake.errors import (
     FailedPreconditionError,
     PortholeError,
 )
-from services.vm_owner.machines.qemu.ports import Ports, port_id
+from services.vm_owner.machines.qemu.ports import port_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from services.vm_owner.machines.qemu.ports import Ports
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class NetDevice:
 
 @dataclass(slots=True)
 class _Plugged:
-    """What QEMU has of a device. The ids are made of the device's own."""
+    """A device with a port, and what QEMU has of it. The ids are made of the device's own."""
 
     instance_id: str
     port: int
@@ -94,19 +96,37 @@ class HotPlug:
 
     Args:
         monitor: Commands QEMU.
+        ports: Those of the machine.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, ports: Ports) -> None:
         self._monitor = monitor
-        self._ports = Ports()
+        self._ports = ports
         self._plugged: dict[str, _Plugged] = {}
         self._late: set[asyncio.Task[None]] = set()
 
     def __contains__(self, instance_id: str) -> bool:
         return instance_id in self._plugged
 
+    def reserve(self, instance_id: str) -> int:
+        """Take the lowest free port for a device, and return it; one that has a port keeps it.
+
+        Raises:
+            ResourceExhaustedError: GUEST_PORTS_EXHAUSTED.
+        """
+        plugged = self._plugged.get(instance_id)
+        if plugged is None:
+            plugged = self._plugged[instance_id] = _Plugged(instance_id, self._ports.take())
+        return plugged.port
+
+    def give_back(self, instance_id: str) -> None:
+        """Free the port of a device that was not plugged in; of another one, `unplug` does."""
+        plugged = self._plugged.get(instance_id)
+        if plugged is not None and not plugged.in_guest and not plugged.objects:
+            self._forget(plugged)
+
     async def plug(self, instance_id: str, socket_path: str, device: FsDevice | NetDevice) -> None:
-        """Plug a device in; the guest is notified, and probes it afterwards.
+        """Plug a device into its port; the guest is notified, and probes it afterwards.
 
         After a failure, objects of it may be left, which `unplug` removes.
 
@@ -114,8 +134,8 @@ class HotPlug:
             ResourceExhaustedError: GUEST_PORTS_EXHAUSTED.
             PortholeError: See Monitor.execute.
         """
-        plugged = _Plugged(instance_id, self._ports.take())
-        self._plugged[instance_id] = plugged
+        self.reserve(instance_id)
+        plugged = self._plugged[instance_id]
         address = {"type": "unix", "data": {"path": socket_path}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await self._add(
@@ -231,6 +251,9 @@ class HotPlug:
             except FailedPreconditionError as refusal:
                 logger.warning("device %s: %s", plugged.instance_id, refusal.message)
             plugged.objects.pop()
+        self._forget(plugged)
+
+    def _forget(self, plugged: _Plugged) -> None:
         if self._plugged.pop(plugged.instance_id, None) is not None:
             self._ports.give_back(plugged.port)
 

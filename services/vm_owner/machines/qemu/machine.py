@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from services.handshake import events
 from services.handshake.errors import PortholeError, UnavailableError
-from services.vm_owner.machines import GuestInitEnd
+from services.vm_owner.machines import GuestInitEnd, Placement
 from services.vm_owner.machines.qemu.command_line import Hardware, Wiring, command_line
 from services.vm_owner.machines.qemu.control import SHARES, Adapter
+from services.vm_owner.machines.qemu.guest_memory import GuestMemory, place_pools
 from services.vm_owner.machines.qemu.hot_plug import FsDevice, HotPlug, NetDevice
 from services.vm_owner.machines.qemu.image import one_initramfs
 from services.vm_owner.machines.qemu.installation import (
@@ -29,6 +30,7 @@ from services.vm_owner.machines.qemu.installation import (
     choose_accelerator,
     find_qemu,
 )
+from services.vm_owner.machines.qemu.ports import Ports
 from services.vm_owner.machines.qemu.running import GuestPaths, RunningGuest
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class QemuMachine:
         self._find_image = find_image
         self._cpus = cpus
         self._settings = settings
+        self._memory = GuestMemory(0)
         self._guest, self._hot_plug = self._new_guest()
         self._control: GuestControl | None = None
         self._mounts: dict[str, str] = {}
@@ -126,11 +129,17 @@ class QemuMachine:
         emulated: there are hosts whose KVM runs no guest.
 
         Raises:
+            InvalidArgumentError: ISOLATION_POOL.
             UnavailableError: GUEST_ENDED, with the last lines of what ended.
             DeadlineExceededError: GUEST_BOOT_DEADLINE, with those of the guest's console.
         """
         if self._installation is None or self._image is None:
             raise UnavailableError("GUEST_ENDED", "the machine was not started")
+        if spec.divided_pool_bytes is None:
+            self._memory = GuestMemory(spec.ram_bytes)
+        else:
+            self._memory = place_pools(spec.ram_bytes, spec.divided_pool_bytes)
+        self._guest, self._hot_plug = self._new_guest()
         initramfs = await asyncio.to_thread(self._write_files, spec, self._image)
         try:
             await self._boot(spec, self._installation, self._image.kernel, initramfs)
@@ -149,7 +158,7 @@ class QemuMachine:
     async def _boot(
         self, spec: BootSpec, installation: Installation, kernel: Path, initramfs: Path
     ) -> None:
-        hardware = Hardware(spec.ram_bytes, self._cpus, self._accelerator)
+        hardware = Hardware(self._memory, self._cpus, self._accelerator)
         words = spec.kernel_command_line
 
         def command(wiring: Wiring) -> list[str]:
@@ -170,7 +179,19 @@ class QemuMachine:
 
     def _new_guest(self) -> tuple[RunningGuest, HotPlug]:
         guest = RunningGuest(self._paths, self._on_event)
-        return guest, HotPlug(guest.monitor)
+        return guest, HotPlug(guest.monitor, Ports(self._memory.ports))
+
+    def reserve(self, instance_id: str) -> Placement:
+        """Take a port for a device.
+
+        Raises:
+            ResourceExhaustedError: GUEST_PORTS_EXHAUSTED.
+        """
+        return Placement(self._memory.pool_of(self._hot_plug.reserve(instance_id)))
+
+    def give_back(self, instance_id: str) -> None:
+        """Give back the port of a device that was never attached."""
+        self._hot_plug.give_back(instance_id)
 
     async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device, and mount or configure it; the guest uses it when this returns.

@@ -25,6 +25,17 @@ def port_id(port: int) -> str:
     return f"port{port}"
 
 
+def pci_address(port: int) -> str:
+    """Return the PCI address that the device in a port has, as Linux names it.
+
+    The machine has no other bridges, its ports follow each other by slot and function, and the
+    firmware numbers the buses behind bridges in that order from 1 on, which Linux keeps. Were it
+    otherwise, the guest would refuse the device (docs/kernel.md), or take another device's pool,
+    which the device does not reach.
+    """
+    return f"0000:{port + 1:02x}:00.0"
+
+
 class Ports:
     """The ports of one machine."""
 

@@ -12,9 +12,11 @@ from services.vm_owner.machines.qemu.command_line import (
     command_line,
     kernel_arguments,
 )
+from services.vm_owner.machines.qemu.guest_memory import GuestMemory, place_pools
 from services.vm_owner.machines.qemu.installation import Accelerator, Installation
 from services.vm_owner.machines.qemu.ports import PORTS
 
+SHARED = GuestMemory(2 << 30)
 VM_ID = "01234567-89ab-cdef-0123-456789abcdef"
 
 
@@ -23,11 +25,12 @@ def arguments(
     version: tuple[int, int] = (7, 2),
     accelerator: Accelerator = Accelerator.TCG,
     channel: str = "/run/vm/init-port.sock",
+    memory: GuestMemory = SHARED,
 ) -> list[str]:
     return command_line(
         Installation("/usr/bin/qemu-system-x86_64", version),
         VM_ID,
-        Hardware(2 << 30, 2, accelerator),
+        Hardware(memory, 2, accelerator),
         Path("/k/vmlinux"),
         Path("/k/initramfs"),
         "swiotlb=force hv_pci_swiotlb=67108864",
@@ -55,8 +58,21 @@ def test_the_kernel_gets_the_owners_words_first_and_then_the_machines() -> None:
     appended = value(arguments(), "-append")
     assert appended.startswith("swiotlb=force hv_pci_swiotlb=67108864 console=ttyS0 ")
     assert appended.endswith("no_timer_check")
-    assert "no_timer_check" not in kernel_arguments("x", Accelerator.KVM)
-    assert kernel_arguments("", Accelerator.KVM) == "console=ttyS0 panic=-1 reboot=t"
+    by_kvm = Hardware(SHARED, 1, Accelerator.KVM)
+    assert "no_timer_check" not in kernel_arguments("x", by_kvm)
+    assert kernel_arguments("", by_kvm) == "console=ttyS0 panic=-1 reboot=t"
+
+
+def test_a_divided_pool_is_told_to_the_kernel_by_the_addresses_of_the_ports() -> None:
+    memory = place_pools(2 << 30, 64 << 20)
+    line = arguments(memory=memory)
+    assert f" {memory.kernel_words[0]} console=ttyS0 " in value(line, "-append")
+    ports = [d for d in values(line, "-device") if d.startswith("pcie-root-port")]
+    assert len(ports) == len(memory.pools) == value(line, "-append").count("/0000:")
+    assert "memory-backend=" not in value(line, "-machine")
+    files = [text for text in values(line, "-object") if "memfd" in text]
+    assert len(files) == len(memory.pools)
+    assert not any("share=on" in text for text in values(line, "-object") if text not in files)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from services.handshake.errors import DeadlineExceededError, FailedPreconditionError
 from services.vm_owner.machines.qemu.hot_plug import FsDevice, HotPlug, NetDevice
-from services.vm_owner.machines.qemu.ports import PORTS
+from services.vm_owner.machines.qemu.ports import PORTS, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,7 @@ class FakeQemu:
         self.refused: set[str] = set()
         self.keeps = False
         self.chardevs: list[dict[str, object]] = []
-        self.plug = HotPlug(self)
+        self.plug = HotPlug(self, Ports())
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         self.commands.append((command, arguments or {}))
@@ -132,6 +133,46 @@ async def test_a_guest_that_keeps_a_device_keeps_its_port_until_it_lets_go() -> 
     assert qemu.names()[-1] == "chardev-remove"
     await qemu.plug.plug("c", "/run/c.sock", FS)
     assert qemu.last_port() == "port0"
+
+
+async def test_a_reserved_port_is_the_one_that_its_device_gets() -> None:
+    qemu = FakeQemu()
+    assert [qemu.plug.reserve(name) for name in ("a", "b", "a")] == [0, 1, 0]
+    await qemu.plug.plug("b", "/run/b.sock", FS)
+    assert qemu.last_port() == "port1"
+    qemu.plug.give_back("a")
+    assert qemu.plug.reserve("c") == 0
+    assert qemu.names() == ["chardev-add", "device_add"]
+
+
+@pytest.mark.parametrize("refused", ["", "device_add"])
+async def test_only_a_port_without_a_device_is_given_back(refused: str) -> None:
+    qemu = FakeQemu()
+    qemu.refused = {refused}
+    with suppress(FailedPreconditionError):
+        await qemu.plug.plug("a", "/run/a.sock", FS)
+    qemu.plug.give_back("a")
+    assert "a" in qemu.plug
+    assert qemu.plug.reserve("b") == 1
+    qemu.plug.give_back("unknown")
+
+
+async def test_unplugging_what_was_only_reserved_frees_its_port() -> None:
+    qemu = FakeQemu()
+    qemu.plug.reserve("a")
+    await qemu.plug.unplug("a", 1.0)
+    assert qemu.commands == []
+    assert qemu.plug.reserve("b") == 0
+
+
+async def test_a_port_that_a_guest_keeps_is_not_reserved_for_another() -> None:
+    qemu = FakeQemu()
+    qemu.keeps = True
+    await qemu.plug.plug("a", "/run/a.sock", FS)
+    with pytest.raises(DeadlineExceededError):
+        await qemu.plug.unplug("a", 0.01)
+    qemu.plug.give_back("a")
+    assert qemu.plug.reserve("b") == 1
 
 
 async def test_a_socket_whose_other_end_is_gone_is_known() -> None:

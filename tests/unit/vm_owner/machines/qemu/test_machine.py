@@ -9,6 +9,7 @@ import stat
 import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,9 +18,11 @@ from services.handshake import events
 from services.handshake.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
     UnavailableError,
 )
-from services.vm_owner.machines import AttachSpec, BootSpec, GuestInitEnd
+from services.vm_owner.machines import AttachSpec, BootSpec, GuestInitEnd, Placement
 from services.vm_owner.machines.qemu.image import GuestImage
 from services.vm_owner.machines.qemu.installation import Accelerator
 from services.vm_owner.machines.qemu.machine import QemuMachine, QemuSettings
@@ -27,7 +30,6 @@ from tests.support import fake_qemu
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from services.vm_owner.machines.qemu.control import Adapter
 
@@ -98,6 +100,10 @@ class Rig:
     def init_pid(self) -> int:
         assert self.machine._guest._init is not None
         return self.machine._guest._init.pid
+
+
+def words_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 
 
 def fake_binary(run_dir: Path) -> str:
@@ -247,6 +253,40 @@ async def test_a_share_is_mounted_and_unmounted_before_it_is_unplugged(run_dir: 
         await up.machine.release_device("a")
         await up.machine.detach_device("a")
         assert up.control.journal == ["mount data /mnt/data", "unmount /mnt/data"]
+
+
+async def test_with_strict_isolation_each_device_has_the_pool_of_its_port(run_dir: Path) -> None:
+    async with rig(run_dir) as up:
+        spec = replace(SPEC, divided_pool_bytes=8 << 20)
+        await up.machine.boot(spec)
+        line = words_of(up.qemu_pid)
+        assert sum(word.startswith("memory-backend-memfd") for word in line) == 2
+        first, second = (up.machine.reserve(name).aperture for name in ("a", "b"))
+        assert first is not None
+        assert second is not None
+        assert first.end == second.base
+        with pytest.raises(ResourceExhaustedError, match="all 2 ports") as full:
+            up.machine.reserve("c")
+        assert full.value.reason == "GUEST_PORTS_EXHAUSTED"
+        await up.machine.attach_device(SHARE)
+        up.machine.give_back("b")
+        assert up.machine.reserve("c").aperture == second
+        await up.machine.detach_device("a")
+        assert up.machine.reserve("d").aperture == first
+
+
+async def test_with_shared_memory_no_device_has_a_pool_of_its_own(run_dir: Path) -> None:
+    async with rig(run_dir) as up:
+        await up.machine.boot(SPEC)
+        assert up.machine.reserve("a") == Placement()
+
+
+async def test_a_pool_that_cannot_be_divided_starts_nothing(run_dir: Path) -> None:
+    async with rig(run_dir) as up:
+        with pytest.raises(InvalidArgumentError) as refused:
+            await up.machine.boot(replace(SPEC, divided_pool_bytes=0))
+        assert refused.value.reason == "ISOLATION_POOL"
+        assert up.machine._guest._qemu is None
 
 
 async def test_an_adapter_is_configured(run_dir: Path) -> None:
