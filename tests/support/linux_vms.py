@@ -17,7 +17,7 @@ from services.vm_owner.machines.qemu.image import INITRAMFS, KERNEL
 from tests.support.house import House
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
 DEADLINE_S = 120.0
@@ -30,7 +30,7 @@ RAM_BYTES = 1280 << 20
 class LinuxHouse(House):
     """The services, with an owner that boots Linux guests by emulation."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, settings: Mapping[str, str] | None = None) -> None:
         super().__init__(
             run_dir,
             {
@@ -39,6 +39,7 @@ class LinuxHouse(House):
                 "PORTHOLE_QEMU_INITRAMFS": str(INITRAMFS),
                 "PORTHOLE_BOOT_DEADLINE_S": "100",
                 "PORTHOLE_CAPABILITIES_DEADLINE_S": "100",
+                **(settings or {}),
             },
         )
 

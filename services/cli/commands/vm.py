@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -104,8 +105,8 @@ def create(
 ) -> None:
     """Boot a VM."""
     cli = context.of(ctx)
-    asked = QemuRequest(_absolute(kernel), _absolute(initramfs), cpus, isolation or "")
-    qemu = _qemu(machine, asked, publishes_pool)
+    rest = QemuRequest(cpus=cpus, isolation=isolation or "")
+    qemu = _qemu(machine, kernel, initramfs, rest, publishes_pool)
     request = VmRequest(
         kind=kind,
         ram_bytes=parse_size(ram) if ram else 0,
@@ -134,14 +135,16 @@ def create(
         say(f"next: porthole session apply {vm.vm_id}")
 
 
-def _qemu(machine: str, asked: QemuRequest, publishes_pool: bool | None) -> QemuRequest | None:
+def _qemu(
+    machine: str, kernel: str, initramfs: str, rest: QemuRequest, publishes_pool: bool | None
+) -> QemuRequest | None:
     if machine != QEMU:
-        if asked.initramfs or asked.cpus or asked.isolation:
+        if initramfs or rest != QemuRequest():
             raise typer.BadParameter(f"--initramfs, --cpus and --isolation need --machine {QEMU}")
         return None
     if publishes_pool is not None:
         raise typer.BadParameter("a Linux guest reports by itself whether it publishes its pool")
-    return asked
+    return replace(rest, kernel=_absolute(kernel), initramfs=_absolute(initramfs))
 
 
 def _absolute(path: str) -> str:
