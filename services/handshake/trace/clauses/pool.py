@@ -136,7 +136,7 @@ def _aperture_shared(vm: VmTrace) -> Iterator[str]:
         device = added.get(id(event))
         if event.name == events.DEVICE_REMOVED:
             present.pop(event.text(events.DEVICE_ID), None)
-        elif device is not None and device.tokens:
+        elif device is not None:
             for other in present.values():
                 if _reach_the_same(vm, device, other):
                     yield f"{device} reaches memory that {other} reaches, and one has it alone"
@@ -144,6 +144,7 @@ def _aperture_shared(vm: VmTrace) -> Iterator[str]:
 
 
 def _reach_the_same(vm: VmTrace, device: DeviceTrace, other: DeviceTrace) -> bool:
+    """Return whether one has for itself what the other reaches: the pool, if it has no part."""
     parts = [device.own_part, other.own_part]
     if parts == [None, None] or vm.latched is None:
         return False

@@ -9,16 +9,18 @@ import pytest
 
 from services.handshake import events
 from services.handshake.events import FS, Sizing
-from services.handshake.pool import Gpa, SwiotlbPool, format_token
+from services.handshake.pool import Gpa, SwiotlbPool, format_aperture, format_token
 from services.handshake.trace.checker import verify
 from services.handshake.trace.recorded import Recording
 from tests.support.handshake_traces import (
     MIB64,
     POOL,
+    TOKEN,
     VM,
     applied,
     change,
     device,
+    index,
     not_as_requested,
     pulled,
     pushed,
@@ -26,6 +28,7 @@ from tests.support.handshake_traces import (
     record,
     repeat,
     sizing,
+    strict,
     without,
     wsl2,
     wslc,
@@ -277,3 +280,47 @@ NO_DEVICES = (
     events.FIRST_REQUEST,
     events.DEVICE_REMOVED,
 )
+
+
+def test_a_device_without_a_part_beside_one_that_has_one() -> None:
+    options = f"b;{TOKEN};vm_id={VM}"
+    steps = change(strict(), events.DEVICE_ADDED, {events.DEVICE_OPTIONS: options}, tag="b")
+    place = index(steps, events.APERTURE_CREATED, tag="b")
+    whole = events.aperture_created(VM, "id-b", FS, "b", POOL)
+    steps[place] = (steps[place][0], whole)
+    assert rules(record(steps)) == {"APERTURE_SHARED"}
+
+
+def test_a_device_by_windows_beside_one_that_has_a_part() -> None:
+    steps = strict()
+    steps[index(steps, events.DEVICE_ADDED) : index(steps, events.DEVICE_ADDED)] = device(
+        "w", FS, None, features=()
+    )[:-1]
+    assert "APERTURE_SHARED" in rules(record(steps))
+
+
+@pytest.mark.parametrize(("pages", "broken"), [(0, set()), (-1, {"APERTURE_SHARED"})])
+def test_parts_touch_and_do_not_overlap(pages: int, broken: set[str]) -> None:
+    part = SwiotlbPool(Gpa(POOL.base + 8 * MIB + pages * 4096), 8 * MIB)
+    options = f"b;{TOKEN};{format_aperture(part)};vm_id={VM}"
+    numbers = {events.POOL_BASE: part.base, events.POOL_SIZE_BYTES: part.size_bytes}
+    steps = change(strict(), events.DEVICE_ADDED, {events.DEVICE_OPTIONS: options}, tag="b")
+    steps = change(steps, events.APERTURE_CREATED, numbers, tag="b")
+    assert rules(record(steps)) == broken
+
+
+def test_a_part_is_another_devices_only_after_its_removal() -> None:
+    steps = strict()
+    removed = steps[index(steps, events.DEVICE_REMOVED, tag="a")]
+    steps.remove(removed)
+    steps.insert(index(steps, events.DEVICE_REMOVED, tag="b"), removed)
+    assert rules(record(steps)) == {"APERTURE_SHARED"}
+
+
+def test_a_part_outside_the_pool_is_invalid_although_the_device_maps_it() -> None:
+    part = SwiotlbPool(Gpa(POOL.base - 8 * MIB), 8 * MIB)
+    options = f"b;{TOKEN};{format_aperture(part)};vm_id={VM}"
+    numbers = {events.POOL_BASE: part.base, events.POOL_SIZE_BYTES: part.size_bytes}
+    steps = change(strict(), events.DEVICE_ADDED, {events.DEVICE_OPTIONS: options}, tag="b")
+    steps = change(steps, events.APERTURE_CREATED, numbers, tag="b")
+    assert rules(record(steps)) == {"APERTURE_INVALID"}
