@@ -58,6 +58,7 @@ class GetVersionResponse(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Features that a VM owner may ask for. One that is unknown is ignored; one
         that is missing is not used, whatever the software version is.
+          "aperture": `aperture=` in the options of a device.
           "swiotlb-token": the token, in SetSwiotlb and in the options of a device.
           "guest-capabilities": SetSwiotlb takes capabilities, also without a token.
           "aggregate": AggregateBackend, AddChild and RemoveChild.
@@ -333,7 +334,7 @@ class AddChildRequest(_message.Message):
     """Name of the share's directory in the device's root."""
     options: _builtins.str
     """"name;key=value;flag;…;vm_id=<uuid>", the options of a device without those
-    that concern the whole device: swiotlb, rings, queues and writeback.
+    that concern the whole device: swiotlb, aperture, rings, queues and writeback.
     """
     shared_dir: _builtins.str
     """Directory on the host, an absolute path."""

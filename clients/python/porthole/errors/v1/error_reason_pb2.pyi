@@ -120,6 +120,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: more virtual CPUs than a machine may have."""
     MACHINE_PATH: _ErrorReason.ValueType  # 251
     """INVALID_ARGUMENT: not the absolute path of a file that a guest boots."""
+    ISOLATION_UNKNOWN: _ErrorReason.ValueType  # 253
+    """INVALID_ARGUMENT: an isolation that the owner does not know."""
+    ISOLATION_POOL: _ErrorReason.ValueType  # 254
+    """INVALID_ARGUMENT: with strict isolation the pool that the VM asks for cannot be divided among
+    devices: there is none, it is too small, or it does not fit; the message has the bounds.
+    """
+    ISOLATION_WITHOUT_POOL: _ErrorReason.ValueType  # 255
+    """FAILED_PRECONDITION: a device of a VM with strict isolation would reach nothing, as the guest has not
+    announced the pool that the machine has placed; its kernel must be one of `make kernel`.
+    """
     WORKLOAD_UNSUPPORTED: _ErrorReason.ValueType  # 252
     """FAILED_PRECONDITION: the guest does not serve Workload: it is a Linux guest."""
     QEMU_NOT_FOUND: _ErrorReason.ValueType  # 240
@@ -193,6 +203,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: `rings=inside` for a device without the token of a pool; give it one, or leave
     the option out.
     """
+    APERTURE_SYNTAX: _ErrorReason.ValueType  # 348
+    """INVALID_ARGUMENT: a device's `aperture=` does not have the form that the VM owner writes."""
+    APERTURE_WITHOUT_POOL: _ErrorReason.ValueType  # 349
+    """INVALID_ARGUMENT: `aperture=` for a device without the token of a pool, of which it would be a part."""
+    APERTURE_OUTSIDE_POOL: _ErrorReason.ValueType  # 350
+    """INVALID_ARGUMENT: a device's `aperture=` is not inside the pool of its token."""
     CHILD_NAME: _ErrorReason.ValueType  # 313
     """INVALID_ARGUMENT: the name of a share cannot be the name of a directory."""
     SHARE_EXISTS: _ErrorReason.ValueType  # 345
@@ -721,6 +737,16 @@ MACHINE_CPUS: ErrorReason.ValueType  # 250
 """INVALID_ARGUMENT: more virtual CPUs than a machine may have."""
 MACHINE_PATH: ErrorReason.ValueType  # 251
 """INVALID_ARGUMENT: not the absolute path of a file that a guest boots."""
+ISOLATION_UNKNOWN: ErrorReason.ValueType  # 253
+"""INVALID_ARGUMENT: an isolation that the owner does not know."""
+ISOLATION_POOL: ErrorReason.ValueType  # 254
+"""INVALID_ARGUMENT: with strict isolation the pool that the VM asks for cannot be divided among
+devices: there is none, it is too small, or it does not fit; the message has the bounds.
+"""
+ISOLATION_WITHOUT_POOL: ErrorReason.ValueType  # 255
+"""FAILED_PRECONDITION: a device of a VM with strict isolation would reach nothing, as the guest has not
+announced the pool that the machine has placed; its kernel must be one of `make kernel`.
+"""
 WORKLOAD_UNSUPPORTED: ErrorReason.ValueType  # 252
 """FAILED_PRECONDITION: the guest does not serve Workload: it is a Linux guest."""
 QEMU_NOT_FOUND: ErrorReason.ValueType  # 240
@@ -794,6 +820,12 @@ RINGS_WITHOUT_POOL: ErrorReason.ValueType  # 347
 """INVALID_ARGUMENT: `rings=inside` for a device without the token of a pool; give it one, or leave
 the option out.
 """
+APERTURE_SYNTAX: ErrorReason.ValueType  # 348
+"""INVALID_ARGUMENT: a device's `aperture=` does not have the form that the VM owner writes."""
+APERTURE_WITHOUT_POOL: ErrorReason.ValueType  # 349
+"""INVALID_ARGUMENT: `aperture=` for a device without the token of a pool, of which it would be a part."""
+APERTURE_OUTSIDE_POOL: ErrorReason.ValueType  # 350
+"""INVALID_ARGUMENT: a device's `aperture=` is not inside the pool of its token."""
 CHILD_NAME: ErrorReason.ValueType  # 313
 """INVALID_ARGUMENT: the name of a share cannot be the name of a directory."""
 SHARE_EXISTS: ErrorReason.ValueType  # 345

@@ -121,6 +121,44 @@ NETWORKING_MODE_MIRRORED: NetworkingMode.ValueType  # 5
 """The host's own network; this owner adds no adapter."""
 Global___NetworkingMode: _TypeAlias = NetworkingMode  # noqa: Y015
 
+class _Isolation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IsolationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Isolation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ISOLATION_UNSPECIFIED: _Isolation.ValueType  # 0
+    """ISOLATION_SHARED_RAM."""
+    ISOLATION_SHARED_RAM: _Isolation.ValueType  # 1
+    """All of it. The guest's kernel places its pool, which all devices use; a device
+    maps that, and the pages of its rings.
+    """
+    ISOLATION_STRICT: _Isolation.ValueType  # 2
+    """Pools alone, one for each device and with its rings in it; a device maps its
+    own. The owner places and divides the pool, which needs 4 MiB or more
+    (INVALID_ARGUMENT, ISOLATION_POOL) and a kernel that takes it so: otherwise
+    devices are refused (FAILED_PRECONDITION, ISOLATION_WITHOUT_POOL). A machine has
+    at most 8 devices then.
+    """
+
+class Isolation(_Isolation, metaclass=_IsolationEnumTypeWrapper):
+    """Isolation is what the devices of a guest are handed of its memory."""
+
+ISOLATION_UNSPECIFIED: Isolation.ValueType  # 0
+"""ISOLATION_SHARED_RAM."""
+ISOLATION_SHARED_RAM: Isolation.ValueType  # 1
+"""All of it. The guest's kernel places its pool, which all devices use; a device
+maps that, and the pages of its rings.
+"""
+ISOLATION_STRICT: Isolation.ValueType  # 2
+"""Pools alone, one for each device and with its rings in it; a device maps its
+own. The owner places and divides the pool, which needs 4 MiB or more
+(INVALID_ARGUMENT, ISOLATION_POOL) and a kernel that takes it so: otherwise
+devices are refused (FAILED_PRECONDITION, ISOLATION_WITHOUT_POOL). A machine has
+at most 8 devices then.
+"""
+Global___Isolation: _TypeAlias = Isolation  # noqa: Y015
+
 class _VmView:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -269,6 +307,7 @@ class QemuMachine(_message.Message):
     KERNEL_FIELD_NUMBER: _builtins.int
     INITRAMFS_FIELD_NUMBER: _builtins.int
     CPUS_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     kernel: _builtins.str
     """Absolute path of the kernel, on the owner's host; empty: the owner's
     `--qemu-kernel`.
@@ -279,16 +318,19 @@ class QemuMachine(_message.Message):
     """
     cpus: _builtins.int
     """Virtual CPUs, at most 64; 0: 1."""
+    isolation: Global___Isolation.ValueType
+    """What the guest's devices are handed of its memory."""
     def __init__(
         self,
         *,
         kernel: _builtins.str = ...,
         initramfs: _builtins.str = ...,
         cpus: _builtins.int = ...,
+        isolation: Global___Isolation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "initramfs", b"initramfs", "kernel", b"kernel"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "initramfs", b"initramfs", "isolation", b"isolation", "kernel", b"kernel"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
