@@ -163,6 +163,7 @@ def _require_no_share(options: FsOptions) -> None:
         name=options.name,
         vm_id=options.vm_id,
         swiotlb=options.swiotlb,
+        aperture=options.aperture,
         rings=options.rings,
         queues=options.queues,
         writeback=options.writeback,

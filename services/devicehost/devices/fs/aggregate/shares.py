@@ -197,6 +197,7 @@ def _check_options(options: FsOptions) -> None:
         ("queues", options.queues != 1),
         ("rings", options.rings != RINGS_ANYWHERE),
         ("swiotlb", options.swiotlb is not None),
+        ("aperture", options.aperture is not None),
         ("writeback", options.writeback),
     ):
         if given:

@@ -207,7 +207,15 @@ def test_what_cannot_be_shared_is_named(shared: Path) -> None:
 
 def test_an_aggregate_takes_shares_and_no_options_of_one(shared: Path) -> None:
     pool = SwiotlbPool(Gpa(1 << 30), 64 << 20)
-    own = FsOptions(name="all", vm_id=VM_ID, queues=4, writeback=True, swiotlb=pool, rings="inside")
+    own = FsOptions(
+        name="all",
+        vm_id=VM_ID,
+        queues=4,
+        writeback=True,
+        swiotlb=pool,
+        aperture=SwiotlbPool(pool.base, 8 << 20),
+        rings="inside",
+    )
     made = FsDevice(own, AggregateBackend(), MAX_REQUEST_BYTES)
     assert made.num_queues == 5
     children = [made.children]

@@ -40,6 +40,7 @@ def test_a_name_that_no_share_can_have_is_refused(rig: Rig, name: str, length: i
     [
         ("queues", 2),
         ("swiotlb", SwiotlbPool(Gpa(1 << 30), 64 << 20)),
+        ("aperture", SwiotlbPool(Gpa(1 << 30), 8 << 20)),
         ("rings", "inside"),
         ("writeback", True),
     ],
