@@ -307,6 +307,7 @@ def _vm(vm: vm_owner_pb2.Vm) -> VmView:
         guest_init_address=vm.guest_init_address,
         machine_address=vm.machine_address,
         traceparent=vm.traceparent,
+        isolation=_word(vm_owner_pb2.Isolation.Name(vm.isolation), "ISOLATION_"),
         shares=tuple(_share(share) for share in vm.shares),
         devices=tuple(_device(device) for device in vm.devices),
         warnings=tuple(WarningView(warning.id, warning.text) for warning in vm.warnings),

@@ -87,6 +87,7 @@ def vm_facts(vm: VmView) -> Table:
         ("networking", vm.networking_mode),
         ("guest init", vm.guest_init_address or "none"),
         ("machine", vm.machine_address),
+        ("isolation", vm.isolation),
         ("trace", vm.traceparent),
         *(("warning", f"{warning.id}: {warning.text}") for warning in vm.warnings),
     ):

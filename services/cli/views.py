@@ -91,6 +91,7 @@ class VmView:
         guest_init_address: Address of GuestInit; empty when the VM has none.
         machine_address: Address of the VM's machine.
         traceparent: W3C trace context of the VM's trace.
+        isolation: What its devices are handed of the guest's memory: shared-ram or strict.
         shares: Its shares, the oldest first.
         devices: Its devices.
         warnings: The warnings about it.
@@ -111,6 +112,7 @@ class VmView:
     guest_init_address: str
     machine_address: str
     traceparent: str
+    isolation: str
     shares: tuple[ShareView, ...] = ()
     devices: tuple[DeviceView, ...] = ()
     warnings: tuple[WarningView, ...] = ()

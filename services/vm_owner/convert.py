@@ -266,6 +266,11 @@ def vm_basics_to_proto(vm: Vm) -> vm_owner_pb2.Vm:
         guest_init_address=vm.guest_init_address,
         machine_address=vm.machine.address,
         traceparent=facts.traceparent,
+        isolation=(
+            vm_owner_pb2.ISOLATION_STRICT
+            if facts.divides_pool
+            else vm_owner_pb2.ISOLATION_SHARED_RAM
+        ),
     )
 
 

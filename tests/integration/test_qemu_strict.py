@@ -121,6 +121,7 @@ async def add_marked(house: LinuxHouse, vm_id: str, name: str) -> vm_owner_pb2.S
 async def test_a_device_gets_the_pools_and_keeps_its_own(house: LinuxHouse) -> None:
     vm = await house.boot(WSL2, machine=STRICT)
     pool = vm.latched_pool
+    assert vm.isolation == vm_owner_pb2.ISOLATION_STRICT
     assert "swiotlb" not in vm.kernel_command_line
     qemu, host = child(house, "qemu-system"), house.pid_of("device host")
     await house.add_share(vm.vm_id, "data")

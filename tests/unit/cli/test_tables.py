@@ -55,6 +55,7 @@ VM = VmView(
     guest_init_address="unix:/run/g.sock",
     machine_address="unix:/run/m.sock",
     traceparent="00-0-0-01",
+    isolation="strict",
     shares=(ShareView("s1", "d1", "/srv/[bold]data", "data", "ro", elevated=False),),
     devices=(DEVICE,),
     warnings=(WarningView("Id", "text"),),

@@ -87,6 +87,7 @@ async def test_a_whole_life_over_the_wire(stub: Stub, rig: Rig, tmp_path: Path) 
     assert vm.networking_mode == vm_owner_pb2.NETWORKING_MODE_VIRTIO_PROXY
     assert vm.guest_init_address == f"unix:{rig.run_dir}/guest-init.sock"
     assert vm.machine_address == f"unix:{rig.run_dir}/machine.sock"
+    assert vm.isolation == vm_owner_pb2.ISOLATION_SHARED_RAM
     spec = vm_owner_pb2.ShareSpec(host_path=str(tmp_path), tag="data", options="ro")
     added = await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec))
     again = await stub.AddShare(vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec))

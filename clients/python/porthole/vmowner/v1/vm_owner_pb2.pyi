@@ -594,6 +594,7 @@ class Vm(_message.Message):
     GUEST_INIT_ADDRESS_FIELD_NUMBER: _builtins.int
     MACHINE_ADDRESS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """UUID of the VM, in lower case."""
     kind: Global___VmKind.ValueType
@@ -616,6 +617,8 @@ class Vm(_message.Message):
     """Address of the machine that runs the guest."""
     traceparent: _builtins.str
     """W3C traceparent that is the parent of all spans of this VM."""
+    isolation: Global___Isolation.ValueType
+    """What its devices are handed of the guest's memory."""
     @_builtins.property
     def capabilities(self) -> _guest_capabilities_pb2.GuestCapabilities:
         """What is in force of the guest's reports, with the fields that the owner does
@@ -657,10 +660,11 @@ class Vm(_message.Message):
         guest_init_address: _builtins.str = ...,
         machine_address: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        isolation: Global___Isolation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "latched_pool", b"latched_pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "devices", b"devices", "guest_init_address", b"guest_init_address", "kernel_command_line", b"kernel_command_line", "kind", b"kind", "latched_pool", b"latched_pool", "machine_address", b"machine_address", "networking_mode", b"networking_mode", "ram_bytes", b"ram_bytes", "shares", b"shares", "state", b"state", "swiotlb_option", b"swiotlb_option", "traceparent", b"traceparent", "vm_id", b"vm_id", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "devices", b"devices", "guest_init_address", b"guest_init_address", "isolation", b"isolation", "kernel_command_line", b"kernel_command_line", "kind", b"kind", "latched_pool", b"latched_pool", "machine_address", b"machine_address", "networking_mode", b"networking_mode", "ram_bytes", b"ram_bytes", "shares", b"shares", "state", b"state", "swiotlb_option", b"swiotlb_option", "traceparent", b"traceparent", "vm_id", b"vm_id", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
