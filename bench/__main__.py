@@ -15,16 +15,27 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench import against, machine, pools, profiles, report, scale, trees, walk
+from bench import against, boots, guest_files, machine, pools, profiles, report, scale, trees, walk
 from bench import targets as all_targets
 from bench.cases import WORKING_SET_BYTES, Case, Kind, Medium, Size, matrix
-from bench.results import CaseResult, PoolRow, Profile, Results, ScaleRow, WalkRow
+from bench.results import (
+    BootRow,
+    CaseResult,
+    GuestFilesRow,
+    PoolRow,
+    Profile,
+    Results,
+    ScaleRow,
+    WalkRow,
+)
 from bench.rounds import Runner, Settings
 from bench.targets import C, Target, virtiofsds
 from bench.verdicts import judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from services.vm_owner.machines.qemu.installation import Accelerator
 
 DISK_DIR: Final = Path("build/bench/shared")
 OUTPUT: Final = {Size.FULL: Path("docs/benchmarks")}
@@ -37,7 +48,8 @@ GUEST_DEVICES: Final = {Size.SMOKE: (2,), Size.QUICK: (1, 8), Size.FULL: (1, 2, 
 PROFILE_S: Final = 2.0
 """Length of a profiled run, in seconds."""
 WALKED: Final = {Size.SMOKE: 2000, Size.QUICK: 100_000, Size.FULL: 1_000_000}
-PARTS: Final = ("cases", "scale", "pools", "walks", "profiles")
+QUICK_PARTS: Final = ("cases", "scale", "pools", "walks", "profiles")
+PARTS: Final = (*QUICK_PARTS, "guests")
 
 
 def main() -> None:
@@ -58,6 +70,9 @@ def main() -> None:
         rows = list(_scale(given, settings)) if "scale" in given.parts else []
         pool_rows = list(_pools(given, settings)) if "pools" in given.parts else []
         walks = list(_walks(given, settings)) if "walks" in given.parts else []
+        accelerator = boots.find_accelerator() if _has_guests(given) else None
+        boot_rows = list(_boots(settings, accelerator)) if accelerator else []
+        file_rows = list(_guest_files(settings, accelerator)) if accelerator else []
         results = Results(
             machine=where,
             busyness=watch.read(),
@@ -70,6 +85,9 @@ def main() -> None:
             scale=rows,
             pools=pool_rows,
             walks=walks,
+            accelerator=accelerator or "",
+            boots=boot_rows,
+            guest_files=file_rows,
             profiles=[],
         )
         if "profiles" in given.parts and profiles.is_possible():
@@ -90,7 +108,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", type=re.compile, default=re.compile(""), help="regex that selects cases by name"
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, help="guests: Linux guests, by default in a full run"
+    )
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="length of each measurement")
     parser.add_argument("--anywhere", action="store_true", help="do not pin threads to CPUs")
@@ -104,7 +124,9 @@ def _arguments() -> argparse.Namespace:
         help="run the cases only, on our devices and on those of another checkout, which is set up",
     )
     parser.add_argument("--output", type=Path, help="folder of results.md and results.json")
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.parts = given.parts or (PARTS if given.size is Size.FULL else QUICK_PARTS)
+    return given
 
 
 def _checkout(path: str) -> Path:
@@ -192,6 +214,25 @@ def _pools(given: argparse.Namespace, settings: Settings) -> Iterator[PoolRow]:
 def _walks(given: argparse.Namespace, settings: Settings) -> Iterator[WalkRow]:
     for row in walk.measure(settings, WALKED[given.size]):
         print("\n" + report.walk_line(row), flush=True)
+        yield row
+
+
+def _has_guests(given: argparse.Namespace) -> bool:
+    if "guests" in given.parts and (missing := boots.missing()):
+        print(f"no Linux guest is measured: there is no {missing}")
+        return False
+    return "guests" in given.parts
+
+
+def _boots(settings: Settings, accelerator: Accelerator) -> Iterator[BootRow]:
+    for row in boots.measure(settings.rounds, accelerator):
+        print(report.boot_line(row), flush=True)
+        yield row
+
+
+def _guest_files(settings: Settings, accelerator: Accelerator) -> Iterator[GuestFilesRow]:
+    for row in guest_files.measure(settings, accelerator):
+        print(report.guest_files_line(row), flush=True)
         yield row
 
 

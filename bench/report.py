@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from bench.boots import BARE
 from bench.cases import Kind
 from bench.noise import differences
 from bench.plots import Bars, chart
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from bench.results import CaseResult, PoolRow, Results, Row, ScaleRow, WalkRow
+    from bench.results import (
+        BootRow,
+        CaseResult,
+        GuestFilesRow,
+        PoolRow,
+        Results,
+        Row,
+        ScaleRow,
+        WalkRow,
+    )
 
 TITLES: Final = {
     Kind.SMALL: "Small operations (READDIRPLUS: entries)",
@@ -82,6 +92,16 @@ def walk_line(row: WalkRow) -> str:
     )
 
 
+def boot_line(row: BootRow) -> str:
+    """Describe one milestone of a boot in plain text."""
+    return f"Linux guest: {row.name} after {spread(row.seconds)} s"
+
+
+def guest_files_line(row: GuestFilesRow) -> str:
+    """Describe one program under one load of a Linux guest in plain text."""
+    return f"Linux guest, {row.load}: {row.name} {spread(row.rates).median:,.0f}/s"
+
+
 def goal_rows(goals: Iterable[Goal]) -> list[list[str]]:
     """Return a row per goal: its bound, whether it was reached, and the worst case."""
     rows = []
@@ -136,8 +156,8 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
     lines += [f"![{name.removesuffix('.svg')}]({name})" for name in plots]
     for kind, title in TITLES.items():
         lines += _cases(title, [result for result in results.cases if result.case.kind is kind])
-    rest = [*_scale(results), *_pools(results), *_walks(results), *_profiles(results)]
-    return [*lines, *rest]
+    rest = [*_scale(results), *_pools(results), *_walks(results), *_boots(results)]
+    return [*lines, *rest, *_guest_files(results), *_profiles(results)]
 
 
 def _virtual(results: Results) -> str:
@@ -273,6 +293,44 @@ def _walked(row: WalkRow) -> list[str]:
     ]
 
 
+def _boots(results: Results) -> list[str]:
+    if not results.boots:
+        return []
+    bare = next(row for row in results.boots if row.name == BARE)
+    rows = [
+        [row.name, f"{spread(row.seconds)} s", str(_ratio(bare.seconds, row.seconds))]
+        for row in results.boots
+    ]
+    title = (
+        f"Executed by {results.accelerator.upper()}. The bare guest has the same kernel, machine "
+        "and pool; its time begins with QEMU, that of the others with CreateVm."
+    )
+    return ["", "## Boot of a Linux guest", "", title, "", *table(["", "after", "ratio"], rows)]
+
+
+def _guest_files(results: Results) -> list[str]:
+    if not results.guest_files:
+        return []
+    loads = list(dict.fromkeys(row.load for row in results.guest_files))
+    names = list(dict.fromkeys(row.name for row in results.guest_files))
+    found = {(row.load, row.name): row.rates for row in results.guest_files}
+    first = names[0]
+    head = ["load", *(f"{name} /s" for name in names), *(f"{first} : {name}" for name in names[1:])]
+    rows = [
+        [
+            load,
+            *(f"{spread(found[load, name]).median:,.0f}" for name in names),
+            *(str(_ratio(found[load, name], found[load, first])) for name in names[1:]),
+        ]
+        for load in loads
+    ]
+    title = (
+        f"fio in one guest, executed by {results.accelerator.upper()}, with direct I/O and one "
+        "operation at a time. All programs are attached to it; it bounces for *pool* alone."
+    )
+    return ["", "## Files in a Linux guest", "", title, "", *table(head, rows)]
+
+
 def _pools(results: Results) -> list[str]:
     if not results.pools:
         return []
@@ -282,7 +340,7 @@ def _pools(results: Results) -> list[str]:
             f"{row.block_bytes >> 10} KiB",
             f"{spread(row.one_pool).median:,.0f}",
             f"{spread(row.pool_each).median:,.0f}",
-            str(_pool_ratio(row.one_pool, row.pool_each)),
+            str(_ratio(row.one_pool, row.pool_each)),
         ]
         for row in results.pools
     ]
@@ -293,8 +351,9 @@ def _pools(results: Results) -> list[str]:
     return ["", "## One pool, or a pool for each device", "", title, "", *table(head, rows)]
 
 
-def _pool_ratio(one: Sequence[float], each: Sequence[float]) -> Spread:
-    return spread([b / a for a, b in zip(one, each, strict=True) if a] or [0.0])
+def _ratio(baseline: Sequence[float], figures: Sequence[float]) -> Spread:
+    """Divide the figures by the baseline's of the same round."""
+    return spread([b / a for a, b in zip(baseline, figures, strict=True) if a] or [0.0])
 
 
 def _profiles(results: Results) -> list[str]:

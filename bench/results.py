@@ -135,6 +135,32 @@ class WalkRow(_Model):
     failure: str = ""
 
 
+class BootRow(_Model):
+    """A milestone of the boot of a Linux guest.
+
+    Attributes:
+        name: What has happened then.
+        seconds: Time until then, for each round.
+    """
+
+    name: str
+    seconds: list[float]
+
+
+class GuestFilesRow(_Model):
+    """One program that serves files to a Linux guest, under one load.
+
+    Attributes:
+        name: Name of the program.
+        load: What the guest does.
+        rates: Operations per second, for each round.
+    """
+
+    name: str
+    load: str
+    rates: list[float]
+
+
 class Symbol(_Model):
     """A function and its share of the samples, in percent."""
 
@@ -166,6 +192,9 @@ class Results(_Model):
         scale: Device hosts with different numbers of devices.
         pools: Comparisons of pools in the user-space guest.
         walks: Walks over many files.
+        accelerator: How Linux guests were executed; empty: there was none.
+        boots: Milestones of booting one.
+        guest_files: Programs that served files to one.
         profiles: Profiles of the worst case of each goal that was missed.
     """
 
@@ -180,6 +209,9 @@ class Results(_Model):
     scale: list[ScaleRow]
     pools: list[PoolRow]
     walks: list[WalkRow] = []
+    accelerator: str = ""
+    boots: list[BootRow] = []
+    guest_files: list[GuestFilesRow] = []
     profiles: list[Profile]
 
 

@@ -136,7 +136,19 @@ def _porthole(name: str, *options: str, native: bool, porthole: Path = _PORTHOLE
     )
 
 
+def of_guest(base: int, size_bytes: int) -> list[Target]:
+    """Return our device: confined to a guest's pool, by windows, and with all memory."""
+    native = has_native()
+    return [
+        _porthole("pool", "--swiotlb", f"0x{base:x},{size_bytes}", native=native),
+        _porthole("windows", "--memory", "windows", native=native),
+        _porthole("whole memory", "--memory", "whole", native=native),
+    ]
+
+
 NATIVE: Final = _porthole("native", "--swiotlb", POOL, native=True)
+ROOT: Final = _porthole("root", "--readonly", native=True)
+"""Serves a Linux guest its programs, and is not measured."""
 NATIVE_WINDOWS: Final = _porthole("native, windows", "--memory", "windows", native=True)
 NATIVE_WHOLE: Final = _porthole("native, whole memory", "--memory", "whole", native=True)
 PYTHON: Final = _porthole("python", "--swiotlb", POOL, native=False)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import front_end, pools, scale, targets, trees, walk
+from bench import boots, front_end, guest_files, pools, scale, targets, trees, walk
 from bench.cases import KIB, MIB, WORKING_SET_BYTES, Case, Medium
 from bench.front_end import FrontEndError
 from bench.rounds import AGAIN, FLOORS, MEMCPY, Runner, Settings
 from services.devicehost import fastpath
+from services.vm_owner.machines.qemu.installation import Accelerator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,3 +150,30 @@ def test_one_pool_and_a_pool_for_each_device(settings: Settings) -> None:
     rows = list(pools.measure(settings, [2]))
     assert [row.block_bytes for row in rows] == list(pools.BLOCKS)
     assert all(row.one_pool[0] > 0 and row.pool_each[0] > 0 for row in rows)
+
+
+@pytest.mark.guest_image
+@pytest.mark.guest_kernel
+def test_the_milestones_of_a_boot_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert not boots.missing()
+    bare, *ours = boots.measure(1, Accelerator.TCG)
+    assert bare.name == boots.BARE
+    assert bare.seconds[0] > 0
+    assert [row.name for row in ours] == [boots.LATCHED, boots.MOUNTED, boots.COMMAND]
+    assert 0 < ours[0].seconds[0] < ours[1].seconds[0] < ours[2].seconds[0]
+
+
+@pytest.mark.root
+@pytest.mark.fio
+@pytest.mark.guest_image
+@pytest.mark.guest_kernel
+def test_each_program_serves_files_to_a_linux_guest(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_files, "LOADS", guest_files.LOADS[1:2])
+    found = {row.name: row.rates for row in guest_files.measure(settings, Accelerator.TCG)}
+    assert list(found)[:3] == ["pool", "windows", "whole memory"]
+    assert all(rate > 0 for rates in found.values() for rate in rates)
+    written = sorted(settings.shared[Medium.TMPFS].glob("written-*"))
+    assert len(written) == len(found)

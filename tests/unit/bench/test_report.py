@@ -7,12 +7,23 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import profiles, report
+from bench import boots, profiles, report
 from bench.cases import MIB, Case, Size
 from bench.machine import Busyness, Machine, describe
 from bench.plots import Bars, chart
 from bench.ratios import Spread
-from bench.results import CaseResult, PoolRow, Profile, Results, Row, ScaleRow, Symbol, WalkRow
+from bench.results import (
+    BootRow,
+    CaseResult,
+    GuestFilesRow,
+    PoolRow,
+    Profile,
+    Results,
+    Row,
+    ScaleRow,
+    Symbol,
+    WalkRow,
+)
 from bench.rounds import AGAIN, FLOORS
 from bench.targets import RUST, C
 from bench.verdicts import judge
@@ -73,6 +84,15 @@ def results(*cases: CaseResult, hosts: list[ScaleRow] | None = None) -> Results:
                 descriptors=1001,
             ),
             WalkRow(name=C.name, files=2000, failure="Too many open files"),
+        ],
+        accelerator="kvm",
+        boots=[
+            BootRow(name=boots.BARE, seconds=[1.0, 2.0]),
+            BootRow(name=boots.COMMAND, seconds=[1.5, 2.0]),
+        ],
+        guest_files=[
+            GuestFilesRow(name="pool", load="read", rates=[90, 100]),
+            GuestFilesRow(name="windows", load="read", rates=[30, 50]),
         ],
         profiles=[
             Profile(
@@ -144,6 +164,9 @@ def test_a_run_is_written_and_read_back(tmp_path: Path) -> None:
     assert "| 2 | 4 KiB | 15 | 20 | 1.50 (1.10-1.90) |" in page
     assert "| 50.0 % | kernel | `copy` |" in page
     assert "| native | 1.5 s | 2.0 s | 200 bytes | 1,001 |" in page
+    assert f"| {boots.COMMAND} | 1.75 (1.55-1.95) s | 1.25 (1.05-1.45) |" in page
+    assert "| read | 95 | 40 | 2.50 (2.10-2.90) |" in page
+    assert "executed by KVM" in page
     assert f"| {C.name} | failed: Too many open files |" in page
     for name in ("small.svg", "large.svg", "idle.svg", "memory.svg", "pools.svg"):
         assert f"]({name})" in page
