@@ -37,6 +37,9 @@ OPPOSITES: Final = {"suid": "nosuid", "dev": "nodev"}
 """What a guest may leave on the host, and the option that forbids it. Both are forbidden unless
 they are given, or the share has `metadata`."""
 
+SUBMOUNTS_MODES: Final = ("on", "off")
+"""Values of `submounts=`: whether what is mounted below a share is announced as a file system."""
+
 RINGS_ANYWHERE: Final = "anywhere"
 RINGS_INSIDE: Final = "inside"
 RINGS_MODES: Final = (RINGS_ANYWHERE, RINGS_INSIDE)
@@ -58,6 +61,7 @@ class FsOptions:
         dev: Whether it may leave device nodes there.
         xattr: Which names of extended attributes it may use, and what they are on the host.
         aperture: The part of the pool that is this device's own; its rings are there, too.
+        submounts: Whether what is mounted below the share is a file system of its own in the guest.
     """
 
     name: str
@@ -80,6 +84,7 @@ class FsOptions:
     suid: bool = False
     dev: bool = False
     xattr: XattrMap = SAFE
+    submounts: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +267,10 @@ def _cache(value: str) -> str:
     return _one_of(CACHE_MODES, value)
 
 
+def _submounts(value: str) -> bool:
+    return _one_of(SUBMOUNTS_MODES, value) == "on"
+
+
 def _rings(value: str) -> str:
     return _one_of(RINGS_MODES, value)
 
@@ -326,6 +335,7 @@ _FS_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "dev": _flag,
     "nodev": _flag,
     "xattr": parse_xattr_option,
+    "submounts": _submounts,
     "swiotlb": _swiotlb,
     "aperture": _aperture,
     "rings": _rings,

@@ -68,8 +68,8 @@ def test_only_the_owner_writes_token_and_vm(extra: str) -> None:
 def test_every_key_of_a_share() -> None:
     text = (
         f"src;ro;metadata;case=dir;uid=1000;gid=0;umask=022;dmask=0777;fmask=7;"
-        f"symlinkroot=/mnt/;cache=always;writeback;suid;dev;xattr=all;{TOKEN};rings=inside;"
-        f"queues=4;vm_id={VM}"
+        f"symlinkroot=/mnt/;cache=always;writeback;suid;dev;xattr=all;submounts=off;{TOKEN};"
+        f"rings=inside;queues=4;vm_id={VM}"
     )
     assert parse_fs_options(text) == FsOptions(
         name="src",
@@ -91,6 +91,7 @@ def test_every_key_of_a_share() -> None:
         suid=True,
         dev=True,
         xattr=XATTR_WORDS["all"],
+        submounts=False,
     )
 
 
@@ -245,6 +246,7 @@ def test_the_bounds_themselves_are_accepted() -> None:
         ("case=maybe", "one of off, dir, force"),
         ("cache=never", "one of none, auto, always"),
         ("rings=outside", "one of anywhere, inside"),
+        ("submounts=no", "one of on, off"),
         ("symlinkroot=here", "an absolute path"),
         ("client_ip=x", "an IPv4 address"),
         ("client_ip_ipv6=x", "an IPv6 address"),

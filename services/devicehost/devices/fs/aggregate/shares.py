@@ -199,6 +199,7 @@ def _check_options(options: FsOptions) -> None:
         ("swiotlb", options.swiotlb is not None),
         ("aperture", options.aperture is not None),
         ("writeback", options.writeback),
+        ("submounts", not options.submounts),
     ):
         if given:
             raise InvalidArgumentError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from services.devicehost.accounting import Bounds
 from services.devicehost.devices.fs.share.cache import CachePolicy
-from services.wire.fuse import FUSE_POSIX_ACL
+from services.wire.fuse import FUSE_POSIX_ACL, FUSE_SUBMOUNTS
 
 if TYPE_CHECKING:
     import ctypes
@@ -40,4 +40,6 @@ class Share:
     def capabilities(self) -> int:
         """Return the FUSE_* that may be agreed on at INIT."""
         agreeable = CachePolicy(self.options).capabilities()
-        return agreeable & ~FUSE_POSIX_ACL if self.options.metadata else agreeable
+        if self.options.metadata:
+            agreeable &= ~FUSE_POSIX_ACL
+        return agreeable if self.options.submounts else agreeable & ~FUSE_SUBMOUNTS

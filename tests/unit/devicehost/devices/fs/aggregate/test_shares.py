@@ -43,6 +43,7 @@ def test_a_name_that_no_share_can_have_is_refused(rig: Rig, name: str, length: i
         ("aperture", SwiotlbPool(Gpa(1 << 30), 8 << 20)),
         ("rings", "inside"),
         ("writeback", True),
+        ("submounts", False),
     ],
 )
 def test_an_option_of_a_whole_device_is_refused(rig: Rig, option: str, value: object) -> None:

@@ -66,6 +66,14 @@ def test_what_is_agreed_on(make_guest: MakeGuest, cache: str, plus: int, mmap: i
     assert out.flags2 & ALLOW_MMAP == mmap * ALLOW_MMAP
 
 
+@pytest.mark.parametrize("submounts", [False, True])
+def test_submounts_are_announced_unless_the_share_says_no(
+    make_guest: MakeGuest, submounts: bool
+) -> None:
+    agreed = make_guest(mounted=False, submounts=submounts).init().flags & fuse.FUSE_SUBMOUNTS
+    assert bool(agreed) is submounts
+
+
 @pytest.mark.parametrize(
     ("cache", "asked", "agreed"),
     [("auto", False, 0), ("auto", True, 1), ("always", True, 1), ("none", True, 0)],
