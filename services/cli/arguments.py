@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,6 +16,21 @@ from services.rpc.address import parse_address, require_local
 
 WSLCONFIG_LIMIT_BYTES: Final = 1 << 20
 """Longest .wslconfig file that is read; an owner takes at most 64 KiB."""
+
+
+class Kind(StrEnum):
+    """The kind of a VM, which decides how its capabilities are reported."""
+
+    WSL2 = "wsl2"
+    WSLC = "wslc"
+
+
+class Isolation(StrEnum):
+    """What the devices of a Linux guest are handed of its memory."""
+
+    SHARED_RAM = "shared-ram"
+    STRICT = "strict"
+
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,9 @@ import typer
 
 from services.cli import context, tables
 from services.cli.arguments import (
+    Isolation,
     JsonFlag,
+    Kind,
     VmArgument,
     parse_share,
     parse_size,
@@ -33,20 +34,6 @@ def register(root: typer.Typer) -> None:
 
 QEMU = "qemu"
 """The machine that is a Linux guest in QEMU, in the place of an address."""
-
-
-class Kind(StrEnum):
-    """The kind of a VM, which decides how its capabilities are reported."""
-
-    WSL2 = "wsl2"
-    WSLC = "wslc"
-
-
-class Isolation(StrEnum):
-    """What the devices of a Linux guest are handed of its memory."""
-
-    SHARED_RAM = "shared-ram"
-    STRICT = "strict"
 
 
 @app.command()
