@@ -21,13 +21,14 @@ from services.cli.run import guest
 from services.cli.run.guest import CommandRefusedError, GuestPlan
 from services.cli.run.plan import check_places, parse_run_share, working_directory
 from services.cli.run.signals import Signals
+from services.cli.run.streams import open_standard_descriptors
 from services.cli.run.terminal import callers_terminal
 from services.cli.run.user import caller, environment, parse_user
 from services.handshake.errors import PortholeError
 
 FAILED: Final = 125
-"""There was no guest, or it is lost: env(1) and chroot(1) have this code for their own failures. The
-others are the command's."""
+"""There was no guest, or it is lost, as env(1) and chroot(1) say of themselves. Other codes are the
+command's."""
 
 CANNOT_RUN: Final = 126
 """The program was found and cannot be run."""
@@ -97,6 +98,7 @@ def run(
     command, or 128 and the number of the signal that ended it; 125 without a guest, 126 and 127 if
     the program cannot be run, or is not found. Ctrl-] three times ends it.
     """
+    open_standard_descriptors()
     cli = context.of(ctx)
     shares = tuple(parse_run_share(text) for text in share or ())
     check_places(shares)

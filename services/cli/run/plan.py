@@ -65,12 +65,13 @@ def parse_run_share(text: str) -> RunShare:
             f"{text!r} has no directory on both sides of a colon; write HOST:GUEST or "
             "HOST:GUEST:ro, for instance .:/work"
         )
+    place = _place(text, guest)
     host = os.path.abspath(host)  # noqa: PTH100 - Path.absolute keeps ".."
     if not os.path.isdir(host):  # noqa: PTH112 - the path may be any bytes
         raise typer.BadParameter(
             f"{text!r}: {host} is not a directory of this host; make it, or share another"
         )
-    return RunShare(host, _place(text, guest), read_only)
+    return RunShare(host, place, read_only)
 
 
 def _place(text: str, guest: str) -> str:

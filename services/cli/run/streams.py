@@ -29,10 +29,6 @@ PIECE_BYTES: Final = select.PIPE_BUF
 STUCK_S: Final = 1.0
 """How long a call may take to notice `stop`. One on a terminal that is stuck is left behind."""
 
-_NO_INPUT: Final = (errno.EBADF, errno.EIO)
-"""The descriptor was closed by the caller; or it is a terminal that is gone, or is not for this
-process, which runs in the background."""
-
 
 class StandardStreams:
     """Reads and writes descriptors until `stop`; made by `streams`."""
@@ -52,7 +48,7 @@ class StandardStreams:
             os.close(self._stop_fd)
 
     async def read(self, fd: int) -> bytes:
-        """Read some bytes; empty at the end, after `stop`, and where there is no such descriptor.
+        """Read some bytes; empty at the end, and after `stop`.
 
         Raises:
             OSError: The file cannot be read.
@@ -95,8 +91,10 @@ class StandardStreams:
         try:
             return os.read(fd, CHUNK_BYTES) if self._wait(fd, select.POLLIN) else b""
         except OSError as error:
-            if error.errno in _NO_INPUT:
-                return b""
+            if error.errno == errno.EIO:
+                return (
+                    b""  # a terminal that is gone, or that a process in the background may not read
+                )
             raise
 
     def _write(self, fd: int, data: bytes) -> None:
@@ -110,6 +108,15 @@ class StandardStreams:
         waiting.register(fd, event)
         waiting.register(self._stopped_fd, select.POLLIN)
         return self._stopped_fd not in (ready for ready, _ in waiting.poll())
+
+
+def open_standard_descriptors() -> None:
+    """Open those of 0, 1 and 2 that the caller has closed, before other files get their numbers."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 @contextlib.contextmanager
