@@ -20,6 +20,7 @@ ALL_COMMANDS = [
     [],
     ["up"],
     ["demo"],
+    ["run"],
     ["health"],
     ["version"],
     *(["vm", name] for name in ("create", "list", "show", "terminate", "watch")),
@@ -115,7 +116,18 @@ def test_an_empty_id_of_a_vm_is_no_id(run_dir: Path) -> None:
 def test_the_root_lists_what_stands_in_commands() -> None:
     listed = PortholeGroup().list_commands(None)
     assert listed == [
-        *("demo", "device", "handshake", "health", "session", "share", "up", "version", "vm"),
+        *(
+            "demo",
+            "device",
+            "handshake",
+            "health",
+            "run",
+            "session",
+            "share",
+            "up",
+            "version",
+            "vm",
+        ),
     ]
     files = {file.stem for file in Path(*commands.__path__).glob("*.py")} - {"__init__"}
     assert set(listed) == files
