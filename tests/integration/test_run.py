@@ -1,0 +1,377 @@
+"""`porthole run`: commands in a Linux guest whose root is the host's.
+
+The kernel is that of `make kernel`, the initramfs that of `make guest-image`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pwd
+import select
+import signal
+import struct
+import subprocess
+import tempfile
+import termios
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.command import PORTHOLE
+from tests.support.ordinary_user import A_USER, as_ordinary_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.guest_image, pytest.mark.guest_kernel]
+
+LIMIT_S = 120.0
+"""The guest is emulated, maybe beside other guests."""
+
+BIG_BYTES = 64 << 20
+BIG_S = 400.0
+MARK = "PORTHOLE_TEST_MARK"
+
+
+class Runner:
+    """Runs `porthole run`, and finds what it leaves behind.
+
+    Attributes:
+        trace: The trace of what was run.
+        users: The directory in which temporary files of the command are.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.mark = str(uuid.uuid4())
+        self.trace = directory / "trace.jsonl"
+        self.temporary = directory / "temporary"
+        self.temporary.mkdir()
+        self.temporary.chmod(0o1777)
+        self.environment = {
+            **os.environ,
+            MARK: self.mark,
+            "TMPDIR": str(self.temporary),
+            "PORTHOLE_QEMU_ACCEL": "tcg",
+            "PORTHOLE_BOOT_DEADLINE_S": "55",
+            "PORTHOLE_CAPABILITIES_DEADLINE_S": "55",
+        }
+
+    def line(self, *words: str, ordinary: bool = False) -> list[str]:
+        program = [*PORTHOLE, "run", *words]
+        return as_ordinary_user(program) if ordinary else program
+
+    def start(self, *words: str, ordinary: bool = False, **streams: Any) -> subprocess.Popen[bytes]:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            self.line(*words, ordinary=ordinary), env=self.environment, **{**pipes, **streams}
+        )
+
+    def run(
+        self, *words: str, ordinary: bool = False, stdin: bytes = b"", **more: Any
+    ) -> tuple[int, bytes, bytes]:
+        """Run a command to its end; return its exit code and what it wrote. Nothing may be left."""
+        process = self.start(*words, ordinary=ordinary, stdin=subprocess.PIPE, **more)
+        out, err = process.communicate(stdin, timeout=LIMIT_S)
+        assert b"Traceback" not in err, err.decode()
+        self.assert_nothing_left()
+        return process.returncode, out, err
+
+    def processes(self) -> dict[int, str]:
+        """Return the command lines of the processes that were started by this."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{MARK}={self.mark}".encode() in path.joinpath("environ").read_bytes():
+                    line = path.joinpath("cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(path.name)] = line.decode(errors="replace")
+        return found
+
+    def until_no_process(self) -> None:
+        limit_s = time.monotonic() + 30
+        while self.processes() and time.monotonic() < limit_s:
+            time.sleep(0.1)
+        assert self.processes() == {}
+
+    def assert_nothing_left(self) -> None:
+        assert self.processes() == {}
+        assert list(self.temporary.iterdir()) == []
+
+
+@pytest.fixture
+def runner() -> Iterator[Runner]:
+    # An ordinary user may not enter pytest's own directory.
+    with tempfile.TemporaryDirectory(prefix="ph-run-") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        made = Runner(path)
+        yield made
+        for pid in made.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def shared(runner: Runner) -> Path:
+    """A directory with a file in it, which anybody may write to."""
+    path = runner.trace.parent / "shared"
+    path.mkdir()
+    (path / "hello").write_text("hello from the host\n")
+    path.chmod(0o777)
+    return path
+
+
+def until(process: subprocess.Popen[bytes], words: bytes) -> bytes:
+    """Read what a process writes until it has these words."""
+    assert process.stdout is not None
+    said = b""
+    limit_s = time.monotonic() + LIMIT_S
+    while words not in said:
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, limit_s - time.monotonic()))
+        assert ready, said
+        data = os.read(process.stdout.fileno(), 65536)
+        assert data, (said, process.communicate())
+        said += data
+    return said
+
+
+@pytest.mark.parametrize("ordinary", [False, True], ids=["caller", "ordinary"])
+def test_a_command_sees_our_kernel_the_hosts_root_and_its_share(
+    runner: Runner, shared: Path, ordinary: bool
+) -> None:
+    script = "ls /work && uname -r && cat /proc/mounts && id -u && pwd && cat /etc/hostname"
+    code, out, err = runner.run(
+        "--share", ".:/work", "--", "sh", "-c", script, ordinary=ordinary, cwd=shared
+    )
+    assert code == 0, err.decode()
+    lines = out.decode().splitlines()
+    assert lines[0] == "hello"
+    assert "-porthole" in lines[1]
+    assert any(line.startswith("root / overlay ") for line in lines)
+    assert any(line.startswith("share0 /work virtiofs ") for line in lines)
+    uid = A_USER if ordinary and os.geteuid() == 0 else os.geteuid()
+    hostname = Path("/etc/hostname").read_text().splitlines()
+    assert lines[-2 - len(hostname) :] == [str(uid), str(shared), *hostname]
+    assert err == b""
+
+
+@pytest.mark.parametrize("kind", ["wsl2", "wslc"])
+def test_what_is_written_stays_in_memory_except_in_a_share(
+    runner: Runner, shared: Path, kind: str
+) -> None:
+    new = Path("/etc/porthole-run-test")
+    script = (
+        f"echo x >{new} && cat {new} && rm /etc/hostname && cp /w/hello /w/copy"
+        " && ! touch /r/new 2>/dev/null && ls /r/deep/w"
+    )
+    flags = ["--kind", kind, "--user", "root", "--share", f"{shared}:/w"]
+    more = ["--share", f"{shared}:/r:ro", "--share", f"{shared}:/r/deep/w"]
+    (shared / "deep/w").mkdir(parents=True)
+    runner.environment["PORTHOLE_TRACE_FILE"] = str(runner.trace)
+    code, out, err = runner.run(*flags, *more, "--", "sh", "-c", script)
+    assert code == 0, err.decode()
+    assert out.decode().splitlines()[0] == "x"
+    assert "copy" in out.decode()
+    assert (shared / "copy").read_text() == "hello from the host\n"
+    assert not new.exists()
+    assert Path("/etc/hostname").exists()
+    verify = [*PORTHOLE, "handshake", "verify", str(runner.trace)]
+    subprocess.run(verify, check=True, timeout=60, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (["sh", "-c", "exit 7"], 7, ""),
+        (["sh", "-c", "kill -SEGV $$"], 139, ""),
+        (["no-such-program"], 127, "no-such-program: "),
+        (["/etc/hostname"], 126, "/etc/hostname: "),
+    ],
+    ids=["code", "signal", "not-found", "no-program"],
+)
+def test_the_exit_code_is_that_of_the_command(
+    runner: Runner, command: list[str], code: int, said: str
+) -> None:
+    found, out, err = runner.run("--", *command)
+    assert (found, out) == (code, b"")
+    assert said in err.decode()
+    assert err.count(b"\n") == bool(said)
+
+
+def test_streams_stay_apart_and_nothing_is_added(runner: Runner) -> None:
+    script = "echo out; echo err >&2; cat; test -t 0 || echo no terminal; env"
+    code, out, err = runner.run("--env", "MINE=1", "--", "sh", "-c", script, stdin=b"in\n")
+    assert (code, err) == (0, b"err\n")
+    assert out.startswith(b"out\nin\nno terminal\n")
+    variables = dict(line.split("=", 1) for line in out.decode().splitlines()[3:])
+    assert variables["MINE"] == "1"
+    assert variables["HOME"] == pwd.getpwuid(os.geteuid()).pw_dir
+    assert MARK not in variables
+
+
+def test_64_mib_pass_in_both_directions(runner: Runner, tmp_path: Path) -> None:
+    content = os.urandom(1 << 20) * (BIG_BYTES >> 20)
+    (tmp_path / "in").write_bytes(content)
+    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as sink:
+        process = runner.start("--", "cat", stdin=source, stdout=sink)
+        assert process.wait(BIG_S) == 0
+    digest = hashlib.sha256(content).digest()
+    assert hashlib.sha256((tmp_path / "out").read_bytes()).digest() == digest
+    runner.assert_nothing_left()
+
+
+def test_a_reader_that_has_enough_ends_the_command(runner: Runner) -> None:
+    process = runner.start("--", "yes")
+    assert until(process, b"y\n").startswith(b"y\n")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(LIMIT_S) == 128 + signal.SIGPIPE
+    runner.assert_nothing_left()
+
+
+def test_a_signal_reaches_the_command(runner: Runner) -> None:
+    script = "trap 'echo got it; exit 3' TERM; echo ready; while :; do sleep 0.1; done"
+    process = runner.start("--", "sh", "-c", script)
+    until(process, b"ready")
+    process.terminate()
+    assert b"got it" in process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 3
+    runner.assert_nothing_left()
+
+
+def test_a_command_that_ignores_the_end_ends(runner: Runner) -> None:
+    script = "trap '' TERM HUP; echo ready; while :; do sleep 0.1; done"
+    process = runner.start("--", "sh", "-c", script)
+    until(process, b"ready")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(LIMIT_S) == 128 + signal.SIGHUP
+    runner.assert_nothing_left()
+
+
+@pytest.mark.parametrize("delay_s", [0.5, 1.5, 3.0])
+def test_ctrl_c_while_it_boots_leaves_nothing(runner: Runner, delay_s: float) -> None:
+    process = runner.start("--", "sleep", "1000")
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 128 + signal.SIGINT
+    runner.assert_nothing_left()
+
+
+def test_processes_end_with_a_command_that_is_killed(runner: Runner) -> None:
+    process = runner.start("--", "sh", "-c", "echo ready; sleep 1000")
+    until(process, b"ready")
+    assert any("qemu-system" in line for line in runner.processes().values())
+    process.kill()
+    process.wait(LIMIT_S)
+    runner.until_no_process()
+
+
+def test_a_lost_guest_is_named_with_its_cause(runner: Runner) -> None:
+    process = runner.start("--", "sh", "-c", "echo ready; sleep 1000")
+    until(process, b"ready")
+    [qemu] = [
+        pid for pid, line in runner.processes().items() if "qemu-system" in line.split(" ")[0]
+    ]
+    os.kill(qemu, signal.SIGKILL)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 125
+    assert "QEMU ended with signal SIGKILL" in err.decode()
+    runner.assert_nothing_left()
+
+
+def test_a_missing_kernel_is_one_line_with_what_makes_it(runner: Runner) -> None:
+    code, out, err = runner.run("--kernel", "/nowhere/vmlinux", "--", "true")
+    assert (code, out) == (125, b"")
+    assert err.count(b"\n") == 1
+    assert "/nowhere/vmlinux" in err.decode()
+    assert "make kernel guest-image" in err.decode()
+
+
+def test_a_missing_qemu_is_one_line_with_its_package(runner: Runner) -> None:
+    runner.environment["PORTHOLE_QEMU"] = "no-such-qemu"
+    code, _, err = runner.run("--", "true")
+    assert code == 125
+    assert err.count(b"\n") == 1
+    assert "qemu-system-x86" in err.decode()
+
+
+def test_too_little_memory_is_named_with_its_bounds(runner: Runner) -> None:
+    code, _, err = runner.run("--memory", "1M", "--", "true")
+    assert code == 125
+    assert "1048576" in err.decode()
+
+
+@pytest.mark.tap
+def test_adapters_are_there_if_they_are_asked_for(runner: Runner) -> None:
+    look = ["--", "ls", "/sys/class/net"]
+    assert runner.run(*look)[1].split() == [b"lo"]
+    code, out, err = runner.run("--net", "tap", *look)
+    assert code == 0, err.decode()
+    assert out.split() == [b"eth0", b"lo", b"loopback0"]
+
+
+class Screen:
+    """A terminal, at whose other end a command runs."""
+
+    def __init__(self, runner: Runner, *words: str) -> None:
+        self.fd, theirs = os.openpty()
+        self.resize(24, 80)
+        self.before = termios.tcgetattr(theirs)
+        self.theirs = theirs
+        self.process = runner.start(*words, stdin=theirs, stdout=theirs, stderr=theirs)
+        self.said = b""
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.fd, keys)
+
+    def until(self, words: bytes) -> None:
+        limit_s = time.monotonic() + LIMIT_S
+        while words not in self.said:
+            ready, _, _ = select.select([self.fd], [], [], max(0.0, limit_s - time.monotonic()))
+            assert ready, self.said
+            self.said += os.read(self.fd, 65536)
+
+    def end(self) -> int:
+        code = self.process.wait(LIMIT_S)
+        assert termios.tcgetattr(self.theirs) == self.before
+        os.close(self.theirs)
+        os.close(self.fd)
+        return code
+
+
+def test_a_command_has_the_terminal(runner: Runner) -> None:
+    script = (
+        "stty size; tty; read line; echo got:$line; stty size;"
+        " trap 'echo interrupted' INT; echo armed; sleep 1000; exit 5"
+    )
+    screen = Screen(runner, "--", "sh", "-c", script)
+    screen.until(b"24 80")
+    screen.until(b"/dev/pts/0")
+    screen.resize(50, 132)
+    screen.process.send_signal(signal.SIGWINCH)
+    time.sleep(1.0)
+    screen.type(b"typed\r")
+    screen.until(b"got:typed")
+    screen.until(b"50 132")
+    screen.until(b"armed")
+    screen.type(b"\x03")
+    screen.until(b"interrupted")
+    assert screen.end() == 5
+    runner.assert_nothing_left()
+
+
+def test_three_keys_end_a_command_that_nothing_else_ends(runner: Runner) -> None:
+    screen = Screen(runner, "--", "sh", "-c", "trap '' INT QUIT TERM HUP; echo ready; sleep 1000")
+    screen.until(b"ready")
+    screen.type(b"\x1d\x1d\x1d")
+    assert screen.end() == 137
+    runner.assert_nothing_left()

@@ -1,0 +1,48 @@
+"""Programs of ours, run by an ordinary user of this machine.
+
+The interpreter of the tests may be below a directory that only root may enter. So the program gets
+a mount namespace of its own, in which that directory has nothing but the interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Final
+
+A_USER: Final = 65533
+"""A user whom this machine does not know."""
+
+_PROGRAM: Final = """
+set -e
+if [ -n "$1" ]; then
+    place=$(mktemp -d)
+    mount --bind "$1/$2" "$place"
+    mount -t tmpfs -o mode=755 none "$1"
+    mkdir "$1/$2"
+    mount --move "$place" "$1/$2"
+    rmdir "$place"
+fi
+shift 2
+exec setpriv --reuid "$USER_ID" --regid "$USER_ID" --clear-groups --no-new-privs "$@"
+"""
+
+
+def as_ordinary_user(program: list[str]) -> list[str]:
+    """Return the command line that runs a program as an ordinary user, who this may be already."""
+    if os.geteuid() != 0:
+        return program
+    closed, entry = _closed_directory(Path(os.path.realpath(sys.executable)))
+    script = _PROGRAM.replace('"$USER_ID"', str(A_USER))
+    unshare = ["unshare", "--mount", "--propagation", "private"]
+    return [*unshare, "sh", "-c", script, "sh", closed, entry, *program]
+
+
+def _closed_directory(path: Path) -> tuple[str, str]:
+    """Return the outermost directory above a path that others may not enter, and what is needed."""
+    for parent in reversed(path.parents):
+        if not parent.stat().st_mode & stat.S_IXOTH:
+            return str(parent), path.relative_to(parent).parts[0]
+    return "", ""
