@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 GUEST_CONTROL: Final = "porthole.guest.v1.GuestControl"
 
+INPUT_WINDOW_BYTES: Final = 262_144
+"""Most bytes of input that are under way. The guest takes as many that a command has not read, so
+that what is sent after them is not held up by them."""
+
+_PIECE_BYTES: Final = 32_768
+
 CALL_DEADLINE_S: Final = 40.0
 """Longest that a mount and the like takes; longer than guest init gives the guest."""
 
@@ -56,10 +62,18 @@ class RunningCommand:
         self._call = call
         self._peer = peer
         self._sending = asyncio.Lock()
+        self._input_under_way = 0
+        self._input_taken = asyncio.Event()
 
     async def write(self, data: bytes) -> None:
-        """Send input; waits until there is room for it."""
-        await self._send(guest_control_pb2.RunRequest(standard_input=data))
+        """Send input; waits until there is room for it, which `said` notices."""
+        for place in range(0, len(data), _PIECE_BYTES):
+            piece = data[place : place + _PIECE_BYTES]
+            while self._input_under_way + len(piece) > INPUT_WINDOW_BYTES:
+                self._input_taken.clear()
+                await self._input_taken.wait()
+            self._input_under_way += len(piece)
+            await self._send(guest_control_pb2.RunRequest(standard_input=piece))
 
     async def end_input(self) -> None:
         """Say that there is no further input."""
@@ -71,7 +85,7 @@ class RunningCommand:
         await self._send(guest_control_pb2.RunRequest(window=_window(window)))
 
     async def signal(self, number: int) -> None:
-        """Send a signal to its process group; waits for input that is on its way."""
+        """Send a signal to its process group."""
         await self._send(guest_control_pb2.RunRequest(signal=number))
 
     async def said(self) -> AsyncIterator[Output | Ended]:
@@ -87,6 +101,9 @@ class RunningCommand:
                     yield Output(answer.standard_output)
                 case "standard_error":
                     yield Output(answer.standard_error, error=True)
+                case "input_taken":
+                    self._input_under_way -= answer.input_taken
+                    self._input_taken.set()
                 case "ended":
                     yield Ended(answer.ended.exit_code, answer.ended.signal)
                     return

@@ -151,7 +151,7 @@ class Attachment:
         await self._command.end_input()
 
     async def _pass_on(self, number: int) -> None:
-        # Input that the command does not take is before the signal, and may hold it up.
+        # A guest that is stuck takes no signal.
         passing = asyncio.ensure_future(self._command.signal(number))
         _, waiting = await asyncio.wait([passing], timeout=GRACE_S)
         if not waiting:

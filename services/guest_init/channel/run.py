@@ -54,6 +54,7 @@ class Run:
         self._outputs: deque[mini_init_pb2.RunOutput] = deque()
         self._under_way = dict.fromkeys(_STREAMS, 0)
         self._input_room = WINDOW_BYTES
+        self._input_taken = 0
         self._failure: PortholeError | None = None
         self._ended = False
         self._changed = asyncio.Event()
@@ -86,8 +87,10 @@ class Run:
         self._changed.set()
 
     def take_credit(self, count: int) -> None:
-        """The guest has taken input."""
-        self._input_room = min(self._input_room + count, WINDOW_BYTES)
+        """The guest has taken input; more than was sent to it is not believed."""
+        taken = min(count, WINDOW_BYTES - self._input_room)
+        self._input_room += taken
+        self._input_taken += taken
         self._changed.set()
 
     def fail(self, error: PortholeError) -> None:
@@ -97,17 +100,21 @@ class Run:
             self._changed.set()
 
     async def responses(self) -> AsyncGenerator[guest_control_pb2.RunResponse]:
-        """Yield output until the end, which is the last.
+        """Yield output, and what was taken of the input, until the end, which is the last.
 
         Raises:
             PortholeError: That of `fail`.
         """
         taken = dict.fromkeys(_STREAMS, 0)
         while True:
-            while not self._outputs:
+            if self._input_taken:
+                input_taken, self._input_taken = self._input_taken, 0
+                yield guest_control_pb2.RunResponse(input_taken=input_taken)
+            if not self._outputs:
                 if self._failure is not None:
                     raise self._failure
                 await self._wait()
+                continue
             output = self._outputs.popleft()
             kind = output.WhichOneof("output")
             response = guest_control_pb2.RunResponse()

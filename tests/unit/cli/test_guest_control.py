@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from porthole.guest.v1 import guest_control_pb2, mini_init_pb2
 
-from services.cli.guest_control import Ended, GuestClient, Output, errno_of, guest_control
+from services.cli.guest_control import (
+    INPUT_WINDOW_BYTES,
+    Ended,
+    GuestClient,
+    Output,
+    errno_of,
+    guest_control,
+)
 from services.cli.requests import GuestCommand, GuestMount, WindowSize
 from services.guest_init.channel.mini_init import MiniInit
 from services.guest_init.channel.run import WINDOW_BYTES
@@ -146,30 +153,41 @@ async def test_a_command_that_is_killed_is_killed_in_the_guest(run_dir: Path) ->
             pass
 
 
-async def test_input_waits_for_room_in_the_guest(run_dir: Path) -> None:
+def input_credit(run_id: int, count: int) -> mini_init_pb2.FromMiniInit:
+    credit = mini_init_pb2.InputCredit(run_id=run_id, bytes=count)
+    return mini_init_pb2.FromMiniInit(credit=credit)
+
+
+async def test_input_waits_for_room_in_the_guest_and_signals_do_not(run_dir: Path) -> None:
+    assert INPUT_WINDOW_BYTES == WINDOW_BYTES
+    sent = bytes(range(256)) * 4096
     async with connected(run_dir) as (guest, client):
         running = await client.run(COMMAND)
         run_id = (await guest.next("run")).request_id
-        sent = b"x" * (64 << 10)
 
         async def send() -> None:
-            for _ in range(64):
-                await running.write(sent)
+            await running.write(sent)
             await running.end_input()
 
-        sending = asyncio.create_task(send())
-        got = 0
-        while got < WINDOW_BYTES:
-            got += len((await guest.next("input")).input.standard_input)
+        async def listen() -> list[Output | Ended]:
+            return [item async for item in running.said()]
+
+        sending, listening = asyncio.create_task(send()), asyncio.create_task(listen())
+        got = b""
+        while len(got) < WINDOW_BYTES:
+            got += (await guest.next("input")).input.standard_input
         await asyncio.sleep(0.2)
         assert guest.received.empty()
-        while got < 64 * len(sent):
-            guest.say(
-                mini_init_pb2.FromMiniInit(
-                    credit=mini_init_pb2.InputCredit(run_id=run_id, bytes=WINDOW_BYTES // 2)
-                )
-            )
-            for _ in range(WINDOW_BYTES // 2 // (32 << 10)):
-                got += len((await guest.next("input")).input.standard_input)
-        assert (await guest.next("input")).input.HasField("end_of_input")
+        assert not sending.done()
+        await running.signal(signal.SIGINT)
+        assert (await guest.next("input")).input.signal == signal.SIGINT
+        guest.say(input_credit(run_id, WINDOW_BYTES))
+        while len(got) < len(sent):
+            piece = (await guest.next("input")).input.standard_input
+            guest.say(input_credit(run_id, len(piece)))
+            got += piece
+        assert got == sent
         await sending
+        assert (await guest.next("input")).input.HasField("end_of_input")
+        guest.say(ended(run_id, 0))
+        assert await listening == [Ended()]

@@ -202,9 +202,7 @@ async def test_a_command_may_go_on_after_sigint(pipes: Pipes, short_grace: None)
     assert await asyncio.wait_for(running, LIMIT_S) == 0
 
 
-async def test_input_that_is_not_taken_holds_no_signal_up_for_ever(
-    pipes: Pipes, short_grace: None
-) -> None:
+async def test_a_guest_that_takes_no_signal_is_given_up(pipes: Pipes, short_grace: None) -> None:
     command = FakeCommand()
     command.takes_input.clear()
     attachment = Attachment(command, None)
