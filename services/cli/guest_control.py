@@ -88,6 +88,14 @@ class RunningCommand:
         """Send a signal to its process group."""
         await self._send(guest_control_pb2.RunRequest(signal=number))
 
+    async def close_output(self, *, error: bool) -> None:
+        """Say that nobody reads its output any more, or its standard error."""
+        closed = guest_control_pb2.OutputClosed()
+        if error:
+            await self._send(guest_control_pb2.RunRequest(standard_error_closed=closed))
+        else:
+            await self._send(guest_control_pb2.RunRequest(standard_output_closed=closed))
+
     async def said(self) -> AsyncIterator[Output | Ended]:
         """Yield what it writes, and at last its end.
 

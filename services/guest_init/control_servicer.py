@@ -161,6 +161,10 @@ async def _give(run: Run, request: guest_control_pb2.RunRequest) -> None:
                     "signal", f"signal {request.signal}; it must be 1 to {_SIGNAL_LIMIT}"
                 )
             await run.signal(request.signal)
+        case "standard_output_closed":
+            await run.close_output("standard_output")
+        case "standard_error_closed":
+            await run.close_output("standard_error")
         case _:
             raise _wrong_field("request", "the command is in the first request of Run only")
 

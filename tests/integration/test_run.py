@@ -225,12 +225,15 @@ def test_64_mib_pass_in_both_directions(runner: Runner, tmp_path: Path) -> None:
     runner.assert_nothing_left()
 
 
-def test_a_reader_that_has_enough_ends_the_command(runner: Runner) -> None:
-    process = runner.start("--", "yes")
+def test_a_reader_that_has_enough_ends_what_writes(runner: Runner) -> None:
+    process = runner.start("--", "sh", "-c", "yes; echo ended with $? >&2; exec yes")
     assert until(process, b"y\n").startswith(b"y\n")
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(LIMIT_S) == 128 + signal.SIGPIPE
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == b"ended with 141\n"
     runner.assert_nothing_left()
 
 

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from services.cli.run.terminal import Terminal
 
 GRACE_S: Final = 5.0
-"""How long a command may take to end after SIGTERM or SIGHUP, and go on to write what nobody reads;
-then it is killed."""
+"""How long a command may take to end after SIGTERM or SIGHUP; then it is killed."""
 
 ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 """Signals after which this process ends within GRACE_S, whatever the command does."""
@@ -50,6 +49,9 @@ class Command(Protocol):
     async def signal(self, number: int) -> None:
         """Send a signal to its process group."""
 
+    async def close_output(self, *, error: bool) -> None:
+        """Say that nobody reads its output any more, or its standard error."""
+
     def said(self) -> AsyncIterator[Output | Ended]:
         """Yield what it writes, and at last its end."""
 
@@ -71,7 +73,7 @@ class Attachment:
         self._escapes = Escapes()
         self._killed_by: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._broken_s: dict[int, float] = {}
+        self._closed: set[int] = set()
 
     async def run(self) -> int:
         """Pass everything in both directions until the end.
@@ -127,18 +129,18 @@ class Attachment:
         raise UnavailableError("GUEST_UNREACHABLE", "the guest said nothing of the command's end")
 
     async def _write(self, standard: StandardStreams, fd: int, data: bytes) -> None:
-        if fd in self._broken_s:
-            if time.monotonic() - self._broken_s[fd] > GRACE_S:
-                self._give_up(signal.SIGPIPE)
+        if fd in self._closed:
             return
         try:
             await standard.write(fd, data)
         except OSError as error:
-            # A program that writes there itself gets this signal.
-            self._broken_s[fd] = time.monotonic()
+            self._closed.add(fd)
             if not isinstance(error, BrokenPipeError):
                 fail(f"standard {'error' if fd == _STDERR else 'output'}: {error.strerror}")
-            self._start(self._command.signal(signal.SIGPIPE))
+            if self._terminal:  # it is gone
+                self.take_signal(signal.SIGHUP)
+            else:
+                self._start(self._command.close_output(error=fd == _STDERR))
 
     async def _feed(self, standard: StandardStreams) -> None:
         try:

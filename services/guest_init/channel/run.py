@@ -153,6 +153,11 @@ class Run:
         """Send a signal to its process group."""
         await self._input(mini_init_pb2.RunInput(signal=number))
 
+    async def close_output(self, kind: str) -> None:
+        """Say that nobody reads an output any more: "standard_output" or "standard_error"."""
+        closed = guest_control_pb2.OutputClosed()
+        await self._input(mini_init_pb2.RunInput(**{f"{kind}_closed": closed}))
+
     async def kill(self) -> None:
         """End it, and allow all output of it, which is dropped."""
         await self.signal(_SIGKILL)

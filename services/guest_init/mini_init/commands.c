@@ -134,6 +134,17 @@ void command_signal(uint32_t id, int number)
         signal_group(command->pid, number);
 }
 
+void command_close_output(uint32_t id, enum stream stream)
+{
+    struct command *command = find(id);
+
+    /* A terminal has one end for everything; it is hung up by SIGHUP. */
+    if (!command || command->files.terminal_end >= 0)
+        return;
+    close_fd(stream == STREAM_ERROR ? &command->files.error : &command->files.output);
+    command->sources[stream == STREAM_ERROR].fd = -1;
+}
+
 void command_allow(uint32_t id, enum stream stream, uint32_t bytes)
 {
     struct command *command = find(id);

@@ -24,6 +24,7 @@ void command_input(uint32_t id, const uint8_t *bytes, size_t length);
 void command_end_input(uint32_t id);
 void command_resize(uint32_t id, uint32_t rows, uint32_t columns);
 void command_signal(uint32_t id, int signal);
+void command_close_output(uint32_t id, enum stream stream);
 void command_allow(uint32_t id, enum stream stream, uint32_t bytes);
 
 /* A process has ended; nothing happens if it is no command. */

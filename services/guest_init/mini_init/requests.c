@@ -129,6 +129,12 @@ static void run_input(const RunInput *input)
         if (input->input.signal > 0 && input->input.signal < NSIG)
             command_signal(input->run_id, (int)input->input.signal);
         break;
+    case RunInput_standard_output_closed_tag:
+        command_close_output(input->run_id, STREAM_OUTPUT);
+        break;
+    case RunInput_standard_error_closed_tag:
+        command_close_output(input->run_id, STREAM_ERROR);
+        break;
     default:
         break;
     }

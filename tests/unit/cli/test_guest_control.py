@@ -113,6 +113,16 @@ async def test_a_command_has_its_arguments_user_and_streams(run_dir: Path) -> No
         await running.signal(signal.SIGTERM)  # it is over, and that is no error
 
 
+@pytest.mark.parametrize("error", [False, True])
+async def test_an_output_that_nobody_reads_is_closed(run_dir: Path, error: bool) -> None:
+    async with connected(run_dir) as (guest, client):
+        running = await client.run(COMMAND)
+        await running.close_output(error=error)
+        closed = (await guest.next("input")).input
+        assert closed.HasField("standard_error_closed") is error
+        assert closed.HasField("standard_output_closed") is not error
+
+
 async def test_a_terminal_has_its_size(run_dir: Path) -> None:
     async with connected(run_dir) as (guest, client):
         running = await client.run(GuestCommand(("sh",), {}, terminal=WindowSize(24, 80)))

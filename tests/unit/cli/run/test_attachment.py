@@ -64,6 +64,9 @@ class FakeCommand:
         await self.takes_input.wait()
         self._note(signal.Signals(number))
 
+    async def close_output(self, *, error: bool) -> None:
+        self._note(("closed", error))
+
     async def said(self) -> AsyncIterator[Output | Ended]:
         while True:
             item = await self.saying.get()
@@ -141,30 +144,22 @@ async def test_its_end_is_not_held_up_by_input_that_never_comes(pipes: Pipes) ->
     assert os.read(pipes.input[0], 100) == b"for the shell"
 
 
-async def test_an_output_that_nobody_reads_is_sigpipe_to_the_command(pipes: Pipes) -> None:
-    command = FakeCommand()
-    os.close(pipes.output[0])
-    running = asyncio.create_task(Attachment(command, None).run())
-    command.saying.put_nowait(Output(b"x"))
-    await command.until(signal.SIGPIPE)
-    command.saying.put_nowait(Output(b"still heard", error=True))
-    command.saying.put_nowait(Ended(signal=signal.SIGPIPE))
-    assert await asyncio.wait_for(running, LIMIT_S) == 141
-    assert os.read(pipes.error[0], 100) == b"still heard"
-
-
-async def test_a_command_that_goes_on_writing_into_a_broken_pipe_is_killed(
-    pipes: Pipes, short_grace: None
+@pytest.mark.parametrize("error", [False, True])
+async def test_an_output_that_nobody_reads_is_closed_in_the_guest(
+    pipes: Pipes, error: bool
 ) -> None:
     command = FakeCommand()
-    os.close(pipes.output[0])
+    read, other = (pipes.error[0], pipes.output[0]) if error else (pipes.output[0], pipes.error[0])
+    os.close(read)
     running = asyncio.create_task(Attachment(command, None).run())
-    async with asyncio.timeout(LIMIT_S):
-        while not running.done():
-            command.saying.put_nowait(Output(b"x"))
-            await asyncio.sleep(0.02)
-    assert await running == 141
-    assert command.killed
+    command.saying.put_nowait(Output(b"x", error))
+    await command.until(("closed", error))
+    command.saying.put_nowait(Output(b"under way", error))
+    command.saying.put_nowait(Output(b"still heard", not error))
+    command.saying.put_nowait(Ended(signal=signal.SIGPIPE))
+    assert await asyncio.wait_for(running, LIMIT_S) == 141
+    assert command.got.count(("closed", error)) == 1
+    assert os.read(other, 100) == b"still heard"
 
 
 async def test_an_end_signal_reaches_the_command_which_may_end_by_itself(pipes: Pipes) -> None:
@@ -299,6 +294,19 @@ async def test_while_this_process_is_stopped_its_terminal_is_as_before(
     command.saying.put_nowait(Ended())
     await asyncio.wait_for(running, LIMIT_S)
     assert screen.is_as_before
+
+
+async def test_a_terminal_that_is_gone_is_the_end(
+    screen: Screen, short_grace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(module, "_STDOUT", gone)
+    command = FakeCommand()
+    running = asyncio.create_task(Attachment(command, Terminal(screen.theirs)).run())
+    command.saying.put_nowait(Output(b"x"))
+    await command.until(signal.SIGHUP)
+    assert await asyncio.wait_for(running, LIMIT_S) == 129
+    os.close(gone)
 
 
 async def test_the_keys_that_end_it_need_nothing_of_the_guest(screen: Screen) -> None:
