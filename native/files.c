@@ -36,6 +36,16 @@ static bool clears_first(const struct ph_rules *rules, int fd, int readable_fd, 
            status.st_mode & (S_ISUID | S_ISGID);
 }
 
+/* The host refuses O_NOATIME to who does not own the file; it is opened without it then. */
+static int open_via_proc(struct ph_mount *mount, int node_fd, int flags)
+{
+    int fd = ph_mount_open_via_proc(mount, node_fd, flags);
+
+    if (fd < 0 && flags & O_NOATIME)
+        fd = ph_mount_open_via_proc(mount, node_fd, flags & ~O_NOATIME);
+    return fd;
+}
+
 int64_t ph_do_open(struct ph_request *request)
 {
     struct ph_node *node = ph_pin_native(request);
@@ -50,8 +60,8 @@ int64_t ph_do_open(struct ph_request *request)
     if (S_ISREG(ph_node_kind(node)) && !in.open_flags && ph_open_file_has_room(request->mount) &&
         !(ph_node_rules(node)->read_only && in.flags & (O_ACCMODE | O_TRUNC)) &&
         !(in.flags & O_TRUNC && clears_first(ph_node_rules(node), ph_node_fd(node), -1, false)))
-        fd = ph_mount_open_via_proc(request->mount, ph_node_fd(node),
-                                    ph_host_flags(ph_node_rules(node), in.flags));
+        fd = open_via_proc(request->mount, ph_node_fd(node),
+                           ph_host_flags(ph_node_rules(node), in.flags));
     if (fd >= 0)
         out.fh = ph_open_file_add(request->mount, node, fd, PH_FILE);
     ph_node_unpin(request->mount, node);

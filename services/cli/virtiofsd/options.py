@@ -301,7 +301,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Row, ...]], ...]] = (
                 ("--preserve-noatime",),
                 (),
                 _DONE,
-                "O_NOATIME reaches the host, which refuses it to who does not own the file",
+                "O_NOATIME reaches the host; a file for which it refuses that is opened without",
             ),
             Row(
                 ("--announce-submounts", "-o announce_submounts"),

@@ -65,6 +65,26 @@ def test_no_more_is_read_than_was_asked_for(guest: FuseGuest, shared: Path) -> N
         assert guest.raw(buffers(request, 40), room) == (0, b"x" * size)
 
 
+def test_a_file_is_opened_without_noatime_where_the_host_refuses_it(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does to an ordinary user who does not own the file."""
+    host_open = os.open
+
+    def refusing(path: bytes, flags: int) -> int:
+        if flags & os.O_NOATIME:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return host_open(path, flags)
+
+    (shared / "f").write_bytes(b"x")
+    monkeypatch.setattr(os, "open", refusing)
+    fd = files.open_via_path(bytes(shared / "f"), os.O_RDONLY | os.O_NOATIME)
+    assert os.read(fd, 2) == b"x"
+    os.close(fd)
+    with pytest.raises(FileNotFoundError):
+        files.open_via_path(bytes(shared / "none"), os.O_RDONLY)
+
+
 def test_write_extends_and_appends(guest: FuseGuest, shared: Path) -> None:
     entry, handle = guest.create(b"f")
     assert guest.write(handle, b"end", 10) == 3
