@@ -154,12 +154,14 @@ async def _boot(services: Services, owner: OwnerClient, plan: GuestPlan) -> VmVi
             ram_bytes=plan.ram_bytes,
             wslconfig=ADAPTERS if plan.adapters else "",
             wslconfig_name="--net tap" if plan.adapters else "",
-            shares=tuple(share_requests(plan.shares)),
             qemu=QemuRequest(kernel=plan.kernel, cpus=plan.cpus),
         )
     )
     if plan.kind == "wslc":
         await apply_guest_capabilities(services.owner_address, vm.vm_id)
+    # CreateVm would make a warning of a share that cannot be.
+    for share in share_requests(plan.shares):
+        await owner.add_share(vm.vm_id, share)
     if plan.adapters:
         await owner.configure_networking(vm.vm_id)
     return await owner.get_vm(vm.vm_id)

@@ -41,7 +41,7 @@ class RunShare:
     """A directory of the host, and its place in the guest.
 
     Attributes:
-        host: An absolute path.
+        host: An absolute path without symbolic links.
         guest: An absolute path, without "." and "..".
         read_only: Whether the guest cannot write.
     """
@@ -66,7 +66,7 @@ def parse_run_share(text: str) -> RunShare:
             "HOST:GUEST:ro, for instance .:/work"
         )
     place = _place(text, guest)
-    host = os.path.abspath(host)  # noqa: PTH100 - Path.absolute keeps ".."
+    host = os.path.realpath(host)
     if not os.path.isdir(host):  # noqa: PTH112 - the path may be any bytes
         raise typer.BadParameter(
             f"{text!r}: {host} is not a directory of this host; make it, or share another"
