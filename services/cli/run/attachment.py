@@ -180,5 +180,5 @@ class Attachment:
     async def _end(tasks: list[asyncio.Task[int] | asyncio.Task[None]]) -> None:
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        # What one of them failed with is not the result any more.
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -120,7 +120,8 @@ async def _unless_a_service_ends(services: Services, work: Coroutine[Any, Any, i
     finally:
         for task in (ending, working):
             task.cancel()
-        await asyncio.wait([ending, working])
+        # Without the service its work has failed, too.
+        await asyncio.gather(ending, working, return_exceptions=True)
 
 
 async def _work(
