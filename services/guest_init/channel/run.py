@@ -110,6 +110,7 @@ class Run:
             if self._input_taken:
                 input_taken, self._input_taken = self._input_taken, 0
                 yield guest_control_pb2.RunResponse(input_taken=input_taken)
+                continue
             if not self._outputs:
                 if self._failure is not None:
                     raise self._failure
