@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%porthole/guest/v1/guest_control.proto\x12\x11porthole.guest.v1\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1f\n\x1dGuestControlGetVersionRequest\"X\n\x1eGuestControlGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x89\x01\n\x0cMountRequest\x12\x0f\n\x07\x66s_type\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\x0c\x12\x0e\n\x06target\x18\x03 \x01(\x0c\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x0f\n\x07options\x18\x05 \x01(\x0c\x12\x13\n\x0b\x64irectories\x18\x06 \x03(\x0c\x12\x0f\n\x07wait_ms\x18\x07 \x01(\r\"\x0f\n\rMountResponse\".\n\x0eUnmountRequest\x12\x0e\n\x06target\x18\x01 \x01(\x0c\x12\x0c\n\x04lazy\x18\x02 \x01(\x08\"\x11\n\x0fUnmountResponse\"\xac\x01\n\x17\x43onfigureAdapterRequest\x12\x13\n\x0bmac_address\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x10\n\x08gateways\x18\x04 \x03(\t\x12\x0b\n\x03mtu\x18\x05 \x01(\r\x12\x13\n\x0bnameservers\x18\x06 \x03(\t\x12\x16\n\x0esearch_domains\x18\x07 \x03(\t\x12\x0f\n\x07wait_ms\x18\x08 \x01(\r\"\x1a\n\x18\x43onfigureAdapterResponse\" \n\x10\x45nterRootRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\"\x13\n\x11\x45nterRootResponse\"\xda\x01\n\nRunRequest\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x1a.porthole.guest.v1.CommandH\x00\x12\x18\n\x0estandard_input\x18\x02 \x01(\x0cH\x00\x12\x35\n\x0c\x65nd_of_input\x18\x03 \x01(\x0b\x32\x1d.porthole.guest.v1.EndOfInputH\x00\x12/\n\x06window\x18\x04 \x01(\x0b\x32\x1d.porthole.guest.v1.WindowSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\rH\x00\x42\t\n\x07request\"\xa8\x01\n\x0bRunResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.porthole.guest.v1.StartedH\x00\x12\x19\n\x0fstandard_output\x18\x02 \x01(\x0cH\x00\x12\x18\n\x0estandard_error\x18\x03 \x01(\x0cH\x00\x12)\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x18.porthole.guest.v1.EndedH\x00\x42\n\n\x08response\"\xa7\x01\n\x07\x43ommand\x12\x11\n\targuments\x18\x01 \x03(\x0c\x12\x13\n\x0b\x65nvironment\x18\x02 \x03(\x0c\x12\x19\n\x11working_directory\x18\x03 \x01(\x0c\x12/\n\x08terminal\x18\x04 \x01(\x0b\x32\x1d.porthole.guest.v1.WindowSize\x12\x0b\n\x03uid\x18\x05 \x01(\r\x12\x0b\n\x03gid\x18\x06 \x01(\r\x12\x0e\n\x06groups\x18\x07 \x03(\r\"\x0c\n\nEndOfInput\"+\n\nWindowSize\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\"\t\n\x07Started\"5\n\x05\x45nded\x12\x13\n\texit_code\x18\x01 \x01(\rH\x00\x12\x10\n\x06signal\x18\x02 \x01(\rH\x00\x42\x05\n\x03\x65nd\"\x11\n\x0fPowerOffRequest\"\x12\n\x10PowerOffResponse2\x83\x05\n\x0cGuestControl\x12q\n\nGetVersion\x12\x30.porthole.guest.v1.GuestControlGetVersionRequest\x1a\x31.porthole.guest.v1.GuestControlGetVersionResponse\x12J\n\x05Mount\x12\x1f.porthole.guest.v1.MountRequest\x1a .porthole.guest.v1.MountResponse\x12P\n\x07Unmount\x12!.porthole.guest.v1.UnmountRequest\x1a\".porthole.guest.v1.UnmountResponse\x12k\n\x10\x43onfigureAdapter\x12*.porthole.guest.v1.ConfigureAdapterRequest\x1a+.porthole.guest.v1.ConfigureAdapterResponse\x12V\n\tEnterRoot\x12#.porthole.guest.v1.EnterRootRequest\x1a$.porthole.guest.v1.EnterRootResponse\x12H\n\x03Run\x12\x1d.porthole.guest.v1.RunRequest\x1a\x1e.porthole.guest.v1.RunResponse(\x01\x30\x01\x12S\n\x08PowerOff\x12\".porthole.guest.v1.PowerOffRequest\x1a#.porthole.guest.v1.PowerOffResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%porthole/guest/v1/guest_control.proto\x12\x11porthole.guest.v1\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1f\n\x1dGuestControlGetVersionRequest\"X\n\x1eGuestControlGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x89\x01\n\x0cMountRequest\x12\x0f\n\x07\x66s_type\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\x0c\x12\x0e\n\x06target\x18\x03 \x01(\x0c\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x0f\n\x07options\x18\x05 \x01(\x0c\x12\x13\n\x0b\x64irectories\x18\x06 \x03(\x0c\x12\x0f\n\x07wait_ms\x18\x07 \x01(\r\"\x0f\n\rMountResponse\".\n\x0eUnmountRequest\x12\x0e\n\x06target\x18\x01 \x01(\x0c\x12\x0c\n\x04lazy\x18\x02 \x01(\x08\"\x11\n\x0fUnmountResponse\"\xac\x01\n\x17\x43onfigureAdapterRequest\x12\x13\n\x0bmac_address\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x10\n\x08gateways\x18\x04 \x03(\t\x12\x0b\n\x03mtu\x18\x05 \x01(\r\x12\x13\n\x0bnameservers\x18\x06 \x03(\t\x12\x16\n\x0esearch_domains\x18\x07 \x03(\t\x12\x0f\n\x07wait_ms\x18\x08 \x01(\r\"\x1a\n\x18\x43onfigureAdapterResponse\" \n\x10\x45nterRootRequest\x12\x0c\n\x04path\x18\x01 \x01(\x0c\"\x13\n\x11\x45nterRootResponse\"\xdf\x02\n\nRunRequest\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x1a.porthole.guest.v1.CommandH\x00\x12\x18\n\x0estandard_input\x18\x02 \x01(\x0cH\x00\x12\x35\n\x0c\x65nd_of_input\x18\x03 \x01(\x0b\x32\x1d.porthole.guest.v1.EndOfInputH\x00\x12/\n\x06window\x18\x04 \x01(\x0b\x32\x1d.porthole.guest.v1.WindowSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\rH\x00\x12\x41\n\x16standard_output_closed\x18\x06 \x01(\x0b\x32\x1f.porthole.guest.v1.OutputClosedH\x00\x12@\n\x15standard_error_closed\x18\x07 \x01(\x0b\x32\x1f.porthole.guest.v1.OutputClosedH\x00\x42\t\n\x07request\"\xbf\x01\n\x0bRunResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.porthole.guest.v1.StartedH\x00\x12\x19\n\x0fstandard_output\x18\x02 \x01(\x0cH\x00\x12\x18\n\x0estandard_error\x18\x03 \x01(\x0cH\x00\x12)\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x18.porthole.guest.v1.EndedH\x00\x12\x15\n\x0binput_taken\x18\x05 \x01(\rH\x00\x42\n\n\x08response\"\xa7\x01\n\x07\x43ommand\x12\x11\n\targuments\x18\x01 \x03(\x0c\x12\x13\n\x0b\x65nvironment\x18\x02 \x03(\x0c\x12\x19\n\x11working_directory\x18\x03 \x01(\x0c\x12/\n\x08terminal\x18\x04 \x01(\x0b\x32\x1d.porthole.guest.v1.WindowSize\x12\x0b\n\x03uid\x18\x05 \x01(\r\x12\x0b\n\x03gid\x18\x06 \x01(\r\x12\x0e\n\x06groups\x18\x07 \x03(\r\"\x0c\n\nEndOfInput\"\x0e\n\x0cOutputClosed\"+\n\nWindowSize\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\"\t\n\x07Started\"5\n\x05\x45nded\x12\x13\n\texit_code\x18\x01 \x01(\rH\x00\x12\x10\n\x06signal\x18\x02 \x01(\rH\x00\x42\x05\n\x03\x65nd\"\x11\n\x0fPowerOffRequest\"\x12\n\x10PowerOffResponse2\x83\x05\n\x0cGuestControl\x12q\n\nGetVersion\x12\x30.porthole.guest.v1.GuestControlGetVersionRequest\x1a\x31.porthole.guest.v1.GuestControlGetVersionResponse\x12J\n\x05Mount\x12\x1f.porthole.guest.v1.MountRequest\x1a .porthole.guest.v1.MountResponse\x12P\n\x07Unmount\x12!.porthole.guest.v1.UnmountRequest\x1a\".porthole.guest.v1.UnmountResponse\x12k\n\x10\x43onfigureAdapter\x12*.porthole.guest.v1.ConfigureAdapterRequest\x1a+.porthole.guest.v1.ConfigureAdapterResponse\x12V\n\tEnterRoot\x12#.porthole.guest.v1.EnterRootRequest\x1a$.porthole.guest.v1.EnterRootResponse\x12H\n\x03Run\x12\x1d.porthole.guest.v1.RunRequest\x1a\x1e.porthole.guest.v1.RunResponse(\x01\x30\x01\x12S\n\x08PowerOff\x12\".porthole.guest.v1.PowerOffRequest\x1a#.porthole.guest.v1.PowerOffResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,23 +53,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENTERROOTRESPONSE']._serialized_start=692
   _globals['_ENTERROOTRESPONSE']._serialized_end=711
   _globals['_RUNREQUEST']._serialized_start=714
-  _globals['_RUNREQUEST']._serialized_end=932
-  _globals['_RUNRESPONSE']._serialized_start=935
-  _globals['_RUNRESPONSE']._serialized_end=1103
-  _globals['_COMMAND']._serialized_start=1106
-  _globals['_COMMAND']._serialized_end=1273
-  _globals['_ENDOFINPUT']._serialized_start=1275
-  _globals['_ENDOFINPUT']._serialized_end=1287
-  _globals['_WINDOWSIZE']._serialized_start=1289
-  _globals['_WINDOWSIZE']._serialized_end=1332
-  _globals['_STARTED']._serialized_start=1334
-  _globals['_STARTED']._serialized_end=1343
-  _globals['_ENDED']._serialized_start=1345
-  _globals['_ENDED']._serialized_end=1398
-  _globals['_POWEROFFREQUEST']._serialized_start=1400
-  _globals['_POWEROFFREQUEST']._serialized_end=1417
-  _globals['_POWEROFFRESPONSE']._serialized_start=1419
-  _globals['_POWEROFFRESPONSE']._serialized_end=1437
-  _globals['_GUESTCONTROL']._serialized_start=1440
-  _globals['_GUESTCONTROL']._serialized_end=2083
+  _globals['_RUNREQUEST']._serialized_end=1065
+  _globals['_RUNRESPONSE']._serialized_start=1068
+  _globals['_RUNRESPONSE']._serialized_end=1259
+  _globals['_COMMAND']._serialized_start=1262
+  _globals['_COMMAND']._serialized_end=1429
+  _globals['_ENDOFINPUT']._serialized_start=1431
+  _globals['_ENDOFINPUT']._serialized_end=1443
+  _globals['_OUTPUTCLOSED']._serialized_start=1445
+  _globals['_OUTPUTCLOSED']._serialized_end=1459
+  _globals['_WINDOWSIZE']._serialized_start=1461
+  _globals['_WINDOWSIZE']._serialized_end=1504
+  _globals['_STARTED']._serialized_start=1506
+  _globals['_STARTED']._serialized_end=1515
+  _globals['_ENDED']._serialized_start=1517
+  _globals['_ENDED']._serialized_end=1570
+  _globals['_POWEROFFREQUEST']._serialized_start=1572
+  _globals['_POWEROFFREQUEST']._serialized_end=1589
+  _globals['_POWEROFFRESPONSE']._serialized_start=1591
+  _globals['_POWEROFFRESPONSE']._serialized_end=1609
+  _globals['_GUESTCONTROL']._serialized_start=1612
+  _globals['_GUESTCONTROL']._serialized_end=2255
 # @@protoc_insertion_point(module_scope)

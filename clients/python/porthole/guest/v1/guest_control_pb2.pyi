@@ -298,7 +298,11 @@ Global___EnterRootResponse: _TypeAlias = EnterRootResponse  # noqa: Y015
 
 @_typing.final
 class RunRequest(_message.Message):
-    """RunRequest starts a command, or has something for the one that was started."""
+    """RunRequest starts a command, or has something for the one that was started.
+    Requests are carried out in their order, and input waits for room: the guest
+    takes 262,144 bytes that the command has not read. A caller that never has more
+    than that under way (see `input_taken`) gets a signal through at any time.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -307,6 +311,8 @@ class RunRequest(_message.Message):
     END_OF_INPUT_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
+    STANDARD_OUTPUT_CLOSED_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_CLOSED_FIELD_NUMBER: _builtins.int
     standard_input: _builtins.bytes
     """Bytes for its standard input. The end of the requests is its end, too."""
     signal: _builtins.int
@@ -323,6 +329,16 @@ class RunRequest(_message.Message):
     def window(self) -> Global___WindowSize:
         """Its terminal has this size now."""
 
+    @_builtins.property
+    def standard_output_closed(self) -> Global___OutputClosed:
+        """Nobody reads its standard output any more. A process that writes there gets
+        SIGPIPE, or EPIPE, as with any pipe; a terminal stays.
+        """
+
+    @_builtins.property
+    def standard_error_closed(self) -> Global___OutputClosed:
+        """The same of its standard error."""
+
     def __init__(
         self,
         *,
@@ -331,12 +347,14 @@ class RunRequest(_message.Message):
         end_of_input: Global___EndOfInput | None = ...,
         window: Global___WindowSize | None = ...,
         signal: _builtins.int = ...,
+        standard_output_closed: Global___OutputClosed | None = ...,
+        standard_error_closed: Global___OutputClosed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "end_of_input", b"end_of_input", "request", b"request", "signal", b"signal", "standard_input", b"standard_input", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "end_of_input", b"end_of_input", "request", b"request", "signal", b"signal", "standard_error_closed", b"standard_error_closed", "standard_input", b"standard_input", "standard_output_closed", b"standard_output_closed", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "end_of_input", b"end_of_input", "request", b"request", "signal", b"signal", "standard_input", b"standard_input", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "end_of_input", b"end_of_input", "request", b"request", "signal", b"signal", "standard_error_closed", b"standard_error_closed", "standard_input", b"standard_input", "standard_output_closed", b"standard_output_closed", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["command", "standard_input", "end_of_input", "window", "signal"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["command", "standard_input", "end_of_input", "window", "signal", "standard_output_closed", "standard_error_closed"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -352,10 +370,13 @@ class RunResponse(_message.Message):
     STANDARD_OUTPUT_FIELD_NUMBER: _builtins.int
     STANDARD_ERROR_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    INPUT_TAKEN_FIELD_NUMBER: _builtins.int
     standard_output: _builtins.bytes
     """Bytes from its standard output; from its terminal, when it has one."""
     standard_error: _builtins.bytes
     """Bytes from its standard error; none when it has a terminal."""
+    input_taken: _builtins.int
+    """Number of bytes of its input that were taken since this was last said."""
     @_builtins.property
     def started(self) -> Global___Started:
         """The command runs; the first response."""
@@ -371,12 +392,13 @@ class RunResponse(_message.Message):
         standard_output: _builtins.bytes = ...,
         standard_error: _builtins.bytes = ...,
         ended: Global___Ended | None = ...,
+        input_taken: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "response", b"response", "standard_error", b"standard_error", "standard_output", b"standard_output", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "input_taken", b"input_taken", "response", b"response", "standard_error", b"standard_error", "standard_output", b"standard_output", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "response", b"response", "standard_error", b"standard_error", "standard_output", b"standard_output", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "input_taken", b"input_taken", "response", b"response", "standard_error", b"standard_error", "standard_output", b"standard_output", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["started", "standard_output", "standard_error", "ended"]  # noqa: Y015
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["started", "standard_output", "standard_error", "ended", "input_taken"]  # noqa: Y015
     _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
@@ -454,6 +476,23 @@ class EndOfInput(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndOfInput: _TypeAlias = EndOfInput  # noqa: Y015
+
+@_typing.final
+class OutputClosed(_message.Message):
+    """OutputClosed says that nobody reads an output any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputClosed: _TypeAlias = OutputClosed  # noqa: Y015
 
 @_typing.final
 class WindowSize(_message.Message):

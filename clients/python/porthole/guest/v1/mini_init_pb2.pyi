@@ -339,6 +339,8 @@ class RunInput(_message.Message):
     END_OF_INPUT_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
+    STANDARD_OUTPUT_CLOSED_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_CLOSED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.int
     """Number of the command."""
     standard_input: _builtins.bytes
@@ -353,6 +355,14 @@ class RunInput(_message.Message):
     def window(self) -> _guest_control_pb2.WindowSize:
         """Its terminal has this size now."""
 
+    @_builtins.property
+    def standard_output_closed(self) -> _guest_control_pb2.OutputClosed:
+        """Nobody reads its standard output any more; see RunRequest."""
+
+    @_builtins.property
+    def standard_error_closed(self) -> _guest_control_pb2.OutputClosed:
+        """The same of its standard error."""
+
     def __init__(
         self,
         *,
@@ -361,12 +371,14 @@ class RunInput(_message.Message):
         end_of_input: _guest_control_pb2.EndOfInput | None = ...,
         window: _guest_control_pb2.WindowSize | None = ...,
         signal: _builtins.int = ...,
+        standard_output_closed: _guest_control_pb2.OutputClosed | None = ...,
+        standard_error_closed: _guest_control_pb2.OutputClosed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_of_input", b"end_of_input", "input", b"input", "signal", b"signal", "standard_input", b"standard_input", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_of_input", b"end_of_input", "input", b"input", "signal", b"signal", "standard_error_closed", b"standard_error_closed", "standard_input", b"standard_input", "standard_output_closed", b"standard_output_closed", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_of_input", b"end_of_input", "input", b"input", "run_id", b"run_id", "signal", b"signal", "standard_input", b"standard_input", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_of_input", b"end_of_input", "input", b"input", "run_id", b"run_id", "signal", b"signal", "standard_error_closed", b"standard_error_closed", "standard_input", b"standard_input", "standard_output_closed", b"standard_output_closed", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["standard_input", "end_of_input", "window", "signal"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["standard_input", "end_of_input", "window", "signal", "standard_output_closed", "standard_error_closed"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
