@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from services.cli import context
-from services.cli.arguments import Kind, parse_size
+from services.cli.arguments import Isolation, Kind, parse_size
 from services.cli.console import fail
 from services.cli.context import CliContext
 from services.cli.guest_control import errno_of
@@ -79,6 +79,13 @@ def run(
     kind: Annotated[
         Kind, typer.Option(help="wsl2: the guest pushes its pool; wslc: a session applies it.")
     ] = Kind.WSL2,
+    isolation: Annotated[
+        Isolation | None,
+        typer.Option(
+            help="What devices are handed of the guest's memory. shared-ram, the default: all of "
+            "it, and they keep its pool; strict: a pool for each, and nothing else."
+        ),
+    ] = None,
     user: Annotated[
         str,
         typer.Option(
@@ -109,6 +116,7 @@ def run(
         kernel=str(kernel.absolute()) if kernel else "",
         shares=shares,
         adapters=net is Net.TAP,
+        isolation=isolation or "",
     )
     terminal = callers_terminal()
     who = parse_user(user) if user else caller()

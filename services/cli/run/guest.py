@@ -66,6 +66,7 @@ class GuestPlan:
         kernel: An absolute path; empty: the owner's default.
         shares: Directories of the host beside its root.
         adapters: Whether it has adapters, on TAP interfaces of the host.
+        isolation: What its devices are handed of its memory; empty: the owner's default.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class GuestPlan:
     kernel: str = ""
     shares: tuple[RunShare, ...] = ()
     adapters: bool = False
+    isolation: str = ""
 
 
 async def run(
@@ -155,7 +157,7 @@ async def _boot(services: Services, owner: OwnerClient, plan: GuestPlan) -> VmVi
             ram_bytes=plan.ram_bytes,
             wslconfig=ADAPTERS if plan.adapters else "",
             wslconfig_name="--net tap" if plan.adapters else "",
-            qemu=QemuRequest(kernel=plan.kernel, cpus=plan.cpus),
+            qemu=QemuRequest(kernel=plan.kernel, cpus=plan.cpus, isolation=plan.isolation),
         )
     )
     if plan.kind == "wslc":

@@ -58,6 +58,7 @@ def parse_user(text: str) -> GuestUser:
         typer.BadParameter: There is no such user or group.
     """
     who, colon, group = text.partition(":")
+    entry: pwd.struct_passwd | None
     try:
         entry = pwd.getpwnam(who)
     except (KeyError, ValueError):

@@ -157,7 +157,10 @@ class Run:
     async def close_output(self, kind: str) -> None:
         """Say that nobody reads an output any more: "standard_output" or "standard_error"."""
         closed = guest_control_pb2.OutputClosed()
-        await self._input(mini_init_pb2.RunInput(**{f"{kind}_closed": closed}))
+        if kind == "standard_output":
+            await self._input(mini_init_pb2.RunInput(standard_output_closed=closed))
+        else:
+            await self._input(mini_init_pb2.RunInput(standard_error_closed=closed))
 
     async def kill(self) -> None:
         """End it, and allow all output of it, which is dropped."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from services.cli.commands import run as module
 from services.cli.exit_codes import USAGE
 from services.cli.main import app
 from services.cli.run.guest import CommandRefusedError
@@ -45,7 +44,7 @@ class Guest:
 @pytest.fixture
 def guest(monkeypatch: pytest.MonkeyPatch) -> Guest:
     made = Guest()
-    monkeypatch.setattr(module.guest, "run", made.run)
+    monkeypatch.setattr("services.cli.run.guest.run", made.run)
     return made
 
 
@@ -57,11 +56,23 @@ def test_the_exit_code_is_the_commands(guest: Guest, code: int) -> None:
 
 def test_flags_become_a_plan_and_a_command(guest: Guest, tmp_path: Path) -> None:
     flags = ["--share", f"{tmp_path}:/work:ro", "--net", "tap", "--memory", "512M", "--cpus", "2"]
-    more = ["--kernel", "vmlinux", "--kind", "wslc", "--user", "0:0", "--env", "A=1"]
+    more = [
+        "--kernel",
+        "vmlinux",
+        "--kind",
+        "wslc",
+        "--user",
+        "0:0",
+        "--env",
+        "A=1",
+        "--isolation",
+        "strict",
+    ]
     RUNNER.invoke(app, ["run", *flags, *more, "ls", "--color", "-l"])
     plan, command, terminal, _, environment = guest.asked
     assert (plan.kind, plan.ram_bytes, plan.cpus, plan.adapters) == ("wslc", 512 << 20, 2, True)
     assert plan.kernel == os.path.abspath("vmlinux")  # noqa: PTH100
+    assert plan.isolation == "strict"
     assert plan.shares == (RunShare(str(tmp_path), "/work", True),)
     assert command.arguments == ("ls", "--color", "-l")
     assert (command.uid, command.gid, command.groups) == (0, 0, (0,))
@@ -78,7 +89,7 @@ def test_by_default_a_command_is_the_callers_in_the_present_directory(
     RUNNER.invoke(app, ["run", "--", "true"])
     plan, command, *_ = guest.asked
     assert (plan.kind, plan.ram_bytes, plan.cpus, plan.kernel) == ("wsl2", 0, 0, "")
-    assert (plan.shares, plan.adapters) == ((), False)
+    assert (plan.isolation, plan.shares, plan.adapters) == ("", (), False)
     assert (command.uid, command.gid) == (os.geteuid(), os.getegid())
     assert command.directory == str(tmp_path)
 
@@ -124,6 +135,7 @@ def test_an_error_is_one_line_and_a_code_of_its_own(
         ["--share", "/:/a", "--share", "/tmp:/a", "true"],
         ["--kind", "wsl3", "true"],
         ["--net", "nat", "true"],
+        ["--isolation", "none", "true"],
         ["--memory", "much", "true"],
         ["--cpus", "65", "true"],
         ["--user", "no-such-user", "true"],
@@ -149,6 +161,6 @@ def test_a_signal_ends_the_boot(monkeypatch: pytest.MonkeyPatch, number: int) ->
             ended.append(True)
         return 0
 
-    monkeypatch.setattr(module.guest, "run", boot)
+    monkeypatch.setattr("services.cli.run.guest.run", boot)
     assert RUNNER.invoke(app, ["run", "--", "true"]).exit_code == 128 + number
     assert ended == [True]

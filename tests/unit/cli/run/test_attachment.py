@@ -229,7 +229,6 @@ class Screen:
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
-    @property
     def is_as_before(self) -> bool:
         return termios.tcgetattr(self.theirs) == self.before
 
@@ -247,7 +246,7 @@ async def test_a_terminal_is_raw_has_its_size_and_is_restored(screen: Screen) ->
     attachment = Attachment(command, Terminal(screen.theirs))
     running = asyncio.create_task(attachment.run())
     await command.until(WindowSize(24, 80))
-    assert not screen.is_as_before
+    assert not screen.is_as_before()
     screen.resize(50, 132)
     attachment.take_signal(signal.SIGWINCH)
     await command.until(WindowSize(50, 132))
@@ -257,7 +256,7 @@ async def test_a_terminal_is_raw_has_its_size_and_is_restored(screen: Screen) ->
     command.saying.put_nowait(Output(b"bye\r\n"))
     command.saying.put_nowait(Ended())
     assert await asyncio.wait_for(running, LIMIT_S) == 0
-    assert screen.is_as_before
+    assert screen.is_as_before()
     assert os.read(screen.ours, 100) == b"bye\r\n"
 
 
@@ -266,7 +265,7 @@ async def test_a_terminal_is_restored_when_the_guest_is_lost(screen: Screen) -> 
     command.saying.put_nowait(UnavailableError("GUEST_UNREACHABLE", "gone"))
     with pytest.raises(UnavailableError):
         await asyncio.wait_for(Attachment(command, Terminal(screen.theirs)).run(), LIMIT_S)
-    assert screen.is_as_before
+    assert screen.is_as_before()
 
 
 async def test_a_terminal_is_restored_when_this_is_cancelled(screen: Screen) -> None:
@@ -276,24 +275,24 @@ async def test_a_terminal_is_restored_when_this_is_cancelled(screen: Screen) -> 
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert screen.is_as_before
+    assert screen.is_as_before()
 
 
 async def test_while_this_process_is_stopped_its_terminal_is_as_before(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(module, "stop_this_process", lambda: seen.append(screen.is_as_before))
+    monkeypatch.setattr(module, "stop_this_process", lambda: seen.append(screen.is_as_before()))
     command = FakeCommand()
     attachment = Attachment(command, Terminal(screen.theirs))
     running = asyncio.create_task(attachment.run())
     await command.until(WindowSize(24, 80))
     attachment.take_signal(signal.SIGTSTP)
     assert seen == [True]
-    assert not screen.is_as_before
+    assert not screen.is_as_before()
     command.saying.put_nowait(Ended())
     await asyncio.wait_for(running, LIMIT_S)
-    assert screen.is_as_before
+    assert screen.is_as_before()
 
 
 async def test_a_terminal_that_is_gone_is_the_end(

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 LIMIT_S = 10
 COMMAND = GuestCommand(("true",), {})
-PLAN = GuestPlan("wsl2", 512 << 20, 2, "/vmlinux", (RunShare("/srv", "/work", True),))
+PLAN = GuestPlan(
+    "wsl2", 512 << 20, 2, "/vmlinux", (RunShare("/srv", "/work", True),), False, "strict"
+)
 
 
 class House:
@@ -51,7 +53,7 @@ class House:
         self.running = asyncio.Event()
         self.run_dir = Path()
         monkeypatch.setattr(module, "Services", self._services)
-        monkeypatch.setattr(module.clients, "owner", self._connect)
+        monkeypatch.setattr("services.cli.clients.owner", self._connect)
         monkeypatch.setattr(module, "guest_control", self._connect)
         monkeypatch.setattr(module, "apply_guest_capabilities", self._apply)
 
@@ -167,6 +169,7 @@ async def test_everything_is_made_and_ended_in_order(house: House, tmp_path: Pat
     request = house.request
     assert (request.kind, request.ram_bytes, request.wslconfig) == ("wsl2", 512 << 20, "")
     assert (request.qemu.kernel, request.qemu.cpus) == ("/vmlinux", 2)
+    assert request.qemu.isolation == "strict"
     assert house.run_dir.parent == tmp_path
     assert left_in(tmp_path) == []
 
