@@ -1,4 +1,4 @@
-"""Programs of ours, run by an ordinary user of this machine.
+"""Programs of ours, run by an ordinary user of this machine, and a checkout that is theirs.
 
 The interpreter of the tests may be below a directory that only root may enter. So the program gets
 a mount namespace of its own, in which that directory has nothing but the interpreter.
@@ -7,10 +7,13 @@ a mount namespace of its own, in which that directory has nothing but the interp
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
 from typing import Final
+
+from services.vm_owner.machines.qemu.image import INITRAMFS, KERNEL
 
 A_USER: Final = 65533
 """A user whom this machine does not know."""
@@ -38,6 +41,22 @@ def as_ordinary_user(program: list[str]) -> list[str]:
     script = _PROGRAM.replace('"$USER_ID"', str(A_USER))
     unshare = ["unshare", "--mount", "--propagation", "private"]
     return [*unshare, "sh", "-c", script, "sh", closed, entry, *program]
+
+
+def copy_checkout(to: Path) -> Path:
+    """Copy what a checkout has after `make setup kernel guest-image`, for an ordinary user."""
+    ours = Path(__file__).parents[2]
+    without = shutil.ignore_patterns("__pycache__")
+    for name in ("services", "clients/python"):
+        shutil.copytree(ours / name, to / name, ignore=without)
+    for file in (KERNEL, INITRAMFS):
+        copy = to / file.relative_to(ours)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+    if os.geteuid() == 0:
+        for path in (to, *to.rglob("*")):
+            os.chown(path, A_USER, A_USER)
+    return to
 
 
 def _closed_directory(path: Path) -> tuple[str, str]:

@@ -48,6 +48,9 @@ POWER_OFF_S: Final = 15.0
 
 TAIL_BYTES: Final = 2048
 
+EMULATED: Final = "guests run by emulation"
+"""How the owner's log says that there is no KVM, and why."""
+
 ADAPTERS: Final = "[wsl2]\nnetworkingMode=virtioproxy\n"
 """The .wslconfig of a VM with adapters."""
 
@@ -102,13 +105,20 @@ async def run(
         PortholeError: The guest did not boot, or has ended.
     """
     with _run_dir() as run_dir:
-        async with Services(run_dir, environment, lambda _service, _line: None) as services:
+        async with Services(run_dir, environment, _hear) as services:
             try:
                 return await _unless_a_service_ends(
                     services, _work(services, plan, command, terminal, signals)
                 )
             finally:
                 signals.ignore()
+
+
+def _hear(_service: str, line: str) -> None:
+    """Print the one line of the services that its reader can act upon: guests are slow."""
+    _, found, rest = line.partition(EMULATED)
+    if found:
+        say(found + rest)
 
 
 async def _unless_a_service_ends(services: Services, work: Coroutine[Any, Any, int]) -> int:

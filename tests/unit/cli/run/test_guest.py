@@ -23,7 +23,7 @@ from services.cli.views import WarningView
 from services.handshake.errors import FailedPreconditionError, PortholeError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 LIMIT_S = 10
 COMMAND = GuestCommand(("true",), {})
@@ -62,8 +62,9 @@ class House:
         if what in self.failing:
             raise self.failing[what]
 
-    def _services(self, run_dir: Path, *_: object) -> Self:
+    def _services(self, run_dir: Path, _: object, log: Callable[[str, str], None]) -> Self:
         self.run_dir = run_dir
+        self.log = log
         return self
 
     async def __aenter__(self) -> Self:
@@ -241,6 +242,15 @@ async def test_a_boot_that_is_cancelled_leaves_nothing(house: House, tmp_path: P
     assert running.cancelled()
     assert house.asked[-3:] == END
     assert left_in(tmp_path) == []
+
+
+async def test_of_the_services_words_only_slowness_is_repeated(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await run_it()
+    house.log("VM owner", "2026 vm-owner INFO x: listening")
+    house.log("VM owner", "2026 vm-owner INFO x: guests run by emulation (TCG): /dev/kvm: no")
+    assert capsys.readouterr().err == "guests run by emulation (TCG): /dev/kvm: no\n"
 
 
 async def test_a_long_boot_is_spoken_of_with_the_guests_words(
