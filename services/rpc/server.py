@@ -4,7 +4,8 @@ Owns everything between a process's main coroutine and its servicers.
 
 The order of shutdown on SIGTERM or SIGINT: health reports NOT_SERVING; the service's `on_shutdown`
 runs while calls are still answered; the server refuses new calls and gives running calls `GRACE_S`
-to end; sockets are removed; telemetry is flushed. A second signal ends the process at once.
+to end; sockets are removed; telemetry is flushed. A second signal, `SAME_SIGNAL_S` later or more,
+ends the process at once.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ logger = logging.getLogger(__name__)
 
 GRACE_S: Final = 2.0
 """Longest time that running calls get to end after the server has begun to stop."""
+
+SAME_SIGNAL_S: Final = 1.0
+"""How long a further signal means no more than the first. A service is tied to its parent: when
+that is killed, Linux sends the signal anew as each of its threads ends (services/rpc/tether.py)."""
 
 SHUTDOWN_DEADLINE_S: Final = 30.0
 """Longest time that a service's `on_shutdown` gets; then the server stops without it."""
@@ -178,9 +183,13 @@ async def serve(
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def let_signals_end_this() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+    def stop() -> None:
+        if not stopping.is_set():
+            loop.call_later(SAME_SIGNAL_S, let_signals_end_this)
         stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

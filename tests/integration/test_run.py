@@ -270,15 +270,6 @@ def test_ctrl_c_while_it_boots_leaves_nothing(runner: Runner, delay_s: float) ->
     runner.assert_nothing_left()
 
 
-def test_processes_end_with_a_command_that_is_killed(runner: Runner) -> None:
-    process = runner.start("--", "sh", "-c", "echo ready; sleep 1000")
-    until(process, b"ready")
-    assert any("qemu-system" in line for line in runner.processes().values())
-    process.kill()
-    process.wait(LIMIT_S)
-    runner.until_no_process()
-
-
 def test_a_lost_guest_is_named_with_its_cause(runner: Runner) -> None:
     process = runner.start("--", "sh", "-c", "echo ready; sleep 1000")
     until(process, b"ready")
@@ -314,11 +305,24 @@ def test_too_little_memory_is_named_with_its_bounds(runner: Runner) -> None:
     assert "1048576" in err.decode()
 
 
+def taps() -> set[str]:
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
 @pytest.mark.tap
-def test_adapters_are_there_if_they_are_asked_for(runner: Runner) -> None:
-    code, out, err = runner.run("--net", "tap", "--", "ls", "/sys/class/net")
-    assert code == 0, err.decode()
-    assert {b"eth0", b"loopback0"} < set(out.split())
+def test_adapters_are_there_and_end_even_with_a_command_that_is_killed(runner: Runner) -> None:
+    before = taps()
+    script = "ls /sys/class/net; echo ready; sleep 1000"
+    process = runner.start("--net", "tap", "--", "sh", "-c", script)
+    assert {b"eth0", b"loopback0"} < set(until(process, b"ready").split())
+    assert len(taps() - before) == 2
+    assert any("qemu-system" in line for line in runner.processes().values())
+    process.kill()
+    process.wait(LIMIT_S)
+    runner.until_no_process()
+    assert taps() == before
+    left = {path.name for path in runner.temporary.glob("**/*") if not path.is_dir()}
+    assert left == {"up.lock"}
 
 
 class Screen:

@@ -77,6 +77,8 @@ async def test_sigterm_ends_it_in_order_and_loses_nothing(run_dir: Path) -> None
 
         process.send_signal(signal.SIGTERM)
         states.append((await watch.read()).status)
+        # When its parent is killed, a service gets a signal for each thread of the parent.
+        process.send_signal(signal.SIGTERM)
         _, stderr = await process.communicate()
         with pytest.raises(UnavailableError) as caught:
             await hanging
