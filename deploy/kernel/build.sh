@@ -2,7 +2,7 @@
 # Build the guest's kernel: Debian's linux-source-6.12, our patches, our configuration (docs/kernel.md).
 # Usage: build.sh [x86_64|arm64]; by default for this machine.
 #
-# build/kernel/ARCH is then a link to what was built: vmlinux and bzImage, or Image; config; version.
+# build/kernel/ARCH is then a link to what was built: vmlinux, or Image; config; version.
 # What was built is kept by what it was made of, and is not built again. Without build/kernel/source
 # the newest source of Debian 13 is fetched.
 set -euo pipefail
@@ -16,8 +16,8 @@ release=6.12
 
 arch=${1:-$(uname -m)}
 case $arch in
-  x86_64) make_arch=x86_64 target=bzImage images=(vmlinux arch/x86/boot/bzImage) triple=x86_64-linux-gnu ;;
-  arm64 | aarch64) arch=arm64 make_arch=arm64 target=Image images=(arch/arm64/boot/Image) triple=aarch64-linux-gnu ;;
+  x86_64) target=vmlinux image=vmlinux triple=x86_64-linux-gnu ;;
+  arm64 | aarch64) arch=arm64 target=Image image=arch/arm64/boot/Image triple=aarch64-linux-gnu ;;
   *) echo "make kernel builds for x86_64 and arm64, not for $arch: give ARCH=x86_64 or ARCH=arm64" >&2; exit 2 ;;
 esac
 # A compiler for another machine has its name as a prefix.
@@ -66,7 +66,7 @@ exec 9>"$cache/lock"
 flock 9
 [[ -e $source/version ]] || fetch
 version=$(<"$source/version")
-key=$(cat "$source/version" "$recipe/build.sh" "$recipe/config" "$recipe/config.$arch" "$recipe"/patches/*.patch \
+key=$(cat "$source/version" "$recipe"/{build.sh,never-built,config,"config.$arch",patches/*.patch} \
   | sha256sum | cut -c1-12)
 built=$cache/$arch-$key
 
@@ -86,15 +86,14 @@ if [[ ! -e $built/version ]]; then
   rm -rf "$work"
   mkdir -p "$work/made"
   echo "building linux $version for $arch; the log is $work/log" >&2
-  # Only C sources of this architecture's kind are needed, but every Kconfig file is.
-  tar -xf "$source/linux.tar.xz" -C "$work" --strip-components=1 --exclude='*/Documentation/devicetree' \
-    --exclude='*/tools/testing/selftests'
+  # Every Kconfig file and Makefile is needed, but not the sources of other machines.
+  tar -xf "$source/linux.tar.xz" -C "$work" --strip-components=1 --exclude-from="$recipe/never-built"
   for patch in "$recipe"/patches/*.patch; do
     patch --directory="$work" --strip=1 --forward --no-backup-if-mismatch <"$patch" >>"$work/log" \
       || { tail "$work/log" >&2; echo "$patch does not apply to linux $version" >&2; exit 1; }
   done
   cat "$recipe/config" "$recipe/config.$arch" >"$work/fragment"
-  run=(make -C "$work" ARCH="$make_arch" CROSS_COMPILE="$cross" KBUILD_BUILD_USER=porthole
+  run=(make -C "$work" ARCH="$arch" CROSS_COMPILE="$cross" KBUILD_BUILD_USER=porthole
     KBUILD_BUILD_HOST=porthole KBUILD_BUILD_TIMESTAMP="1970-01-01" KBUILD_BUILD_VERSION=1)
   logged() {
     nice "$@" >>"$work/log" 2>&1 || { tail -n 30 "$work/log" >&2; exit 1; }
@@ -103,7 +102,7 @@ if [[ ! -e $built/version ]]; then
   dropped=$(grep -E '^(CONFIG_|# CONFIG_.* is not set)' "$work/fragment" | grep -Fxv -f "$work/.config" || true)
   [[ -z $dropped ]] || { printf 'Kconfig does not take:\n%s\n' "$dropped" >&2; exit 1; }
   logged "${run[@]}" -j"$(nproc)" "$target"
-  for image in "${images[@]}"; do cp "$work/$image" "$work/made/"; done
+  cp "$work/$image" "$work/made/"
   [[ $arch != x86_64 ]] || "${cross}strip" "$work/made/vmlinux"
   cp "$work/.config" "$work/made/config"
   echo "$version" >"$work/made/version"
