@@ -34,7 +34,7 @@ NODE := build/node/node_modules/.package-lock.json
 BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest guest-image kernel test soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c check-mini-init tidy tidy-mini-init clean
+.PHONY: help setup demo guest guest-image kernel test test-guest soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c check-mini-init tidy tidy-mini-init clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -112,6 +112,10 @@ kernel: ## build the kernel of docs/kernel.md (ARCH=x86_64 or arm64; by default 
 test: $(READY) $(FASTPATH) ## run every test that this machine can run (ARGS: of pytest)
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory --silent $(NODE); fi
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-guest: $(READY) $(FASTPATH) guest kernel ## run the tests with our kernel in QEMU, and build what they boot
+	@$(MAKE) --no-print-directory --silent guest-image
+	@$(BIN)/python -m pytest -m guest_kernel $(ARGS)
 
 soak: $(READY) $(FASTPATH) ## run the conformance tests 20 times as long, with other random calls
 	@PORTHOLE_SOAK=$${PORTHOLE_SOAK:-20} PORTHOLE_SEED=$${PORTHOLE_SEED:-$$RANDOM} \

@@ -28,12 +28,10 @@ from services.handshake.errors import (
 from services.session.session import apply_guest_capabilities
 from services.vm_owner.machines.qemu.image import INITRAMFS, MODULES
 from tests.support.linux_guest import GUEST, stock_kernel
-from tests.support.linux_vms import DEADLINE_S, LinuxHouse, control
+from tests.support.linux_vms import DEADLINE_S, LinuxHouse, control, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from porthole.guest.v1 import guest_control_pb2_grpc
 
 WSL2, WSLC = vm_owner_pb2.VM_KIND_WSL2, vm_owner_pb2.VM_KIND_WSLC
 
@@ -47,18 +45,6 @@ async def house(run_dir: Path) -> AsyncIterator[LinuxHouse]:
         await started.start(stack)
         shutil.copy(GUEST / "bin/busybox", started.shared / "busybox")
         yield started
-
-
-async def run(stub: guest_control_pb2_grpc.GuestControlAsyncStub, *words: str) -> tuple[int, str]:
-    """Run a command in the guest; return its exit code and output."""
-    command = guest_control_pb2.Command(arguments=[word.encode() for word in words])
-    requests = [guest_control_pb2.RunRequest(command=command)]
-    said, code = b"", -1
-    async for answer in stub.Run(iter(requests), timeout=DEADLINE_S):
-        said += answer.standard_output + answer.standard_error
-        if answer.HasField("ended"):
-            code = answer.ended.exit_code
-    return code, said.decode()
 
 
 def children(pid: int) -> dict[int, str]:
@@ -206,6 +192,22 @@ async def test_a_guest_that_powers_off_ends_its_vm(house: LinuxHouse) -> None:
         await stub.PowerOff(guest_control_pb2.PowerOffRequest(), timeout=DEADLINE_S)
     warnings = await warnings_at_the_end(house, vm.vm_id)
     assert "the guest powered off" in warnings["GuestEnded"]
+
+
+async def test_a_guest_that_panics_ends_its_vm_with_the_cause(house: LinuxHouse) -> None:
+    vm = await house.boot(WSL2, ram_bytes=512 << 20)
+    await house.add_share(vm.vm_id, "data")
+    async with control(vm) as stub:
+        busybox = "/mnt/data/busybox"
+        script = (
+            f"echo 1 > /proc/sys/vm/panic_on_oom; {busybox} mount -t tmpfs -o size=4G none /tmp; "
+            f"{busybox} cat /dev/zero > /tmp/full"
+        )
+        with pytest.raises(grpc.aio.AioRpcError):
+            await run(stub, busybox, "sh", "-c", script)
+    warnings = await warnings_at_the_end(house, vm.vm_id)
+    assert "the guest's kernel panicked" in warnings["GuestEnded"]
+    assert "Out of memory" in warnings["GuestEnded"]
 
 
 async def test_an_initramfs_without_init_is_a_panic_that_is_quoted(house: LinuxHouse) -> None:

@@ -37,9 +37,9 @@ from tests.integration.test_negative_controls import (
     device_host,
     use,
 )
-from tests.integration.test_qemu_machine import WSL2, child, children, run
+from tests.integration.test_qemu_machine import WSL2, child, children
 from tests.support.linux_guest import GUEST, own_kernel, stock_kernel
-from tests.support.linux_vms import LinuxHouse, control
+from tests.support.linux_vms import LinuxHouse, control, run
 from tests.support.qemu_guest import RAM_NAME, booted
 from tests.support.standalone import fs, running
 

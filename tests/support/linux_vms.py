@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from porthole.guest.v1 import guest_control_pb2_grpc
+from porthole.guest.v1 import guest_control_pb2, guest_control_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.rpc.channel import connect
@@ -17,7 +17,7 @@ from services.vm_owner.machines.qemu.image import INITRAMFS, KERNEL
 from tests.support.house import House
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
 DEADLINE_S = 120.0
@@ -71,3 +71,22 @@ async def control(
         yield peer.stub
     finally:
         await peer.close()
+
+
+async def run(
+    stub: guest_control_pb2_grpc.GuestControlAsyncStub,
+    *words: str,
+    environment: Sequence[str] = (),
+) -> tuple[int, str]:
+    """Run a command in the guest; return its exit code and output."""
+    command = guest_control_pb2.Command(
+        arguments=[word.encode() for word in words],
+        environment=[variable.encode() for variable in environment],
+    )
+    requests = [guest_control_pb2.RunRequest(command=command)]
+    said, code = b"", -1
+    async for answer in stub.Run(iter(requests), timeout=DEADLINE_S):
+        said += answer.standard_output + answer.standard_error
+        if answer.HasField("ended"):
+            code = answer.ended.exit_code
+    return code, said.decode()
