@@ -14,7 +14,7 @@ import pytest
 from tests.fuzz.targets import clang
 from tests.support.buf import BUF
 from tests.support.directories import directory, mounts_below
-from tests.support.linux_guest import GUEST, OWN_KERNEL
+from tests.support.linux_guest import GUEST, OWN_KERNEL, QEMU_10
 from tests.support.linux_user import make_tree
 from tests.support.linux_vm import IMAGE, MODULES
 from tests.support.node import MODULES as NODE_MODULES
@@ -54,6 +54,9 @@ _LACKS = {
     "guest_kernel": None
     if shutil.which("qemu-system-x86_64") and (GUEST / ".ready").exists() and OWN_KERNEL.exists()
     else "needs qemu-system-x86_64, `make guest` and, for the kernel, `make kernel`",
+    "qemu10": None
+    if QEMU_10.exists()
+    else "needs QEMU 10, which `make guest` fetches on Debian 12",
     "libvirt": None
     if shutil.which("libvirtd") and shutil.which("virsh")
     else "needs libvirtd and virsh",
@@ -109,3 +112,9 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
 def shared_tree(tmp_path: Path) -> Path:
     """A share with a tree in it."""
     return make_tree(tmp_path / "shared")
+
+
+@pytest.fixture
+def qemu() -> str:
+    """The QEMU that an owner is to use; a test is parametrized with others."""
+    return "qemu-system-x86_64"

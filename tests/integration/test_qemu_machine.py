@@ -27,7 +27,7 @@ from services.handshake.errors import (
 )
 from services.session.session import apply_guest_capabilities
 from services.vm_owner.machines.qemu.image import INITRAMFS, MODULES
-from tests.support.linux_guest import GUEST, stock_kernel
+from tests.support.linux_guest import GUEST, QEMU_10, stock_kernel
 from tests.support.linux_vms import DEADLINE_S, LinuxHouse, control, run
 
 if TYPE_CHECKING:
@@ -38,10 +38,13 @@ WSL2, WSLC = vm_owner_pb2.VM_KIND_WSL2, vm_owner_pb2.VM_KIND_WSLC
 pytestmark = [pytest.mark.guest_image, pytest.mark.guest_kernel]
 
 
+QEMUS = ["qemu-system-x86_64", pytest.param(str(QEMU_10), id="QEMU 10", marks=pytest.mark.qemu10)]
+
+
 @pytest_asyncio.fixture
-async def house(run_dir: Path) -> AsyncIterator[LinuxHouse]:
+async def house(run_dir: Path, qemu: str) -> AsyncIterator[LinuxHouse]:
     async with AsyncExitStack() as stack:
-        started = LinuxHouse(run_dir)
+        started = LinuxHouse(run_dir, {"PORTHOLE_QEMU": qemu})
         await started.start(stack)
         shutil.copy(GUEST / "bin/busybox", started.shared / "busybox")
         yield started
@@ -82,10 +85,13 @@ async def warnings_at_the_end(house: LinuxHouse, vm_id: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", [WSL2, WSLC])
+@pytest.mark.parametrize("qemu", QEMUS)
 async def test_the_order_of_the_seed(
-    house: LinuxHouse, kind: vm_owner_pb2.VmKind.ValueType
+    house: LinuxHouse, kind: vm_owner_pb2.VmKind.ValueType, qemu: str
 ) -> None:
     vm = await house.boot(kind)
+    command = children(house.pid_of("VM owner"))[child(house, "qemu-system")]
+    assert command.partition(" ")[0].endswith(qemu)
     assert not vm.devices
     if kind == WSLC:
         await apply_guest_capabilities(house.services.owner_address, vm.vm_id)

@@ -37,7 +37,7 @@ from tests.integration.test_negative_controls import (
     device_host,
     use,
 )
-from tests.integration.test_qemu_machine import WSL2, child, children
+from tests.integration.test_qemu_machine import QEMUS, WSL2, child, children
 from tests.support.linux_guest import GUEST, own_kernel, stock_kernel
 from tests.support.linux_vms import LinuxHouse, control, run
 from tests.support.qemu_guest import RAM_NAME, booted
@@ -54,9 +54,9 @@ MEMORY = f"/memfd:{RAM_NAME}"
 
 
 @pytest_asyncio.fixture
-async def house(run_dir: Path) -> AsyncIterator[LinuxHouse]:
+async def house(run_dir: Path, qemu: str) -> AsyncIterator[LinuxHouse]:
     async with AsyncExitStack() as stack:
-        started = LinuxHouse(run_dir, {"PORTHOLE_LOG_LEVEL": "info"})
+        started = LinuxHouse(run_dir, {"PORTHOLE_LOG_LEVEL": "info", "PORTHOLE_QEMU": qemu})
         await started.start(stack)
         (started.shared / "busybox").write_bytes((GUEST / "bin/busybox").read_bytes())
         (started.shared / "busybox").chmod(0o755)
@@ -118,6 +118,7 @@ async def add_marked(house: LinuxHouse, vm_id: str, name: str) -> vm_owner_pb2.S
     return (await house.stub.AddShare(request, timeout=DEADLINE_S)).share
 
 
+@pytest.mark.parametrize("qemu", QEMUS)
 async def test_a_device_gets_the_pools_and_keeps_its_own(house: LinuxHouse) -> None:
     vm = await house.boot(WSL2, machine=STRICT)
     pool = vm.latched_pool

@@ -28,6 +28,8 @@ it takes 100 s on a busy machine."""
 _PROJECT = Path(__file__).parents[2]
 GUEST = _PROJECT / ".guest"
 OWN_KERNEL = _PROJECT / "build/kernel/x86_64"
+QEMU_10 = GUEST / "qemu-10/usr/bin/qemu-system-x86_64"
+"""The newest QEMU that is supported, beside the machine's own."""
 _MODULES = (
     "virtio_ring",
     "virtio",
