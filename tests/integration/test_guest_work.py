@@ -14,14 +14,17 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.cli.guest_control import guest_control
@@ -34,8 +37,7 @@ from tests.support.linux_guest import GUEST
 from tests.support.linux_vms import DEADLINE_S, LinuxHouse, control, run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from porthole.guest.v1 import guest_control_pb2_grpc
 
@@ -98,14 +100,16 @@ async def worker(
     house: LinuxHouse,
     kind: vm_owner_pb2.VmKind.ValueType,
     isolation: vm_owner_pb2.Isolation.ValueType,
+    *,
     wslconfig: str = "",
+    also: Sequence[RunShare] = (),
 ) -> AsyncIterator[Worker]:
     machine = vm_owner_pb2.QemuMachine(isolation=isolation, cpus=2)
     vm = await house.boot(kind, machine=machine, wslconfig=wslconfig)
     if kind == WSLC:
         await apply_guest_capabilities(house.services.owner_address, vm.vm_id)
         vm = await house.get(vm.vm_id)
-    requests = share_requests([RunShare(str(house.shared), "/work")])
+    requests = share_requests([RunShare(str(house.shared), "/work"), *also])
     for share in requests:
         spec = vm_owner_pb2.ShareSpec(
             host_path=share.host_path, tag=share.tag, options=share.options
@@ -249,14 +253,16 @@ def serving(directory: Path, address: str) -> Iterator[int]:
             thread.join()
 
 
+NETWORKED = "[wsl2]\nnetworkingMode=virtioproxy\n"
+
+
 @pytest.mark.tap
 async def test_a_file_is_fetched_over_the_network(house: LinuxHouse) -> None:
     content = os.urandom(2 << 20)
     (house.run_dir / "web").mkdir()
     (house.run_dir / "web/data").write_bytes(content)
     shutil.copy(GUEST / "bin/busybox", house.shared / "busybox")
-    wslconfig = "[wsl2]\nnetworkingMode=virtioproxy\n"
-    async with worker(house, WSL2, SHARED_RAM, wslconfig) as guest:
+    async with worker(house, WSL2, SHARED_RAM, wslconfig=NETWORKED) as guest:
         request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=guest.vm.vm_id)
         network = await house.stub.ConfigureNetworking(request, timeout=DEADLINE_S)
         with serving(house.run_dir / "web", network.gateway_address) as port:
@@ -268,3 +274,33 @@ async def test_a_file_is_fetched_over_the_network(house: LinuxHouse) -> None:
         assert adapter.counters.bytes_out > len(content)
     await house.terminate(guest.vm.vm_id)
     assert house.broken_rules() == []
+
+
+SECOND_STAGE = """
+import subprocess, sys
+import grpc
+from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
+address = "unix:/tmp/guest-init.sock"
+program = [sys.executable, "-B", "-m", "services.guest_init", f"--listen={address}"]
+with subprocess.Popen([*program, "--run-dir=/tmp/run"], stdout=subprocess.DEVNULL) as served:
+    stub = guest_init_pb2_grpc.GuestInitStub(grpc.insecure_channel(address))
+    asked = guest_init_pb2.GetGuestCapabilitiesRequest()
+    answer = stub.GetGuestCapabilities(asked, wait_for_ready=True, timeout=100)
+    served.terminate()
+open("answer", "wb").write(answer.capabilities.SerializeToString())
+"""
+"""Starts guest init in the guest, and asks it there."""
+
+
+async def test_guest_init_itself_serves_in_the_guest_as_its_second_stage(
+    house: LinuxHouse,
+) -> None:
+    checkout = Path(__file__).parents[2]
+    (house.shared / "second_stage.py").write_text(SECOND_STAGE)
+    here = RunShare(str(checkout), str(checkout), read_only=True)
+    async with worker(house, WSL2, SHARED_RAM, also=[here]) as guest:
+        await guest.run(f"{sys.executable} -B second_stage.py; sync answer")
+        answer = GuestCapabilities.FromString((house.shared / "answer").read_bytes())
+        assert answer.swiotlb_pool == guest.vm.latched_pool
+        assert answer.kernel_release == guest.vm.capabilities.kernel_release
+    await house.terminate(guest.vm.vm_id)
