@@ -18,7 +18,7 @@ from services.simguest.net.namespace import NetworkNamespace
 from tests.support.documents import check_document
 
 DEMO = (sys.executable, "-m", "services.cli.main", "demo")
-DEMO_S = 180.0
+DEMO_S = 240.0
 TOKEN_POOL_BYTES = 64 << 20
 KEPT = [".porthole-demo", "report.json", "trace.jsonl"]  # docs/getting-started.md names them
 
@@ -127,6 +127,31 @@ def test_with_root_it_shows_the_mount_point_and_the_network(tree: Path, tmp_path
         assert (vm["ping"]["sent"], vm["ping"]["received"]) == (3, 3)
         assert (vm["http"]["status"], vm["http"]["size_bytes"]) == (200, 700_001)
     assert mounts_below(out) == [], "it works in its own namespaces, so the host has not changed"
+
+
+@pytest.mark.guest_image
+@pytest.mark.guest_kernel
+@pytest.mark.tap
+def test_linux_guests_do_the_same(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = demo(tree, out, "--guest", "qemu", "--keep")
+    assert result.returncode == OK, result.stderr
+    report = report_of(out)
+    assert (report["handshake"], report["not_shown"]) == ("valid", [])
+    kinds = [(vm["name"], vm["kind"]) for vm in report["vms"]]
+    assert kinds == [("WSL2", "WSL2"), ("WSLC", "WSLC"), ("WSL2, strict", "WSL2")]
+    for vm in report["vms"]:
+        assert vm["kernel"].endswith("-porthole")
+        assert vm["token"] == f"swiotlb=0x{vm['gpa_base']:x},{vm['size_bytes']}"
+        assert (vm["devices"], vm["files"], vm["mismatches"], vm["refused"]) == (5, 33, 0, 0), vm
+        assert vm["copied"] == {
+            "directories": 3,
+            "files": 33,
+            "symbolic_links": 2,
+            "bytes_copied": report["tree_bytes"],
+        }
+        assert (vm["ping"]["sent"], vm["ping"]["received"]) == (3, 3)
+        assert (vm["http"]["status"], vm["http"]["size_bytes"]) == (200, 700_001)
 
 
 @pytest.mark.root

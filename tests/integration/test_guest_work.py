@@ -28,7 +28,8 @@ from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.cli.guest_control import guest_control
-from services.cli.run.plan import NEW_ROOT, RunShare, root_mounts, share_mounts, share_requests
+from services.cli.guest_root import enter_root
+from services.cli.run.plan import RunShare, share_mounts, share_requests
 from services.handshake import events
 from services.handshake.options import parse_fs_options
 from services.handshake.trace.otlp import parse_otlp_lines
@@ -117,9 +118,7 @@ async def worker(
         request = vm_owner_pb2.AddShareRequest(vm_id=vm.vm_id, share=spec)
         await house.stub.AddShare(request, timeout=DEADLINE_S)
     async with guest_control(vm.guest_init_address, DEADLINE_S) as guest:
-        for mount in root_mounts():
-            await guest.mount(mount)
-        await guest.enter_root(NEW_ROOT)
+        await enter_root(guest)
         for mount in share_mounts(requests):
             await guest.mount(mount)
     async with control(vm) as stub:

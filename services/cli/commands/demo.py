@@ -21,7 +21,7 @@ from services.cli import context
 from services.cli.console import err, fail, out, printable, say
 from services.cli.context import make_context
 from services.cli.demo import namespace
-from services.cli.demo.demonstration import DemoPlan, run
+from services.cli.demo.demonstration import DemoPlan, Guests, run
 from services.cli.demo.report import DemoReport, summary_table
 from services.cli.end_signals import end_like_an_interrupt
 from services.cli.exit_codes import NEGATIVE
@@ -47,6 +47,9 @@ PORTION_FILES: Final = 1000
 """Approximate number of files that are also written, and read through a mount point; with this many
 the demonstration takes under a minute."""
 
+QEMU_PORTION_FILES: Final = 200
+"""The same for Linux guests, which may be emulated: then it takes about two minutes."""
+
 NOT_THE_LIBRARY: Final = ("site-packages", "dist-packages")
 """Directories of other parties' packages, below the directory of the standard library."""
 
@@ -66,12 +69,21 @@ def demo(
             file_okay=False,
         ),
     ] = None,
-    portion: Annotated[
-        int,
+    guest: Annotated[
+        Guests,
         typer.Option(
-            help="Approximate number of files also written, and read through a mount point.", min=1
+            help="user-space: processes of ours; qemu: Linux guests, which need QEMU and what "
+            "`make kernel guest-image` makes."
         ),
-    ] = PORTION_FILES,
+    ] = Guests.USER_SPACE,
+    portion: Annotated[
+        int | None,
+        typer.Option(
+            help="Approximate number of files also written, and read through a mount point; Linux "
+            f"guests read no more. By default {PORTION_FILES}, and {QEMU_PORTION_FILES} with them.",
+            min=1,
+        ),
+    ] = None,
     out_dir: Annotated[
         Path, typer.Option("--out", help="Directory for the results; it is emptied first.")
     ] = DEFAULT_OUT,
@@ -91,16 +103,21 @@ def demo(
     end_like_an_interrupt()
     began = time.monotonic()
     missing = namespace.lacks()
+    if guest is Guests.QEMU:
+        # A Linux guest has mount points of its own.
+        missing.pop("mount", None)
     with _claimed(out_dir.absolute()) as target:
         namespace.enter()
         plan = DemoPlan(
             tree=(tree or Path(sysconfig.get_path("stdlib"))).resolve(),
             exclude=() if tree else NOT_THE_LIBRARY,
             out=target,
-            portion_files=portion,
+            portion_files=portion
+            or (QEMU_PORTION_FILES if guest is Guests.QEMU else PORTION_FILES),
             trace_file=target / "trace.jsonl",
             mount="mount" not in missing,
             network="network" not in missing,
+            guests=guest,
         )
         report = _run(plan)
         report.not_shown = list(missing.values())

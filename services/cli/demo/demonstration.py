@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ from services.cli.demo.report import DemoReport
 from services.cli.demo.tree import read_tree, tree_portion
 from services.cli.demo.vm import WAIT_S, Stage, VmPlan, VmShow
 from services.cli.launcher import Services, service_ended
+from services.cli.requests import QemuRequest
 from services.rpc.removal import remove_tree
 
 if TYPE_CHECKING:
@@ -27,11 +29,28 @@ if TYPE_CHECKING:
 OLD_KERNEL: Final = "5.15.167.4-microsoft-standard-WSL2"
 """A kernel from before the pool, as WSL shipped it."""
 
-PLANS: Final = (
+
+class Guests(StrEnum):
+    """What the guests of a demonstration are."""
+
+    USER_SPACE = "user-space"
+    QEMU = "qemu"
+
+
+USER_SPACE_PLANS: Final = (
     VmPlan("WSL2", "WSL2"),
     VmPlan("WSLC", "WSLC"),
     VmPlan("WSL2, old kernel", "WSL2", OLD_KERNEL, pooled=False),
 )
+QEMU_PLANS: Final = (
+    VmPlan("WSL2", "WSL2", qemu=QemuRequest()),
+    VmPlan("WSLC", "WSLC", qemu=QemuRequest()),
+    VmPlan("WSL2, strict", "WSL2", qemu=QemuRequest(isolation="strict")),
+)
+PLANS: Final = {Guests.USER_SPACE: USER_SPACE_PLANS, Guests.QEMU: QEMU_PLANS}
+
+EMULATION_S: Final = "55"
+"""Deadline of a boot, and of a guest's report: maybe three guests are emulated at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +61,12 @@ class DemoPlan:
         tree: Directory that is shared read-only.
         exclude: Names of entries of that directory that are left out.
         out: Directory for all results.
-        portion_files: Approximate number of files also written, and read through a mount point.
+        portion_files: Approximate number of files also written, and read through a mount point;
+            Linux guests read no more.
         trace_file: File to which every process appends its spans.
         mount: Whether a real mount point can be shown.
         network: Whether the adapters can be shown.
+        guests: What the guests are.
     """
 
     tree: Path
@@ -55,6 +76,7 @@ class DemoPlan:
     trace_file: Path
     mount: bool
     network: bool
+    guests: Guests = Guests.USER_SPACE
 
 
 async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
@@ -66,6 +88,10 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
     """
     say(f"reading {plan.tree} on the host")
     host = await asyncio.to_thread(read_tree, plan.tree, plan.exclude)
+    portion = tree_portion(host, plan.portion_files)
+    if plan.guests is Guests.QEMU:
+        # Emulated guests would take minutes for the whole tree.
+        host = portion
     report = DemoReport(
         tree=str(plan.tree),
         tree_files=len(host.files),
@@ -79,6 +105,9 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
         # The tree may be the library that the services run on: they must not write .pyc files.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    if plan.guests is Guests.QEMU:
+        environment["PORTHOLE_BOOT_DEADLINE_S"] = EMULATION_S
+        environment["PORTHOLE_CAPABILITIES_DEADLINE_S"] = EMULATION_S
     with _run_dir(plan.out) as run_dir, (plan.out / "services.log").open("a", buffering=1) as log:
         say("starting device host and VM owner")
         services = Services(
@@ -87,7 +116,7 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
         async with services, clients.owner(services.owner_address, WAIT_S) as owner:
             stage = Stage(
                 host=host,
-                portion=tree_portion(host, plan.portion_files),
+                portion=portion,
                 owner=owner,
                 owner_address=services.owner_address,
                 mount=plan.mount,
@@ -96,7 +125,7 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
             )
             shows = [
                 VmShow(stage, vm_plan, plan.out / f"vm{number}")
-                for number, vm_plan in enumerate(PLANS, start=1)
+                for number, vm_plan in enumerate(PLANS[plan.guests], start=1)
             ]
             report.vms = [show.report for show in shows]
             await _run_all(shows, services)

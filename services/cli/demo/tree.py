@@ -104,7 +104,7 @@ def read_tree(root: Path, exclude: Iterable[str] = ()) -> Tree:
 
 
 def copy_files(tree: Tree, source: Path, target: Path) -> None:
-    """Copy the entries of a tree from one directory to a new one, with modes, times and links.
+    """Copy the entries of a tree from one directory to another, with modes, times and links.
 
     Raises:
         OSError: An entry cannot be read or written.
@@ -115,7 +115,7 @@ def copy_files(tree: Tree, source: Path, target: Path) -> None:
         below = os.fsencode(Path(directory).relative_to(source))
         return {n for n in names if os.path.normpath(below + b"/" + os.fsencode(n)) in left_out}
 
-    shutil.copytree(source, target, symlinks=True, ignore=ignore)
+    shutil.copytree(source, target, symlinks=True, ignore=ignore, dirs_exist_ok=True)
 
 
 def differences(host: Tree, guest: Mapping[bytes, FileDigest]) -> list[str]:

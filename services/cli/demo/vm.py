@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.cli import clients
+from services.cli.clients import WorkloadClient
+from services.cli.demo.linux_guest import LinuxWorkload, linux_guest
 from services.cli.demo.namespace import http_server, quote
 from services.cli.demo.report import VmReport
 from services.cli.demo.tree import (
@@ -23,7 +25,8 @@ from services.cli.demo.tree import (
     read_tree,
     tree_portion,
 )
-from services.cli.requests import ShareRequest, VmRequest
+from services.cli.guest_root import ROOT_SHARE
+from services.cli.requests import QemuRequest, ShareRequest, VmRequest
 from services.handshake.errors import PortholeError
 from services.session import apply_guest_capabilities
 
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from services.cli.clients import OwnerClient, WorkloadClient
+    from services.cli.clients import OwnerClient
+    from services.cli.views import VmView
+
+Workload = WorkloadClient | LinuxWorkload
 
 SOURCE: Final = "source"
 TARGET: Final = "target"
@@ -57,12 +63,14 @@ class VmPlan:
     Attributes:
         kernel_release: `uname -r`; empty: that of the bundled kernel.
         pooled: Whether its kernel publishes a pool.
+        qemu: The Linux guest in QEMU; None: the user-space guest.
     """
 
     name: str
     kind: str
     kernel_release: str = ""
     pooled: bool = True
+    qemu: QemuRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,9 @@ class VmShow:
         request = VmRequest(
             kind=self._plan.kind,
             kernel_release=self._plan.kernel_release,
+            qemu=self._plan.qemu,
             shares=(
+                *((ROOT_SHARE,) if self._plan.qemu else ()),
                 ShareRequest(str(self._stage.host.root), SOURCE, "ro"),
                 ShareRequest(str(self._target), TARGET),
             ),
@@ -137,10 +147,11 @@ class VmShow:
             with self._step("network", "configuring its network"):
                 gateway = await self._stage.owner.configure_networking(vm_id)
         vm = await self._stage.owner.get_vm(vm_id)
-        async with clients.workload(vm.machine_address, WAIT_S) as guest:
+        async with self._guest(vm) as guest:
             await self._read(guest)
             await self._write(guest)
-            if self._stage.mount:
+            # In a Linux guest everything goes through mount points.
+            if self._stage.mount and isinstance(guest, WorkloadClient):
                 await self._mount(guest)
             if gateway:
                 await self._ping(guest, gateway)
@@ -149,16 +160,25 @@ class VmShow:
             self.report.pool_slots = use.slots_total
             self.report.pool_slots_high_water = use.slots_used_high_water
 
-    async def _read(self, guest: WorkloadClient) -> None:
+    @asynccontextmanager
+    async def _guest(self, vm: VmView) -> AsyncIterator[Workload]:
+        if self._plan.qemu is None:
+            async with clients.workload(vm.machine_address, WAIT_S) as workload:
+                yield workload
+        else:
+            async with linux_guest(vm.guest_init_address, WAIT_S, (SOURCE, TARGET)) as linux:
+                yield linux
+
+    async def _read(self, guest: Workload) -> None:
         host = self._stage.host
-        with self._step("read", f"reading {len(host.files)} files through its virtqueue"):
+        with self._step("read", f"reading {len(host.files)} files through its virtqueues"):
             read = {
                 path: digest async for path, digest in guest.hash_tree(SOURCE, exclude=host.exclude)
             }
         self.report.files = len(read)
         self.report.compare("read", differences(host, read))
 
-    async def _write(self, guest: WorkloadClient) -> None:
+    async def _write(self, guest: Workload) -> None:
         portion = self._stage.portion
         with self._step("write", f"copying {len(portion.files)} files to its writable share"):
             self.report.copied = await guest.copy_tree(SOURCE, TARGET, portion.exclude)
@@ -189,14 +209,14 @@ class VmShow:
         finally:
             await guest.unmount(tag)
 
-    async def _ping(self, guest: WorkloadClient, gateway: str) -> None:
+    async def _ping(self, guest: Workload, gateway: str) -> None:
         with self._step("ping", "ping through its adapter"):
             result = await guest.ping(gateway, PINGS, PING_DEADLINE_S)
         self.report.ping = result
         lost = result.sent - result.received
         self.report.compare("ping", [f"{gateway}: an echo request was lost"] * lost)
 
-    async def _fetch(self, guest: WorkloadClient, gateway: str) -> None:
+    async def _fetch(self, guest: Workload, gateway: str) -> None:
         host = self._stage.host
         sizes = {path: digest.size_bytes for path, digest in host.files.items()}
         small = {path: size for path, size in sizes.items() if size <= HTTP_FILE_LIMIT_BYTES}

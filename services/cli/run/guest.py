@@ -18,10 +18,11 @@ from services.cli import clients
 from services.cli.console import say
 from services.cli.documents import StateEvent
 from services.cli.guest_control import errno_of, guest_control
+from services.cli.guest_root import enter_root
 from services.cli.launcher import Services, service_ended
 from services.cli.requests import QemuRequest, VmRequest
 from services.cli.run.attachment import Attachment
-from services.cli.run.plan import NEW_ROOT, root_mounts, share_mounts, share_requests
+from services.cli.run.plan import share_mounts, share_requests
 from services.handshake.errors import FailedPreconditionError, PortholeError, UnavailableError
 from services.rpc.removal import remove_tree
 from services.session import apply_guest_capabilities
@@ -186,18 +187,7 @@ async def _furnish(guest: GuestClient, plan: GuestPlan) -> None:
     Raises:
         FailedPreconditionError: GUEST_REQUEST_REFUSED.
     """
-    for mount in root_mounts():
-        try:
-            await guest.mount(mount)
-        except FailedPreconditionError as refusal:
-            if mount.fs_type != "overlay" or errno_of(refusal) != "ENODEV":
-                raise
-            raise FailedPreconditionError(
-                refusal.reason,
-                "the guest's kernel has no overlayfs, which its root needs; build one that has it "
-                "with `make kernel` in a checkout, or give another with --kernel",
-            ) from None
-    await guest.enter_root(NEW_ROOT)
+    await enter_root(guest)
     for mount in share_mounts(share_requests(plan.shares)):
         await guest.mount(mount)
 

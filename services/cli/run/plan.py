@@ -1,9 +1,7 @@
 """What `porthole run` does in the guest: shares, mounts, working directory. It starts nothing.
 
-The guest's root is an overlay: the host's root directory, as a share that nobody can write, below a
-file system in the guest's memory. Each further share is mounted at its place in that root. The
-owner's machine has mounted all shares by then, at places that the new root hides; a second mount
-of a tag is another view of the same file system.
+The guest's root is the host's (services.cli.guest_root). Each further share is mounted at its place
+in that root.
 """
 
 from __future__ import annotations
@@ -15,25 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from services.cli.guest_root import ROOT_SHARE
 from services.cli.requests import GuestMount, ShareRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ROOT_TAG: Final = "root"
-
-ROOT_OPTIONS: Final = "ro;xattr=all;submounts=off"
-"""Nothing can be written, so its attributes, file capabilities among them, are shown as they are.
-overlayfs does not enter submounts."""
-
-NEW_ROOT: Final = "/newroot"
-"""Where the root is mounted, until it is entered."""
-
 KERNELS_OWN: Final = ("/dev", "/proc", "/sys")
 """Places that the guest's kernel fills: no share can be there."""
-
-_MEMORY: Final = "/overlay"
-"""The file system in memory that has what is written to the root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +101,7 @@ def share_requests(shares: Iterable[RunShare]) -> dict[ShareRequest, list[RunSha
     owner takes a second equal share for the first.
     """
     requests: dict[ShareRequest, list[RunShare]] = {
-        ShareRequest("/", ROOT_TAG, ROOT_OPTIONS): [],
+        ROOT_SHARE: [],
     }
     by_directory: dict[tuple[str, bool], list[RunShare]] = {}
     for share in shares:
@@ -122,25 +109,6 @@ def share_requests(shares: Iterable[RunShare]) -> dict[ShareRequest, list[RunSha
     for number, ((host, read_only), places) in enumerate(by_directory.items()):
         requests[ShareRequest(host, f"share{number}", "ro" if read_only else "")] = places
     return requests
-
-
-def root_mounts() -> tuple[GuestMount, ...]:
-    """Return the mounts that make the new root, in their order.
-
-    /run of the host has sockets and locks of its running programs, which mean nothing in the guest.
-    """
-    upper, work = f"{_MEMORY}/upper", f"{_MEMORY}/work"
-    return (
-        GuestMount("tmpfs", "overlay", _MEMORY, options="mode=755"),
-        GuestMount(
-            "overlay",
-            "root",
-            NEW_ROOT,
-            options=f"lowerdir=/mnt/{ROOT_TAG},upperdir={upper},workdir={work}",
-            directories=(upper, work),
-        ),
-        GuestMount("tmpfs", "run", f"{NEW_ROOT}/run", options="mode=755"),
-    )
 
 
 def share_mounts(requests: dict[ShareRequest, list[RunShare]]) -> list[GuestMount]:

@@ -9,11 +9,9 @@ import typer
 
 from services.cli.requests import ShareRequest
 from services.cli.run.plan import (
-    NEW_ROOT,
     RunShare,
     check_places,
     parse_run_share,
-    root_mounts,
     share_mounts,
     share_requests,
     working_directory,
@@ -86,15 +84,6 @@ def test_the_owner_is_asked_for_the_root_and_for_each_directory_once() -> None:
         ShareRequest("/a", "share0", ""): [one, two],
         ShareRequest("/a", "share1", "ro"): [three],
     }
-
-
-def test_the_root_is_an_overlay_over_the_share_that_the_machine_has_mounted() -> None:
-    memory, overlay, run = root_mounts()
-    assert (memory.fs_type, memory.target) == ("tmpfs", "/overlay")
-    assert (overlay.fs_type, overlay.target) == ("overlay", NEW_ROOT)
-    assert overlay.options == "lowerdir=/mnt/root,upperdir=/overlay/upper,workdir=/overlay/work"
-    assert overlay.directories == ("/overlay/upper", "/overlay/work")
-    assert (run.fs_type, run.target) == ("tmpfs", f"{NEW_ROOT}/run")
 
 
 def test_a_place_within_another_is_mounted_after_it() -> None:
