@@ -28,6 +28,7 @@ from services.cli.launcher import Services
 from services.rpc.channel import connect
 from services.vm_owner.clients import GUEST_CONTROL
 from services.vm_owner.machines.qemu import command_line
+from services.vm_owner.machines.qemu.architecture import host_architecture
 from services.vm_owner.machines.qemu.guest_memory import GuestMemory
 from services.vm_owner.machines.qemu.image import INITRAMFS, KERNEL
 from services.vm_owner.machines.qemu.installation import Accelerator, choose_accelerator, find_qemu
@@ -70,7 +71,7 @@ def find_accelerator() -> Accelerator:
     Raises:
         OSError: A guest boots in neither way.
     """
-    accelerator = choose_accelerator(None)
+    accelerator = choose_accelerator(None, host_architecture())
     if accelerator is Accelerator.KVM:
         with tempfile.TemporaryDirectory(prefix="ph-bench-") as name:
             run_dir = Path(name)
@@ -178,8 +179,9 @@ def _bare(initramfs: Path, run_dir: Path, accelerator: Accelerator) -> float:
     Raises:
         OSError: QEMU ended before.
     """
-    installation = asyncio.run(find_qemu())
-    hardware = command_line.Hardware(GuestMemory(RAM_BYTES), 1, accelerator)
+    architecture = host_architecture()
+    installation = asyncio.run(find_qemu(architecture))
+    hardware = command_line.Hardware(architecture, GuestMemory(RAM_BYTES), 1, accelerator)
     console, guests_console = socket.socketpair()
     monitor, guests_monitor = socket.socketpair()
     log = run_dir / "bare.log"

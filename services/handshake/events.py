@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 VM_ID: Final = "porthole.vm.id"
 VM_KIND: Final = "porthole.vm.kind"
 RAM_BYTES: Final = "porthole.vm.ram_bytes"
+RAM_BASE: Final = "porthole.vm.ram_base"
 VIRTIO: Final = "porthole.vm.virtio"
 DEVICE_BOUNCES: Final = "porthole.vm.device_bounces"
 CONFIGURED_BYTES: Final = "porthole.pool.configured_bytes"
@@ -131,9 +132,9 @@ def vm_created(vm_id: str, kind: str, sizing: Sizing) -> Event:
     )
 
 
-def guest_booted(vm_id: str) -> Event:
-    """The machine has started the guest, which has not reported yet."""
-    return Event(GUEST_BOOTED, {VM_ID: vm_id})
+def guest_booted(vm_id: str, ram_base: int) -> Event:
+    """The machine has started the guest, whose RAM begins at that address; it has not reported."""
+    return Event(GUEST_BOOTED, {VM_ID: vm_id, RAM_BASE: ram_base})
 
 
 def guest_kernel_info(

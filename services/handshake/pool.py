@@ -100,12 +100,13 @@ def reserved_pool_bytes(requested_bytes: int) -> int:
     return -(-requested_bytes // POOL_ALIGN_BYTES) * POOL_ALIGN_BYTES
 
 
-def check_pool(pool: SwiotlbPool, low_ram_bytes: int) -> None:
+def check_pool(pool: SwiotlbPool, low_ram_bytes: int, ram_base: int = 0) -> None:
     """Refuse a pool that no kernel could have reserved in this VM.
 
     Args:
         pool: The announced pool.
-        low_ram_bytes: The VM's RAM below 4 GiB, which starts at address 0 and has no holes.
+        low_ram_bytes: The VM's RAM below 4 GiB, which has no holes.
+        ram_base: The address at which it begins.
 
     Raises:
         InvalidArgumentError: Names the value and the bound; the reason is one of
@@ -141,12 +142,19 @@ def check_pool(pool: SwiotlbPool, low_ram_bytes: int) -> None:
             f"it ends at 0x{pool.end:x}, above 4 GiB (0x{DMA32_LIMIT:x})",
             DMA32_LIMIT,
         )
-    if pool.end > low_ram_bytes:
+    if pool.base < ram_base:
+        raise refusal(
+            "SWIOTLB_OUTSIDE_RAM",
+            f"it begins outside the VM's RAM, which begins at 0x{ram_base:x}",
+            ram_base,
+        )
+    low_ram_end = ram_base + low_ram_bytes
+    if pool.end > low_ram_end:
         raise refusal(
             "SWIOTLB_OUTSIDE_RAM",
             f"it ends at 0x{pool.end:x}, outside the VM's RAM below 4 GiB, which ends at "
-            f"0x{low_ram_bytes:x}",
-            low_ram_bytes,
+            f"0x{low_ram_end:x}",
+            low_ram_end,
         )
 
 

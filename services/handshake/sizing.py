@@ -19,7 +19,14 @@ MAX_RAM_BYTES: Final = 1 << 40
 RAM_STEP_BYTES: Final = 1 << 20
 
 LOW_RAM_LIMIT: Final = 3 << 30
-"""RAM up to here is at guest-physical address 0, the rest at 4 GiB (machine.proto, BootRequest)."""
+"""The most RAM below 4 GiB. On a PC it begins at address 0, and what is left is at 4 GiB
+(machine.proto, BootRequest); on an arm64 machine all RAM follows its beginning."""
+
+ARM64_RAM_BASE: Final = 1 << 30
+"""Where the RAM of QEMU's virt machine begins (hw/arm/virt.c, VIRT_MEM)."""
+
+RAM_BASES: Final = (0, ARM64_RAM_BASE)
+"""Where RAM begins: on a PC, and on an arm64 machine."""
 
 
 def is_ram(size_bytes: int) -> bool:
@@ -28,7 +35,7 @@ def is_ram(size_bytes: int) -> bool:
 
 
 def low_ram_bytes(ram_bytes: int) -> int:
-    """Return how much of a VM's RAM is below 4 GiB; it begins at address 0 and has no holes."""
+    """Return how much of a VM's RAM is below 4 GiB, at its beginning; it has no holes."""
     return min(ram_bytes, LOW_RAM_LIMIT)
 
 

@@ -52,7 +52,7 @@ class VmFacts:
     """The facts of a VM that are fixed when it is created.
 
     Attributes:
-        low_ram_bytes: RAM below 4 GiB, which begins at address 0.
+        low_ram_bytes: RAM below 4 GiB.
         requested_bytes: Size of the pool that the kernel is asked for; 0: none.
         divides_pool: Whether the machine places the pool and divides it among devices (strict
             isolation); then the kernel command line is without it here.
@@ -97,6 +97,7 @@ class VmRecord:
             before the first report.
         pool: The latched pool; None: none.
         token: The device option of the latched pool; None: none.
+        ram_base: The address at which the guest's RAM begins, which its machine knows.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class VmRecord:
         self.report: Report | None = None
         self.pool: SwiotlbPool | None = None
         self.token: str | None = None
+        self.ram_base = 0
         self._manifest = manifest
         self._life = vm_life(facts.vm_id)
         self._stream: EventStream[WatchItem] = EventStream()
@@ -245,7 +247,7 @@ class VmRecord:
         self._trace(report)
         pool = pool_from_announcement(report.base, report.size_bytes)
         if pool is not None:
-            check_pool(pool, self.facts.low_ram_bytes)
+            check_pool(pool, self.facts.low_ram_bytes, self.ram_base)
         return pool
 
     def _trace(self, report: Report) -> None:

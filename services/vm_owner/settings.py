@@ -14,7 +14,6 @@ from pydantic import Field, field_validator, model_validator
 from services.handshake.errors import PortholeError
 from services.rpc.address import parse_address
 from services.rpc.settings import ServiceSettings
-from services.vm_owner.machines.qemu.installation import BINARY
 from services.vm_owner.subnets import SUBNET_PREFIX
 
 _LONGEST_VM_SOCKET = "vm/00000000-0000-0000-0000-000000000000/guest-init.sock"
@@ -45,7 +44,11 @@ class OwnerSettings(ServiceSettings):
         description="network from which adapters get subnets of four addresses",
     )
 
-    qemu: str = Field(default=BINARY, description="QEMU that runs Linux guests, a name or a path")
+    qemu: str = Field(
+        default="",
+        description="QEMU that runs Linux guests, a name or a path; by default the one for the "
+        "kernel's architecture",
+    )
     qemu_kernel: Path | None = Field(
         default=None,
         description="kernel of Linux guests; by default what `make kernel` made, or `make guest` "

@@ -266,6 +266,7 @@ class Vm:
         self._require_not_ended()
         await self.machine.start(ended)
         self._require_not_ended()
+        self.record.ram_base = self.machine.ram_base
         # The task has a context of its own: it outlives the operation and belongs to no VM's trace.
         self._machine_watch = asyncio.create_task(
             self._watch_machine(on_guest_end), context=contextvars.Context()
@@ -285,7 +286,7 @@ class Vm:
         if facts.kind is VmKind.WSLC:
             await self.reader.connect(self.guest_init_address)
             self._require_not_ended()
-        self.record.emit(events.guest_booted(facts.vm_id))
+        self.record.emit(events.guest_booted(facts.vm_id, self.record.ram_base))
         self.record.fire(VmEvent.BOOT)
 
     async def _wait_for_capabilities(self) -> None:

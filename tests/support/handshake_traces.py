@@ -82,7 +82,7 @@ def sizing(requested: int) -> Sizing:
 def _created(kind: str, requested: int) -> Steps:
     return [
         ("create", events.vm_created(VM, kind, sizing(requested))),
-        ("create", events.guest_booted(VM)),
+        ("create", events.guest_booted(VM, 0)),
     ]
 
 
@@ -226,7 +226,7 @@ def configured() -> Steps:
     pool = SwiotlbPool(Gpa(0x10000000), 8 << 20)
     return [
         ("create", events.vm_created(VM, "WSL2", created)),
-        ("create", events.guest_booted(VM)),
+        ("create", events.guest_booted(VM, 0)),
         pushed(pool),
         ("report", events.pool_latched(VM, pool, format_token(pool))),
         *device("src", FS, format_token(pool), pool=pool),

@@ -87,6 +87,7 @@ WRONG: Mapping[str, Callable[..., Values]] = {
     events.VM_ID: lambda _: [UNKNOWN_ID, ""],
     events.VM_KIND: lambda kind: ["WSLC" if kind == "WSL2" else "WSL2", "WSL1", ""],
     events.RAM_BYTES: lambda size: [0, -1, size + 1, 63 * MIB, 1 << 41],
+    events.RAM_BASE: lambda base: [-1, base + 4096, 1 << 32],
     events.VIRTIO: lambda truth: [not truth],
     events.DEVICE_BOUNCES: lambda truth: [not truth],
     events.CONFIGURED_BYTES: lambda size: [size + 20 * MIB + 1, -2],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ANSWER_READS: Final = (
     Value(events.VM_CREATED, events.RAM_BYTES),
+    Value(events.GUEST_BOOTED, events.RAM_BASE),
     *values(*ANNOUNCEMENTS, events.POOL_LATCHED, keys=(events.POOL_BASE, events.POOL_SIZE_BYTES)),
 )
 """What `answered` reads of a trace."""
@@ -63,7 +64,7 @@ def answered(vm: VmTrace) -> list[Answered]:
     latched: Numbers = NO_POOL
     for event in vm.all(*ANNOUNCEMENTS, *ANSWERS):
         if event.name in ANNOUNCEMENTS:
-            found.append(Answered(event, _due(event.numbers, latched, vm.ram_bytes)))
+            found.append(Answered(event, _due(event.numbers, latched, vm)))
             continue
         if found:
             found[-1].answers.append(event)
@@ -72,12 +73,12 @@ def answered(vm: VmTrace) -> list[Answered]:
     return found
 
 
-def why_invalid(numbers: Numbers, ram_bytes: int) -> str:
-    """Return the reason why an owner refuses a pool of a VM with this RAM; empty: it does not."""
+def why_invalid(numbers: Numbers, vm: VmTrace) -> str:
+    """Return the reason why an owner refuses a pool of a VM; empty: it does not."""
     try:
         pool = pool_from_announcement(*numbers)
         if pool is not None:
-            check_pool(pool, low_ram_bytes(ram_bytes))
+            check_pool(pool, low_ram_bytes(vm.ram_bytes), vm.ram_base)
     except InvalidArgumentError as refusal:
         return refusal.reason
     return ""
@@ -93,10 +94,10 @@ def as_pool(numbers: Numbers) -> SwiotlbPool:
     return SwiotlbPool(Gpa(numbers[0]), numbers[1])
 
 
-def _due(numbers: Numbers, latched: Numbers, ram_bytes: int) -> Due:
+def _due(numbers: Numbers, latched: Numbers, vm: VmTrace) -> Due:
     if events.LARGEST_NUMBER in numbers:
         return Due(events.POOL_REFUSED)
-    reason = why_invalid(numbers, ram_bytes)
+    reason = why_invalid(numbers, vm)
     if reason:
         return Due(events.POOL_REFUSED, reason)
     if latched != NO_POOL:

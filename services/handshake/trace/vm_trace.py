@@ -157,6 +157,12 @@ class VmTrace:
         return self.created.number(events.RAM_BYTES) if self.created else 0
 
     @cached_property
+    def ram_base(self) -> int:
+        """The address at which its RAM begins; 0 when the trace lacks the guest's boot."""
+        booted = self.first(events.GUEST_BOOTED)
+        return booted.number(events.RAM_BASE) if booted else 0
+
+    @cached_property
     def requested_bytes(self) -> int:
         """Size of the pool that the kernel command line asks for; 0 for no pool."""
         return self.created.number(events.REQUESTED_BYTES) if self.created else 0

@@ -46,7 +46,7 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
         events.CONFIGURED_BYTES: int,
         events.REQUESTED_BYTES: int,
     },
-    events.GUEST_BOOTED: {},
+    events.GUEST_BOOTED: {events.RAM_BASE: int},
     events.GUEST_KERNEL_INFO: {
         **_POOL,
         events.KERNEL_RELEASE: str,

@@ -104,8 +104,12 @@ class Machine(Protocol):
     def address(self) -> str:
         """Address at which it serves porthole.machine.v1.Machine."""
 
+    @property
+    def ram_base(self) -> int:
+        """The guest-physical address at which RAM begins, one of sizing.RAM_BASES; see `start`."""
+
     async def start(self, on_end: Callable[[str], None]) -> None:
-        """Get ready to boot.
+        """Get ready to boot; where RAM begins is known then.
 
         Args:
             on_end: Called at most once, with the cause, when the machine ends by itself.

@@ -46,6 +46,9 @@ class EmbeddedMachine:
         command: How to run the guest, without its flags.
     """
 
+    ram_base: Final = 0
+    """The user-space guest is a PC."""
+
     def __init__(
         self,
         vm_dir: Path,

@@ -6,7 +6,7 @@ Owns the connection. The machine is powered off with its VM, and never started.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from services.handshake.errors import PortholeError, UnavailableError
 from services.vm_owner.machines import Placement
@@ -48,6 +48,9 @@ class ExternalMachine:
         address: "unix:/path" or "host:port".
         dial: Connects to it.
     """
+
+    ram_base: Final = 0
+    """Where machine.proto has it."""
 
     def __init__(self, address: str, dial: Callable[[str], Awaitable[MachineConnection]]) -> None:
         self.address = address

@@ -77,7 +77,7 @@ def kernel(major: int, minor: int, patch: int, *, seccomp: bool) -> dict[str, ob
         (lambda: events.vm_created("vm", "wsl2", sized(None)), "VmCreated", created(-1)),
         (lambda: events.vm_created("vm", "wsl2", sized(0)), "VmCreated", created(0)),
         (lambda: events.vm_created("vm", "wsl2", sized(7)), "VmCreated", created(7)),
-        (lambda: events.guest_booted("vm"), "GuestBooted", VM),
+        (lambda: events.guest_booted("vm", 7), "GuestBooted", {**VM, "porthole.vm.ram_base": 7}),
         (
             lambda: events.guest_kernel_info(
                 "vm", reported(POOL, seccomp=True), KernelVersion(6, 18, 26)

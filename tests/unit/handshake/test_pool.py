@@ -77,6 +77,19 @@ def test_a_pool_that_no_kernel_could_have_reserved_is_refused(
     assert reason(base, size_bytes) == expected
 
 
+def test_ram_may_begin_behind_address_0() -> None:
+    check_pool(pool(GIB, 4096), GIB, GIB)
+    check_pool(pool(2 * GIB - 4096, 4096), GIB, GIB)
+    for base, size_bytes, bound, shown in (
+        (GIB - 4096, 8192, GIB, "it begins outside the VM's RAM, which begins at 0x40000000;"),
+        (2 * GIB - 4096, 8192, 2 * GIB, "it ends at 0x80001000, outside the VM's RAM below 4 GiB"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=shown) as refused:
+            check_pool(pool(base, size_bytes), GIB, GIB)
+        assert refused.value.reason == "SWIOTLB_OUTSIDE_RAM"
+        assert refused.value.metadata["bound"] == str(bound)
+
+
 @given(st.integers(0, U64), st.integers(0, U64), st.integers(0, 64 * GIB))
 def test_an_accepted_pool_lies_wholly_in_ram(base: int, size_bytes: int, ram_bytes: int) -> None:
     try:

@@ -134,7 +134,7 @@ def test_only_an_error_that_may_pass_by_itself_is_retryable() -> None:
 DEVICE: tuple[str, str, str, str] = ("vm", "id", events.FS, "src")
 MADE = [
     events.vm_created("vm", "WSL2", events.Sizing(1 << 30, True, True, None, 0)),
-    events.guest_booted("vm"),
+    events.guest_booted("vm", 0),
     events.guest_kernel_info("vm", GuestCapabilities(POOL, "6.1.2"), KernelVersion(6, 1, 2)),
     events.guest_kernel_info("vm", GuestCapabilities(), None),
     events.wslc_read("vm", GuestCapabilities(POOL)),

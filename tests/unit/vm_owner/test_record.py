@@ -118,6 +118,17 @@ OTHERWISE = [
 ]
 
 
+def test_a_pool_is_where_the_machine_has_ram() -> None:
+    record, _ = make()
+    record.ram_base = 1 << 30
+    with pytest.raises(InvalidArgumentError, match="begins at 0x40000000"):
+        record.apply_capabilities(GOOD)
+    record, _ = make()
+    record.ram_base = 1 << 30
+    record.apply_capabilities(reported((3 << 30) - 64 * MIB, 64 * MIB))
+    assert record.pool == SwiotlbPool(Gpa((3 << 30) - 64 * MIB), 64 * MIB)
+
+
 @pytest.mark.parametrize("kind", VmKind)
 @pytest.mark.parametrize(("other", "differences"), OTHERWISE)
 def test_the_whole_message_is_latched_with_a_pool(

@@ -60,7 +60,7 @@ def _pool_invalid(vm: VmTrace) -> Iterator[str]:
     if vm.created is None:
         return
     for hop, numbers in _hops(vm):
-        reason = "no pool" if numbers == NO_POOL else why_invalid(numbers, vm.ram_bytes)
+        reason = "no pool" if numbers == NO_POOL else why_invalid(numbers, vm)
         if reason:
             yield f"{hop} has {show(numbers)}, which this VM cannot have: {reason}"
 
@@ -191,6 +191,7 @@ CLAUSES: Final = (
             Value(events.POOL_LATCHED, events.TOKEN),
             Value(events.DEVICE_ADDED, events.DEVICE_OPTIONS),
             Value(events.VM_CREATED, events.RAM_BYTES),
+            Value(events.GUEST_BOOTED, events.RAM_BASE),
         ),
         _pool_invalid,
     ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
 from services.handshake.pool import reserved_pool_bytes
-from services.handshake.sizing import is_ram, requested_pool_bytes
+from services.handshake.sizing import RAM_BASES, is_ram, requested_pool_bytes
 from services.handshake.trace.clause import Absence, Clause, Hops, Value, values
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def _ram_invalid(vm: VmTrace) -> Iterator[str]:
     if vm.created and not is_ram(vm.ram_bytes):
         yield f"{vm.ram_bytes} bytes of RAM, which no VM may have"
+    if vm.ram_base not in RAM_BASES:
+        yield f"RAM that begins at 0x{vm.ram_base:x}, which that of no machine does"
 
 
 def _requested_mismatch(vm: VmTrace) -> Iterator[str]:
@@ -85,8 +87,8 @@ CLAUSES: Final = (
     Clause(
         "RAM_INVALID",
         5,
-        "A VM has RAM within the bounds, in whole MiB.",
-        (Value(_CREATED, events.RAM_BYTES),),
+        "A VM has RAM within the bounds, in whole MiB, which begins where a machine has it.",
+        (Value(_CREATED, events.RAM_BYTES), Value(events.GUEST_BOOTED, events.RAM_BASE)),
         _ram_invalid,
     ),
     Clause(

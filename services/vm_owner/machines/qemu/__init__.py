@@ -1,6 +1,7 @@
 """QEMU: a machine that runs a real Linux guest.
 
     machine      the Machine: boots, attaches, detaches, ends
+    architecture what QEMU emulates for a guest, by its kernel
     installation which QEMU there is, and what it can
     command_line the arguments of QEMU, from the guest and the installation
     child        a process of the machine, which ends with this one, and its output

@@ -12,24 +12,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from services.vm_owner.machines.qemu.architecture import X86_64
 from services.vm_owner.machines.qemu.installation import Accelerator
 from services.vm_owner.machines.qemu.ports import FIRST_SLOT, PORTS_PER_SLOT, port_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from services.vm_owner.machines.qemu.architecture import Architecture
     from services.vm_owner.machines.qemu.guest_memory import GuestMemory
     from services.vm_owner.machines.qemu.installation import Installation
 
 CHANNEL: Final = "org.porthole.init.0"
 """The name of the port in the guest over which its init is reached."""
 
-_CONSOLE_ARGUMENTS: Final = "console=ttyS0"
 _END_ARGUMENTS: Final = "panic=-1 reboot=t"
 """A guest that panics resets at once, and QEMU ends with it."""
-
-_TCG_ARGUMENTS: Final = "no_timer_check"
-"""On a busy host an emulated timer may miss the kernel's check of it, which is then a panic."""
 
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -47,6 +45,7 @@ class Hardware:
         accelerator: How its instructions are executed.
     """
 
+    architecture: Architecture
     memory: GuestMemory
     cpus: int
     accelerator: Accelerator
@@ -69,9 +68,11 @@ class Wiring:
 
 def kernel_arguments(owners: str, hardware: Hardware) -> str:
     """Return the kernel command line: the owner's, and what this machine needs."""
-    added = [*hardware.memory.kernel_words, _CONSOLE_ARGUMENTS, _END_ARGUMENTS]
+    architecture = hardware.architecture
+    console = f"console={architecture.console}"
+    added = [*hardware.memory.kernel_words, console, _END_ARGUMENTS]
     if hardware.accelerator is Accelerator.TCG:
-        added.append(_TCG_ARGUMENTS)
+        added += architecture.tcg_words
     return " ".join([owners, *added]).strip()
 
 
@@ -95,14 +96,15 @@ def command_line(
         kernel_command_line: As the VM owner wrote it.
         wiring: What connects QEMU to this process.
     """
-    memory, accelerator = hardware.memory, hardware.accelerator
+    architecture, memory = hardware.architecture, hardware.memory
+    accelerator = hardware.accelerator
     return [
         installation.binary,
         *("-name", f"porthole-{vm_id}", "-uuid", vm_id),
         *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
         *("-sandbox", _SANDBOX),
-        *("-machine", f"q35,usb=off,vmport=off{memory.machine_properties}"),
-        *("-accel", accelerator, "-cpu", _cpu(installation, accelerator)),
+        *("-machine", f"{architecture.machine}{memory.machine_properties}"),
+        *("-accel", accelerator, "-cpu", _cpu(installation, hardware)),
         *("-smp", str(hardware.cpus)),
         *memory.arguments(hardware.cpus),
         *("-kernel", str(kernel), "-initrd", str(initramfs)),
@@ -113,17 +115,16 @@ def command_line(
         *("-device", "virtio-serial-pci,id=serial,addr=2"),
         *("-chardev", f"socket,id=init,path={_escaped(wiring.channel_path)},server=on,wait=off"),
         *("-device", f"virtserialport,chardev=init,bus=serial.0,name={CHANNEL}"),
-        *("-device", "pvpanic"),
+        *(word for device in architecture.devices for word in ("-device", device)),
         *_ports(memory.ports),
     ]
 
 
-def _cpu(installation: Installation, accelerator: Accelerator) -> str:
-    if accelerator is Accelerator.KVM:
+def _cpu(installation: Installation, hardware: Hardware) -> str:
+    if hardware.accelerator is Accelerator.KVM:
         return "host"
-    # Without five-level page tables, which no guest of this size needs.
-    items = ["max", "la57=off"]
-    if installation.version >= (10, 0):
+    items = [hardware.architecture.tcg_cpu]
+    if hardware.architecture is X86_64 and installation.version >= (10, 0):
         items += [f"{feature}=off" for feature in _SLOW_COPIES]
     return ",".join(items)
 

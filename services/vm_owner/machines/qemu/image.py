@@ -1,6 +1,6 @@
 """The files that a guest boots: where they are by default, and that they are there.
 
-Owns the explanation of their absence. Must not know what is in them.
+Owns the explanation of their absence. Must not know what is in them, but for a kernel's header.
 """
 
 from __future__ import annotations
@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Final
 
 from services.handshake.errors import FailedPreconditionError
+from services.vm_owner.machines.qemu.architecture import (
+    HEADER_BYTES,
+    Architecture,
+    architecture_of,
+    host_architecture,
+)
 
 logger = logging.getLogger(__name__)
 
 _CHECKOUT: Final = Path(__file__).parents[4]
-KERNEL: Final = _CHECKOUT / "build/kernel/x86_64/vmlinux"
-"""What `make kernel` makes."""
-INITRAMFS: Final = _CHECKOUT / ".guest/image/x86_64/initramfs"
-"""What `make guest-image` makes."""
+BUILT: Final = _CHECKOUT / "build/kernel"
+"""Where `make kernel` puts a kernel for each architecture."""
+KERNEL: Final = BUILT / host_architecture().kernel
+"""The one for this host's architecture."""
+IMAGES: Final = _CHECKOUT / ".guest/image"
+"""Where `make guest-image` puts an initramfs for each architecture."""
+INITRAMFS: Final = IMAGES / host_architecture().image / "initramfs"
+"""The one for this host's architecture."""
 
 MODULES: Final = INITRAMFS.with_name("modules")
 """What `make guest-image` makes for the fetched kernel, whose virtio is modules."""
@@ -32,10 +42,12 @@ class GuestImage:
 
     Attributes:
         initramfs: One archive, or several that follow each other.
+        architecture: That of the kernel.
     """
 
     kernel: Path
     initramfs: tuple[Path, ...]
+    architecture: Architecture
 
 
 def find_image(kernel: Path | None, initramfs: Path | None) -> GuestImage:
@@ -45,20 +57,23 @@ def find_image(kernel: Path | None, initramfs: Path | None) -> GuestImage:
 
     Args:
         kernel: None: what `make kernel` made, or else the kernel that `make guest` fetched.
-        initramfs: None: what `make guest-image` made, with the modules of a fetched kernel.
+        initramfs: None: what `make guest-image` made for the kernel's architecture, with the
+            modules of a fetched kernel.
 
     Raises:
         FailedPreconditionError: GUEST_KERNEL_MISSING, or GUEST_IMAGE_MISSING.
     """
-    archives: tuple[Path, ...] = (initramfs or INITRAMFS,)
+    modules: tuple[Path, ...] = ()
     if kernel is None and not KERNEL.exists() and (fetched := _fetched_kernel()):
         logger.info("%s is missing; booting %s, which publishes no pool", KERNEL, fetched)
-        kernel, archives = fetched, archives if initramfs else (INITRAMFS, MODULES)
+        kernel, modules = fetched, (MODULES,)
     kernel = kernel or KERNEL
-    _require(kernel, "GUEST_KERNEL_MISSING", "kernel", "make kernel", "--qemu-kernel")
+    header = _header(kernel, "GUEST_KERNEL_MISSING", "kernel", "make kernel", "--qemu-kernel")
+    architecture = architecture_of(header)
+    archives = (initramfs,) if initramfs else (_initramfs_of(architecture), *modules)
     for path in archives:
-        _require(path, "GUEST_IMAGE_MISSING", "initramfs", "make guest-image", "--qemu-initramfs")
-    return GuestImage(kernel, archives)
+        _header(path, "GUEST_IMAGE_MISSING", "initramfs", "make guest-image", "--qemu-initramfs")
+    return GuestImage(kernel, archives, architecture)
 
 
 def one_initramfs(image: GuestImage, directory: Path) -> Path:
@@ -79,10 +94,16 @@ def _fetched_kernel() -> Path | None:
     return max(FETCHED.glob("vmlinuz-*"), default=None)
 
 
-def _require(path: Path, reason: str, what: str, command: str, flag: str) -> None:
+def _initramfs_of(architecture: Architecture) -> Path:
+    if architecture is host_architecture():
+        return INITRAMFS
+    return IMAGES / architecture.image / "initramfs"
+
+
+def _header(path: Path, reason: str, what: str, command: str, flag: str) -> bytes:
     try:
-        with path.open("rb"):
-            return
+        with path.open("rb") as file:
+            return file.read(HEADER_BYTES)
     except OSError as error:
         why = error.strerror
     raise FailedPreconditionError(

@@ -13,15 +13,14 @@ import re
 import shutil
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import FailedPreconditionError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from services.vm_owner.machines.qemu.architecture import Architecture
 
-BINARY: Final = "qemu-system-x86_64"
-PACKAGE: Final = "qemu-system-x86"
-"""The package that has it, in Debian and its relatives."""
+logger = logging.getLogger(__name__)
 
 OLDEST: Final = (7, 2)
 """The oldest version that is tested."""
@@ -56,21 +55,23 @@ class Installation:
     version: tuple[int, int]
 
 
-async def find_qemu(name: str = BINARY) -> Installation:
-    """Find QEMU and ask for its version.
+async def find_qemu(architecture: Architecture, name: str = "") -> Installation:
+    """Find the QEMU for guests of an architecture, and ask for its version.
 
     Args:
-        name: Its name in PATH, or a path.
+        architecture: That of the guests.
+        name: Its name in PATH, or a path; empty: as Debian has it.
 
     Raises:
         FailedPreconditionError: QEMU_NOT_FOUND, or QEMU_TOO_OLD.
     """
+    name, package = name or architecture.binary, architecture.package
     binary = shutil.which(name)
     if binary is None:
         raise FailedPreconditionError(
             "QEMU_NOT_FOUND",
             f"there is no {name} in PATH, which a real Linux guest needs; install the package "
-            f"{PACKAGE}, or use a user-space guest",
+            f"{package}, or use a user-space guest",
             binary=name,
         )
     said = await _version_text(binary)
@@ -79,7 +80,7 @@ async def find_qemu(name: str = BINARY) -> Installation:
         raise FailedPreconditionError(
             "QEMU_NOT_FOUND",
             f"{binary} --version does not answer as QEMU does: {said[:80]!r}; install the package "
-            f"{PACKAGE}",
+            f"{package}",
             binary=binary,
         )
     version = (int(match[1]), int(match[2]))
@@ -93,15 +94,18 @@ async def find_qemu(name: str = BINARY) -> Installation:
     return Installation(binary, version)
 
 
-def choose_accelerator(wanted: Accelerator | None) -> Accelerator:
+def choose_accelerator(wanted: Accelerator | None, architecture: Architecture) -> Accelerator:
     """Choose how a guest is executed.
 
     Args:
         wanted: None: KVM if this process may use it, otherwise TCG with one line in the log.
+        architecture: That of the guest.
     """
     if wanted is not None:
         return wanted
-    why = _why_no_kvm()
+    host = os.uname().machine
+    foreign = f"the guest is {architecture.name}, and this host {host}"
+    why = _why_no_kvm() if architecture.name == host else foreign
     if why:
         logger.info("guests run by emulation (TCG), which is slower than KVM: %s", why)
         return Accelerator.TCG

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from services.handshake import events
 from services.handshake.errors import PortholeError, UnavailableError
 from services.vm_owner.machines import GuestInitEnd, Placement
+from services.vm_owner.machines.qemu.architecture import X86_64, require_strict
 from services.vm_owner.machines.qemu.command_line import Hardware, Wiring, command_line
 from services.vm_owner.machines.qemu.control import SHARES, Adapter
 from services.vm_owner.machines.qemu.guest_memory import GuestMemory, place_pools
@@ -50,16 +51,13 @@ PROBE_DEADLINE_S: Final = 10.0
 UNMOUNT_DEADLINE_S: Final = 3.0
 """Longest that the guest gets to unmount a share."""
 
-UNPLUG_DEADLINE_S: Final = 5.0
-"""Longest that the guest gets to let go of a device."""
-
 
 @dataclass(frozen=True, slots=True)
 class QemuSettings:
     """What an owner's QEMU machines have in common.
 
     Attributes:
-        binary: Name or path of QEMU.
+        binary: Name or path of QEMU; empty: that of the guest's architecture.
         accelerator: How guests are executed; None: by KVM, if this process may use it.
         boot_deadline_s: Longest time from the start of QEMU until the guest's init speaks.
         environment: PORTHOLE_ variables for guest init's process.
@@ -105,10 +103,16 @@ class QemuMachine:
         self._mounts: dict[str, str] = {}
         self._installation: Installation | None = None
         self._image: GuestImage | None = None
+        self._architecture = X86_64
         self._accelerator = Accelerator.TCG
         self._on_end: Callable[[str], None] = lambda _: None
         self._watch: asyncio.Task[None] | None = None
         self._init_end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def ram_base(self) -> int:
+        """The guest-physical address at which RAM begins, by the kernel that `start` found."""
+        return self._architecture.ram_base
 
     async def start(self, on_end: Callable[[str], None]) -> None:
         """Look for what a boot needs.
@@ -117,9 +121,10 @@ class QemuMachine:
             FailedPreconditionError: QEMU_NOT_FOUND, QEMU_TOO_OLD, GUEST_KERNEL_MISSING, or
                 GUEST_IMAGE_MISSING.
         """
-        self._installation = await find_qemu(self._settings.binary)
         self._image = await asyncio.to_thread(self._find_image)
-        self._accelerator = choose_accelerator(self._settings.accelerator)
+        self._architecture = self._image.architecture
+        self._installation = await find_qemu(self._architecture, self._settings.binary)
+        self._accelerator = choose_accelerator(self._settings.accelerator, self._architecture)
         self._on_end = on_end
 
     async def boot(self, spec: BootSpec) -> str:
@@ -130,6 +135,7 @@ class QemuMachine:
 
         Raises:
             InvalidArgumentError: ISOLATION_POOL.
+            FailedPreconditionError: ISOLATION_ARCHITECTURE.
             UnavailableError: GUEST_ENDED, with the last lines of what ended.
             DeadlineExceededError: GUEST_BOOT_DEADLINE, with those of the guest's console.
         """
@@ -138,6 +144,7 @@ class QemuMachine:
         if spec.divided_pool_bytes is None:
             self._memory = GuestMemory(spec.ram_bytes)
         else:
+            require_strict(self._architecture)
             self._memory = place_pools(spec.ram_bytes, spec.divided_pool_bytes)
         self._guest, self._hot_plug = self._new_guest()
         initramfs = await asyncio.to_thread(self._write_files, spec, self._image)
@@ -158,7 +165,7 @@ class QemuMachine:
     async def _boot(
         self, spec: BootSpec, installation: Installation, kernel: Path, initramfs: Path
     ) -> None:
-        hardware = Hardware(self._memory, self._cpus, self._accelerator)
+        hardware = Hardware(self._architecture, self._memory, self._cpus, self._accelerator)
         words = spec.kernel_command_line
 
         def command(wiring: Wiring) -> list[str]:
@@ -261,7 +268,7 @@ class QemuMachine:
         if alive:
             await self._unmount(target)
         try:
-            await self._hot_plug.unplug(instance_id, UNPLUG_DEADLINE_S)
+            await self._hot_plug.unplug(instance_id, self._architecture.unplug_deadline_s)
         finally:
             if target and not alive:
                 await self._unmount(target)

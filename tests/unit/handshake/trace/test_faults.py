@@ -56,7 +56,7 @@ def handshake(
     token = format_token(pool)
     return [
         ("create", events.vm_created(VM, kind, requested)),
-        ("create", events.guest_booted(VM)),
+        ("create", events.guest_booted(VM, 0)),
         *told,
         (told[-1][0], events.pool_latched(VM, pool, token)),
         *device("src", FS, token, pool=pool),
@@ -249,9 +249,20 @@ def test_a_number_that_a_trace_cannot_have_is_refused_for_any_reason() -> None:
     assert rules(record(steps)) == {"POOL_UNANSWERED"}
 
 
+def test_ram_that_begins_at_1_gib_has_no_pool_below() -> None:
+    arm64 = ("create", events.guest_booted(VM, 1 << 30))
+    assert rules(record([wsl2()[0], arm64, *wsl2()[2:]])) == {"ANSWER_MISMATCH", "POOL_INVALID"}
+    high = SwiotlbPool(Gpa((3 << 30) - MIB64), MIB64)
+    steps = handshake("WSL2", high, sizing(MIB64))
+    assert rules(record(steps)) == {"ANSWER_MISMATCH", "POOL_INVALID"}
+    assert rules(record([steps[0], arm64, *steps[2:]])) == set()
+    nowhere = ("create", events.guest_booted(VM, 1 << 20))
+    assert "RAM_INVALID" in rules(record([steps[0], nowhere, *steps[2:]]))
+
+
 def test_a_vm_without_virtio_has_no_devices() -> None:
     off = Sizing(2 << 30, False, False, None, 0)
-    steps = [("create", events.vm_created(VM, "WSL2", off)), ("create", events.guest_booted(VM))]
+    steps = [("create", events.vm_created(VM, "WSL2", off)), ("create", events.guest_booted(VM, 0))]
     steps.append(pushed(None))
     assert rules(record(steps)) == set()
     assert rules(record([*steps, *device("src", FS, None)])) == {"DEVICE_UNEXPECTED"}

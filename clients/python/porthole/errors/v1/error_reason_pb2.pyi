@@ -130,6 +130,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: a device of a VM with strict isolation would reach nothing, as the guest has not
     announced the pool that the machine has placed; its kernel must be one of `make kernel`.
     """
+    ISOLATION_ARCHITECTURE: _ErrorReason.ValueType  # 256
+    """FAILED_PRECONDITION: strict isolation for a guest of an architecture that does not have it."""
     WORKLOAD_UNSUPPORTED: _ErrorReason.ValueType  # 252
     """FAILED_PRECONDITION: the guest does not serve Workload: it is a Linux guest."""
     QEMU_NOT_FOUND: _ErrorReason.ValueType  # 240
@@ -747,6 +749,8 @@ ISOLATION_WITHOUT_POOL: ErrorReason.ValueType  # 255
 """FAILED_PRECONDITION: a device of a VM with strict isolation would reach nothing, as the guest has not
 announced the pool that the machine has placed; its kernel must be one of `make kernel`.
 """
+ISOLATION_ARCHITECTURE: ErrorReason.ValueType  # 256
+"""FAILED_PRECONDITION: strict isolation for a guest of an architecture that does not have it."""
 WORKLOAD_UNSUPPORTED: ErrorReason.ValueType  # 252
 """FAILED_PRECONDITION: the guest does not serve Workload: it is a Linux guest."""
 QEMU_NOT_FOUND: ErrorReason.ValueType  # 240

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from services.vm_owner.machines.qemu.architecture import ARM64, X86_64, Architecture
 from services.vm_owner.machines.qemu.command_line import (
     Hardware,
     Wiring,
@@ -26,11 +27,12 @@ def arguments(
     accelerator: Accelerator = Accelerator.TCG,
     channel: str = "/run/vm/init-port.sock",
     memory: GuestMemory = SHARED,
+    architecture: Architecture = X86_64,
 ) -> list[str]:
     return command_line(
         Installation("/usr/bin/qemu-system-x86_64", version),
         VM_ID,
-        Hardware(memory, 2, accelerator),
+        Hardware(architecture, memory, 2, accelerator),
         Path("/k/vmlinux"),
         Path("/k/initramfs"),
         "swiotlb=force hv_pci_swiotlb=67108864",
@@ -58,7 +60,7 @@ def test_the_kernel_gets_the_owners_words_first_and_then_the_machines() -> None:
     appended = value(arguments(), "-append")
     assert appended.startswith("swiotlb=force hv_pci_swiotlb=67108864 console=ttyS0 ")
     assert appended.endswith("no_timer_check")
-    by_kvm = Hardware(SHARED, 1, Accelerator.KVM)
+    by_kvm = Hardware(X86_64, SHARED, 1, Accelerator.KVM)
     assert "no_timer_check" not in kernel_arguments("x", by_kvm)
     assert kernel_arguments("", by_kvm) == "console=ttyS0 panic=-1 reboot=t"
 
@@ -115,3 +117,12 @@ def test_ports_have_places_of_their_own() -> None:
 def test_a_comma_in_a_path_does_not_end_it() -> None:
     line = arguments(channel="/run/a,b/init.sock")
     assert "socket,id=init,path=/run/a,,b/init.sock,server=on,wait=off" in line
+
+
+def test_an_arm64_guest_has_a_machine_and_a_console_of_its_own() -> None:
+    line = arguments(version=(10, 0), architecture=ARM64)
+    assert value(line, "-machine") == "virt,gic-version=max,memory-backend=ram"
+    assert value(line, "-cpu") == "max"
+    assert value(line, "-append").endswith(" console=ttyAMA0 panic=-1 reboot=t")
+    devices = {d.split(",")[0] for d in values(line, "-device")}
+    assert devices == {"virtio-serial-pci", "virtserialport", "pcie-root-port"}

@@ -8,6 +8,7 @@ import pytest
 
 from services.handshake.errors import FailedPreconditionError
 from services.vm_owner.machines.qemu import image, installation
+from services.vm_owner.machines.qemu.architecture import ARM64, X86_64, host_architecture
 from services.vm_owner.machines.qemu.image import find_image
 from services.vm_owner.machines.qemu.installation import (
     Accelerator,
@@ -28,7 +29,7 @@ def program(directory: Path, says: str) -> str:
 
 async def test_the_version_is_what_it_says(tmp_path: Path) -> None:
     path = program(tmp_path, "QEMU emulator version 10.0.8 (Debian 1:10.0.8+ds-0)")
-    found = await find_qemu(path)
+    found = await find_qemu(X86_64, path)
     assert (found.binary, found.version) == (path, (10, 0))
 
 
@@ -43,13 +44,13 @@ async def test_another_program_is_refused(
     tmp_path: Path, says: str, reason: str, words: str
 ) -> None:
     with pytest.raises(FailedPreconditionError, match=words) as refused:
-        await find_qemu(program(tmp_path, says))
+        await find_qemu(X86_64, program(tmp_path, says))
     assert refused.value.reason == reason
 
 
 async def test_a_host_without_qemu_is_told_the_package() -> None:
     with pytest.raises(FailedPreconditionError, match="qemu-system-x86") as refused:
-        await find_qemu("/nowhere/qemu")
+        await find_qemu(X86_64, "/nowhere/qemu")
     assert refused.value.reason == "QEMU_NOT_FOUND"
 
 
@@ -58,13 +59,44 @@ def test_without_rights_on_kvm_guests_are_emulated_with_one_line(
 ) -> None:
     monkeypatch.setattr(installation, "_KVM", str(tmp_path / "kvm"))
     caplog.set_level("INFO")
-    assert choose_accelerator(None) is Accelerator.TCG
+    here = host_architecture()
+    assert choose_accelerator(None, here) is Accelerator.TCG
     (tmp_path / "kvm").touch()  # no such device answers
-    assert choose_accelerator(None) is Accelerator.TCG
-    assert choose_accelerator(Accelerator.KVM) is Accelerator.KVM
+    assert choose_accelerator(None, here) is Accelerator.TCG
+    assert choose_accelerator(Accelerator.KVM, here) is Accelerator.KVM
     assert [record.message.partition(": ")[0] for record in caplog.records] == [
         "guests run by emulation (TCG), which is slower than KVM"
     ] * 2
+
+
+def test_a_guest_of_another_architecture_is_emulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(installation, "_why_no_kvm", lambda: "")
+    caplog.set_level("INFO")
+    here = host_architecture()
+    other = X86_64 if here is ARM64 else ARM64
+    assert choose_accelerator(None, here) is Accelerator.KVM
+    assert choose_accelerator(None, other) is Accelerator.TCG
+    assert f"the guest is {other.name}, and this host {here.name}" in caplog.text
+
+
+def test_an_arm64_kernel_has_an_initramfs_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "IMAGES", tmp_path)
+    monkeypatch.setattr(image, "INITRAMFS", tmp_path / "x86_64/initramfs")
+    monkeypatch.setattr(image, "host_architecture", lambda: X86_64)
+    for name in ("x86_64", "arm64"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "initramfs").touch()
+    kernel = tmp_path / "Image"
+    kernel.write_bytes(bytes(56) + b"ARM\x64" + bytes(4))
+    assert find_image(kernel, None) == image.GuestImage(
+        kernel, (tmp_path / "arm64/initramfs",), ARM64
+    )
+    given = tmp_path / "x86_64/initramfs"
+    assert find_image(kernel, given).initramfs == (given,)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +128,6 @@ def test_without_a_built_kernel_the_fetched_one_is_booted_with_its_modules(
     for path in (fetched, tmp_path / "initramfs", tmp_path / "modules"):
         path.touch()
     archives = (tmp_path / "initramfs", tmp_path / "modules")
-    assert find_image(None, None) == image.GuestImage(fetched, archives)
+    assert find_image(None, None) == image.GuestImage(fetched, archives, X86_64)
     (tmp_path / "vmlinux").touch()
-    assert find_image(None, None) == image.GuestImage(tmp_path / "vmlinux", archives[:1])
+    assert find_image(None, None) == image.GuestImage(tmp_path / "vmlinux", archives[:1], X86_64)

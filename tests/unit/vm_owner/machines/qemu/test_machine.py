@@ -23,6 +23,7 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.vm_owner.machines import AttachSpec, BootSpec, GuestInitEnd, Placement
+from services.vm_owner.machines.qemu.architecture import ARM64, X86_64
 from services.vm_owner.machines.qemu.image import GuestImage
 from services.vm_owner.machines.qemu.installation import Accelerator
 from services.vm_owner.machines.qemu.machine import QemuMachine, QemuSettings
@@ -31,6 +32,7 @@ from tests.support import fake_qemu
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from services.vm_owner.machines.qemu.architecture import Architecture
     from services.vm_owner.machines.qemu.control import Adapter
 
 SPEC = BootSpec(
@@ -121,6 +123,7 @@ async def rig(
     speaks: bool = True,
     boot_deadline_s: float = 20.0,
     accelerator: Accelerator | None = Accelerator.TCG,
+    architecture: Architecture = X86_64,
 ) -> AsyncIterator[Rig]:
     control = FakeControl(speaks=speaks)
 
@@ -137,7 +140,7 @@ async def rig(
     )
     for name in ("kernel", "initramfs"):
         (run_dir / name).touch()
-    image = GuestImage(run_dir / "kernel", (run_dir / "initramfs",))
+    image = GuestImage(run_dir / "kernel", (run_dir / "initramfs",), architecture)
     ends: asyncio.Queue[str] = asyncio.Queue()
     machine = QemuMachine(run_dir / "vm", lambda: image, 1, settings)
     try:
@@ -190,7 +193,7 @@ async def test_a_guest_is_emulated_where_kvm_fails_unless_kvm_was_asked_for(
 ) -> None:
     monkeypatch.setenv("FAKE_QEMU", "no-kvm")
     monkeypatch.setattr(
-        "services.vm_owner.machines.qemu.machine.choose_accelerator", lambda _: Accelerator.KVM
+        "services.vm_owner.machines.qemu.machine.choose_accelerator", lambda *_: Accelerator.KVM
     )
     async with rig(run_dir, accelerator=wanted) as up:
         if wanted is None:
@@ -315,8 +318,7 @@ async def test_a_guest_that_keeps_a_device_is_given_up_on(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_QEMU", "keeps")
-    monkeypatch.setattr("services.vm_owner.machines.qemu.machine.UNPLUG_DEADLINE_S", 0.1)
-    async with rig(run_dir) as up:
+    async with rig(run_dir, architecture=replace(X86_64, unplug_deadline_s=0.1)) as up:
         await up.machine.boot(SPEC)
         await up.machine.attach_device(SHARE)
         await up.machine.release_device("a")  # a warning
@@ -333,3 +335,13 @@ async def test_a_device_that_qemu_refuses_leaves_nothing(run_dir: Path) -> None:
         assert refused.value.reason == "QEMU_REFUSED"
         await up.machine.detach_device("a")
         assert "a" not in up.machine._hot_plug
+
+
+async def test_where_ram_begins_is_known_before_boot(run_dir: Path) -> None:
+    async with rig(run_dir) as up:
+        assert up.machine.ram_base == 0
+    async with rig(run_dir, architecture=ARM64) as up:
+        assert up.machine.ram_base == 1 << 30
+        with pytest.raises(FailedPreconditionError) as refused:
+            await up.machine.boot(replace(SPEC, divided_pool_bytes=64 << 20))
+        assert refused.value.reason == "ISOLATION_ARCHITECTURE"
