@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from services.vm_owner.machines.qemu.architecture import ARM64
+from services.vm_owner.machines.qemu.image import BUILT, IMAGES
 from tests.fuzz.targets import clang
 from tests.support.buf import BUF
 from tests.support.directories import directory, mounts_below
@@ -45,6 +47,13 @@ _LACKS = {
     "qemu": None
     if shutil.which("qemu-system-x86_64") and (GUEST / ".ready").exists()
     else "needs qemu-system-x86_64 and, for what it boots, `make guest`",
+    "guest_arm64": None
+    if shutil.which(ARM64.binary)
+    and shutil.which("aarch64-linux-gnu-gcc")
+    and (BUILT / ARM64.kernel).exists()
+    and (IMAGES / ARM64.image / "initramfs").exists()
+    else "needs qemu-system-aarch64, and gcc-aarch64-linux-gnu for `make guest-image` and "
+    "`make kernel ARCH=arm64`",
     "guest_image": None
     if shutil.which("qemu-system-x86_64")
     and (GUEST / ".ready").exists()
