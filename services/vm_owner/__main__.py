@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from services.rpc.server import serve
 from services.rpc.settings import load
-from services.vm_owner.assembly import MachineSpec, Surroundings
+from services.vm_owner.assembly import MachineSpec, Surroundings, vm_directories
 from services.vm_owner.clients import (
     dial_device_host,
     dial_guest_control,
@@ -31,6 +31,7 @@ from services.vm_owner.owner import VmOwner
 from services.vm_owner.servicer import vm_owner_servicer
 from services.vm_owner.settings import OwnerSettings
 from services.vm_owner.subnets import SubnetPool
+from services.vm_owner.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -88,14 +89,16 @@ def _owner(settings: OwnerSettings) -> VmOwner:
         }
         return DeviceHosts(dial, on_status, on_stream_end)
 
+    run_dir = settings.run_dir.absolute()
     surroundings = Surroundings(
-        run_dir=settings.run_dir.absolute(),
+        run_dir=run_dir,
         manifest=load_manifest(),
         subnets=SubnetPool(settings.subnet_pool),
         capabilities_deadline_s=settings.capabilities_deadline_s,
         machine_for=machine_for,
         open_init_channel=open_init_channel,
         dial_guest_init=partial(dial_guest_init, wait_s=settings.peer_wait_s),
+        sweeper=Sweeper(vm_directories(run_dir)),
     )
     return VmOwner(surroundings, connect_device_hosts)
 

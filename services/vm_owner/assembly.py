@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from services.vm_owner.reports import Report
     from services.vm_owner.shares import ShareKey
     from services.vm_owner.subnets import SubnetPool
+    from services.vm_owner.sweeper import Sweeper
 
 MAX_FIXED_SHARES: Final = 64
 """Most shares that CreateVm accepts."""
@@ -114,6 +115,7 @@ class Surroundings:
         open_init_channel: Opens the init channel in a VM's directory; the callback gets reports.
         dial_guest_init: Connects to a guest's init, once it answers.
         host_paths: Looks at the directories that are to be shared.
+        sweeper: Removes what VMs have on the host if this process is killed; None: nothing does.
     """
 
     run_dir: Path
@@ -124,6 +126,12 @@ class Surroundings:
     open_init_channel: OpenInitChannel
     dial_guest_init: Callable[[str], Awaitable[GuestInit]]
     host_paths: HostPaths = field(default_factory=HostPaths)
+    sweeper: Sweeper | None = None
+
+
+def vm_directories(run_dir: Path) -> Path:
+    """Return where the directories of an owner's VMs are, named by their ids."""
+    return run_dir / "vm"
 
 
 def assemble(
@@ -175,7 +183,7 @@ def assemble(
     )
     configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
     record = VmRecord(facts, surroundings.manifest, tracing.emit, configured)
-    directory = surroundings.run_dir / "vm" / vm_id
+    directory = vm_directories(surroundings.run_dir) / vm_id
     plan = BringUpPlan(
         kernel_release=release,
         publishes_pool=publishes,
@@ -193,6 +201,7 @@ def assemble(
         surroundings.subnets,
         surroundings.host_paths,
         directory,
+        surroundings.sweeper,
         plan,
     )
 

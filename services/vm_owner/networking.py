@@ -13,8 +13,7 @@ import asyncio
 import ipaddress
 import logging
 from dataclasses import dataclass
-from hashlib import blake2s
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from services.handshake import events
 from services.handshake.errors import (
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from services.vm_owner.subnets import SubnetPool
 
 logger = logging.getLogger(__name__)
-
-ADAPTERS: Final = ("eth0", "loopback0")
-"""The adapters of VirtioProxy networking, in the order in which they are added."""
 
 
 class Taps(Protocol):
@@ -114,7 +110,7 @@ class NetworkEngine:
                 vm_id=self._record.vm_id,
             )
         try:
-            for name in ADAPTERS:
+            for name in taps.ADAPTERS:
                 await self._add(name)
         except BaseException:
             await self.shut_down()
@@ -136,7 +132,9 @@ class NetworkEngine:
 
     async def _add(self, name: str) -> None:
         networks = await asyncio.to_thread(self._taps.host_networks)
-        adapter = _Adapter(name, self._tap_name(name), self._subnets.take(networks))
+        adapter = _Adapter(
+            name, taps.tap_name(self._record.vm_id, name), self._subnets.take(networks)
+        )
         try:
             await asyncio.to_thread(self._taps.create_tap, adapter.tap, adapter.host_address)
         except BaseException:
@@ -160,12 +158,6 @@ class NetworkEngine:
             client_address=str(adapter.client_address),
             gateway_address=gateway,
         )
-
-    def _tap_name(self, adapter: str) -> str:
-        # At most 15 bytes. Of the whole id, because ids that a client chose may begin alike: the
-        # first digits of a UUIDv7 are the time.
-        digest = blake2s(self._record.vm_id.encode(), digest_size=4).hexdigest()
-        return f"ph{digest}-{adapter[0]}0"
 
     def _mac(self, adapter: _Adapter) -> str:
         # Locally administered (bit 1 of the first byte) and unique in this owner's subnets.

@@ -250,6 +250,8 @@ class VmOwner:
         if self._running:
             await asyncio.wait(self._running)
         await self._device_hosts.close()
+        if self._surroundings.sweeper is not None:
+            await self._surroundings.sweeper.close()
 
     async def _report(self, vm_id: str, report: Report) -> bool:
         vm = self.find(vm_id)

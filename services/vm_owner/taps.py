@@ -1,6 +1,7 @@
 """TAP interfaces of the host: made, addressed and removed through rtnetlink (pyroute2).
 
-Owns the contact with the kernel. Calls block: run them in a thread. Must not know VMs.
+Owns the contact with the kernel, and the names. Calls block: run them in a thread. Must not know
+VMs, but their ids.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
-from typing import TYPE_CHECKING
+from hashlib import blake2s
+from typing import TYPE_CHECKING, Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -17,6 +19,25 @@ from services.handshake.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+ADAPTERS: Final = ("eth0", "loopback0")
+"""The adapters of a VM that have a TAP, in the order in which they are added."""
+
+
+def tap_name(vm_id: str, adapter: str) -> str:
+    """Return the name of the TAP of one of a VM's adapters, of at most 15 bytes.
+
+    It is made of the whole id, because ids that a client chose may begin alike: the first digits of
+    a UUIDv7 are the time.
+    """
+    digest = blake2s(vm_id.encode(), digest_size=4).hexdigest()
+    return f"ph{digest}-{adapter[0]}0"
+
+
+def tap_names(vm_id: str) -> list[str]:
+    """Return the names of all TAPs that a VM may have."""
+    return [tap_name(vm_id, adapter) for adapter in ADAPTERS]
 
 
 def create_tap(name: str, host_address: ipaddress.IPv4Interface) -> None:

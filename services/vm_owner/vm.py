@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from services.vm_owner.reports import Report
     from services.vm_owner.shares import Share, ShareSpec
     from services.vm_owner.subnets import SubnetPool
+    from services.vm_owner.sweeper import Sweeper
     from services.vm_owner.warnings import VmWarning
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Vm:
         subnets: Subnets for its adapters.
         host_paths: Looks at the directories that are to be shared.
         directory: Directory of its files; removed when it ends.
+        sweeper: Removes what it has on the host if this process is killed; None: nothing does.
         plan: The parameters of bringing it up.
 
     Attributes:
@@ -113,6 +115,7 @@ class Vm:
         subnets: SubnetPool,
         host_paths: HostPaths,
         directory: Path,
+        sweeper: Sweeper | None,
         plan: BringUpPlan,
     ) -> None:
         self.record = record
@@ -125,6 +128,7 @@ class Vm:
         self._device_hosts = device_hosts
         self._network = NetworkEngine(record, self.devices, subnets)
         self._directory = directory
+        self._sweeper = sweeper
         self._plan = plan
         self._init_channel: InitChannel | None = None
         self._guest_end = ""
@@ -243,6 +247,8 @@ class Vm:
         # The stack unwinds in reverse order, and to the end even when a callback raises.
         async with AsyncExitStack() as parts:
             parts.callback(self._mark_terminated)
+            if self._sweeper is not None:
+                parts.callback(self._sweeper.end, self.vm_id)
             parts.push_async_callback(asyncio.to_thread, self._remove_directory)
             parts.push_async_callback(self._close_init_channel)
             parts.push_async_callback(self.machine.stop)
@@ -261,6 +267,8 @@ class Vm:
             on_guest_end()
 
         facts = self.record.facts
+        if self._sweeper is not None:
+            await self._sweeper.begin(facts.vm_id)
         if facts.kind is VmKind.WSL2:
             self._init_channel = await self._plan.open_init_channel()
         self._require_not_ended()

@@ -28,7 +28,7 @@ from services.handshake.errors import (
 from services.handshake.trace.otlp import parse_otlp_lines
 from services.rpc.channel import connect
 from services.session import apply_guest_capabilities
-from tests.support.house import MACHINE, GuestStub, House
+from tests.support.house import MACHINE, GuestStub, House, children
 
 MIB = 1 << 20
 OLD = vm_owner_pb2.EmbeddedMachine(kernel_release="6.18.26.1-microsoft-standard-WSL2")
@@ -184,7 +184,7 @@ async def test_a_guest_that_dies_shuts_its_vm_down(house: House) -> None:
                 ids.append(item.warning.id)
             if not killed:
                 killed = True
-                [pid] = _children(house.pid_of("VM owner"))
+                [pid] = house.guest_processes()
                 os.kill(pid, signal.SIGKILL)
     assert states == [RUNNING, vm_owner_pb2.VM_STATE_SHUTTING_DOWN, TERMINATED]
     assert ids == ["GuestEnded"]
@@ -210,8 +210,8 @@ async def test_a_guest_init_that_dies_shuts_its_vm_down(
                 warnings.append(item.warning)
             if not killed:
                 killed = True
-                [guest] = _children(house.pid_of("VM owner"))
-                [init] = _children(guest)
+                [guest] = house.guest_processes()
+                [init] = children(guest)
                 os.kill(init, signal.SIGKILL)
     assert states == [RUNNING, vm_owner_pb2.VM_STATE_SHUTTING_DOWN, TERMINATED]
     [warning] = warnings
@@ -230,11 +230,6 @@ async def test_a_guest_init_that_dies_shuts_its_vm_down(
 
 def _gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
-
-
-def _children(pid: int) -> list[int]:
-    listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for children in listed for child in children]
 
 
 async def test_a_device_host_that_crashes_does_not_wedge_the_owner(house: House) -> None:
@@ -256,7 +251,7 @@ async def test_the_owner_ends_its_vms_in_order_on_sigterm(run_dir: Path) -> None
         await house.start(stack)
         vm = await house.create(WSL2, fixed=True)
         assert await house.guest_reads(vm, "fixed")
-        [guest] = _children(house.pid_of("VM owner"))
+        [guest] = house.guest_processes()
         statuses = await house.services.stop()
     assert statuses == {"VM owner": 0, "device host": 0}
     assert _gone(guest)

@@ -27,6 +27,7 @@ from services.handshake.errors import (
 )
 from services.session.session import apply_guest_capabilities
 from services.vm_owner.machines.qemu.image import INITRAMFS, MODULES
+from services.vm_owner.taps import tap_names
 from tests.support.linux_guest import GUEST, QEMU_10, stock_kernel
 from tests.support.linux_vms import DEADLINE_S, LinuxHouse, control, run
 
@@ -50,27 +51,14 @@ async def house(run_dir: Path, qemu: str) -> AsyncIterator[LinuxHouse]:
         yield started
 
 
-def children(pid: int) -> dict[int, str]:
-    """Return the command lines of a process's children."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid:
-                found[int(path.name)] = path.joinpath("cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return found
-
-
 def child(house: LinuxHouse, words: str) -> int:
-    [pid] = [p for p, line in children(house.pid_of("VM owner")).items() if words in line]
+    [pid] = [p for p, line in house.guest_processes().items() if words in line]
     return pid
 
 
-async def until_gone(pids: list[int]) -> None:
+async def until_gone(paths: list[Path]) -> None:
     async with asyncio.timeout(20):
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110, ASYNC240
+        while any(path.exists() for path in paths):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -90,7 +78,7 @@ async def test_the_order_of_the_seed(
     house: LinuxHouse, kind: vm_owner_pb2.VmKind.ValueType, qemu: str
 ) -> None:
     vm = await house.boot(kind)
-    command = children(house.pid_of("VM owner"))[child(house, "qemu-system")]
+    command = house.guest_processes()[child(house, "qemu-system")]
     assert command.partition(" ")[0].endswith(qemu)
     assert not vm.devices
     if kind == WSLC:
@@ -127,7 +115,7 @@ async def test_the_order_of_the_seed(
     assert all(vm.swiotlb_option in device.options for device in seen.devices)
     assert next(d for d in seen.devices if d.instance_id == first.instance_id).counters.requests
     await house.terminate(vm.vm_id)
-    assert children(house.pid_of("VM owner")) == {}
+    assert house.guest_processes() == {}
     assert house.broken_rules() == []
 
 
@@ -170,7 +158,7 @@ async def test_a_killed_qemu_ends_its_vm_with_the_cause(house: LinuxHouse) -> No
     os.kill(child(house, "qemu-system"), signal.SIGKILL)
     warnings = await warnings_at_the_end(house, vm.vm_id)
     assert "QEMU ended with signal SIGKILL" in warnings["GuestEnded"]
-    assert children(house.pid_of("VM owner")) == {}
+    assert house.guest_processes() == {}
     assert not (house.run_dir / "vm" / vm.vm_id).exists()
 
 
@@ -179,17 +167,25 @@ async def test_a_killed_guest_init_ends_its_vm_with_the_cause(house: LinuxHouse)
     os.kill(child(house, "services.guest_init"), signal.SIGKILL)
     warnings = await warnings_at_the_end(house, vm.vm_id)
     assert any("signal SIGKILL" in text for text in warnings.values()), warnings
-    assert children(house.pid_of("VM owner")) == {}
+    assert house.guest_processes() == {}
 
 
+@pytest.mark.tap
 async def test_nothing_outlives_a_killed_owner(house: LinuxHouse) -> None:
-    vm = await house.boot(WSL2)
+    vm = await house.boot(WSL2, wslconfig="[wsl2]\nnetworkingMode=virtioproxy\n")
     await house.add_share(vm.vm_id, "data")
+    request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
+    await house.stub.ConfigureNetworking(request, timeout=DEADLINE_S)
+    left = [
+        house.run_dir / "vm" / vm.vm_id,
+        *(Path("/sys/class/net") / tap for tap in tap_names(vm.vm_id)),
+    ]
+    assert all(path.exists() for path in left)
     owner = house.pid_of("VM owner")
-    pids = [*children(owner)]
+    pids = [*house.guest_processes()]
     assert len(pids) == 2
     os.kill(owner, signal.SIGKILL)
-    await until_gone(pids)
+    await until_gone([*(Path(f"/proc/{pid}") for pid in pids), *left])
 
 
 async def test_a_guest_that_powers_off_ends_its_vm(house: LinuxHouse) -> None:
@@ -223,7 +219,7 @@ async def test_an_initramfs_without_init_is_a_panic_that_is_quoted(house: LinuxH
     with pytest.raises(UnavailableError, match=re.compile("panic", re.IGNORECASE)) as failed:
         await house.boot(WSL2, machine=machine)
     assert "Kernel panic" in failed.value.message
-    assert children(house.pid_of("VM owner")) == {}
+    assert house.guest_processes() == {}
 
 
 async def test_a_file_that_is_no_kernel_does_not_boot(house: LinuxHouse) -> None:
@@ -285,4 +281,4 @@ async def test_a_guest_whose_device_host_is_killed_is_taken_down_in_time(
     os.kill(house.pid_of("device host"), signal.SIGKILL)
     async with asyncio.timeout(30):
         await house.terminate(vm.vm_id)
-    assert children(house.pid_of("VM owner")) == {}
+    assert house.guest_processes() == {}

@@ -37,7 +37,7 @@ from tests.integration.test_negative_controls import (
     device_host,
     use,
 )
-from tests.integration.test_qemu_machine import QEMUS, WSL2, child, children
+from tests.integration.test_qemu_machine import QEMUS, WSL2, child
 from tests.support.linux_guest import GUEST, own_kernel, stock_kernel
 from tests.support.linux_vms import LinuxHouse, control, run
 from tests.support.qemu_guest import RAM_NAME, booted
@@ -221,7 +221,7 @@ async def test_a_vm_without_a_pool_to_divide_is_not_booted(house: LinuxHouse) ->
     with pytest.raises(InvalidArgumentError) as refused:
         await house.boot(WSL2, machine=STRICT, ram_bytes=512 * MIB)
     assert refused.value.reason == "ISOLATION_POOL"
-    assert children(house.pid_of("VM owner")) == {}
+    assert house.guest_processes() == {}
 
 
 FIRST, SECOND, THIRD = (SwiotlbPool(Gpa(0x8000000 + n * 4 * MIB), 4 * MIB) for n in range(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
@@ -20,10 +21,22 @@ from services.rpc.settings import ServiceSettings
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AsyncExitStack
-    from pathlib import Path
 
 OWNER = "porthole.vmowner.v1.VmOwner"
 MACHINE = "porthole.machine.v1.Machine"
+
+
+def children(pid: int) -> dict[int, str]:
+    """Return the command lines of a process's children."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found[int(path.name)] = path.joinpath("cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
 
 
 class House:
@@ -69,6 +82,11 @@ class House:
     def pid_of(self, name: str) -> int:
         [running] = [item for item in self.services.running if item.program.name == name]
         return running.process.pid
+
+    def guest_processes(self) -> dict[int, str]:
+        """Return the command lines of the owner's children, but for its sweeper."""
+        found = children(self.pid_of("VM owner"))
+        return {pid: line for pid, line in found.items() if "services.vm_owner.sweeper" not in line}
 
     async def create(
         self,
