@@ -100,14 +100,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call = asyncio.current_task()
         assert call is not None  # noqa: S101 - a coroutine always runs in a task
         self._calls.add(call)
+        failure: BaseException | None = None
         try:
             with _span(name, context) as span:
                 try:
                     yield
                 except BaseException as error:
+                    failure = error
                     if span is not None:
                         tracing.mark_failed(span, error)
-                    await self._fail(name, context, error)
+            # After the span, so that it is exported when the caller has its answer.
+            if failure is not None:
+                await self._fail(name, context, failure)
         finally:
             self._calls.discard(call)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.handshake.errors import NotFoundError
+from services.handshake.errors import NotFoundError, PortholeError
 from services.handshake.events import Event
 from services.handshake.trace.otlp import parse_otlp_lines
-from services.rpc import tracing
+from services.rpc import interceptor, tracing
 from services.rpc.settings import ServiceSettings
 from tests.unit.rpc.probe_service import SERVICE, Probe, report
 
@@ -162,6 +162,22 @@ async def test_a_failed_call_marks_the_servers_span(
     with pytest.raises(NotFoundError):
         await peer.stub.ReportGuestCapabilities(report("NOT_FOUND"))
     assert spans(trace_file)[f"{SERVICE}/ReportGuestCapabilities"]["status"]["code"] == 2
+
+
+async def test_the_span_of_a_failed_call_is_exported_before_its_answer(
+    trace_file: Path, peer: Peer[InitChannelAsyncStub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[str] = []
+    abort = interceptor._abort
+
+    async def answer(context: interceptor.Context, error: PortholeError) -> None:
+        exported.extend(spans(trace_file))
+        await abort(context, error)
+
+    monkeypatch.setattr(interceptor, "_abort", answer)
+    with pytest.raises(NotFoundError):
+        await peer.stub.ReportGuestCapabilities(report("NOT_FOUND"))
+    assert exported == [f"{SERVICE}/ReportGuestCapabilities"]
 
 
 def test_metrics_are_written_at_the_latest_at_shutdown(trace_file: Path, run_dir: Path) -> None:
