@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,10 +57,8 @@ def child(house: LinuxHouse, words: str) -> int:
     return pid
 
 
-async def until_gone(paths: list[Path]) -> None:
-    async with asyncio.timeout(20):
-        while any(path.exists() for path in paths):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+def interfaces() -> set[str]:
+    return {name for _, name in socket.if_nameindex()}
 
 
 async def warnings_at_the_end(house: LinuxHouse, vm_id: str) -> dict[str, str]:
@@ -176,16 +175,17 @@ async def test_nothing_outlives_a_killed_owner(house: LinuxHouse) -> None:
     await house.add_share(vm.vm_id, "data")
     request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
     await house.stub.ConfigureNetworking(request, timeout=DEADLINE_S)
-    left = [
-        house.run_dir / "vm" / vm.vm_id,
-        *(Path("/sys/class/net") / tap for tap in tap_names(vm.vm_id)),
-    ]
-    assert all(path.exists() for path in left)
+    directory, taps = house.run_dir / "vm" / vm.vm_id, set(tap_names(vm.vm_id))
+    assert directory.exists()
+    assert taps <= interfaces()
     owner = house.pid_of("VM owner")
     pids = [*house.guest_processes()]
     assert len(pids) == 2
     os.kill(owner, signal.SIGKILL)
-    await until_gone([*(Path(f"/proc/{pid}") for pid in pids), *left])
+    paths = [directory, *(Path(f"/proc/{pid}") for pid in pids)]
+    async with asyncio.timeout(20):
+        while taps & interfaces() or any(path.exists() for path in paths):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def test_a_guest_that_powers_off_ends_its_vm(house: LinuxHouse) -> None:
