@@ -15,6 +15,7 @@ from services.handshake.pool import (
     SwiotlbPool,
     check_pool,
     format_token,
+    parse_aperture,
     parse_token,
     pool_from_announcement,
     reserved_pool_bytes,
@@ -227,3 +228,32 @@ def test_a_refused_token_is_named() -> None:
 )
 def test_a_kernel_rounds_a_request_up_to_2_mib(requested_bytes: int, reserved_bytes: int) -> None:
     assert reserved_pool_bytes(requested_bytes) == reserved_bytes
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ((0, 8), (8, 8), False),
+        ((8, 8), (0, 8), False),
+        ((0, 9), (8, 8), True),
+        ((8, 8), (0, 9), True),
+        ((0, 16), (4, 4), True),
+        ((4, 4), (0, 16), True),
+        ((0, 4), (16, 4), False),
+        ((4, 4), (4, 4), True),
+    ],
+)
+def test_ranges_overlap_where_both_have_an_address(
+    one: tuple[int, int], other: tuple[int, int], expected: bool
+) -> None:
+    assert pool(*one).overlaps(pool(*other)) is expected
+    shared = set(range(one[0], sum(one))) & set(range(other[0], sum(other)))
+    assert bool(shared) is expected
+
+
+def test_a_part_that_is_none_is_named_with_its_bound() -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_aperture("aperture=0x1,4096")
+    assert caught.value.reason == "APERTURE_SYNTAX"
+    assert caught.value.metadata == {"option": "aperture=0x1,4096"}
+    assert f"multiples of {PAGE_BYTES}" in caught.value.message
