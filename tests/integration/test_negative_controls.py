@@ -105,7 +105,10 @@ def device_host(run_dir: Path) -> Iterator[str]:
 class Hosted:
     """A device of the device host, and the changes of it that watchers get."""
 
-    def __init__(self, watch: Watch, socket_path: Path) -> None:
+    def __init__(
+        self, stub: device_host_pb2_grpc.DeviceHostAsyncStub, watch: Watch, socket_path: Path
+    ) -> None:
+        self.stub = stub
         self._watch = watch
         self.socket_path = socket_path
 
@@ -119,7 +122,9 @@ class Hosted:
 
 
 @asynccontextmanager
-async def hosted(address: str, shared: Path, token: str) -> AsyncIterator[Hosted]:
+async def hosted(
+    address: str, shared: Path, token: str, part: SwiotlbPool | None = None
+) -> AsyncIterator[Hosted]:
     peer = await connect(
         address, device_host_pb2_grpc.DeviceHostStub, "porthole.devicehost.v1.DeviceHost"
     )
@@ -131,11 +136,11 @@ async def hosted(address: str, shared: Path, token: str) -> AsyncIterator[Hosted
                 vm_id=VM_ID,
                 instance_id="hosted",
                 tag="hosted",
-                options=build_options("hosted", "", token, VM_ID),
+                options=build_options("hosted", "", token, VM_ID, part),
                 fs=device_host_pb2.FsBackend(shared_dir=str(shared)),
             )
         )
-        yield Hosted(watch, Path(made.socket_path))
+        yield Hosted(peer.stub, watch, Path(made.socket_path))
         watch.cancel()
     finally:
         await peer.close()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
+from porthole.devicehost.v1 import device_host_pb2
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.handshake.errors import (
@@ -23,9 +23,8 @@ from services.handshake.errors import (
     InvalidArgumentError,
     ResourceExhaustedError,
 )
-from services.handshake.options import build_options, parse_fs_options
+from services.handshake.options import parse_fs_options
 from services.handshake.pool import Gpa, SwiotlbPool, format_token
-from services.rpc.channel import connect
 from services.vm_owner.machines.qemu.guest_memory import MOST_POOLS
 from services.vm_owner.machines.qemu.image import INITRAMFS, MODULES
 from services.vm_owner.machines.qemu.ports import pci_address
@@ -33,8 +32,8 @@ from tests.integration.test_negative_controls import (
     DEADLINE_S,
     PORTS,
     VM_ID,
-    Hosted,
     device_host,
+    hosted,
     use,
 )
 from tests.integration.test_qemu_machine import QEMUS, WSL2, child
@@ -265,35 +264,21 @@ async def test_a_device_whose_guest_is_elsewhere_serves_nothing(
         device_host(run_dir / "host") as address,
         running(*fs(run_dir, shared_tree, f"--socket-path={run_dir}/r.sock", *right)) as served,
     ):
-        peer = await connect(
-            address, device_host_pb2_grpc.DeviceHostStub, "porthole.devicehost.v1.DeviceHost"
-        )
-        watch = peer.stub.WatchDevices(device_host_pb2.WatchDevicesRequest(vm_id=VM_ID))
-        await watch.initial_metadata()
-        made = await peer.stub.CreateDevice(
-            device_host_pb2.CreateDeviceRequest(
-                vm_id=VM_ID,
-                instance_id="hosted",
-                tag="hosted",
-                options=build_options("hosted", "", format_token(WHOLE), VM_ID, wrong.part),
-                fs=device_host_pb2.FsBackend(shared_dir=str(shared_tree)),
+        async with hosted(address, shared_tree, format_token(WHOLE), wrong.part) as device:
+            guest.plug(
+                device.socket_path, "hosted", port="port0", iommu_platform=wrong.iommu_platform
             )
-        )
-        hosted = Hosted(watch, Path(made.socket_path))
-        guest.plug(hosted.socket_path, "hosted", port="port0", iommu_platform=wrong.iommu_platform)
-        guest.plug(served.socket_path, "right", port="port2")
-        for tag in ("hosted", "right"):
-            use(guest, tag)
-        assert guest.run("wait $right; cat /tmp/right") == "tree\n"
-        event = await hosted.await_change("Likely cause")
-        assert "is outside the memory that is mapped" in event
-        answer = await peer.stub.GetDevice(
-            device_host_pb2.GetDeviceRequest(vm_id=VM_ID, instance_id="hosted")
-        )
-        assert answer.device.counters.requests == 0
-        assert answer.device.guest_descriptors == 0
-        assert guest.run("cat /tmp/hosted") == ""
-        watch.cancel()
-        await peer.close()
+            guest.plug(served.socket_path, "right", port="port2")
+            for tag in ("hosted", "right"):
+                use(guest, tag)
+            assert guest.run("wait $right; cat /tmp/right") == "tree\n"
+            event = await device.await_change("Likely cause")
+            assert "is outside the memory that is mapped" in event
+            answer = await device.stub.GetDevice(
+                device_host_pb2.GetDeviceRequest(vm_id=VM_ID, instance_id="hosted")
+            )
+            assert answer.device.counters.requests == 0
+            assert answer.device.guest_descriptors == 0
+            assert guest.run("cat /tmp/hosted") == ""
         guest.close()
         await asyncio.to_thread(served.end)
