@@ -26,7 +26,13 @@ from services.handshake.errors import (
 from services.rpc.address import parse_address
 from services.simguest.fs import driver as fs_driver
 from services.simguest.guest_init import GuestInitProcess, InitBoot
-from services.simguest.kernel import Kernel, ordinary_ranges, publish_pool, reserve_pool
+from services.simguest.kernel import (
+    Kernel,
+    ordinary_ranges,
+    publish_pool,
+    reserve_pool,
+    withdraw_pool,
+)
 from services.simguest.memory.bounce import BouncePool, PoolUsage
 from services.simguest.memory.dma import DirectDma, Dma
 from services.simguest.memory.pages import PageAllocator
@@ -226,7 +232,7 @@ class Guest:
             if self._memory is not None:
                 _release_memory(self._memory)
                 self._memory = None
-                publish_pool(None, self._place.directory)
+                withdraw_pool(self._place.directory)
             self.reports.end()
 
     def pool_usage(self) -> tuple[SwiotlbPool, PoolUsage] | None:

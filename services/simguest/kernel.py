@@ -23,6 +23,9 @@ POOL_PARAMETER: Final = "hv_pci_swiotlb"
 PUBLISH_DIR: Final = "sys/bus/vmbus/drivers/hv_pci"
 """The directory in which the kernel publishes its pool, below the guest's root."""
 
+BASE_FILE: Final = "swiotlb_base"
+SIZE_FILE: Final = "swiotlb_size"
+
 IMAGE_END: Final = 16 << 20
 """The kernel's own image and early data lie below this address."""
 
@@ -121,11 +124,19 @@ def publish_pool(pool: SwiotlbPool | None, root: Path) -> Path:
     """
     directory = root / PUBLISH_DIR
     directory.mkdir(parents=True, exist_ok=True)
-    base, size = directory / "swiotlb_base", directory / "swiotlb_size"
     if pool is None:
-        base.unlink(missing_ok=True)
-        size.unlink(missing_ok=True)
+        withdraw_pool(root)
     else:
-        base.write_text(f"0x{pool.base:x}\n", encoding="ascii")
-        size.write_text(f"{pool.size_bytes}\n", encoding="ascii")
+        (directory / BASE_FILE).write_text(f"0x{pool.base:x}\n", encoding="ascii")
+        (directory / SIZE_FILE).write_text(f"{pool.size_bytes}\n", encoding="ascii")
     return directory
+
+
+def withdraw_pool(root: Path) -> None:
+    """Remove the files of a published pool. It makes no directory: the owner may have ended.
+
+    Raises:
+        OSError: A file cannot be removed.
+    """
+    for name in (BASE_FILE, SIZE_FILE):
+        (root / PUBLISH_DIR / name).unlink(missing_ok=True)

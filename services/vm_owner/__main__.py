@@ -78,13 +78,14 @@ def _owner(settings: OwnerSettings) -> VmOwner:
         dial = partial(dial_machine, wait_s=START_DEADLINE_S)
         return EmbeddedMachine(directory, _environment(settings), dial)
 
+    device_hosts = {False: settings.devicehost_address, True: settings.elevated_devicehost}
+
     def connect_device_hosts(
         on_status: Callable[[DeviceStatus], None], on_stream_end: Callable[[bool], None]
     ) -> DeviceHosts:
-        addresses = {False: settings.devicehost_address, True: settings.elevated_devicehost}
         dial: dict[bool, Callable[[], Awaitable[DeviceHost]]] = {
             elevated: partial(dial_device_host, address, settings.peer_wait_s)
-            for elevated, address in addresses.items()
+            for elevated, address in device_hosts.items()
             if address is not None
         }
         return DeviceHosts(dial, on_status, on_stream_end)
@@ -98,7 +99,7 @@ def _owner(settings: OwnerSettings) -> VmOwner:
         machine_for=machine_for,
         open_init_channel=open_init_channel,
         dial_guest_init=partial(dial_guest_init, wait_s=settings.peer_wait_s),
-        sweeper=Sweeper(vm_directories(run_dir)),
+        sweeper=Sweeper(vm_directories(run_dir), [*filter(None, device_hosts.values())]),
     )
     return VmOwner(surroundings, connect_device_hosts)
 

@@ -1,38 +1,22 @@
-"""Removes what VMs have on the host when their owner is killed: their TAPs, and their directories.
+"""The owner's end of the process that sweeps up after it: it says which VMs there are.
 
-Nothing of a killed process runs, so this is a process of its own: it outlives the owner by the time
-that it takes. The owner names each VM that it brings up, and takes back each that has ended in
-order; the end of that input is the end of the owner. Owns both ends of it. Must not know guests,
-which the kernel ends with the owner, or devices, which are their device host's.
-
-    python -m services.vm_owner.sweeper DIRECTORY   (of the directories of VMs, named by their ids)
+Nothing of a killed process runs, so that one is a process of its own, services.vm_owner.sweep: it
+outlives the owner by the time that it takes. The owner names each VM that it brings up, and takes
+back each that has ended in order; the end of that input is the end of the owner. Owns those words.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import signal
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from services.handshake.errors import PortholeError
-from services.rpc.removal import remove_tree
-from services.vm_owner.taps import delete_tap, tap_names
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-logger = logging.getLogger(__name__)
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 END_DEADLINE_S: Final = 10.0
 """How long the end of the owner waits for the end of the process, which has nothing to do then."""
-
-ATTEMPTS: Final = 20
-PAUSE_S: Final = 0.5
-"""Between two attempts: a user-space guest ends in order as well, and unmounts its shares first."""
 
 _BEGIN: Final = "+"
 _END: Final = "-"
@@ -43,10 +27,11 @@ class Sweeper:
 
     Args:
         directory: Where the directories of VMs are.
+        device_hosts: Addresses of the device hosts that may have devices of them.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, device_hosts: Sequence[str]) -> None:
+        self._arguments = (str(directory), *device_hosts)
         self._starting = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
 
@@ -55,7 +40,7 @@ class Sweeper:
         async with self._starting:
             if self._process is None:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "services.vm_owner.sweeper", str(self._directory)),
+                    *(sys.executable, "-m", "services.vm_owner.sweep", *self._arguments),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.DEVNULL,
                     # A signal for the owner, or for all of its terminal, is none for this.
@@ -94,37 +79,3 @@ def read_left(lines: Iterable[str]) -> list[str]:
         elif what == _END:
             left.pop(vm_id, None)
     return list(left)
-
-
-def sweep(directory: Path, vm_id: str) -> dict[str, str]:
-    """Remove what a VM has on the host; return what could not be removed, and why."""
-    left: dict[str, str] = {}
-    for tap in tap_names(vm_id):
-        try:
-            delete_tap(tap)
-        except PortholeError as failure:
-            left[tap] = failure.message
-    try:
-        left |= {str(path): why for path, why in remove_tree(directory / vm_id).items()}
-    except OSError as error:
-        left[str(directory)] = str(error)
-    return left
-
-
-def main(directory: str) -> None:
-    """Wait for the end of the owner, and sweep."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    vms = read_left(sys.stdin)
-    for _ in range(ATTEMPTS):
-        left = {vm_id: sweep(Path(directory), vm_id) for vm_id in vms}
-        vms = [vm_id for vm_id, what in left.items() if what]
-        if not vms:
-            return
-        time.sleep(PAUSE_S)
-    for vm_id in vms:
-        logger.warning("VM %s: %s", vm_id, left[vm_id])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

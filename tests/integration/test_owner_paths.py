@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
 from porthole.handshake.v1 import device_pb2
 from porthole.vmowner.v1 import vm_owner_pb2
 
@@ -28,6 +29,7 @@ from services.handshake.errors import (
 from services.handshake.trace.otlp import parse_otlp_lines
 from services.rpc.channel import connect
 from services.session import apply_guest_capabilities
+from services.vm_owner.clients import DEVICE_HOST
 from tests.support.house import MACHINE, GuestStub, House, children
 
 MIB = 1 << 20
@@ -243,6 +245,28 @@ async def test_a_device_host_that_crashes_does_not_wedge_the_owner(house: House)
     assert seen.devices[0].state == device_pb2.DEVICE_STATE_UNSPECIFIED
     await house.terminate(vm.vm_id)
     assert (await house.get(vm.vm_id)).state == TERMINATED
+
+
+async def test_a_killed_owner_leaves_no_guest_directory_or_device(house: House) -> None:
+    vm = await house.create(WSL2, fixed=True)
+    [guest] = house.guest_processes()
+    sockets = [Path(device.socket_path) for device in (await house.get(vm.vm_id)).devices]
+    assert sockets
+    assert all(path.is_socket() for path in sockets)
+    os.kill(house.pid_of("VM owner"), signal.SIGKILL)
+    left = [house.run_dir / "vm" / vm.vm_id, *sockets]
+    async with asyncio.timeout(20):
+        while not _gone(guest) or any(path.exists() for path in left):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    address = f"unix:{house.run_dir}/devicehost.sock"
+    peer = await connect(address, device_host_pb2_grpc.DeviceHostStub, DEVICE_HOST)
+    try:
+        request = device_host_pb2.ListDevicesRequest(vm_id=vm.vm_id)
+        async with asyncio.timeout(20):
+            while (await peer.stub.ListDevices(request)).devices:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    finally:
+        await peer.close()
 
 
 async def test_the_owner_ends_its_vms_in_order_on_sigterm(run_dir: Path) -> None:

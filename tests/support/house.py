@@ -86,7 +86,7 @@ class House:
     def guest_processes(self) -> dict[int, str]:
         """Return the command lines of the owner's children, but for its sweeper."""
         found = children(self.pid_of("VM owner"))
-        return {pid: line for pid, line in found.items() if "services.vm_owner.sweeper" not in line}
+        return {pid: line for pid, line in found.items() if "services.vm_owner.sweep" not in line}
 
     async def create(
         self,

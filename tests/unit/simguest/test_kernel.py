@@ -16,6 +16,7 @@ from services.simguest.kernel import (
     publish_pool,
     reserve_pool,
     wanted_pool_bytes,
+    withdraw_pool,
 )
 from services.simguest.memory.ram import HIGH_RAM_BASE, LOW_RAM_LIMIT, RamRegion
 
@@ -107,3 +108,11 @@ def test_files_are_published_as_the_kernel_writes_them(tmp_path: Path) -> None:
     assert (directory / "swiotlb_size").read_bytes() == b"67108864\n"
     assert publish_pool(None, tmp_path) == directory
     assert list(directory.iterdir()) == []
+
+
+def test_a_pool_is_withdrawn_and_nothing_is_made_for_that(tmp_path: Path) -> None:
+    directory = publish_pool(SwiotlbPool(Gpa(0x3C000000), 64 * MIB), tmp_path / "vm")
+    withdraw_pool(tmp_path / "vm")
+    assert list(directory.iterdir()) == []
+    withdraw_pool(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()

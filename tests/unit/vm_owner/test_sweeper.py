@@ -24,7 +24,7 @@ async def test_the_end_of_an_owner_is_the_end_of_what_it_has(tmp_path: Path) -> 
     for vm_id in (ended, running, foreign):
         (tmp_path / vm_id).mkdir()
         (tmp_path / vm_id / "console.log").write_text("said")
-    sweeper = Sweeper(tmp_path)
+    sweeper = Sweeper(tmp_path, [])
     await sweeper.begin(ended)
     await sweeper.begin(running)
     sweeper.end(ended)
@@ -40,6 +40,6 @@ async def test_an_owner_without_vms_has_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere")
-    sweeper = Sweeper(tmp_path)
+    sweeper = Sweeper(tmp_path, [])
     sweeper.end(str(uuid.uuid4()))
     await sweeper.close()
