@@ -16,12 +16,14 @@ import grpc
 from porthole.guest.v1 import guest_control_pb2, guest_control_pb2_grpc
 
 from services.cli.requests import GuestCommand, GuestMount, WindowSize
-from services.handshake.errors import PortholeError, UnavailableError
+from services.handshake.errors import DeadlineExceededError, PortholeError, UnavailableError
 from services.rpc.channel import connect
 from services.rpc.status import error_from_rpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from services.cli.views import VmView
 
 GUEST_CONTROL: Final = "porthole.guest.v1.GuestControl"
 
@@ -228,6 +230,17 @@ async def guest_control(address: str, wait_s: float) -> AsyncIterator[GuestClien
         yield GuestClient(peer.stub, address)
     finally:
         await peer.close()
+
+
+def require_init(vm: VmView) -> None:
+    """Refuse to work in a Linux guest whose init did not speak when it booted.
+
+    Raises:
+        DeadlineExceededError: GUEST_INIT_SILENT, with the warning of its owner.
+    """
+    for warning in vm.warnings:
+        if warning.id == "GuestInitSilent":
+            raise DeadlineExceededError("GUEST_INIT_SILENT", warning.text, vm_id=vm.vm_id)
 
 
 def errno_of(error: PortholeError) -> str:

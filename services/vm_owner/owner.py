@@ -132,7 +132,7 @@ class VmOwner:
             PortholeError: See share_key and HostPaths.look.
             UnavailableError: OWNER_SHUTTING_DOWN, VM_ENDED_EARLY, GUEST_INIT_UNREACHABLE, or the
                 machine does not start.
-            DeadlineExceededError: GUEST_INIT_SILENT.
+            DeadlineExceededError: The guest does not boot in time.
         """
         if not spec.vm_id:
             return await self._create(replace(spec, vm_id=str(uuid.uuid4())))

@@ -23,7 +23,7 @@ class VmState(StrEnum):
     BOOTED = "BOOTED"
     """The guest is up; its capabilities have not been applied."""
     RUNNING = "RUNNING"
-    """The capabilities have been applied; devices may be added."""
+    """The capabilities have been applied, or were not reported in time; devices may be added."""
     SHUTTING_DOWN = "SHUTTING_DOWN"
     TERMINATED = "TERMINATED"
 
@@ -33,6 +33,7 @@ class VmEvent(StrEnum):
 
     BOOT = "boot"
     APPLY_CAPABILITIES = "apply capabilities"
+    MISS_CAPABILITIES = "miss capabilities"
     SHUT_DOWN = "shut down"
     TERMINATE = "terminate"
 
@@ -40,7 +41,8 @@ class VmEvent(StrEnum):
 VM_TRANSITIONS: Final[Mapping[tuple[VmState, VmEvent], VmState]] = {
     (VmState.CREATED, VmEvent.BOOT): VmState.BOOTED,
     (VmState.BOOTED, VmEvent.APPLY_CAPABILITIES): VmState.RUNNING,
-    # A guest that reported no pool may report one later.
+    (VmState.BOOTED, VmEvent.MISS_CAPABILITIES): VmState.RUNNING,
+    # A guest that reported no pool, or nothing, may report one later.
     (VmState.RUNNING, VmEvent.APPLY_CAPABILITIES): VmState.RUNNING,
     (VmState.CREATED, VmEvent.SHUT_DOWN): VmState.SHUTTING_DOWN,
     (VmState.BOOTED, VmEvent.SHUT_DOWN): VmState.SHUTTING_DOWN,

@@ -15,11 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from services.handshake import events
-from services.handshake.errors import (
-    DeadlineExceededError,
-    PortholeError,
-    UnavailableError,
-)
+from services.handshake.errors import PortholeError, UnavailableError
 from services.rpc.removal import remove_tree
 from services.vm_owner.allowed_devices import require_device
 from services.vm_owner.capabilities_reader import CapabilitiesReader
@@ -32,7 +28,7 @@ from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmKind
 from services.vm_owner.states import VmEvent, VmState
 from services.vm_owner.vm_shares import VmShares
-from services.vm_owner.warnings import guest_ended, guest_init_ended
+from services.vm_owner.warnings import guest_ended, guest_init_ended, guest_init_silent
 from services.vm_owner.watch_items import DeviceExhausted
 
 if TYPE_CHECKING:
@@ -143,7 +139,8 @@ class Vm:
     async def bring_up(self, on_guest_end: Callable[[], None]) -> None:
         """Boot the guest and wait for its init. For a WSL2 VM, add its shares. Takes the lock.
 
-        The init of a WSL2 guest has reported when this returns; that of a WSLC guest answers.
+        When this returns, the init of a WSL2 guest has reported, or had the time to; that of a
+        WSLC guest answers.
 
         After a failure the caller shuts the VM down.
 
@@ -152,7 +149,7 @@ class Vm:
 
         Raises:
             UnavailableError: The machine does not start, GUEST_INIT_UNREACHABLE, or VM_ENDED_EARLY.
-            DeadlineExceededError: GUEST_INIT_SILENT.
+            DeadlineExceededError: The guest does not boot in time.
         """
         async with self.lock:
             await self._boot(on_guest_end)
@@ -298,6 +295,7 @@ class Vm:
         self.record.fire(VmEvent.BOOT)
 
     async def _wait_for_capabilities(self) -> None:
+        """Wait until the guest has reported. One that does not in time runs without a pool."""
         deadline_s = self._plan.capabilities_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
@@ -307,13 +305,10 @@ class Vm:
                             return
                         self._require_not_ended()
         except TimeoutError:
-            raise DeadlineExceededError(
-                "GUEST_INIT_SILENT",
-                f"guest init of VM {self.vm_id} did not report its capabilities within "
-                f"{deadline_s:g} s of boot; the VM was taken down. Look at the guest's init, or "
-                "raise the owner's --capabilities-deadline-s",
-                vm_id=self.vm_id,
-            ) from None
+            # The report may have come in that very moment.
+            if self.record.state is VmState.BOOTED:
+                self.record.warn(guest_init_silent(deadline_s, self.machine.last_words()))
+                self.record.fire(VmEvent.MISS_CAPABILITIES)
 
     def _end_with(self, warning: VmWarning, why: str) -> None:
         self._guest_end = why

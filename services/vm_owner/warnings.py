@@ -25,6 +25,7 @@ KERNEL_RELEASE_UNREADABLE: Final = "KernelReleaseUnreadable"
 SHARE_FAILED: Final = "ShareFailed"
 GUEST_ENDED: Final = "GuestEnded"
 GUEST_INIT_ENDED: Final = "GuestInitEnded"
+GUEST_INIT_SILENT: Final = "GuestInitSilent"
 CONFIG_VALUE: Final = "WslConfigValue"
 CONFIG_UNKNOWN: Final = "WslConfigUnknownKey"
 CONFIG_SYNTAX: Final = "WslConfigSyntax"
@@ -174,4 +175,15 @@ def guest_init_ended(cause: str) -> VmWarning:
         GUEST_INIT_ENDED,
         f"the guest's init ended by itself with {cause}, and no guest goes on without its process "
         "1; the VM is shut down",
+    )
+
+
+def guest_init_silent(deadline_s: float, last_words: str) -> VmWarning:
+    """The init of a WSL2 guest did not report its capabilities in time."""
+    return VmWarning(
+        GUEST_INIT_SILENT,
+        f"the guest's init did not report within {deadline_s:g} s of boot, so the VM runs without "
+        "a DMA bounce pool until it does: virtio devices work, but slower, and what runs in the "
+        "guest has to mount its shares and set up its adapters. Look at the guest's init, or raise "
+        f"the owner's --capabilities-deadline-s. The guest's last words: {last_words or 'none'}",
     )

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ import pytest_asyncio
 from porthole.guest.v1 import guest_control_pb2
 from porthole.vmowner.v1 import vm_owner_pb2
 
+from deploy.guest_image.initramfs import Entry, archive, init_entries
 from services.handshake.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -176,13 +178,15 @@ async def test_nothing_outlives_a_killed_owner(house: LinuxHouse) -> None:
     request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
     await house.stub.ConfigureNetworking(request, timeout=DEADLINE_S)
     directory, taps = house.run_dir / "vm" / vm.vm_id, set(tap_names(vm.vm_id))
-    assert directory.exists()
+    sockets = [Path(device.socket_path) for device in (await house.get(vm.vm_id)).devices]
+    assert sockets
+    assert all(path.exists() for path in (directory, *sockets))
     assert taps <= interfaces()
     owner = house.pid_of("VM owner")
     pids = [*house.guest_processes()]
     assert len(pids) == 2
     os.kill(owner, signal.SIGKILL)
-    paths = [directory, *(Path(f"/proc/{pid}") for pid in pids)]
+    paths = [directory, *sockets, *(Path(f"/proc/{pid}") for pid in pids)]
     async with asyncio.timeout(20):
         while taps & interfaces() or any(path.exists() for path in paths):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -220,6 +224,44 @@ async def test_an_initramfs_without_init_is_a_panic_that_is_quoted(house: LinuxH
         await house.boot(WSL2, machine=machine)
     assert "Kernel panic" in failed.value.message
     assert house.guest_processes() == {}
+
+
+OWN_INIT = """#!/bin/busybox sh
+/bin/busybox echo this is another init
+until /bin/busybox mount -t virtiofs data /mnt; do /bin/busybox sleep 1; done
+/bin/busybox cp /mnt/file /mnt/copy
+/bin/busybox sleep 86400
+"""
+
+
+async def test_a_guest_without_our_init_runs_without_a_pool_and_mounts_its_share_itself(
+    run_dir: Path,
+) -> None:
+    initramfs = run_dir / "own"
+    busybox = Entry("bin/busybox", stat.S_IFREG | 0o755, (GUEST / "bin/busybox").read_bytes())
+    folders = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "mnt")]
+    initramfs.write_bytes(archive([*init_entries(OWN_INIT.encode()), *folders, busybox]))
+    settings = {"PORTHOLE_BOOT_DEADLINE_S": "10", "PORTHOLE_CAPABILITIES_DEADLINE_S": "0.1"}
+    async with AsyncExitStack() as stack:
+        house = LinuxHouse(run_dir, settings)
+        await house.start(stack)
+        vm = await house.boot(WSL2, machine=vm_owner_pb2.QemuMachine(initramfs=str(initramfs)))
+        assert (vm.state, vm.swiotlb_option) == (vm_owner_pb2.VM_STATE_RUNNING, "")
+        assert [warning.id for warning in vm.warnings] == ["GuestInitSilent"]
+        await house.add_share(vm.vm_id, "data")
+        copy = house.shared / "copy"
+        async with asyncio.timeout(DEADLINE_S):
+            while not copy.exists() or copy.read_bytes() != house.content:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        [device] = (await house.get(vm.vm_id)).devices
+        assert "swiotlb=" not in device.options
+        assert device.counters.windows_mapped
+        with pytest.raises(DeadlineExceededError) as failed:
+            await house.boot(WSLC, machine=vm_owner_pb2.QemuMachine(initramfs=str(initramfs)))
+        assert failed.value.reason == "GUEST_BOOT_DEADLINE"
+        await house.terminate(vm.vm_id)
+        assert house.guest_processes() == {}
+        assert "CAPABILITIES_MISSING" in {rule.partition(":")[0] for rule in house.broken_rules()}
 
 
 async def test_a_file_that_is_no_kernel_does_not_boot(house: LinuxHouse) -> None:

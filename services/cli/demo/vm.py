@@ -25,6 +25,7 @@ from services.cli.demo.tree import (
     read_tree,
     tree_portion,
 )
+from services.cli.guest_control import require_init
 from services.cli.guest_root import ROOT_SHARE
 from services.cli.requests import QemuRequest, ShareRequest, VmRequest
 from services.handshake.errors import PortholeError
@@ -137,6 +138,7 @@ class VmShow:
         )
         with self._step("boot", "booting"):
             vm = await self._stage.owner.create_vm(request)
+            require_init(vm)
             if self._plan.kind == "WSLC":
                 await apply_guest_capabilities(self._stage.owner_address, vm.vm_id)
         return vm.vm_id

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from services.cli import clients
 from services.cli.console import say
 from services.cli.documents import StateEvent
-from services.cli.guest_control import errno_of, guest_control
+from services.cli.guest_control import errno_of, guest_control, require_init
 from services.cli.guest_root import enter_root
 from services.cli.launcher import Services, service_ended
 from services.cli.requests import QemuRequest, VmRequest
@@ -171,6 +171,7 @@ async def _boot(services: Services, owner: OwnerClient, plan: GuestPlan) -> VmVi
             qemu=QemuRequest(kernel=plan.kernel, cpus=plan.cpus, isolation=plan.isolation),
         )
     )
+    require_init(vm)
     if plan.kind == "wslc":
         await apply_guest_capabilities(services.owner_address, vm.vm_id)
     # CreateVm would make a warning of a share that cannot be.

@@ -116,7 +116,10 @@ class Machine(Protocol):
         """
 
     async def boot(self, spec: BootSpec) -> str:
-        """Boot the guest; returns the address at which its init serves GuestInit."""
+        """Boot the guest; returns the address at which its init serves GuestInit.
+
+        A guest whose init is to report by itself is booted when it runs, though its init be silent.
+        """
 
     def reserve(self, instance_id: str) -> Placement:
         """Take a place for a device that is about to be added."""
@@ -139,6 +142,9 @@ class Machine(Protocol):
 
     def watch(self) -> AsyncIterator[MachineReport]:
         """Stream exhaustions of the guest's kernel, and the end of guest init."""
+
+    def last_words(self) -> str:
+        """Return the end of what the guest has printed, in one line; empty: nothing, or unknown."""
 
     async def stop(self) -> None:
         """Power the guest off and release the machine. A guest that has ended is no error."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import PortholeError, UnavailableError
 from services.vm_owner.machines import Placement
+from services.vm_owner.machines.bounded_log import TAIL_BYTES, quotation
 from services.vm_owner.machines.external import ExternalMachine
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ START_DEADLINE_S: Final = 30.0
 
 STOP_DEADLINE_S: Final = 5.0
 """Longest time that the process gets to end after SIGTERM; then it is killed."""
-
-LOG_TAIL_BYTES: Final = 400
-"""Bytes of the end of the guest's log that an error quotes."""
 
 
 class EmbeddedMachine:
@@ -125,6 +123,15 @@ class EmbeddedMachine:
         """Stream exhaustions of the guest's kernel, and the end of guest init."""
         return self._external.watch()
 
+    def last_words(self) -> str:
+        """Return the end of the log of the guest's process; empty: it logged nothing."""
+        try:
+            with self._log_path.open("rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - TAIL_BYTES))
+                return quotation(log.read())
+        except OSError:
+            return ""
+
     async def stop(self) -> None:
         """Power the guest off and wait for its process, which is killed if need be."""
         self._stopping = True
@@ -184,14 +191,7 @@ class EmbeddedMachine:
         status = process.returncode if process else None
         return UnavailableError(
             "GUEST_ENDED",
-            f"the guest's process ended with status {status}: {self._last_words()}",
+            f"the guest's process ended with status {status}: "
+            f"{self.last_words() or 'it logged nothing'}",
             status=str(status),
         )
-
-    def _last_words(self) -> str:
-        try:
-            tail = self._log_path.read_bytes()[-LOG_TAIL_BYTES:]
-        except OSError:
-            tail = b""
-        lines = tail.decode(errors="replace").split("\n")
-        return " | ".join(line.strip() for line in lines if line.strip()) or "it logged nothing"

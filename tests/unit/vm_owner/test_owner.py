@@ -198,15 +198,22 @@ async def test_a_pool_in_the_hole_between_3_and_4_gib_is_refused(rig: Rig) -> No
     assert refusal.metadata["bound"] == str(3 << 30)
 
 
-async def test_a_silent_guest_init_is_a_clear_error_and_nothing_is_left(rig: Rig) -> None:
+async def test_a_guest_that_does_not_report_runs_without_a_pool_until_it_does(
+    rig: Rig, trace: list[Event], tmp_path: Path
+) -> None:
     rig.machine.capabilities = None
     rig.owner._surroundings = replace(rig.owner._surroundings, capabilities_deadline_s=0.2)
-    with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s") as late:
-        await rig.owner.create(rig.vm_spec())
-    assert late.value.reason == "GUEST_INIT_SILENT"
-    assert rig.owner.all() == []
-    assert rig.script.calls() == ["Boot", "PowerOff"]
-    assert list((rig.run_dir / "vm").iterdir()) == []
+    vm = await rig.owner.create(rig.vm_spec(shares=(ShareSpec(str(tmp_path), "early"),)))
+    assert (vm.record.state, vm.record.token) == (VmState.RUNNING, None)
+    [warning] = vm.record.warnings
+    assert warning.id == warnings.GUEST_INIT_SILENT
+    assert "within 0.2 s" in warning.text
+    assert names(trace) == [events.VM_CREATED, events.GUEST_BOOTED, events.DEVICE_ADDED]
+    async with vm.lock:
+        assert not await vm.apply_capabilities(GOOD)
+        await vm.add_share(ShareSpec(str(tmp_path), "late", "ro"))
+    tags = {d.spec.tag: TOKEN in d.options for d in vm.devices.all()}
+    assert tags == {"early": False, "late": True}
 
 
 @pytest.mark.parametrize("call", ["Boot", "AttachDevice"])

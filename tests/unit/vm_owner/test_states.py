@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LEGAL_VM = {
     ("CREATED", "boot"): "BOOTED",
     ("BOOTED", "apply capabilities"): "RUNNING",
+    ("BOOTED", "miss capabilities"): "RUNNING",
     ("RUNNING", "apply capabilities"): "RUNNING",
     ("CREATED", "shut down"): "SHUTTING_DOWN",
     ("BOOTED", "shut down"): "SHUTTING_DOWN",

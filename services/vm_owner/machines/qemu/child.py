@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from services.vm_owner.machines.qemu.bounded_log import BoundedLog
+from services.vm_owner.machines.bounded_log import BoundedLog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

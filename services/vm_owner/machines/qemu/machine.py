@@ -18,7 +18,7 @@ from hashlib import blake2s
 from typing import TYPE_CHECKING, Any, Final
 
 from services.handshake import events
-from services.handshake.errors import PortholeError, UnavailableError
+from services.handshake.errors import DeadlineExceededError, PortholeError, UnavailableError
 from services.vm_owner.machines import GuestInitEnd, Placement
 from services.vm_owner.machines.qemu.architecture import X86_64, require_strict
 from services.vm_owner.machines.qemu.command_line import Hardware, Wiring, command_line
@@ -107,6 +107,7 @@ class QemuMachine:
         self._accelerator = Accelerator.TCG
         self._on_end: Callable[[str], None] = lambda _: None
         self._watch: asyncio.Task[None] | None = None
+        self._meeting: asyncio.Task[None] | None = None
         self._init_end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -133,11 +134,15 @@ class QemuMachine:
         Where QEMU chooses KVM by itself and ends before the guest has said anything, the guest is
         emulated: there are hosts whose KVM runs no guest.
 
+        A guest that is to report by itself, and whose init does not speak in time, goes on without
+        it: whatever runs in there may use the devices that are plugged in.
+
         Raises:
             InvalidArgumentError: ISOLATION_POOL.
             FailedPreconditionError: ISOLATION_ARCHITECTURE.
             UnavailableError: GUEST_ENDED, with the last lines of what ended.
-            DeadlineExceededError: GUEST_BOOT_DEADLINE, with those of the guest's console.
+            DeadlineExceededError: GUEST_BOOT_DEADLINE, with those of the guest's console, unless
+                the guest is to report by itself.
         """
         if self._installation is None or self._image is None:
             raise UnavailableError("GUEST_ENDED", "the machine was not started")
@@ -180,9 +185,28 @@ class QemuMachine:
             *([f"--owner={owner}"] if owner else []),
         ]
         await self._guest.start(command, init_command, self._settings.environment)
+        try:
+            await self._meet_init()
+        except DeadlineExceededError as silence:
+            if not owner:
+                raise
+            logger.warning("VM %s: %s", spec.vm_id, silence.message)
+            self._meeting = asyncio.create_task(self._meet_late_init())
+
+    async def _meet_init(self) -> None:
         self._control = await self._guest.await_init(
             self._settings.dial, self._settings.boot_deadline_s
         )
+
+    async def _meet_late_init(self) -> None:
+        while self._control is None:
+            try:
+                await self._meet_init()
+            except DeadlineExceededError:
+                continue
+            except PortholeError as failure:
+                logger.info("the guest's init is of no use: %s", failure.message)
+                return
 
     def _new_guest(self) -> tuple[RunningGuest, HotPlug]:
         guest = RunningGuest(self._paths, self._on_event)
@@ -203,25 +227,32 @@ class QemuMachine:
     async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device, and mount or configure it; the guest uses it when this returns.
 
+        In a guest whose init has not spoken it is attached, and nothing more.
+
         After a failure, `detach_device` removes what is left of it.
 
         Raises:
             ResourceExhaustedError: GUEST_PORTS_EXHAUSTED.
             PortholeError: See Monitor.execute, and GuestControl.
         """
-        control = self._connected()
+        self._guest.require_running()
+        device: FsDevice | NetDevice
         if spec.device_class == events.FS:
             device = FsDevice(spec.tag, spec.queues)
-            await self._hot_plug.plug(spec.instance_id, spec.socket_path, device)
-            target = f"{SHARES}/{spec.tag}"
-            self._mounts[spec.instance_id] = target
-            await control.mount(spec.tag, target, PROBE_DEADLINE_S)
+        else:
+            device = NetDevice(spec.mac_address or _mac_of(spec.instance_id), self._vectors())
+        await self._hot_plug.plug(spec.instance_id, spec.socket_path, device)
+        if self._control is not None:
+            await self._set_up(spec, device, self._control)
+
+    async def _set_up(
+        self, spec: AttachSpec, device: FsDevice | NetDevice, control: GuestControl
+    ) -> None:
+        if isinstance(device, FsDevice):
+            target = self._mounts[spec.instance_id] = f"{SHARES}/{device.tag}"
+            await control.mount(device.tag, target, PROBE_DEADLINE_S)
             return
-        mac = spec.mac_address or _mac_of(spec.instance_id)
-        await self._hot_plug.plug(
-            spec.instance_id, spec.socket_path, NetDevice(mac, self._vectors())
-        )
-        adapter = Adapter(mac, spec.tag, spec.client_address, spec.gateway_address)
+        adapter = Adapter(device.mac_address, spec.tag, spec.client_address, spec.gateway_address)
         await control.configure_adapter(adapter, PROBE_DEADLINE_S)
 
     async def release_device(self, instance_id: str) -> None:
@@ -240,7 +271,7 @@ class QemuMachine:
             DeadlineExceededError: GUEST_KEEPS_DEVICE: the guest does not let go of it.
             PortholeError: See Monitor.execute.
         """
-        self._connected()
+        self._guest.require_running()
         await self._let_go(instance_id)
 
     async def watch(self) -> AsyncIterator[MachineReport]:
@@ -248,12 +279,17 @@ class QemuMachine:
         yield GuestInitEnd(await asyncio.shield(self._init_end))
         await asyncio.Event().wait()
 
+    def last_words(self) -> str:
+        """Return the last lines of the guest's console."""
+        return self._guest.console.last_lines()
+
     async def stop(self) -> None:
         """Power the guest off, and end its processes, by force if need be."""
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.cancel()
-            await asyncio.wait([watch])
+        tasks = [task for task in (self._watch, self._meeting) if task is not None]
+        self._watch = self._meeting = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         control, self._control = self._control, None
         await self._guest.end(control)
         if control is not None:
@@ -301,12 +337,6 @@ class QemuMachine:
     def _vectors(self) -> int | None:
         # Without KVM, QEMU 7.2 crashes in msix_set_vector_notifiers of a vhost-user adapter.
         return 0 if self._accelerator is Accelerator.TCG else None
-
-    def _connected(self) -> GuestControl:
-        self._guest.require_running()
-        if self._control is None:
-            raise UnavailableError("GUEST_ENDED", "the guest was not booted, or has been stopped")
-        return self._control
 
 
 def _mac_of(instance_id: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from services.handshake.errors import DeadlineExceededError, PortholeError, UnavailableError
-from services.vm_owner.machines.qemu.bounded_log import BoundedLog
+from services.vm_owner.machines.bounded_log import BoundedLog
 from services.vm_owner.machines.qemu.child import Child
 from services.vm_owner.machines.qemu.command_line import Wiring
 from services.vm_owner.machines.qemu.monitor import Monitor
@@ -152,7 +152,11 @@ class RunningGuest:
         try:
             async with asyncio.timeout(deadline_s):
                 control = await self._unless_ended(dial(self._paths.guest_init, deadline_s))
-                await self._unless_ended(control.make_ready(deadline_s))
+                try:
+                    await self._unless_ended(control.make_ready(deadline_s))
+                except BaseException:
+                    await control.close()
+                    raise
                 return control
         except TimeoutError:
             pass

@@ -20,7 +20,12 @@ from services.cli.run.guest import CommandRefusedError, GuestPlan, run
 from services.cli.run.plan import RunShare
 from services.cli.run.signals import Signals
 from services.cli.views import WarningView
-from services.handshake.errors import FailedPreconditionError, PortholeError, UnavailableError
+from services.handshake.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    PortholeError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -210,6 +215,15 @@ async def test_a_program_that_cannot_be_run_is_named(house: House) -> None:
     with pytest.raises(CommandRefusedError, match="true: why") as refused:
         await run_it()
     assert refused.value.metadata == {"errno": "ENOENT"}
+
+
+async def test_a_guest_without_our_init_is_explained_by_its_owner(house: House) -> None:
+    house.warnings = [WarningView("GuestInitSilent", "its last words: no init found")]
+    with pytest.raises(DeadlineExceededError, match="no init found") as failed:
+        await run_it()
+    assert failed.value.reason == "GUEST_INIT_SILENT"
+    assert house.asked[:2] == BOOT[:2]
+    assert not any(what.startswith("share") for what in house.asked)
 
 
 async def test_a_lost_guest_is_explained_by_its_owner(house: House) -> None:

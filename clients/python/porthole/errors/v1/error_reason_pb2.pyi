@@ -151,8 +151,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     it.
     """
     GUEST_BOOT_DEADLINE: _ErrorReason.ValueType  # 247
-    """DEADLINE_EXCEEDED: the init of a Linux guest did not speak in time; the last lines of the guest's
-    console are in the message.
+    """DEADLINE_EXCEEDED: the init of a Linux WSLC guest did not speak in time; the last lines of the
+    guest's console are in the message.
     """
     GUEST_PORTS_EXHAUSTED: _ErrorReason.ValueType  # 248
     """RESOURCE_EXHAUSTED: all ports of a Linux guest's machine have a device."""
@@ -163,8 +163,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     GUEST_INIT_UNREACHABLE: _ErrorReason.ValueType  # 231
     """UNAVAILABLE: the guest init of a WSLC VM cannot be reached."""
     GUEST_INIT_SILENT: _ErrorReason.ValueType  # 217
-    """DEADLINE_EXCEEDED: guest init did not report in time, and the VM was taken down; or it did not
-    answer in time.
+    """DEADLINE_EXCEEDED: guest init did not answer in time; or it did not report, and the command has
+    nothing to do without it.
     """
     OWNER_SHUTTING_DOWN: _ErrorReason.ValueType  # 218
     """UNAVAILABLE: the VM owner is ending."""
@@ -770,8 +770,8 @@ GUEST_IMAGE_MISSING: ErrorReason.ValueType  # 246
 it.
 """
 GUEST_BOOT_DEADLINE: ErrorReason.ValueType  # 247
-"""DEADLINE_EXCEEDED: the init of a Linux guest did not speak in time; the last lines of the guest's
-console are in the message.
+"""DEADLINE_EXCEEDED: the init of a Linux WSLC guest did not speak in time; the last lines of the
+guest's console are in the message.
 """
 GUEST_PORTS_EXHAUSTED: ErrorReason.ValueType  # 248
 """RESOURCE_EXHAUSTED: all ports of a Linux guest's machine have a device."""
@@ -782,8 +782,8 @@ WRONG_VM_KIND: ErrorReason.ValueType  # 230
 GUEST_INIT_UNREACHABLE: ErrorReason.ValueType  # 231
 """UNAVAILABLE: the guest init of a WSLC VM cannot be reached."""
 GUEST_INIT_SILENT: ErrorReason.ValueType  # 217
-"""DEADLINE_EXCEEDED: guest init did not report in time, and the VM was taken down; or it did not
-answer in time.
+"""DEADLINE_EXCEEDED: guest init did not answer in time; or it did not report, and the command has
+nothing to do without it.
 """
 OWNER_SHUTTING_DOWN: ErrorReason.ValueType  # 218
 """UNAVAILABLE: the VM owner is ending."""

@@ -124,9 +124,10 @@ class VmOwnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateVm(self, request, context):
-        """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
-        the guest init of a WSLC VM answers, and the VM waits for
-        ApplyGuestCapabilities. With a `vm_id` it can be repeated.
+        """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities,
+        or runs without a pool and has a warning that it did not; the guest init of a
+        WSLC VM answers, and the VM waits for ApplyGuestCapabilities. With a `vm_id`
+        it can be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

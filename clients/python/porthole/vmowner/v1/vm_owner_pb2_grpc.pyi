@@ -42,9 +42,10 @@ class VmOwnerStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVersionRequest, _vm_owner_pb2.GetVersionResponse]
     """GetVersion announces API versions and the manifest of component versions."""
     CreateVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.CreateVmRequest, _vm_owner_pb2.CreateVmResponse]
-    """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
-    the guest init of a WSLC VM answers, and the VM waits for
-    ApplyGuestCapabilities. With a `vm_id` it can be repeated.
+    """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities,
+    or runs without a pool and has a warning that it did not; the guest init of a
+    WSLC VM answers, and the VM waits for ApplyGuestCapabilities. With a `vm_id`
+    it can be repeated.
     """
     GetVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]
     """GetVm returns one VM."""
@@ -105,9 +106,10 @@ class VmOwnerAsyncStub(VmOwnerStub):
     GetVersion: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVersionRequest, _vm_owner_pb2.GetVersionResponse]  # type: ignore[assignment]
     """GetVersion announces API versions and the manifest of component versions."""
     CreateVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.CreateVmRequest, _vm_owner_pb2.CreateVmResponse]  # type: ignore[assignment]
-    """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
-    the guest init of a WSLC VM answers, and the VM waits for
-    ApplyGuestCapabilities. With a `vm_id` it can be repeated.
+    """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities,
+    or runs without a pool and has a warning that it did not; the guest init of a
+    WSLC VM answers, and the VM waits for ApplyGuestCapabilities. With a `vm_id`
+    it can be repeated.
     """
     GetVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.GetVmRequest, _vm_owner_pb2.GetVmResponse]  # type: ignore[assignment]
     """GetVm returns one VM."""
@@ -177,9 +179,10 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.CreateVmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.CreateVmResponse, _abc.Awaitable[_vm_owner_pb2.CreateVmResponse]]:
-        """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities;
-        the guest init of a WSLC VM answers, and the VM waits for
-        ApplyGuestCapabilities. With a `vm_id` it can be repeated.
+        """CreateVm boots a VM. When it returns, a WSL2 VM has reported its capabilities,
+        or runs without a pool and has a warning that it did not; the guest init of a
+        WSLC VM answers, and the VM waits for ApplyGuestCapabilities. With a `vm_id`
+        it can be repeated.
         """
 
     @_abc_1.abstractmethod

@@ -61,10 +61,15 @@ class FakeControl:
     journal: list[str] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
     speaks: bool = True
+    refuses: bool = False
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def make_ready(self, wait_s: float) -> None:
         if not self.speaks:
             await asyncio.sleep(600)
+        if self.refuses:
+            raise FailedPreconditionError("GUEST_REQUEST_REFUSED", "there is no tmpfs")
+        self.ready.set()
 
     def note(self, call: str, what: str) -> None:
         self.journal.append(f"{call} {what}".strip())
@@ -209,6 +214,34 @@ async def test_a_guest_whose_init_says_nothing_is_given_up_with_its_console(run_
         with pytest.raises(DeadlineExceededError, match="waiting for nothing") as failed:
             await up.machine.boot(SPEC)
         assert failed.value.reason == "GUEST_BOOT_DEADLINE"
+
+
+async def test_a_guest_that_reports_by_itself_may_be_silent_and_speak_late(run_dir: Path) -> None:
+    async with rig(run_dir, speaks=False, boot_deadline_s=1.0) as up:
+        await up.machine.boot(replace(SPEC, init_channel_address="unix:/run/init.sock"))
+        assert "waiting for nothing" in up.machine.last_words()
+        await up.machine.attach_device(SHARE)
+        await up.machine.attach_device(ADAPTER)
+        await up.machine.detach_device("a")
+        # Each attempt has a connection of its own, which it closes.
+        assert set(up.control.journal) == {"close"}
+        up.control.speaks = True
+        async with asyncio.timeout(20):
+            await up.control.ready.wait()
+        await asyncio.sleep(0)
+        up.control.journal.clear()
+        await up.machine.attach_device(SHARE)
+    assert up.control.journal == ["mount data /mnt/data", "power off", "close"]
+
+
+async def test_an_init_that_speaks_late_and_refuses_is_left_alone(run_dir: Path) -> None:
+    async with rig(run_dir, speaks=False, boot_deadline_s=1.0) as up:
+        await up.machine.boot(replace(SPEC, init_channel_address="unix:/run/init.sock"))
+        up.control.refuses = up.control.speaks = True
+        assert up.machine._meeting is not None
+        await asyncio.wait_for(asyncio.shield(up.machine._meeting), 20)
+        await up.machine.attach_device(SHARE)
+        assert set(up.control.journal) == {"close"}
 
 
 @pytest.mark.parametrize(

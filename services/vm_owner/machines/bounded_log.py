@@ -1,6 +1,6 @@
 """A log of output that a guest controls: a file of bounded size, and its last lines for errors.
 
-Owns the bound. Must not know who writes.
+Owns the bounds, also of what an error quotes of any log. Must not know who writes.
 """
 
 from __future__ import annotations
@@ -56,24 +56,18 @@ class BoundedLog:
                 logger.warning("%s is not written: %s", self._path, error.strerror)
 
     def last_lines(self, lines: int = QUOTED_LINES) -> str:
-        """Return the last lines, separated by " | ", in characters that a terminal may show."""
-        quoted = " | ".join(self._lines()[-lines:])
-        return quoted if len(quoted) <= QUOTED_CHARACTERS else f"…{quoted[-QUOTED_CHARACTERS:]}"
+        """Return the last lines as an error quotes them; empty: there are none."""
+        return quotation(self._tail, lines)
 
     def line_with(self, words: str) -> str:
         """Return the last line near the end that has these words; empty: there is none."""
-        return next((line for line in reversed(self._lines()) if words in line), "")
+        return next((line for line in reversed(_lines(self._tail)) if words in line), "")
 
     def close(self) -> None:
         """Close the file; the last lines stay."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    def _lines(self) -> list[str]:
-        text = self._tail.decode(errors="replace").replace("\r", "\n")
-        shown = ("".join(c if c.isprintable() else " " for c in line) for line in text.split("\n"))
-        return [line.strip() for line in shown if line.strip()]
 
     def _append(self, data: bytes) -> None:
         if self._file is not None and self._size_bytes + len(data) > FILE_LIMIT_BYTES:
@@ -87,3 +81,15 @@ class BoundedLog:
             written = os.write(self._file, data)
             self._size_bytes += written
             data = data[written:]
+
+
+def quotation(tail: bytes, lines: int = QUOTED_LINES) -> str:
+    """Return the last lines, separated by " | ", in characters that a terminal may show."""
+    quoted = " | ".join(_lines(tail)[-lines:])
+    return quoted if len(quoted) <= QUOTED_CHARACTERS else f"…{quoted[-QUOTED_CHARACTERS:]}"
+
+
+def _lines(tail: bytes) -> list[str]:
+    text = tail.decode(errors="replace").replace("\r", "\n")
+    shown = ("".join(c if c.isprintable() else " " for c in line) for line in text.split("\n"))
+    return [line.strip() for line in shown if line.strip()]

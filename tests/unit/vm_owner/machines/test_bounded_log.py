@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.vm_owner.machines.qemu import bounded_log
-from services.vm_owner.machines.qemu.bounded_log import BoundedLog
+from services.vm_owner.machines import bounded_log
+from services.vm_owner.machines.bounded_log import BoundedLog
 
 if TYPE_CHECKING:
     from pathlib import Path
