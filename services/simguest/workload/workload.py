@@ -27,7 +27,6 @@ from services.simguest.fs.driver import FsDriver
 from services.simguest.fs.operations import FsOperations
 from services.simguest.fs.paths import ShareFiles, split
 from services.simguest.net.driver import NetDriver
-from services.simguest.net.namespace import NetworkNamespace
 from services.simguest.net.tap import TapAdapter
 from services.simguest.workload import network
 from services.simguest.workload.copy import CopyResult, copy_tree
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import TypeVar
 
+    from services.simguest.net.namespace import NetworkNamespace
     from services.simguest.virtio.interface import ProbedDevice
     from services.simguest.workload.network import HttpResult, PingResult
 
@@ -304,6 +304,9 @@ class Workload:
             raise AlreadyExistsError("TAG_TAKEN", f"a device {tag!r} is attached already", tag=tag)
 
     def _open_namespace(self) -> NetworkNamespace | None:
+        # It brings pyroute2 with it, half of the time in which a guest starts.
+        from services.simguest.net.namespace import NetworkNamespace
+
         if self._namespace is None and self._no_namespace is None:
             try:
                 self._namespace = NetworkNamespace()

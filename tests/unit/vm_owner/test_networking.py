@@ -238,7 +238,7 @@ def test_a_real_tap_that_gets_no_address_is_not_left_behind(
         def addr(self, *_: object, **__: object) -> None:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
-    monkeypatch.setattr(taps, "IPRoute", WithoutAddresses)
+    monkeypatch.setattr("pyroute2.IPRoute", WithoutAddresses)
 
     def run() -> None:
         with pytest.raises(FailedPreconditionError, match="ENOBUFS"):
