@@ -18,6 +18,7 @@ from services.cli.console import fail
 from services.cli.exit_codes import USAGE
 from services.cli.flags import RootFlags
 from services.rpc import run_directory, tracing
+from services.rpc.collector import COMMAND_FLUSH_S
 from services.rpc.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class CliContext:
         try:
             yield
         finally:
-            tracing.shutdown()
+            tracing.shutdown(COMMAND_FLUSH_S)
 
     def _in_run_dir(self, socket: str) -> str:
         run_dir = self.settings.run_dir.absolute()

@@ -14,13 +14,14 @@ from services.devicehost.accounting import COUNTERS
 from services.handshake import events
 from services.handshake.pool import SLOT_BYTES
 from services.rpc import tracing
+from services.rpc.providers import METRICS_INTERVAL_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from services.devicehost.host import DeviceHost, DeviceInfo
 
-REMOVED_FOR_S: Final = 2 * tracing.METRICS_INTERVAL_S
+REMOVED_FOR_S: Final = 2 * METRICS_INTERVAL_S
 """Time for which a removed device is still observed, so that its last counters are exported."""
 
 _BY_RESOURCE: Final = "exhaustions"

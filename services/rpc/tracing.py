@@ -1,68 +1,52 @@
-"""Traces and metrics of one process: set-up, exporters, and the operations that others use.
+"""Traces and metrics of one process: the operations that others use, and their set-up.
 
 Owns the contact with OpenTelemetry. All spans of a VM are in one trace: the VM keeps the context of
 its CreateVm as a W3C traceparent, and `operation` continues that context even if its caller has
-another one.
+another one; it links its caller, whose span may end before the work does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import (
-    BatchSpanProcessor,
-    ConsoleSpanExporter,
-    SimpleSpanProcessor,
-)
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from services.handshake.errors import PortholeError
-from services.rpc.otlp_file import FileMetricExporter, FileSpanExporter, LineFile
+from services.rpc.collector import FLUSH_S
+from services.rpc.providers import SCOPE, make_providers
 from services.rpc.version import SOFTWARE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from opentelemetry.trace import Span, Tracer
 
-    from services.handshake.events import Event
+    from services.handshake.events import Attribute, Event
+    from services.rpc.providers import Providers
     from services.rpc.settings import ServiceSettings
-
-logger = logging.getLogger(__name__)
 
 TRACEPARENT: Final = "traceparent"
 """Name of the header and of the gRPC metadata that carry a context (W3C Trace Context)."""
 
-METRICS_INTERVAL_S: Final = 10.0
-"""Seconds between two exports of metrics; the last export is at shutdown."""
-
-EXPORT_DEADLINE_S: Final = 5
-"""Longest that one export to an OTLP endpoint takes, also at shutdown."""
-
-SCOPE: Final = "porthole"
-"""Name of the instrumentation scope of every span and metric."""
+REASON: Final = "porthole.reason"
+"""Attribute of a span that failed: the reason of its error."""
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
 @dataclass(frozen=True, slots=True)
 class _Telemetry:
-    tracer_provider: TracerProvider
-    meter_provider: MeterProvider
+    providers: Providers
+    # An instrument must be made once per meter.
+    instruments: dict[str, Any] = field(default_factory=dict)
 
 
 _active: _Telemetry | None = None
@@ -72,7 +56,7 @@ def setup(service_name: str, settings: ServiceSettings) -> None:
     """Begin to log to stderr, to trace and to measure.
 
     A second call before `shutdown` does nothing. A span is written to a file and the console as
-    soon as it ends; an OTLP endpoint gets spans in batches.
+    soon as it ends; a collector gets spans in batches.
 
     Args:
         service_name: The resource attribute `service.name`.
@@ -89,32 +73,76 @@ def setup(service_name: str, settings: ServiceSettings) -> None:
         level=settings.log_level.upper(),
         format=f"%(asctime)s {service_name} %(levelname)s %(name)s: %(message)s",
     )
-    resource = Resource.create({"service.name": service_name, "service.version": SOFTWARE_VERSION})
-    _active = _Telemetry(_tracer_provider(resource, settings), _meter_provider(resource, settings))
+    providers = make_providers(service_name, settings)
+    _active = None if providers is None else _Telemetry(providers)
 
 
-def shutdown() -> None:
-    """Export the rest and stop; a second call does nothing."""
+def shutdown(flush_s: float = FLUSH_S) -> None:
+    """Export the rest and stop; a second call does nothing.
+
+    Args:
+        flush_s: Longest time that a collector gets for the rest; one that has failed gets none.
+    """
     global _active
     if _active is None:
         return
     ended, _active = _active, None
-    ended.tracer_provider.shutdown()
-    ended.meter_provider.shutdown()
+    ended.providers.end(flush_s)
 
 
 def tracer() -> Tracer:
     """Return the tracer of this process; before `setup`, one that records nothing."""
     if _active is None:
         return trace.NoOpTracer()
-    return _active.tracer_provider.get_tracer(SCOPE, SOFTWARE_VERSION)
+    return _active.providers.tracer_provider.get_tracer(SCOPE, SOFTWARE_VERSION)
 
 
 def meter() -> metrics.Meter:
     """Return the meter of this process; before `setup`, one that records nothing."""
     if _active is None:
         return metrics.NoOpMeter(SCOPE)
-    return _active.meter_provider.get_meter(SCOPE, SOFTWARE_VERSION)
+    return _active.providers.meter_provider.get_meter(SCOPE, SOFTWARE_VERSION)
+
+
+def count(name: str, unit: str, description: str, attributes: Mapping[str, Attribute]) -> None:
+    """Add one to a counter, which is made when it is first needed."""
+    if _active is None:
+        return
+    counter = _active.instruments.get(name)
+    if counter is None:
+        counter = meter().create_counter(name, unit=unit, description=description)
+        _active.instruments[name] = counter
+    counter.add(1, dict(attributes))
+
+
+def measure(
+    name: str,
+    seconds: float,
+    description: str,
+    attributes: Mapping[str, Attribute],
+    bounds_s: Sequence[float],
+) -> None:
+    """Record a duration in a histogram, which is made when it is first needed.
+
+    Args:
+        name: Name of the metric.
+        seconds: The duration.
+        description: What it is the duration of.
+        attributes: What it is counted by; of few values each.
+        bounds_s: Upper bounds of the histogram's buckets, in seconds.
+    """
+    if _active is None:
+        return
+    histogram = _active.instruments.get(name)
+    if histogram is None:
+        histogram = meter().create_histogram(
+            name,
+            unit="s",
+            description=description,
+            explicit_bucket_boundaries_advisory=list(bounds_s),
+        )
+        _active.instruments[name] = histogram
+    histogram.record(seconds, dict(attributes))
 
 
 def emit(event: Event) -> None:
@@ -169,12 +197,12 @@ def record(
 def operation(name: str, *, vm_traceparent: str | None = None) -> Iterator[Span]:
     """Run the body in a span of the VM's trace.
 
-    An exception that leaves the body marks the span as failed.
+    An exception that leaves the body marks the span as failed; a cancellation does not.
 
     Args:
         name: Name of the span, for instance "AddShare".
-        vm_traceparent: Context of the VM. It becomes the parent, and the caller's span is linked
-            when it is in another trace. None or empty: the caller's span is the parent.
+        vm_traceparent: Context of the VM. It becomes the parent, and the caller's span is linked,
+            which may end before the body does. None or empty: the caller's span is the parent.
     """
     caller = trace.get_current_span().get_span_context()
     context = _context(vm_traceparent) if vm_traceparent else None
@@ -212,9 +240,11 @@ def server_span(service: str, method: str, carrier: Mapping[str, str]) -> Iterat
 
 
 def mark_failed(span: Span, error: BaseException) -> None:
-    """Mark a span as failed, with the reason."""
+    """Mark a span as failed, with the reason; one that was cancelled has not failed."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return
     if isinstance(error, PortholeError):
-        span.set_attribute("porthole.reason", error.reason)
+        span.set_attribute(REASON, error.reason)
         span.set_status(Status(StatusCode.ERROR, error.message))
     else:
         span.set_status(Status(StatusCode.ERROR, type(error).__name__))
@@ -222,51 +252,21 @@ def mark_failed(span: Span, error: BaseException) -> None:
 
 def current_traceparent() -> str:
     """Return the W3C traceparent of the current span; empty when there is none."""
+    return traceparent_of(trace.get_current_span())
+
+
+def traceparent_of(span: Span) -> str:
+    """Return the W3C traceparent of a span; empty for one that is not recorded."""
     carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier)
+    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, Context()))
     return carrier.get(TRACEPARENT, "")
+
+
+def context_in(carrier: Mapping[str, str]) -> Context:
+    """Return the context that the metadata of a call carries; empty if they carry none."""
+    return _PROPAGATOR.extract(dict(carrier), context=Context())
 
 
 def _context(traceparent: str | None) -> Context:
     # Without a traceparent the context is empty, not the current one: the span begins a trace.
     return _PROPAGATOR.extract({TRACEPARENT: traceparent or ""})
-
-
-def _tracer_provider(resource: Resource, settings: ServiceSettings) -> TracerProvider:
-    # All spans are sampled, even if the caller's is not: a checked trace must have no hole.
-    provider = TracerProvider(resource=resource, sampler=ALWAYS_ON, shutdown_on_exit=False)
-    if settings.trace_file is not None:
-        exporter = FileSpanExporter(LineFile(settings.trace_file))
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
-    if settings.trace_console:
-        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
-    if settings.otlp_endpoint is not None:
-        otlp = OTLPSpanExporter(settings.otlp_endpoint, insecure=True, timeout=EXPORT_DEADLINE_S)
-        provider.add_span_processor(BatchSpanProcessor(otlp))
-    return provider
-
-
-def _meter_provider(resource: Resource, settings: ServiceSettings) -> MeterProvider:
-    readers: list[MetricReader] = []
-    if settings.metrics_file is not None:
-        readers.append(_periodic(FileMetricExporter(LineFile(settings.metrics_file))))
-    if settings.otlp_endpoint is not None:
-        readers.append(
-            _periodic(
-                OTLPMetricExporter(settings.otlp_endpoint, insecure=True, timeout=EXPORT_DEADLINE_S)
-            )
-        )
-    return MeterProvider(
-        readers,
-        resource=resource,
-        shutdown_on_exit=False,
-        exemplar_filter=AlwaysOffExemplarFilter(),
-    )
-
-
-def _periodic(exporter: FileMetricExporter | OTLPMetricExporter) -> MetricReader:
-    return PeriodicExportingMetricReader(
-        exporter,
-        export_interval_millis=METRICS_INTERVAL_S * 1000,
-        export_timeout_millis=EXPORT_DEADLINE_S * 1000,
-    )

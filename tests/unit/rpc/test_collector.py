@@ -1,58 +1,343 @@
-"""Spans and metrics reach an OTLP endpoint, a gRPC collector that keeps everything."""
+"""The way to a collector: what arrives, what is dropped and counted, and what is waited for."""
 
 from __future__ import annotations
 
-from concurrent import futures
-from typing import TYPE_CHECKING, Any, cast
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
 
-import grpc
-from opentelemetry.proto.collector.metrics.v1 import (
-    metrics_service_pb2,
-    metrics_service_pb2_grpc,
-)
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+import pytest
 
 from services.handshake.events import Event
 from services.rpc import tracing
+from services.rpc.collector import (
+    EXPORT_DEADLINE_S,
+    FLUSH_S,
+    RECENT_FAILURE_S,
+    CollectorLink,
+    Loss,
+    end_within,
+    queue_spans,
+)
+from services.rpc.providers import make_providers
 from services.rpc.settings import ServiceSettings
+from tests.unit.rpc.fake_collector import Collector, refusing, serving, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from services.rpc.providers import Providers
 
-class Collector:
+
+class Clock:
     def __init__(self) -> None:
-        self.spans: list[str] = []
-        self.metrics: list[str] = []
+        self.now_s = 100.0
 
-    def Export(self, request: Any, _: object) -> Any:  # noqa: N802
-        if isinstance(request, trace_service_pb2.ExportTraceServiceRequest):
-            for resource in request.resource_spans:
-                self.spans += [s.name for scope in resource.scope_spans for s in scope.spans]
-            return trace_service_pb2.ExportTraceServiceResponse()
-        for resource in request.resource_metrics:
-            self.metrics += [m.name for scope in resource.scope_metrics for m in scope.metrics]
-        return metrics_service_pb2.ExportMetricsServiceResponse()
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def link(clock: Clock) -> CollectorLink:
+    """A link with room for three spans."""
+    return CollectorLink(3, clock)
+
+
+def yes() -> bool:
+    return True
+
+
+def no() -> bool:
+    return False
+
+
+def lost(link: CollectorLink) -> tuple[int, int]:
+    spans = link.losses().spans
+    return spans[Loss.QUEUE_FULL], spans[Loss.NOT_DELIVERED]
+
+
+def test_a_collector_of_which_nothing_is_known_is_worth_waiting_for(link: CollectorLink) -> None:
+    assert link.answers()
+
+
+@pytest.mark.parametrize("send", [CollectorLink.send_metrics, None])
+def test_after_a_failure_it_is_not_for_a_while(
+    link: CollectorLink, clock: Clock, send: Callable[..., bool] | None
+) -> None:
+    def export(outcome: Callable[[], bool]) -> None:
+        if send is not None:
+            send(link, outcome)
+        else:
+            link.send_spans(0, outcome)
+
+    export(no)
+    assert not link.answers()
+    clock.now_s += RECENT_FAILURE_S - 1
+    assert not link.answers()
+    clock.now_s += 1
+    assert link.answers()
+    export(no)
+    export(yes)
+    assert link.answers()
+
+
+def test_while_an_export_has_no_answer_it_is_not(link: CollectorLink, clock: Clock) -> None:
+    seen = []
+
+    def send() -> bool:
+        seen.append(link.answers())
+        clock.now_s += FLUSH_S
+        seen.append(link.answers())
+        return True
+
+    link.send_metrics(send)
+    assert [*seen, link.answers()] == [True, False, True]
+
+
+def test_an_export_that_raises_has_failed(link: CollectorLink) -> None:
+    def send() -> bool:
+        raise ValueError
+
+    assert link.admit_span()
+    with pytest.raises(ValueError, match=r"^$"):
+        link.send_spans(1, send)
+    assert not link.answers()
+    assert lost(link) == (0, 1)
+
+
+def test_spans_wait_until_they_are_sent_and_further_ones_are_dropped(
+    link: CollectorLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert [link.admit_span() for _ in range(5)] == [True, True, True, False, False]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert lost(link) == (2, 0)
+    assert link.send_spans(2, yes)
+    assert [link.admit_span() for _ in range(3)] == [True, True, False]
+    assert not link.send_spans(3, no)
+    assert lost(link) == (3, 3)
+
+
+def test_what_waits_when_the_collector_is_given_up_is_lost_and_counted_once(
+    link: CollectorLink,
+) -> None:
+    closed = []
+    link.on_abandon(lambda: closed.append("closed"))
+    link.admit_span()
+    link.admit_span()
+    link.abandon()
+    link.abandon()
+    assert closed == ["closed"]
+    assert not link.answers()
+    assert lost(link) == (0, 2)
+    assert not link.send_spans(2, yes)
+    assert lost(link) == (0, 2)
+    assert not link.admit_span()
+    assert lost(link) == (0, 3)
+    assert not link.send_metrics(yes)
+    assert link.losses().metric_exports == 1
+
+
+def test_all_providers_end_at_the_same_time(link: CollectorLink) -> None:
+    meeting = threading.Barrier(2)
+    met: list[int] = []
+    end_within(60, link, [lambda: met.append(meeting.wait()), lambda: met.append(meeting.wait())])
+    assert len(met) == 2
+    assert link.answers()
+
+
+def test_a_provider_that_does_not_end_is_given_up_after_the_budget(link: CollectorLink) -> None:
+    order = []
+    given_up = threading.Event()
+    link.on_abandon(given_up.set)
+
+    def end() -> None:
+        order.append("ends")
+        given_up.wait()
+        order.append("given up")
+
+    end_within(0.01, link, [end])
+    assert order == ["ends", "given up"]
+
+
+def test_a_provider_that_ends_never_holds_up_the_process(link: CollectorLink) -> None:
+    never = threading.Event()
+    end_within(0.01, link, [never.wait])  # the thread is a daemon
+    assert not link.answers()
+    never.set()
+
+
+def test_after_a_failure_nothing_is_waited_for(link: CollectorLink) -> None:
+    order = []
+    link.on_abandon(lambda: order.append("given up"))
+    link.send_metrics(no)
+    end_within(60, link, [lambda: order.append("ends")])
+    assert order == ["given up", "ends"]
+
+
+def test_a_provider_that_fails_to_end_does_not_stop_the_others(link: CollectorLink) -> None:
+    ended = threading.Event()
+
+    def fail() -> None:
+        raise OSError
+
+    end_within(60, link, [fail, ended.set])
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"), [("7", 7), ("", 2048), ("0", 2048), ("-1", 2048), ("many", 2048)]
+)
+def test_the_environment_bounds_the_queue(
+    monkeypatch: pytest.MonkeyPatch, text: str, spans: int
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", text)
+    assert queue_spans() == spans
+
+
+@pytest.fixture
+def ends_in_bounds() -> Iterator[None]:
+    """Fail when the test took as long as one export may: it has waited for an answer."""
+    began_s = time.monotonic()
+    yield
+    assert time.monotonic() - began_s < EXPORT_DEADLINE_S
+
+
+def providers_for(run_dir: Path, endpoint: str) -> Providers:
+    settings = ServiceSettings(run_dir=run_dir, otlp_endpoint=endpoint)
+    made = make_providers("unit", settings)
+    assert made is not None
+    return made
+
+
+def end_a_span(providers: Providers, name: str) -> None:
+    providers.tracer_provider.get_tracer("unit").start_span(name).end()
 
 
 def test_everything_has_arrived_when_telemetry_is_shut_down(run_dir: Path) -> None:
     collector = Collector()
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
-    for add in (
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server,
-        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server,
-    ):
-        cast("Any", add)(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    settings = ServiceSettings(run_dir=run_dir, otlp_endpoint=f"127.0.0.1:{port}")
-
-    tracing.setup("unit", settings)
-    with tracing.operation("CreateVm"):
-        tracing.emit(Event("VmCreated"))
-    tracing.meter().create_counter("porthole.requests").add(1)
-    tracing.shutdown()
-
-    server.stop(None).wait()
+    with serving(collector) as endpoint:
+        tracing.setup("unit", ServiceSettings(run_dir=run_dir, otlp_endpoint=endpoint))
+        with tracing.operation("CreateVm"):
+            tracing.emit(Event("VmCreated"))
+        tracing.meter().create_counter("porthole.requests").add(1)
+        tracing.shutdown()
     assert collector.spans == ["CreateVm"]
     assert "porthole.requests" in collector.metrics
+
+
+def test_opentelemetrys_own_variable_names_the_collector(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = Collector()
+    with serving(collector) as endpoint:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{endpoint}")
+        tracing.setup("unit", ServiceSettings(run_dir=run_dir))
+        with tracing.operation("CreateVm"):
+            pass
+        tracing.shutdown()
+    assert collector.spans == ["CreateVm"]
+
+
+def test_a_protocol_that_is_not_served_is_said(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    with refusing() as endpoint:
+        providers_for(run_dir, endpoint).end(0)
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf is not served" in caplog.text
+
+
+def test_a_span_is_sent_while_the_process_works(run_dir: Path) -> None:
+    collector = Collector()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        end_a_span(providers, "Early")
+        assert collector.asked.wait(60)
+        providers.end(60)
+    assert collector.spans == ["Early"]
+
+
+@pytest.mark.usefixtures("ends_in_bounds")
+@pytest.mark.parametrize("collector", [refusing, silent])
+def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(
+    run_dir: Path,
+    collector: Callable[[], AbstractContextManager[str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with collector() as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        end_a_span(providers, "Unheard")
+        providers.end(FLUSH_S)
+    assert providers.link is not None
+    assert lost(providers.link) == (0, 1)
+    assert "spans lost: 1 not_delivered" in caplog.text
+
+
+@pytest.mark.usefixtures("ends_in_bounds")
+def test_a_collector_that_takes_an_export_and_never_answers_is_given_up(run_dir: Path) -> None:
+    collector = Collector()
+    collector.may_answer.clear()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        end_a_span(providers, "Unheard")
+        assert collector.asked.wait(60)
+        providers.end(0.05)
+        assert not collector.may_answer.is_set()
+        assert providers.link is not None
+        assert lost(providers.link) == (0, 1)
+
+
+def test_a_slow_collector_gets_everything_within_the_budget(run_dir: Path) -> None:
+    collector = Collector()
+    collector.may_answer.clear()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        end_a_span(providers, "Slow")
+        ending = threading.Thread(target=providers.end, args=(60,))
+        ending.start()
+        assert collector.asked.wait(60)
+        assert ending.is_alive()
+        collector.may_answer.set()
+        ending.join(60)
+    assert collector.spans == ["Slow"]
+
+
+def test_after_a_failed_export_nothing_is_sent_at_the_end(run_dir: Path) -> None:
+    collector = Collector(fails=True)
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        link = providers.link
+        assert link is not None
+        end_a_span(providers, "First")
+        while link.answers():
+            time.sleep(0.01)
+        end_a_span(providers, "Second")
+        providers.end(60)
+        assert collector.exports == 1
+        assert lost(link) == (0, 2)
+
+
+def test_losses_are_metrics_once_the_collector_is_back(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
+    collector = Collector()
+    collector.may_answer.clear()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        end_a_span(providers, "Waits")
+        end_a_span(providers, "Dropped")
+        collector.may_answer.set()
+        providers.end(60)
+    assert collector.spans == ["Waits"]
+    assert "porthole.telemetry.spans_lost" in collector.metrics

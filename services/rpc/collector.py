@@ -1,0 +1,357 @@
+"""The way to an OTLP collector: bounded, counted, and never waited for longer than a budget.
+
+Owns what is known of the collector of this process: whether it answers, what waits for it, and
+what was dropped. A span that ends is queued or dropped at once; the threads of OpenTelemetry send,
+and `CollectorLink` decides whether they are worth waiting for when the process ends. Must not know
+what a span or a metric means.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S: Final = 1.0
+"""Longest time that a process which ends waits for its collector, for spans and metrics together.
+
+Also the age from which an export without an answer counts as a failure.
+"""
+
+COMMAND_FLUSH_S: Final = 0.2
+"""The same for a command, whose user waits for it."""
+
+RECENT_FAILURE_S: Final = 30.0
+"""How long after a failed export nothing is flushed, unless one has succeeded since."""
+
+CLOSE_S: Final = 0.2
+"""Longest time for the exporters' threads to end once their channels are closed."""
+
+EXPORT_DEADLINE_S: Final = 5
+"""Longest time that one export takes, with its repetitions, while the process works."""
+
+SEND_AFTER_S: Final = 0.5
+"""Longest time that a span which has ended waits until it is sent."""
+
+QUEUE_SPANS: Final = 2048
+"""Most spans that wait; OTEL_BSP_MAX_QUEUE_SIZE changes it."""
+
+BATCH_SPANS: Final = 512
+"""Most spans of one export; OTEL_BSP_MAX_EXPORT_BATCH_SIZE changes it."""
+
+
+class Loss(StrEnum):
+    """Why spans were dropped."""
+
+    QUEUE_FULL = "queue_full"
+    """As many as may wait were waiting."""
+    NOT_DELIVERED = "not_delivered"
+    """The collector did not take them, or the process ended before it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What has been lost so far.
+
+    Attributes:
+        spans: Number of spans, by the reason.
+        metric_exports: Exports of metrics that failed; the next one has their sums.
+    """
+
+    spans: dict[Loss, int]
+    metric_exports: int
+
+    def __bool__(self) -> bool:
+        return bool(self.metric_exports or any(self.spans.values()))
+
+
+class CollectorLink:
+    """What is known of one collector. Every method may be called on any thread.
+
+    Args:
+        queue_spans: Most spans that wait.
+        clock: Monotonic time in seconds.
+    """
+
+    def __init__(
+        self, queue_spans: int = QUEUE_SPANS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._queue_spans = queue_spans
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._sending: dict[int, float] = {}
+        self._numbers = 0
+        self._failed_at: float | None = None
+        self._abandoned = False
+        self._closers: list[Callable[[], None]] = []
+        self._spans = dict.fromkeys(Loss, 0)
+        self._metric_exports = 0
+
+    def on_abandon(self, close: Callable[[], None]) -> None:
+        """Have `close` called when the collector is given up; it ends the exports that run."""
+        self._closers.append(close)
+
+    def admit_span(self) -> bool:
+        """Count a span that has ended; returns False when it must be dropped, which is counted."""
+        with self._lock:
+            if self._abandoned:
+                self._spans[Loss.NOT_DELIVERED] += 1
+                return False
+            if self._waiting < self._queue_spans:
+                self._waiting += 1
+                return True
+            self._spans[Loss.QUEUE_FULL] += 1
+            is_first = self._spans[Loss.QUEUE_FULL] == 1
+        if is_first:
+            logger.warning(
+                "%d spans wait for the collector, the most that may; further ones are dropped",
+                self._queue_spans,
+            )
+        return False
+
+    def send_spans(self, count: int, send: Callable[[], bool]) -> bool:
+        """Send admitted spans, unless the collector was given up.
+
+        Args:
+            count: Number of spans; they wait until the collector has answered.
+            send: Sends them; returns whether the collector took them.
+
+        Returns:
+            Whether it took them; if not, they are counted as lost.
+        """
+        taken = False
+        try:
+            taken = self._send(send)
+        finally:
+            with self._lock:
+                self._waiting -= count
+                if not taken:
+                    self._spans[Loss.NOT_DELIVERED] += count
+        return taken
+
+    def send_metrics(self, send: Callable[[], bool]) -> bool:
+        """Send metrics in the same way."""
+        taken = self._send(send)
+        if not taken:
+            with self._lock:
+                self._metric_exports += 1
+        return taken
+
+    def answers(self) -> bool:
+        """Return whether the collector is worth waiting for.
+
+        It is not while an export has had no answer for FLUSH_S, and for RECENT_FAILURE_S after a
+        failure, unless it has answered since. One of which nothing is known yet is.
+        """
+        now = self._clock()
+        with self._lock:
+            if self._abandoned or any(now - at >= FLUSH_S for at in self._sending.values()):
+                return False
+            return self._failed_at is None or now - self._failed_at >= RECENT_FAILURE_S
+
+    def abandon(self) -> None:
+        """Give the collector up: end the exports that run, and send nothing any more."""
+        with self._lock:
+            if self._abandoned:
+                return
+            self._abandoned = True
+        for close in self._closers:
+            close()
+
+    def losses(self) -> Losses:
+        """Return what has been lost so far; what still waits once the collector was given up is."""
+        with self._lock:
+            spans = dict(self._spans)
+            if self._abandoned:
+                spans[Loss.NOT_DELIVERED] += self._waiting
+            return Losses(spans, self._metric_exports)
+
+    def _send(self, send: Callable[[], bool]) -> bool:
+        with self._lock:
+            if self._abandoned:
+                return False
+            self._numbers += 1
+            number = self._numbers
+            self._sending[number] = self._clock()
+        taken = False
+        try:
+            taken = send()
+        finally:
+            with self._lock:
+                del self._sending[number]
+                self._failed_at = None if taken else self._clock()
+        return taken
+
+
+class LinkedSpanExporter(OTLPSpanExporter):
+    """Sends spans to the collector of a link.
+
+    Args:
+        link: The link.
+        endpoint: URL of the collector, or host:port; None: that of OpenTelemetry's variables.
+        insecure: Whether the connection is without TLS; None: as the URL and variables say.
+        timeout_s: Longest time that one export takes; None: that of OpenTelemetry's variables.
+    """
+
+    def __init__(
+        self,
+        link: CollectorLink,
+        endpoint: str | None,
+        insecure: bool | None,
+        timeout_s: int | None,
+    ) -> None:
+        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
+        self._link = link
+        self._once = threading.Lock()
+        link.on_abandon(self.shutdown)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send a batch."""
+        send = super().export
+
+        def taken() -> bool:
+            return send(spans) is SpanExportResult.SUCCESS
+
+        done = self._link.send_spans(len(spans), taken)
+        return SpanExportResult.SUCCESS if done else SpanExportResult.FAILURE
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        """Disconnect, which ends an export that runs; a second call does nothing."""
+        if self._once.acquire(blocking=False):
+            super().shutdown(timeout_millis)
+
+
+class LinkedMetricExporter(OTLPMetricExporter):
+    """Sends metrics to the collector of a link; its arguments are those of LinkedSpanExporter."""
+
+    def __init__(
+        self,
+        link: CollectorLink,
+        endpoint: str | None,
+        insecure: bool | None,
+        timeout_s: int | None,
+    ) -> None:
+        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
+        self._link = link
+        self._once = threading.Lock()
+        link.on_abandon(self.shutdown)
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any
+    ) -> MetricExportResult:
+        """Send a collection."""
+        send = super().export
+
+        def taken() -> bool:
+            return send(metrics_data, timeout_millis) is MetricExportResult.SUCCESS
+
+        done = self._link.send_metrics(taken)
+        return MetricExportResult.SUCCESS if done else MetricExportResult.FAILURE
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        """Disconnect, which ends an export that runs; a second call does nothing."""
+        if self._once.acquire(blocking=False):
+            super().shutdown(timeout_millis)
+
+
+class QueuedSpans(SpanProcessor):
+    """The spans that wait for a collector: as many as its link admits, in the queue of the SDK."""
+
+    def __init__(self, link: CollectorLink, exporter: LinkedSpanExporter, queue_spans: int) -> None:
+        self._link = link
+        batch_spans = _positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS)
+        self._queue = BatchSpanProcessor(
+            exporter,
+            # The link admits no more, so that this queue never drops what nobody counts.
+            max_queue_size=queue_spans,
+            max_export_batch_size=min(batch_spans, queue_spans),
+            schedule_delay_millis=_positive("OTEL_BSP_SCHEDULE_DELAY", int(SEND_AFTER_S * 1000)),
+        )
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Do nothing."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue a span, or drop it; never waits."""
+        if self._link.admit_span():
+            self._queue.on_end(span)
+
+    def shutdown(self) -> None:
+        """Send the rest, until the link is abandoned."""
+        self._queue.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Send what waits."""
+        return self._queue.force_flush(timeout_millis)
+
+
+def queue_spans() -> int:
+    """Return how many spans may wait."""
+    return _positive("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS)
+
+
+def end_within(budget_s: float, link: CollectorLink, ends: Sequence[Callable[[], object]]) -> None:
+    """Run the ends of all providers at the same time, and give the collector up after a budget.
+
+    A collector that does not answer (`CollectorLink.answers`) is given up at once. What is lost is
+    logged.
+
+    Args:
+        budget_s: Longest time that the collector gets.
+        link: The link of these providers.
+        ends: Each ends one provider, and returns once it has sent the rest.
+    """
+    if not link.answers():
+        link.abandon()
+    threads = [threading.Thread(target=_end, args=(end,), daemon=True) for end in ends]
+    for thread in threads:
+        thread.start()
+    if not _joined(threads, budget_s):
+        link.abandon()
+        _joined(threads, CLOSE_S)
+    losses = link.losses()
+    if losses:
+        spans = ", ".join(f"{count} {reason}" for reason, count in losses.spans.items() if count)
+        logger.warning(
+            "the collector did not get everything: spans lost: %s; failed exports of metrics: %d",
+            spans or "none",
+            losses.metric_exports,
+        )
+
+
+def _end(end: Callable[[], object]) -> None:
+    try:
+        end()
+    except Exception as failure:  # OpenTelemetry raises no other kind
+        logger.debug("a provider of telemetry did not end in order: %s", failure)
+
+
+def _joined(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
+
+
+def _positive(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() and int(text) > 0 else default

@@ -1,0 +1,220 @@
+"""What spans and metrics of this process go through: its resource, its limits, its exporters.
+
+Owns what is taken of the settings and of OpenTelemetry's own variables. A file and the console get
+a span as soon as it ends; a collector gets it by way of `services.rpc.collector`, for which nothing
+waits. Must not know what is traced or measured.
+
+Of OpenTelemetry's variables, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_*,
+OTEL_BSP_* and OTEL_METRIC_EXPORT_INTERVAL count. Those that would make a hole in a handshake do
+not: every span is sampled, with all of its events; and `service.name` is the name of the service,
+because processes inherit the variables and the trace checker reads the name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+from services.rpc.collector import (
+    EXPORT_DEADLINE_S,
+    CollectorLink,
+    LinkedMetricExporter,
+    LinkedSpanExporter,
+    QueuedSpans,
+    end_within,
+    queue_spans,
+)
+from services.rpc.otlp_file import FileMetricExporter, FileSpanExporter, LineFile
+from services.rpc.version import SOFTWARE_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from opentelemetry.sdk.metrics.export import MetricExporter
+
+    from services.rpc.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+
+SCOPE: Final = "porthole"
+"""Name of the instrumentation scope of every span and metric."""
+
+NAMESPACE: Final = "porthole"
+"""The resource attribute `service.namespace`, unless OTEL_RESOURCE_ATTRIBUTES has another."""
+
+METRICS_INTERVAL_S: Final = 10.0
+"""Seconds between two exports of metrics; the last export is at shutdown."""
+
+LOST_SPANS: Final = "porthole.telemetry.spans_lost"
+LOST_METRICS: Final = "porthole.telemetry.metric_exports_failed"
+
+_ENDPOINTS: Final = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+)
+_PROTOCOLS: Final = (
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Providers:
+    """The providers of this process.
+
+    Attributes:
+        link: What is known of the collector; None: there is none.
+    """
+
+    tracer_provider: TracerProvider
+    meter_provider: MeterProvider
+    link: CollectorLink | None
+
+    def end(self, flush_s: float) -> None:
+        """Export the rest and stop.
+
+        Args:
+            flush_s: Longest time that a collector gets; files get what is due.
+        """
+        # Metrics last: they have what was lost of the spans.
+        ends = (self.tracer_provider.shutdown, self.meter_provider.shutdown)
+        if self.link is not None:
+            end_within(flush_s, self.link, ends)
+            return
+        for end in ends:
+            end()
+
+
+def make_providers(service_name: str, settings: ServiceSettings) -> Providers | None:
+    """Make the providers of a service; None if OTEL_SDK_DISABLED is true.
+
+    Raises:
+        OSError: trace_file or metrics_file cannot be opened.
+    """
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    resource = _resource(service_name)
+    link = CollectorLink(queue_spans()) if _has_collector(settings) else None
+    providers = Providers(
+        _tracer_provider(resource, settings, link), _meter_provider(resource, settings, link), link
+    )
+    if link is not None:
+        _count_losses(providers.meter_provider, link)
+    return providers
+
+
+def _resource(service_name: str) -> Resource:
+    own = {
+        "service.name": service_name,
+        "service.version": SOFTWARE_VERSION,
+        "service.instance.id": str(uuid.uuid4()),
+    }
+    # Of two resources the second one counts: `own` over the environment over the namespace.
+    return Resource({"service.namespace": NAMESPACE}).merge(Resource.create(own))
+
+
+def _has_collector(settings: ServiceSettings) -> bool:
+    if settings.otlp_endpoint is None and not any(os.environ.get(name) for name in _ENDPOINTS):
+        return False
+    for name in _PROTOCOLS:
+        protocol = os.environ.get(name, "grpc").strip() or "grpc"
+        if protocol != "grpc":
+            logger.warning(
+                "%s=%s is not served; spans and metrics are exported over gRPC", name, protocol
+            )
+    return True
+
+
+def _tracer_provider(
+    resource: Resource, settings: ServiceSettings, link: CollectorLink | None
+) -> TracerProvider:
+    # All spans are sampled, even if the caller's is not: a checked trace must have no hole.
+    provider = TracerProvider(
+        resource=resource,
+        sampler=ALWAYS_ON,
+        shutdown_on_exit=False,
+        span_limits=SpanLimits(max_events=SpanLimits.UNSET, max_attribute_length=SpanLimits.UNSET),
+    )
+    if settings.trace_file is not None:
+        exporter = FileSpanExporter(LineFile(settings.trace_file))
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+    if settings.trace_console:
+        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
+    if link is not None:
+        otlp = LinkedSpanExporter(link, *_destination(settings))
+        provider.add_span_processor(QueuedSpans(link, otlp, queue_spans()))
+    return provider
+
+
+def _meter_provider(
+    resource: Resource, settings: ServiceSettings, link: CollectorLink | None
+) -> MeterProvider:
+    readers: list[MetricReader] = []
+    if settings.metrics_file is not None:
+        readers.append(_periodic(FileMetricExporter(LineFile(settings.metrics_file))))
+    if link is not None:
+        readers.append(_periodic(LinkedMetricExporter(link, *_destination(settings))))
+    return MeterProvider(
+        readers,
+        resource=resource,
+        shutdown_on_exit=False,
+        exemplar_filter=AlwaysOffExemplarFilter(),
+    )
+
+
+def _destination(settings: ServiceSettings) -> tuple[str | None, bool | None, int | None]:
+    """Return endpoint, whether it is insecure, and an export's deadline; None: by variables."""
+    deadline_s = None if os.environ.get("OTEL_EXPORTER_OTLP_TIMEOUT") else EXPORT_DEADLINE_S
+    endpoint = settings.otlp_endpoint
+    return endpoint, None if endpoint is None else True, deadline_s
+
+
+def _periodic(exporter: MetricExporter) -> MetricReader:
+    given_ms = os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "")
+    is_given = given_ms.isdecimal() and int(given_ms) > 0
+    return PeriodicExportingMetricReader(
+        exporter,
+        export_interval_millis=int(given_ms) if is_given else METRICS_INTERVAL_S * 1000,
+        export_timeout_millis=EXPORT_DEADLINE_S * 1000,
+    )
+
+
+def _count_losses(provider: MeterProvider, link: CollectorLink) -> None:
+    meter = provider.get_meter(SCOPE, SOFTWARE_VERSION)
+    meter.create_observable_counter(
+        LOST_SPANS,
+        callbacks=[partial(_lost_spans, link)],
+        unit="{span}",
+        description="spans that the collector did not get, by the reason",
+    )
+    meter.create_observable_counter(
+        LOST_METRICS,
+        callbacks=[partial(_failed_exports, link)],
+        unit="{export}",
+        description="exports of metrics that failed; a later one has their sums",
+    )
+
+
+def _lost_spans(link: CollectorLink, _: CallbackOptions) -> Iterable[Observation]:
+    return [
+        Observation(count, {"error.type": reason}) for reason, count in link.losses().spans.items()
+    ]
+
+
+def _failed_exports(link: CollectorLink, _: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(link.losses().metric_exports)]
