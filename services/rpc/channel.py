@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 
 from services.handshake.errors import FailedPreconditionError, UnavailableError
-from services.rpc import tracing
+from services.rpc import calls, tracing
 from services.rpc.address import numeric, parse_address
 from services.rpc.status import error_from_rpc
 from services.rpc.version import API_VERSIONS, SOFTWARE_VERSION, check_version
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
     from porthole.handshake.v1.guest_capabilities_pb2 import ServiceVersion
+
+    from services.rpc.address import Address
+    from services.rpc.calls import Call
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +90,10 @@ async def connect(
         UnavailableError: PEER_UNAVAILABLE after `wait_s`.
         FailedPreconditionError: API_VERSION_MISMATCH, naming the versions of both sides.
     """
-    target = str(numeric(parse_address(address)))
-    peer = f"{service} at {address}"
+    target = numeric(parse_address(address))
+    peer = _Callee(f"{service} at {address}", target)
     interceptors = [_UnaryCalls(peer, default_deadline_s), _StreamingCalls(peer)]
-    channel = grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=interceptors)
+    channel = grpc.aio.insecure_channel(str(target), options=OPTIONS, interceptors=interceptors)
     try:
         await ready(channel, service, address, wait_s)
         stub = stub_factory(channel)
@@ -147,16 +152,32 @@ _READY: Final = grpc.ChannelConnectivity.READY
 _FAILED: Final = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
+@dataclass(frozen=True, slots=True)
+class _Callee:
+    """The other side of a channel: its name for errors, and its address."""
+
+    name: str
+    address: Address
+
+    def call(self, details: grpc.aio.ClientCallDetails) -> Call | None:
+        """Begin the span of a call; None: it has none."""
+        raw: Any = details.method  # bytes, whatever the annotation says
+        method = (raw.decode() if isinstance(raw, bytes) else str(raw)).lstrip("/")
+        return calls.outgoing(method, self.address) if calls.is_traced(method) else None
+
+
 class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
-    def __init__(self, peer: str, default_deadline_s: float) -> None:
-        self._peer = peer
+    def __init__(self, callee: _Callee, default_deadline_s: float) -> None:
+        self._callee = callee
         self._default_deadline_s = default_deadline_s
 
     async def intercept_unary_unary(
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
     ) -> Any:
-        call = await continuation(_details(client_call_details, self._default_deadline_s), request)
-        return _UnaryCall(call, self._peer)
+        traced = self._callee.call(client_call_details)
+        details = _details(client_call_details, traced, self._default_deadline_s)
+        call = await continuation(details, request)
+        return _UnaryCall(call, self._callee.name, traced)
 
 
 class _UnaryCall(grpc.aio.UnaryUnaryCall[Any, Any]):
@@ -166,18 +187,17 @@ class _UnaryCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     forgotten.
     """
 
-    def __init__(self, call: Any, peer: str) -> None:
+    def __init__(self, call: Any, peer: str, traced: Call | None) -> None:
         self._call = call
         self._peer = peer
+        self._traced = traced
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._answer().__await__()
 
     async def _answer(self) -> Any:
-        try:
+        with _mapped_errors(self._peer, self._traced):
             return await self._call
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, self._peer) from None
 
     def cancelled(self) -> bool:
         return bool(self._call.cancelled())
@@ -212,29 +232,52 @@ class _UnaryCall(grpc.aio.UnaryUnaryCall[Any, Any]):
 
 
 class _StreamingCalls(grpc.aio.UnaryStreamClientInterceptor):
-    def __init__(self, peer: str) -> None:
-        self._peer = peer
+    def __init__(self, callee: _Callee) -> None:
+        self._callee = callee
 
     async def intercept_unary_stream(
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
     ) -> Any:
-        call = await continuation(_details(client_call_details, None), request)
-        return _mapped(call, self._peer)
+        traced = self._callee.call(client_call_details)
+        call = await continuation(_details(client_call_details, traced, None), request)
+        return _mapped(call, self._callee.name, traced)
 
 
-async def _mapped(call: Any, peer: str) -> AsyncIterator[Any]:
-    try:
+async def _mapped(call: Any, peer: str, traced: Call | None) -> AsyncIterator[Any]:
+    with _mapped_errors(peer, traced):
         async for item in call:
             yield item
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error, peer) from None
+
+
+@contextmanager
+def _mapped_errors(peer: str, traced: Call | None) -> Iterator[None]:
+    """Raise the failure of a call as the error that the peer raised, and end the call's span."""
+    code, why, cancelled_here = grpc.StatusCode.OK, "", False
+    try:
+        yield
+    except grpc.aio.AioRpcError as failure:
+        error = error_from_rpc(failure, peer)
+        code, why = failure.code(), error.message
+        if traced is not None:
+            traced.span.set_attribute(tracing.REASON, error.reason)
+        raise error from None
+    except (asyncio.CancelledError, GeneratorExit):
+        # Whoever reads a stream need not read it to its end.
+        code, cancelled_here = grpc.StatusCode.CANCELLED, True
+        raise
+    except BaseException:
+        code = grpc.StatusCode.UNKNOWN
+        raise
+    finally:
+        if traced is not None:
+            traced.end(code, why, cancelled_here=cancelled_here)
 
 
 def _details(
-    details: grpc.aio.ClientCallDetails, default_deadline_s: float | None
+    details: grpc.aio.ClientCallDetails, traced: Call | None, default_deadline_s: float | None
 ) -> grpc.aio.ClientCallDetails:
     metadata = grpc.aio.Metadata(*(details.metadata or ()))
-    traceparent = tracing.current_traceparent()
+    traceparent = traced.traceparent if traced is not None else tracing.current_traceparent()
     if traceparent:
         metadata.add(tracing.TRACEPARENT, traceparent)
     timeout = details.timeout if details.timeout is not None else default_deadline_s

@@ -16,31 +16,36 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import grpc
 
 from services.handshake.errors import PortholeError, UnavailableError
-from services.rpc import tracing
+from services.rpc import calls, tracing
 from services.rpc.status import DETAILS_KEY, code_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractContextManager
 
-    from opentelemetry.trace import Span
+    from services.rpc.address import Address
+    from services.rpc.calls import Call
 
 logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Health checks, reflection and GetVersion are frequent, and no part of the handshake.
-_TRACED_PREFIX: Final = "porthole."
-_UNTRACED_METHOD: Final = "GetVersion"
+DEADLINE_SLACK_S: Final = 0.02
+"""A call that is cancelled with less time left than this has exceeded its deadline."""
 
 INTERNAL_TEXT: Final = "internal error; the log of this service has the details"
 """The message that a caller gets for an unforeseen exception."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of every service of one server."""
+    """Wraps the handlers of every service of one server.
+
+    Attributes:
+        listens_on: The address of the server; None: several, or not known yet.
+    """
 
     def __init__(self) -> None:
+        self.listens_on: Address | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self._ending = False
 
@@ -97,23 +102,50 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _edge(self, name: str, context: Context) -> AsyncIterator[None]:
-        call = asyncio.current_task()
-        assert call is not None  # noqa: S101 - a coroutine always runs in a task
-        self._calls.add(call)
-        failure: BaseException | None = None
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        self._calls.add(task)
         try:
-            with _span(name, context) as span:
+            with self._traced(name, context) as call:
                 try:
                     yield
                 except BaseException as error:
-                    failure = error
-                    if span is not None:
-                        tracing.mark_failed(span, error)
-            # After the span, so that it is exported when the caller has its answer.
-            if failure is not None:
-                await self._fail(name, context, failure)
+                    # Before the answer, so that the span is exported when the caller has it.
+                    if call is not None:
+                        self._end(call, context, error)
+                    await self._fail(name, context, error)
+                if call is not None:
+                    call.end(grpc.StatusCode.OK)
         finally:
-            self._calls.discard(call)
+            self._calls.discard(task)
+
+    def _traced(self, name: str, context: Context) -> AbstractContextManager[Call | None]:
+        if not calls.is_traced(name):
+            return nullcontext()
+        metadata = context.invocation_metadata() or ()
+        texts = {key: value for key, value in metadata if isinstance(value, str)}
+        return calls.incoming(name, texts, self.listens_on)
+
+    def _end(self, call: Call, context: Context, error: BaseException) -> None:
+        """End a call that fails, with the status that its client gets."""
+        if isinstance(error, PortholeError):
+            call.span.set_attribute(tracing.REASON, error.reason)
+            call.end(code_of(error), error.message)
+        elif isinstance(error, asyncio.CancelledError):
+            call.end(self._status_of_cancelled(context))
+        elif isinstance(error, grpc.aio.AbortError):
+            call.end(_given(context))
+        else:
+            call.end(grpc.StatusCode.INTERNAL, type(error).__name__)
+
+    def _status_of_cancelled(self, context: Context) -> grpc.StatusCode:
+        if self._ending:
+            return grpc.StatusCode.UNAVAILABLE
+        # A client whose deadline is over cancels the call, a little before it is over here.
+        left_s = context.time_remaining()
+        if left_s is not None and left_s <= DEADLINE_SLACK_S:
+            return grpc.StatusCode.DEADLINE_EXCEEDED
+        return grpc.StatusCode.CANCELLED
 
     async def _fail(self, name: str, context: Context, error: BaseException) -> NoReturn:
         if isinstance(error, PortholeError):
@@ -127,13 +159,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await context.abort(grpc.StatusCode.INTERNAL, INTERNAL_TEXT)
 
 
-def _span(name: str, context: Context) -> AbstractContextManager[Span | None]:
-    service, _, method = name.rpartition("/")
-    if method == _UNTRACED_METHOD or not service.startswith(_TRACED_PREFIX):
-        return nullcontext()
-    metadata = context.invocation_metadata() or ()
-    carrier = {key: value for key, value in metadata if isinstance(value, str)}
-    return tracing.server_span(service, method, carrier)
+def _given(context: Context) -> grpc.StatusCode:
+    # It is a number here, although gRPC annotates it otherwise.
+    number: Any = context.code()
+    return _CODES.get(number, grpc.StatusCode.UNKNOWN)
+
+
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 async def _abort(context: Context, error: PortholeError) -> NoReturn:

@@ -134,6 +134,8 @@ async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) 
     try:
         for text in addresses:
             bound.append(_bind(server, parse_address(text)))
+        if len(bound) == 1:
+            calls.listens_on = bound[0]
         await server.start()
     except BaseException:
         await ServerHandle(server, calls, bound).stop(0)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from services.handshake.errors import PortholeError
@@ -207,7 +207,7 @@ def operation(name: str, *, vm_traceparent: str | None = None) -> Iterator[Span]
     caller = trace.get_current_span().get_span_context()
     context = _context(vm_traceparent) if vm_traceparent else None
     parent = trace.get_current_span(context).get_span_context()
-    links = [Link(caller)] if caller.is_valid and caller.trace_id != parent.trace_id else []
+    links = [Link(caller)] if caller.is_valid and caller.span_id != parent.span_id else []
     with tracer().start_as_current_span(
         name, context=context, links=links, record_exception=False, set_status_on_exception=False
     ) as span:
@@ -216,27 +216,6 @@ def operation(name: str, *, vm_traceparent: str | None = None) -> Iterator[Span]
         except BaseException as error:
             mark_failed(span, error)
             raise
-
-
-@contextmanager
-def server_span(service: str, method: str, carrier: Mapping[str, str]) -> Iterator[Span]:
-    """Run the body in the span of one incoming call.
-
-    Args:
-        service: Full name of the gRPC service.
-        method: Name of the method.
-        carrier: Metadata of the call; its traceparent becomes the parent.
-    """
-    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
-    with tracer().start_as_current_span(
-        f"{service}/{method}",
-        context=_PROPAGATOR.extract(dict(carrier), context=Context()),
-        kind=SpanKind.SERVER,
-        attributes=attributes,
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
-        yield span
 
 
 def mark_failed(span: Span, error: BaseException) -> None:

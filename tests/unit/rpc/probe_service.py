@@ -55,6 +55,7 @@ class Probe(pb_grpc.InitChannelServicer):
         self.deadline_s: float | None = None
         self.traceparent = ""
         self.hanging = asyncio.Event()
+        self.let_go = asyncio.Event()
         self._api_versions = api_versions
 
     async def GetVersion(  # noqa: N802
@@ -81,7 +82,10 @@ class Probe(pb_grpc.InitChannelServicer):
             raise ZeroDivisionError("a secret of the implementation")
         if word == "hang":
             self.hanging.set()
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.let_go.set()
         return pb.ReportGuestCapabilitiesResponse(pool_latched=True)
 
 

@@ -61,6 +61,32 @@ def test_a_span_without_events_is_read_with_its_parent_and_service() -> None:
     assert str(read) == f"span {name!r} of owner (f line 1)"
 
 
+METHOD = {"rpc.method": "a.B/Do"}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kind", "serves"),
+    [
+        (METHOD, {"kind": 2}, "a.B"),
+        (METHOD, {"kind": "SPAN_KIND_SERVER"}, "a.B"),
+        (METHOD, {}, "a.B"),
+        (METHOD, {"kind": 3}, ""),
+        (METHOD, {"kind": "SPAN_KIND_CLIENT"}, ""),
+        (METHOD, {"kind": 1}, ""),
+        ({"rpc.method": "/a.B/Do"}, {"kind": 2}, "a.B"),
+        ({"rpc.method": "Do", "rpc.service": "a.B"}, {"kind": 2}, "a.B"),
+        ({"rpc.method": "Do"}, {"kind": 2}, ""),
+        ({"rpc.method": "Do", "rpc.service": "a.B"}, {"kind": 3}, ""),
+    ],
+)
+def test_only_a_span_of_a_server_serves_a_call(
+    attributes: dict[str, str], kind: dict[str, object], serves: str
+) -> None:
+    pairs = [{"key": key, "value": {"stringValue": text}} for key, text in attributes.items()]
+    [read] = parse_otlp_lines(line(**kind, attributes=pairs), "f").spans
+    assert read.serves == serves
+
+
 def test_lines_of_several_processes_and_empty_lines() -> None:
     text = line(event()) + "\n" + line(event(), event()) + '{"resourceSpans": []}\n'
     wheres = [read.where for read in parse_otlp_lines(text, "f").events]
