@@ -9,6 +9,8 @@ PoolLatched (and PoolNotAsRequested) or PoolRefused, then per device AddGuestDev
 ApertureCreated or WindowsEnabled, FirstRequestCompleted, RemoveGuestDevice; VmTerminated.
 GuestInitEnded, when a guest's process 1 ends by itself, begins the end of its VM.
 SwiotlbDeviceHostUnsupported follows the first AddGuestDevice whose device host takes no token.
+HandshakeVerdict, what the owner makes of its own events, comes when the VM is RUNNING, and before
+VmTerminated.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from services.handshake.capabilities import GuestCapabilities, KernelVersion
     from services.handshake.pool import SwiotlbPool
@@ -46,6 +48,9 @@ DEVICE_TAG: Final = "porthole.device.tag"
 DEVICE_OPTIONS: Final = "porthole.device.options"
 DEVICE_HOST_FEATURES: Final = "porthole.device_host.features"
 RESOURCE: Final = "porthole.resource"
+STAGE: Final = "porthole.handshake.stage"
+VERDICT: Final = "porthole.handshake.verdict"
+BROKEN_RULES: Final = "porthole.handshake.broken_rules"
 
 VM_CREATED: Final = "VmCreated"
 GUEST_BOOTED: Final = "GuestBooted"
@@ -64,6 +69,17 @@ FIRST_REQUEST: Final = "FirstRequestCompleted"
 DEVICE_REMOVED: Final = "RemoveGuestDevice"
 GUEST_INIT_ENDED: Final = "GuestInitEnded"
 VM_TERMINATED: Final = "VmTerminated"
+HANDSHAKE_VERDICT: Final = "HandshakeVerdict"
+
+RUNNING: Final = "running"
+"""The stage at which the owner judges first: the VM has become RUNNING."""
+ENDED: Final = "ended"
+"""The stage at which it judges again: the VM is about to end."""
+
+VALID: Final = "valid"
+BROKEN: Final = "broken"
+UNKNOWN: Final = "unknown"
+"""The verdict of an owner that has seen more events than it keeps."""
 
 FS: Final = "virtio-fs"
 NET: Final = "virtio-net"
@@ -239,6 +255,19 @@ def guest_init_ended(vm_id: str, cause: str) -> Event:
 def vm_terminated(vm_id: str) -> Event:
     """The VM was taken down in the documented order."""
     return Event(VM_TERMINATED, {VM_ID: vm_id})
+
+
+def handshake_verdict(vm_id: str, stage: str, broken: Sequence[str] | None) -> Event:
+    """The owner has judged what it knows of a handshake.
+
+    Args:
+        vm_id: Id of the VM.
+        stage: RUNNING or ENDED.
+        broken: The rules that are broken; None: the owner has seen more events than it keeps.
+    """
+    verdict = UNKNOWN if broken is None else BROKEN if broken else VALID
+    attributes = {STAGE: stage, VERDICT: verdict, BROKEN_RULES: " ".join(broken or ())}
+    return Event(HANDSHAKE_VERDICT, {VM_ID: vm_id, **attributes})
 
 
 def _device(vm_id: str, device_id: str, device_class: str, tag: str) -> dict[str, Attribute]:

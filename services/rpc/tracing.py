@@ -155,6 +155,22 @@ def emit(event: Event) -> None:
         own.add_event(event.name, dict(event.attributes))
 
 
+def emit_as_span(event: Event, failed: str = "") -> None:
+    """Add an event to a span of its own below the current one, which has its attributes.
+
+    Backends search spans by their attributes, and few search events.
+
+    Args:
+        event: The event.
+        failed: Why the span is an error; empty: it is none.
+    """
+    attributes = dict(event.attributes)
+    with tracer().start_as_current_span(event.name, attributes=attributes) as span:
+        span.add_event(event.name, attributes)
+        if failed:
+            span.set_status(Status(StatusCode.ERROR, failed))
+
+
 def emit_under(traceparent: str, span_name: str, event: Event) -> None:
     """Add an event to a span of its own below `traceparent`. May be called on any thread.
 

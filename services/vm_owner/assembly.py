@@ -22,6 +22,7 @@ from services.vm_owner.machines import Isolation
 from services.vm_owner.record import VmFacts, VmKind, VmRecord
 from services.vm_owner.shares import ShareSpec, require_no_conflict, share_key
 from services.vm_owner.sizing import choose_ram, size_pool
+from services.vm_owner.verdicts import trace_verdict
 from services.vm_owner.vm import BringUpPlan, InitChannel, Vm
 from services.vm_owner.wslconfig import parse_wslconfig
 
@@ -182,7 +183,8 @@ def assemble(
         divides_pool=divides_pool,
     )
     configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
-    record = VmRecord(facts, surroundings.manifest, tracing.emit, configured)
+    on_verdict = partial(trace_verdict, spec.kind)
+    record = VmRecord(facts, surroundings.manifest, tracing.emit, configured, on_verdict)
     directory = vm_directories(surroundings.run_dir) / vm_id
     plan = BringUpPlan(
         kernel_release=release,

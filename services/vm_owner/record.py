@@ -1,7 +1,7 @@
 """The record of one VM: its state, pool, token, capabilities and warnings, and its watchers.
 
-Owns the rules of applying capabilities and latching a pool (handshake.md section 4). Must not know
-machines, device hosts or protobuf.
+Owns the rules of applying capabilities and latching a pool (handshake.md section 4), and when the
+owner judges the VM's handshake. Must not know machines, device hosts or protobuf.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from services.handshake.pool import (
     pool_from_announcement,
     reserved_pool_bytes,
 )
+from services.handshake.trace.judgement import EVENTS_KEPT, judge_owner
 from services.vm_owner import warnings
 from services.vm_owner.event_stream import EventStream, Subscription
 from services.vm_owner.operations import Operation, require
@@ -90,6 +91,7 @@ class VmRecord:
         manifest: Explains a missing pool.
         emit: Adds an event to the trace.
         configured: Warnings about its configuration.
+        on_verdict: Called with what follows from its events when it is RUNNING, and at its end.
 
     Attributes:
         warnings: Its last warnings, at most WARNINGS_KEPT.
@@ -106,9 +108,12 @@ class VmRecord:
         manifest: Manifest,
         emit: Callable[[Event], None],
         configured: Iterable[VmWarning] = (),
+        on_verdict: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self.facts = facts
-        self.emit = emit
+        self._emit = emit
+        self._on_verdict = on_verdict
+        self._emitted: list[Event] = []
         self.warnings: list[VmWarning] = list(configured)
         self.report: Report | None = None
         self.pool: SwiotlbPool | None = None
@@ -127,6 +132,23 @@ class VmRecord:
     def state(self) -> VmState:
         """The state of the VM."""
         return self._life.state
+
+    def emit(self, event: Event) -> None:
+        """Add an event to the trace, and to what the verdict follows from."""
+        if len(self._emitted) <= EVENTS_KEPT:
+            self._emitted.append(event)
+        self._emit(event)
+
+    def emit_end(self) -> None:
+        """Judge the handshake, and add the end of the VM to the trace."""
+        if self._has_booted:
+            self._on_verdict(judge_owner(self.vm_id, events.ENDED, self._emitted))
+        self._emit(events.vm_terminated(self.vm_id))
+        self._emitted.clear()
+
+    @property
+    def _has_booted(self) -> bool:
+        return any(event.name == events.GUEST_BOOTED for event in self._emitted)
 
     def require(self, operation: Operation) -> None:
         """Refuse an operation that the present state does not allow.
@@ -160,6 +182,8 @@ class VmRecord:
         """
         before = self.state
         if self._life.fire(event) is not before:
+            if self.state is VmState.RUNNING:
+                self._on_verdict(judge_owner(self.vm_id, events.RUNNING, self._emitted))
             self._stream.publish(self.state)
         if self.state is VmState.TERMINATED:
             self._stream.close()

@@ -364,5 +364,5 @@ class Vm:
         self.shares.clear()
         self.guest_init_address = ""
         self.record.report = None  # a guest must not take the owner's memory after its end
-        self.record.emit(events.vm_terminated(self.vm_id))
+        self.record.emit_end()
         self.record.fire(VmEvent.TERMINATE)

@@ -314,6 +314,36 @@ def init_ended_wsl2() -> Steps:
     ]
 
 
+def _judged(steps: Steps, stage: str, *broken: str) -> Steps:
+    """The steps with a verdict of the owner: after the last answer of a report, or at the end."""
+    verdict = ("judge", events.handshake_verdict(VM, stage, broken))
+    if stage == events.ENDED:
+        return [*steps[:-1], verdict, steps[-1]]
+    added = next(place for place, step in enumerate(steps) if step[1].name == events.DEVICE_ADDED)
+    return [*steps[:added], verdict, *steps[added:]]
+
+
+def judged() -> Steps:
+    """The owner judges when the VM is RUNNING, and when it ends."""
+    return _judged(_judged(wsl2(), events.RUNNING), events.ENDED)
+
+
+def judged_wslc() -> Steps:
+    """The same, of a pool that was refused, and of capabilities that are applied again."""
+    return _judged(_judged(attacked(), events.RUNNING), events.ENDED)
+
+
+def judged_alive() -> Steps:
+    """The VM has not ended, so its owner has judged once."""
+    return without(_judged(strict(), events.RUNNING), events.VM_TERMINATED)
+
+
+def judged_broken() -> Steps:
+    """The guest breaks a rule, and its owner says so at both times."""
+    steps = _judged(not_as_requested(), events.RUNNING, "POOL_NOT_AS_REQUESTED")
+    return _judged(steps, events.ENDED, "POOL_NOT_AS_REQUESTED")
+
+
 VALID = {
     case.__name__: case
     for case in (
@@ -335,6 +365,8 @@ VALID = {
         strict,
         init_ended,
         init_ended_wsl2,
+        judged,
+        judged_wslc,
     )
 }
 

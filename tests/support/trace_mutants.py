@@ -119,6 +119,18 @@ WRONG: Mapping[str, Callable[..., Values]] = {
     events.DEVICE_HOST_FEATURES: lambda features: (
         ["", "aggregate"] if "swiotlb-token" in features else ["swiotlb-token"]
     ),
+    events.STAGE: lambda stage: ["running" if stage == "ended" else "ended", "RUNNING", ""],
+    events.VERDICT: lambda verdict: [
+        *({"valid", "broken", "unknown"} - {verdict}),
+        verdict.upper(),
+        "",
+    ],
+    events.BROKEN_RULES: lambda rules: [
+        f"{rules} DEVICE_LEFT".strip(),
+        "NO_SUCH_RULE",
+        f"{rules} ",
+        *([""] if rules else []),
+    ],
 }
 """Wrong values of each attribute that a rule compares with another, by the right value."""
 
@@ -185,6 +197,11 @@ def mutants(read: Read, valid: Recording) -> Iterator[MUTANT]:
             yield from _strays(valid, name)
         case clause.Tags():
             yield from _twins(valid)
+        case clause.EachStage():
+            verdicts = _named(valid, events.HANDSHAKE_VERDICT)
+            for event in verdicts if len(verdicts) > 1 else ():
+                stage = event.attributes[events.STAGE]
+                yield f"no verdict at the stage {stage}", _without(valid, [event])
 
 
 def _wrong(valid: Recording, event: TraceEvent, key: str) -> list[Attribute]:

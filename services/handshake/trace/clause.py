@@ -115,6 +115,11 @@ class Tags:
     """That no two devices have a tag at the same time."""
 
 
+@dataclass(frozen=True, slots=True)
+class EachStage:
+    """That an owner that has judged a VM at one stage has at the other, too."""
+
+
 Read = (
     Value
     | Form
@@ -130,6 +135,7 @@ Read = (
     | Parents
     | Ancestry
     | Tags
+    | EachStage
 )
 
 

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from services.handshake.trace.clauses import (
-    announcements,
-    devices,
-    options,
-    pool,
-    sizing,
-    spans,
-    steps,
-    warnings,
-)
+from services.handshake.trace import judgement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from services.handshake.trace.clause import Clause
 
-CLAUSES: Final[tuple[Clause, ...]] = (
-    *steps.CLAUSES,
-    *sizing.CLAUSES,
-    *announcements.CLAUSES,
-    *pool.CLAUSES,
-    *options.CLAUSES,
-    *devices.CLAUSES,
-    *warnings.CLAUSES,
-    *spans.CLAUSES,
-)
+CLAUSES: Final[tuple[Clause, ...]] = (*judgement.OF_HANDSHAKE, *judgement.CLAUSES)
 
 RULES: Final[Mapping[str, Clause]] = {clause.rule: clause for clause in CLAUSES}
 """Every clause by the stable name of its rule."""

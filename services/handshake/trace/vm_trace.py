@@ -44,7 +44,7 @@ class DeviceTrace:
         """events.FS or events.NET."""
         return self.events[0].text(events.DEVICE_CLASS)
 
-    @property
+    @cached_property
     def options(self) -> list[str]:
         """The items of its options; none when its addition was not recorded."""
         added = self.first(events.DEVICE_ADDED)
@@ -60,7 +60,7 @@ class DeviceTrace:
         """The apertures of its own among its options."""
         return [item for item in self.options if item.startswith("aperture")]
 
-    @property
+    @cached_property
     def own_part(self) -> SwiotlbPool | None:
         """The part of the pool that its options give it alone; None: none, or it is malformed."""
         try:
@@ -133,7 +133,11 @@ class VmTrace:
 
     def position(self, event: TraceEvent) -> int:
         """Return the position of an event of this VM in the order of time."""
-        return next(index for index, other in enumerate(self.events) if other is event)
+        return self._positions[id(event)]
+
+    @cached_property
+    def _positions(self) -> dict[int, int]:
+        return {id(event): index for index, event in enumerate(self.events)}
 
     @cached_property
     def created(self) -> TraceEvent | None:
@@ -143,7 +147,7 @@ class VmTrace:
     @cached_property
     def never_booted(self) -> bool:
         """Whether its creation failed before its guest booted."""
-        names = {event.name for event in self.events}
+        names = {event.name for event in self.events if event.name != events.HANDSHAKE_VERDICT}
         return names == {events.VM_CREATED, events.VM_TERMINATED}
 
     @cached_property

@@ -72,6 +72,11 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.FIRST_REQUEST: _DEVICE,
     events.DEVICE_REMOVED: _DEVICE,
     events.GUEST_INIT_ENDED: {events.DETAIL: str},
+    events.HANDSHAKE_VERDICT: {
+        events.STAGE: str,
+        events.VERDICT: str,
+        events.BROKEN_RULES: str,
+    },
     events.VM_TERMINATED: {},
 }
 """Every event of the handshake, and the attributes that it must have in addition to the VM's id."""

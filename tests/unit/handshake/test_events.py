@@ -71,6 +71,15 @@ def kernel(major: int, minor: int, patch: int, *, seccomp: bool) -> dict[str, ob
     }
 
 
+def judged(stage: str, verdict: str, rules: str) -> dict[str, object]:
+    return {
+        **VM,
+        "porthole.handshake.stage": stage,
+        "porthole.handshake.verdict": verdict,
+        "porthole.handshake.broken_rules": rules,
+    }
+
+
 @pytest.mark.parametrize(
     ("make", "name", "attributes"),
     [
@@ -146,6 +155,21 @@ def kernel(major: int, minor: int, patch: int, *, seccomp: bool) -> dict[str, ob
             lambda: events.guest_init_ended("vm", "signal 9"),
             "GuestInitEnded",
             {**VM, "porthole.detail": "signal 9"},
+        ),
+        (
+            lambda: events.handshake_verdict("vm", events.RUNNING, ()),
+            "HandshakeVerdict",
+            judged("running", "valid", ""),
+        ),
+        (
+            lambda: events.handshake_verdict("vm", events.ENDED, ["A_RULE", "ANOTHER"]),
+            "HandshakeVerdict",
+            judged("ended", "broken", "A_RULE ANOTHER"),
+        ),
+        (
+            lambda: events.handshake_verdict("vm", events.ENDED, None),
+            "HandshakeVerdict",
+            judged("ended", "unknown", ""),
         ),
         (lambda: events.vm_terminated("vm"), "VmTerminated", VM),
     ],

@@ -150,6 +150,7 @@ MADE = [
     events.first_request(*DEVICE),
     events.device_removed(*DEVICE),
     events.guest_init_ended("vm", "signal SIGKILL"),
+    events.handshake_verdict("vm", events.RUNNING, ()),
     events.vm_terminated("vm"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ from services.handshake import events
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError, PortholeError
 from services.handshake.events import Event
 from services.handshake.pool import Gpa, SwiotlbPool
+from services.handshake.trace.judgement import EVENTS_KEPT
 from services.vm_owner import warnings
 from services.vm_owner.manifest import load_manifest
 from services.vm_owner.record import VmFacts, VmKind, VmRecord
@@ -320,3 +322,78 @@ async def test_a_watcher_sees_the_present_first_then_everything_in_order() -> No
                 *ending,
             ]
             assert [item async for item in late] == [VmState.RUNNING, latched, *ending]
+
+
+def judged(requested_bytes: int = 64 * MIB) -> tuple[VmRecord, list[tuple[str, str, str]], Traced]:
+    """A record whose verdicts are kept, with what happened before."""
+    record, trace = make(requested_bytes=requested_bytes)
+    verdicts: list[tuple[str, str, str]] = []
+
+    def keep(verdict: Event) -> None:
+        shown = (events.STAGE, events.VERDICT, events.BROKEN_RULES)
+        stage, result, rules = (str(verdict.attributes[key]) for key in shown)
+        verdicts.append((stage, result, rules))
+
+    watched = VmRecord(record.facts, load_manifest(), trace.append, on_verdict=keep)
+    watched.emit(record.facts.created_event())
+    watched.emit(events.guest_booted("vm-1", 0))
+    watched.fire(VmEvent.BOOT)
+    return watched, verdicts, trace
+
+
+def test_a_handshake_is_judged_once_it_runs_and_at_its_end() -> None:
+    record, verdicts, trace = judged()
+    assert verdicts == []
+    record.apply_capabilities(GOOD)
+    assert verdicts == [("running", "valid", "")]
+    record.apply_capabilities(GOOD)
+    record.fire(VmEvent.SHUT_DOWN)
+    assert len(verdicts) == 1
+    record.emit_end()
+    assert verdicts[1:] == [("ended", "valid", "")]
+    assert trace.names[-1] == "VmTerminated"
+
+
+def test_a_verdict_names_the_rules_that_a_guest_breaks() -> None:
+    record, verdicts, _ = judged(requested_bytes=32 * MIB)
+    record.apply_capabilities(GOOD)
+    [(stage, verdict, rules)] = verdicts
+    assert (stage, verdict) == ("running", "broken")
+    assert "POOL_NOT_AS_REQUESTED" in rules.split()
+
+
+def test_a_guest_that_reports_nothing_breaks_the_handshake_until_it_does() -> None:
+    record, verdicts, _ = judged()
+    record.fire(VmEvent.MISS_CAPABILITIES)
+    assert verdicts == [("running", "broken", "CAPABILITIES_MISSING")]
+    record.apply_capabilities(GOOD)
+    assert len(verdicts) == 1
+    record.emit_end()
+    assert verdicts[1:] == [("ended", "valid", "")]
+
+
+def test_a_vm_that_never_booted_is_not_judged() -> None:
+    record, _ = make()
+    verdicts: list[Event] = []
+    unborn = VmRecord(record.facts, load_manifest(), Traced().append, on_verdict=verdicts.append)
+    unborn.emit(record.facts.created_event())
+    unborn.fire(VmEvent.SHUT_DOWN)
+    unborn.emit_end()
+    assert verdicts == []
+
+
+def test_a_refused_pool_is_judged_too() -> None:
+    record, verdicts, _ = judged()
+    with pytest.raises(InvalidArgumentError):
+        record.apply_capabilities(replace(GOOD, base=GOOD.base + 1))
+    assert verdicts == [("running", "valid", "")]
+
+
+def test_a_record_keeps_no_more_events_than_are_judged() -> None:
+    record, verdicts, trace = judged()
+    record.apply_capabilities(GOOD)
+    for _ in range(EVENTS_KEPT + 10):
+        record.apply_capabilities(GOOD)
+    record.emit_end()
+    assert verdicts[-1] == ("ended", "unknown", "")
+    assert len(trace) > EVENTS_KEPT

@@ -16,7 +16,7 @@ from services.handshake.trace.checker import verify
 from services.handshake.trace.clause import Form, Hops, Value
 from services.handshake.trace.table import CLAUSES, RULES
 from services.handshake.trace.vm_trace import group_by_vm
-from tests.support.handshake_traces import VALID, not_as_requested, record
+from tests.support.handshake_traces import VALID, judged_broken, not_as_requested, record
 from tests.support.trace_mutants import mutants
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ READS = list(dict.fromkeys(read for clause in CLAUSES for read in clause.reads))
 RECORDED = {name: record(make()) for name, make in VALID.items()}
 # Its one breach is that of the guest; a mutation of it must break another rule.
 RECORDED["not_as_requested"] = record(not_as_requested())
-BROKEN_ANYWAY = {"not_as_requested": frozenset({"POOL_NOT_AS_REQUESTED"})}
+RECORDED["judged_broken"] = record(judged_broken())
+BROKEN_ANYWAY = dict.fromkeys(
+    ("not_as_requested", "judged_broken"), frozenset({"POOL_NOT_AS_REQUESTED"})
+)
 
 
 def broken(mutant: Recording) -> frozenset[str]:

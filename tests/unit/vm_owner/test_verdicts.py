@@ -1,0 +1,80 @@
+"""The verdict of the owner in traces and metrics: what dashboards and alerts are made of."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from services.handshake import events
+from services.rpc import tracing
+from services.rpc.settings import ServiceSettings
+from services.vm_owner.record import VmKind
+from services.vm_owner.verdicts import trace_verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def files(run_dir: Path) -> Iterator[tuple[Path, Path]]:
+    """Files of the traces and metrics of this process."""
+    paths = run_dir / "trace.jsonl", run_dir / "metrics.jsonl"
+    tracing.setup(
+        "owner", ServiceSettings(run_dir=run_dir, trace_file=paths[0], metrics_file=paths[1])
+    )
+    yield paths
+    tracing.shutdown()
+
+
+def attributes(holder: dict[str, Any]) -> dict[str, Any]:
+    return {item["key"]: next(iter(item["value"].values())) for item in holder["attributes"]}
+
+
+def test_a_verdict_is_a_span_that_backends_find_and_an_event_that_the_checker_reads(
+    files: tuple[Path, Path],
+) -> None:
+    verdict = events.handshake_verdict("vm", events.ENDED, ["DEVICE_LEFT", "TOKEN_MISSING"])
+    with tracing.operation("TerminateVm"):
+        trace_verdict(VmKind.WSL2, verdict)
+    lines = files[0].read_text().splitlines()
+    span, parent = (
+        json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in lines
+    )
+    assert (span["name"], span["parentSpanId"]) == ("HandshakeVerdict", parent["spanId"])
+    assert attributes(span) == verdict.attributes
+    assert [event["name"] for event in span["events"]] == ["HandshakeVerdict"]
+    assert attributes(span["events"][0]) == verdict.attributes
+    assert span["status"] == {"code": 2, "message": "broken: DEVICE_LEFT TOKEN_MISSING"}
+
+
+def test_a_valid_handshake_is_no_error(files: tuple[Path, Path]) -> None:
+    trace_verdict(VmKind.WSLC, events.handshake_verdict("vm", events.RUNNING, ()))
+    [line] = files[0].read_text().splitlines()
+    [span] = json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    assert "code" not in span.get("status", {})
+
+
+def test_verdicts_and_breaches_are_counted(files: tuple[Path, Path]) -> None:
+    for broken in ((), (), ("DEVICE_LEFT", "TOKEN_MISSING"), None):
+        trace_verdict(VmKind.WSL2, events.handshake_verdict("vm", events.ENDED, broken))
+    tracing.shutdown()
+    last = files[1].read_text().splitlines()[-1]
+    counted = {}
+    for metric in json.loads(last)["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]:
+        for point in metric["sum"]["dataPoints"]:
+            seen = attributes(point)
+            assert (seen.pop("porthole.handshake.stage"), seen.pop("porthole.vm.kind")) == (
+                "ended",
+                "WSL2",
+            )
+            counted[metric["name"], *seen.values()] = int(point["asInt"])
+    assert counted == {
+        ("porthole.handshake.verdicts", "valid"): 2,
+        ("porthole.handshake.verdicts", "broken"): 1,
+        ("porthole.handshake.verdicts", "unknown"): 1,
+        ("porthole.handshake.breaches", "DEVICE_LEFT"): 1,
+        ("porthole.handshake.breaches", "TOKEN_MISSING"): 1,
+    }
