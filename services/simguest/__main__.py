@@ -33,12 +33,16 @@ async def _run(settings: GuestSettings) -> None:
     guest = Guest(place)
     tracing.setup(settings.name, settings)
     telemetry.observe(guest)
-    await serve(
-        settings,
-        name=settings.name,
-        servicers=servicers(guest),
-        on_shutdown=guest.power_off,
-    )
+    try:
+        await serve(
+            settings,
+            name=settings.name,
+            servicers=servicers(guest),
+            on_shutdown=guest.power_off,
+        )
+    finally:
+        # Both processes have exported what they had at the same time.
+        await guest.init_ended()
 
 
 def main() -> None:

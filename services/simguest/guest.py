@@ -3,8 +3,9 @@
 Owns the order in which the guest's parts come up and go down. Must not know gRPC.
 
 Power-off stops the drivers with their mounts and the network namespace, then the queues, the
-vhost-user sockets, guest init, and last the RAM. A guest keeps running when its owner dies, like a
-VM whose manager has crashed, unless `exit_with_parent` is set.
+vhost-user sockets, guest init, and last the RAM. It does not wait for the process of guest init,
+which may have telemetry to export. A guest keeps running when its owner dies, like a VM whose
+manager has crashed, unless `exit_with_parent` is set.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class Guest:
         self._place = place
         self._memory: _Memory | None = None
         self._init: GuestInitProcess | None = None
+        self._dismissed: GuestInitProcess | None = None
         self._devices: dict[str, tuple[AttachSpec, VirtioDevice]] = {}
         self._order = asyncio.Lock()
         # These changes have a thread of their own: a hung workload must not prevent the power-off.
@@ -227,13 +229,19 @@ class Guest:
             self._devices.clear()
             await self._run(lambda: self._stop_devices(devices))
             if self._init is not None:
-                await self._init.end()
-                self._init = None
+                self._init.dismiss()
+                self._dismissed, self._init = self._init, None
             if self._memory is not None:
                 _release_memory(self._memory)
                 self._memory = None
                 withdraw_pool(self._place.directory)
             self.reports.end()
+
+    async def init_ended(self) -> None:
+        """Wait for the process of guest init, after `power_off`; it may still export telemetry."""
+        dismissed, self._dismissed = self._dismissed, None
+        if dismissed is not None:
+            await dismissed.ended()
 
     def pool_usage(self) -> tuple[SwiotlbPool, PoolUsage] | None:
         """Return the pool and its usage; None without a pool, and when the guest is off."""

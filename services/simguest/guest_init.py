@@ -117,9 +117,17 @@ class GuestInitProcess:
 
     async def end(self) -> None:
         """Terminate guest init, and kill it if it does not end in time."""
+        self.dismiss()
+        await self.ended()
+
+    def dismiss(self) -> None:
+        """Terminate guest init without waiting for its end, which comes when it has exported."""
         self._ending = True
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
+
+    async def ended(self) -> None:
+        """Wait for its end after `dismiss`; it is killed if it does not end in time."""
         try:
             await asyncio.wait_for(self._process.wait(), END_DEADLINE_S)
         except TimeoutError:

@@ -228,7 +228,10 @@ class VmOwner:
         return await self._change(vm, Operation.CONFIGURE_NETWORKING, vm.configure_networking)
 
     async def terminate(self, vm_id: str) -> None:
-        """Shut a VM down in order; does nothing for a VM that has ended.
+        """Shut a VM down in order; its devices and memory are gone when this returns.
+
+        It does nothing for a VM that has ended, and does not wait for processes that have no part
+        in the guest any more, such as one that exports telemetry.
 
         Raises:
             PortholeError: See VmRegistry.find.
@@ -236,7 +239,7 @@ class VmOwner:
         await self._finish(self._shut_down(self.find(vm_id), Operation.TERMINATE))
 
     async def close(self) -> None:
-        """Terminate all VMs, each in order, then disconnect from the device hosts.
+        """Terminate all VMs, each in order, and disconnect when their processes have ended.
 
         A VM that fails to shut down is logged; the others are waited for all the same.
         """
@@ -273,6 +276,7 @@ class VmOwner:
     async def _shut_down(self, vm: Vm, name: str) -> None:
         # Before the lock is taken: an operation that holds it sees this after its present step, and
         # gives up.
+        had_ended = vm.record.state is VmState.TERMINATED
         vm.begin_shutdown()
         try:
             with tracing.operation(name, vm_traceparent=vm.record.facts.traceparent):
@@ -282,12 +286,17 @@ class VmOwner:
             # Also after a failure, or it would stay listed for ever.
             if vm.record.state is VmState.TERMINATED:
                 self._vms.end(vm.vm_id)
+            # What may still export telemetry does not hold up the caller; `close` waits for it.
+            if not had_ended:
+                self._start(vm.machine.ended())
 
     def _guest_ended(self, vm: Vm) -> None:
         self._start(self._shut_down(vm, "guest ended"))
 
     async def _discard(self, vm: Vm) -> None:
         await self._shut_down(vm, "abandon CreateVm")
+        # The id may be used again, and with it the sockets that a process removes when it ends.
+        await vm.machine.ended()
         self._vms.discard(vm.vm_id)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

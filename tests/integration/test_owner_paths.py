@@ -222,6 +222,7 @@ async def test_a_guest_init_that_dies_shuts_its_vm_down(
     seen = await house.get(vm.vm_id)
     assert seen.state == TERMINATED
     assert [each.id for each in seen.warnings] == ["GuestInitEnded"]
+    await house.until_no_guests()
     assert _gone(guest)
     recorded = house.trace_file.read_text()
     assert recorded.count("GuestInitEnded") == 1

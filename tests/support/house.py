@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from pathlib import Path
@@ -87,6 +88,12 @@ class House:
         """Return the command lines of the owner's children, but for its sweeper."""
         found = children(self.pid_of("VM owner"))
         return {pid: line for pid, line in found.items() if "services.vm_owner.sweep" not in line}
+
+    async def until_no_guests(self) -> None:
+        """Wait for the owner's children: they end by themselves after TerminateVm was answered."""
+        async with asyncio.timeout(20):
+            while self.guest_processes():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
     async def create(
         self,

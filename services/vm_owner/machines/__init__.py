@@ -147,4 +147,14 @@ class Machine(Protocol):
         """Return the end of what the guest has printed, in one line; empty: nothing, or unknown."""
 
     async def stop(self) -> None:
-        """Power the guest off and release the machine. A guest that has ended is no error."""
+        """Power the guest off: its devices and its memory are gone then.
+
+        A guest that has ended is no error. Processes of the machine may go on until `ended`.
+        """
+
+    async def ended(self) -> None:
+        """Wait, after `stop`, until nothing of the machine is left.
+
+        A process that has no part in the guest any more may have telemetry to export, which must
+        not hold up whoever ends the VM.
+        """

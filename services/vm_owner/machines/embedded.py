@@ -60,6 +60,7 @@ class EmbeddedMachine:
         self._external = ExternalMachine(f"unix:{vm_dir}/machine.sock", dial)
         self._process: asyncio.subprocess.Process | None = None
         self._monitor: asyncio.Task[None] | None = None
+        self._collection: asyncio.Task[None] | None = None
         self._stopping = False
 
     @property
@@ -133,16 +134,27 @@ class EmbeddedMachine:
             return ""
 
     async def stop(self) -> None:
-        """Power the guest off and wait for its process, which is killed if need be."""
+        """Power the guest off, and have its process end; it is waited for only if that fails."""
         self._stopping = True
         process = self._process
-        if process is None:
+        if process is None or self._collection is not None:
             return
-        if process.returncode is None:
-            await self._external.stop()
-        else:
-            await self._external.disconnect()
-        await self._collect(process)
+        is_off = True
+        try:
+            if process.returncode is None:
+                is_off = await self._external.power_off()
+            else:
+                await self._external.disconnect()
+        finally:
+            # Also after a failure, or `ended` would wait for a process that nobody ends.
+            self._collection = asyncio.create_task(self._collect(process))
+        if not is_off:
+            await self.ended()  # the guest's memory is gone when its process is
+
+    async def ended(self) -> None:
+        """Wait for the end of the process, which is killed if need be."""
+        if self._collection is not None:
+            await asyncio.shield(self._collection)
         if self._monitor is not None:
             await self._monitor
 

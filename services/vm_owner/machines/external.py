@@ -97,13 +97,23 @@ class ExternalMachine:
 
     async def stop(self) -> None:
         """Power the guest off and disconnect."""
+        await self.power_off()
+
+    async def ended(self) -> None:
+        """Do nothing: whoever runs the machine ends it."""
+
+    async def power_off(self) -> bool:
+        """Power the guest off and disconnect; return whether it has powered off, or never ran."""
         if self._client is None:
-            return
+            return True
         try:
             await self._client.power_off()
         except PortholeError as failure:
             logger.warning("machine %s was not powered off: %s", self.address, failure)
-        await self.disconnect()
+            return False
+        finally:
+            await self.disconnect()
+        return True
 
     async def disconnect(self) -> None:
         """Disconnect without powering the guest off."""

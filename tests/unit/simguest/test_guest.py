@@ -57,6 +57,7 @@ async def guest(run_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[
     guest = Guest(GuestPlace(run_dir / "vm", rings_in_pool=request.param))
     yield guest
     await guest.power_off()
+    await guest.init_ended()
 
 
 def share_rig(run_dir: Path, name: str) -> DeviceRig:
@@ -103,9 +104,11 @@ async def test_a_boot_publishes_the_pool_and_starts_guest_init(guest: Guest, run
     pid = init_pid(guest)
     await guest.power_off()
     assert state(guest) is GuestState.POWERED_OFF
+    assert published(run_dir) == {}
+    await guest.init_ended()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert published(run_dir) == {}
+    await guest.init_ended()  # does nothing the second time
 
 
 @pytest.mark.parametrize(

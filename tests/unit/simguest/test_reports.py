@@ -102,4 +102,5 @@ async def test_metrics_show_pool_and_devices(
         "porthole.resource": "bounce_pool",
     }
     await guest.power_off()
+    await guest.init_ended()
     provider.shutdown()

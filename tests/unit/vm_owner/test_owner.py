@@ -565,6 +565,26 @@ async def test_a_vm_that_failed_to_shut_down_is_forgotten_as_others_are(rig: Rig
     assert failed not in rig.owner.all()
 
 
+async def test_what_is_left_of_a_machine_is_waited_for_by_the_owners_end_alone(rig: Rig) -> None:
+    vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC))
+    order: list[str] = []
+    may_end = asyncio.Event()
+
+    async def ended() -> None:
+        await may_end.wait()
+        order.append("exported")
+
+    vm.machine.ended = ended  # type: ignore[method-assign]
+    await rig.owner.terminate(vm.vm_id)
+    order.append("answered")
+    closing = asyncio.create_task(rig.owner.close())
+    closing.add_done_callback(lambda _: order.append("closed"))
+    await asyncio.sleep(0)
+    may_end.set()
+    await closing
+    assert order == ["answered", "exported", "closed"]
+
+
 async def test_operations_take_the_beginning_of_an_id(rig: Rig) -> None:
     vm = await rig.owner.create(rig.vm_spec(VmKind.WSLC))
     await rig.owner.apply_capabilities(vm.vm_id[:8], GOOD)

@@ -284,7 +284,7 @@ class QemuMachine:
         return self._guest.console.last_lines()
 
     async def stop(self) -> None:
-        """Power the guest off, and end its processes, by force if need be."""
+        """Power the guest off, and end QEMU, by force if need be."""
         tasks = [task for task in (self._watch, self._meeting) if task is not None]
         self._watch = self._meeting = None
         for task in tasks:
@@ -294,6 +294,10 @@ class QemuMachine:
         await self._guest.end(control)
         if control is not None:
             await control.close()
+
+    async def ended(self) -> None:
+        """Wait for the process of guest init, which may export telemetry."""
+        await self._guest.init_ended()
 
     async def _let_go(self, instance_id: str) -> None:
         if instance_id not in self._hot_plug:

@@ -36,8 +36,8 @@ POWER_OFF_DEADLINE_S: Final = 5.0
 QUIT_DEADLINE_S: Final = 2.0
 """Longest that QEMU gets to quit; then it is killed."""
 
-INIT_END_DEADLINE_S: Final = 2.0
-"""Longest that guest init's process gets to end after SIGTERM; then it is killed."""
+INIT_END_DEADLINE_S: Final = 5.0
+"""Longest that guest init's process gets to end after SIGTERM; then it is killed. It may flush."""
 
 END_GRACE_S: Final = 0.5
 """How long the end of QEMU is waited for after that of guest init, which follows it."""
@@ -92,6 +92,7 @@ class RunningGuest:
         self._qemu: Child | None = None
         self._init: Child | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._init_end: asyncio.Task[None] | None = None
         self._reason = ""
 
     async def start(
@@ -201,6 +202,8 @@ class RunningGuest:
     async def end(self, control: GuestControl | None) -> None:
         """End the guest, in order if it can be asked; a second call does nothing.
 
+        Guest init's process is asked to end, and not waited for (`init_ended`).
+
         Args:
             control: The guest's init, to power it off; None: QEMU quits at once.
         """
@@ -214,11 +217,16 @@ class RunningGuest:
                     await qemu.wait(QUIT_DEADLINE_S)
             await qemu.end(0.0, ask=False)
         await self.monitor.close()
-        if init is not None:
-            await init.end(INIT_END_DEADLINE_S)
+        if init is not None and self._init_end is None:
+            self._init_end = asyncio.create_task(init.end(INIT_END_DEADLINE_S))
         if self._pump is not None:
             await asyncio.wait([self._pump])  # the console has ended with QEMU
         self.console.close()
+
+    async def init_ended(self) -> None:
+        """Wait for the process of guest init, after `end`."""
+        if self._init_end is not None:
+            await asyncio.shield(self._init_end)
 
     async def _power_off(self, control: GuestControl) -> bool:
         try:

@@ -67,8 +67,9 @@ async def test_a_guest_that_is_stopped_is_collected_and_no_end_is_reported(run_d
     assert process is not None
     assert os.getpgid(process.pid) == process.pid
     await machine.stop()
-    assert process.returncode is not None
     assert "powered off" in (run_dir / "vm" / "machine.log").read_text()
+    await machine.ended()
+    assert process.returncode is not None
     assert ends == []
 
 
@@ -99,4 +100,41 @@ async def test_a_guest_that_does_not_end_is_killed(
     process = machine._process
     assert process is not None
     await machine.stop()
+    await machine.ended()
     assert process.returncode == -9
+
+
+FLUSHES = GUEST.replace(
+    "await asyncio.Event().wait()",
+    """stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(15, stopping.set)
+    await stopping.wait()
+    print("exports", flush=True)
+    open(sys.argv[sys.argv.index("--vm-dir") + 1] + "/may-end").read()""",
+)
+
+
+async def test_a_guest_that_is_off_is_not_waited_for_while_it_exports(run_dir: Path) -> None:
+    machine = embedded(run_dir, FLUSHES)
+    await machine.start(lambda _: None)
+    process = machine._process
+    assert process is not None
+    os.mkfifo(run_dir / "vm" / "may-end")  # the process waits until it is opened for writing
+    await machine.stop()
+    still_runs = process.returncode is None
+    assert still_runs
+    ended = asyncio.create_task(machine.ended())
+    await asyncio.to_thread((run_dir / "vm" / "may-end").write_text, "now")
+    await ended
+    assert process.returncode == 0
+    await machine.stop()  # a second call does nothing
+
+
+async def test_a_guest_that_cannot_be_powered_off_is_waited_for(run_dir: Path) -> None:
+    refusing = GUEST.replace('print("powered off", flush=True)', 'raise OSError("stuck")')
+    machine = embedded(run_dir, refusing)
+    await machine.start(lambda _: None)
+    process = machine._process
+    assert process is not None
+    await machine.stop()
+    assert process.returncode is not None

@@ -153,6 +153,7 @@ async def rig(
         yield Rig(machine, control, ends)
     finally:
         await machine.stop()
+        await machine.ended()
 
 
 async def test_a_guest_boots_and_is_stopped_in_order(run_dir: Path) -> None:
