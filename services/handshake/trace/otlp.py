@@ -87,7 +87,7 @@ def _serves(raw: dict[str, Any], attributes: dict[str, Attribute]) -> str:
     # A kind that is not there is not known; others than SERVER are not excused a missing parent.
     if raw.get("kind", SERVER_KINDS[0]) not in SERVER_KINDS:
         return ""
-    # The method has its service in front; `rpc.service` is what it was until conventions 1.39.
+    # The method has its service in front; older conventions have it as an attribute of its own.
     service, slash, _ = str(attributes.get("rpc.method", "")).lstrip("/").rpartition("/")
     return service if slash else str(attributes.get("rpc.service", ""))
 
