@@ -433,7 +433,7 @@ def to_otlp(recording: Recording) -> str:
             "spanId": span_id(span.span_id),
             "parentSpanId": span_id(span.parent_id),
             "name": span.name,
-            "attributes": _pairs({"rpc.service": span.serves} if span.serves else {}),
+            "attributes": _pairs({"rpc.service": span.called} if span.called else {}),
             "events": listed,
         }
         resource = {"attributes": _pairs({"service.name": span.service})}

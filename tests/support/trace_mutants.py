@@ -190,7 +190,7 @@ def mutants(read: Read, valid: Recording) -> Iterator[MUTANT]:
             yield f"no service {service}", _renamed_service(valid, service)
         case clause.Parents():
             for span in valid.spans:
-                if span.parent_id and span.serves not in UNRECORDED_CALLERS:
+                if span.parent_id and span.called not in UNRECORDED_CALLERS:
                     moved = replace(span, parent_id=UNKNOWN_SPAN)
                     yield f"{span.name} without its parent", _respan(valid, span, moved)
         case clause.Ancestry(name):

@@ -7,7 +7,7 @@ of an error. It takes text; its caller reads the file.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.trace.recorded import Recording, Span, TraceEvent
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from services.handshake.events import Attribute
-
-SERVER_KINDS: Final = (2, "SPAN_KIND_SERVER")
-"""The kind of a span that serves a call, as a number and as a name."""
 
 
 def parse_otlp_lines(text: str, name: str) -> Recording:
@@ -77,16 +74,13 @@ def _span(raw: dict[str, Any], service: str, where: str) -> Span:
         parent_id=_hex(parent_id, 16) if parent_id else "",
         name=str(raw.get("name", "")),
         service=service,
-        serves=_serves(raw, attributes),
+        called=_called(attributes),
         where=where,
     )
 
 
-def _serves(raw: dict[str, Any], attributes: dict[str, Attribute]) -> str:
-    """Return the gRPC service whose call a span serves; empty for the span of a caller."""
-    # A kind that is not there is not known; others than SERVER are not excused a missing parent.
-    if raw.get("kind", SERVER_KINDS[0]) not in SERVER_KINDS:
-        return ""
+def _called(attributes: dict[str, Attribute]) -> str:
+    """Return the gRPC service whose call a span is."""
     # The method has its service in front; older conventions have it as an attribute of its own.
     service, slash, _ = str(attributes.get("rpc.method", "")).lstrip("/").rpartition("/")
     return service if slash else str(attributes.get("rpc.service", ""))

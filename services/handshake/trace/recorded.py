@@ -31,7 +31,8 @@ class Span:
         parent_id: The id of its parent; empty for a root.
         name: Its name.
         service: `service.name` of the process that recorded it; empty when not recorded.
-        serves: Full name of the gRPC service whose call it is; empty when it is no such span.
+        called: Full name of the gRPC service whose call it is, at either side; empty when it is no
+            such span.
         where: Its place, for people, for instance "trace.jsonl line 12".
     """
 
@@ -40,7 +41,7 @@ class Span:
     parent_id: str = ""
     name: str = ""
     service: str = ""
-    serves: str = ""
+    called: str = ""
     where: str = ""
 
     def __str__(self) -> str:

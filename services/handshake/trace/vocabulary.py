@@ -32,7 +32,7 @@ UNRECORDED_CALLERS: Final = frozenset(
     }
 )
 """gRPC services whose callers need not be in a trace: a client records spans where it likes, and a
-guest's init ends its span after the owner has answered it."""
+guest's init ends its spans after the owner has answered it."""
 
 _POOL: Final = {events.POOL_BASE: int, events.POOL_SIZE_BYTES: int}
 _DEVICE: Final = {events.DEVICE_ID: str, events.DEVICE_CLASS: str, events.DEVICE_TAG: str}

@@ -1,8 +1,8 @@
 """The spans of a VM: each service has its own, and all hang together.
 
 All spans of a VM are below the span that created it, whose context the owner hands to every peer.
-The parent of a span is in the file, with one exception: a span that serves a call of somebody who
-need not record (vocabulary.UNRECORDED_CALLERS) may have a parent that is not.
+The parent of a span is in the file, with one exception: the span of a call by somebody who need not
+record (vocabulary.UNRECORDED_CALLERS), at either side, may have a parent that is not.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _parent_missing(vm: VmTrace) -> Iterator[str]:
     for span in vm.tree.spans:
         if (
             span.parent_id
-            and span.serves not in UNRECORDED_CALLERS
+            and span.called not in UNRECORDED_CALLERS
             and vm.tree.parent(span) is None
         ):
             yield f"the parent of the {span}, {span.parent_id}, was not recorded"
@@ -92,8 +92,8 @@ CLAUSES: Final = (
     Clause(
         "PARENT_MISSING",
         9,
-        "The parent of each span was recorded, unless the span serves a call of a client or of a "
-        "guest's init.",
+        "The parent of each span was recorded, unless the span is that of a call by a client or by "
+        "a guest's init.",
         (Parents(),),
         _parent_missing,
     ),

@@ -192,10 +192,10 @@ def test_the_parents_of_the_device_hosts_spans_do_not_exist(make: Callable[[], S
 def test_a_caller_of_a_client_service_need_not_be_recorded_and_others_must() -> None:
     whole = record(wsl2())
     call = whole.spans[0]
-    assert call.serves == "porthole.vmowner.v1.VmOwner"
+    assert call.called == "porthole.vmowner.v1.VmOwner"
     assert call.parent_id not in {span.span_id for span in whole.spans}
     assert rules(whole) == set()
-    other = replace(call, serves="porthole.devicehost.v1.DeviceHost")
+    other = replace(call, called="porthole.devicehost.v1.DeviceHost")
     assert rules(replace(whole, spans=(other, *whole.spans[1:]))) == {"PARENT_MISSING"}
 
 
