@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.rpc import tracing
 from services.rpc.server import serve
 from services.rpc.settings import load
+from services.vm_owner import telemetry
 from services.vm_owner.assembly import MachineSpec, Surroundings, vm_directories
 from services.vm_owner.clients import (
     dial_device_host,
@@ -106,6 +108,11 @@ def _owner(settings: OwnerSettings) -> VmOwner:
 
 async def _run(settings: OwnerSettings) -> None:
     owner = _owner(settings)
+    try:
+        tracing.setup(settings.name, settings)
+    except OSError as error:
+        raise SystemExit(f"porthole {settings.name}: {error}") from None
+    telemetry.observe(owner.snapshot)
     await serve(
         settings,
         name=settings.name,

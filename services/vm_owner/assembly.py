@@ -6,6 +6,7 @@ Must not know the owner's other VMs, or operations.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -183,7 +184,7 @@ def assemble(
         divides_pool=divides_pool,
     )
     configured = [*parsed.warnings, *(w for w in (ram.warning, size.warning) if w is not None)]
-    on_verdict = partial(trace_verdict, spec.kind)
+    on_verdict = partial(trace_verdict, spec.kind, time.monotonic())
     record = VmRecord(facts, surroundings.manifest, tracing.emit, configured, on_verdict)
     directory = vm_directories(surroundings.run_dir) / vm_id
     plan = BringUpPlan(

@@ -102,6 +102,10 @@ class VmOwner:
         """Return all VMs, in the order in which they were created."""
         return self._vms.all()
 
+    def snapshot(self) -> list[Vm]:
+        """Return all VMs, on any thread."""
+        return self._vms.snapshot()
+
     def after(self, number: int) -> Iterator[tuple[int, Vm]]:
         """Return the VMs after the one with a number; see VmRegistry.after."""
         return self._vms.after(number)

@@ -121,6 +121,10 @@ class VmRegistry(Generic[Spec]):
         """Return all VMs."""
         return [vm for _, vm in self.after(0)]
 
+    def snapshot(self) -> list[Vm]:
+        """Return all VMs. Unlike the other methods it forgets none, so any thread may call it."""
+        return [entry.vm for entry in list(self._entries.values())]
+
     def after(self, number: int) -> Iterator[tuple[int, Vm]]:
         """Return the VMs that were added after the one with a number, each with its number.
 

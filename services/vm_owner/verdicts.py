@@ -1,4 +1,4 @@
-"""The verdict of the owner on a handshake: a span, an event on it, and two metrics.
+"""The verdict of the owner on a handshake: a span, an event on it, and metrics.
 
 Owns their names, which dashboards and alerts are made of. The verdict itself is computed in
 services.handshake.trace.judgement; `porthole handshake verify` has the whole trace and stays the
@@ -7,6 +7,7 @@ judge.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
@@ -23,12 +24,19 @@ BREACHES: Final = "porthole.handshake.breaches"
 
 RULE: Final = "porthole.handshake.rule"
 
+DURATION: Final = "porthole.handshake.duration"
+"""Measures the time from CreateVm until the VM is RUNNING, by verdict and kind of the VM."""
 
-def trace_verdict(kind: str, verdict: Event) -> None:
+BOUNDS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Upper bounds of the buckets of the duration, in seconds."""
+
+
+def trace_verdict(kind: str, began_s: float, verdict: Event) -> None:
     """Record a verdict below the current span, and count it.
 
     Args:
         kind: Kind of the VM.
+        began_s: When the VM was made, of time.monotonic.
         verdict: As of services.handshake.trace.judgement.judge_owner.
     """
     stage, rules = verdict.attributes[events.STAGE], str(verdict.attributes[events.BROKEN_RULES])
@@ -40,6 +48,14 @@ def trace_verdict(kind: str, verdict: Event) -> None:
         "verdicts of the owner on the handshakes of its VMs",
         {**seen, events.VERDICT: verdict.attributes[events.VERDICT]},
     )
+    if stage == events.RUNNING:
+        tracing.measure(
+            DURATION,
+            time.monotonic() - began_s,
+            "time from the creation of a VM until its capabilities were applied",
+            {events.VM_KIND: str(kind), events.VERDICT: verdict.attributes[events.VERDICT]},
+            BOUNDS_S,
+        )
     for rule in rules.split():
         tracing.count(
             BREACHES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_verdict_is_a_span_that_backends_find_and_an_event_that_the_checker_re
 ) -> None:
     verdict = events.handshake_verdict("vm", events.ENDED, ["DEVICE_LEFT", "TOKEN_MISSING"])
     with tracing.operation("TerminateVm"):
-        trace_verdict(VmKind.WSL2, verdict)
+        trace_verdict(VmKind.WSL2, time.monotonic(), verdict)
     lines = files[0].read_text().splitlines()
     span, parent = (
         json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in lines
@@ -51,7 +52,7 @@ def test_a_verdict_is_a_span_that_backends_find_and_an_event_that_the_checker_re
 
 
 def test_a_valid_handshake_is_no_error(files: tuple[Path, Path]) -> None:
-    trace_verdict(VmKind.WSLC, events.handshake_verdict("vm", events.RUNNING, ()))
+    trace_verdict(VmKind.WSLC, 0.0, events.handshake_verdict("vm", events.RUNNING, ()))
     [line] = files[0].read_text().splitlines()
     [span] = json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"]
     assert "code" not in span.get("status", {})
@@ -59,7 +60,7 @@ def test_a_valid_handshake_is_no_error(files: tuple[Path, Path]) -> None:
 
 def test_verdicts_and_breaches_are_counted(files: tuple[Path, Path]) -> None:
     for broken in ((), (), ("DEVICE_LEFT", "TOKEN_MISSING"), None):
-        trace_verdict(VmKind.WSL2, events.handshake_verdict("vm", events.ENDED, broken))
+        trace_verdict(VmKind.WSL2, 0.0, events.handshake_verdict("vm", events.ENDED, broken))
     tracing.shutdown()
     last = files[1].read_text().splitlines()[-1]
     counted = {}
@@ -78,3 +79,21 @@ def test_verdicts_and_breaches_are_counted(files: tuple[Path, Path]) -> None:
         ("porthole.handshake.breaches", "DEVICE_LEFT"): 1,
         ("porthole.handshake.breaches", "TOKEN_MISSING"): 1,
     }
+
+
+def test_the_time_until_a_vm_runs_is_measured_once(files: tuple[Path, Path]) -> None:
+    began_s = time.monotonic() - 20
+    for stage in (events.RUNNING, events.ENDED):
+        trace_verdict(VmKind.WSLC, began_s, events.handshake_verdict("vm", stage, ()))
+    tracing.shutdown()
+    last = files[1].read_text().splitlines()[-1]
+    metrics = json.loads(last)["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+    [duration] = [each for each in metrics if each["name"] == "porthole.handshake.duration"]
+    assert duration["unit"] == "s"
+    [point] = duration["histogram"]["dataPoints"]
+    assert attributes(point) == {
+        "porthole.vm.kind": "WSLC",
+        "porthole.handshake.verdict": "valid",
+    }
+    assert int(point["count"]) == 1
+    assert 20 <= point["sum"] < 20 + 60
