@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The exporter warns of each repetition. What is lost in the end is an error of its own, and a line
+# of ours when the process ends.
+logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.ERROR)
+
 FLUSH_S: Final = 1.0
 """Longest time that a process which ends waits for its collector, for spans and metrics together.
 
@@ -222,7 +226,16 @@ class LinkedSpanExporter(OTLPSpanExporter):
         super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
         self._link = link
         self._once = threading.Lock()
+        # An export that fails makes a new channel, under the feet of another one.
+        self._alone = threading.Lock()
         link.on_abandon(self.shutdown)
+
+    def greet(self) -> None:
+        """Find out, on a thread, whether the collector answers: it gets an export without spans.
+
+        A process that ends soon, such as a command, knows then whether to wait.
+        """
+        threading.Thread(target=self.export, args=((),), daemon=True).start()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch."""
@@ -231,7 +244,8 @@ class LinkedSpanExporter(OTLPSpanExporter):
         def taken() -> bool:
             return send(spans) is SpanExportResult.SUCCESS
 
-        done = self._link.send_spans(len(spans), taken)
+        with self._alone:
+            done = self._link.send_spans(len(spans), taken)
         return SpanExportResult.SUCCESS if done else SpanExportResult.FAILURE
 
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:

@@ -41,7 +41,7 @@ from services.rpc.otlp_file import FileMetricExporter, FileSpanExporter, LineFil
 from services.rpc.version import SOFTWARE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from opentelemetry.sdk.metrics.export import MetricExporter
 
@@ -91,8 +91,10 @@ class Providers:
         Args:
             flush_s: Longest time that a collector gets; files get what is due.
         """
-        # Metrics last: they have what was lost of the spans.
-        ends = (self.tracer_provider.shutdown, self.meter_provider.shutdown)
+        ends: tuple[Callable[[], object], ...] = (
+            self.tracer_provider.shutdown,
+            self.meter_provider.shutdown,
+        )
         if self.link is not None:
             end_within(flush_s, self.link, ends)
             return
@@ -157,6 +159,7 @@ def _tracer_provider(
         provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
     if link is not None:
         otlp = LinkedSpanExporter(link, *_destination(settings))
+        otlp.greet()
         provider.add_span_processor(QueuedSpans(link, otlp, queue_spans()))
     return provider
 

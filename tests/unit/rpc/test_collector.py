@@ -317,13 +317,25 @@ def test_after_a_failed_export_nothing_is_sent_at_the_end(run_dir: Path) -> None
         providers = providers_for(run_dir, endpoint)
         link = providers.link
         assert link is not None
-        end_a_span(providers, "First")
-        while link.answers():
+        while link.answers():  # the greeting fails
             time.sleep(0.01)
-        end_a_span(providers, "Second")
+        end_a_span(providers, "Unheard")
         providers.end(60)
         assert collector.exports == 1
-        assert lost(link) == (0, 2)
+        assert lost(link) == (0, 1)
+
+
+def test_a_process_that_traces_nothing_knows_whether_its_collector_answers(run_dir: Path) -> None:
+    collector = Collector()
+    collector.may_answer.clear()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        assert collector.asked.wait(60)
+        assert collector.spans == []
+        collector.may_answer.set()
+        end_a_span(providers, "Heard")
+        providers.end(60)
+    assert collector.spans == ["Heard"]
 
 
 def test_losses_are_metrics_once_the_collector_is_back(

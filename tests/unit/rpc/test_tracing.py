@@ -300,7 +300,7 @@ def test_an_operation_that_is_cancelled_has_not_failed(trace_file: Path) -> None
     assert spans(trace_file)["AddShare"].get("status", {}).get("code") is None
 
 
-def test_a_span_keeps_all_of_its_events(trace_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_span_keeps_all_of_its_events(trace_file: Path) -> None:
     with tracing.operation("CreateVm"):
         for number in range(1000):
             tracing.emit(Event("AddGuestDevice", {"number": number}))
