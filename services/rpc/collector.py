@@ -3,36 +3,22 @@
 Owns what is known of the collector of this process: whether it answers, what waits for it, and
 what was dropped. A span that ends is queued or dropped at once; the threads of OpenTelemetry send,
 and `CollectorLink` decides whether they are worth waiting for when the process ends. Must not know
-what a span or a metric means.
+OpenTelemetry: services.rpc.exporters sends.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
-
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
-from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import ReadableSpan, Span
-
 logger = logging.getLogger(__name__)
-
-# The exporter warns of each repetition. What is lost in the end is an error of its own, and a line
-# of ours when the process ends.
-logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.ERROR)
 
 FLUSH_S: Final = 1.0
 """Longest time that a process which ends waits for its collector, for spans and metrics together.
@@ -49,17 +35,8 @@ RECENT_FAILURE_S: Final = 30.0
 CLOSE_S: Final = 0.2
 """Longest time for the exporters' threads to end once their channels are closed."""
 
-EXPORT_DEADLINE_S: Final = 5
-"""Longest time that one export takes, with its repetitions, while the process works."""
-
-SEND_AFTER_S: Final = 0.5
-"""Longest time that a span which has ended waits until it is sent."""
-
 QUEUE_SPANS: Final = 2048
 """Most spans that wait; OTEL_BSP_MAX_QUEUE_SIZE changes it."""
-
-BATCH_SPANS: Final = 512
-"""Most spans of one export; OTEL_BSP_MAX_EXPORT_BATCH_SIZE changes it."""
 
 
 class Loss(StrEnum):
@@ -206,123 +183,6 @@ class CollectorLink:
         return taken
 
 
-class LinkedSpanExporter(OTLPSpanExporter):
-    """Sends spans to the collector of a link.
-
-    Args:
-        link: The link.
-        endpoint: URL of the collector, or host:port; None: that of OpenTelemetry's variables.
-        insecure: Whether the connection is without TLS; None: as the URL and variables say.
-        timeout_s: Longest time that one export takes; None: that of OpenTelemetry's variables.
-    """
-
-    def __init__(
-        self,
-        link: CollectorLink,
-        endpoint: str | None,
-        insecure: bool | None,
-        timeout_s: int | None,
-    ) -> None:
-        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
-        self._link = link
-        self._once = threading.Lock()
-        # An export that fails makes a new channel, under the feet of another one.
-        self._alone = threading.Lock()
-        link.on_abandon(self.shutdown)
-
-    def greet(self) -> None:
-        """Find out, on a thread, whether the collector answers: it gets an export without spans.
-
-        A process that ends soon, such as a command, knows then whether to wait.
-        """
-        threading.Thread(target=self.export, args=((),), daemon=True).start()
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch."""
-        send = super().export
-
-        def taken() -> bool:
-            return send(spans) is SpanExportResult.SUCCESS
-
-        with self._alone:
-            done = self._link.send_spans(len(spans), taken)
-        return SpanExportResult.SUCCESS if done else SpanExportResult.FAILURE
-
-    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
-        """Disconnect, which ends an export that runs; a second call does nothing."""
-        if self._once.acquire(blocking=False):
-            super().shutdown(timeout_millis)
-
-
-class LinkedMetricExporter(OTLPMetricExporter):
-    """Sends metrics to the collector of a link; its arguments are those of LinkedSpanExporter."""
-
-    def __init__(
-        self,
-        link: CollectorLink,
-        endpoint: str | None,
-        insecure: bool | None,
-        timeout_s: int | None,
-    ) -> None:
-        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
-        self._link = link
-        self._once = threading.Lock()
-        link.on_abandon(self.shutdown)
-
-    def export(
-        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any
-    ) -> MetricExportResult:
-        """Send a collection."""
-        send = super().export
-
-        def taken() -> bool:
-            return send(metrics_data, timeout_millis) is MetricExportResult.SUCCESS
-
-        done = self._link.send_metrics(taken)
-        return MetricExportResult.SUCCESS if done else MetricExportResult.FAILURE
-
-    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
-        """Disconnect, which ends an export that runs; a second call does nothing."""
-        if self._once.acquire(blocking=False):
-            super().shutdown(timeout_millis)
-
-
-class QueuedSpans(SpanProcessor):
-    """The spans that wait for a collector: as many as its link admits, in the queue of the SDK."""
-
-    def __init__(self, link: CollectorLink, exporter: LinkedSpanExporter, queue_spans: int) -> None:
-        self._link = link
-        batch_spans = _positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS)
-        self._queue = BatchSpanProcessor(
-            exporter,
-            # The link admits no more, so that this queue never drops what nobody counts.
-            max_queue_size=queue_spans,
-            max_export_batch_size=min(batch_spans, queue_spans),
-            schedule_delay_millis=_positive("OTEL_BSP_SCHEDULE_DELAY", int(SEND_AFTER_S * 1000)),
-        )
-
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Do nothing."""
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Queue a span, or drop it; never waits."""
-        if self._link.admit_span():
-            self._queue.on_end(span)
-
-    def shutdown(self) -> None:
-        """Send the rest, until the link is abandoned."""
-        self._queue.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Send what waits."""
-        return self._queue.force_flush(timeout_millis)
-
-
-def queue_spans() -> int:
-    """Return how many spans may wait."""
-    return _positive("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS)
-
-
 def end_within(budget_s: float, link: CollectorLink, ends: Sequence[Callable[[], object]]) -> None:
     """Run the ends of all providers at the same time, and give the collector up after a budget.
 
@@ -364,8 +224,3 @@ def _joined(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return not any(thread.is_alive() for thread in threads)
-
-
-def _positive(variable: str, default: int) -> int:
-    text = os.environ.get(variable, "")
-    return int(text) if text.isdecimal() and int(text) > 0 else default

@@ -1,7 +1,7 @@
 """What spans and metrics of this process go through: its resource, its limits, its exporters.
 
 Owns what is taken of the settings and of OpenTelemetry's own variables. A file and the console get
-a span as soon as it ends; a collector gets it by way of `services.rpc.collector`, for which nothing
+a span as soon as it ends; a collector gets it by way of `services.rpc.exporters`, for which nothing
 waits. Must not know what is traced or measured.
 
 Of OpenTelemetry's variables, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_*,
@@ -28,13 +28,12 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from services.rpc.collector import (
+from services.rpc.collector import CollectorLink, end_within
+from services.rpc.exporters import (
     EXPORT_DEADLINE_S,
-    CollectorLink,
     LinkedMetricExporter,
     LinkedSpanExporter,
     QueuedSpans,
-    end_within,
     queue_spans,
 )
 from services.rpc.otlp_file import FileMetricExporter, FileSpanExporter, LineFile

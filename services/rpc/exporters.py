@@ -1,0 +1,163 @@
+"""What sends spans and metrics to a collector: OpenTelemetry's exporters, over a link.
+
+Owns the queue of spans, and when it is sent. Each export passes the link, which counts it and ends
+it when the collector is given up. Must not know what a span or a metric means.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+
+from services.rpc.collector import QUEUE_SPANS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+
+    from services.rpc.collector import CollectorLink
+
+# The exporter warns of each repetition. What is lost in the end is an error of its own, and a line
+# of ours when the process ends.
+logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.ERROR)
+
+EXPORT_DEADLINE_S: Final = 5
+"""Longest time that one export takes, with its repetitions, while the process works."""
+
+SEND_AFTER_S: Final = 0.5
+"""Longest time that a span which has ended waits until it is sent."""
+
+BATCH_SPANS: Final = 512
+"""Most spans of one export; OTEL_BSP_MAX_EXPORT_BATCH_SIZE changes it."""
+
+
+class LinkedSpanExporter(OTLPSpanExporter):
+    """Sends spans to the collector of a link.
+
+    Args:
+        link: The link.
+        endpoint: URL of the collector, or host:port; None: that of OpenTelemetry's variables.
+        insecure: Whether the connection is without TLS; None: as the URL and variables say.
+        timeout_s: Longest time that one export takes; None: that of OpenTelemetry's variables.
+    """
+
+    def __init__(
+        self,
+        link: CollectorLink,
+        endpoint: str | None,
+        insecure: bool | None,
+        timeout_s: int | None,
+    ) -> None:
+        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
+        self._link = link
+        self._once = threading.Lock()
+        # An export that fails makes a new channel, under the feet of another one.
+        self._alone = threading.Lock()
+        link.on_abandon(self.shutdown)
+
+    def greet(self) -> None:
+        """Find out, on a thread, whether the collector answers: it gets an export without spans.
+
+        A process that ends soon, such as a command, knows then whether to wait.
+        """
+        threading.Thread(target=self.export, args=((),), daemon=True).start()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send a batch."""
+        send = super().export
+
+        def taken() -> bool:
+            return send(spans) is SpanExportResult.SUCCESS
+
+        with self._alone:
+            done = self._link.send_spans(len(spans), taken)
+        return SpanExportResult.SUCCESS if done else SpanExportResult.FAILURE
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        """Disconnect, which ends an export that runs; a second call does nothing."""
+        if self._once.acquire(blocking=False):
+            super().shutdown()  # in older versions it takes no time for spans
+
+
+class LinkedMetricExporter(OTLPMetricExporter):
+    """Sends metrics to the collector of a link; its arguments are those of LinkedSpanExporter."""
+
+    def __init__(
+        self,
+        link: CollectorLink,
+        endpoint: str | None,
+        insecure: bool | None,
+        timeout_s: int | None,
+    ) -> None:
+        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
+        self._link = link
+        self._once = threading.Lock()
+        link.on_abandon(self.shutdown)
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any
+    ) -> MetricExportResult:
+        """Send a collection."""
+        send = super().export
+
+        def taken() -> bool:
+            return send(metrics_data, timeout_millis) is MetricExportResult.SUCCESS
+
+        done = self._link.send_metrics(taken)
+        return MetricExportResult.SUCCESS if done else MetricExportResult.FAILURE
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        """Disconnect, which ends an export that runs; a second call does nothing."""
+        if self._once.acquire(blocking=False):
+            super().shutdown(timeout_millis)
+
+
+class QueuedSpans(SpanProcessor):
+    """The spans that wait for a collector: as many as its link admits, in the queue of the SDK."""
+
+    def __init__(self, link: CollectorLink, exporter: LinkedSpanExporter, queue_spans: int) -> None:
+        self._link = link
+        batch_spans = _positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS)
+        self._queue: SpanProcessor = BatchSpanProcessor(
+            exporter,
+            # The link admits no more, so that this queue never drops what nobody counts.
+            max_queue_size=queue_spans,
+            max_export_batch_size=min(batch_spans, queue_spans),
+            schedule_delay_millis=_positive("OTEL_BSP_SCHEDULE_DELAY", int(SEND_AFTER_S * 1000)),
+        )
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Do nothing."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue a span, or drop it; never waits."""
+        if self._link.admit_span():
+            self._queue.on_end(span)
+
+    def shutdown(self) -> None:
+        """Send the rest, until the link is abandoned."""
+        self._queue.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Send what waits."""
+        return self._queue.force_flush(timeout_millis)
+
+
+def queue_spans() -> int:
+    """Return how many spans may wait."""
+    return _positive("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS)
+
+
+def _positive(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() and int(text) > 0 else default
