@@ -60,6 +60,17 @@ METRICS_INTERVAL_S: Final = 10.0
 LOST_SPANS: Final = "porthole.telemetry.spans_lost"
 LOST_METRICS: Final = "porthole.telemetry.metric_exports_failed"
 
+_NO_LIMITS: Final = SpanLimits(
+    max_attributes=SpanLimits.UNSET,
+    max_events=SpanLimits.UNSET,
+    max_links=SpanLimits.UNSET,
+    max_span_attributes=SpanLimits.UNSET,
+    max_event_attributes=SpanLimits.UNSET,
+    max_attribute_length=SpanLimits.UNSET,
+    max_span_attribute_length=SpanLimits.UNSET,
+)
+"""A span keeps what it is given: what a guest may say is bounded before."""
+
 _ENDPOINTS: Final = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -149,7 +160,7 @@ def _tracer_provider(
         resource=resource,
         sampler=ALWAYS_ON,
         shutdown_on_exit=False,
-        span_limits=SpanLimits(max_events=SpanLimits.UNSET, max_attribute_length=SpanLimits.UNSET),
+        span_limits=_NO_LIMITS,
     )
     if settings.trace_file is not None:
         exporter = FileSpanExporter(LineFile(settings.trace_file))

@@ -342,18 +342,20 @@ def test_a_namespace_of_the_environment_counts(
     assert resource(path)["service.namespace"] == "mine"
 
 
-def test_a_sampler_of_the_environment_makes_no_hole(
+def test_samplers_and_limits_of_the_environment_make_no_hole(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    monkeypatch.setenv("OTEL_SPAN_EVENT_COUNT_LIMIT", "1")
+    for limit in ("SPAN_EVENT_COUNT", "ATTRIBUTE_COUNT", "ATTRIBUTE_VALUE_LENGTH"):
+        monkeypatch.setenv(f"OTEL_{limit}_LIMIT", "1")
     path = run_dir / "trace.jsonl"
     tracing.setup("owner", ServiceSettings(run_dir=run_dir, trace_file=path))
     with tracing.operation("Once"):
-        tracing.emit(Event("First"))
+        tracing.emit(Event("First", {"one": "text", "other": "text"}))
         tracing.emit(Event("Second"))
     tracing.shutdown()
-    assert len(spans(path)["Once"]["events"]) == 2
+    first, _ = spans(path)["Once"]["events"]
+    assert attributes(first) == {"one": "text", "other": "text"}
 
 
 def test_nothing_is_traced_where_opentelemetry_is_disabled(
