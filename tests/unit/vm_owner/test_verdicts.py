@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from services.handshake import events
+from services.handshake.errors import UnavailableError
+from services.handshake.trace.checker import verify
+from services.handshake.trace.otlp import parse_otlp_lines
 from services.rpc import tracing
 from services.rpc.settings import ServiceSettings
 from services.vm_owner.record import VmKind
+from services.vm_owner.shares import ShareSpec
 from services.vm_owner.verdicts import trace_verdict
+from tests.support.reports import reported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.support.owner_peers import Rig
+
+GOOD = reported(0x3C00_0000, 64 << 20, "6.18.26.3-microsoft", True)
 
 
 @pytest.fixture
@@ -97,3 +106,35 @@ def test_the_time_until_a_vm_runs_is_measured_once(files: tuple[Path, Path]) -> 
     }
     assert int(point["count"]) == 1
     assert 20 <= point["sum"] < 20 + 60
+
+
+@pytest.mark.parametrize("kind", VmKind)
+async def test_the_verdicts_of_an_owner_are_those_that_its_trace_shows(
+    rig: Rig, files: tuple[Path, Path], kind: VmKind
+) -> None:
+    vm = await rig.owner.create(rig.vm_spec(kind))
+    if kind is VmKind.WSLC:
+        await rig.owner.apply_capabilities(vm.vm_id, GOOD)
+    await rig.owner.add_share(vm.vm_id, ShareSpec(str(rig.run_dir), "data"))
+    await rig.owner.terminate(vm.vm_id)
+    recording = parse_otlp_lines(files[0].read_text(), "trace.jsonl")
+    of_owner = sorted(
+        (event for event in recording.events if event.vm_id == vm.vm_id),
+        key=lambda event: event.time_unix_nano,
+    )
+    judged = [event for event in of_owner if event.name == events.HANDSHAKE_VERDICT]
+    assert [event.text(events.STAGE) for event in judged] == [events.RUNNING, events.ENDED]
+    assert [event.name for event in of_owner][-2:] == ["HandshakeVerdict", "VmTerminated"]
+    [verdict] = verify(recording)
+    rules = {violation.rule for violation in verdict.violations}
+    assert rules.isdisjoint({"VERDICT_MISMATCH", "VERDICT_MISCOUNTED", "SPAN_STRAY"}), rules
+    for event in judged:
+        assert set(event.text(events.BROKEN_RULES).split()) <= rules
+
+
+async def test_a_vm_that_never_boots_has_no_verdict(rig: Rig, files: tuple[Path, Path]) -> None:
+    rig.script.failures["Boot"] = UnavailableError("BOOM", "the machine does not boot")
+    with pytest.raises(UnavailableError):
+        await rig.owner.create(rig.vm_spec(VmKind.WSL2))
+    names = [event.name for event in parse_otlp_lines(files[0].read_text(), "f").events]
+    assert sorted(names) == ["VmCreated", "VmTerminated"]
