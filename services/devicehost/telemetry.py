@@ -14,15 +14,15 @@ from services.devicehost.accounting import COUNTERS
 from services.handshake import events
 from services.handshake.pool import SLOT_BYTES
 from services.rpc import tracing
-from services.rpc.providers import METRICS_INTERVAL_S
+from services.rpc.providers import metrics_interval_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from services.devicehost.host import DeviceHost, DeviceInfo
 
-REMOVED_FOR_S: Final = 2 * METRICS_INTERVAL_S
-"""Time for which a removed device is still observed, so that its last counters are exported."""
+REMOVED_FOR_EXPORTS: Final = 2
+"""Exports in whose time a removed device is still observed, so that they have its last counters."""
 
 _BY_RESOURCE: Final = "exhaustions"
 """The one counter that is exported per resource."""
@@ -82,7 +82,7 @@ def _of_devices(host: DeviceHost, name: str) -> Callable[[CallbackOptions], Iter
 
 def _devices(host: DeviceHost) -> list[DeviceInfo]:
     # Removed devices come first: of two observations with the same id, the last one counts.
-    return [*host.removed_devices(REMOVED_FOR_S), *host.list_devices()]
+    return [*host.removed_devices(REMOVED_FOR_EXPORTS * metrics_interval_s()), *host.list_devices()]
 
 
 def _of_bounds(host: DeviceHost, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:

@@ -127,13 +127,13 @@ class QueuedSpans(SpanProcessor):
 
     def __init__(self, link: CollectorLink, exporter: LinkedSpanExporter, queue_spans: int) -> None:
         self._link = link
-        batch_spans = _positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS)
+        batch_spans = positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS)
         self._queue: SpanProcessor = BatchSpanProcessor(
             exporter,
             # The link admits no more, so that this queue never drops what nobody counts.
             max_queue_size=queue_spans,
             max_export_batch_size=min(batch_spans, queue_spans),
-            schedule_delay_millis=_positive("OTEL_BSP_SCHEDULE_DELAY", int(SEND_AFTER_S * 1000)),
+            schedule_delay_millis=positive("OTEL_BSP_SCHEDULE_DELAY", int(SEND_AFTER_S * 1000)),
         )
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -155,9 +155,10 @@ class QueuedSpans(SpanProcessor):
 
 def queue_spans() -> int:
     """Return how many spans may wait."""
-    return _positive("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS)
+    return positive("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS)
 
 
-def _positive(variable: str, default: int) -> int:
+def positive(variable: str, default: int) -> int:
+    """Return the number in a variable of the environment; `default` if it is none above 0."""
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() and int(text) > 0 else default

@@ -34,6 +34,7 @@ from services.rpc.exporters import (
     LinkedMetricExporter,
     LinkedSpanExporter,
     QueuedSpans,
+    positive,
     queue_spans,
 )
 from services.rpc.otlp_file import FileMetricExporter, FileSpanExporter, LineFile
@@ -55,7 +56,7 @@ NAMESPACE: Final = "porthole"
 """The resource attribute `service.namespace`, unless OTEL_RESOURCE_ATTRIBUTES has another."""
 
 METRICS_INTERVAL_S: Final = 10.0
-"""Seconds between two exports of metrics; the last export is at shutdown."""
+"""Seconds between two exports of metrics; OTEL_METRIC_EXPORT_INTERVAL changes it."""
 
 LOST_SPANS: Final = "porthole.telemetry.spans_lost"
 LOST_METRICS: Final = "porthole.telemetry.metric_exports_failed"
@@ -130,6 +131,11 @@ def make_providers(service_name: str, settings: ServiceSettings) -> Providers | 
     return providers
 
 
+def metrics_interval_s() -> float:
+    """Return the seconds between two exports of metrics; the last export is at shutdown."""
+    return positive("OTEL_METRIC_EXPORT_INTERVAL", int(METRICS_INTERVAL_S * 1000)) / 1000
+
+
 def _resource(service_name: str) -> Resource:
     own = {
         "service.name": service_name,
@@ -198,11 +204,9 @@ def _destination(settings: ServiceSettings) -> tuple[str | None, bool | None, in
 
 
 def _periodic(exporter: MetricExporter) -> MetricReader:
-    given_ms = os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "")
-    is_given = given_ms.isdecimal() and int(given_ms) > 0
     return PeriodicExportingMetricReader(
         exporter,
-        export_interval_millis=int(given_ms) if is_given else METRICS_INTERVAL_S * 1000,
+        export_interval_millis=metrics_interval_s() * 1000,
         export_timeout_millis=EXPORT_DEADLINE_S * 1000,
     )
 

@@ -297,7 +297,7 @@ async def test_the_last_counters_of_a_device_that_lived_between_two_exports_are_
     }
     assert devices["porthole.device.requests"] == ["d1"]
     assert devices["porthole.device.highest_slot"] == ["d1"]
-    monkeypatch.setattr(telemetry, "REMOVED_FOR_S", 0.0)
+    monkeypatch.setattr(telemetry, "REMOVED_FOR_EXPORTS", 0)
     assert reader.get_metrics_data() is None
 
 

@@ -19,7 +19,7 @@ from services.rpc.collector import (
     end_within,
 )
 from services.rpc.exporters import EXPORT_DEADLINE_S, queue_spans
-from services.rpc.providers import make_providers
+from services.rpc.providers import make_providers, metrics_interval_s
 from services.rpc.settings import ServiceSettings
 from tests.unit.rpc.fake_collector import Collector, refusing, serving, silent
 
@@ -200,6 +200,14 @@ def test_the_environment_bounds_the_queue(
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", text)
     assert queue_spans() == spans
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60000", 60), ("", 10), ("0", 10), ("often", 10)])
+def test_the_environment_says_how_often_metrics_are_sent(
+    monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
+) -> None:
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", text)
+    assert metrics_interval_s() == seconds
 
 
 @pytest.fixture
