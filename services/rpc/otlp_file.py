@@ -1,23 +1,22 @@
 """Spans and metrics as lines of OTLP JSON, appended to a file.
 
-Owns the JSON form (opentelemetry-proto, docs/specification.md, "JSON Protobuf Encoding": ids in
-hexadecimal, enums as numbers). Each line is one write with O_APPEND, so that several processes can
-share a file and no line is torn.
+Each line is one write with O_APPEND, so that several processes can share a file and no line is
+torn.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from services.rpc.otlp_json import to_otlp_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 logger = logging.getLogger(__name__)
-
-_IDS: Final = frozenset({"traceId", "spanId", "parentSpanId"})
 
 
 class LineFile:
@@ -45,7 +42,7 @@ class LineFile:
 
     def write(self, request: Message) -> bool:
         """Append one export request; on failure returns False and logs an error."""
-        line = json.dumps(_to_otlp_json(request), separators=(",", ":")).encode() + b"\n"
+        line = json.dumps(to_otlp_json(request), separators=(",", ":")).encode() + b"\n"
         try:
             written = os.write(self._fd, line)
         except OSError as error:
@@ -102,18 +99,3 @@ class FileMetricExporter(MetricExporter):
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _to_otlp_json(request: Message) -> Any:
-    return _with_hex_ids(MessageToDict(request, use_integers_for_enums=True))
-
-
-def _with_hex_ids(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: base64.b64decode(item).hex() if key in _IDS else _with_hex_ids(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_with_hex_ids(item) for item in value]
-    return value

@@ -80,10 +80,11 @@ def verify(recording: Recording, may_be_idle: frozenset[str] = IDLE_TAGS) -> lis
             "the trace has no event of any VM; was the service started with a trace file?",
         )
     begun = [vm for vm in traces if not vm.never_booted]
-    return [_judge(vm) for vm in begun or traces]
+    return [judge(vm) for vm in begun or traces]
 
 
-def _judge(vm: VmTrace) -> VmVerdict:
+def judge(vm: VmTrace) -> VmVerdict:
+    """Judge the handshake of one VM, for who has grouped a recording by VM."""
     violations = tuple(
         Violation(clause.rule, detail) for clause in CLAUSES for detail in clause.check(vm)
     )

@@ -1,7 +1,7 @@
-"""The reader of trace files: from OTLP JSON lines to a recording.
+"""The reader of traces: from OTLP JSON, as lines or parsed, to a recording.
 
 Owns the syntax (opentelemetry-proto, docs/specification.md, "JSON Protobuf Encoding") and the place
-of an error. It takes text; its caller reads the file.
+of an error. It takes text or values; its caller reads the file, or has received them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,22 @@ def parse_otlp_lines(text: str, name: str) -> Recording:
             _read(_parse(line, where), where, spans, events)
     if rest:
         raise _refusal(f"{name} line {len(lines) + 1}", "the line has no end; the file was cut off")
+    return Recording(tuple(spans), tuple(events))
+
+
+def parse_otlp_request(request: Any, where: str) -> Recording:
+    """Read every span of one ExportTraceServiceRequest, and every event on one.
+
+    Args:
+        request: {"resourceSpans": [...]}, as json.loads returns it.
+        where: Its place, for errors and for Span.where.
+
+    Raises:
+        InvalidArgumentError: TRACE_SYNTAX; the message has the place.
+    """
+    spans: list[Span] = []
+    events: list[TraceEvent] = []
+    _read(request, where, spans, events)
     return Recording(tuple(spans), tuple(events))
 
 
@@ -89,10 +105,10 @@ def _called(attributes: dict[str, Attribute]) -> str:
 def _events(raw: dict[str, Any], span: Span) -> Iterator[TraceEvent]:
     for event in raw.get("events", ()):
         yield TraceEvent(
-            name=str(event["name"]),
+            name=str(event.get("name", "")),
             attributes=dict(_attributes(event.get("attributes", ()))),
             span=span,
-            time_unix_nano=int(event["timeUnixNano"]),
+            time_unix_nano=int(event.get("timeUnixNano", 0)),
         )
 
 
@@ -103,15 +119,18 @@ def _hex(value: str, length: int) -> str:
 
 
 def _attributes(pairs: Any) -> Iterator[tuple[str, Attribute]]:
-    # The vocabulary has neither arrays nor floats.
+    # The vocabulary has neither arrays nor floats. Writers leave out members that are empty.
     for pair in pairs:
-        match pair["value"]:
+        key = pair.get("key", "")
+        if not isinstance(key, str):
+            raise TypeError(f"the key of an attribute is {key!r}")
+        match pair.get("value"):
             case {"stringValue": str(text)}:
-                yield pair["key"], text
+                yield key, text
             case {"boolValue": bool(truth)}:
-                yield pair["key"], truth
+                yield key, truth
             case {"intValue": str() | int() as number}:  # 64-bit integers are strings in JSON
-                yield pair["key"], int(number)
+                yield key, int(number)
 
 
 def _refusal(where: str, why: str) -> InvalidArgumentError:

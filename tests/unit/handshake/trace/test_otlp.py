@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.trace.checker import verify
-from services.handshake.trace.otlp import parse_otlp_lines
+from services.handshake.trace.otlp import parse_otlp_lines, parse_otlp_request
 from services.handshake.trace.recorded import Recording, Span
 from tests.support.handshake_traces import record, to_otlp, wsl2
 
@@ -105,7 +105,10 @@ def test_lines_of_several_processes_and_empty_lines() -> None:
         (line(event(), spanId=5), "not an OTLP trace export"),
         (line(event(time="soon")), "not an OTLP trace export"),
         (line(event(time=float("inf"))), "not an OTLP trace export"),
-        (line({"timeUnixNano": "7"}), "not an OTLP trace export"),
+        (
+            line({**event(), "attributes": [{"value": {"intValue": "x"}}]}),
+            "not an OTLP trace export",
+        ),
         (line(event(a={"intValue": "x"})), "not an OTLP trace export"),
         (line({**event(), "attributes": [{"key": []}]}), "not an OTLP trace export"),
     ],
@@ -168,6 +171,18 @@ def test_an_empty_list_may_be_left_out(request_without: dict[str, Any]) -> None:
 def test_an_event_without_attributes_may_leave_them_out() -> None:
     [read] = parse_otlp_lines(line({"name": "VmCreated", "timeUnixNano": "7"}), "f").events
     assert read.attributes == {}
+
+
+def test_what_is_empty_may_be_left_out_of_an_event_and_its_attributes() -> None:
+    [read] = parse_otlp_lines(line({"attributes": [{}, {"key": "a"}]}), "f").events
+    assert (read.name, read.time_unix_nano, read.attributes) == ("", 0, {})
+
+
+def test_one_parsed_request_is_read_like_a_line() -> None:
+    text = line(event())
+    assert parse_otlp_request(json.loads(text), "f line 1") == parse_otlp_lines(text, "f")
+    with pytest.raises(InvalidArgumentError, match=r"^here: not an OTLP trace export"):
+        parse_otlp_request([], "here")
 
 
 def test_an_id_is_hexadecimal() -> None:
