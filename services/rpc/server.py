@@ -58,7 +58,9 @@ _PORT_REFUSED: Final = (
     "another process listens there, or this machine does not allow it; choose another port, or "
     "port 0, for which the kernel chooses a free one"
 )
-_SOCKET_MODE: Final = 0o600
+SOCKET_MODE: Final = 0o600
+"""Mode of a Unix socket: it is its user's alone."""
+
 _OPTIONS: Final = (
     # With SO_REUSEPORT two services could listen on one TCP port, and each would get some calls.
     ("grpc.so_reuseport", 0),
@@ -110,16 +112,24 @@ class ServerHandle:
                 address.path.unlink(missing_ok=True)
 
 
-async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) -> ServerHandle:
+async def start_server(
+    addresses: Sequence[str],
+    servicers: Sequence[Servicer],
+    *,
+    options: Sequence[tuple[str, int]] = (),
+    authenticated: bool = False,
+) -> ServerHandle:
     """Serve exactly these servicers: with spans and mapped errors, without health and reflection.
 
     Unix sockets get mode 0600; their directories are made if they do not exist. The socket that a
     dead process left behind is replaced. A TCP port is on loopback, and a warning is logged,
-    because callers are not authenticated.
+    unless the servicers authenticate their callers.
 
     Args:
         addresses: See `parse_address`.
         servicers: The services.
+        options: Further channel arguments of gRPC.
+        authenticated: Whether the servicers authenticate their callers.
 
     Raises:
         InvalidArgumentError: ADDRESS_SYNTAX, SOCKET_PATH_TOO_LONG or ADDRESS_NOT_LOOPBACK.
@@ -127,13 +137,13 @@ async def start_server(addresses: Sequence[str], servicers: Sequence[Servicer]) 
             not a socket; ADDRESS_UNUSABLE when the kernel refuses.
     """
     calls = CallInterceptor()
-    server = grpc.aio.server(interceptors=[calls], options=_OPTIONS)
+    server = grpc.aio.server(interceptors=[calls], options=(*_OPTIONS, *options))
     for add_to_server, instance, _ in servicers:
         add_to_server(instance, server)
     bound: list[Address] = []
     try:
         for text in addresses:
-            bound.append(_bind(server, parse_address(text)))
+            bound.append(_bind(server, parse_address(text), authenticated=authenticated))
         if len(bound) == 1:
             calls.listens_on = bound[0]
         await server.start()
@@ -238,11 +248,12 @@ def _reflection(services: Sequence[str]) -> Servicer:
     )
 
 
-def _bind(server: grpc.aio.Server, address: Address) -> Address:
-    require_local(address)
+def _bind(server: grpc.aio.Server, address: Address, *, authenticated: bool) -> Address:
+    if not authenticated:
+        require_local(address)
     address = numeric(address)
     if isinstance(address, UnixAddress):
-        _prepare_path(address.path)
+        prepare_socket_path(address.path)
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError as error:
@@ -252,19 +263,26 @@ def _bind(server: grpc.aio.Server, address: Address) -> Address:
             "ADDRESS_UNUSABLE", f"cannot listen on {address}: {why}", address=str(address)
         ) from None
     if isinstance(address, UnixAddress):
-        address.path.chmod(_SOCKET_MODE)
+        address.path.chmod(SOCKET_MODE)
         return address
     bound = TcpAddress(address.host, port)
-    logger.warning(
-        "%s has no authentication yet: every user and program of this machine can call it; "
-        "a Unix socket is its user's alone",
-        bound,
-    )
+    if not authenticated:
+        logger.warning(
+            "%s has no authentication yet: every user and program of this machine can call it; "
+            "a Unix socket is its user's alone",
+            bound,
+        )
     return bound
 
 
-def _prepare_path(path: Path) -> None:
-    # gRPC would unlink the socket even of a live service.
+def prepare_socket_path(path: Path) -> None:
+    """Make the directory of a Unix socket, and remove the socket that a dead process left there.
+
+    gRPC, and others, would unlink the socket even of a live service.
+
+    Raises:
+        FailedPreconditionError: ADDRESS_IN_USE.
+    """
     path.parent.mkdir(mode=run_directory.MODE, parents=True, exist_ok=True)
     try:
         mode = path.lstat().st_mode

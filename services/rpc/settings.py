@@ -1,7 +1,7 @@
 """The settings that all services have, from the environment and from flags.
 
-Owns how settings are read and how a wrong one is reported. A service subclasses ServiceSettings and
-calls `load` once, in its __main__.
+Owns how settings are read and how a wrong one is reported. A service of gRPC subclasses
+ServiceSettings, another program ProgramSettings, and calls `load` once, in its __main__.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-class ServiceSettings(BaseSettings):
-    """The settings of every service: PORTHOLE_<FIELD> in the environment, --<field> as a flag.
+class ProgramSettings(BaseSettings):
+    """The settings of every program: PORTHOLE_<FIELD> in the environment, --<field> as a flag.
 
-    A flag overrides the environment. A subclass sets `name`.
+    A flag overrides the environment. A subclass sets `name`, and may set another `env_prefix`.
     """
 
     model_config = SettingsConfigDict(
@@ -45,7 +45,15 @@ class ServiceSettings(BaseSettings):
     )
 
     name: ClassVar[str] = "porthole"
-    """Name of the service in its default socket, its traces and its ready line."""
+    """Name of the program in its default socket, its traces and its ready line."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severity that is logged to stderr"
+    )
+
+
+class ServiceSettings(ProgramSettings):
+    """The settings of every service."""
 
     run_dir: Path = Field(
         default_factory=default_run_dir, description="directory of sockets and per-VM files"
@@ -65,19 +73,11 @@ class ServiceSettings(BaseSettings):
         default=None, description="export spans and metrics to this OTLP gRPC endpoint, host:port"
     )
     trace_console: bool = Field(default=False, description="print spans to stderr")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severity that is logged to stderr"
-    )
 
     @field_validator("listen", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        parts = [value] if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple):
-            return value
-        return tuple(
-            item.strip() for part in parts for item in str(part).split(",") if item.strip()
-        )
+        return split_list(value)
 
     @field_validator("listen")
     @classmethod
@@ -109,6 +109,14 @@ class ServiceSettings(BaseSettings):
         return not self.listen
 
 
+def split_list(value: object) -> object:
+    """Split what was given with commas, or repeated, in a pydantic validator."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        return value
+    return tuple(item.strip() for part in parts for item in str(part).split(",") if item.strip())
+
+
 def checked_address(address: str) -> str:
     """Check an address in a pydantic validator.
 
@@ -121,14 +129,14 @@ def checked_address(address: str) -> str:
         raise ValueError(error.message) from None
 
 
-S = TypeVar("S", bound=ServiceSettings)
+S = TypeVar("S", bound=ProgramSettings)
 
 
 def load(settings_cls: type[S], argv: list[str] | None = None) -> S:
     """Read settings from the environment and from flags. A __main__ calls it once.
 
     Args:
-        settings_cls: The service's settings.
+        settings_cls: The program's settings.
         argv: Flags without the program's name; None: the flags of this process.
 
     Raises:

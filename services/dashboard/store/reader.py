@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from services.dashboard.store.file import open_to_read
+from services.dashboard.store.file import open_to_read, used_bytes
 from services.dashboard.store.listing import ROW_COLUMNS, Page, choices, list_vms, row_of
 
 if TYPE_CHECKING:
@@ -116,6 +116,11 @@ class Reader:
                 (trace_id, span_id, vm_id),
             ).fetchone()
         return StoredSpan(*found) if found else None
+
+    def used_bytes(self) -> int:
+        """Return how many bytes of the file are in use."""
+        with self._reading() as connection:
+            return used_bytes(connection)
 
     def unjudged(self) -> list[str]:
         """Return the VMs that are to be judged anew, and those whose verdict is open."""

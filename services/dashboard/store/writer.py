@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from services.dashboard.store.batches import Ids, write_judgement, write_points, write_spans
-from services.dashboard.store.file import FileLock, open_to_write, used_bytes
+from services.dashboard.store.file import FileLock, open_to_write
 from services.dashboard.store.removal import (
     is_too_large,
     remove_old_points,
@@ -143,10 +143,6 @@ class Writer:
             UnavailableError: See `put_spans`.
         """
         return self._put(lambda connection: write_judgement(connection, vm_id, judgement, seen), 0)
-
-    def used_bytes(self) -> Future[int]:
-        """Return how many bytes of the file are in use."""
-        return self._put(used_bytes, 0)
 
     def close(self) -> None:
         """Write what waits, and close the file."""

@@ -1,0 +1,72 @@
+"""The files of the page, read once, with the headers that confine what they may do.
+
+Must not know what the page does.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+FOLDER: Final = Path(__file__).resolve().parent.parent / "page"
+
+INDEX: Final = "index.html"
+
+POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+"""The page loads and asks nothing but this dashboard."""
+
+_TYPES: Final = {".js": "text/javascript", ".mjs": "text/javascript", ".svg": "image/svg+xml"}
+
+
+class PageFiles:
+    """The files of a folder, by their paths in it.
+
+    Args:
+        folder: The folder; a missing one has no files.
+    """
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._files = {
+            path.relative_to(folder).as_posix(): (path.read_bytes(), _media_type(path))
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+
+    def answer(self, name: str, request: Request) -> Response:
+        """Return a file, or that it has not changed, or that there is none."""
+        found = self._files.get(name)
+        if found is None:
+            return Response("there is no such file\n", 404, media_type="text/plain")
+        content, media_type = found
+        tag = f'"{sha256(content).hexdigest()[:32]}"'
+        headers = {
+            "content-security-policy": POLICY,
+            "cache-control": "no-cache",
+            "etag": tag,
+        }
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type=media_type)
+
+
+def _media_type(path: Path) -> str:
+    guessed = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
+    return guessed or "application/octet-stream"
