@@ -8,6 +8,7 @@ not know HTTP or gRPC servers.
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Final
@@ -21,8 +22,14 @@ if TYPE_CHECKING:
 COOKIE: Final = "porthole_dashboard"
 """The cookie that has the token, for the page."""
 
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _BEARER: Final = "bearer "
+
+
+def is_token(text: str) -> bool:
+    """Return whether a text can be a token: long, and the same in an address and in a cookie."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,17 @@ GRACE_S: Final = 2
 
 HEADER_LIMIT_BYTES: Final = 16 << 10
 
-START_S: Final = 10.0
-_LOOK_S: Final = 0.01
-
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to this process's main coroutine."""
+    """A server that leaves signals to this process's main coroutine, and says when it serves."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.serving = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.serving.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -86,9 +91,9 @@ class WebListener:
     async def start(self) -> None:
         """Begin to serve."""
         self._task = asyncio.create_task(self._server.serve(self._sockets))
-        async with asyncio.timeout(START_S):
-            while not self._server.started and not self._task.done():
-                await asyncio.sleep(_LOOK_S)
+        serving = asyncio.create_task(self._server.serving.wait())
+        await asyncio.wait((self._task, serving), return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
         if self._task.done():
             await self._task
 

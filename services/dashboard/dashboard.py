@@ -1,0 +1,239 @@
+"""The dashboard whole: its parts, how they are joined, and the order of start and end.
+
+Must not know settings or signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from services.dashboard.access import Access
+from services.dashboard.api.app import Sources, dashboard_app
+from services.dashboard.api.documents import row_document
+from services.dashboard.api.feed import Feed
+from services.dashboard.api.page import PageFiles
+from services.dashboard.judging.schedule import Schedule
+from services.dashboard.judging.workers import Workers
+from services.dashboard.listeners import WebListener
+from services.dashboard.receiver.intake import Intake
+from services.dashboard.receiver.servicer import OPTIONS, servicers
+from services.dashboard.receiver.web import otlp_app
+from services.dashboard.records import Judgement, Verdict
+from services.dashboard.store import Limits, Reader, Writer
+from services.handshake.errors import PortholeError
+from services.rpc.server import ServerHandle, start_server
+from services.rpc.version import SOFTWARE_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Self
+
+logger = logging.getLogger(__name__)
+
+METRICS_AGAIN_S: Final = 2.0
+"""Least time between two reports that points of a VM have come."""
+
+TRIES: Final = 3
+"""How often the judging of a VM may fail until it is given up."""
+
+_REMEMBERED: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a dashboard is to be.
+
+    Attributes:
+        database: The file.
+        limits: How much is kept.
+        settle_s: How long no span of a VM comes until broken rules are final.
+        token: What every request needs; empty: nothing.
+        listen: Addresses of the page.
+        otlp_grpc: Addresses of OTLP over gRPC.
+        otlp_http: Addresses of OTLP over HTTP.
+        links: Addresses of traces elsewhere, by name.
+    """
+
+    database: Path
+    limits: Limits
+    settle_s: float
+    token: str
+    listen: tuple[str, ...]
+    otlp_grpc: tuple[str, ...]
+    otlp_http: tuple[str, ...]
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+class Dashboard:
+    """A running dashboard; an async context manager.
+
+    Attributes:
+        page_addresses: Where the page is; port 0 is replaced by the port that it got.
+        grpc_addresses: Where OTLP over gRPC is taken.
+        http_addresses: Where OTLP over HTTP is taken.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._feed = Feed()
+        self._workers = Workers(plan.database)
+        self._schedule = Schedule(self._judge, plan.settle_s)
+        self._instance = uuid.uuid4().hex
+        self._failures: dict[str, int] = {}
+        self._metrics_at: dict[str, float] = {}
+        self._stack = contextlib.AsyncExitStack()
+        self._writer: Writer
+        self._reader: Reader
+        self._intake: Intake
+        self.page_addresses: tuple[str, ...] = ()
+        self.grpc_addresses: tuple[str, ...] = ()
+        self.http_addresses: tuple[str, ...] = ()
+
+    async def __aenter__(self) -> Self:
+        """Open the file, and begin to serve and to receive.
+
+        Raises:
+            FailedPreconditionError: DATABASE_IN_USE, DATABASE_UNUSABLE, ADDRESS_IN_USE,
+                ADDRESS_UNUSABLE; nothing runs then.
+            OSError: The file cannot be made.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Refuse what comes, write what waits, and close the file."""
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        plan, loop = self._plan, asyncio.get_running_loop()
+        access = Access(plan.token)
+
+        def removed(gone: frozenset[str], touched: frozenset[str]) -> None:
+            loop.call_soon_threadsafe(self._removed, gone, touched)
+
+        self._writer = Writer(plan.database, plan.limits, removed)
+        self._stack.push_async_callback(asyncio.to_thread, self._writer.close)
+        self._reader = Reader(plan.database)
+        self._stack.callback(self._reader.close)
+        self._stack.callback(self._workers.close)
+        self._schedule.touch(await asyncio.to_thread(self._reader.unjudged))
+        judging = asyncio.create_task(self._schedule.run())
+        self._stack.push_async_callback(_cancel, judging)
+        self._intake = Intake(self._writer, self._schedule.touch, self._points_came)
+
+        app = dashboard_app(self._sources(), access, PageFiles())
+        self.page_addresses = await self._serve(WebListener(app, plan.listen))
+        # Streams of events end first, because they would end by themselves only with their readers.
+        self._stack.callback(self._feed.close)
+        if plan.otlp_http:
+            app = otlp_app(self._intake, access)
+            self.http_addresses = await self._serve(WebListener(app, plan.otlp_http))
+        if plan.otlp_grpc:
+            handle = await start_server(
+                plan.otlp_grpc,
+                servicers(self._intake, access),
+                options=OPTIONS,
+                authenticated=bool(plan.token),
+            )
+            self._stack.push_async_callback(_stop, handle)
+            self.grpc_addresses = handle.addresses
+
+    async def _serve(self, listener: WebListener) -> tuple[str, ...]:
+        self._stack.push_async_callback(listener.stop)
+        await listener.start()
+        return listener.addresses
+
+    def _sources(self) -> Sources:
+        return Sources(
+            reader=self._reader,
+            describer=self._workers,
+            feed=self._feed,
+            has_settled=self._schedule.has_settled,
+            failing=lambda: self._writer.failing,
+            about=self._about,
+            hello={"version": SOFTWARE_VERSION, "instance": self._instance},
+            links=self._plan.links,
+        )
+
+    def _about(self) -> dict[str, Any]:
+        received = self._intake.received
+        return {
+            "version": SOFTWARE_VERSION,
+            "instance": self._instance,
+            "otlp": {
+                "grpc": list(self.grpc_addresses),
+                "http": [http_url(address) for address in self.http_addresses],
+            },
+            "token_needed": bool(self._plan.token),
+            "keep_days": self._plan.limits.keep_ms / 86_400_000,
+            "keep_bytes": self._plan.limits.keep_bytes,
+            "settle_s": self._plan.settle_s,
+            "received": {
+                "spans": received.spans,
+                "points": received.points,
+                "rejected": received.rejected,
+            },
+            "to_be_judged": self._schedule.waiting,
+            "links": list(self._plan.links),
+        }
+
+    async def _judge(self, vm_id: str, settled: bool) -> Judgement | None:
+        try:
+            judged = await self._workers.judge(vm_id, settled=settled)
+        except PortholeError as error:
+            self._failures[vm_id] = self._failures.get(vm_id, 0) + 1
+            if self._failures[vm_id] < TRIES:
+                raise
+            judgement, seen = Judgement(Verdict.UNJUDGED, problem=error.message), 0
+        else:
+            if judged is None:
+                return None
+            judgement, seen = judged.judgement, judged.seen
+        row = await asyncio.wrap_future(self._writer.put_judgement(vm_id, judgement, seen))
+        self._failures.pop(vm_id, None)
+        if row is not None:
+            self._feed.publish("vm", vm_id, row_document(row))
+        return judgement
+
+    def _points_came(self, vm_ids: frozenset[str]) -> None:
+        now = time.monotonic()
+        if len(self._metrics_at) > _REMEMBERED:
+            self._metrics_at.clear()
+        for vm_id in vm_ids:
+            if now - self._metrics_at.get(vm_id, -METRICS_AGAIN_S) >= METRICS_AGAIN_S:
+                self._metrics_at[vm_id] = now
+                self._feed.publish("metrics", vm_id, {"vm_id": vm_id})
+
+    def _removed(self, gone: frozenset[str], touched: frozenset[str]) -> None:
+        self._schedule.forget(gone)
+        self._schedule.touch(touched)
+        for vm_id in gone:
+            self._failures.pop(vm_id, None)
+        if gone:
+            self._feed.publish("gone", min(gone), {"vm_ids": sorted(gone)})
+
+
+def http_url(address: str) -> str:
+    """Return the address of a listener as browsers and exporters write it."""
+    return address if address.startswith("unix:") else f"http://{address}"
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _stop(handle: ServerHandle) -> None:
+    await handle.stop()
