@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 BODY_S: Final = 30.0
 """Longest time in which a body comes whole."""
 
+DRAIN_LIMIT_BYTES: Final = 16 * REQUEST_LIMIT_BYTES
+"""A body that is too long is read up to this, and dropped: most clients write it whole before they
+read an answer, and see a broken connection instead."""
+
 RETRY_S: Final = 1
 """Time after which an exporter may try again when the store is busy."""
 
@@ -96,20 +100,25 @@ async def _body(request: Request) -> bytes:
     """Return the whole body.
 
     Raises:
-        TooLargeError: OTLP_TOO_LARGE, as soon as that is known.
+        TooLargeError: OTLP_TOO_LARGE.
         TimeoutError: It did not end in time.
     """
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > REQUEST_LIMIT_BYTES:
+    if length.isdecimal() and int(length) > DRAIN_LIMIT_BYTES:
         raise too_large()
     parts: list[bytes] = []
-    left = REQUEST_LIMIT_BYTES
+    size = 0
     async with asyncio.timeout(BODY_S):
         async for part in request.stream():
-            left -= len(part)
-            if left < 0:
-                raise too_large()
-            parts.append(part)
+            size += len(part)
+            if size > DRAIN_LIMIT_BYTES:
+                break
+            if size > REQUEST_LIMIT_BYTES:
+                parts.clear()
+            else:
+                parts.append(part)
+    if size > REQUEST_LIMIT_BYTES:
+        raise too_large()
     return b"".join(parts)
 
 
