@@ -19,7 +19,7 @@ from services.dashboard.api.documents import row_document
 from services.dashboard.api.feed import Feed
 from services.dashboard.api.page import PageFiles
 from services.dashboard.judging.schedule import Schedule
-from services.dashboard.judging.workers import Workers
+from services.dashboard.judging.workers import PROCESSES, Workers
 from services.dashboard.listeners import WebListener
 from services.dashboard.receiver.intake import Intake
 from services.dashboard.receiver.servicer import OPTIONS, servicers
@@ -128,8 +128,9 @@ class Dashboard:
         self._stack.callback(self._reader.close)
         self._stack.callback(self._workers.close)
         self._schedule.touch(await asyncio.to_thread(self._reader.unjudged))
-        judging = asyncio.create_task(self._schedule.run())
-        self._stack.push_async_callback(_cancel, judging)
+        for _ in range(PROCESSES):
+            judging = asyncio.create_task(self._schedule.run())
+            self._stack.push_async_callback(_cancel, judging)
         self._intake = Intake(self._writer, self._schedule.touch, self._points_came)
 
         app = dashboard_app(self._sources(), access, PageFiles())

@@ -54,6 +54,11 @@ M = TypeVar("M", bound=Message)
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
 _SERVICE: Final = "service.name"
+_KINDS: Final = {
+    "string_value": ("stringValue", "string_value"),
+    "bool_value": ("boolValue", "bool_value"),
+    "int_value": ("intValue", "int_value"),
+}
 _NO_VALUE: Final = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 _OWN_MEMBERS: Final = (events.VM_ID, events.DEVICE_ID, events.DEVICE_CLASS, events.DEVICE_TAG)
 
@@ -125,6 +130,56 @@ def span_document(source_body: bytes, span_body: bytes) -> dict[str, Any]:
     whole.scope_spans[0].spans.append(Span.FromString(span_body))
     document: dict[str, Any] = to_otlp_json(whole)
     return document
+
+
+class Frames:
+    """Spans as the trace checker reads them; the resource of each source is made once.
+
+    A handshake has few sources and many spans.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, dict[str, Any]] = {}
+
+    def checked_document(self, source_body: bytes, span_body: bytes) -> dict[str, Any]:
+        """Return what the trace checker reads of a span, in the form of `span_document`.
+
+        It has the ids, the name, the attributes and the events; those of other types than text,
+        whole number and truth are left out, as the checker leaves them out. That takes a sixth of
+        the time of the whole form.
+        """
+        resource = self._made.get(source_body)
+        if resource is None:
+            message = ResourceSpans.FromString(source_body).resource
+            resource = self._made[source_body] = {"attributes": _pairs(message.attributes)}
+        span = Span.FromString(span_body)
+        shown: dict[str, Any] = {
+            "traceId": span.trace_id.hex(),
+            "spanId": span.span_id.hex(),
+            "parentSpanId": span.parent_span_id.hex(),
+            "name": span.name,
+            "attributes": _pairs(span.attributes),
+            "events": [
+                {
+                    "name": event.name,
+                    "timeUnixNano": event.time_unix_nano,
+                    "attributes": _pairs(event.attributes),
+                }
+                for event in span.events
+            ],
+        }
+        return {"resource": resource, "scopeSpans": [{"spans": [shown]}]}
+
+
+def _pairs(attributes: Iterable[KeyValue]) -> list[dict[str, Any]]:
+    pairs = []
+    for pair in attributes:
+        value = pair.value
+        kind = _KINDS.get(value.WhichOneof("value") or "")
+        if kind is not None:
+            member, field = kind
+            pairs.append({"key": pair.key, "value": {member: getattr(value, field)}})
+    return pairs
 
 
 def _message(body: bytes, message: M, *, as_json: bool) -> M:

@@ -69,7 +69,7 @@ def filters(given: Mapping[str, str]) -> Filters:
     )
 
 
-def pagetext_of(after: tuple[int, str]) -> str:
+def page_text(after: tuple[int, str]) -> str:
     """Write the place of a page, for `page`."""
     return base64.urlsafe_b64encode(json.dumps(after).encode()).decode().rstrip("=")
 

@@ -50,6 +50,7 @@ class Schedule:
         self._settling: dict[str, float] = {}
         self._again: dict[str, float] = {}
         self._quiet_since: dict[str, float] = {}
+        self._running: set[str] = set()
         self._wake = asyncio.Event()
 
     @property
@@ -78,7 +79,7 @@ class Schedule:
         return since is None or self._clock() - since >= self._settle_s
 
     async def run(self) -> None:
-        """Have VMs judged until this task is cancelled."""
+        """Have VMs judged until this task is cancelled; there may be several such tasks."""
         while True:
             vm_id, wait_s = self._next()
             if vm_id is None:
@@ -92,7 +93,17 @@ class Schedule:
             await self.judge_now(vm_id)
 
     async def judge_now(self, vm_id: str) -> None:
-        """Have one VM judged."""
+        """Have one VM judged; later, when it is being judged already."""
+        if vm_id in self._running:
+            self._due.setdefault(vm_id, self._clock() + DELAY_S)
+            return
+        self._running.add(vm_id)
+        try:
+            await self._judge_one(vm_id)
+        finally:
+            self._running.discard(vm_id)
+
+    async def _judge_one(self, vm_id: str) -> None:
         settled = self.has_settled(vm_id)
         try:
             judgement = await self._judge(vm_id, settled)

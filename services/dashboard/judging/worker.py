@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from services.dashboard.judging.details import details_of
 from services.dashboard.judging.recording import record
 from services.dashboard.judging.verdict import judge_lives, judgement_on
-from services.dashboard.otlp import span_document
+from services.dashboard.otlp import Frames, span_document
 from services.dashboard.records import SPANS_PER_VM, Judgement, VmRow
 from services.dashboard.store import Reader
 from services.rpc.tether import tie_to_parent
@@ -62,7 +62,9 @@ def judge_vm(vm_id: str, *, settled: bool) -> Judged | None:
     stored = _stored(vm_id)
     if stored is None:
         return None
-    vm = record(vm_id, _documents(stored), more=stored.more)
+    frames = Frames()
+    documents = (frames.checked_document(span.source_body, span.body) for span in stored.spans)
+    vm = record(vm_id, documents, more=stored.more)
     return Judged(vm_id, judgement_on(vm, judge_lives(vm), settled=settled), stored.seen)
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PROCESSES: Final = 2
-"""One for the judging as spans arrive, and one for a reader who waits for details."""
+"""Each judges one VM at a time; a reader who waits for details waits for no more than one."""
 
 DEADLINE_S: Final = 30.0
 """Longest time of a call, also of one that waits for others."""
