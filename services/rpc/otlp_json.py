@@ -44,6 +44,8 @@ def from_otlp_json(document: Any, message: M) -> M:
     Raises:
         ValueError: It is no such message; the text says why.
     """
+    if not isinstance(document, dict):
+        raise ValueError("it is no object")
     try:
         return ParseDict(
             _with_ids(document, _encoded),

@@ -28,6 +28,8 @@ WAL_LIMIT_BYTES: Final = 64 << 20
 BUSY_S: Final = 5.0
 """Longest wait for a lock of the file, which only recovery and a foreign program hold for long."""
 
+_MAGIC: Final = b"SQLite format 3\0"
+
 _TABLES: Final = """
 CREATE TABLE sources (
     id INTEGER PRIMARY KEY,
@@ -162,7 +164,14 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         OSError: It cannot be made.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        beginning = os.read(fd, len(_MAGIC))
+    finally:
+        os.close(fd)
+    if beginning not in (b"", _MAGIC):
+        # SQLite takes a short file for an empty one.
+        raise _unusable(path, "it is no SQLite file")
     connection = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, timeout=BUSY_S
     )
