@@ -144,7 +144,7 @@ def _hop(hop: Hop | None) -> dict[str, Any] | None:
     if hop is None:
         return None
     return {
-        "base": None if hop.base is None else f"0x{hop.base:x}",
+        "base": None if hop.base is None else f"{hop.base:#x}",
         "size": None if hop.size is None else str(hop.size),
         "token": hop.token,
         "own_part": hop.own_part,

@@ -10,7 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from services.dashboard.judging.hops import DEVICE, PARTY_OF, Party
+from services.dashboard.judging.hops import (
+    DEVICE,
+    DEVICE_HOST_PARTY,
+    GUEST_INIT_PARTY,
+    OWNER_PARTY,
+    PARTY_OF,
+    Party,
+)
 from services.handshake import events
 from services.handshake.trace.clause import (
     Absence,
@@ -21,13 +28,13 @@ from services.handshake.trace.clause import (
     Last,
     Once,
     Order,
-    Parents,
+    Participation,
     Presence,
     Tags,
     Value,
 )
 from services.handshake.trace.table import RULES
-from services.handshake.trace.vocabulary import VOCABULARY
+from services.handshake.trace.vocabulary import DEVICE_HOST, GUEST_INIT, OWNER, VOCABULARY
 
 if TYPE_CHECKING:
     from services.handshake.trace.checker import Violation
@@ -36,6 +43,13 @@ if TYPE_CHECKING:
 
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _SPAN: Final = re.compile(r"\bspan ([0-9a-f]{16})\b")
+
+_PARTIES: Final = {
+    OWNER: OWNER_PARTY,
+    GUEST_INIT: GUEST_INIT_PARTY,
+    DEVICE_HOST: DEVICE_HOST_PARTY,
+}
+"""The parties by the names of their services."""
 
 _HOPS: Final = (
     events.GUEST_KERNEL_INFO,
@@ -52,7 +66,7 @@ class Missing:
     """An event that should be there.
 
     Attributes:
-        event: Its name.
+        event: Its name; empty: the party took no part at all.
         party: The id of the lane in which it would be.
         device_id: The device of which it would be; empty: none.
     """
@@ -90,11 +104,25 @@ def place_of(violation: Violation, life: VmTrace, lanes: list[Party]) -> Place:
         for index, event in enumerate(life.events)
         if event.name in wanted and (not devices or _is_of(event, devices))
     ]
-    absent = [name for name in _due(clause.reads, wanted) if not _has(life, name, devices)]
-    missing = tuple(
+    absent = [
+        name
+        for name in dict.fromkeys([*_due(clause.reads, wanted), *named])
+        if not _has(life, name, devices)
+    ]
+    missing = [
         Missing(name, *_lane_of(name, lanes, lane)) for name in absent for lane in devices or [None]
-    )
-    return Place(tuple(present), tuple(dict.fromkeys(_SPAN.findall(violation.detail))), missing)
+    ]
+    missing += [Missing("", party) for party in _silent(clause.reads, violation.detail)]
+    if not present and not missing:
+        # The rule compares something of the VM; what it says is about these devices.
+        first = [lane.device.events[0] for lane in devices if lane.device]
+        present = [
+            index
+            for index, event in enumerate(life.events)
+            if any(event is other for other in first)
+        ]
+    spans = dict.fromkeys(_SPAN.findall(violation.detail))
+    return Place(tuple(present), tuple(spans), tuple(missing))
 
 
 def _events_of(item: object) -> tuple[str, ...]:
@@ -116,8 +144,6 @@ def _events_of(item: object) -> tuple[str, ...]:
             return _HOPS
         case Tags():
             return (events.DEVICE_ADDED,)
-        case Parents():
-            return ()
         case _:
             return ()
 
@@ -125,6 +151,15 @@ def _events_of(item: object) -> tuple[str, ...]:
 def _due(reads: tuple[object, ...], wanted: dict[str, None]) -> list[str]:
     """Return the events of which the rule reads that they are there."""
     return [item.event for item in reads if isinstance(item, Presence) and item.event in wanted]
+
+
+def _silent(reads: tuple[object, ...], detail: str) -> list[str]:
+    """Return the parties that took no part, of which a sentence says so."""
+    return [
+        _PARTIES[item.service]
+        for item in reads
+        if isinstance(item, Participation) and item.service in detail.split()
+    ]
 
 
 def _names(detail: str, lane: Party) -> bool:
@@ -151,6 +186,6 @@ def _lane_of(name: str, lanes: list[Party], lane: Party | None) -> tuple[str, st
     kind = PARTY_OF[name]
     device_id = lane.device.device_id if lane is not None and lane.device else ""
     if kind == DEVICE:
-        return (lane.ident, device_id) if lane is not None else ("device-host", "")
+        return (lane.ident, device_id) if lane is not None else (DEVICE_HOST_PARTY, "")
     found = next((each.ident for each in lanes if each.kind == kind), lanes[0].ident)
     return found, device_id
