@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -56,7 +57,7 @@ def metrics_document(
             "attributes": [
                 {"key": key, "value": {"stringValue": value}} for key, value in pairs.items()
             ],
-            **({"asInt": str(value)} if isinstance(value, int) else {"asDouble": value}),
+            **_number(value),
         }
         for at_ms, value in values
     ]
@@ -66,6 +67,12 @@ def metrics_document(
     metric = {"name": name, "unit": "By", "description": "bytes", kind: data}
     resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "devicehost"}}]}
     return {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": [metric]}]}]}
+
+
+def _number(value: float) -> dict[str, object]:
+    if isinstance(value, int):
+        return {"asInt": str(value)}
+    return {"asDouble": value if math.isfinite(value) else "Infinity"}
 
 
 def metrics_request(document: dict[str, Any]) -> bytes:

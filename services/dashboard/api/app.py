@@ -125,8 +125,8 @@ class Guarded:
             headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
             return _error(refusal.status, refusal.reason, refusal.message, headers)
         if given and self._access.token and not request.url.path.startswith("/api/"):
-            # The token leaves the address, which browsers keep.
-            answer = RedirectResponse(f"{request.url.path}", 303)
+            # The token leaves the address, which browsers keep. Two slashes would begin a host.
+            answer = RedirectResponse("/" + request.url.path.lstrip("/\\"), 303)
             answer.set_cookie(COOKIE, given, httponly=True, samesite="strict", path="/")
             return answer
         return None
