@@ -70,9 +70,11 @@ class Access:
         if any(self._is_token(each) for each in shown):
             return None
         if any(shown):
-            return Refusal(401, "TOKEN_WRONG", "the token is not that of this dashboard")
+            return Refusal(401, "ACCESS_TOKEN_WRONG", "the token is not that of this dashboard")
         return Refusal(
-            401, "TOKEN_MISSING", "send the header 'Authorization: Bearer TOKEN', or open /?token="
+            401,
+            "ACCESS_TOKEN_MISSING",
+            "send the header 'Authorization: Bearer TOKEN', or open /?token=",
         )
 
     def _is_token(self, text: str) -> bool:

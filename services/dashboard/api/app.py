@@ -24,7 +24,7 @@ from services.dashboard.api.documents import links, metrics_document, row_docume
 from services.dashboard.api.page import INDEX, PageFiles
 from services.dashboard.judging.details import rules_table
 from services.dashboard.otlp import span_document
-from services.handshake.errors import NotFoundError, PortholeError
+from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
 from services.handshake.trace.table import RULES
 
 if TYPE_CHECKING:
@@ -50,12 +50,11 @@ HEADERS: Final = (
 """Headers of all answers. There is none that lets pages of other sites read one."""
 
 _OPEN_PATHS: Final = frozenset({"/healthz"})
-_STATUSES: Final = {
-    "INVALID_ARGUMENT": 400,
-    "NOT_FOUND": 404,
-    "RESOURCE_EXHAUSTED": 503,
-    "UNAVAILABLE": 503,
-}
+_STATUSES: Final = (
+    (InvalidArgumentError, 400),
+    (NotFoundError, 404),
+    (PortholeError, 503),
+)
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
 
@@ -229,7 +228,7 @@ class _Api:
         if trace_id is not None and span_id is not None:
             found = await asyncio.to_thread(self._reader.span, vm_id, trace_id, span_id)
         if found is None:
-            raise NotFoundError("NOT_FOUND", "this VM has no such span")
+            raise NotFoundError("SPAN_NOT_FOUND", "this VM has no such span")
         document = span_document(found.source_body, found.body)
         [scope_spans] = document["scopeSpans"]
         return JSONResponse(
@@ -334,13 +333,14 @@ def _error(
 async def _porthole_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, PortholeError):
         raise error
-    return _error(_STATUSES[error.kind], error.reason, error.message)
+    status = next(status for kind, status in _STATUSES if isinstance(error, kind))
+    return _error(status, error.reason, error.message)
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    reason = "NOT_FOUND" if error.status_code == 404 else "METHOD_NOT_ALLOWED"
+    reason = "PATH_NOT_FOUND" if error.status_code == 404 else "METHOD_NOT_ALLOWED"
     return _error(error.status_code, reason, error.detail, error.headers)
 
 

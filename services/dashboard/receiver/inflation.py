@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from services.handshake.errors import InvalidArgumentError
+from services.handshake.errors import InvalidArgumentError, ResourceExhaustedError
 
 REQUEST_LIMIT_BYTES: Final = 4 << 20
 """Longest body as it is sent; also gRPC's default."""
@@ -22,10 +22,10 @@ _ZLIB_WINDOW: Final = 15
 _ZLIB_METHOD: Final = 0x78
 
 
-class TooLargeError(InvalidArgumentError):
-    """A body is longer than its bound; a smaller one is accepted."""
+class TooLargeError(ResourceExhaustedError):
+    """A body is longer than its bound; the same one never fits, and a smaller one is taken."""
 
-    kind = "RESOURCE_EXHAUSTED"
+    retryable = False
 
 
 def too_large() -> TooLargeError:

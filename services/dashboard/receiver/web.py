@@ -15,8 +15,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from services.dashboard import otlp
-from services.dashboard.receiver.inflation import REQUEST_LIMIT_BYTES, inflate, too_large
-from services.handshake.errors import PortholeError
+from services.dashboard.receiver.inflation import (
+    REQUEST_LIMIT_BYTES,
+    TooLargeError,
+    inflate,
+    too_large,
+)
+from services.handshake.errors import InvalidArgumentError, PortholeError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,7 +49,7 @@ _PLAIN: Final = frozenset({"", "identity"})
 
 # google.rpc.Code, by the status of HTTP.
 _CODES: Final = {400: 3, 401: 16, 403: 7, 408: 4, 413: 8, 415: 12, 503: 14}
-_STATUSES: Final = {"INVALID_ARGUMENT": 400, "RESOURCE_EXHAUSTED": 413, "UNAVAILABLE": 503}
+_STATUSES: Final = ((InvalidArgumentError, 400), (TooLargeError, 413), (PortholeError, 503))
 
 
 def otlp_app(intake: Intake, access: Access) -> Starlette:
@@ -88,7 +93,8 @@ async def _export(
             body = await asyncio.to_thread(inflate, body)
         answer = await take(body, as_json=as_json)
     except PortholeError as error:
-        return _refused(_STATUSES[error.kind], error.message, as_json=as_json)
+        status = next(status for kind, status in _STATUSES if isinstance(error, kind))
+        return _refused(status, error.message, as_json=as_json)
     except TimeoutError:
         return _refused(408, f"the body did not end within {BODY_S:g} s", as_json=as_json)
     except ClientDisconnect:

@@ -63,13 +63,13 @@ def test_the_token_is_enough(headers: dict[str, str], given: str) -> None:
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [
-        ({}, "TOKEN_MISSING"),
-        ({"authorization": "Basic eDp5"}, "TOKEN_MISSING"),
-        ({"authorization": "Bearer "}, "TOKEN_MISSING"),
-        ({"cookie": "\x00=;;"}, "TOKEN_MISSING"),
-        ({"authorization": "Bearer nonsense"}, "TOKEN_WRONG"),
-        ({"authorization": "Bearer ünicode"}, "TOKEN_WRONG"),
-        ({"cookie": "porthole_dashboard=nonsense"}, "TOKEN_WRONG"),
+        ({}, "ACCESS_TOKEN_MISSING"),
+        ({"authorization": "Basic eDp5"}, "ACCESS_TOKEN_MISSING"),
+        ({"authorization": "Bearer "}, "ACCESS_TOKEN_MISSING"),
+        ({"cookie": "\x00=;;"}, "ACCESS_TOKEN_MISSING"),
+        ({"authorization": "Bearer nonsense"}, "ACCESS_TOKEN_WRONG"),
+        ({"authorization": "Bearer ünicode"}, "ACCESS_TOKEN_WRONG"),
+        ({"cookie": "porthole_dashboard=nonsense"}, "ACCESS_TOKEN_WRONG"),
     ],
 )
 def test_without_the_token_nobody_may_ask(headers: dict[str, str], reason: str) -> None:

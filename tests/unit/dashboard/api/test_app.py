@@ -235,10 +235,10 @@ async def test_choices_rules_and_about(api: Api) -> None:
         ("/api/v1/vms/nobody", 404, "VM_NOT_FOUND"),
         ("/api/v1/vms/nobody/trace", 404, "VM_NOT_FOUND"),
         ("/api/v1/vms/nobody/metrics", 404, "VM_NOT_FOUND"),
-        ("/api/v1/vms/nobody/spans/00/00", 404, "NOT_FOUND"),
-        (f"/api/v1/vms/nobody/spans/{'a' * 32}/{'b' * 16}", 404, "NOT_FOUND"),
-        ("/api/v1/nothing", 404, "NOT_FOUND"),
-        ("/nothing", 404, "NOT_FOUND"),
+        ("/api/v1/vms/nobody/spans/00/00", 404, "SPAN_NOT_FOUND"),
+        (f"/api/v1/vms/nobody/spans/{'a' * 32}/{'b' * 16}", 404, "SPAN_NOT_FOUND"),
+        ("/api/v1/nothing", 404, "PATH_NOT_FOUND"),
+        ("/nothing", 404, "PATH_NOT_FOUND"),
     ],
 )
 async def test_the_status_of_an_error(api: Api, path: str, status: int, reason: str) -> None:
@@ -274,7 +274,7 @@ async def test_another_name_is_refused(api: Api) -> None:
 async def test_the_token(api: Api) -> None:
     for path in ("/", "/api/v1/vms", "/page/app.js", "/nothing"):
         answer = await api.get(path, SECRET)
-        assert (answer.status, answer.reason) == (401, "TOKEN_MISSING")
+        assert (answer.status, answer.reason) == (401, "ACCESS_TOKEN_MISSING")
     bearer = await api.get("/api/v1/vms", SECRET, authorization=f"Bearer {SECRET}")
     assert bearer.status == 200
     opened = await api.get(f"/?token={SECRET}", SECRET, host="dashboard.example")
@@ -284,7 +284,7 @@ async def test_the_token(api: Api) -> None:
     assert "samesite=strict" in cookie.lower()
     shown = await api.get("/", SECRET, cookie=cookie.partition(";")[0])
     assert shown.status == 200
-    assert (await api.get("/?token=wrong", SECRET)).reason == "TOKEN_WRONG"
+    assert (await api.get("/?token=wrong", SECRET)).reason == "ACCESS_TOKEN_WRONG"
 
 
 async def test_a_redirect_stays_on_this_dashboard(api: Api) -> None:
