@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from services.handshake.errors import FailedPreconditionError
 from services.rpc.address import TcpAddress, UnixAddress, numeric, parse_address
@@ -28,10 +29,37 @@ CONNECTIONS: Final = 128
 
 BACKLOG: Final = 128
 KEEP_ALIVE_S: Final = 15
+
+REQUEST_S: Final = 30.0
+"""A connection on which no request comes whole for this long is closed, at the latest after twice
+this time."""
+
 GRACE_S: Final = 2
 """Longest time that running requests get to end."""
 
 HEADER_LIMIT_BYTES: Final = 16 << 10
+
+
+class _Protocol(H11Protocol):
+    """A connection that is closed when no request comes: uvicorn waits for the first for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._look_after(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look.cancel()
+        super().connection_lost(exc)
+
+    def _look_after(self, before: RequestResponseCycle | None) -> None:
+        self._look = self.loop.call_later(REQUEST_S, self._close_if_idle, before)
+
+    def _close_if_idle(self, before: RequestResponseCycle | None) -> None:
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self.cycle is before:
+            self.transport.close()
+        else:
+            self._look_after(self.cycle)
 
 
 class _Server(uvicorn.Server):
@@ -71,7 +99,7 @@ class WebListener:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.dashboard.judging.details import details_of
-from services.dashboard.judging.recording import record
+from services.dashboard.judging.recording import VmRecording, record
 from services.dashboard.judging.verdict import judge_lives, judgement_on
 from services.dashboard.otlp import Frames, span_document
 from services.dashboard.records import SPANS_PER_VM, Judgement, VmRow
@@ -62,9 +62,7 @@ def judge_vm(vm_id: str, *, settled: bool) -> Judged | None:
     stored = _stored(vm_id)
     if stored is None:
         return None
-    frames = Frames()
-    documents = (frames.checked_document(span.source_body, span.body) for span in stored.spans)
-    vm = record(vm_id, documents, more=stored.more)
+    vm = _recorded(stored)
     return Judged(vm_id, judgement_on(vm, judge_lives(vm), settled=settled), stored.seen)
 
 
@@ -73,7 +71,7 @@ def describe_vm(vm_id: str, *, settled: bool) -> tuple[VmRow, dict[str, Any]] | 
     stored = _stored(vm_id)
     if stored is None:
         return None
-    vm = record(vm_id, _documents(stored), more=stored.more)
+    vm = _recorded(stored)
     return stored.row, details_of(vm, judge_lives(vm), settled=settled)
 
 
@@ -83,8 +81,11 @@ def trace_lines(vm_id: str) -> bytes | None:
     if stored is None:
         return None
     lines = (
-        json.dumps({"resourceSpans": [document]}, separators=(",", ":")) + "\n"
-        for document in _documents(stored)
+        json.dumps(
+            {"resourceSpans": [span_document(span.source_body, span.body)]}, separators=(",", ":")
+        )
+        + "\n"
+        for span in stored.spans
     )
     return "".join(lines).encode()
 
@@ -95,5 +96,7 @@ def _stored(vm_id: str) -> StoredVm | None:
     return _reader.vm(vm_id, SPANS_PER_VM)
 
 
-def _documents(stored: StoredVm) -> list[dict[str, Any]]:
-    return [span_document(span.source_body, span.body) for span in stored.spans]
+def _recorded(stored: StoredVm) -> VmRecording:
+    frames = Frames()
+    documents = (frames.short_document(span.source_body, span.body) for span in stored.spans)
+    return record(stored.row.vm_id, documents, more=stored.more)

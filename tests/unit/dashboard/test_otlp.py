@@ -118,7 +118,7 @@ def test_the_checker_reads_the_same_of_the_short_form(case: Any) -> None:
     frames = otlp.Frames()
     for span in spans_of(case()).spans:
         whole = otlp.span_document(span.source.body, span.body)
-        short = frames.checked_document(span.source.body, span.body)
+        short = frames.short_document(span.source.body, span.body)
         read = [parse_otlp_request({"resourceSpans": [form]}, "w") for form in (whole, short)]
         assert read[0] == read[1]
 
@@ -150,7 +150,7 @@ def test_the_short_form_has_what_the_checker_reads(
     [stored] = otlp.read_spans(body, as_json=True).spans
     forms = (
         otlp.span_document(stored.source.body, stored.body),
-        otlp.Frames().checked_document(stored.source.body, stored.body),
+        otlp.Frames().short_document(stored.source.body, stored.body),
     )
     read = [parse_otlp_request({"resourceSpans": [form]}, "w") for form in forms]
     assert read[0] == read[1]

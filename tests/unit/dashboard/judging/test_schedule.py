@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from services.dashboard.judging.schedule import AGAIN_S, DELAY_S, Schedule
+from services.dashboard.judging.schedule import AGAIN_S, DELAY_S, PAUSE, Schedule
 from services.dashboard.records import Judgement, Verdict
 from services.handshake.errors import UnavailableError
 
@@ -102,6 +102,39 @@ async def test_a_vm_that_is_gone_is_left_out() -> None:
     assert await harness.pass_time(100) == []
 
 
+async def test_a_vm_whose_judging_takes_long_waits_longer() -> None:
+    harness = Harness()
+    judge = harness.judge
+
+    async def slow(vm_id: str, settled: bool) -> Judgement | None:
+        harness.now += 2.0
+        return await judge(vm_id, settled)
+
+    harness.schedule = Schedule(slow, SETTLE_S, lambda: harness.now)
+    harness.schedule.touch(["a"])
+    await harness.pass_time(DELAY_S)
+    harness.schedule.touch(["a"])
+    assert await harness.pass_time(PAUSE * 2.0 - 1.0) == []
+    harness.schedule.touch(["a"])
+    assert len(await harness.pass_time(1.5)) == 1
+
+
+async def test_a_vm_that_is_touched_while_it_is_judged_is_judged_again() -> None:
+    harness = Harness()
+
+    async def touching(vm_id: str, settled: bool) -> Judgement:
+        harness.calls.append((vm_id, settled))
+        if len(harness.calls) == 1:
+            harness.schedule.touch([vm_id])
+        return Judgement(Verdict.OPEN)
+
+    harness.schedule = Schedule(touching, SETTLE_S, lambda: harness.now)
+    harness.schedule.touch(["a"])
+    assert len(await harness.pass_time(DELAY_S)) == 1
+    harness.calls = [("", False)]
+    assert await harness.pass_time(DELAY_S) == [("a", False)]
+
+
 async def test_an_unknown_vm_has_settled() -> None:
     assert Harness().schedule.has_settled("a")
 
@@ -123,9 +156,10 @@ async def test_a_vm_that_is_being_judged_is_not_judged_beside() -> None:
     first = asyncio.create_task(harness.schedule.judge_now("a"))
     await asyncio.sleep(0)
     await harness.schedule.judge_now("a")
-    assert harness.schedule.waiting == 1
     release.set()
     await first
+    harness.now += DELAY_S
+    assert harness.schedule._next() == ("a", None)
 
 
 async def test_the_task_wakes_up_for_a_vm() -> None:
