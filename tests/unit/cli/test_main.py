@@ -117,6 +117,7 @@ def test_the_root_lists_what_stands_in_commands() -> None:
     listed = PortholeGroup().list_commands(None)
     assert listed == [
         *(
+            "dashboard",
             "demo",
             "device",
             "handshake",
