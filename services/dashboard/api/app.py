@@ -11,6 +11,7 @@ import logging
 import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -125,7 +126,9 @@ class Guarded:
             return _error(refusal.status, refusal.reason, refusal.message, headers)
         if given and self._access.token and not request.url.path.startswith("/api/"):
             # The token leaves the address, which browsers keep. Two slashes would begin a host.
-            answer = RedirectResponse("/" + request.url.path.lstrip("/\\"), 303)
+            others = [pair for pair in request.query_params.multi_items() if pair[0] != "token"]
+            path = "/" + request.url.path.lstrip("/\\")
+            answer = RedirectResponse(f"{path}?{urlencode(others)}" if others else path, 303)
             answer.set_cookie(COOKIE, given, httponly=True, samesite="strict", path="/")
             return answer
         return None

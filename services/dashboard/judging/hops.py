@@ -33,25 +33,19 @@ NAMES: Final = {
 """The parties that every handshake has, in their order; the session only a WSLC VM's."""
 
 PARTY_OF: Final = {
-    events.VM_CREATED: OWNER_PARTY,
     events.GUEST_BOOTED: GUEST_KERNEL,
     events.GUEST_KERNEL_INFO: GUEST_INIT_PARTY,
     events.WSLC_READ: GUEST_INIT_PARTY,
     events.WSLC_APPLY: SESSION,
-    events.POOL_LATCHED: OWNER_PARTY,
-    events.POOL_NOT_AS_REQUESTED: OWNER_PARTY,
-    events.POOL_REFUSED: OWNER_PARTY,
-    events.KERNEL_UNSUPPORTED: OWNER_PARTY,
-    events.DEVICE_HOST_UNSUPPORTED: OWNER_PARTY,
     events.DEVICE_ADDED: DEVICE_HOST_PARTY,
     events.APERTURE_CREATED: DEVICE,
     events.WINDOWS_ENABLED: DEVICE,
     events.FIRST_REQUEST: DEVICE,
     events.DEVICE_REMOVED: DEVICE_HOST_PARTY,
     events.GUEST_INIT_ENDED: GUEST_INIT_PARTY,
-    events.VM_TERMINATED: OWNER_PARTY,
 }
-"""The party whose step each event is; DEVICE stands for the device's own."""
+"""The party whose step each event is, the owner's if it is not here; DEVICE stands for the device's
+own."""
 
 _ANSWERS: Final = (events.POOL_LATCHED, events.POOL_NOT_AS_REQUESTED, events.POOL_REFUSED)
 
@@ -114,9 +108,14 @@ def parties(life: VmTrace) -> list[Party]:
     return shown
 
 
+def kind_of(name: str) -> str:
+    """Return the kind of the party whose step an event of this name is."""
+    return PARTY_OF.get(name, OWNER_PARTY)
+
+
 def party_of(event: TraceEvent, lanes: list[Party]) -> Party:
     """Return the lane of an event of a life that has these lanes."""
-    kind = PARTY_OF[event.name]
+    kind = kind_of(event.name)
     if event.name == events.WSLC_READ and event.span.service != GUEST_INIT:
         kind = OWNER_PARTY if event.span.service == OWNER else SESSION
     for lane in lanes:

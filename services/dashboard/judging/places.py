@@ -15,8 +15,8 @@ from services.dashboard.judging.hops import (
     DEVICE_HOST_PARTY,
     GUEST_INIT_PARTY,
     OWNER_PARTY,
-    PARTY_OF,
     Party,
+    kind_of,
 )
 from services.handshake import events
 from services.handshake.trace.clause import (
@@ -183,7 +183,7 @@ def _has(life: VmTrace, name: str, devices: list[Party]) -> bool:
 
 
 def _lane_of(name: str, lanes: list[Party], lane: Party | None) -> tuple[str, str]:
-    kind = PARTY_OF[name]
+    kind = kind_of(name)
     device_id = lane.device.device_id if lane is not None and lane.device else ""
     if kind == DEVICE:
         return (lane.ident, device_id) if lane is not None else (DEVICE_HOST_PARTY, "")

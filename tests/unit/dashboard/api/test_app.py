@@ -284,6 +284,8 @@ async def test_the_token(api: Api) -> None:
     assert "samesite=strict" in cookie.lower()
     shown = await api.get("/", SECRET, cookie=cookie.partition(";")[0])
     assert shown.status == 200
+    deep = await api.get(f"/vm/a?x=1&token={SECRET}&y=%26", SECRET)
+    assert deep.headers["location"] == "/vm/a?x=1&y=%26"
     assert (await api.get("/?token=wrong", SECRET)).reason == "ACCESS_TOKEN_WRONG"
 
 
