@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 READ_AT_ONCE_BYTES: Final = 64 << 10
-"""A body up to this is read on the event loop; it takes less than a millisecond or two."""
+"""A body up to this is read on the event loop, which takes some milliseconds."""
 
 READERS: Final = 2
 """Most longer bodies that are read at a time, each on a thread."""

@@ -6,17 +6,29 @@ import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from services.dashboard.judging.details import SPANS_SHOWN, details_of
-from services.dashboard.judging.recording import record
+from services.dashboard.judging.recording import VmRecording, record
 from services.dashboard.judging.verdict import judge_lives
 from services.handshake import events
+from services.handshake.events import Event
+from services.handshake.trace.checker import IDLE_TAGS
 from services.handshake.trace.table import CLAUSES
+from services.handshake.trace.vm_trace import group_by_vm
 from tests.support.handshake_traces import TOKEN, change, without, wsl2, wslc
+from tests.support.handshake_traces import record as record_steps
 from tests.support.otlp_requests import vm_id
+from tests.support.trace_mutants import mutants
 from tests.unit.dashboard.judging.test_verdict import documents
 
 if TYPE_CHECKING:
+    from services.handshake.trace.clause import Read
     from tests.support.handshake_traces import Steps
+
+READS = list(dict.fromkeys(read for clause in CLAUSES for read in clause.reads))
 
 
 def details(steps: Steps, *, more: bool = False) -> dict[str, Any]:
@@ -151,3 +163,36 @@ def test_a_negative_number_is_shown() -> None:
     [life] = details(steps)["lives"]
     bases = [event["hop"]["base"] for event in life["events"] if event["hop"]]
     assert "-0x1000" in bases
+
+
+@pytest.mark.parametrize("read", READS, ids=str)
+def test_every_broken_handshake_can_be_shown(read: Read) -> None:
+    for label, mutant in mutants(read, record_steps(wslc())):
+        lives = tuple(group_by_vm(mutant, IDLE_TAGS))
+        vm = VmRecording("vm", tuple(documents(wslc())), mutant, lives)
+        found = details_of(vm, judge_lives(vm), settled=True)
+        assert json.loads(json.dumps(found, allow_nan=False)) == found, label
+        for life in found["lives"]:
+            parties = {party["id"] for party in life["parties"]}
+            assert {event["party"] for event in life["events"]} <= parties
+
+
+_strange = st.one_of(st.text(max_size=8), st.integers(-(1 << 63), (1 << 63) - 1), st.booleans())
+
+
+@given(st.data())
+def test_events_with_any_attributes_can_be_shown(data: st.DataObject) -> None:
+    steps = wsl2()
+    for _ in range(3):
+        place = data.draw(st.integers(0, len(steps) - 1))
+        span, event = steps[place]
+        keys = [key for key in event.attributes if key != events.VM_ID]
+        if keys:
+            key = data.draw(st.sampled_from(keys))
+            attributes = {**event.attributes, key: data.draw(_strange)}
+            steps[place] = span, Event(event.name, attributes)
+    recording = record_steps(data.draw(st.permutations(steps)))
+    lives = tuple(group_by_vm(recording, IDLE_TAGS))
+    vm = VmRecording("vm", (), recording, lives)
+    found = details_of(vm, judge_lives(vm), settled=True)
+    json.dumps(found, allow_nan=False)
