@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SPANS_SHOWN: Final = 2_000
 """Most spans of the waterfall."""
 
+VIOLATIONS_SHOWN: Final = 500
+"""Most breaches of a life that are listed with their places."""
+
 _KINDS: Final = ("internal", "internal", "server", "client", "producer", "consumer")
 _STATUSES: Final = ("unset", "ok", "error")
 
@@ -63,6 +66,7 @@ def _life(
     life: VmTrace, checked: VmVerdict | None, origin_ns: int, *, settled: bool
 ) -> dict[str, Any]:
     lanes = parties(life)
+    found = checked.violations if checked else ()
     violations = [
         {
             "index": index,
@@ -70,8 +74,9 @@ def _life(
             "detail": violation.detail,
             "place": place_of(violation, life, lanes),
         }
-        for index, violation in enumerate(checked.violations if checked else ())
+        for index, violation in enumerate(found[:VIOLATIONS_SHOWN])
     ]
+    broken_rules = {violation.rule for violation in found}
     broken: dict[int, list[int]] = {}
     of_rule: dict[str, list[int]] = {}
     for violation in violations:
@@ -104,7 +109,7 @@ def _life(
         "rules": [
             {
                 **row,
-                "verdict": "broken" if row["rule"] in of_rule else "kept",
+                "verdict": "broken" if row["rule"] in broken_rules else "kept",
                 "violations": of_rule.get(row["rule"], []),
             }
             for row in (rules_table() if checked else ())
@@ -125,6 +130,7 @@ def _life(
             }
             for violation in violations
         ],
+        "violations_left_out": max(len(found) - VIOLATIONS_SHOWN, 0),
     }
 
 

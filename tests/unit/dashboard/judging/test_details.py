@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dashboard.judging.details import SPANS_SHOWN, details_of
+from services.dashboard.judging.details import SPANS_SHOWN, VIOLATIONS_SHOWN, details_of
 from services.dashboard.judging.recording import VmRecording, record
 from services.dashboard.judging.verdict import judge_lives
 from services.handshake import events
@@ -151,6 +151,23 @@ def test_deep_trees_need_no_recursion_and_many_spans_are_cut() -> None:
     found = details_of(vm, judge_lives(vm), settled=True)
     assert len(found["spans"]) == SPANS_SHOWN
     assert found["spans_left_out"] == len(chain) + len(documents(wslc())) - SPANS_SHOWN
+
+
+def test_many_breaches_are_cut_and_their_rules_are_named() -> None:
+    strays = [(f"{number:016x}", "ff" * 8) for number in range(1, VIOLATIONS_SHOWN + 11)]
+    found = [*documents(wslc()), *_spans(strays)]
+    for document in found[-len(strays) :]:
+        document["scopeSpans"][0]["spans"][0]["traceId"] = f"{1:032x}"
+        document["scopeSpans"][0]["spans"][0]["spanId"] = (
+            "ee" + document["scopeSpans"][0]["spans"][0]["spanId"][2:]
+        )
+    vm = record(vm_id(0), found)
+    [life] = details_of(vm, judge_lives(vm), settled=True)["lives"]
+    assert len(life["violations"]) == VIOLATIONS_SHOWN
+    assert life["violations_left_out"] == 10
+    assert [rule["rule"] for rule in life["rules"] if rule["verdict"] == "broken"] == [
+        "PARENT_MISSING"
+    ]
 
 
 def test_a_vm_that_is_not_judged_has_no_rules() -> None:
