@@ -208,7 +208,7 @@ def measure(rate: int, seconds: float, vms: int) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder, dashboard(Path(folder)) as (pid, page, otlp):
         channel = grpc.insecure_channel(otlp)
-        export = channel.unary_unary(EXPORT)
+        export: Any = channel.unary_unary(EXPORT)
         number = 0
 
         def send() -> float:

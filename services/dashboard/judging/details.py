@@ -67,22 +67,16 @@ def _life(
 ) -> dict[str, Any]:
     lanes = parties(life)
     found = checked.violations if checked else ()
-    violations = [
-        {
-            "index": index,
-            "rule": violation.rule,
-            "detail": violation.detail,
-            "place": place_of(violation, life, lanes),
-        }
-        for index, violation in enumerate(found[:VIOLATIONS_SHOWN])
+    placed = [
+        (violation, place_of(violation, life, lanes)) for violation in found[:VIOLATIONS_SHOWN]
     ]
     broken_rules = {violation.rule for violation in found}
     broken: dict[int, list[int]] = {}
     of_rule: dict[str, list[int]] = {}
-    for violation in violations:
-        of_rule.setdefault(violation["rule"], []).append(violation["index"])
-        for event in violation["place"].events:
-            broken.setdefault(event, []).append(violation["index"])
+    for number, (violation, place) in enumerate(placed):
+        of_rule.setdefault(violation.rule, []).append(number)
+        for at in place.events:
+            broken.setdefault(at, []).append(number)
     ids = _span_ids(life)
     verdict = verdict_on(life, checked, settled=settled) if checked else Verdict.UNJUDGED
     return {
@@ -116,19 +110,17 @@ def _life(
         ],
         "violations": [
             {
-                "index": violation["index"],
-                "rule": violation["rule"],
-                "detail": violation["detail"],
-                "events": list(violation["place"].events),
-                "spans": [
-                    whole for span in violation["place"].span_ids for whole in ids.get(span, ())
-                ],
+                "index": number,
+                "rule": violation.rule,
+                "detail": violation.detail,
+                "events": list(place.events),
+                "spans": [whole for span in place.span_ids for whole in ids.get(span, ())],
                 "missing": [
                     {"event": item.event, "party": item.party, "device_id": item.device_id}
-                    for item in violation["place"].missing
+                    for item in place.missing
                 ],
             }
-            for violation in violations
+            for number, (violation, place) in enumerate(placed)
         ],
         "violations_left_out": max(len(found) - VIOLATIONS_SHOWN, 0),
     }

@@ -110,7 +110,9 @@ def place_of(violation: Violation, life: VmTrace, lanes: list[Party]) -> Place:
         if not _has(life, name, devices)
     ]
     missing = [
-        Missing(name, *_lane_of(name, lanes, lane)) for name in absent for lane in devices or [None]
+        Missing(name, *_lane_of(name, lanes, lane))
+        for name in absent
+        for lane in (*devices,) or (None,)
     ]
     missing += [Missing("", party) for party in _silent(clause.reads, violation.detail)]
     if not present and not missing:

@@ -18,6 +18,8 @@ from services.handshake.trace.vm_trace import VmTrace, group_by_vm
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from services.handshake.trace.recorded import Span, TraceEvent
+
 
 @dataclass(frozen=True, slots=True)
 class VmRecording:
@@ -47,7 +49,8 @@ def record(vm_id: str, documents: Iterable[dict[str, Any]], *, more: bool = Fals
         more: Whether the VM has more spans than these.
     """
     kept = tuple(documents)
-    spans, events = [], []
+    spans: list[Span] = []
+    events: list[TraceEvent] = []
     unreadable = ""
     for document in kept:
         span = span_of(document)

@@ -81,7 +81,7 @@ def servicers(intake: Intake, access: Access) -> list[Servicer]:
 
 def _adding(service: str, export: Any) -> Callable[[Any, Any], None]:
     def add(_instance: object, server: Any) -> None:
-        handler = grpc.unary_unary_rpc_method_handler(export)
+        handler: Any = grpc.unary_unary_rpc_method_handler(export)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, {"Export": handler}),)
         )

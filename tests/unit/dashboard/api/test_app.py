@@ -132,7 +132,8 @@ async def test_the_list(api: Api) -> None:
 async def test_pages(api: Api) -> None:
     for number in range(3):
         api.add(number, wslc())
-    found, page = [], ""
+    found: list[str] = []
+    page: str | None = ""
     for _ in range(3):
         answer = (await api.get(f"/api/v1/vms?limit=1&page={page}")).json()
         found += [vm["vm_id"] for vm in answer["vms"]]
@@ -304,7 +305,7 @@ async def test_health_needs_nothing(api: Api) -> None:
 async def test_events_are_bounded(api: Api) -> None:
     for _ in range(READERS):
         await anext(aiter(api.feed.read({}, again=False)))
-    api.feed._readers.update(object() for _ in range(READERS))  # type: ignore[arg-type]
+    api.feed._readers.update(object() for _ in range(READERS))  # type: ignore[misc]
     answer = await api.get("/api/v1/events")
     assert (answer.status, answer.reason) == (503, "STREAMS_EXHAUSTED")
     assert answer.headers["retry-after"] == "2"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -33,8 +33,8 @@ TOKEN = "0123456789abcdef"
 class Receiver:
     def __init__(self, channel: grpc.aio.Channel, keeper: FakeKeeper) -> None:
         self.keeper = keeper
-        self.traces = channel.unary_unary(f"/{TRACES}/Export")
-        self.metrics = channel.unary_unary(f"/{METRICS}/Export")
+        self.traces: Any = channel.unary_unary(f"/{TRACES}/Export")
+        self.metrics: Any = channel.unary_unary(f"/{METRICS}/Export")
 
 
 async def receive(token: str) -> AsyncIterator[Receiver]:

@@ -287,9 +287,10 @@ def test_a_failure_to_write_is_reported_and_over_when_it_works_again(
         with pytest.raises(UnavailableError, match="disk is full") as caught:
             store.writer.put_spans(spans_of(wslc())).result(10)
     assert caught.value.reason == "STORE_FAILED"
-    assert store.writer.failing
+    failing = [store.writer.failing]
     store.add_vm(1)
-    assert not store.writer.failing
+    failing.append(store.writer.failing)
+    assert failing == [True, False]
     assert [row.vm_id for row in store.listed().rows] == [vm_id(1)]
 
 

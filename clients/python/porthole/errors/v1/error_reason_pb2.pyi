@@ -494,6 +494,54 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """exit code 2: a file that is read as a whole is longer than the bound in the message, or has no end."""
     INPUT_TOO_SLOW: _ErrorReason.ValueType  # 710
     """exit code 2: a pipe or device did not end within the time in the message."""
+    OTLP_SYNTAX: _ErrorReason.ValueType  # 750
+    """# The dashboard
+
+    Over gRPC it takes OTLP, whose answers have no ErrorInfo; over HTTP the reason is in the body of
+    the API's answers.
+
+    INVALID_ARGUMENT: no request of OTLP, or none of its spans has valid ids.
+    """
+    OTLP_ENCODING: _ErrorReason.ValueType  # 751
+    """INVALID_ARGUMENT: a body that is compressed is damaged or cut off."""
+    OTLP_TOO_LARGE: _ErrorReason.ValueType  # 752
+    """RESOURCE_EXHAUSTED: a request is longer than the bound in the message; the same one fails again,
+    smaller ones do not.
+    """
+    STORE_BUSY: _ErrorReason.ValueType  # 753
+    """UNAVAILABLE: more waits to be written than may; exporters try again."""
+    STORE_FAILED: _ErrorReason.ValueType  # 754
+    """UNAVAILABLE: the file cannot be written, for instance because the disk is full."""
+    DATABASE_IN_USE: _ErrorReason.ValueType  # 755
+    """FAILED_PRECONDITION: another dashboard has the file."""
+    DATABASE_UNUSABLE: _ErrorReason.ValueType  # 756
+    """FAILED_PRECONDITION: the file is no database of a dashboard of this version."""
+    DATABASE_BUSY: _ErrorReason.ValueType  # 757
+    """HTTP 503: the file cannot be read at the moment."""
+    JUDGE_LOST: _ErrorReason.ValueType  # 758
+    """UNAVAILABLE: a process that judges was lost; another one is started."""
+    JUDGE_BUSY: _ErrorReason.ValueType  # 759
+    """UNAVAILABLE: judging took too long."""
+    STREAMS_EXHAUSTED: _ErrorReason.ValueType  # 760
+    """RESOURCE_EXHAUSTED: too many readers of events."""
+    PARAMETER_UNKNOWN: _ErrorReason.ValueType  # 761
+    """INVALID_ARGUMENT: a parameter of the request is not known."""
+    PARAMETER_INVALID: _ErrorReason.ValueType  # 762
+    """INVALID_ARGUMENT: a parameter has a wrong value."""
+    PAGE_SYNTAX: _ErrorReason.ValueType  # 763
+    """INVALID_ARGUMENT: `page` is no `next` of an earlier answer."""
+    SPAN_NOT_FOUND: _ErrorReason.ValueType  # 764
+    """NOT_FOUND: the VM has no such span."""
+    PATH_NOT_FOUND: _ErrorReason.ValueType  # 765
+    """HTTP 404: nothing is at this path."""
+    METHOD_NOT_ALLOWED: _ErrorReason.ValueType  # 766
+    """HTTP 405: this path has other methods."""
+    ACCESS_TOKEN_MISSING: _ErrorReason.ValueType  # 767
+    """HTTP 401: the dashboard has a token, and the request has none."""
+    ACCESS_TOKEN_WRONG: _ErrorReason.ValueType  # 768
+    """HTTP 401: the token is not that of the dashboard."""
+    HOST_UNKNOWN: _ErrorReason.ValueType  # 769
+    """HTTP 403: the request names a host that is not this machine."""
     ADDRESS_OUT_OF_BOUNDS: _ErrorReason.ValueType  # 800
     """# The data plane
 
@@ -1113,6 +1161,54 @@ INPUT_TOO_LARGE: ErrorReason.ValueType  # 709
 """exit code 2: a file that is read as a whole is longer than the bound in the message, or has no end."""
 INPUT_TOO_SLOW: ErrorReason.ValueType  # 710
 """exit code 2: a pipe or device did not end within the time in the message."""
+OTLP_SYNTAX: ErrorReason.ValueType  # 750
+"""# The dashboard
+
+Over gRPC it takes OTLP, whose answers have no ErrorInfo; over HTTP the reason is in the body of
+the API's answers.
+
+INVALID_ARGUMENT: no request of OTLP, or none of its spans has valid ids.
+"""
+OTLP_ENCODING: ErrorReason.ValueType  # 751
+"""INVALID_ARGUMENT: a body that is compressed is damaged or cut off."""
+OTLP_TOO_LARGE: ErrorReason.ValueType  # 752
+"""RESOURCE_EXHAUSTED: a request is longer than the bound in the message; the same one fails again,
+smaller ones do not.
+"""
+STORE_BUSY: ErrorReason.ValueType  # 753
+"""UNAVAILABLE: more waits to be written than may; exporters try again."""
+STORE_FAILED: ErrorReason.ValueType  # 754
+"""UNAVAILABLE: the file cannot be written, for instance because the disk is full."""
+DATABASE_IN_USE: ErrorReason.ValueType  # 755
+"""FAILED_PRECONDITION: another dashboard has the file."""
+DATABASE_UNUSABLE: ErrorReason.ValueType  # 756
+"""FAILED_PRECONDITION: the file is no database of a dashboard of this version."""
+DATABASE_BUSY: ErrorReason.ValueType  # 757
+"""HTTP 503: the file cannot be read at the moment."""
+JUDGE_LOST: ErrorReason.ValueType  # 758
+"""UNAVAILABLE: a process that judges was lost; another one is started."""
+JUDGE_BUSY: ErrorReason.ValueType  # 759
+"""UNAVAILABLE: judging took too long."""
+STREAMS_EXHAUSTED: ErrorReason.ValueType  # 760
+"""RESOURCE_EXHAUSTED: too many readers of events."""
+PARAMETER_UNKNOWN: ErrorReason.ValueType  # 761
+"""INVALID_ARGUMENT: a parameter of the request is not known."""
+PARAMETER_INVALID: ErrorReason.ValueType  # 762
+"""INVALID_ARGUMENT: a parameter has a wrong value."""
+PAGE_SYNTAX: ErrorReason.ValueType  # 763
+"""INVALID_ARGUMENT: `page` is no `next` of an earlier answer."""
+SPAN_NOT_FOUND: ErrorReason.ValueType  # 764
+"""NOT_FOUND: the VM has no such span."""
+PATH_NOT_FOUND: ErrorReason.ValueType  # 765
+"""HTTP 404: nothing is at this path."""
+METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 766
+"""HTTP 405: this path has other methods."""
+ACCESS_TOKEN_MISSING: ErrorReason.ValueType  # 767
+"""HTTP 401: the dashboard has a token, and the request has none."""
+ACCESS_TOKEN_WRONG: ErrorReason.ValueType  # 768
+"""HTTP 401: the token is not that of the dashboard."""
+HOST_UNKNOWN: ErrorReason.ValueType  # 769
+"""HTTP 403: the request names a host that is not this machine."""
 ADDRESS_OUT_OF_BOUNDS: ErrorReason.ValueType  # 800
 """# The data plane
 
