@@ -293,7 +293,10 @@ async def test_the_token(api: Api) -> None:
 async def test_a_redirect_stays_on_this_dashboard(api: Api) -> None:
     for path in ("//evil.example/", "/%5Cevil.example/", "/%5c/evil.example", "///evil.example"):
         opened = await api.get(f"{path}?token={SECRET}", SECRET)
-        assert (opened.status, opened.headers["location"][:5]) == (303, "/evil")
+        place = opened.headers["location"]
+        assert (opened.status, place[0]) == (303, "/")
+        # A browser reads two of these as the beginning of another host.
+        assert place[1] not in "/\\"
 
 
 async def test_health_needs_nothing(api: Api) -> None:
