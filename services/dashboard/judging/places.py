@@ -27,6 +27,7 @@ from services.handshake.trace.clause import (
     Hops,
     Last,
     Once,
+    OneTrace,
     Order,
     Participation,
     Presence,
@@ -34,7 +35,13 @@ from services.handshake.trace.clause import (
     Value,
 )
 from services.handshake.trace.table import RULES
-from services.handshake.trace.vocabulary import DEVICE_HOST, GUEST_INIT, OWNER, VOCABULARY
+from services.handshake.trace.vocabulary import (
+    DEVICE_HOST,
+    GUEST_INIT,
+    OF_OTHER_KIND,
+    OWNER,
+    VOCABULARY,
+)
 
 if TYPE_CHECKING:
     from services.handshake.trace.checker import Violation
@@ -99,15 +106,21 @@ def place_of(violation: Violation, life: VmTrace, lanes: list[Party]) -> Place:
     devices = [lane for lane in lanes if lane.device and _names(violation.detail, lane)]
     # The sentence is more exact than the table; what it does not name, the rule reads.
     wanted = dict.fromkeys(named or read)
-    present = [
-        index
-        for index, event in enumerate(life.events)
-        if event.name in wanted and (not devices or _is_of(event, devices))
-    ]
+    present = _at_fault(
+        clause.reads,
+        life,
+        [
+            index
+            for index, event in enumerate(life.events)
+            if event.name in wanted and (not devices or _is_of(event, devices))
+        ],
+    )
+    # What others are to come after is not missing: one of the alternatives is there.
+    alternatives = {name for item in clause.reads if isinstance(item, Order) for name in item.after}
+    due = [*_due(clause.reads, wanted), *(name for name in named if name not in alternatives)]
+    foreign = OF_OTHER_KIND.get(life.kind, ())
     absent = [
-        name
-        for name in dict.fromkeys([*_due(clause.reads, wanted), *named])
-        if not _has(life, name, devices)
+        name for name in dict.fromkeys(due) if name not in foreign and not _has(life, name, devices)
     ]
     missing = [
         Missing(name, *_lane_of(name, lanes, lane))
@@ -148,6 +161,24 @@ def _events_of(item: object) -> tuple[str, ...]:
             return (events.DEVICE_ADDED,)
         case _:
             return ()
+
+
+def _at_fault(reads: tuple[object, ...], life: VmTrace, present: list[int]) -> list[int]:
+    """Return those of the events that are in the wrong place, where the rule is about places."""
+    names = {index: life.events[index].name for index in present}
+    if any(isinstance(item, OneTrace) for item in reads):
+        trace_ids = [event.span.trace_id for event in life.events]
+        return [index for index, trace_id in enumerate(trace_ids) if trace_id != trace_ids[0]]
+    orders = [item for item in reads if isinstance(item, Order)]
+    if len(orders) == len(reads):
+        needed = {name for item in orders for name in item.after}
+        first = next((index for index in present if names[index] in needed), len(life.events))
+        return [index for index in present if index <= first]
+    ends = {item.event for item in reads if isinstance(item, Last)}
+    if len(ends) == len(reads):
+        end = next((index for index in present if names[index] in ends), 0)
+        return [index for index in present if index >= end]
+    return present
 
 
 def _due(reads: tuple[object, ...], wanted: dict[str, None]) -> list[str]:

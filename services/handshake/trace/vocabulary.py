@@ -34,6 +34,12 @@ UNRECORDED_CALLERS: Final = frozenset(
 """gRPC services whose callers need not be in a trace: a client records spans where it likes, and a
 guest's init ends its spans after the owner has answered it."""
 
+OF_OTHER_KIND: Final = {
+    WSL2: (events.WSLC_READ, events.WSLC_APPLY),
+    WSLC: (events.GUEST_KERNEL_INFO,),
+}
+"""Events that a VM of a kind cannot have."""
+
 _POOL: Final = {events.POOL_BASE: int, events.POOL_SIZE_BYTES: int}
 _DEVICE: Final = {events.DEVICE_ID: str, events.DEVICE_CLASS: str, events.DEVICE_TAG: str}
 

@@ -21,9 +21,8 @@ from services.handshake.trace.vocabulary import (
     ANSWERING,
     ANSWERS,
     ATTACHED,
+    OF_OTHER_KIND,
     VOCABULARY,
-    WSL2,
-    WSLC,
 )
 
 if TYPE_CHECKING:
@@ -43,10 +42,6 @@ _ONCE: Final = (
 )
 _OF_LIFE: Final = (*ANNOUNCEMENTS, *ANSWERS, events.DEVICE_ADDED)
 """The events that do not happen to a VM whose guest has no process 1 any more."""
-_OF_OTHER_KIND: Final = {
-    WSL2: (events.WSLC_READ, events.WSLC_APPLY),
-    WSLC: (events.GUEST_KERNEL_INFO,),
-}
 
 
 def _attribute_invalid(vm: VmTrace) -> Iterator[str]:
@@ -58,9 +53,9 @@ def _attribute_invalid(vm: VmTrace) -> Iterator[str]:
 
 
 def _kind_mismatch(vm: VmTrace) -> Iterator[str]:
-    if vm.created and vm.kind not in _OF_OTHER_KIND:
+    if vm.created and vm.kind not in OF_OTHER_KIND:
         yield f"the VM is of kind {vm.kind!r}, which is neither WSL2 nor WSLC"
-    for event in vm.all(*_OF_OTHER_KIND.get(vm.kind, ())):
+    for event in vm.all(*OF_OTHER_KIND.get(vm.kind, ())):
         yield f"{event.name} in the life of a {vm.kind} VM"
 
 
@@ -168,7 +163,7 @@ CLAUSES: Final = (
         "The guest of a WSL2 VM pushes, the session of a WSLC VM reads and applies.",
         (
             Value(events.VM_CREATED, events.VM_KIND),
-            *(Absence(name) for names in _OF_OTHER_KIND.values() for name in names),
+            *(Absence(name) for names in OF_OTHER_KIND.values() for name in names),
         ),
         _kind_mismatch,
     ),

@@ -13,7 +13,7 @@ from services.handshake.trace.checker import IDLE_TAGS, judge
 from services.handshake.trace.table import CLAUSES
 from services.handshake.trace.vm_trace import group_by_vm
 from tests.support import handshake_traces as traces
-from tests.support.handshake_traces import OTHER, change, index, record, repeat, without
+from tests.support.handshake_traces import OTHER, change, index, move, record, repeat, without
 from tests.support.trace_mutants import mutants
 
 if TYPE_CHECKING:
@@ -76,6 +76,31 @@ def test_a_warning_that_is_missing() -> None:
     steps = without(traces.old_kernel(), events.KERNEL_UNSUPPORTED)
     [place] = places(steps, "WARNING_MISSING")
     assert Missing(events.KERNEL_UNSUPPORTED, "owner") in place.missing
+
+
+def test_a_pool_that_is_latched_too_early() -> None:
+    steps = move(traces.wsl2(), events.POOL_LATCHED, before=events.GUEST_KERNEL_INFO)
+    [place] = places(steps, "ORDER_POOL")
+    assert place.events == (
+        index(steps, events.POOL_LATCHED),
+        index(steps, events.GUEST_KERNEL_INFO),
+    )
+    assert place.missing == ()
+
+
+def test_capabilities_are_missing_where_the_kind_of_vm_has_them() -> None:
+    [place] = places(without(traces.wsl2(), events.GUEST_KERNEL_INFO), "CAPABILITIES_MISSING")
+    assert place.missing == (Missing(events.GUEST_KERNEL_INFO, "guest-init"),)
+    [place] = places(without(traces.wslc(), events.WSLC_APPLY), "CAPABILITIES_MISSING")
+    assert place.missing == (Missing(events.WSLC_APPLY, "session"),)
+
+
+def test_only_what_comes_after_the_end_is_wrong() -> None:
+    steps = move(traces.wsl2(), events.VM_TERMINATED, before=events.DEVICE_REMOVED)
+    shown = [place.events for place in places(steps, "ORDER_TERMINATED")]
+    end = index(steps, events.VM_TERMINATED)
+    assert shown
+    assert all(min(each) == end for each in shown)
 
 
 @pytest.mark.parametrize("read", READS, ids=str)
