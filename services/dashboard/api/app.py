@@ -96,7 +96,7 @@ class Sources:
 
 
 class Guarded:
-    """An application whose paths need access, and whose answers have HEADERS."""
+    """An application whose API needs access, and whose answers have HEADERS."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -120,11 +120,14 @@ class Guarded:
         if request.url.path in _OPEN_PATHS:
             return None
         given = request.query_params.get("token", "")
+        of_api = request.url.path.startswith("/api/")
         refusal = self._access.refusal(request.headers, given)
         if refusal is not None:
+            if refusal.status == 401 and not given and not of_api:
+                return None  # the page has nothing to hide, and a field for the token
             headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
             return _error(refusal.status, refusal.reason, refusal.message, headers)
-        if given and self._access.token and not request.url.path.startswith("/api/"):
+        if given and self._access.token and not of_api:
             # The token leaves the address, which browsers keep. Two slashes would begin a host.
             others = [pair for pair in request.query_params.multi_items() if pair[0] != "token"]
             path = "/" + request.url.path.lstrip("/\\")

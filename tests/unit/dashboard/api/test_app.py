@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from services.dashboard.access import Access
+from services.dashboard.access import COOKIE, Access
 from services.dashboard.api.app import Sources, dashboard_app
 from services.dashboard.api.feed import READERS, Feed
 from services.dashboard.api.page import PageFiles
@@ -273,9 +273,12 @@ async def test_another_name_is_refused(api: Api) -> None:
 
 
 async def test_the_token(api: Api) -> None:
-    for path in ("/", "/api/v1/vms", "/page/app.js", "/nothing"):
+    for path in ("/api/v1/vms", "/api/v1/events", "/api/v1/nothing", "/api/"):
         answer = await api.get(path, SECRET)
         assert (answer.status, answer.reason) == (401, "ACCESS_TOKEN_MISSING")
+    # The page asks its reader for the token.
+    assert (await api.get("/", SECRET)).status == 200
+    assert (await api.get("/vm/a", SECRET, cookie=f"{COOKIE}=stale-0123456789")).status == 200
     bearer = await api.get("/api/v1/vms", SECRET, authorization=f"Bearer {SECRET}")
     assert bearer.status == 200
     opened = await api.get(f"/?token={SECRET}", SECRET, host="dashboard.example")
