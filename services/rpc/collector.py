@@ -9,6 +9,7 @@ OpenTelemetry: services.rpc.exporters sends.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ RECENT_FAILURE_S: Final = 30.0
 
 CLOSE_S: Final = 0.2
 """Longest time for the exporters' threads to end once their channels are closed."""
+
+EXPORT_DEADLINE_S: Final = 5
+"""Longest time that one export takes, with its repetitions, while the process works."""
 
 QUEUE_SPANS: Final = 2048
 """Most spans that wait; OTEL_BSP_MAX_QUEUE_SIZE changes it."""
@@ -224,3 +228,14 @@ def _joined(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return not any(thread.is_alive() for thread in threads)
+
+
+def queue_spans() -> int:
+    """Return how many spans may wait."""
+    return positive("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS)
+
+
+def positive(variable: str, default: int) -> int:
+    """Return the number in a variable of the environment; `default` if it is none above 0."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() and int(text) > 0 else default

@@ -7,7 +7,6 @@ it when the collector is given up. Must not know what a span or a metric means.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +16,7 @@ from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
-from services.rpc.collector import QUEUE_SPANS
+from services.rpc.collector import positive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 # The exporter warns of each repetition. What is lost in the end is an error of its own, and a line
 # of ours when the process ends.
 logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").setLevel(logging.ERROR)
-
-EXPORT_DEADLINE_S: Final = 5
-"""Longest time that one export takes, with its repetitions, while the process works."""
 
 SEND_AFTER_S: Final = 0.5
 """Longest time that a span which has ended waits until it is sent."""
@@ -151,14 +147,3 @@ class QueuedSpans(SpanProcessor):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Send what waits."""
         return self._queue.force_flush(timeout_millis)
-
-
-def queue_spans() -> int:
-    """Return how many spans may wait."""
-    return positive("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS)
-
-
-def positive(variable: str, default: int) -> int:
-    """Return the number in a variable of the environment; `default` if it is none above 0."""
-    text = os.environ.get(variable, "")
-    return int(text) if text.isdecimal() and int(text) > 0 else default

@@ -12,13 +12,14 @@ import pytest
 from services.handshake.events import Event
 from services.rpc import tracing
 from services.rpc.collector import (
+    EXPORT_DEADLINE_S,
     FLUSH_S,
     RECENT_FAILURE_S,
     CollectorLink,
     Loss,
     end_within,
+    queue_spans,
 )
-from services.rpc.exporters import EXPORT_DEADLINE_S, queue_spans
 from services.rpc.providers import make_providers, metrics_interval_s
 from services.rpc.settings import ServiceSettings
 from tests.unit.rpc.fake_collector import Collector, refusing, serving, silent
