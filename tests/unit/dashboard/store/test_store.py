@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 import stat
 from typing import TYPE_CHECKING, Any
@@ -286,7 +285,7 @@ def test_a_failure_to_write_is_reported_and_over_when_it_works_again(
     with monkeypatch.context() as broken:
         broken.setattr(writer_module, "write_spans", full)
         # Looking after the file would succeed at once.
-        broken.setattr(writer_module, "UPKEEP_S", math.inf)
+        broken.setattr(writer_module, "UPKEEP_S", 1e9)
         with pytest.raises(UnavailableError, match="disk is full") as caught:
             store.writer.put_spans(spans_of(wslc())).result(10)
     assert caught.value.reason == "STORE_FAILED"
