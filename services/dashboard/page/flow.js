@@ -1,0 +1,113 @@
+/* The order of what one handshake shows: a row for each event, in the lane of its party, and a row
+ * for each event that should be there and is not.
+ *
+ * Pure. Owns where a missing event would have been. Must not know the document.
+ */
+
+// The usual order of a VM's events (docs/handshake.md). Events of one rank come in any order.
+const RANKS = new Map([
+  ["VmCreated", 0],
+  ["GuestBooted", 1],
+  ["GuestKernelInfo", 2],
+  ["WSLCReadGuestCapabilities", 2],
+  ["WSLCApplyGuestCapabilities", 3],
+  ["PoolLatched", 4],
+  ["PoolRefused", 4],
+  ["PoolNotAsRequested", 5],
+  ["MessageSwiotlbKernelUnsupported", 5],
+  ["AddGuestDevice", 6],
+  ["SwiotlbDeviceHostUnsupported", 7],
+  ["ApertureCreated", 8],
+  ["WindowsEnabled", 8],
+  ["FirstRequestCompleted", 9],
+  ["RemoveGuestDevice", 10],
+  ["GuestInitEnded", 10],
+  ["VmTerminated", 11],
+]);
+const LAST_RANK = 12;
+
+/**
+ * Arranges a life of a VM (GET /vms/{vm_id}, docs/dashboard.md).
+ *
+ * @returns {{lanes: Object[], rows: Object[], whole: Object[]}} `lanes` are the parties. A row has
+ *   `number` (from 1; null for a missing event), `lane` (from 0), `event` or `missing`, `from` (the
+ *   row of the hop before, or null), `joint` ("same", "differs", or "" when there is nothing to
+ *   compare), and `violations`. `whole` are violations with no place among the rows.
+ */
+export function arrange(life) {
+  const lanes = life.parties;
+  const laneOf = new Map(lanes.map((party, lane) => [party.id, lane]));
+  const violations = new Map(life.violations.map((each) => [each.index, each]));
+  const rowOf = new Map();
+  const rows = life.events.map((event, place) => {
+    const row = {
+      number: place + 1,
+      lane: laneOf.get(event.party) ?? 0,
+      event,
+      missing: null,
+      from: null,
+      joint: joint(event.hop?.same),
+      violations: event.broken.map((index) => violations.get(index)).filter(Boolean),
+    };
+    rowOf.set(event.index, row);
+    return row;
+  });
+  for (const row of rows) {
+    const before = row.event.hop?.compared_with;
+    if (before !== null && before !== undefined) row.from = rowOf.get(before) ?? null;
+  }
+  for (const violation of life.violations) {
+    for (const missing of violation.missing) add(rows, missing, violation, laneOf);
+  }
+  const placed = new Set(rows.flatMap((row) => row.violations));
+  return { lanes, rows, whole: life.violations.filter((each) => !placed.has(each)) };
+}
+
+/** Returns the rows where a rule is broken. */
+export function brokenRows({ rows }) {
+  return rows.filter((row) => row.violations.length > 0);
+}
+
+/** Returns the id of a row's element, which a link can name. */
+export function rowId(row) {
+  return row.event ? `event-${row.number}` : `missing-${row.violations[0].index}-${row.missing.event}`;
+}
+
+function joint(same) {
+  const members = same ? Object.values(same) : [];
+  if (members.includes(false)) return "differs";
+  return members.includes(true) ? "same" : "";
+}
+
+function add(rows, missing, violation, laneOf) {
+  const known = rows.find((row) => row.missing
+    && row.missing.event === missing.event
+    && row.missing.party === missing.party
+    && row.missing.device_id === missing.device_id);
+  if (known) {
+    known.violations.push(violation);
+    return;
+  }
+  const row = {
+    number: null,
+    lane: laneOf.get(missing.party) ?? 0,
+    event: null,
+    missing,
+    from: null,
+    joint: "",
+    violations: [violation],
+  };
+  rows.splice(placeOf(rows, missing), 0, row);
+}
+
+function placeOf(rows, missing) {
+  const rank = RANKS.get(missing.event) ?? LAST_RANK;
+  const isInScope = (row) => row.event !== null
+    && (!missing.device_id || row.event.device_id === missing.device_id);
+  const later = rows.findIndex(
+    (row) => isInScope(row) && (RANKS.get(row.event.name) ?? LAST_RANK) > rank,
+  );
+  if (later >= 0) return later;
+  const last = rows.findLastIndex(isInScope);
+  return last >= 0 ? last + 1 : rows.length;
+}

@@ -1,0 +1,56 @@
+/* The plain words for verdicts, events and comparisons.
+ *
+ * Pure. A sign stands beside each word, so that neither needs a colour. Must not know the document.
+ */
+
+/** The word, the sign and the meaning of each verdict. */
+export const VERDICTS = new Map([
+  ["valid", { word: "Valid", sign: "✓", says: "No rule is broken." }],
+  ["broken", { word: "Broken", sign: "✕", says: "Rules are broken." }],
+  ["open", {
+    word: "Open",
+    sign: "…",
+    says: "The trace is still coming: most spans are sent when they end.",
+  }],
+  ["unstarted", {
+    word: "Not started",
+    sign: "–",
+    says: "The creation of the VM failed before its guest booted, so there is no handshake.",
+  }],
+  ["unjudged", { word: "Not judged", sign: "?", says: "The checker could not judge this trace." }],
+]);
+
+const EVENTS = new Map([
+  ["VmCreated", "VM created"],
+  ["GuestBooted", "Guest booted"],
+  ["GuestKernelInfo", "Guest reported kernel and pool"],
+  ["WSLCReadGuestCapabilities", "Capabilities read"],
+  ["WSLCApplyGuestCapabilities", "Capabilities applied"],
+  ["PoolLatched", "Pool latched"],
+  ["PoolNotAsRequested", "Pool is not as requested"],
+  ["PoolRefused", "Pool refused"],
+  ["MessageSwiotlbKernelUnsupported", "User warned: kernel publishes no pool"],
+  ["SwiotlbDeviceHostUnsupported", "User warned: device host takes no token"],
+  ["AddGuestDevice", "Device added"],
+  ["ApertureCreated", "Aperture mapped"],
+  ["WindowsEnabled", "Windows instead of an aperture"],
+  ["FirstRequestCompleted", "First request completed"],
+  ["RemoveGuestDevice", "Device removed"],
+  ["GuestInitEnded", "Guest init ended by itself"],
+  ["VmTerminated", "VM ended"],
+]);
+
+/** Returns the verdict in words; one that is not known stands for itself. */
+export function verdict(name) {
+  return VERDICTS.get(name) ?? { word: name || "Not judged", sign: "?", says: "" };
+}
+
+/** Returns what an event means; one that is not known stands for itself. */
+export function event(name) {
+  return EVENTS.get(name) ?? name;
+}
+
+/** Returns a text with a capital first letter. */
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
