@@ -48,6 +48,16 @@ export function size(value) {
   return `${grouped(whole)} ${unit === 0 && whole === 1n ? "byte" : UNITS[unit]}`;
 }
 
+/**
+ * Returns the pool that a token names, or null: `swiotlb=0x38000000,67108864`.
+ *
+ * @returns {?{base: string, size: string}} As they are in the token.
+ */
+export function pool(token) {
+  const found = /^swiotlb=(0x[0-9a-f]+),(\d+)$/.exec(token);
+  return found && { base: found[1], size: found[2] };
+}
+
 /** Writes an integer with its digits in groups of three. */
 export function grouped(value) {
   return String(value).replace(/\B(?=(\d{3})+$)/g, GROUP);
