@@ -48,26 +48,40 @@ export function outside(address, text) {
 
 /**
  * Replaces the content of an element, and keeps what its reader was doing: the focus, the details
- * that are open, and how far parts of it are scrolled. These are found again by their id.
+ * that are open, and how far parts of it are scrolled. These are found again by their id; the focus
+ * otherwise by its place.
  */
 export function refill(element, ...children) {
-  const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
-  const open = new Map(
-    [...element.querySelectorAll("details[id]")].map((each) => [each.id, each.open]),
-  );
+  const focused = element.contains(document.activeElement) ? document.activeElement : null;
+  const path = focused && placeIn(element, focused);
+  const open = [...element.querySelectorAll("details[id]")].map((each) => [each.id, each.open]);
   const scrolled = [...element.querySelectorAll("[id]")]
     .filter((each) => each.scrollLeft)
     .map((each) => [each.id, each.scrollLeft]);
   element.replaceChildren(...children.flat().filter(isSomething));
-  const found = (id) => [...element.querySelectorAll("[id]")].find((each) => each.id === id);
-  for (const each of element.querySelectorAll("details[id]")) {
-    if (open.has(each.id)) each.open = open.get(each.id);
+  for (const [id, isOpen] of open) {
+    const place = document.getElementById(id);
+    if (place) place.open = isOpen;
   }
   for (const [id, left] of scrolled) {
-    const place = found(id);
+    const place = document.getElementById(id);
     if (place) place.scrollLeft = left;
   }
-  if (focused) found(focused)?.focus({ preventScroll: true });
+  if (!focused) return;
+  const again = focused.id ? document.getElementById(focused.id) : at(element, path);
+  if (again?.localName === focused.localName) again.focus({ preventScroll: true });
+}
+
+function placeIn(element, descendant) {
+  const path = [];
+  for (let each = descendant; each !== element; each = each.parentElement) {
+    path.unshift([...each.parentElement.children].indexOf(each));
+  }
+  return path;
+}
+
+function at(element, path) {
+  return path.reduce((each, place) => each?.children[place], element);
 }
 
 function furnish(element, properties, children) {

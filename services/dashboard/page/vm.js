@@ -70,7 +70,7 @@ export function openVm(main, route, app) {
         h("h2", { id: "steps-title" }, "The handshake"),
         h("p", { class: "soft" }, outline(flow)),
         chain(flow),
-        lanesOf(flow, chosen.events[0]?.at_us ?? 0)),
+        lanesOf(flow, chosen === known.lives[0] ? 0 : chosen.events[0]?.at_us ?? 0)),
       h("section", { "aria-labelledby": "rules-title" },
         h("h2", { id: "rules-title" }, "Rules"),
         rulesOf(chosen, flow)),

@@ -5,7 +5,7 @@
 
 import { span as fetchSpan } from "./api.js";
 import { attributeTable } from "./attributes.js";
-import { h, sign, unseen } from "./dom.js";
+import { h, refill, sign, unseen } from "./dom.js";
 import { duration, several } from "./format.js";
 import { spanElementId } from "./lanes.js";
 import { failed } from "./notices.js";
@@ -35,10 +35,9 @@ export function waterfall(vmId, signal) {
     const scale = scaleOf(spans, isWhole);
     const listed = showsAll ? spans : spans.slice(0, SHOWN);
     const rest = spans.length - listed.length;
-    const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
-    element.replaceChildren(...[
+    refill(element,
       scales(),
-      h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of spans" },
+      h("div", { class: "scroll", id: "spans", tabindex: "0", role: "region", "aria-label": "Table of spans" },
         h("table", { class: "spans" },
           h("caption", { class: "unseen" }, "Spans, each below its parent"),
           h("thead", {}, h("tr", {},
@@ -49,9 +48,7 @@ export function waterfall(vmId, signal) {
         type: "button", id: "all-spans", on: { click: () => { showsAll = true; show(); } },
       }, `Show ${several(rest, "more span")}`),
       leftOut > 0 && h("p", { class: "soft" },
-        `${several(leftOut, "more span is", "more spans are")} not listed; the download has all.`),
-    ].filter(Boolean));
-    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+        `${several(leftOut, "more span is", "more spans are")} not listed; the download has all.`));
   }
 
   function scales() {
