@@ -5,7 +5,7 @@
  */
 
 import { metrics } from "./api.js";
-import { h, refill, sign, unseen } from "./dom.js";
+import { h, refill, sign } from "./dom.js";
 import { clock, several, short, time } from "./format.js";
 import { failed } from "./notices.js";
 import { highest, inUnit, plot } from "./plots.js";
@@ -74,7 +74,7 @@ export function openDevices(main, { id }, app) {
   function groupOf(group, place, mosts) {
     const title = `group-${place}`;
     const made = group.plots.map((each, number) => plot(each, {
-      id: `figures-${group.deviceId || "vm"}-${number}`,
+      id: `figures-${place}-${number}`,
       from: times[0],
       to: times.at(-1),
       most: mosts.get(`${group.deviceId ? "device" : "vm"} ${each.title}`),
@@ -165,6 +165,6 @@ function nothing(isNarrowed) {
     h("p", { class: "big" }, sign("○"), "No metrics of this VM are here"),
     h("p", {}, isNarrowed
       ? "None came in this span of time."
-      : "Services send them every 10 seconds, and when they end, to the same address as spans."),
-    unseen("They appear here by themselves."));
+      : "Services send them every 10 seconds, and when they end, to the same address as spans. "
+        + "They appear here by themselves."));
 }

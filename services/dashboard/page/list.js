@@ -30,7 +30,7 @@ export function openList(main, route, app) {
   const summary = h("p", { id: "summary", class: "soft" }, "Loading");
   const verdicts = h("nav", { class: "verdicts", "aria-label": "Filter by verdict" });
   const form = filterForm(filters, (changed) => choose({ ...filters, ...changed }));
-  const place = h("div", { id: "vms", "aria-busy": "true" });
+  const place = h("div", { id: "vms", class: "scroll", "aria-busy": "true" });
   const more = h("button", { type: "button", hidden: true, on: { click: loadMore } }, "Show more");
   const ways = h("div", {}, waysToSend(null));
   const send = h("details", { id: "send" },

@@ -62,7 +62,9 @@ export function plot({ title, unit, lines }, { id, from, to, most, onPoint }) {
         line.label, " ", values[place])))),
     h("div", { class: "canvas" },
       h("span", { class: "most", "aria-hidden": "true" }, inUnit(end, unit)),
-      picture),
+      picture,
+      h("p", { class: "times", "aria-hidden": "true" },
+        h("span", {}, clock(from)), h("span", {}, clock(to)))),
     figures(id, title, unit, lines));
   return {
     element,
@@ -78,9 +80,14 @@ export function plot({ title, unit, lines }, { id, from, to, most, onPoint }) {
 function path(points, x, y) {
   let isDown = false;
   return points.map(([ms, value]) => {
-    const command = isDown ? "L" : "M";
-    isDown = value !== null;
-    return isDown ? `${command}${x(ms).toFixed(1)} ${y(value).toFixed(1)}` : "";
+    if (value === null) {
+      isDown = false;
+      return "";
+    }
+    const place = `${x(ms).toFixed(1)} ${y(value).toFixed(1)}`;
+    const drawn = isDown ? `L${place}` : `M${place}h0`; // a single point is a dot
+    isDown = true;
+    return drawn;
   }).join("");
 }
 

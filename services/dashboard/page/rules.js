@@ -41,16 +41,21 @@ export function places(violation, { rows }) {
     links.flatMap((link, place) => (place ? [", ", link] : [link])), ".");
 }
 
+// Explicit roles: on a narrow screen the cells stand below each other, and stay cells.
 function table(caption, rules, below) {
-  return h("table", { class: "rules" },
+  return h("table", { class: "rules", role: "table" },
     h("caption", { class: "unseen" }, caption),
-    h("thead", {},
-      h("tr", {},
-        ["Verdict", "Rule", "What it asks"].map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", {}, rules.map((rule) => h("tr", { "data-verdict": rule.verdict },
-      h("td", {}, rule.verdict === "broken" ? [sign("✕"), "Broken"] : [sign("✓"), "Kept"]),
-      h("th", { scope: "row" },
-        h("code", { class: "rule" }, rule.rule),
-        h("span", { class: "soft line" }, "§ ", unseen("section "), rule.section)),
-      h("td", {}, rule.says, below(rule))))));
+    h("thead", { role: "rowgroup" },
+      h("tr", { role: "row" }, ["Verdict", "Rule", "What it asks"]
+        .map((name) => h("th", { role: "columnheader", scope: "col" }, name)))),
+    h("tbody", { role: "rowgroup" }, rules.map((rule) => h("tr", {
+      role: "row", "data-verdict": rule.verdict,
+    },
+    h("td", { role: "cell" },
+      rule.verdict === "broken" ? [sign("✕"), "Broken"] : [sign("✓"), "Kept"]),
+    h("th", { role: "rowheader", scope: "row" },
+      h("code", { class: "rule" }, rule.rule),
+      h("span", { class: "soft line" }, h("span", { "aria-hidden": "true" }, "§ "),
+        unseen("section "), rule.section)),
+    h("td", { role: "cell" }, rule.says, below(rule))))));
 }
