@@ -30,6 +30,7 @@ IMAGE := $(GUEST)/image
 PROTOS := $(sort $(shell cd protos && find porthole -name '*.proto'))
 BUF := build/buf/node_modules/.bin/buf
 NODE := build/node/node_modules/.package-lock.json
+AXE := build/browser/node_modules/.package-lock.json
 # The newest release; before the first one there is only unreleased.binpb, which sorts before v….
 BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
@@ -119,7 +120,7 @@ kernel: ## build the kernel of docs/kernel.md (ARCH=x86_64 or arm64; by default 
 	@deploy/kernel/build.sh $(ARCH)
 
 test: $(READY) $(FASTPATH) ## run every test that this machine can run (ARGS: of pytest)
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory --silent $(NODE); fi
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory --silent $(NODE) $(AXE); fi
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-guest: $(READY) $(FASTPATH) guest kernel ## run the tests with our kernel in QEMU, and build what they boot
@@ -158,6 +159,11 @@ $(BUF): protos/package.json protos/package-lock.json
 $(NODE): clients/node/package.json clients/node/package-lock.json
 	@mkdir -p build/node && cp $^ build/node
 	@cd build/node && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+$(AXE): tests/browser/package.json tests/browser/package-lock.json
+	@mkdir -p build/browser && cp $^ build/browser
+	@cd build/browser && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 check-c:

@@ -13,6 +13,7 @@ import pytest
 
 from services.vm_owner.machines.qemu.architecture import ARM64
 from services.vm_owner.machines.qemu.image import BUILT, IMAGES
+from tests.browser.chromium import AXE, CHROMIUM
 from tests.fuzz.targets import clang
 from tests.support.buf import BUF
 from tests.support.directories import directory, mounts_below
@@ -36,6 +37,9 @@ _LACKS = {
     "tap": None
     if os.geteuid() == 0 and os.access("/dev/net/tun", os.R_OK | os.W_OK)
     else "needs root and /dev/net/tun",
+    "chromium": None
+    if CHROMIUM.exists() and AXE.exists()
+    else "needs chromium, and axe-core; install it and run `make test` where there is npm",
     "buf": None if BUF.exists() else "needs buf; run `make check` where there is npm",
     "node": None
     if shutil.which("node") and NODE_MODULES.exists()

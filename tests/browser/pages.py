@@ -1,0 +1,83 @@
+"""Pages in a browser, and what a test asks of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.browser.chromium import AXE, SCREENSHOTS
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    from playwright.async_api import Browser, ConsoleMessage, Page
+
+DESKTOP = (1440, 900)
+PHONE = (375, 812)
+FOUR_K = (3840, 2160)
+
+
+@dataclass
+class Pages:
+    """Pages of one test.
+
+    Attributes:
+        complaints: What the console of a page has reported as an error.
+        may_fail: Whether a request may fail, which the console reports.
+    """
+
+    browser: Browser
+    stack: AsyncExitStack
+    complaints: list[str] = field(default_factory=list)
+    may_fail: bool = False
+
+    async def open(
+        self, url: str, size: tuple[int, int] = DESKTOP, *, dark: bool = False, **options: Any
+    ) -> Page:
+        """Open an address in a window of its own."""
+        width, height = size
+        context = await self.browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            **options,
+        )
+        self.stack.push_async_callback(context.close)
+        page = await context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", self._listen)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        await page.goto(url)
+        return page
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        if message.type != "error":
+            return
+        if not (self.may_fail and message.text.startswith("Failed to load resource")):
+            self.complaints.append(message.text)
+
+
+async def shoot(page: Page, name: str) -> None:
+    """Keep what a page looks like, as a file of the test's output."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+async def inaccessible(page: Page) -> list[str]:
+    """Return what axe-core finds, one line for each element."""
+    await page.evaluate(AXE.read_text())
+    found = await page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{rule['id']}: {' '.join(map(str, node['target']))}: {node['failureSummary']}"
+        for rule in found["violations"]
+        for node in rule["nodes"]
+    ]
+
+
+async def overflow(page: Page) -> int:
+    """Return how many pixels the page is wider than its window."""
+    return int(
+        await page.evaluate(
+            "() => document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+        )
+    )
