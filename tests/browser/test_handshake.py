@@ -38,7 +38,7 @@ async def test_a_valid_handshake_has_no_flag(pages: Pages, stub: Stub) -> None:
 async def test_the_wrong_hop_is_marked_at_its_place(pages: Pages, stub: Stub, dark: bool) -> None:
     stub.add(answers.other_aperture(VM))
     page = await pages.open(f"{stub.address}/vm/{VM}", dark=dark)
-    await expect(page.locator(".banner")).to_contain_text("Broken at step 9, eth0")
+    await expect(page.locator(".banner")).to_contain_text("Broken at step 9, in the lane of eth0")
     flagged = page.locator(".hop.broken")
     await expect(flagged).to_have_count(1)
     await expect(flagged).to_have_id("event-9")

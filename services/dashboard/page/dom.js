@@ -10,9 +10,9 @@ const SVG = "http://www.w3.org/2000/svg";
  * Makes an HTML element.
  *
  * @param {string} name - Its name.
- * @param {Object} [properties] - Attributes; null, undefined and false leave one out, true writes an
- *   empty one. `on` has listeners by the name of their event, `style` has custom properties of CSS.
- * @param {...*} children - Nodes, texts and numbers, and arrays of them; null and false are nothing.
+ * @param {Object} [properties] - Attributes; null, undefined and false leave one out, true writes
+ *   an empty one. `on` has listeners by the name of their event, `style` custom properties of CSS.
+ * @param {...*} children - Nodes, texts and numbers, and arrays of them; null and false are none.
  */
 export function h(name, properties = {}, ...children) {
   return furnish(document.createElement(name), properties, children);
@@ -99,7 +99,9 @@ function furnish(element, properties, children) {
       element.setAttribute(name, String(value));
     }
   }
-  element.append(...children.flat(Infinity).filter(isSomething).map(asNode));
+  element.append(...children.flat(Infinity)
+    .filter((child) => isSomething(child) && child !== "")
+    .map(asNode));
   return element;
 }
 

@@ -70,7 +70,9 @@ export function brokenRows({ rows }) {
 
 /** Returns the id of a row's element, which a link can name. */
 export function rowId(row) {
-  return row.event ? `event-${row.number}` : `missing-${row.violations[0].index}-${row.missing.event}`;
+  return row.event
+    ? `event-${row.number}`
+    : `missing-${row.violations[0].index}-${row.missing.event}`;
 }
 
 function joint(same) {

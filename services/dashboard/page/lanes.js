@@ -9,7 +9,7 @@ import { attributeTable } from "./attributes.js";
 import { h, sign, unseen } from "./dom.js";
 import { rowId } from "./flow.js";
 import { duration, grouped, several, size } from "./format.js";
-import { capital, event as inWords } from "./words.js";
+import { event as inWords, title } from "./words.js";
 
 const FIELDS = [["base", "Base"], ["size", "Size"], ["token", "Token"]];
 const JOINTS = {
@@ -23,7 +23,7 @@ export function chain({ lanes, rows }) {
     h("ol", {}, rows.map((row) => {
       const isBroken = row.violations.length > 0;
       const name = row.event?.name ?? row.missing.event;
-      const words = `${capital(lanes[row.lane].name)}: ${inWords(name)}`;
+      const words = `${title(lanes[row.lane])}: ${inWords(name)}`;
       return h("li", { class: isBroken ? "broken" : null },
         row.joint && h("span", { class: "joint", "data-joint": row.joint, "aria-hidden": "true" },
           JOINTS[row.joint].mark),
@@ -38,13 +38,17 @@ export function chain({ lanes, rows }) {
 /** Returns the lanes with their cards. */
 export function lanesOf({ lanes, rows }, originUs) {
   return h("div", {
-    class: "lanes", id: "lanes", tabindex: "0", role: "region", "aria-label": "Lanes of the parties",
+    class: "lanes",
+    id: "lanes",
+    tabindex: "0",
+    role: "region",
+    "aria-label": "Lanes of the parties",
   },
   h("div", { class: "flow", style: { "--lanes": String(lanes.length) } },
     h("ul", { class: "heads", "aria-hidden": "true" }, lanes.map((party) => h("li", {
       "data-kind": party.kind,
       class: rows.some((row) => lanes[row.lane] === party) ? null : "absent",
-    }, capital(party.name)))),
+    }, title(party)))),
     h("ol", { class: "hops" }, rows.map((row) => step(row, lanes, originUs)))));
 }
 
@@ -60,7 +64,7 @@ function step(row, lanes, originUs) {
   wire(row),
   h("article", { class: "card", "aria-labelledby": `${id}-title` },
     isBroken && h("p", { class: "flag" }, sign("✕"), row.missing ? "Missing here" : "Broken here"),
-    title(row, lanes, id, originUs),
+    heading(row, lanes, id, originUs),
     row.event?.hop && values(row),
     row.violations.map((each) => h("p", { class: "breach" },
       h("code", { class: "rule" }, each.rule), " ", each.detail)),
@@ -77,13 +81,13 @@ export function spanElementId({ trace_id: traceId, span_id: spanId }) {
   return `span-${traceId}-${spanId}`;
 }
 
-function title(row, lanes, id, originUs) {
+function heading(row, lanes, id, originUs) {
   const name = row.event?.name ?? row.missing.event;
   return h("header", {},
-    h("p", { class: "party" }, capital(lanes[row.lane].name)),
+    h("p", { class: "party" }, title(lanes[row.lane])),
     h("h3", { id: `${id}-title` },
       row.number && h("span", { class: "step" }, unseen("Step "), row.number),
-      unseen(row.missing && "Missing: "),
+      row.missing && unseen("Missing: "),
       h("span", {}, inWords(name))),
     h("p", { class: "soft" },
       h("code", {}, name),
@@ -96,7 +100,9 @@ function values(row) {
   const fields = isNone ? [["size", "Pool"], ["token", "Token"]] : FIELDS;
   return h("dl", { class: "values" },
     fields.filter(([key]) => hop[key] !== null).map(([key, label]) => value(key, label, row)),
-    hop.own_part && h("div", {}, h("dt", {}, "Own part"), h("dd", {}, h("code", {}, hop.own_part))));
+    hop.own_part && h("div", {},
+      h("dt", {}, "Own part"),
+      h("dd", {}, h("code", {}, hop.own_part))));
 }
 
 function isZero(text) {
@@ -115,8 +121,9 @@ function value(key, label, row) {
       h("code", {}, isNone ? "none" : written(key, hop[key], same === false)),
       joint && [
         " ",
-        h("span", { class: "joint", "data-joint": same ? "same" : "differs", "aria-hidden": "true" },
-          joint.mark),
+        h("span", {
+          class: "joint", "data-joint": same ? "same" : "differs", "aria-hidden": "true",
+        }, joint.mark),
         unseen(` ${joint.says} step ${row.from?.number ?? "before"}`),
       ],
       was !== null && h("span", { class: "was" },

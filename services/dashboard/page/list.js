@@ -17,12 +17,16 @@ import { verdict } from "./words.js";
 
 const COUNTS_MS = 2000;
 const TIMES_MS = 10000;
+const AGAIN_MS = 500;
 
 export function openList(main, route, app) {
   let filters = route.filters;
   let next = null;
   let counts = null;
   let countsTimer = 0;
+  let isLoading = false;
+  let hasMissed = false; // a change came while the list was loaded: the answer may be older
+  let againTimer = 0;
   let request = new AbortController();
   const closed = new AbortController();
 
@@ -45,6 +49,8 @@ export function openList(main, route, app) {
     request = new AbortController();
     const mine = request.signal;
     place.setAttribute("aria-busy", "true");
+    isLoading = true;
+    hasMissed = false;
     try {
       const answer = await listVms(parameters(filters, Date.now()), null, mine);
       table.set(answer.vms);
@@ -57,7 +63,11 @@ export function openList(main, route, app) {
       summary.textContent = "The handshakes could not be loaded.";
       place.replaceChildren(failed(error, () => load()));
     } finally {
-      if (!mine.aborted) place.setAttribute("aria-busy", "false");
+      if (!mine.aborted) {
+        place.setAttribute("aria-busy", "false");
+        isLoading = false;
+        if (hasMissed) againTimer = setTimeout(load, AGAIN_MS);
+      }
     }
   }
 
@@ -83,9 +93,10 @@ export function openList(main, route, app) {
   function show() {
     const total = Object.values(counts).reduce((sum, each) => sum + each, 0);
     const rows = table.size();
+    const broken = counts.broken ? `${counts.broken} broken` : "none broken";
     summary.textContent = total === 0
       ? "No trace has come yet."
-      : `${several(total, "handshake")}, ${counts.broken ? `${counts.broken} broken` : "none broken"}.`
+      : `${several(total, "handshake")}, ${broken}.`
         + (isAny(filters) ? ` ${several(rows, "is", "are")} shown${next ? " so far" : ""}.` : "");
     verdicts.replaceChildren(...verdictLinks(counts, filters));
     verdicts.hidden = total === 0;
@@ -169,9 +180,10 @@ export function openList(main, route, app) {
       return undefined;
     },
     onChange(name, data) {
-      if (name === "vm" && counts !== null) onVm(data);
+      if (isLoading) hasMissed = true;
+      else if (name === "vm" && counts !== null) onVm(data);
       if (name === "reload") load();
-      if (name === "gone") {
+      if (name === "gone" && !isLoading) {
         for (const id of data.vm_ids) table.remove(id);
         countSoon();
       }
@@ -179,6 +191,7 @@ export function openList(main, route, app) {
     close() {
       clearInterval(clock);
       clearTimeout(countsTimer);
+      clearTimeout(againTimer);
       request.abort();
       closed.abort();
     },

@@ -13,8 +13,8 @@ const NAMES = ["vm", "gone", "metrics", "reload"];
 /**
  * Follows the changes for as long as the page lives.
  *
- * @param {function(string, Object)} onChange - Gets the name of an event and its data. After a break
- *   in which the dashboard was started anew it gets "reload".
+ * @param {function(string, Object)} onChange - Gets the name of an event and its data. After a
+ *   break in which the dashboard was started anew it gets "reload".
  * @param {function(boolean)} onState - Whether changes arrive now.
  */
 export function follow(onChange, onState) {

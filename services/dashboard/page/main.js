@@ -1,8 +1,8 @@
 /* The start of the page: which view an address has, and what all views share.
  *
  * Owns history, the focus after a change of view, and the connection to the stream of changes. Must
- * not know what a view shows. A view is a function (main, route, app) that fills `main`, and returns
- * {update(route), onChange(name, data), close()}.
+ * not know what a view shows. A view is a function (main, route, app) that fills `main`, and
+ * returns {update(route), onChange(name, data), close()}.
  */
 
 import { openDevices } from "./devices.js";

@@ -10,7 +10,7 @@ const QUIET_MS = 2500;
 let waiting = [];
 let timer = 0;
 
-/** Says a sentence soon; several within a short time are said as the last, and how many there were. */
+/** Says a sentence soon; of several within a short time the last, and how many there were. */
 export function say(sentence) {
   waiting.push(sentence);
   if (!timer) timer = setTimeout(speak, FIRST_MS);

@@ -92,7 +92,9 @@ function path(points, x, y) {
 }
 
 function figures(id, title, unit, lines) {
-  const place = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title });
+  const place = h("div", {
+    class: "scroll", tabindex: "0", role: "group", "aria-label": `Figures of ${title}`,
+  });
   const element = h("details", { id },
     h("summary", {}, "Figures", unseen(` of ${title}`)), place);
   // Hundreds of rows are made only for who asks.

@@ -125,7 +125,7 @@ function rulesOf(row) {
   const more = row.rules.length - RULES_SHOWN;
   return [
     row.rules.slice(0, RULES_SHOWN).map((rule) => h("code", { class: "rule" }, rule)),
-    more > 0 && h("span", { class: "soft line" }, `and ${several(more, "more rule", "more rules")}`),
+    more > 0 && h("span", { class: "soft line" }, `and ${several(more, "more rule")}`),
   ];
 }
 

@@ -132,9 +132,9 @@ function banner(row, life, flow) {
   const first = broken[0];
   const violations = life.violations;
   const isBroken = life.verdict === "broken" || life.verdict === "open";
+  const place = first?.event ? `step ${first.number}` : `a missing step, ${first?.missing.event}`;
   const where = first && isBroken
-    ? ` at ${first.event ? `step ${first.number}` : `a step that is missing, ${first.missing.event}`}`
-      + `, ${flow.lanes[first.lane].name}`
+    ? ` at ${place}, in the lane of ${flow.lanes[first.lane].name}`
     : "";
   const one = (each) => h("li", {},
     h("code", { class: "rule" }, each.rule), " ", each.detail, " ", places(each, flow));
@@ -143,10 +143,8 @@ function banner(row, life, flow) {
     class: "banner", "data-verdict": life.verdict, "aria-labelledby": "verdict-title",
   },
   h("h2", { id: "verdict-title" }, sign(mark), word + (life.verdict === "broken" ? where : "")),
-  life.verdict === "valid"
-    ? h("p", {}, `All ${several(life.rules.length, "rule")} are kept.`)
-    : h("p", {}, row.problem || says, life.verdict === "open" && where
-      ? ` So far something is missing or wrong${where}.` : ""),
+  h("p", {}, row.problem || summary(life) || says,
+    life.verdict === "open" && where && ` So far something is missing or wrong${where}.`),
   isBroken && violations.length > 0 && h("ul", { class: "violations" },
     violations.slice(0, VIOLATIONS_SHOWN).map(one)),
   isBroken && rest.length > 0 && h("details", { id: "more-violations" },
@@ -154,6 +152,13 @@ function banner(row, life, flow) {
     h("ul", { class: "violations" }, rest.map(one))),
   isBroken && first && h("p", {},
     h("a", { class: "go", href: `#${rowId(first)}` }, "Go to the first broken step")));
+}
+
+function summary({ verdict: name, rules }) {
+  const broken = rules.filter((rule) => rule.verdict === "broken").length;
+  if (name === "valid") return `All ${several(rules.length, "rule")} are kept.`;
+  if (name !== "broken") return "";
+  return `${broken} of ${several(rules.length, "rule")} ${broken === 1 ? "is" : "are"} broken.`;
 }
 
 function facts({ vm: row, links, spans }, life) {
@@ -176,7 +181,10 @@ function facts({ vm: row, links, spans }, life) {
     fact(ids.length > 1 ? "Traces" : "Trace",
       ids.map((each) => h("code", { class: "id" }, each)),
       links.map((link) => h("span", { class: "line" },
-        outside(link.url, `Open in ${link.name}${links.length > 1 ? ` (${short(link.trace_id)})` : ""}`))),
+        outside(link.url, ids.length > 1
+          ? `Open in ${link.name} (${short(link.trace_id)})`
+          : `Open in ${link.name}`),
+      )),
       h("a", {
         class: "line", href: traceAddress(row.vm_id), download: `${row.vm_id}.jsonl`,
       }, "Download as OTLP JSON")));

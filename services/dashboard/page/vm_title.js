@@ -10,7 +10,7 @@ export function vmTitle(id, here) {
   return h("div", { class: "title" },
     h("p", {}, h("a", { href: "/" }, "All handshakes")),
     h("h1", { tabindex: "-1" },
-      unseen(here === "devices" ? "Devices over time of " : ""), "VM ", h("code", {}, id)),
+      here === "devices" && unseen("Devices over time of "), "VM ", h("code", {}, id)),
     h("nav", { class: "tabs", "aria-label": "Views of this VM" },
       VIEWS.map(([view, words]) => h("a", {
         href: address({ view, id }), "aria-current": view === here ? "page" : null,

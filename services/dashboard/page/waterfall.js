@@ -37,7 +37,9 @@ export function waterfall(vmId, signal) {
     const rest = spans.length - listed.length;
     refill(element,
       scales(),
-      h("div", { class: "scroll", id: "spans", tabindex: "0", role: "region", "aria-label": "Table of spans" },
+      h("div", {
+        class: "scroll", id: "spans", tabindex: "0", role: "region", "aria-label": "Table of spans",
+      },
         h("table", { class: "spans" },
           h("caption", { class: "unseen" }, "Spans, each below its parent"),
           h("thead", {}, h("tr", {},
@@ -122,8 +124,8 @@ export function waterfall(vmId, signal) {
 }
 
 /**
- * Returns the scale of time: from the first span to the end of the last one, or to the end of the
- * last one that has an event of the beginning, where that is much shorter.
+ * Returns the scale of time: of all spans, or (not `isWhole`) only to the last event that is not
+ * about the end of something, where that is much shorter.
  *
  * @returns {{from: number, to: number}} Microseconds, as in the spans.
  */
@@ -170,6 +172,7 @@ function whole({ resource, scope, span }) {
     )),
     attributeTable("Resource", resource?.attributes),
     h("p", { class: "soft" }, `Trace ${span.traceId}, span ${span.spanId}`,
-      span.parentSpanId ? `, parent ${span.parentSpanId}` : "", `, scope ${scope?.name ?? "none"}.`),
+      span.parentSpanId ? `, parent ${span.parentSpanId}` : "",
+      `, scope ${scope?.name ?? "none"}.`),
   ];
 }

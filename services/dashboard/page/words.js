@@ -54,3 +54,8 @@ export function event(name) {
 export function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
+
+/** Returns the name of a party as a title; a device keeps the name that it was given. */
+export function title(party) {
+  return party.kind === "device" ? party.name : capital(party.name);
+}
