@@ -81,3 +81,10 @@ async def overflow(page: Page) -> int:
             "() => document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
         )
     )
+
+
+async def live(page: Page) -> None:
+    """Wait until the page hears of changes."""
+    from playwright.async_api import expect
+
+    await expect(page.locator("#live-word")).to_have_text("Live")

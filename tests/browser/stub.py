@@ -52,6 +52,7 @@ class Stub:
     fails_with: int = 0
     asked: list[str] = field(default_factory=list)
     _streams: list[queue.Queue[Any]] = field(default_factory=list)
+    _has_ended: bool = False
 
     def __enter__(self) -> Stub:
         stub = self
@@ -74,6 +75,7 @@ class Stub:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._has_ended = True
         for stream in [*self._streams]:
             stream.put(_END)
         self._server.shutdown()
@@ -156,12 +158,14 @@ class Stub:
         }
 
     def _stream(self, request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Content-Type", "text/event-stream")
-        request.end_headers()
         stream: queue.Queue[Any] = queue.Queue()
         stream.put('retry: 200\n\nevent: hello\ndata: {"version": "0.1.0", "instance": "one"}\n\n')
         self._streams.append(stream)
+        if self._has_ended:
+            stream.put(_END)
+        request.send_response(200)
+        request.send_header("Content-Type", "text/event-stream")
+        request.end_headers()
         try:
             while (text := stream.get()) is not _END:
                 request.wfile.write(text.encode())

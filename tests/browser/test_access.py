@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser import answers
-from tests.browser.pages import DESKTOP, FOUR_K, PHONE, inaccessible, overflow
+from tests.browser.pages import DESKTOP, FOUR_K, PHONE, inaccessible, live, overflow
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -41,7 +41,7 @@ def filled(stub: Stub) -> Stub:
 
 async def settle(page: Page) -> None:
     """Wait until a view has what it loads, and open all that is on demand."""
-    await expect(page.locator("#live-word")).to_have_text("Live")
+    await live(page)
     await expect(page.locator('[aria-busy="true"]')).to_have_count(0)
     await page.evaluate(
         "() => { for (const each of document.querySelectorAll('details')) each.open = true; }"
@@ -110,11 +110,11 @@ async def test_the_colours_are_the_readers_choice(pages: Pages, filled: Stub) ->
     page = await pages.open(filled.address, dark=True)
     ground = "() => getComputedStyle(document.body).backgroundColor"
     dark = await page.evaluate(ground)
-    await page.get_by_text("Light", exact=True).click()
+    await page.get_by_role("radio", name="Light").check()
     light = await page.evaluate(ground)
     assert light != dark
     await page.reload()
     assert await page.evaluate(ground) == light
     await expect(page.get_by_role("radio", name="Light")).to_be_checked()
-    await page.get_by_text("System", exact=True).click()
+    await page.get_by_role("radio", name="System").check()
     assert await page.evaluate(ground) == dark

@@ -10,7 +10,7 @@ from playwright.async_api import expect
 from services.handshake.trace.table import CLAUSES
 from tests.browser.broken_handshakes import breaking, export
 from tests.browser.dashboard import Dashboard
-from tests.browser.pages import inaccessible, overflow, shoot
+from tests.browser.pages import inaccessible, live, overflow, shoot
 from tests.support.handshake_traces import VALID, record
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ async def test_a_broken_rule_is_marked_in_place(
 
 async def test_handshakes_appear_and_change_live(pages: Pages, dashboard: Dashboard) -> None:
     page = await pages.open(dashboard.address)
-    await expect(page.locator("#live-word")).to_have_text("Live")
+    await live(page)
     vm_id, requests = export(record(VALID["wsl2"]()))
     half = len(requests) // 2
     dashboard.send(requests[:half])

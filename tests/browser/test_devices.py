@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser import answers
-from tests.browser.pages import PHONE, shoot
+from tests.browser.pages import PHONE, live, shoot
 
 if TYPE_CHECKING:
     from tests.browser.pages import Pages
@@ -66,6 +66,7 @@ async def test_new_points_are_shown(pages: Pages, stub: Stub, address: str) -> N
     page = await pages.open(address)
     value = page.get_by_role("region", name="The VM").locator(".legend .value").first
     await expect(value).to_be_visible()
+    await live(page)
     points = stub.metrics["series"][0]["points"]
     points.append([points[-1][0] + 10000, 7])
     stub.push("metrics", {"vm_id": VM})

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser import answers
-from tests.browser.pages import DESKTOP, FOUR_K, PHONE, shoot
+from tests.browser.pages import DESKTOP, FOUR_K, PHONE, live, shoot
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -136,6 +136,7 @@ async def test_a_handshake_changes_while_it_is_read(pages: Pages, stub: Stub) ->
     await expect(page.locator(".banner")).to_contain_text("Valid")
     await page.locator("#event-5-raw summary").click()
     await page.locator("#event-5-raw summary").focus()
+    await live(page)
     broken = stub.add(answers.other_aperture(VM), revision=2)
     stub.push("vm", broken["vm"])
     await expect(page.locator(".banner")).to_contain_text("Broken at step 9")
@@ -151,7 +152,7 @@ async def test_a_vm_that_is_not_known_appears_when_its_trace_comes(
     pages.may_fail = True
     page = await pages.open(f"{stub.address}/vm/{VM}")
     await expect(page.get_by_text("No trace of this VM is here")).to_be_visible()
-    await expect(page.locator("#live-word")).to_have_text("Live")
+    await live(page)
     stub.push("vm", stub.add(answers.valid(VM))["vm"])
     await expect(page.locator(".banner")).to_contain_text("Valid")
 

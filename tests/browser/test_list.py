@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser import answers
-from tests.browser.pages import FOUR_K, PHONE, shoot
+from tests.browser.pages import FOUR_K, PHONE, live, shoot
 
 if TYPE_CHECKING:
     from playwright.async_api import Locator, Page
@@ -48,7 +48,7 @@ async def test_all_handshakes_are_listed_with_their_verdicts(pages: Pages, fille
     await expect(rows(page).nth(2)).to_contain_text("64 MiB at 0x38000000")
     await expect(page.locator("#summary")).to_have_text("3 handshakes, 1 broken.")
     await expect(page).to_have_title("Handshakes · Porthole")
-    await expect(page.locator("#live-word")).to_have_text("Live")
+    await live(page)
     await shoot(page, "list-light")
 
 
@@ -96,6 +96,7 @@ async def test_a_list_that_has_nothing_yet_says_how_to_send(pages: Pages, stub: 
     await expect(page.get_by_text("PORTHOLE_OTLP_ENDPOINT=127.0.0.1:14317")).to_be_visible()
     await shoot(page, "empty-light")
 
+    await live(page)
     first = stub.add(answers.valid(GOOD))
     stub.push("vm", first["vm"])
     await expect(row_of(page, GOOD)).to_contain_text("Valid")
@@ -106,6 +107,7 @@ async def test_a_row_changes_in_place(pages: Pages, filled: Stub) -> None:
     page = await pages.open(filled.address)
     link = page.locator(f'a[title="{OTHER}"]')
     await link.focus()
+    await live(page)
     changed = answers.row(OTHER, "broken", kind="WSLC", revision=2) | {
         "started_ms": answers.NOW_MS + 2
     }
@@ -127,6 +129,7 @@ async def test_a_row_changes_in_place(pages: Pages, filled: Stub) -> None:
 async def test_a_row_comes_and_goes_with_the_filters(pages: Pages, filled: Stub) -> None:
     page = await pages.open(f"{filled.address}/?verdict=valid")
     await expect(rows(page)).to_have_count(1)
+    await live(page)
     filled.push("vm", answers.row("44444444-new", started_ms=answers.NOW_MS + 9))
     filled.push("vm", answers.row("55555555-new", "broken"))
     await expect(row_of(page, "44444444-new")).to_have_count(1)

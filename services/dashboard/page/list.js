@@ -180,7 +180,7 @@ export function openList(main, route, app) {
       return undefined;
     },
     onChange(name, data) {
-      if (isLoading) hasMissed = true;
+      if (isLoading) hasMissed ||= name === "vm" || name === "gone";
       else if (name === "vm" && counts !== null) onVm(data);
       if (name === "reload") load();
       if (name === "gone" && !isLoading) {
