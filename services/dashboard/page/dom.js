@@ -33,6 +33,21 @@ export function sign(text, kind = "") {
   return h("span", { class: `sign ${kind}`.trim(), "aria-hidden": "true" }, text);
 }
 
+/**
+ * Makes details whose content is made when they are opened first, as most are never opened.
+ *
+ * @param {Object} properties - As of `h`.
+ * @param {...*} summary - What is always seen.
+ * @param {function(): Node[]} make - Makes the content.
+ */
+export function details(properties, summary, make) {
+  const element = h("details", properties, h("summary", {}, summary));
+  element.addEventListener("toggle", () => {
+    if (element.open && element.children.length === 1) element.append(...make());
+  });
+  return element;
+}
+
 /** Returns a link to another site, or the text alone if the address is not one of the web. */
 export function outside(address, text) {
   let url;

@@ -6,7 +6,7 @@
  */
 
 import { attributeTable } from "./attributes.js";
-import { h, sign, unseen } from "./dom.js";
+import { details, h, sign, unseen } from "./dom.js";
 import { rowId } from "./flow.js";
 import { duration, grouped, several, size } from "./format.js";
 import { event as inWords, title } from "./words.js";
@@ -68,12 +68,16 @@ function step(row, lanes, originUs) {
     row.event?.hop && values(row),
     row.violations.map((each) => h("p", { class: "breach" },
       h("code", { class: "rule" }, each.rule), " ", each.detail)),
-    row.event && h("details", { id: `${id}-raw`, class: "raw" },
-      h("summary", {}, "Attributes", unseen(` of step ${row.number}`)),
-      attributeTable(`Attributes of ${row.event.name}`, row.event.attributes),
-      h("p", {},
-        h("a", { href: `#${spanElementId(row.event)}` }, "See its span"),
-        ` of ${row.event.service || "nobody"}`))));
+    row.event && details(
+      { id: `${id}-raw`, class: "raw" },
+      ["Attributes", unseen(` of step ${row.number}`)],
+      () => [
+        attributeTable(`Attributes of ${row.event.name}`, row.event.attributes),
+        h("p", {},
+          h("a", { href: `#${spanElementId(row.event)}` }, "See its span"),
+          ` of ${row.event.service || "nobody"}`),
+      ],
+    )));
 }
 
 /** Returns the id of the row of a span in the waterfall. */

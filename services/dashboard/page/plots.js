@@ -4,7 +4,7 @@
  * value beside its name. Must not know which metrics there are.
  */
 
-import { h, svg, unseen } from "./dom.js";
+import { details, h, svg, unseen } from "./dom.js";
 import { bytes, clock, count } from "./format.js";
 import { scaleEnd, valueAt } from "./series.js";
 
@@ -92,16 +92,9 @@ function path(points, x, y) {
 }
 
 function figures(id, title, unit, lines) {
-  const place = h("div", {
+  return details({ id }, ["Figures", unseen(` of ${title}`)], () => [h("div", {
     class: "scroll", tabindex: "0", role: "group", "aria-label": `Figures of ${title}`,
-  });
-  const element = h("details", { id },
-    h("summary", {}, "Figures", unseen(` of ${title}`)), place);
-  // Hundreds of rows are made only for who asks.
-  element.addEventListener("toggle", () => {
-    if (element.open && !place.children.length) place.append(table(title, unit, lines));
-  });
-  return element;
+  }, table(title, unit, lines))]);
 }
 
 function table(title, unit, lines) {
