@@ -30,8 +30,8 @@ const LAST_RANK = 12;
  * Arranges a life of a VM (GET /vms/{vm_id}, docs/dashboard.md).
  *
  * @returns {{lanes: Object[], rows: Object[], whole: Object[]}} `lanes` are the parties. A row has
- *   `number` (from 1; null for a missing event), `lane` (from 0), `event` or `missing`, `from` (the
- *   row of the hop before, or null), `joint` ("same", "differs", or "" when there is nothing to
+ *   `number` (from 1; null for a missing event), `ghost` (the same of missing events), `lane` (from
+ *   0), `event` or `missing`, `from` (the row of the hop before, or null), `joint` ("same", "differs", or "" when there is nothing to
  *   compare), and `violations`. `whole` are violations with no place among the rows.
  */
 export function arrange(life) {
@@ -42,6 +42,7 @@ export function arrange(life) {
   const rows = life.events.map((event, place) => {
     const row = {
       number: place + 1,
+      ghost: null,
       lane: laneOf.get(event.party) ?? 0,
       event,
       missing: null,
@@ -70,9 +71,7 @@ export function brokenRows({ rows }) {
 
 /** Returns the id of a row's element, which a link can name. */
 export function rowId(row) {
-  return row.event
-    ? `event-${row.number}`
-    : `missing-${row.violations[0].index}-${row.missing.event}`;
+  return row.event ? `event-${row.number}` : `missing-${row.ghost}`;
 }
 
 function joint(same) {
@@ -92,6 +91,7 @@ function add(rows, missing, violation, laneOf) {
   }
   const row = {
     number: null,
+    ghost: rows.filter((each) => each.missing).length + 1,
     lane: laneOf.get(missing.party) ?? 0,
     event: null,
     missing,
@@ -103,6 +103,7 @@ function add(rows, missing, violation, laneOf) {
 }
 
 function placeOf(rows, missing) {
+  if (missing.event === "") return 0; // the party took no part at all
   const rank = RANKS.get(missing.event) ?? LAST_RANK;
   const isInScope = (row) => row.event !== null
     && (!missing.device_id || row.event.device_id === missing.device_id);

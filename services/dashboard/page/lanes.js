@@ -9,7 +9,7 @@ import { attributeTable } from "./attributes.js";
 import { details, h, sign, unseen } from "./dom.js";
 import { rowId } from "./flow.js";
 import { duration, grouped, several, size } from "./format.js";
-import { event as inWords, title } from "./words.js";
+import { nameOf, step as inWords, title } from "./words.js";
 
 const FIELDS = [["base", "Base"], ["size", "Size"], ["token", "Token"]];
 const JOINTS = {
@@ -22,8 +22,7 @@ export function chain({ lanes, rows }) {
   return h("nav", { class: "chain", "aria-label": "Steps" },
     h("ol", {}, rows.map((row) => {
       const isBroken = row.violations.length > 0;
-      const name = row.event?.name ?? row.missing.event;
-      const words = `${title(lanes[row.lane])}: ${inWords(name)}`;
+      const words = `${title(lanes[row.lane])}: ${inWords(row)}`;
       return h("li", { class: isBroken ? "broken" : null },
         row.joint && h("span", { class: "joint", "data-joint": row.joint, "aria-hidden": "true" },
           JOINTS[row.joint].mark),
@@ -31,7 +30,7 @@ export function chain({ lanes, rows }) {
           isBroken && sign("✕"),
           row.number ?? "missing",
           unseen(`, ${words}${isBroken ? ", broken" : ""}`),
-          isBroken && h("span", { class: "name", "aria-hidden": "true" }, name)));
+          isBroken && h("span", { class: "name", "aria-hidden": "true" }, nameOf(row))));
     })));
 }
 
@@ -86,15 +85,14 @@ export function spanElementId({ trace_id: traceId, span_id: spanId }) {
 }
 
 function heading(row, lanes, id, originUs) {
-  const name = row.event?.name ?? row.missing.event;
   return h("header", {},
     h("p", { class: "party" }, title(lanes[row.lane])),
     h("h3", { id: `${id}-title` },
       row.number && h("span", { class: "step" }, unseen("Step "), row.number),
       row.missing && unseen("Missing: "),
-      h("span", {}, inWords(name))),
+      h("span", {}, inWords(row))),
     h("p", { class: "soft" },
-      h("code", {}, name),
+      h("code", {}, nameOf(row)),
       row.event && ` at ${duration(row.event.at_us - originUs)}`));
 }
 

@@ -123,6 +123,7 @@ export function openList(main, route, app) {
 
   function onVm(row) {
     const known = table.row(row.vm_id);
+    if (known && known.revision > row.revision) return; // an older state came later
     const last = table.last();
     const isInReach = known || next === null || !last || isBefore(row, last);
     if (passes(row, filters, Date.now())) {

@@ -66,11 +66,9 @@ function show() {
   view?.close();
   route = next;
   view = VIEWS[next.view](main, next, app);
-  for (const [id, isHere] of [["nav-list", next.view === "list"]]) {
-    const link = document.getElementById(id);
-    if (isHere) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
+  const link = document.getElementById("nav-list");
+  if (next.view === "list") link.setAttribute("aria-current", "page");
+  else link.removeAttribute("aria-current");
   if (!isFirst) {
     scrollTo(0, 0);
     main.querySelector("h1")?.focus({ preventScroll: true });

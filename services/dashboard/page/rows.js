@@ -27,7 +27,6 @@ export function rowTable() {
 
   function put(row, { isNews = false } = {}) {
     const known = shown.get(row.vm_id);
-    if (isNews && known && known.row.revision > row.revision) return; // an older one came later
     const tr = known?.tr ?? h("tr", { role: "row" });
     if (known) update(tr, row);
     else tr.append(...cells(row));

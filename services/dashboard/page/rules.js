@@ -6,6 +6,7 @@ import { h, sign, unseen } from "./dom.js";
 import { rowId } from "./flow.js";
 import { several } from "./format.js";
 import { spanElementId } from "./lanes.js";
+import { place } from "./words.js";
 
 /** Returns the tables of rules; `flow` is of flow.arrange. */
 export function rulesOf(life, flow) {
@@ -27,8 +28,7 @@ export function rulesOf(life, flow) {
 /** Returns links to the places where a violation shows: steps, missing steps, spans. */
 export function places(violation, { rows }) {
   const steps = rows.filter((row) => row.violations.includes(violation));
-  const links = steps.map((row) => h("a", { href: `#${rowId(row)}` },
-    row.event ? `step ${row.number}` : `missing ${row.missing.event}`));
+  const links = steps.map((row) => h("a", { href: `#${rowId(row)}` }, place(row)));
   if (!links.length) {
     links.push(...violation.spans.slice(0, 3).map((id) => {
       const [traceId, spanId] = id.split("/");
@@ -38,7 +38,7 @@ export function places(violation, { rows }) {
   }
   if (!links.length) return h("span", { class: "soft" }, "(the whole of the trace)");
   return h("span", { class: "places" }, "See ",
-    links.flatMap((link, place) => (place ? [", ", link] : [link])), ".");
+    links.flatMap((link, number) => (number ? [", ", link] : [link])), ".");
 }
 
 // Explicit roles: on a narrow screen the cells stand below each other, and stay cells.

@@ -16,7 +16,7 @@ import { address } from "./route.js";
 import { places, rulesOf } from "./rules.js";
 import { vmTitle } from "./vm_title.js";
 import { waterfall } from "./waterfall.js";
-import { capital, verdict } from "./words.js";
+import { capital, place, verdict } from "./words.js";
 
 const AGAIN_MS = 1000;
 const VIOLATIONS_SHOWN = 5;
@@ -83,11 +83,11 @@ export function openVm(main, route, app) {
   function livesOf(lives, chosen) {
     if (lives.length < 2) return null;
     return h("nav", { class: "verdicts", "aria-label": "Lives of this id" },
-      lives.map((each, place) => h("a", {
-        href: address({ view: "vm", id, life: place + 1 }),
+      lives.map((each, number) => h("a", {
+        href: address({ view: "vm", id, life: number + 1 }),
         "aria-current": each === chosen ? "true" : null,
         "data-verdict": each.verdict,
-      }, `Life ${place + 1} `, badge(each.verdict), " ", time(each.started_ms))));
+      }, `Life ${number + 1} `, badge(each.verdict), " ", time(each.started_ms))));
   }
 
   function showBroken() {
@@ -132,9 +132,8 @@ function banner(row, life, flow) {
   const first = broken[0];
   const violations = life.violations;
   const isBroken = life.verdict === "broken" || life.verdict === "open";
-  const place = first?.event ? `step ${first.number}` : `a missing step, ${first?.missing.event}`;
   const where = first && isBroken
-    ? ` at ${place}, in the lane of ${flow.lanes[first.lane].name}`
+    ? ` at ${place(first)}, in the lane of ${flow.lanes[first.lane].name}`
     : "";
   const one = (each) => h("li", {},
     h("code", { class: "rule" }, each.rule), " ", each.detail, " ", places(each, flow));

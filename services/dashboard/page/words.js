@@ -50,6 +50,23 @@ export function event(name) {
   return EVENTS.get(name) ?? name;
 }
 
+/** Returns what a row of flow.arrange shows: its event, or that its party took no part. */
+export function step(row) {
+  const name = nameOf(row);
+  return name === "" ? "Took no part" : event(name);
+}
+
+/** Returns the name of the event of a row of flow.arrange; empty when its party took no part. */
+export function nameOf(row) {
+  return row.event ? row.event.name : row.missing.event;
+}
+
+/** Returns the word for a row of flow.arrange in a sentence: step 3, missing GuestBooted. */
+export function place(row) {
+  if (row.event) return `step ${row.number}`;
+  return row.missing.event === "" ? "a party without spans" : `missing ${row.missing.event}`;
+}
+
 /** Returns a text with a capital first letter. */
 export function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);

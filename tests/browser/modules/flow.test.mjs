@@ -67,7 +67,19 @@ test("two violations of one missing event share a row", () => {
   const found = rows.filter((row) => row.missing);
   assert.equal(found.length, 1);
   assert.equal(found[0].violations.length, 2);
-  assert.equal(rowId(found[0]), "missing-0-GuestBooted");
+  assert.equal(rowId(found[0]), "missing-1");
+});
+
+test("each missing step has an id of its own, and a party that took no part comes first", () => {
+  const missing = [
+    { event: "ApertureCreated", party: "device:fs0", device_id: "fs0" },
+    { event: "ApertureCreated", party: "device:fs1", device_id: "fs1" },
+    { event: "", party: "guest-init", device_id: "" },
+  ];
+  const { rows } = arrange(life(events(), [violation(0, { missing })]));
+  const found = rows.filter((row) => row.missing).map(rowId);
+  assert.equal(new Set(found).size, 3);
+  assert.equal(rows[0].missing.party, "guest-init");
 });
 
 test("a violation without a place is about the whole", () => {
