@@ -27,14 +27,20 @@ SPAN_NS = 200_000_000
 
 @cache
 def breaking(rule: str) -> Recording:
-    """Return a recording of one VM, in which a rule is broken."""
+    """Return a recording of one VM, in which a rule is broken, and as few others as can be."""
+    best: tuple[int, Recording] | None = None
     for case in (*VALID.values(), not_as_requested):
         valid = record(case())
         for read in RULES[rule].reads:
             for _, mutant in mutants(read, valid):
-                if rule in _broken(mutant):
+                broken = _broken(mutant)
+                if broken == {rule}:
                     return mutant
-    raise LookupError(f"no mutation of a valid trace breaks {rule}")
+                if rule in broken and (best is None or len(broken) < best[0]):
+                    best = len(broken), mutant
+    if best is None:
+        raise LookupError(f"no mutation of a valid trace breaks {rule}")
+    return best[1]
 
 
 def _broken(recording: Recording) -> set[str]:

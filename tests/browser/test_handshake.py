@@ -64,7 +64,7 @@ async def test_the_wrong_hop_in_other_windows(
 ) -> None:
     stub.add(answers.other_aperture(VM))
     page = await pages.open(f"{stub.address}/vm/{VM}", size)
-    await page.get_by_role("link", name="Go to the first broken step").click()
+    await page.get_by_role("link", name="Go to the broken step").click()
     await expect(page.locator("#event-9 .flag")).to_be_in_viewport()
     await expect(page.locator("#event-9")).to_be_focused()
     await shoot(page, f"broken-{name}")

@@ -31,8 +31,8 @@ const LAST_RANK = 12;
  *
  * @returns {{lanes: Object[], rows: Object[], whole: Object[]}} `lanes` are the parties. A row has
  *   `number` (from 1; null for a missing event), `ghost` (the same of missing events), `lane` (from
- *   0), `event` or `missing`, `from` (the row of the hop before, or null), `joint` ("same", "differs", or "" when there is nothing to
- *   compare), and `violations`. `whole` are violations with no place among the rows.
+ *   0), `event` or `missing`, `from` (the row of the hop before, or null), `joint` ("same",
+ *   "differs", or "" when there is nothing to compare), and `violations`. `whole` are violations with no place among the rows.
  */
 export function arrange(life) {
   const lanes = life.parties;
@@ -67,6 +67,18 @@ export function arrange(life) {
 /** Returns the rows where a rule is broken. */
 export function brokenRows({ rows }) {
   return rows.filter((row) => row.violations.length > 0);
+}
+
+/**
+ * Returns the row that shows best what is broken, or null: one whose pool is not that of the hop
+ * before, or one that is missing, or else the first. A rule may be about several rows.
+ */
+export function foremost(flow) {
+  const broken = brokenRows(flow);
+  return broken.find((row) => row.joint === "differs")
+    ?? broken.find((row) => row.missing)
+    ?? broken[0]
+    ?? null;
 }
 
 /** Returns the id of a row's element, which a link can name. */

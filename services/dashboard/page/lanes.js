@@ -88,7 +88,7 @@ function heading(row, lanes, id, originUs) {
   return h("header", {},
     h("p", { class: "party" }, title(lanes[row.lane])),
     h("h3", { id: `${id}-title` },
-      row.number && h("span", { class: "step" }, unseen("Step "), row.number),
+      row.number && h("span", { class: "step" }, unseen("Step "), row.number, unseen(": ")),
       row.missing && unseen("Missing: "),
       h("span", {}, inWords(row))),
     h("p", { class: "soft" },

@@ -6,7 +6,7 @@
 import { traceAddress, vm as fetchVm } from "./api.js";
 import { badge } from "./badge.js";
 import { h, outside, refill, sign } from "./dom.js";
-import { arrange, brokenRows, rowId } from "./flow.js";
+import { arrange, foremost, rowId } from "./flow.js";
 import { bytes, duration, pool, several, short, size, time } from "./format.js";
 import { chain, lanesOf, outline } from "./lanes.js";
 import { say } from "./news.js";
@@ -91,9 +91,10 @@ export function openVm(main, route, app) {
   }
 
   function showBroken() {
-    // The lanes may be wider than the window: the first broken step is brought into them.
+    // The lanes may be wider than the window: the broken step is brought into them.
     const lanes = document.getElementById("lanes");
-    const card = lanes?.querySelector(".hop.broken .card");
+    const id = body.querySelector(".go")?.getAttribute("href").slice(1);
+    const card = id ? document.getElementById(id).querySelector(".card") : null;
     if (!card) return;
     const [outer, inner] = [lanes.getBoundingClientRect(), card.getBoundingClientRect()];
     lanes.scrollLeft += inner.left + inner.width / 2 - outer.left - outer.width / 2;
@@ -126,14 +127,13 @@ export function openVm(main, route, app) {
   };
 }
 
-function banner(row, life, flow) {
+function banner({ problem }, life, flow) {
   const { word, sign: mark, says } = verdict(life.verdict);
-  const broken = brokenRows(flow);
-  const first = broken[0];
+  const row = foremost(flow);
   const violations = life.violations;
   const isBroken = life.verdict === "broken" || life.verdict === "open";
-  const where = first && isBroken
-    ? ` at ${place(first)}, in the lane of ${flow.lanes[first.lane].name}`
+  const where = row && isBroken
+    ? ` at ${place(row)}, in the lane of ${flow.lanes[row.lane].name}`
     : "";
   const one = (each) => h("li", {},
     h("code", { class: "rule" }, each.rule), " ", each.detail, " ", places(each, flow));
@@ -142,15 +142,15 @@ function banner(row, life, flow) {
     class: "banner", "data-verdict": life.verdict, "aria-labelledby": "verdict-title",
   },
   h("h2", { id: "verdict-title" }, sign(mark), word + (life.verdict === "broken" ? where : "")),
-  h("p", {}, life.verdict === "unjudged" && row.problem ? row.problem : summary(life) || says,
+  h("p", {}, life.verdict === "unjudged" && problem ? problem : summary(life) || says,
     life.verdict === "open" && where && ` So far something is missing or wrong${where}.`),
   isBroken && violations.length > 0 && h("ul", { class: "violations" },
     violations.slice(0, VIOLATIONS_SHOWN).map(one)),
   isBroken && rest.length > 0 && h("details", { id: "more-violations" },
     h("summary", {}, `and ${rest.length} more`),
     h("ul", { class: "violations" }, rest.map(one))),
-  isBroken && first && h("p", {},
-    h("a", { class: "go", href: `#${rowId(first)}` }, "Go to the first broken step")));
+  isBroken && row && h("p", {},
+    h("a", { class: "go", href: `#${rowId(row)}` }, "Go to the broken step")));
 }
 
 function summary({ verdict: name, rules }) {

@@ -61,10 +61,10 @@ export function nameOf(row) {
   return row.event ? row.event.name : row.missing.event;
 }
 
-/** Returns the word for a row of flow.arrange in a sentence: step 3, missing GuestBooted. */
+/** Returns the word for a row of flow.arrange in a sentence: step 3, the missing GuestBooted. */
 export function place(row) {
   if (row.event) return `step ${row.number}`;
-  return row.missing.event === "" ? "a party without spans" : `missing ${row.missing.event}`;
+  return row.missing.event === "" ? "a party without spans" : `the missing ${row.missing.event}`;
 }
 
 /** Returns a text with a capital first letter. */

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { arrange, brokenRows, rowId } from "./flow.js";
+import { arrange, brokenRows, foremost, rowId } from "./flow.js";
 
 const parties = ["owner", "guest-kernel", "guest-init", "device-host", "device:fs0"]
   .map((id) => ({ id, name: id, kind: id }));
@@ -86,6 +86,18 @@ test("a violation without a place is about the whole", () => {
   const about = violation(1, { spans: ["a/b"] });
   const { whole } = arrange(life(events(), [violation(0), about]));
   assert.deepEqual(whole, [about]);
+});
+
+test("of several broken rows the one that differs is shown, then one that is missing", () => {
+  const listed = events();
+  listed[0].broken = [0];
+  const missing = [{ event: "GuestBooted", party: "owner", device_id: "" }];
+  const differs = arrange(life(listed, [violation(0, { missing })]));
+  assert.equal(rowId(foremost(differs)), "event-6");
+  listed[5].broken = [];
+  assert.equal(rowId(foremost(arrange(life(listed, [violation(0, { missing })])))), "missing-1");
+  assert.equal(rowId(foremost(arrange(life(listed, [violation(0)])))), "event-1");
+  assert.equal(foremost(arrange(life([]))), null);
 });
 
 test("a trace with nothing in it, and parties and hops that are not known, are arranged", () => {
