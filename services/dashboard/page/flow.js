@@ -29,7 +29,7 @@ const LAST_RANK = 12;
 /**
  * Arranges a life of a VM (GET /vms/{vm_id}, docs/dashboard.md).
  *
- * @returns {{lanes: Object[], rows: Object[], whole: Object[]}} `lanes` are the parties. A row has
+ * @returns {{lanes, rows, violations, whole}} Arrays. `lanes` are the parties. A row has
  *   `number` (from 1; null for a missing event), `ghost` (the same of missing events), `lane` (from
  *   0), `event` or `missing`, `from` (the row of the hop before, or null), `joint` ("same",
  *   "differs", or "" when there is nothing to compare), and `violations`. `whole` are violations with no place among the rows.
@@ -61,7 +61,12 @@ export function arrange(life) {
     for (const missing of violation.missing) add(rows, missing, violation, laneOf);
   }
   const placed = new Set(rows.flatMap((row) => row.violations));
-  return { lanes, rows, whole: life.violations.filter((each) => !placed.has(each)) };
+  return {
+    lanes,
+    rows,
+    violations: life.violations,
+    whole: life.violations.filter((each) => !placed.has(each)),
+  };
 }
 
 /** Returns the rows where a rule is broken. */
@@ -70,15 +75,19 @@ export function brokenRows({ rows }) {
 }
 
 /**
- * Returns the row that shows best what is broken, or null: one whose pool is not that of the hop
- * before, or one that is missing, or else the first. A rule may be about several rows.
+ * Returns the row that shows best what is broken, or null. Of the first violation that has a place
+ * it is the event that is missing, or one whose pool is not that of the hop before, or the first:
+ * a rule may be about several events.
  */
-export function foremost(flow) {
-  const broken = brokenRows(flow);
-  return broken.find((row) => row.joint === "differs")
-    ?? broken.find((row) => row.missing)
-    ?? broken[0]
-    ?? null;
+export function foremost({ rows, violations }) {
+  for (const violation of violations) {
+    const about = rows.filter((row) => row.violations.includes(violation));
+    const row = about.find((each) => each.missing)
+      ?? about.find((each) => each.joint === "differs")
+      ?? about[0];
+    if (row) return row;
+  }
+  return null;
 }
 
 /** Returns the id of a row's element, which a link can name. */

@@ -88,15 +88,16 @@ test("a violation without a place is about the whole", () => {
   assert.deepEqual(whole, [about]);
 });
 
-test("of several broken rows the one that differs is shown, then one that is missing", () => {
+test("of several broken rows the one that is missing is shown, then one that differs", () => {
   const listed = events();
   listed[0].broken = [0];
   const missing = [{ event: "GuestBooted", party: "owner", device_id: "" }];
-  const differs = arrange(life(listed, [violation(0, { missing })]));
-  assert.equal(rowId(foremost(differs)), "event-6");
-  listed[5].broken = [];
   assert.equal(rowId(foremost(arrange(life(listed, [violation(0, { missing })])))), "missing-1");
+  const whole = violation(3, { spans: ["a/b"] });
+  assert.equal(rowId(foremost(arrange(life(listed, [whole, violation(0)])))), "event-6");
+  listed[5].broken = [];
   assert.equal(rowId(foremost(arrange(life(listed, [violation(0)])))), "event-1");
+  assert.equal(foremost(arrange(life(listed, [whole]))), null);
   assert.equal(foremost(arrange(life([]))), null);
 });
 
