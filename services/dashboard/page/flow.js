@@ -29,10 +29,10 @@ const LAST_RANK = 12;
 /**
  * Arranges a life of a VM (GET /vms/{vm_id}, docs/dashboard.md).
  *
- * @returns {{lanes, rows, violations, whole}} Arrays. `lanes` are the parties. A row has
- *   `number` (from 1; null for a missing event), `ghost` (the same of missing events), `lane` (from
- *   0), `event` or `missing`, `from` (the row of the hop before, or null), `joint` ("same",
- *   "differs", or "" when there is nothing to compare), and `violations`. `whole` are violations with no place among the rows.
+ * @returns {{lanes, rows, violations}} Arrays. `lanes` are the parties, `violations` those of the
+ *   life. A row has `number` (from 1; null for a missing event), `ghost` (the same of missing
+ *   events), `lane` (from 0), `event` or `missing`, `from` (the row of the hop before, or null),
+ *   `joint` ("same", "differs", or "" when there is nothing to compare), and its `violations`.
  */
 export function arrange(life) {
   const lanes = life.parties;
@@ -60,18 +60,7 @@ export function arrange(life) {
   for (const violation of life.violations) {
     for (const missing of violation.missing) add(rows, missing, violation, laneOf);
   }
-  const placed = new Set(rows.flatMap((row) => row.violations));
-  return {
-    lanes,
-    rows,
-    violations: life.violations,
-    whole: life.violations.filter((each) => !placed.has(each)),
-  };
-}
-
-/** Returns the rows where a rule is broken. */
-export function brokenRows({ rows }) {
-  return rows.filter((row) => row.violations.length > 0);
+  return { lanes, rows, violations: life.violations };
 }
 
 /**
