@@ -162,10 +162,11 @@ async def test_each_life_of_an_id_is_shown(pages: Pages, stub: Stub) -> None:
     answer["lives"].append(answers.valid(VM)["lives"][0])
     stub.add(answer, lives=2)
     page = await pages.open(f"{stub.address}/vm/{VM}")
-    await expect(page.locator(".banner")).to_contain_text("Valid")
-    await page.get_by_role("navigation", name="Lives").get_by_text("Life 1").click()
-    await expect(page).to_have_url(f"{stub.address}/vm/{VM}?life=1")
+    # The worst is shown first.
     await expect(page.locator(".banner")).to_contain_text("Broken at step 9")
+    await page.get_by_role("navigation", name="Lives").get_by_text("Life 2").click()
+    await expect(page).to_have_url(f"{stub.address}/vm/{VM}?life=2")
+    await expect(page.locator(".banner")).to_contain_text("Valid")
 
 
 async def test_what_a_guest_wrote_is_text(pages: Pages, stub: Stub) -> None:

@@ -56,7 +56,10 @@ export function openVm(main, route, app) {
   }
 
   function show() {
-    const chosen = known.lives[life - 1] ?? known.lives.at(-1);
+    // The verdict on the VM is that of its worst life, which is what a reader comes for.
+    const chosen = known.lives[life - 1]
+      ?? known.lives.findLast((each) => each.verdict === known.vm.verdict)
+      ?? known.lives.at(-1);
     if (!chosen) {
       refill(body, facts(known, null), unjudged(known.vm));
       return;
