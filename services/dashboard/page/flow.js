@@ -15,6 +15,7 @@ const RANKS = new Map([
   ["PoolRefused", 4],
   ["PoolNotAsRequested", 5],
   ["MessageSwiotlbKernelUnsupported", 5],
+  ["HandshakeVerdict", 5], // and again before the end
   ["AddGuestDevice", 6],
   ["SwiotlbDeviceHostUnsupported", 7],
   ["ApertureCreated", 8],

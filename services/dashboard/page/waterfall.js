@@ -141,7 +141,7 @@ export function scaleOf(spans, isWhole) {
   return { from, to: isWhole || end - from < 4 * (reach - from) ? end : reach };
 }
 
-const LATE = new Set(["RemoveGuestDevice", "GuestInitEnded", "VmTerminated"]);
+const LATE = new Set(["RemoveGuestDevice", "GuestInitEnded", "HandshakeVerdict", "VmTerminated"]);
 
 function ticks({ from, to }) {
   return h("span", { class: "ticks", "aria-hidden": "true" },

@@ -31,6 +31,7 @@ const EVENTS = new Map([
   ["PoolRefused", "Pool refused"],
   ["MessageSwiotlbKernelUnsupported", "User warned: kernel publishes no pool"],
   ["SwiotlbDeviceHostUnsupported", "User warned: device host takes no token"],
+  ["HandshakeVerdict", "Owner judged the handshake"],
   ["AddGuestDevice", "Device added"],
   ["ApertureCreated", "Aperture mapped"],
   ["WindowsEnabled", "Windows instead of an aperture"],
