@@ -111,6 +111,15 @@ export function rate(points) {
   return found;
 }
 
+/** Returns the sums of what came since the point before. */
+export function summed(points) {
+  let sum = 0;
+  return points.map(([ms, value]) => {
+    sum += value ?? 0;
+    return [ms, value === null ? null : sum];
+  });
+}
+
 /** Returns the value of a line at a time: that of the last point before; null: none. */
 export function valueAt(points, ms) {
   let found = null;
@@ -155,6 +164,7 @@ function plotOf(plot, series, shown) {
 }
 
 function drawn(series, { shows, times = 1 }) {
-  const points = shows === "rate" ? rate(series.points) : series.points;
+  const sums = series.kind === "delta" ? summed(series.points) : series.points;
+  const points = shows === "rate" ? rate(sums) : sums;
   return points.map(([ms, value]) => [ms, value === null ? null : value * times]);
 }

@@ -152,6 +152,8 @@ function banner({ problem }, life, flow) {
   isBroken && rest.length > 0 && h("details", { id: "more-violations" },
     h("summary", {}, `and ${rest.length} more`),
     h("ul", { class: "violations" }, rest.map(one))),
+  life.violations_left_out > 0 && h("p", { class: "soft" },
+    `${several(life.violations_left_out, "more breach is", "more breaches are")} not listed.`),
   isBroken && row && h("p", {},
     h("a", { class: "go", href: `#${rowId(row)}` }, "Go to the broken step")));
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { attributes, text } from "./otlp.js";
-import { rate, scaleEnd, sorted, timesOf, valueAt } from "./series.js";
+import { rate, scaleEnd, sorted, summed, timesOf, valueAt } from "./series.js";
 import { scaleOf } from "./waterfall.js";
 
 function series(name, more = {}) {
@@ -16,6 +16,12 @@ test("a counter is shown as its rate, which survives a restart and a gap", () =>
   assert.deepEqual(rate([[0, 5], [1000, 15], [3000, 4], [4000, null], [5000, 8]]),
     [[1000, 10], [3000, 2], [4000, null], [5000, 2]]);
   assert.deepEqual(rate([[0, 5]]), []);
+});
+
+test("differences are added up", () => {
+  assert.deepEqual(summed([[1, 5], [2, null], [3, 2]]), [[1, 5], [2, null], [3, 7]]);
+  const { groups } = sorted([series("porthole.device.exhaustions", { kind: "delta" })]);
+  assert.deepEqual(groups[0].plots[0].lines[0].points, [[1000, 0], [2000, 10]]);
 });
 
 test("metrics are grouped by device, and none is hidden", () => {
