@@ -112,7 +112,9 @@ def _events(devices: tuple[str, ...]) -> list[Json]:
 def valid(vm_id: str, devices: tuple[str, ...] = ("src", "eth0")) -> Json:
     """One VM whose handshake is valid."""
     events = _events(devices)
-    parties = [{"id": ident, "name": name, "kind": kind} for ident, name, kind in PARTIES]
+    parties: list[Json] = [
+        {"id": ident, "name": name, "kind": kind} for ident, name, kind in PARTIES
+    ]
     for device in devices:
         named = {"device_id": device, "class": "virtio-fs", "tag": device, "removed": True}
         parties.append(

@@ -36,6 +36,11 @@ VERDICTS = ("valid", "broken", "open", "unstarted", "unjudged")
 _END = object()
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    """A browser asks for all modules of the page at once."""
+
+
 @dataclass
 class Stub:
     """The server, and what it answers.
@@ -64,7 +69,7 @@ class Stub:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Nothing: stderr is that of the test."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="stub")
         self._thread.start()
         return self

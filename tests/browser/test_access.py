@@ -102,7 +102,7 @@ async def test_each_view_has_landmarks_and_one_first_heading(pages: Pages, fille
         page = await pages.open(filled.address + path)
         await settle(page)
         for role in ("banner", "main"):
-            await expect(page.get_by_role(role)).to_have_count(1)  # type: ignore[arg-type]
+            await expect(page.get_by_role(role)).to_have_count(1)
         await expect(page.get_by_role("heading", level=1)).to_have_count(1)
 
 
