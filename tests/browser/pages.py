@@ -74,13 +74,22 @@ async def inaccessible(page: Page) -> list[str]:
     ]
 
 
-async def overflow(page: Page) -> int:
-    """Return how many pixels the page is wider than its window."""
-    return int(
-        await page.evaluate(
-            "() => document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
-        )
-    )
+_WIDE = """() => {
+  const page = document.scrollingElement, width = page.clientWidth
+  if (page.scrollWidth <= width) return []
+  const right = (e) => Math.round(e.getBoundingClientRect().right)
+  const clips = (e) => getComputedStyle(e).overflowX !== "visible"
+  const isClipped = (e) => e !== page && e.parentElement !== page
+    && (clips(e.parentElement) || isClipped(e.parentElement))
+  const wide = [...page.querySelectorAll("body *")].filter((e) => right(e) > width && !isClipped(e))
+  return [`the page is ${page.scrollWidth} wide, its window ${width}`,
+    ...wide.map((e) => `${e.tagName}#${e.id}.${e.className} ends at ${right(e)}`)]
+}"""
+
+
+async def wide(page: Page) -> list[str]:
+    """Return the elements that end beyond the window, if the page is wider than that."""
+    return list(await page.evaluate(_WIDE))
 
 
 async def live(page: Page) -> None:

@@ -10,7 +10,7 @@ from playwright.async_api import expect
 from services.handshake.trace.table import CLAUSES
 from tests.browser.broken_handshakes import breaking, export
 from tests.browser.dashboard import Dashboard
-from tests.browser.pages import inaccessible, live, overflow, shoot
+from tests.browser.pages import inaccessible, live, shoot, wide
 from tests.support.handshake_traces import VALID, record
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def test_a_broken_rule_is_marked_in_place(
             await expect(page.locator(f'[id="{(target or "")[1:]}"] .flag')).to_be_visible()
     else:
         await expect(violation).to_contain_text("the whole of the trace")
-    assert await overflow(page) <= 0
+    assert await wide(page) == []
     await shoot(page, f"dashboard-broken-{rule}")
 
 
