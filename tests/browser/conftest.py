@@ -40,8 +40,11 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def pages(browser: Browser) -> AsyncIterator[Pages]:
-    """Opens pages; the test fails if one of them complains."""
+async def pages(browser: Browser, stub: Stub) -> AsyncIterator[Pages]:
+    """Opens pages; the test fails if one of them complains.
+
+    They need the stub, so that they are closed before it: they would complain of its end.
+    """
     async with AsyncExitStack() as stack:
         opened = Pages(browser, stack)
         yield opened
