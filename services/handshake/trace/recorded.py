@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from services.handshake.events import POOL_BASE, POOL_SIZE_BYTES, VM_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from services.handshake.events import Attribute
 
@@ -108,3 +108,24 @@ class Recording:
 
     def __add__(self, other: Recording) -> Recording:
         return Recording(self.spans + other.spans, self.events + other.events)
+
+
+def joined(recordings: Iterable[Recording]) -> Recording:
+    """Put the recordings of several inputs together.
+
+    A span that a recording has and one before it had, too, counts once: people name a file and its
+    copy.
+    """
+    spans: list[Span] = []
+    events: list[TraceEvent] = []
+    known: set[tuple[str, str]] = set()
+    for recording in recordings:
+        new = [span for span in recording.spans if (span.trace_id, span.span_id) not in known]
+        events += [
+            event
+            for event in recording.events
+            if (event.span.trace_id, event.span.span_id) not in known
+        ]
+        known |= {(span.trace_id, span.span_id) for span in new}
+        spans += new
+    return Recording(tuple(spans), tuple(events))
