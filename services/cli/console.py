@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Escape as `printable` does, and line feeds as well."""
+    return printable(text).replace("\n", "\\n")
+
+
 def _console(*, stderr: bool) -> Console:
     # Imported when something is printed: `porthole device` prints nothing, and so starts faster.
     from rich.console import Console

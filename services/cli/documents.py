@@ -119,11 +119,12 @@ class JudgedVm:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on a trace.
+    """The verdict on traces.
 
     Attributes:
-        handshake: "valid", or the first broken rule.
-        vms: The verdict on each VM of the trace.
+        handshake: "valid", or the first broken rule; or the reason why there is no VM to judge, or
+            another number of VMs than was expected.
+        vms: The verdict on each VM of the traces.
     """
 
     SCHEMA: ClassVar[str] = "verdict.v1"

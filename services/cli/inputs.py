@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TIME_LIMIT_S: Final = 60.0
 """Longest time that a pipe or device gets from its opening to its end. A file needs no limit."""
 
+STDIN_FD: Final = 0
+
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -43,13 +45,18 @@ def read_bounded(path: Path, limit_bytes: int, remedy: str) -> bytes:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if status.st_size > limit_bytes:
-            raise _too_large(path, limit_bytes, remedy)
-        return _read(fd, path, limit_bytes, remedy)
+            raise too_large(str(path), limit_bytes, remedy)
+        return _read(fd, str(path), limit_bytes, remedy)
     finally:
         os.close(fd)
 
 
-def _read(fd: int, path: Path, limit_bytes: int, remedy: str) -> bytes:
+def read_standard_input(limit_bytes: int, remedy: str) -> bytes:
+    """Read the standard input to its end; arguments and errors are those of `read_bounded`."""
+    return _read(STDIN_FD, "standard input", limit_bytes, remedy)
+
+
+def _read(fd: int, name: str, limit_bytes: int, remedy: str) -> bytes:
     deadline_s = time.monotonic() + TIME_LIMIT_S
     ready = select.poll()
     ready.register(fd, select.POLLIN)
@@ -57,13 +64,7 @@ def _read(fd: int, path: Path, limit_bytes: int, remedy: str) -> bytes:
     while True:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0 or not ready.poll(left_s * 1000):
-            raise InvalidArgumentError(
-                "INPUT_TOO_SLOW",
-                f"{path} did not end within {TIME_LIMIT_S:g} s, after {len(content)} bytes; write "
-                "it to a file first",
-                path=str(path),
-                limit_s=str(TIME_LIMIT_S),
-            )
+            raise too_slow(name, len(content))
         try:
             chunk = os.read(fd, _CHUNK_BYTES)
         except BlockingIOError:  # another reader of the same pipe was faster
@@ -72,13 +73,25 @@ def _read(fd: int, path: Path, limit_bytes: int, remedy: str) -> bytes:
             return bytes(content)
         content += chunk
         if len(content) > limit_bytes:
-            raise _too_large(path, limit_bytes, remedy)
+            raise too_large(name, limit_bytes, remedy)
 
 
-def _too_large(path: Path, limit_bytes: int, remedy: str) -> InvalidArgumentError:
+def too_large(name: str, limit_bytes: int, remedy: str) -> InvalidArgumentError:
+    """Return the refusal of an input that is longer than its bound."""
     return InvalidArgumentError(
         "INPUT_TOO_LARGE",
-        f"{path} is longer than {limit_bytes} bytes, or has no end; {remedy}",
-        path=str(path),
+        f"{name} is longer than {limit_bytes} bytes, or has no end; {remedy}",
+        path=name,
         limit=limit_bytes,
+    )
+
+
+def too_slow(name: str, read_bytes: int) -> InvalidArgumentError:
+    """Return the refusal of an input that did not end in time, after so many bytes."""
+    return InvalidArgumentError(
+        "INPUT_TOO_SLOW",
+        f"{name} did not end within {TIME_LIMIT_S:g} s, after {read_bytes} bytes; write "
+        "it to a file first",
+        path=name,
+        limit_s=str(TIME_LIMIT_S),
     )

@@ -19,7 +19,7 @@ from services.cli.documents import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from services.cli.views import DeviceView, ShareView, VmView
     from services.handshake.trace.checker import VmVerdict
@@ -126,12 +126,18 @@ def device_table(devices: Iterable[DeviceView]) -> Table:
     return table
 
 
-def verdict_table(verdicts: Iterable[VmVerdict]) -> Table:
-    """Return a table with one row per VM: its handshake is valid, or the broken rules."""
+def verdict_table(verdicts: Iterable[VmVerdict], show: Callable[[str], str]) -> Table:
+    """Return a table with one row per VM: its handshake is valid, or the broken rules.
+
+    Args:
+        verdicts: The verdicts.
+        show: What makes a text of a trace fit for a line of output.
+    """
     table = _table("VM", "kind", "token", "devices", "handshake")
     for vm in verdicts:
         rules = ", ".join(dict.fromkeys(violation.rule for violation in vm.violations))
-        _row(table, vm.vm_id, vm.kind or "?", vm.token or "none", str(vm.devices), rules or "valid")
+        cells = (show(vm.vm_id), show(vm.kind) or "?", show(vm.token) or "none")
+        _row(table, *cells, str(vm.devices), rules or "valid")
     return table
 
 

@@ -185,7 +185,7 @@ def _run(plan: DemoPlan) -> DemoReport:
 def _verdict(trace_file: Path, report: DemoReport) -> str:
     """Return "valid" or the first broken rule; TRACE_MISSING when the trace lacks a VM."""
     try:
-        verdicts = judge(trace_file)
+        verdicts = judge([str(trace_file)])
     except (OSError, InvalidArgumentError) as error:
         fail(str(error))
         return getattr(error, "reason", "TRACE_MISSING")

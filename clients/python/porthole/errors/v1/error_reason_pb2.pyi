@@ -487,13 +487,25 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     SERVICE_ENDED: _ErrorReason.ValueType  # 705
     """exit code 4: a service ended by itself; its last line is in the message."""
     TRACE_SYNTAX: _ErrorReason.ValueType  # 706
-    """exit code 2: not lines of OTLP JSON; file and line are in the message."""
+    """exit code 2: no trace in a format that is known, or damaged; file and line, or the number of the
+    span, are in the message.
+    """
     TRACE_WITHOUT_VM: _ErrorReason.ValueType  # 707
-    """exit code 2: a trace without any event of a VM."""
+    """exit code 1: a trace without any event of a VM, or of the VM that `--vm` names."""
+    TRACE_NOT_FOUND: _ErrorReason.ValueType  # 716
+    """exit code 1: a server does not have the trace."""
+    TRACE_VM_COUNT: _ErrorReason.ValueType  # 717
+    """exit code 1: the trace has another number of VMs than `--expect` says."""
     INPUT_TOO_LARGE: _ErrorReason.ValueType  # 709
     """exit code 2: a file that is read as a whole is longer than the bound in the message, or has no end."""
     INPUT_TOO_SLOW: _ErrorReason.ValueType  # 710
-    """exit code 2: a pipe or device did not end within the time in the message."""
+    """exit code 2: a pipe, a device or an answer did not end within the time in the message."""
+    INPUT_URL: _ErrorReason.ValueType  # 713
+    """exit code 2: an address that is none of a trace; the message says why."""
+    INPUT_UNREACHABLE: _ErrorReason.ValueType  # 714
+    """exit code 4: a server cannot be reached, or answers with an error; it is in the message."""
+    INPUT_UNREADABLE: _ErrorReason.ValueType  # 715
+    """exit code 2: a file cannot be read; the message has the system's reason."""
     OTLP_SYNTAX: _ErrorReason.ValueType  # 750
     """# The dashboard
 
@@ -1154,13 +1166,25 @@ SERVICE_START_FAILED: ErrorReason.ValueType  # 704
 SERVICE_ENDED: ErrorReason.ValueType  # 705
 """exit code 4: a service ended by itself; its last line is in the message."""
 TRACE_SYNTAX: ErrorReason.ValueType  # 706
-"""exit code 2: not lines of OTLP JSON; file and line are in the message."""
+"""exit code 2: no trace in a format that is known, or damaged; file and line, or the number of the
+span, are in the message.
+"""
 TRACE_WITHOUT_VM: ErrorReason.ValueType  # 707
-"""exit code 2: a trace without any event of a VM."""
+"""exit code 1: a trace without any event of a VM, or of the VM that `--vm` names."""
+TRACE_NOT_FOUND: ErrorReason.ValueType  # 716
+"""exit code 1: a server does not have the trace."""
+TRACE_VM_COUNT: ErrorReason.ValueType  # 717
+"""exit code 1: the trace has another number of VMs than `--expect` says."""
 INPUT_TOO_LARGE: ErrorReason.ValueType  # 709
 """exit code 2: a file that is read as a whole is longer than the bound in the message, or has no end."""
 INPUT_TOO_SLOW: ErrorReason.ValueType  # 710
-"""exit code 2: a pipe or device did not end within the time in the message."""
+"""exit code 2: a pipe, a device or an answer did not end within the time in the message."""
+INPUT_URL: ErrorReason.ValueType  # 713
+"""exit code 2: an address that is none of a trace; the message says why."""
+INPUT_UNREACHABLE: ErrorReason.ValueType  # 714
+"""exit code 4: a server cannot be reached, or answers with an error; it is in the message."""
+INPUT_UNREADABLE: ErrorReason.ValueType  # 715
+"""exit code 2: a file cannot be read; the message has the system's reason."""
 OTLP_SYNTAX: ErrorReason.ValueType  # 750
 """# The dashboard
 
