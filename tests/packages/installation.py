@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 REPOSITORY: Final = Path(__file__).parents[2]
+CLIENT: Final = REPOSITORY / "clients" / "python"
 SCRATCH: Final = REPOSITORY / "build" / "packages"
 _BIN: Final = Path(sys.executable).parent
 _TEST_TOOLS: Final = ("hypothesis", "pytest", "pytest-asyncio")
@@ -27,7 +28,14 @@ import importlib, pkgutil, porthole
 names = [each.name for each in pkgutil.walk_packages(porthole.__path__, "porthole.")]
 assert "porthole.vmowner.v1.vm_owner_pb2_grpc" in names, names
 for name in names:
-    importlib.import_module(name)
+    if not name.startswith("porthole.testing."):
+        importlib.import_module(name)
+"""
+_USE_PLUGIN: Final = """
+import pytest
+def test_it(porthole_traces):
+    with pytest.raises(AssertionError, match="no VM has booted"):
+        porthole_traces.assert_valid(wait_s=0)
 """
 
 
@@ -36,7 +44,7 @@ def build_wheels() -> list[Path]:
     target = SCRATCH / "wheel"
     shutil.rmtree(target, ignore_errors=True)
     flags = ("--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
-    sources = (REPOSITORY / "clients" / "python", REPOSITORY)
+    sources = (CLIENT, REPOSITORY)
     _run(sys.executable, "-m", "pip", "wheel", *flags, "--wheel-dir", target, *sources)
     [client] = target.glob("porthole_client-*.whl")
     [services] = target.glob("porthole-*.whl")
@@ -67,6 +75,8 @@ def install(wheels: list[Path], name: str, python: Path, lock: str) -> Path:
 def use_client_alone(wheel: Path, python: Path) -> None:
     """Import every module of the client, beside nothing but the lowest versions that it allows.
 
+    Then use its pytest plugin, beside nothing but the lowest versions that the extra allows.
+
     Args:
         wheel: That of the client.
         python: The interpreter.
@@ -74,8 +84,18 @@ def use_client_alone(wheel: Path, python: Path) -> None:
     environment = SCRATCH / "client"
     _run(_BIN / "uv", "venv", "--quiet", "--clear", "--python", python, environment)
     pip = (_BIN / "uv", "pip", "install", "--quiet", "--python", environment / "bin" / "python")
-    _run(*pip, "--resolution", "lowest-direct", wheel)
-    _run(environment / "bin" / "python", "-W", "error", "-c", _IMPORT_ALL, cwd=SCRATCH)
+    # What a wheel needs is not direct, unless it is named as well.
+    project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
+    lowest = (*pip, "--resolution", "lowest-direct", *project["dependencies"])
+    _run(*lowest, wheel)
+    installed = (environment / "bin" / "python", "-W", "error")
+    _run(*installed, "-c", _IMPORT_ALL, cwd=SCRATCH)
+    extra = project["optional-dependencies"]["pytest"]
+    _run(*lowest, *extra, f"porthole-client[pytest] @ {wheel.as_uri()}")
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
+        (Path(scratch) / "pytest.ini").write_text("[pytest]\n")
+        (Path(scratch) / "test_it.py").write_text(_USE_PLUGIN)
+        _run(*installed, "-m", "pytest", "--quiet", cwd=Path(scratch))
 
 
 def run_tests(programs: Path) -> None:
