@@ -53,7 +53,7 @@ def download(url: str, limit_bytes: int, remedy: str, token: str = "") -> bytes:
             _receive(url, limit_bytes, remedy, token, received, deadline_s)
             done.put(bytes(received))
         except Exception as error:
-            done.put(error)
+            done.put(_explained(url, error, len(received)))
 
     threading.Thread(target=work, name="download", daemon=True).start()
     try:
@@ -61,7 +61,7 @@ def download(url: str, limit_bytes: int, remedy: str, token: str = "") -> bytes:
     except queue.Empty:
         raise inputs.too_slow(url, len(received)) from None
     if isinstance(result, Exception):
-        raise _explained(url, result, len(received))
+        raise result
     return result
 
 
