@@ -77,6 +77,8 @@ class _Plugged:
     abandoned: bool = False
     """Whether nobody waits any more for the guest to let go of it."""
     deleted: asyncio.Event = field(default_factory=asyncio.Event)
+    removal: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while its objects are removed: a guest that lets go late may be waited for again."""
 
     @property
     def device_id(self) -> str:
@@ -244,17 +246,19 @@ class HotPlug:
             logger.warning("device %s: %s", plugged.instance_id, failure.message)
 
     async def _remove_objects(self, plugged: _Plugged) -> None:
-        while plugged.objects:
-            command, name = plugged.objects[-1]
-            try:
-                await self._monitor.execute(command, {"id": name})
-            except FailedPreconditionError as refusal:
-                logger.warning("device %s: %s", plugged.instance_id, refusal.message)
-            plugged.objects.pop()
-        self._forget(plugged)
+        async with plugged.removal:
+            while plugged.objects:
+                command, name = plugged.objects[-1]
+                try:
+                    await self._monitor.execute(command, {"id": name})
+                except FailedPreconditionError as refusal:
+                    logger.warning("device %s: %s", plugged.instance_id, refusal.message)
+                plugged.objects.pop()
+            self._forget(plugged)
 
     def _forget(self, plugged: _Plugged) -> None:
-        if self._plugged.pop(plugged.instance_id, None) is not None:
+        if self._plugged.get(plugged.instance_id) is plugged:
+            del self._plugged[plugged.instance_id]
             self._ports.give_back(plugged.port)
 
 

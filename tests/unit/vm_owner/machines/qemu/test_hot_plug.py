@@ -135,6 +135,31 @@ async def test_a_guest_that_keeps_a_device_keeps_its_port_until_it_lets_go() -> 
     assert qemu.last_port() == "port0"
 
 
+class SlowQemu(FakeQemu):
+    """Answers in the next turn of the loop."""
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        answer = await super().execute(command, arguments)
+        await asyncio.sleep(0)
+        return answer
+
+
+async def test_a_guest_that_lets_go_while_it_is_waited_for_again() -> None:
+    qemu = SlowQemu()
+    await qemu.plug.plug("a", "/run/a.sock", NET)
+    qemu.keeps = True
+    with pytest.raises(DeadlineExceededError):
+        await qemu.plug.unplug("a", 0.01)
+    again = asyncio.create_task(qemu.plug.unplug("a", 10))
+    await asyncio.sleep(0.01)
+    qemu.plug.on_deleted("device-a")
+    await again
+    await asyncio.sleep(0.01)
+    assert [qemu.names().count(name) for name in ("netdev_del", "chardev-remove")] == [1, 1]
+    await qemu.plug.plug("b", "/run/b.sock", FS)
+    assert qemu.last_port() == "port0"
+
+
 async def test_a_reserved_port_is_the_one_that_its_device_gets() -> None:
     qemu = FakeQemu()
     assert [qemu.plug.reserve(name) for name in ("a", "b", "a")] == [0, 1, 0]
