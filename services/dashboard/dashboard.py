@@ -18,7 +18,7 @@ from services.dashboard.api.app import Sources, dashboard_app
 from services.dashboard.api.documents import row_document
 from services.dashboard.api.feed import Feed
 from services.dashboard.api.page import PageFiles
-from services.dashboard.judging.schedule import Schedule
+from services.dashboard.judging.schedule import Judged, Schedule
 from services.dashboard.judging.workers import PROCESSES, Workers
 from services.dashboard.listeners import WebListener
 from services.dashboard.receiver.intake import Intake
@@ -189,23 +189,24 @@ class Dashboard:
             "links": list(self._plan.links),
         }
 
-    async def _judge(self, vm_id: str, settled: bool) -> Judgement | None:
+    async def _judge(self, vm_id: str, settled: bool) -> Judged:
         try:
             judged = await self._workers.judge(vm_id, settled=settled)
         except PortholeError as error:
             self._failures[vm_id] = self._failures.get(vm_id, 0) + 1
             if self._failures[vm_id] < TRIES:
                 raise
-            judgement, seen = Judgement(Verdict.UNJUDGED, problem=error.message), 0
+            judgement = Judgement(Verdict.UNJUDGED, problem=error.message)
+            seen, work_s = 0, 0.0
         else:
             if judged is None:
-                return None
-            judgement, seen = judged.judgement, judged.seen
+                return Judged(None, 0.0)
+            judgement, seen, work_s = judged.judgement, judged.seen, judged.work_s
         row = await asyncio.wrap_future(self._writer.put_judgement(vm_id, judgement, seen))
         self._failures.pop(vm_id, None)
         if row is not None:
             self._feed.publish("vm", vm_id, row_document(row))
-        return judgement
+        return Judged(judgement.verdict, work_s)
 
     def _points_came(self, vm_ids: frozenset[str]) -> None:
         now = time.monotonic()

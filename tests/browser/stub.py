@@ -33,6 +33,7 @@ TYPES = {
 }
 LIMIT = 100
 VERDICTS = ("valid", "broken", "open", "unstarted", "unjudged")
+HELLO: answers.Json = {"version": "0.1.0", "instance": "one"}
 _END = object()
 
 
@@ -49,12 +50,14 @@ class Stub:
         vms: The answer for each VM; the list has their rows.
         metrics: The answer for the metrics of every VM.
         fails_with: Status with which every request of the API fails; 0: none.
+        greets: Whether a stream begins by itself; else when the test pushes its first event.
         asked: The paths of the API that were asked for, with their queries.
     """
 
     vms: dict[str, answers.Json] = field(default_factory=dict)
     metrics: answers.Json = field(default_factory=answers.metrics)
     fails_with: int = 0
+    greets: bool = True
     asked: list[str] = field(default_factory=list)
     _streams: list[queue.Queue[Any]] = field(default_factory=list)
     _has_ended: bool = False
@@ -102,7 +105,7 @@ class Stub:
     def push(self, event: str, data: answers.Json) -> None:
         """Send an event to all who listen."""
         for stream in [*self._streams]:
-            stream.put(f"event: {event}\ndata: {json.dumps(data)}\n\n")
+            stream.put(_written(event, data))
 
     def _get(self, request: BaseHTTPRequestHandler) -> None:
         url = urlsplit(request.path)
@@ -164,7 +167,8 @@ class Stub:
 
     def _stream(self, request: BaseHTTPRequestHandler) -> None:
         stream: queue.Queue[Any] = queue.Queue()
-        stream.put('retry: 200\n\nevent: hello\ndata: {"version": "0.1.0", "instance": "one"}\n\n')
+        if self.greets:
+            stream.put(_written("hello", HELLO))
         self._streams.append(stream)
         if self._has_ended:
             stream.put(_END)
@@ -192,3 +196,7 @@ class Stub:
         request.send_header("Content-Security-Policy", POLICY)
         request.end_headers()
         request.wfile.write(body)
+
+
+def _written(event: str, data: answers.Json) -> str:
+    return f"retry: 200\nevent: {event}\ndata: {json.dumps(data)}\n\n"

@@ -9,6 +9,7 @@ from playwright.async_api import expect
 
 from tests.browser import answers
 from tests.browser.pages import DESKTOP, FOUR_K, PHONE, live, shoot
+from tests.browser.stub import HELLO
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -144,6 +145,27 @@ async def test_a_handshake_changes_while_it_is_read(pages: Pages, stub: Stub) ->
     # The reader is where he was.
     await expect(page.locator("#event-5-raw")).to_have_attribute("open", "")
     await expect(page.locator("#event-5-raw summary")).to_be_focused()
+
+
+async def test_a_change_during_the_first_look_is_not_missed(pages: Pages, stub: Stub) -> None:
+    stub.add(answers.valid(VM))
+    page = await pages.open(f"{stub.address}/vm/{VM}")
+    await expect(page.locator(".banner")).to_contain_text("Valid")
+    asked = [path for path in stub.asked if path.startswith(("/events", "/vms"))]
+    assert asked == ["/events?", f"/vms/{VM}?"]
+
+
+async def test_changes_that_are_late_are_not_waited_for(pages: Pages, stub: Stub) -> None:
+    stub.greets = False
+    stub.add(answers.valid(VM))
+    page = await pages.open(f"{stub.address}/vm/{VM}")
+    await expect(page.locator(".banner")).to_contain_text("Valid")
+    await expect(page.locator("#live-word")).not_to_have_text("Live")
+    # Nobody told the page of this one: it looks again because it may have missed some.
+    stub.add(answers.other_aperture(VM), revision=2)
+    stub.push("hello", HELLO)
+    await expect(page.locator(".banner")).to_contain_text("Broken at step 9")
+    await live(page)
 
 
 async def test_a_vm_that_is_not_known_appears_when_its_trace_comes(

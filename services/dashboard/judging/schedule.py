@@ -1,7 +1,7 @@
 """The schedule: which VM is judged when.
 
 A VM is judged a second after spans of it came, so at most once a second while they do, and once
-more when it has settled. One whose judging takes long waits longer. Runs on the event loop. Must
+more when it has settled. One whose judging is much work waits longer. Runs on the event loop. Must
 not know how a VM is judged.
 """
 
@@ -11,9 +11,9 @@ import asyncio
 import heapq
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from services.dashboard.records import Judgement, Verdict
+from services.dashboard.records import Verdict
 from services.handshake.errors import PortholeError
 
 if TYPE_CHECKING:
@@ -25,7 +25,11 @@ DELAY_S: Final = 1.0
 """Least time from the first span that came to the judging."""
 
 PAUSE: Final = 10.0
-"""The pause before a VM is judged again, in multiples of the time that its judging took."""
+"""The pause before a VM is judged again, in multiples of the processor time of its judging.
+
+The time by the clock would say how busy the machine is: on a busy one, every verdict would come
+late.
+"""
 
 PAUSE_LIMIT_S: Final = 60.0
 """Longest such pause."""
@@ -34,19 +38,31 @@ AGAIN_S: Final = 5.0
 """Time until a VM is judged again whose judging failed."""
 
 
+class Judged(NamedTuple):
+    """What became of a judging.
+
+    Attributes:
+        verdict: The verdict; None when there is no such VM.
+        work_s: The processor time that it took.
+    """
+
+    verdict: Verdict | None
+    work_s: float
+
+
 class Schedule:
     """The VMs that are to be judged, and the tasks that have them judged.
 
     Args:
-        judge: Judges a VM and keeps the judgement; gets whether the VM has settled. Returns None
-            when there is no such VM. May raise PortholeError.
+        judge: Judges a VM and keeps the judgement; gets whether the VM has settled. May raise
+            PortholeError.
         settle_s: How long no span of a VM comes until it has settled.
         clock: Seconds, for tests.
     """
 
     def __init__(
         self,
-        judge: Callable[[str, bool], Awaitable[Judgement | None]],
+        judge: Callable[[str, bool], Awaitable[Judged]],
         settle_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -117,24 +133,23 @@ class Schedule:
     async def _judge_one(self, vm_id: str) -> None:
         self._touched.discard(vm_id)
         settled = self.has_settled(vm_id)
-        began = self._clock()
         try:
-            judgement = await self._judge(vm_id, settled)
+            judged = await self._judge(vm_id, settled)
         except PortholeError as error:
             logger.warning("VM %r was not judged: %s", vm_id, error.message)
             self._touched.add(vm_id)
             self._plan(vm_id, self._clock() + AGAIN_S)
             return
-        self._keep_pause(vm_id, self._clock() - began)
+        self._keep_pause(vm_id, judged.work_s)
         if vm_id in self._touched:
             return
-        if judgement is not None and judgement.verdict is Verdict.OPEN and not settled:
+        if judged.verdict is Verdict.OPEN and not settled:
             self._plan(vm_id, self._quiet_since[vm_id] + self._settle_s)
         else:
             self._quiet_since.pop(vm_id, None)
 
-    def _keep_pause(self, vm_id: str, took_s: float) -> None:
-        pause = min(took_s * PAUSE, PAUSE_LIMIT_S)
+    def _keep_pause(self, vm_id: str, work_s: float) -> None:
+        pause = min(work_s * PAUSE, PAUSE_LIMIT_S)
         if pause > DELAY_S:
             self._pauses[vm_id] = pause
         else:

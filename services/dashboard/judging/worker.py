@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,13 @@ class Judged:
         vm_id: The VM.
         judgement: The judgement.
         seen: For Writer.put_judgement.
+        work_s: The processor time that it took.
     """
 
     vm_id: str
     judgement: Judgement
     seen: int
+    work_s: float
 
 
 def begin(path: Path, parent_pid: int) -> None:
@@ -59,11 +62,13 @@ def judge_vm(vm_id: str, *, settled: bool) -> Judged | None:
         vm_id: The VM.
         settled: Whether no span of it has come for a while.
     """
+    began = time.process_time()
     stored = _stored(vm_id)
     if stored is None:
         return None
     vm = _recorded(stored)
-    return Judged(vm_id, judgement_on(vm, judge_lives(vm), settled=settled), stored.seen)
+    judgement = judgement_on(vm, judge_lives(vm), settled=settled)
+    return Judged(vm_id, judgement, stored.seen, time.process_time() - began)
 
 
 def describe_vm(vm_id: str, *, settled: bool) -> tuple[VmRow, dict[str, Any]] | None:

@@ -102,12 +102,10 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   main.focus();
 });
 
-addEventListener("popstate", show);
-addEventListener("hashchange", app.aim);
 attach(document.getElementById("theme"));
-show();
-follow(
-  (name, data) => view.onChange(name, data),
+// The changes come first: one that fell between the first answer and them would not be seen.
+await follow(
+  (name, data) => view?.onChange(name, data),
   (isLive) => {
     const place = document.getElementById("live");
     const word = isLive ? "Live" : "Not connected";
@@ -116,3 +114,6 @@ follow(
     if (shown.textContent !== word) shown.textContent = word;
   },
 );
+addEventListener("popstate", show);
+addEventListener("hashchange", app.aim);
+show();

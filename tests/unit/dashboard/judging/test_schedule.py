@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from services.dashboard.judging.schedule import AGAIN_S, DELAY_S, PAUSE, Schedule
-from services.dashboard.records import Judgement, Verdict
+from services.dashboard.judging.schedule import AGAIN_S, DELAY_S, PAUSE, Judged, Schedule
+from services.dashboard.records import Verdict
 from services.handshake.errors import UnavailableError
 
 SETTLE_S = 5.0
@@ -20,14 +20,14 @@ class Harness:
         self.verdicts: dict[str, Verdict | None] = {}
         self.calls: list[tuple[str, bool]] = []
         self.fails = False
+        self.work_s = 0.01
         self.schedule = Schedule(self.judge, SETTLE_S, lambda: self.now)
 
-    async def judge(self, vm_id: str, settled: bool) -> Judgement | None:
+    async def judge(self, vm_id: str, settled: bool) -> Judged:
         self.calls.append((vm_id, settled))
         if self.fails:
             raise UnavailableError("JUDGE_LOST", "lost")
-        verdict = self.verdicts.get(vm_id, Verdict.VALID)
-        return Judgement(verdict) if verdict else None
+        return Judged(self.verdicts.get(vm_id, Verdict.VALID), self.work_s)
 
     async def pass_time(self, seconds: float) -> list[tuple[str, bool]]:
         """Let time pass; return the calls that follow, without waiting."""
@@ -102,15 +102,9 @@ async def test_a_vm_that_is_gone_is_left_out() -> None:
     assert await harness.pass_time(100) == []
 
 
-async def test_a_vm_whose_judging_takes_long_waits_longer() -> None:
+async def test_a_vm_whose_judging_is_much_work_waits_longer() -> None:
     harness = Harness()
-    judge = harness.judge
-
-    async def slow(vm_id: str, settled: bool) -> Judgement | None:
-        harness.now += 2.0
-        return await judge(vm_id, settled)
-
-    harness.schedule = Schedule(slow, SETTLE_S, lambda: harness.now)
+    harness.work_s = 2.0
     harness.schedule.touch(["a"])
     await harness.pass_time(DELAY_S)
     harness.schedule.touch(["a"])
@@ -119,14 +113,29 @@ async def test_a_vm_whose_judging_takes_long_waits_longer() -> None:
     assert len(await harness.pass_time(1.5)) == 1
 
 
+async def test_a_busy_machine_puts_no_vm_off() -> None:
+    harness = Harness()
+    judge = harness.judge
+
+    async def late(vm_id: str, settled: bool) -> Judged:
+        harness.now += 60.0
+        return await judge(vm_id, settled)
+
+    harness.schedule = Schedule(late, SETTLE_S, lambda: harness.now)
+    harness.schedule.touch(["a"])
+    await harness.pass_time(DELAY_S)
+    harness.schedule.touch(["a"])
+    assert len(await harness.pass_time(DELAY_S)) == 1
+
+
 async def test_a_vm_that_is_touched_while_it_is_judged_is_judged_again() -> None:
     harness = Harness()
 
-    async def touching(vm_id: str, settled: bool) -> Judgement:
+    async def touching(vm_id: str, settled: bool) -> Judged:
         harness.calls.append((vm_id, settled))
         if len(harness.calls) == 1:
             harness.schedule.touch([vm_id])
-        return Judgement(Verdict.OPEN)
+        return Judged(Verdict.OPEN, 0.01)
 
     harness.schedule = Schedule(touching, SETTLE_S, lambda: harness.now)
     harness.schedule.touch(["a"])
@@ -144,13 +153,13 @@ async def test_a_vm_that_is_being_judged_is_not_judged_beside() -> None:
     release = asyncio.Event()
     inside = 0
 
-    async def slow(vm_id: str, settled: bool) -> Judgement:
+    async def slow(vm_id: str, settled: bool) -> Judged:
         nonlocal inside
         inside += 1
         assert inside == 1
         await release.wait()
         inside -= 1
-        return Judgement(Verdict.VALID)
+        return Judged(Verdict.VALID, 0.01)
 
     harness.schedule = Schedule(slow, SETTLE_S, lambda: harness.now)
     first = asyncio.create_task(harness.schedule.judge_now("a"))
@@ -165,9 +174,9 @@ async def test_a_vm_that_is_being_judged_is_not_judged_beside() -> None:
 async def test_the_task_wakes_up_for_a_vm() -> None:
     done = asyncio.Event()
 
-    async def judge(vm_id: str, settled: bool) -> Judgement:
+    async def judge(vm_id: str, settled: bool) -> Judged:
         done.set()
-        return Judgement(Verdict.VALID)
+        return Judged(Verdict.VALID, 0.01)
 
     schedule = Schedule(judge, SETTLE_S, lambda: asyncio.get_running_loop().time() * 50)
     task = asyncio.create_task(schedule.run())
