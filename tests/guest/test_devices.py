@@ -77,7 +77,7 @@ def test_readers_wait_for_room_in_a_full_pool(
     content = os.urandom(24 * MIB)
     (shared_tree / "big").write_bytes(content)
     with booted(
-        run_dir, *PORT, "-smp", "4", kernel=own_kernel(), kernel_arguments="hv_pci_swiotlb=2M"
+        run_dir, *PORT, cpus=4, kernel=own_kernel(), kernel_arguments="hv_pci_swiotlb=2M"
     ) as guest:
         mount(guest, host, shared_tree)
         read = "dd if=/mnt/big bs=4M iflag=direct 2>/tmp/said-$i | sha256sum > /tmp/sum-$i"

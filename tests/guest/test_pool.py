@@ -31,8 +31,10 @@ class LoggedPool:
     areas: int
 
 
-def boot(run_dir: Path, *arguments: str, pool: str) -> AbstractContextManager[QemuGuest]:
-    return booted(run_dir, *arguments, kernel=own_kernel(), kernel_arguments=pool)
+def boot(
+    run_dir: Path, *arguments: str, pool: str, cpus: int = 1
+) -> AbstractContextManager[QemuGuest]:
+    return booted(run_dir, *arguments, kernel=own_kernel(), kernel_arguments=pool, cpus=cpus)
 
 
 def logged(guest: QemuGuest) -> LoggedPool:
@@ -71,7 +73,7 @@ def warnings(guest: QemuGuest) -> list[str]:
 def test_the_pool_is_what_the_kernel_logs_and_publishes(
     run_dir: Path, asked: str, size_mib: int, cpus: int, areas: int
 ) -> None:
-    with boot(run_dir, "-smp", str(cpus), pool=f"hv_pci_swiotlb={asked}") as guest:
+    with boot(run_dir, pool=f"hv_pci_swiotlb={asked}", cpus=cpus) as guest:
         pool = logged(guest)
         assert guest.run(f"cat {BASE} {SIZE}") == f"{pool.base:#x}\n{pool.size_bytes}\n"
         assert (pool.size_bytes, pool.areas) == (size_mib * MIB, areas)

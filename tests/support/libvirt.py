@@ -49,6 +49,7 @@ _DOMAIN = """
 <domain type='qemu'>
   <name>guest</name>
   <memory unit='MiB'>{ram_mib}</memory>
+  <vcpu current='1'>2</vcpu>
   <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>

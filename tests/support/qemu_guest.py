@@ -40,6 +40,7 @@ class QemuGuest(LinuxGuest):
         kernel_arguments: str = "",
         programs: Sequence[str] = (),
         accelerator: str = "tcg",
+        cpus: int = 1,
     ) -> None:
         kernel = kernel or stock_kernel()
         ours, shell = socket.socketpair()
@@ -51,6 +52,8 @@ class QemuGuest(LinuxGuest):
                     "qemu-system-x86_64",
                     *("-accel", accelerator, "-cpu", "max,la57=off"),
                     *("-nodefaults", "-display", "none", "-no-reboot"),
+                    # TCG leaves out the barriers of a machine that can have one CPU only.
+                    *("-smp", f"{cpus},maxcpus={max(cpus, 2)}"),
                     *("-m", f"{RAM_MIB}M"),
                     *("-machine", f"q35,memory-backend=mem,max-ram-below-4g={LOW_RAM_MIB}M"),
                     *("-object", f"memory-backend-memfd,id=mem,size={RAM_MIB}M,share=on"),
@@ -134,6 +137,7 @@ def booted(
     kernel_arguments: str = "",
     programs: Sequence[str] = (),
     accelerator: str = "tcg",
+    cpus: int = 1,
 ) -> Iterator[QemuGuest]:
     """Boot a guest whose shell takes commands, with Debian's kernel unless another is given.
 
@@ -146,6 +150,7 @@ def booted(
         kernel_arguments=kernel_arguments,
         programs=programs,
         accelerator=accelerator,
+        cpus=cpus,
     )
     try:
         guest.await_shell()

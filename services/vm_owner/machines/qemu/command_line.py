@@ -50,6 +50,16 @@ class Hardware:
     cpus: int
     accelerator: Accelerator
 
+    @property
+    def possible_cpus(self) -> int:
+        """The most virtual CPUs that this machine could have.
+
+        For a machine that can have one only, TCG translates atomic operations and barriers to plain
+        loads and stores (CF_PARALLEL, in QEMU's accel/tcg). The devices are processes beside the
+        guest, so a driver would miss completions, and a device requests.
+        """
+        return max(self.cpus, 2) if self.accelerator is Accelerator.TCG else self.cpus
+
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
@@ -105,8 +115,8 @@ def command_line(
         *("-sandbox", _SANDBOX),
         *("-machine", f"{architecture.machine}{memory.machine_properties}"),
         *("-accel", accelerator, "-cpu", _cpu(installation, hardware)),
-        *("-smp", str(hardware.cpus)),
-        *memory.arguments(hardware.cpus),
+        *("-smp", f"{hardware.cpus},maxcpus={hardware.possible_cpus}"),
+        *memory.arguments(hardware.possible_cpus),
         *("-kernel", str(kernel), "-initrd", str(initramfs)),
         *("-append", kernel_arguments(kernel_command_line, hardware)),
         *("-chardev", f"socket,id=console,fd={wiring.console_fd}", "-serial", "chardev:console"),

@@ -69,16 +69,17 @@ class GuestMemory:
         )
         return [f"hv_pci_swiotlb={','.join(places)}"]
 
-    def arguments(self, cpus: int) -> list[str]:
+    def arguments(self, possible_cpus: int) -> list[str]:
         """Return the arguments of QEMU, without those of the machine itself.
 
         Args:
-            cpus: Number of virtual CPUs, which all belong to the first piece of memory.
+            possible_cpus: The most virtual CPUs that the machine could have; all belong to the
+                first piece of memory.
         """
         size = _size(self.ram_bytes)
         if not self.pools:
             return ["-m", size, "-object", f"memory-backend-memfd,id={SHARED},size={size},share=on"]
-        arguments = ["-m", size, *_piece("ram", "low", POOLS_BASE, f",cpus=0-{cpus - 1}")]
+        arguments = ["-m", size, *_piece("ram", "low", POOLS_BASE, f",cpus=0-{possible_cpus - 1}")]
         for port, pool in enumerate(self.pools):
             arguments += _piece("memfd", f"pool{port}", pool.size_bytes)
         return arguments + _piece("ram", "high", self.ram_bytes - self.pools[-1].end)

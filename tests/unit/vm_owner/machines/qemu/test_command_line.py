@@ -28,11 +28,12 @@ def arguments(
     channel: str = "/run/vm/init-port.sock",
     memory: GuestMemory = SHARED,
     architecture: Architecture = X86_64,
+    cpus: int = 2,
 ) -> list[str]:
     return command_line(
         Installation("/usr/bin/qemu-system-x86_64", version),
         VM_ID,
-        Hardware(architecture, memory, 2, accelerator),
+        Hardware(architecture, memory, cpus, accelerator),
         Path("/k/vmlinux"),
         Path("/k/initramfs"),
         "swiotlb=force hv_pci_swiotlb=67108864",
@@ -91,6 +92,24 @@ def test_the_processor_is_the_hosts_or_one_that_is_fast_to_emulate(
     line = arguments(version=version, accelerator=accelerator)
     assert value(line, "-cpu") == cpu
     assert value(line, "-accel") == accelerator
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cpus", "smp"),
+    [
+        (Accelerator.TCG, 1, "1,maxcpus=2"),
+        (Accelerator.TCG, 2, "2,maxcpus=2"),
+        (Accelerator.TCG, 4, "4,maxcpus=4"),
+        (Accelerator.KVM, 1, "1,maxcpus=1"),
+    ],
+)
+def test_no_emulated_machine_may_have_one_processor_only(
+    accelerator: Accelerator, cpus: int, smp: str
+) -> None:
+    assert value(arguments(accelerator=accelerator, cpus=cpus), "-smp") == smp
+    divided = arguments(accelerator=accelerator, cpus=cpus, memory=place_pools(2 << 30, 64 << 20))
+    [first] = [node for node in values(divided, "-numa") if "cpus=" in node]
+    assert first.endswith(f",cpus=0-{int(smp[-1]) - 1}")
 
 
 def test_no_device_is_there_at_boot_but_the_channels_port() -> None:
