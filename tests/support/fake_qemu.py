@@ -1,8 +1,9 @@
 """A stand-in for QEMU that boots nothing: it speaks QMP, has a console, and ends as it is told to.
 
 Run as a program. The environment variable FAKE_QEMU has what it does, in words:
-`silent` (no QMP), `refuses` (ends at once), `no-kvm` (the same with KVM), `stubborn` (does not
-quit), `keeps` (its guest lets go of no device), `end=REASON` (a SHUTDOWN event at the start).
+`silent` (no QMP), `refuses` (ends at once), `no-kvm` (the same with KVM), `stuck-kvm` (KVM runs
+nothing), `stubborn` (does not quit), `keeps` (its guest lets go of no device), `end=REASON` (a
+SHUTDOWN event at the start).
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def main() -> None:
     if "refuses" in words:
         sys.exit("qemu: cannot set up guest memory 'ram': Cannot allocate memory")
     console = connection("console")
-    console.sendall(CONSOLE.encode())
+    if not ("stuck-kvm" in words and "kvm" in sys.argv):
+        console.sendall(CONSOLE.encode())
     monitor = Monitor(words)
     if "silent" in words:
         time.sleep(600)

@@ -51,6 +51,10 @@ PROBE_DEADLINE_S: Final = 10.0
 UNMOUNT_DEADLINE_S: Final = 3.0
 """Longest that the guest gets to unmount a share."""
 
+KVM_WORDS_S: Final = 5.0
+"""Longest that a guest's kernel gets until its first words, where KVM is tried. They come within
+half a second; under a KVM that is itself emulated badly, they never do."""
+
 
 @dataclass(frozen=True, slots=True)
 class QemuSettings:
@@ -131,8 +135,8 @@ class QemuMachine:
     async def boot(self, spec: BootSpec) -> str:
         """Boot the guest; returns the address at which its init serves GuestInit.
 
-        Where QEMU chooses KVM by itself and ends before the guest has said anything, the guest is
-        emulated: there are hosts whose KVM runs no guest.
+        Where KVM was not asked for, and the guest ends before it has said anything or says nothing
+        for KVM_WORDS_S, it is emulated: there are hosts whose KVM runs no guest.
 
         A guest that is to report by itself, and whose init does not speak in time, goes on without
         it: whatever runs in there may use the devices that are plugged in.
@@ -155,12 +159,16 @@ class QemuMachine:
         initramfs = await asyncio.to_thread(self._write_files, spec, self._image)
         try:
             await self._boot(spec, self._installation, self._image.kernel, initramfs)
-        except UnavailableError as failure:
-            by_kvm = self._accelerator is Accelerator.KVM
-            if self._settings.accelerator or not by_kvm or self._guest.console.last_lines():
+        except (UnavailableError, DeadlineExceededError) as failure:
+            if not self._tries_kvm or self._guest.console.last_lines():
                 raise
-            logger.warning("guests run by emulation (TCG): KVM fails: %s", failure.message)
+            logger.warning(
+                "guests run by emulation (TCG): KVM fails: %s; PORTHOLE_QEMU_ACCEL=tcg does not "
+                "try it",
+                failure.message,
+            )
             await self._guest.end(None)
+            await self._guest.init_ended()  # its address is needed again
             self._guest, self._hot_plug = self._new_guest()
             self._accelerator = Accelerator.TCG
             await self._boot(spec, self._installation, self._image.kernel, initramfs)
@@ -185,6 +193,8 @@ class QemuMachine:
             *([f"--owner={owner}"] if owner else []),
         ]
         await self._guest.start(command, init_command, self._settings.environment)
+        if self._tries_kvm:
+            await self._guest.await_words(KVM_WORDS_S)
         try:
             await self._meet_init()
         except DeadlineExceededError as silence:
@@ -192,6 +202,10 @@ class QemuMachine:
                 raise
             logger.warning("VM %s: %s", spec.vm_id, silence.message)
             self._meeting = asyncio.create_task(self._meet_late_init())
+
+    @property
+    def _tries_kvm(self) -> bool:
+        return self._settings.accelerator is None and self._accelerator is Accelerator.KVM
 
     async def _meet_init(self) -> None:
         self._control = await self._guest.await_init(

@@ -94,6 +94,7 @@ class RunningGuest:
         self._pump: asyncio.Task[None] | None = None
         self._init_end: asyncio.Task[None] | None = None
         self._reason = ""
+        self._spoke = asyncio.Event()
 
     async def start(
         self,
@@ -171,6 +172,26 @@ class RunningGuest:
             f"console says: {said}",
             deadline_s=f"{deadline_s:g}",
         )
+
+    async def await_words(self, limit_s: float) -> None:
+        """Wait until the guest's console says anything.
+
+        Args:
+            limit_s: Longest time until it does.
+
+        Raises:
+            DeadlineExceededError: GUEST_BOOT_DEADLINE.
+            UnavailableError: GUEST_ENDED, with the cause.
+        """
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._unless_ended(self._spoke.wait())
+        except TimeoutError:
+            raise DeadlineExceededError(
+                "GUEST_BOOT_DEADLINE",
+                f"the guest's console says nothing within {limit_s:g} s of the start of QEMU",
+                deadline_s=f"{limit_s:g}",
+            ) from None
 
     async def wait_for_end(self) -> tuple[str, bool]:
         """Wait until one of the processes has ended by itself.
@@ -289,6 +310,7 @@ class RunningGuest:
         try:
             while data := await reader.read(_CHUNK_BYTES):
                 self.console.write(data)
+                self._spoke.set()
         except OSError as error:
             logger.debug("the guest's console ended: %s", error)
         finally:

@@ -210,6 +210,21 @@ async def test_a_guest_is_emulated_where_kvm_fails_unless_kvm_was_asked_for(
                 await up.machine.boot(SPEC)
 
 
+@pytest.mark.parametrize("wanted", [None, Accelerator.KVM])
+async def test_a_guest_is_emulated_where_kvm_runs_nothing_unless_kvm_was_asked_for(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, wanted: Accelerator | None
+) -> None:
+    monkeypatch.setenv("FAKE_QEMU", "stuck-kvm")
+    monkeypatch.setattr("services.vm_owner.machines.qemu.machine.KVM_WORDS_S", 1.0)
+    monkeypatch.setattr(
+        "services.vm_owner.machines.qemu.machine.choose_accelerator", lambda *_: Accelerator.KVM
+    )
+    async with rig(run_dir, accelerator=wanted) as up:
+        await up.machine.boot(SPEC)
+        words = words_of(up.qemu_pid)
+    assert words[words.index("-accel") + 1] == ("kvm" if wanted else "tcg")
+
+
 async def test_a_guest_whose_init_says_nothing_is_given_up_with_its_console(run_dir: Path) -> None:
     async with rig(run_dir, speaks=False, boot_deadline_s=2.0) as up:
         with pytest.raises(DeadlineExceededError, match="waiting for nothing") as failed:
