@@ -55,8 +55,8 @@ $(FASTPATH): $(wildcard native/*.[ch]) native/build.py compile_flags.txt $(READY
 
 setup: $(READY) $(FASTPATH) ## make the virtual environment (.venv)
 
-demo: $(READY) $(FASTPATH) ## run the main job: three VMs, real files, the checker's verdict
-	@$(BIN)/porthole demo
+demo: $(READY) $(FASTPATH) ## run the main job: three VMs, real files, the checker's verdict (ARGS=--dashboard)
+	@$(BIN)/porthole demo $(ARGS)
 
 $(GUEST)/.ready:
 	@rm -rf $(addprefix $(GUEST)/,bin boot lib usr packages) && mkdir -p $(GUEST)/packages

@@ -63,6 +63,18 @@ class CliContext:
         """
         return self.given_owner or self._in_run_dir("owner.sock")
 
+    def check_unsent(self) -> None:
+        """Check that traces are not sent elsewhere, before a dashboard is started for them.
+
+        Raises:
+            typer.BadParameter: They are.
+        """
+        if self.settings.otlp_endpoint is not None:
+            raise typer.BadParameter(
+                f"traces are sent to PORTHOLE_OTLP_ENDPOINT={self.settings.otlp_endpoint}; unset "
+                "it, or leave --dashboard out"
+            )
+
     def owner(self) -> AbstractAsyncContextManager[OwnerClient]:
         """Connect to the VM owner."""
         return owner(self.owner_address, self.wait_s)

@@ -52,6 +52,7 @@ class ServiceProgram:
 
 
 DEVICE_HOST: Final = ServiceProgram("device host", "services.devicehost", "devicehost.sock")
+DASHBOARD: Final = ServiceProgram("dashboard", "services.dashboard", "dashboard.sock")
 VM_OWNER: Final = ServiceProgram("VM owner", "services.vm_owner", "owner.sock", for_clients=True)
 
 START_ORDER: Final = (DEVICE_HOST, VM_OWNER)
@@ -62,6 +63,27 @@ OF_ONE_PROCESS: Final = ("PORTHOLE_LISTEN", "PORTHOLE_OWNER")
 would take them for its own."""
 
 _READY: Final = re.compile(r"porthole \S+ ready on (?P<addresses>.+)")
+
+
+def ready_addresses(line: str) -> tuple[str, ...]:
+    """Return the addresses that a service says it listens on; none: it says something else."""
+    match = _READY.fullmatch(line)
+    return tuple(match["addresses"].split(", ")) if match else ()
+
+
+def dashboard_environment(directory: Path) -> dict[str, str]:
+    """Return the variables by which a dashboard and those who send to it meet in a directory.
+
+    They meet at a Unix socket, which is reached from every network namespace, and whose address
+    nobody else has. What the user says of OTLP at other addresses stands.
+    """
+    address = f"unix:{directory / DASHBOARD.socket}"
+    given = os.environ.get("PORTHOLE_DASHBOARD_OTLP_GRPC", "")
+    return {
+        "PORTHOLE_OTLP_ENDPOINT": address,
+        "PORTHOLE_DASHBOARD_OTLP_GRPC": ",".join(filter(None, (address, given))),
+        "PORTHOLE_DASHBOARD_OTLP_HTTP": os.environ.get("PORTHOLE_DASHBOARD_OTLP_HTTP", ""),
+    }
 
 
 class Running:
@@ -130,8 +152,8 @@ class Running:
             line = raw.decode(errors="backslashreplace").rstrip()
             self.last_line = line or self.last_line
             log(self.program.name, line)
-            if match := _READY.fullmatch(line):
-                self.addresses = tuple(match["addresses"].split(", "))
+            if addresses := ready_addresses(line):
+                self.addresses = addresses
                 self._ready.set()
 
 
@@ -153,6 +175,7 @@ class Services:
         environment: PORTHOLE_ variables for them; they override those of this process.
         log: Called with the name of a service and each line that it prints.
         listen: Addresses at which the VM owner listens beside its socket.
+        dashboard: Whether a dashboard runs with them, to which they send.
     """
 
     def __init__(
@@ -161,10 +184,20 @@ class Services:
         environment: Mapping[str, str],
         log: Callable[[str, str], None],
         listen: Sequence[str] = (),
+        *,
+        dashboard: bool = False,
     ) -> None:
         self.run_dir = run_dir.absolute()
+        # It starts first and ends last: nothing that the others send is lost.
+        self._programs = (DASHBOARD, *START_ORDER) if dashboard else START_ORDER
+        met = dashboard_environment(self.run_dir) if dashboard else {}
         inherited = {name: text for name, text in os.environ.items() if name not in OF_ONE_PROCESS}
-        self._environment = {**inherited, **environment, "PORTHOLE_RUN_DIR": str(self.run_dir)}
+        self._environment = {
+            **inherited,
+            **environment,
+            **met,
+            "PORTHOLE_RUN_DIR": str(self.run_dir),
+        }
         self._log = log
         self._listen = tuple(listen)
         self._lock: int | None = None
@@ -174,6 +207,12 @@ class Services:
     def owner_address(self) -> str:
         """Address of the VM owner."""
         return f"unix:{self.run_dir / VM_OWNER.socket}"
+
+    @property
+    def page(self) -> str:
+        """URL of the page of the running dashboard; empty: there is none."""
+        # It is the first of the addresses that a dashboard says it listens on.
+        return next((each.addresses[0] for each in self.running if each.program is DASHBOARD), "")
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -194,7 +233,7 @@ class Services:
         """
         self._claim()
         try:
-            for program in START_ORDER:
+            for program in self._programs:
                 await self._start(program)
         except BaseException:
             await self.stop()

@@ -20,19 +20,45 @@ if TYPE_CHECKING:
 READY = re.compile(r"porthole dashboard ready on (.+), (.+), (.+)")
 
 
-class DashboardProcess:
-    """A dashboard with its file in a directory; a context manager.
+class DashboardApi:
+    """What asks a dashboard.
 
     Attributes:
         page: Address of the page, as a URL.
+    """
+
+    def __init__(self, page: str = "") -> None:
+        self.page = page
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path of the API."""
+        with urllib.request.urlopen(f"{self.page}/api/v1{path}", timeout=20) as answer:
+            return json.load(answer)
+
+    def wait_for(self, what: Callable[[Any], bool], path: str = "/vms") -> Any:
+        """Ask until an answer is as expected, for 20 s."""
+        deadline = time.monotonic() + 20
+        while True:
+            answer = self.get(path)
+            if what(answer):
+                return answer
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.1)
+
+
+class DashboardProcess(DashboardApi):
+    """A dashboard with its file in a directory; a context manager.
+
+    Attributes:
         grpc: Address of OTLP over gRPC.
         http: Address of OTLP over HTTP, as a URL.
     """
 
     def __init__(self, folder: Path, *flags: str) -> None:
+        super().__init__()
         self._folder = folder
         self._flags = flags
-        self.page = self.grpc = self.http = ""
+        self.grpc = self.http = ""
         self.process: subprocess.Popen[str]
 
     def __enter__(self) -> Self:
@@ -77,11 +103,6 @@ class DashboardProcess:
                 self.process.stdout.close()
         return status
 
-    def get(self, path: str) -> Any:
-        """The JSON at a path of the API."""
-        with urllib.request.urlopen(f"{self.page}/api/v1{path}", timeout=20) as answer:
-            return json.load(answer)
-
     def post(self, path: str, body: bytes, media_type: str = "application/x-protobuf") -> int:
         """The status of a request of OTLP."""
         request = urllib.request.Request(
@@ -93,13 +114,3 @@ class DashboardProcess:
         except urllib.error.HTTPError as error:
             error.close()
             return error.code
-
-    def wait_for(self, what: Callable[[Any], bool], path: str = "/vms") -> Any:
-        """Ask until an answer is as expected, for 20 s."""
-        deadline = time.monotonic() + 20
-        while True:
-            answer = self.get(path)
-            if what(answer):
-                return answer
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import json
 import sys
 import sysconfig
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -21,6 +21,7 @@ from services.cli import context
 from services.cli.console import err, fail, out, printable, say
 from services.cli.context import make_context
 from services.cli.demo import namespace
+from services.cli.demo.dashboard import started
 from services.cli.demo.demonstration import DemoPlan, Guests, run
 from services.cli.demo.report import DemoReport, summary_table
 from services.cli.end_signals import end_like_an_interrupt
@@ -94,19 +95,32 @@ def demo(
             help="Keep the VMs' files, metrics and logs, as after a failure.",
         ),
     ] = False,
+    dashboard: Annotated[
+        bool,
+        typer.Option(
+            "--dashboard",
+            help="Show the handshakes on a page, during the demonstration and until Ctrl-C. It has "
+            "the flags of `porthole dashboard` as variables.",
+        ),
+    ] = False,
 ) -> None:
     """Run three VMs on a real directory tree, and compare everything.
 
     It leaves report.json and trace.jsonl in --out; after a failure, everything.
     """
-    context.of(ctx)
+    cli = context.of(ctx)
+    if dashboard:
+        cli.check_unsent()
     end_like_an_interrupt()
     began = time.monotonic()
     missing = namespace.lacks()
     if guest is Guests.QEMU:
         # A Linux guest has mount points of its own.
         missing.pop("mount", None)
-    with _claimed(out_dir.absolute()) as target:
+    with _claimed(out_dir.absolute()) as target, contextlib.ExitStack() as stack:
+        seen = stack.enter_context(started(target / "dashboard.log")) if dashboard else None
+        if seen is not None:
+            say(f"the handshakes are seen at {seen.page}/")
         namespace.enter()
         plan = DemoPlan(
             tree=(tree or Path(sysconfig.get_path("stdlib"))).resolve(),
@@ -126,12 +140,16 @@ def demo(
         (target / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
         if report.passed and not keep:
             _remove_all_but(target, KEPT)
-    _summarise(report, target)
+        _summarise(report, target)
+        if seen is not None:
+            say(f"the handshakes are still seen at {seen.page}/; Ctrl-C ends that")
+            with contextlib.suppress(KeyboardInterrupt):
+                seen.until_it_ends()
     if not report.passed:
         raise typer.Exit(NEGATIVE)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _claimed(target: Path) -> Iterator[Path]:
     """Empty a directory and lock it against other demonstrations.
 

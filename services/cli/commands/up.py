@@ -11,7 +11,7 @@ from services.cli import context
 from services.cli.arguments import check_listen_address
 from services.cli.console import out, say
 from services.cli.end_signals import end_signals
-from services.cli.launcher import Services, service_ended
+from services.cli.launcher import Services, dashboard_environment, service_ended
 
 if TYPE_CHECKING:
     from services.cli.context import CliContext
@@ -20,12 +20,15 @@ _USE: Final = """\
 porthole is up in {run_dir}; Ctrl-C ends it. In another terminal:
 
   export PORTHOLE_RUN_DIR={run_dir}
-  porthole vm create                      # prints the VM's id
+{sent}  porthole vm create                      # prints the VM's id
   porthole share add VM DIRECTORY --ro
   porthole vm show VM
 
 Programs reach the VM owner at {addresses} (gRPC, with reflection).
-"""
+{seen}"""
+
+_SENT: Final = "  export PORTHOLE_OTLP_ENDPOINT={endpoint}\n"
+_SEEN: Final = "Handshakes are seen at {page}/.\n"
 
 
 def register(root: typer.Typer) -> None:
@@ -44,17 +47,24 @@ def up(
             envvar="PORTHOLE_LISTEN",
         ),
     ] = "",
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Show the handshakes on a page of their own.")
+    ] = False,
 ) -> None:
     """Run the services on this machine until Ctrl-C.
 
     Ctrl-C, SIGTERM and the end of the terminal end them in order. The VM owner starts a guest per
-    VM, and each guest starts its guest init.
+    VM, and each guest starts its guest init. The dashboard has the flags of `porthole dashboard` as
+    variables; it takes OTLP in the run directory, and elsewhere where they say so.
     """
+    cli = context.of(ctx)
+    if dashboard:
+        cli.check_unsent()
     addresses = [check_listen_address(item.strip()) for item in listen.split(",") if item.strip()]
-    asyncio.run(_serve(context.of(ctx), addresses))
+    asyncio.run(_serve(cli, addresses, dashboard=dashboard))
 
 
-async def _serve(cli: CliContext, listen: list[str]) -> None:
+async def _serve(cli: CliContext, listen: list[str], *, dashboard: bool) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     stopping = False
 
@@ -70,9 +80,15 @@ async def _serve(cli: CliContext, listen: list[str]) -> None:
     run_dir, trace_file = cli.settings.run_dir.absolute(), cli.settings.trace_file
     environment = {"PORTHOLE_TRACE_FILE": str(trace_file.absolute())} if trace_file else {}
     try:
-        async with Services(run_dir, environment, _log, listen) as services:
-            addresses = " and ".join(services.addresses)
-            out().print(_USE.format(run_dir=run_dir, addresses=addresses), markup=False)
+        async with Services(run_dir, environment, _log, listen, dashboard=dashboard) as services:
+            endpoint = dashboard_environment(run_dir)["PORTHOLE_OTLP_ENDPOINT"]
+            use = _USE.format(
+                run_dir=run_dir,
+                addresses=" and ".join(services.addresses),
+                sent=_SENT.format(endpoint=endpoint) if dashboard else "",
+                seen=_SEEN.format(page=services.page) if dashboard else "",
+            )
+            out().print(use, markup=False, soft_wrap=True)
             raise service_ended(await services.first_to_end())
     except asyncio.CancelledError:
         if not stopping:

@@ -21,7 +21,7 @@ class SlowServices:
 
     addresses = ("unix:/owner",)
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         self.begun = asyncio.Event()
         self.ending = asyncio.Event()
         self.may_end = asyncio.Event()
@@ -44,9 +44,9 @@ async def test_a_second_signal_does_not_interrupt_the_end_of_the_services(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = SlowServices()
-    monkeypatch.setattr(up, "Services", lambda *_: services)
+    monkeypatch.setattr(up, "Services", lambda *_, **__: services)
     cli: Any = SimpleNamespace(settings=SimpleNamespace(run_dir=tmp_path, trace_file=None))
-    serving = asyncio.create_task(up._serve(cli, []))
+    serving = asyncio.create_task(up._serve(cli, [], dashboard=False))
     await asyncio.wait_for(services.begun.wait(), 10)
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(services.ending.wait(), 10)
