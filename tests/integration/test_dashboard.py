@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from services.cli.exit_codes import NEGATIVE, OK
 from services.handshake import events
 from services.rpc import tracing
 from services.rpc.settings import ServiceSettings
+from tests.support.command import PORTHOLE
 from tests.support.dashboard import DashboardProcess
 from tests.support.handshake_traces import without, wsl2, wslc
 from tests.support.house import children
@@ -75,6 +77,28 @@ def test_what_is_malformed_or_too_large_is_refused_and_it_keeps_serving(
         half.sendall(b"POST /v1/traces HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100\r\n\r\nx")
     assert dashboard.post("/v1/traces", trace_request(wsl2(), 1)) == 200
     dashboard.wait_for(lambda answer: counts(answer) == {"valid": 1})
+
+
+def test_the_command_judges_what_it_shows(dashboard: DashboardProcess) -> None:
+    broken = without(wslc(), events.APERTURE_CREATED)
+    dashboard.post("/v1/traces", trace_request(wsl2(), 1))
+    dashboard.post("/v1/traces", trace_request(broken, 2))
+
+    def verify(number: int) -> subprocess.CompletedProcess[str]:
+        url = f"{dashboard.page}/vm/{vm_id(number)}"
+        return subprocess.run(
+            [*PORTHOLE, "handshake", "verify", url, "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    valid, other, unknown = verify(1), verify(2), verify(3)
+    assert (valid.returncode, other.returncode, unknown.returncode) == (OK, NEGATIVE, NEGATIVE)
+    [judged] = json.loads(valid.stdout)["vms"]
+    assert (judged["vm_id"], judged["valid"]) == (vm_id(1), True)
+    assert "APERTURE_MISSING" in other.stdout
+    assert vm_id(3) in unknown.stderr
 
 
 def test_changes_are_sent_as_they_happen(dashboard: DashboardProcess) -> None:
