@@ -9,6 +9,7 @@ import zlib
 from typing import Final
 
 from services.handshake.errors import InvalidArgumentError, ResourceExhaustedError
+from services.handshake.trace import gzipped
 
 REQUEST_LIMIT_BYTES: Final = 4 << 20
 """Longest body as it is sent; also gRPC's default."""
@@ -16,9 +17,6 @@ REQUEST_LIMIT_BYTES: Final = 4 << 20
 INFLATED_LIMIT_BYTES: Final = 16 << 20
 """Longest body when it is unpacked."""
 
-_GZIP: Final = b"\x1f\x8b"
-_GZIP_WINDOW: Final = 31
-_ZLIB_WINDOW: Final = 15
 _ZLIB_METHOD: Final = 0x78
 
 
@@ -43,7 +41,7 @@ def is_packed(message: bytes) -> bool:
 
     No request of OTLP begins so: its first byte is the tag of field 1, or it is empty.
     """
-    if message.startswith(_GZIP):
+    if message.startswith(gzipped.GZIP):
         return True
     # RFC 1950, section 2.2: the method, and a check sum over the first two bytes.
     return (
@@ -60,25 +58,11 @@ def inflate(body: bytes) -> bytes:
         TooLargeError: OTLP_TOO_LARGE.
         InvalidArgumentError: OTLP_ENCODING when it is damaged or cut off.
     """
-    window = _GZIP_WINDOW if body.startswith(_GZIP) else _ZLIB_WINDOW
-    parts: list[bytes] = []
-    left = INFLATED_LIMIT_BYTES
-    rest = body
-    while rest:
-        member = zlib.decompressobj(window)
-        try:
-            part = member.decompress(rest, left + 1)
-        except zlib.error as error:
-            raise _damaged(str(error)) from None
-        if len(part) > left:
-            raise too_large()
-        if not member.eof:
-            raise _damaged("it was cut off")
-        left -= len(part)
-        parts.append(part)
-        rest = member.unused_data
-    return b"".join(parts)
-
-
-def _damaged(why: str) -> InvalidArgumentError:
-    return InvalidArgumentError("OTLP_ENCODING", f"the body is not compressed as it says: {why}")
+    try:
+        return gzipped.inflate(body, INFLATED_LIMIT_BYTES)
+    except gzipped.TooLongError:
+        raise too_large() from None
+    except zlib.error as error:
+        raise InvalidArgumentError(
+            "OTLP_ENCODING", f"the body is not compressed as it says: {error}"
+        ) from None

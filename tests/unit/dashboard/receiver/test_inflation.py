@@ -49,7 +49,9 @@ def test_the_bound_is_that_of_all_members() -> None:
 @pytest.mark.parametrize(
     "body",
     [
+        b"",
         b"x",
+        b"\0\0",
         b"\x1f\x8b",
         gzip.compress(b"abc")[:-1],
         gzip.compress(b"abc")[:-5] + b"12345",
