@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -55,6 +56,8 @@ PARTS: Final = (*QUICK_PARTS, "guests")
 def main() -> None:
     """Run."""
     given = _arguments()
+    # Guests and devices are ended by those who started them.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     begin, watch, where = time.monotonic(), machine.Watch(), machine.describe()
     with contextlib.ExitStack() as stack:
         if given.precedence:

@@ -128,8 +128,7 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
     lines = [
         "# Results",
         "",
-        f"Written by `make bench{' FULL=1' if results.size.value == 'full' else ''}`; "
-        "[how it is measured](README.md).",
+        "Written by `make bench`; docs/benchmarks/README.md says how it is measured.",
         "",
         *table(
             ["", ""],
@@ -145,14 +144,17 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
             ],
         ),
         "",
-        "## Goals",
-        "",
-        "Middle is the geometric mean over the cases; each case counts with its median.",
-        "",
     ]
-    goals = judge(results)
-    lines += table(["goal", "bound", "verdict", "middle", "worst case"], goal_rows(goals))
-    lines += ["", *_misses(goals)]
+    if goals := judge(results):
+        lines += [
+            "## Goals",
+            "",
+            "Middle is the geometric mean over the cases; each case counts with its median.",
+            "",
+            *table(["goal", "bound", "verdict", "middle", "worst case"], goal_rows(goals)),
+            "",
+            *_misses(goals),
+        ]
     lines += [f"![{name.removesuffix('.svg')}]({name})" for name in plots]
     for kind, title in TITLES.items():
         lines += _cases(title, [result for result in results.cases if result.case.kind is kind])
