@@ -18,7 +18,7 @@ from services.cli.console import fail
 from services.cli.exit_codes import USAGE
 from services.cli.flags import RootFlags
 from services.rpc import run_directory, tracing
-from services.rpc.collector import COMMAND_FLUSH_S
+from services.rpc.collector import COMMAND_PATIENCE_S
 from services.rpc.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class CliContext:
         try:
             yield
         finally:
-            tracing.shutdown(COMMAND_FLUSH_S)
+            tracing.shutdown(unheard_s=COMMAND_PATIENCE_S)
 
     def _in_run_dir(self, socket: str) -> str:
         run_dir = self.settings.run_dir.absolute()

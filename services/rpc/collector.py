@@ -27,8 +27,8 @@ FLUSH_S: Final = 1.0
 Also the age from which an export without an answer counts as a failure.
 """
 
-COMMAND_FLUSH_S: Final = 0.2
-"""The same for a command, whose user waits for it."""
+COMMAND_PATIENCE_S: Final = 0.05
+"""The same for a command whose collector has not answered by its end: its user waits for it."""
 
 RECENT_FAILURE_S: Final = 30.0
 """How long after a failed export nothing is flushed, unless one has succeeded since."""
@@ -87,6 +87,7 @@ class CollectorLink:
         self._numbers = 0
         self._failed_at: float | None = None
         self._abandoned = False
+        self._has_answered = False
         self._closers: list[Callable[[], None]] = []
         self._spans = dict.fromkeys(Loss, 0)
         self._metric_exports = 0
@@ -153,6 +154,11 @@ class CollectorLink:
                 return False
             return self._failed_at is None or now - self._failed_at >= RECENT_FAILURE_S
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether the collector has ever taken an export."""
+        return self._has_answered
+
     def abandon(self) -> None:
         """Give the collector up: end the exports that run, and send nothing any more."""
         with self._lock:
@@ -184,10 +190,16 @@ class CollectorLink:
             with self._lock:
                 del self._sending[number]
                 self._failed_at = None if taken else self._clock()
+                self._has_answered |= taken
         return taken
 
 
-def end_within(budget_s: float, link: CollectorLink, ends: Sequence[Callable[[], object]]) -> None:
+def end_within(
+    budget_s: float,
+    link: CollectorLink,
+    ends: Sequence[Callable[[], object]],
+    unheard_s: float = FLUSH_S,
+) -> None:
     """Run the ends of all providers at the same time, and give the collector up after a budget.
 
     A collector that does not answer (`CollectorLink.answers`) is given up at once. What is lost is
@@ -197,13 +209,18 @@ def end_within(budget_s: float, link: CollectorLink, ends: Sequence[Callable[[],
         budget_s: Longest time that the collector gets.
         link: The link of these providers.
         ends: Each ends one provider, and returns once it has sent the rest.
+        unheard_s: Longest time that a collector gets which has not answered by then.
     """
     if not link.answers():
         link.abandon()
     threads = [threading.Thread(target=_end, args=(end,), daemon=True) for end in ends]
     for thread in threads:
         thread.start()
-    if not _joined(threads, budget_s):
+    first_s = min(unheard_s, budget_s)
+    done = _joined(threads, first_s)
+    if not done and link.has_answered:
+        done = _joined(threads, budget_s - first_s)
+    if not done:
         link.abandon()
         _joined(threads, CLOSE_S)
     losses = link.losses()

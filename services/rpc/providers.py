@@ -32,6 +32,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from services.rpc.collector import (
     EXPORT_DEADLINE_S,
+    FLUSH_S,
     CollectorLink,
     end_within,
     positive,
@@ -95,18 +96,19 @@ class Providers:
     meter_provider: MeterProvider
     link: CollectorLink | None
 
-    def end(self, flush_s: float) -> None:
+    def end(self, flush_s: float, unheard_s: float = FLUSH_S) -> None:
         """Export the rest and stop.
 
         Args:
             flush_s: Longest time that a collector gets; files get what is due.
+            unheard_s: The same for one that has not answered by then.
         """
         ends: tuple[Callable[[], object], ...] = (
             self.tracer_provider.shutdown,
             self.meter_provider.shutdown,
         )
         if self.link is not None:
-            end_within(flush_s, self.link, ends)
+            end_within(flush_s, self.link, ends, unheard_s)
             return
         for end in ends:
             end()

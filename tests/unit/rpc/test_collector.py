@@ -319,6 +319,40 @@ def test_a_slow_collector_gets_everything_within_the_budget(run_dir: Path) -> No
     assert collector.spans == ["Slow"]
 
 
+def test_a_command_waits_for_a_collector_that_has_answered_before(run_dir: Path) -> None:
+    collector = Collector()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        assert providers.link is not None
+        while not providers.link.has_answered:
+            time.sleep(0.01)
+        collector.asked.clear()
+        collector.may_answer.clear()
+        end_a_span(providers, "Heard")
+        ending = threading.Thread(target=providers.end, args=(60, 0.01))
+        ending.start()
+        assert collector.asked.wait(60)
+        ending.join(0.1)
+        assert ending.is_alive()
+        collector.may_answer.set()
+        ending.join(60)
+    assert collector.spans == ["Heard"]
+
+
+@pytest.mark.usefixtures("ends_in_bounds")
+def test_a_command_does_not_wait_for_one_that_has_never_answered(run_dir: Path) -> None:
+    collector = Collector()
+    collector.may_answer.clear()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        end_a_span(providers, "Unheard")
+        assert collector.asked.wait(60)
+        providers.end(60, 0.01)
+        assert not collector.may_answer.is_set()
+        assert providers.link is not None
+        assert lost(providers.link) == (0, 1)
+
+
 def test_after_a_failed_export_nothing_is_sent_at_the_end(run_dir: Path) -> None:
     collector = Collector(fails=True)
     with serving(collector) as endpoint:
