@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Brings the cluster up with a real container engine, runs the handshake in it, checks the trace, and
-# takes everything down again. Needs root. It works on a bare Debian machine without an image registry:
+# Brings the cluster up with a real container engine, runs the handshake in it, sees that it is valid on
+# the page of its dashboard, and takes everything down again. Needs root, and what `make test` sets up. It works on a bare Debian machine without an image registry:
 # it installs an engine if there is none, and starts one, with data of its own, if none is running; it
-# then makes the base image that the Dockerfile names by debootstrap.
+# then makes the base image that the Dockerfile names by debootstrap. What it installed it removes again.
 #
 # PORTHOLE_VERIFY_CACHE (default: ~/.cache/porthole-verify) keeps the base image for the next time.
 set -euo pipefail
@@ -12,7 +12,6 @@ cache=${PORTHOLE_VERIFY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/porthole-verify}
 named_image=python:3.11-slim-bookworm
 stand_in=porthole-verify/base
 work=$(mktemp -d /tmp/porthole-verify.XXXXXX)
-results=$here/../build/verify
 compose=(docker compose --file "$here/compose.yaml" --project-name porthole-verify)
 own_engine=
 began=$SECONDS
@@ -32,8 +31,18 @@ install_missing() {
   printf '#!/bin/sh\nexit 101\n' >"$work/policy-rc.d"
   chmod +x "$work/policy-rc.d"
   [[ -e /usr/sbin/policy-rc.d ]] || { cp "$work/policy-rc.d" /usr/sbin/; own_policy=1; }
+  [[ -e $work/packages ]] || packages >"$work/packages"
   DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${missing[@]}" >/dev/null
   [[ -z ${own_policy:-} ]] || rm -f /usr/sbin/policy-rc.d
+}
+
+packages() {
+  dpkg-query --show --showformat '${db:Status-Abbrev}${Package}\n' | sed -n 's/^ii //p' | sort
+}
+
+remove_installed() {
+  [[ -e $work/packages ]] || return 0
+  packages | comm -13 "$work/packages" - | DEBIAN_FRONTEND=noninteractive xargs -r apt-get purge -qq >/dev/null
 }
 
 start_engine() {
@@ -128,7 +137,8 @@ tear_down() {
   if ((status)) && [[ -n ${ready:-} ]]; then "${compose[@]}" logs --no-color 2>&1 | tail -n 60; fi
   [[ -z ${ready:-} ]] || "${compose[@]}" --profile tools down --volumes --timeout 30 >/dev/null 2>&1
   if [[ -z $own_engine ]]; then
-    docker image rm porthole/guest porthole/vm_owner porthole/devicehost "$stand_in" >/dev/null 2>&1
+    docker image rm porthole/guest porthole/vm_owner porthole/devicehost porthole/dashboard \
+      "$stand_in" >/dev/null 2>&1
   else
     kill "$engine" && wait "$engine"
     umount "$work/exec/netns/default" 2>/dev/null
@@ -142,6 +152,7 @@ tear_down() {
       if [[ $path == /sys/* ]]; then find "$path" -depth -type d -exec rmdir {} +; else rm -rf "$path"; fi
     done
   fi
+  remove_installed
   rm -rf "$work"
   exit "$status"
 }
@@ -154,7 +165,7 @@ fetch_plugins
 make_base_image
 
 ready=1
-"${compose[@]}" --profile telemetry config --quiet
+"${compose[@]}" config --quiet
 say "building the images"
 "${compose[@]}" build --quiet
 say "starting the services"
@@ -170,16 +181,12 @@ done
 say "the handshake"
 "${compose[@]}" run --rm -T --no-deps handshake
 
-say "checking the trace"
-rm -rf "$results" && mkdir -p "$results"
-for service in guest vm_owner devicehost; do
-  container=$("${compose[@]}" ps --quiet "$service")
-  docker cp --quiet "$container:/var/lib/porthole/." "$results"
-done
-cat "$results"/*.jsonl >"$results/trace.jsonl.all"
-chmod a+rx "$results" && chmod a+r "$results"/*
-"${compose[@]}" run --rm -T --volume "$results:/results:ro" --no-deps handshake \
-  porthole handshake verify /results/trace.jsonl.all
+say "looking at it"
+# As a reader finds it.
+link=$("${compose[@]}" logs --no-color dashboard | sed -n 's/.*the page: //p')
+[[ $link == http://127.0.0.1:*/?token=* ]] || die "the dashboard's log has no link to its page: $link"
+PORTHOLE_CLUSTER_PAGE=${link%/?token=*} PORTHOLE_CLUSTER_TOKEN=${link#*token=} \
+  "$here/../.venv/bin/python" -m pytest --quiet --rootdir "$here/.." "$here/../tests/browser/check_cluster.py"
 
 say "stopping"
 stopped=$SECONDS

@@ -74,16 +74,16 @@ def ready_addresses(line: str) -> tuple[str, ...]:
 def dashboard_environment(directory: Path) -> dict[str, str]:
     """Return the variables by which a dashboard and those who send to it meet in a directory.
 
-    They meet at a Unix socket, which is reached from every network namespace, and whose address
+    They meet at Unix sockets, which are reached from every network namespace, and whose addresses
     nobody else has. What the user says of OTLP at other addresses stands.
     """
-    address = f"unix:{directory / DASHBOARD.socket}"
-    given = os.environ.get("PORTHOLE_DASHBOARD_OTLP_GRPC", "")
-    return {
-        "PORTHOLE_OTLP_ENDPOINT": address,
-        "PORTHOLE_DASHBOARD_OTLP_GRPC": ",".join(filter(None, (address, given))),
-        "PORTHOLE_DASHBOARD_OTLP_HTTP": os.environ.get("PORTHOLE_DASHBOARD_OTLP_HTTP", ""),
-    }
+    sockets = {"GRPC": DASHBOARD.socket, "HTTP": "dashboard-http.sock"}
+    met = {"PORTHOLE_OTLP_ENDPOINT": f"unix:{directory / DASHBOARD.socket}"}
+    for protocol, socket in sockets.items():
+        name = f"PORTHOLE_DASHBOARD_OTLP_{protocol}"
+        given = os.environ.get(name, "")
+        met[name] = ",".join(filter(None, (f"unix:{directory / socket}", given)))
+    return met
 
 
 class Running:

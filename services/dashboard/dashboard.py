@@ -31,7 +31,7 @@ from services.rpc.server import ServerHandle, start_server
 from services.rpc.version import SOFTWARE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import Self
 
@@ -54,7 +54,7 @@ class Plan:
         database: The file.
         limits: How much is kept.
         settle_s: How long no span of a VM comes until broken rules are final.
-        token: What every request needs; empty: nothing.
+        token: What every request over TCP needs; empty: nothing.
         listen: Addresses of the page.
         otlp_grpc: Addresses of OTLP over gRPC.
         otlp_http: Addresses of OTLP over HTTP.
@@ -117,7 +117,6 @@ class Dashboard:
 
     async def _start(self) -> None:
         plan, loop = self._plan, asyncio.get_running_loop()
-        access = Access(plan.token)
 
         def removed(gone: frozenset[str], touched: frozenset[str]) -> None:
             loop.call_soon_threadsafe(self._removed, gone, touched)
@@ -133,22 +132,36 @@ class Dashboard:
             self._stack.push_async_callback(_cancel, judging)
         self._intake = Intake(self._writer, self._schedule.touch, self._points_came)
 
-        app = dashboard_app(self._sources(), access, PageFiles())
-        self.page_addresses = await self._serve(WebListener(app, plan.listen))
+        files, sources = PageFiles(), self._sources()
+        for access, listen in self._groups(plan.listen):
+            page = WebListener(dashboard_app(sources, access, files), listen)
+            self.page_addresses += await self._serve(page)
         # Streams of events end first, because they would end by themselves only with their readers.
         self._stack.callback(self._feed.close)
-        if plan.otlp_http:
-            app = otlp_app(self._intake, access)
-            self.http_addresses = await self._serve(WebListener(app, plan.otlp_http))
-        if plan.otlp_grpc:
+        for access, listen in self._groups(plan.otlp_http):
+            receiver = WebListener(otlp_app(self._intake, access), listen)
+            self.http_addresses += await self._serve(receiver)
+        for access, listen in self._groups(plan.otlp_grpc):
             handle = await start_server(
-                plan.otlp_grpc,
+                listen,
                 servicers(self._intake, access),
                 options=OPTIONS,
-                authenticated=bool(plan.token),
+                authenticated=bool(access.token),
             )
             self._stack.push_async_callback(_stop, handle)
-            self.grpc_addresses = handle.addresses
+            self.grpc_addresses += handle.addresses
+
+    def _groups(self, addresses: tuple[str, ...]) -> Iterator[tuple[Access, tuple[str, ...]]]:
+        """Yield addresses of one kind, and who may ask there.
+
+        A Unix socket is its own access: whoever may connect is who the permissions of its file let.
+        """
+        ports = tuple(each for each in addresses if not is_socket(each))
+        sockets = tuple(each for each in addresses if is_socket(each))
+        if ports:
+            yield Access(self._plan.token), ports
+        if sockets:
+            yield Access(), sockets
 
     async def _serve(self, listener: WebListener) -> tuple[str, ...]:
         self._stack.push_async_callback(listener.stop)
@@ -228,7 +241,12 @@ class Dashboard:
 
 def http_url(address: str) -> str:
     """Return the address of a listener as browsers and exporters write it."""
-    return address if address.startswith("unix:") else f"http://{address}"
+    return address if is_socket(address) else f"http://{address}"
+
+
+def is_socket(address: str) -> bool:
+    """Return whether an address is that of a Unix socket."""
+    return address.startswith("unix:")
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

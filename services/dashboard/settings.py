@@ -58,8 +58,8 @@ class DashboardSettings(ProgramSettings):
     )
     token_file: Path | None = Field(
         default=None,
-        description="file with the token that every request needs; a must where other machines "
-        "can ask",
+        description="file with the token that every request over TCP needs; a must where other "
+        "machines can ask",
     )
     trace_link: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
 from services.cli.exit_codes import NEGATIVE, OK
+from services.dashboard.receiver.servicer import TRACES
 from services.handshake import events
 from services.rpc import tracing
 from services.rpc.settings import ServiceSettings
@@ -187,11 +191,48 @@ def test_a_token_is_asked_for_everywhere(tmp_path: Path) -> None:
     file.write_text("0123456789abcdef")
     with DashboardProcess(tmp_path, "--token-file", str(file)) as dashboard:
         assert dashboard.post("/v1/traces", trace_request(wsl2(), 1)) == 401
-        request = urllib.request.Request(
-            f"{dashboard.page}/api/v1/vms", headers={"authorization": "Bearer 0123456789abcdef"}
-        )
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            assert counts(json.load(answer)) == {}
+        dashboard.token = file.read_text()
+        assert counts(dashboard.get("/vms")) == {}
+
+
+def test_who_may_connect_to_a_unix_socket_needs_no_token(tmp_path: Path, run_dir: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("0123456789abcdef")
+    flags = [
+        part
+        for name in ("listen", "otlp-grpc", "otlp-http")
+        for part in (f"--{name}", f"unix:{run_dir}/{name}.sock")
+    ]
+    flags += ["--token-file", str(file), "--settle-s", "1"]
+    with DashboardProcess(tmp_path, *flags) as dashboard:
+        settings = ServiceSettings(run_dir=run_dir, otlp_endpoint=f"unix:{run_dir}/otlp-grpc.sock")
+        tracing.setup("owner", settings)
+        with tracing.operation("CreateVm"):
+            for _, event in wsl2()[:2]:
+                tracing.emit(event)
+        tracing.shutdown()
+        for name, status in (("listen", b"200"), ("otlp-http", b"404")):
+            path = run_dir / f"{name}.sock"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                client.sendall(
+                    b"GET /api/v1/vms HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+                )
+                answer = b"".join(iter(lambda: client.recv(4096), b""))
+            assert answer.startswith(b"HTTP/1.1 " + status)
+        # The same dashboard, over TCP.
+        assert dashboard.post("/v1/traces", trace_request(wsl2(), 1)) == 401
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            dashboard.get("/vms")
+        with grpc.insecure_channel(dashboard.grpc) as channel:
+            export: Any = channel.unary_unary(f"/{TRACES}/Export")
+            with pytest.raises(grpc.RpcError) as refused:
+                export(trace_request(wsl2(), 1))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        dashboard.token = file.read_text()
+        [row] = dashboard.wait_for(lambda answer: counts(answer) == {"broken": 1})["vms"]
+        assert (row["kind"], row["services"]) == ("WSL2", ["owner"])
 
 
 def test_it_listens_on_unix_sockets(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-READY = re.compile(r"porthole dashboard ready on (.+), (.+), (.+)")
+READY = re.compile(r"porthole dashboard ready on (.+)")
 
 
 class DashboardApi:
@@ -25,14 +25,18 @@ class DashboardApi:
 
     Attributes:
         page: Address of the page, as a URL.
+        token: What it wants to see; empty: nothing.
     """
 
-    def __init__(self, page: str = "") -> None:
+    def __init__(self, page: str = "", token: str = "") -> None:
         self.page = page
+        self.token = token
 
     def get(self, path: str) -> Any:
         """The JSON at a path of the API."""
-        with urllib.request.urlopen(f"{self.page}/api/v1{path}", timeout=20) as answer:
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        request = urllib.request.Request(f"{self.page}/api/v1{path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 
     def wait_for(self, what: Callable[[Any], bool], path: str = "/vms") -> Any:
@@ -83,7 +87,8 @@ class DashboardProcess(DashboardApi):
         if match is None:
             self.__exit__()
             raise AssertionError(line + (self._folder / "dashboard.log").read_text())
-        self.page, self.grpc, self.http = match.groups()
+        ports = [each for each in match[1].split(", ") if not each.startswith("unix:")]
+        self.page, self.grpc, self.http = ports
         return self
 
     def __exit__(self, *_: object) -> None:
