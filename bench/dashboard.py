@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -37,6 +38,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXPORT: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+PAGES: Final = 21
+_ROWS_AT: Final = """
+new MutationObserver((_, observer) => {
+  if (!document.querySelector("tbody tr")) return;
+  window.rowsAt = performance.now();
+  observer.disconnect();
+}).observe(document, {subtree: true, childList: true});
+"""
 BATCH_VMS: Final = 25
 """VMs of a batch: it has about 500 spans, as the batches of OpenTelemetry's exporter."""
 
@@ -226,6 +235,7 @@ def measure(rate: int, seconds: float, vms: int) -> dict[str, Any]:
         stored_lag = _until_judged(page)
         with Pages(page) as quiet:
             time.sleep(5)
+        shown = _page_ms(page)
         acknowledged = []
         used, sent, began = _cpu_s(pid), 0, time.perf_counter()
         with Pages(page) as busy:
@@ -243,6 +253,8 @@ def measure(rate: int, seconds: float, vms: int) -> dict[str, Any]:
             "judged_after_s": round(stored_lag, 1),
             "spans_per_s": round(sent / took),
             "acknowledged_ms": _quantiles(acknowledged),
+            "page_first_ms": round(shown[0], 1) if shown else None,
+            "page_ms": _quantiles(shown[1:]) if shown else None,
             "list_ms_idle": _quantiles(quiet.milliseconds),
             "list_ms_under_load": _quantiles(busy.milliseconds),
             "receiving_cpu": round(used / took, 2),
@@ -257,6 +269,31 @@ def _until_judged(page: str) -> float:
     while get(page, "/about")["to_be_judged"]:
         time.sleep(0.2)
     return time.perf_counter() - began
+
+
+def _page_ms(address: str) -> list[float]:
+    """Return how long a browser takes from the address to a list with rows.
+
+    The first figure is of a browser that was never there; the others are of one that was.
+    """
+    if shutil.which("chromium") is None:
+        return []
+    from playwright.sync_api import sync_playwright
+
+    found = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page()
+        # When there are rows, by the clock of the page: asking it from here takes longer.
+        page.add_init_script(_ROWS_AT)
+        for _ in range(PAGES):
+            page.goto(f"http://{address}/")
+            page.wait_for_selector("tbody tr")
+            found.append(float(page.evaluate("window.rowsAt")))
+        browser.close()
+    return found
 
 
 def _cpu_s(pid: int) -> float:

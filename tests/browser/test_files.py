@@ -45,6 +45,13 @@ def test_every_import_is_there_and_every_module_is_used() -> None:
     assert {module.name for module in PAGE.glob("*.js")} == imported
 
 
+def test_all_modules_are_asked_for_at_once() -> None:
+    document = (PAGE / "index.html").read_text()
+    early = re.findall(r'<link rel="modulepreload" href="/page/([^"]+)">', document)
+    # The colours come before all that is shown.
+    assert sorted([*early, "theme.js"]) == sorted(module.name for module in PAGE.glob("*.js"))
+
+
 def test_every_module_says_what_it_owns() -> None:
     assert [each.name for each in PAGE.glob("*.js") if not each.read_text().startswith("/* ")] == []
 

@@ -1,6 +1,7 @@
 """The files of the page, read once, with the headers that confine what they may do.
 
-Must not know what the page does.
+The document names the others by the digest of them all, so that a browser keeps them for as long
+as they are the same, and asks for the document only. Must not know what the page does.
 """
 
 from __future__ import annotations
@@ -49,17 +50,24 @@ class PageFiles:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and "__pycache__" not in path.parts
         }
+        whole = sha256(repr(sorted(self._files.items())).encode()).hexdigest()[:16]
+        self._version = f"{whole}/"
+        if INDEX in self._files:
+            document, media_type = self._files[INDEX]
+            named = document.replace(b'"/page/', f'"/page/{self._version}'.encode())
+            self._files[INDEX] = named, media_type
 
     def answer(self, name: str, request: Request) -> Response:
         """Return a file, or that it has not changed, or that there is none."""
-        found = self._files.get(name)
+        kept = name.startswith(self._version)
+        found = self._files.get(name.removeprefix(self._version))
         if found is None:
             return Response("there is no such file\n", 404, media_type="text/plain")
         content, media_type = found
         tag = f'"{sha256(content).hexdigest()[:32]}"'
         headers = {
             "content-security-policy": POLICY,
-            "cache-control": "no-cache",
+            "cache-control": "private, max-age=31536000, immutable" if kept else "no-cache",
             "etag": tag,
         }
         if request.headers.get("if-none-match") == tag:

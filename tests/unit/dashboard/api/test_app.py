@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -264,6 +265,20 @@ async def test_the_page(api: Api) -> None:
     assert (again.status, again.body) == (304, b"")
     for path in ("/page/nothing.js", "/page/../api/app.py", "/page/%2e%2e/settings.py", "/page/"):
         assert (await api.get(path)).status == 404
+
+
+async def test_a_browser_keeps_files_until_one_of_them_changes(api: Api) -> None:
+    (api.page / "index.html").write_text('<script src="/page/app.js"></script>')
+    [before] = re.findall(r'src="(/page/[0-9a-f]{16}/app\.js)"', (await api.get("/")).body.decode())
+    assert "no-cache" in (await api.get("/")).headers["cache-control"]
+    kept = await api.get(before)
+    assert "immutable" in kept.headers["cache-control"]
+    assert (await api.get("/page/app.js")).body == kept.body
+    (api.page / "app.js").write_text("other")
+    assert (await api.get(before)).status == 404
+    [after] = re.findall(r'src="(/page/[0-9a-f]{16}/app\.js)"', (await api.get("/")).body.decode())
+    assert after != before
+    assert (await api.get(after)).body == b"other"
 
 
 async def test_another_name_is_refused(api: Api) -> None:
