@@ -212,9 +212,10 @@ protos: $(READY) ## generate stubs (in clients/python) and docs/errors.md from t
 	@touch $(sort $(foreach folder,$(dir $(PROTOS)),$(CLIENT)/$(dir $(folder:/=))__init__.py $(CLIENT)/$(folder)__init__.py))
 	@$(BIN)/python protos/document_errors.py >docs/errors.md
 
-schemas: $(READY) ## generate docs/schemas, of what `porthole` prints with --json, and docs/virtiofsd.md
+schemas: $(READY) ## generate docs/schemas, of what `porthole` prints with --json, docs/virtiofsd.md and docs/metrics.md
 	@$(BIN)/python -m services.cli.schemas docs/schemas
 	@$(BIN)/python -m services.cli.virtiofsd.document docs/virtiofsd.md
+	@$(BIN)/python -m docs.document_metrics docs/metrics.md
 
 baseline: $(READY) ## accept the present .proto files as what buf compares with (RELEASE=v1.2.3: for good)
 	@protos/baseline.sh $(RELEASE)

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from services.rpc import tracing
 from services.rpc.address import TcpAddress
+from services.rpc.metrics import Kind, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,11 +41,33 @@ SERVER_FAULTS: Final = frozenset(
 )
 """The statuses with which a server has failed; the others are its client's doing."""
 
-SERVER_DURATION: Final = "rpc.server.call.duration"
-CLIENT_DURATION: Final = "rpc.client.call.duration"
-
 BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """Upper bounds of the buckets of both durations, in seconds, as the conventions advise."""
+
+SYSTEM: Final = "rpc.system.name"
+METHOD: Final = "rpc.method"
+STATUS: Final = "rpc.response.status_code"
+ERROR_TYPE: Final = "error.type"
+
+_COUNTED_BY: Final = (SYSTEM, METHOD, STATUS, ERROR_TYPE)
+
+SERVER_DURATION: Final = Metric(
+    "rpc.server.call.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "duration of incoming calls",
+    _COUNTED_BY,
+    BOUNDS_S,
+)
+CLIENT_DURATION: Final = Metric(
+    "rpc.client.call.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "duration of outgoing calls",
+    _COUNTED_BY,
+    BOUNDS_S,
+)
+METRICS: Final = (SERVER_DURATION, CLIENT_DURATION)
 
 # Health checks, reflection and GetVersion are frequent, and no part of the handshake.
 _TRACED_PREFIX: Final = "porthole."
@@ -86,18 +109,16 @@ class Call:
         if self._ended:
             return
         self._ended = True
-        outcome: dict[str, Attribute] = {"rpc.response.status_code": code.name}
+        outcome: dict[str, Attribute] = {STATUS: code.name}
         if self._failed(code, cancelled_here=cancelled_here):
-            outcome["error.type"] = code.name
+            outcome[ERROR_TYPE] = code.name
             self.span.set_status(Status(StatusCode.ERROR, why or code.name))
         self.span.set_attributes(outcome)
         self.span.end()
         tracing.measure(
             SERVER_DURATION if self._serves else CLIENT_DURATION,
             time.monotonic() - self._began_s,
-            "duration of incoming calls" if self._serves else "duration of outgoing calls",
-            {"rpc.system.name": "grpc", "rpc.method": self._method, **outcome},
-            BOUNDS_S,
+            {SYSTEM: "grpc", METHOD: self._method, **outcome},
         )
 
     def _failed(self, code: grpc.StatusCode, *, cancelled_here: bool) -> bool:
@@ -148,7 +169,7 @@ def outgoing(method: str, peer: Address | None) -> Call:
 
 
 def _attributes(method: str, server: Address | None) -> dict[str, Attribute]:
-    attributes: dict[str, Attribute] = {"rpc.system.name": "grpc", "rpc.method": method}
+    attributes: dict[str, Attribute] = {SYSTEM: "grpc", METHOD: method}
     if isinstance(server, TcpAddress):
         attributes["server.address"] = server.host.strip("[]")
         attributes["server.port"] = server.port

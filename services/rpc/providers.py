@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -38,6 +38,7 @@ from services.rpc.collector import (
     positive,
     queue_spans,
 )
+from services.rpc.metrics import Kind, Metric, observe
 from services.rpc.version import SOFTWARE_VERSION
 
 if TYPE_CHECKING:
@@ -58,8 +59,20 @@ NAMESPACE: Final = "porthole"
 METRICS_INTERVAL_S: Final = 10.0
 """Seconds between two exports of metrics; OTEL_METRIC_EXPORT_INTERVAL changes it."""
 
-LOST_SPANS: Final = "porthole.telemetry.spans_lost"
-LOST_METRICS: Final = "porthole.telemetry.metric_exports_failed"
+LOST_SPANS: Final = Metric(
+    "porthole.telemetry.spans_lost",
+    Kind.COUNTER,
+    "{span}",
+    "spans that the collector did not get, by the reason",
+    ("error.type",),
+)
+LOST_METRICS: Final = Metric(
+    "porthole.telemetry.metric_exports_failed",
+    Kind.COUNTER,
+    "{export}",
+    "exports of metrics that failed; a later one has their sums",
+)
+METRICS: Final = (LOST_SPANS, LOST_METRICS)
 
 _NO_LIMITS: Final = SpanLimits(
     max_attributes=SpanLimits.UNSET,
@@ -222,25 +235,15 @@ def _periodic(exporter: MetricExporter) -> MetricReader:
 
 def _count_losses(provider: MeterProvider, link: CollectorLink) -> None:
     meter = provider.get_meter(SCOPE, SOFTWARE_VERSION)
-    meter.create_observable_counter(
-        LOST_SPANS,
-        callbacks=[partial(_lost_spans, link)],
-        unit="{span}",
-        description="spans that the collector did not get, by the reason",
-    )
-    meter.create_observable_counter(
-        LOST_METRICS,
-        callbacks=[partial(_failed_exports, link)],
-        unit="{export}",
-        description="exports of metrics that failed; a later one has their sums",
-    )
+    observe(meter, LOST_SPANS, partial(_lost_spans, link))
+    observe(meter, LOST_METRICS, partial(_failed_exports, link))
 
 
-def _lost_spans(link: CollectorLink, _: CallbackOptions) -> Iterable[Observation]:
+def _lost_spans(link: CollectorLink) -> Iterable[Observation]:
     return [
         Observation(count, {"error.type": reason}) for reason, count in link.losses().spans.items()
     ]
 
 
-def _failed_exports(link: CollectorLink, _: CallbackOptions) -> Iterable[Observation]:
+def _failed_exports(link: CollectorLink) -> Iterable[Observation]:
     return [Observation(link.losses().metric_exports)]

@@ -21,15 +21,17 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from services.handshake.errors import PortholeError
 from services.rpc.collector import FLUSH_S
+from services.rpc.metrics import counter, histogram
 from services.rpc.providers import SCOPE, make_providers
 from services.rpc.version import SOFTWARE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from opentelemetry.trace import Span, Tracer
 
     from services.handshake.events import Attribute, Event
+    from services.rpc.metrics import Metric
     from services.rpc.providers import Providers
     from services.rpc.settings import ServiceSettings
 
@@ -105,45 +107,30 @@ def meter() -> metrics.Meter:
     return _active.providers.meter_provider.get_meter(SCOPE, SOFTWARE_VERSION)
 
 
-def count(name: str, unit: str, description: str, attributes: Mapping[str, Attribute]) -> None:
-    """Add one to a counter, which is made when it is first needed."""
+def count(metric: Metric, attributes: Mapping[str, Attribute]) -> None:
+    """Add one to a counter, whose instrument is made when it is first needed."""
     if _active is None:
         return
-    counter = _active.instruments.get(name)
-    if counter is None:
-        counter = meter().create_counter(name, unit=unit, description=description)
-        _active.instruments[name] = counter
-    counter.add(1, dict(attributes))
+    made = _active.instruments.get(metric.name)
+    if made is None:
+        made = _active.instruments[metric.name] = counter(meter(), metric)
+    made.add(1, dict(attributes))
 
 
-def measure(
-    name: str,
-    seconds: float,
-    description: str,
-    attributes: Mapping[str, Attribute],
-    bounds_s: Sequence[float],
-) -> None:
-    """Record a duration in a histogram, which is made when it is first needed.
+def measure(metric: Metric, value: float, attributes: Mapping[str, Attribute]) -> None:
+    """Record a value in a histogram, whose instrument is made when it is first needed.
 
     Args:
-        name: Name of the metric.
-        seconds: The duration.
-        description: What it is the duration of.
+        metric: The histogram.
+        value: The value, in the metric's unit.
         attributes: What it is counted by; of few values each.
-        bounds_s: Upper bounds of the histogram's buckets, in seconds.
     """
     if _active is None:
         return
-    histogram = _active.instruments.get(name)
-    if histogram is None:
-        histogram = meter().create_histogram(
-            name,
-            unit="s",
-            description=description,
-            explicit_bucket_boundaries_advisory=list(bounds_s),
-        )
-        _active.instruments[name] = histogram
-    histogram.record(seconds, dict(attributes))
+    made = _active.instruments.get(metric.name)
+    if made is None:
+        made = _active.instruments[metric.name] = histogram(meter(), metric)
+    made.record(value, dict(attributes))
 
 
 def emit(event: Event) -> None:

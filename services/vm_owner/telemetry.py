@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.metrics import Observation
 
 from services.handshake import events
-from services.rpc import tracing
+from services.rpc import metrics, tracing
+from services.rpc.metrics import Kind, Metric
 from services.vm_owner.record import VmKind
 from services.vm_owner.states import VmState
 
@@ -21,10 +22,16 @@ if TYPE_CHECKING:
 
     from services.vm_owner.vm import Vm
 
-VMS: Final = "porthole.vm.count"
-"""VMs that have not ended, by state and kind."""
-
 STATE: Final = "porthole.vm.state"
+
+VMS: Final = Metric(
+    "porthole.vm.count",
+    Kind.UP_DOWN_COUNTER,
+    "{vm}",
+    "VMs that have not ended, by state and kind",
+    (STATE, events.VM_KIND),
+)
+METRICS: Final = (VMS,)
 
 
 def observe(vms: Callable[[], Sequence[Vm]]) -> None:
@@ -33,12 +40,7 @@ def observe(vms: Callable[[], Sequence[Vm]]) -> None:
     Args:
         vms: Returns all VMs; it is called on the exporter's thread.
     """
-    tracing.meter().create_observable_up_down_counter(
-        VMS,
-        callbacks=[lambda _: _count(vms())],
-        unit="{vm}",
-        description="VMs that have not ended, by state and kind",
-    )
+    metrics.observe(tracing.meter(), VMS, lambda: _count(vms()))
 
 
 def _count(vms: Sequence[Vm]) -> Iterable[Observation]:
