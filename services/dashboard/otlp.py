@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+)
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
@@ -103,6 +107,20 @@ def read_points(body: bytes, *, as_json: bool) -> Points:
     request = _message(body, ExportMetricsServiceRequest(), as_json=as_json)
     found = tuple(point for resource in request.resource_metrics for point in _points_of(resource))
     return Points(found, len(body))
+
+
+def check_logs(body: bytes, *, as_json: bool) -> None:
+    """Check that a body is an ExportLogsServiceRequest; nothing of it is kept.
+
+    Raises:
+        InvalidArgumentError: OTLP_SYNTAX.
+    """
+    _message(body, ExportLogsServiceRequest(), as_json=as_json)
+
+
+def logs_answer(*, as_json: bool) -> bytes:
+    """Return the ExportLogsServiceResponse to logs that are OTLP."""
+    return _written(ExportLogsServiceResponse(), as_json=as_json)
 
 
 def trace_answer(spans: Spans, *, as_json: bool) -> bytes:

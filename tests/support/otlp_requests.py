@@ -6,6 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -77,3 +78,14 @@ def _number(value: float) -> dict[str, object]:
 
 def metrics_request(document: dict[str, Any]) -> bytes:
     return from_otlp_json(document, ExportMetricsServiceRequest()).SerializeToString()
+
+
+def logs_document() -> dict[str, Any]:
+    """An event of a VM as a log record."""
+    pair = {"key": "porthole.vm.id", "value": {"stringValue": vm_id(1)}}
+    record_of_event = {"eventName": "VmCreated", "attributes": [pair]}
+    return {"resourceLogs": [{"scopeLogs": [{"logRecords": [record_of_event]}]}]}
+
+
+def logs_request(document: dict[str, Any]) -> bytes:
+    return from_otlp_json(document, ExportLogsServiceRequest()).SerializeToString()

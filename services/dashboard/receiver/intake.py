@@ -96,6 +96,15 @@ class Intake:
         self.received.points += len(points.points)
         return otlp.metrics_answer(as_json=as_json)
 
+    async def take_logs(self, body: bytes, *, as_json: bool = False) -> bytes:
+        """Drop the logs of a request: an event is kept with its span, and must not be seen twice.
+
+        Raises:
+            InvalidArgumentError: OTLP_SYNTAX.
+        """
+        await self._read(lambda: otlp.check_logs(body, as_json=as_json), len(body))
+        return otlp.logs_answer(as_json=as_json)
+
     async def _read(self, read: Callable[[], T], size_bytes: int) -> T:
         if size_bytes <= READ_AT_ONCE_BYTES:
             return read()

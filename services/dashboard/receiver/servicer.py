@@ -1,4 +1,4 @@
-"""OTLP over gRPC: Export of the trace service and of the metrics service.
+"""OTLP over gRPC: Export of the services for traces, metrics and logs.
 
 The handlers take bytes, because a message that does not parse is the client's fault
 (INVALID_ARGUMENT), and gRPC's own deserializing reports INTERNAL. gRPC's own decompression would
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TRACES: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 METRICS: Final = "opentelemetry.proto.collector.metrics.v1.MetricsService"
+LOGS: Final = "opentelemetry.proto.collector.logs.v1.LogsService"
 
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", REQUEST_LIMIT_BYTES),
@@ -35,7 +36,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class OtlpServicer:
-    """Both services.
+    """All services.
 
     Args:
         intake: Where requests go.
@@ -54,6 +55,10 @@ class OtlpServicer:
         """Keep points."""
         return await self._take(self._intake.take_metrics, message, context)
 
+    async def export_logs(self, message: bytes, context: Context) -> bytes:
+        """Take logs, and drop them."""
+        return await self._take(self._intake.take_logs, message, context)
+
     async def _take(
         self,
         take: Callable[[bytes], Awaitable[bytes]],
@@ -71,11 +76,12 @@ class OtlpServicer:
 
 
 def servicers(intake: Intake, access: Access) -> list[Servicer]:
-    """Return both services for `start_server`."""
+    """Return all services for `start_server`."""
     instance = OtlpServicer(intake, access)
     return [
         Servicer(_adding(TRACES, instance.export_traces), instance, TRACES),
         Servicer(_adding(METRICS, instance.export_metrics), instance, METRICS),
+        Servicer(_adding(LOGS, instance.export_logs), instance, LOGS),
     ]
 
 

@@ -1,4 +1,4 @@
-"""OTLP over HTTP: POST /v1/traces and /v1/metrics, as protobuf or JSON, also with gzip.
+"""OTLP over HTTP: POST /v1/traces, /v1/metrics and /v1/logs, as protobuf or JSON, also with gzip.
 
 Owns the statuses of refusals (opentelemetry-proto, docs/specification.md, "OTLP/HTTP"). Must not
 know what becomes of a request.
@@ -66,10 +66,14 @@ def otlp_app(intake: Intake, access: Access) -> Starlette:
     async def metrics(request: Request) -> Response:
         return await _export(request, intake.take_metrics, access)
 
+    async def logs(request: Request) -> Response:
+        return await _export(request, intake.take_logs, access)
+
     return Starlette(
         routes=[
             Route("/v1/traces", traces, methods=["POST"]),
             Route("/v1/metrics", metrics, methods=["POST"]),
+            Route("/v1/logs", logs, methods=["POST"]),
         ]
     )
 

@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from services.dashboard.access import Access
 from services.dashboard.receiver.inflation import REQUEST_LIMIT_BYTES
 from services.dashboard.receiver.intake import Intake
-from services.dashboard.receiver.servicer import METRICS, OPTIONS, TRACES, servicers
+from services.dashboard.receiver.servicer import LOGS, METRICS, OPTIONS, TRACES, servicers
 from services.handshake.errors import InvalidArgumentError, UnavailableError
 from services.rpc.server import start_server
 from tests.support.handshake_traces import wslc
 from tests.support.otlp_requests import (
+    logs_document,
+    logs_request,
     metrics_document,
     metrics_request,
     spans_of,
@@ -34,6 +37,7 @@ class Receiver:
     def __init__(self, channel: grpc.aio.Channel, keeper: FakeKeeper) -> None:
         self.keeper = keeper
         self.traces: Any = channel.unary_unary(f"/{TRACES}/Export")
+        self.logs: Any = channel.unary_unary(f"/{LOGS}/Export")
         self.metrics: Any = channel.unary_unary(f"/{METRICS}/Export")
 
 
@@ -77,6 +81,15 @@ async def test_traces_are_taken(receiver: Receiver, compression: grpc.Compressio
 async def test_metrics_are_taken(receiver: Receiver) -> None:
     await receiver.metrics(metrics_request(metrics_document(1, [(1, 5)])))
     assert receiver.keeper.points[0].points[0].series.vm_id == vm_id(1)
+
+
+async def test_logs_are_taken_and_nothing_of_them_is_kept(receiver: Receiver) -> None:
+    answer = await receiver.logs(logs_request(logs_document()))
+    assert ExportLogsServiceResponse.FromString(answer) == ExportLogsServiceResponse()
+    assert (receiver.keeper.spans, receiver.keeper.points) == ([], [])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await receiver.logs(b"garbage")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from services.handshake.errors import UnavailableError
 from tests.support.asgi import Answer, request
 from tests.support.handshake_traces import wslc
 from tests.support.otlp_requests import (
+    logs_document,
+    logs_request,
     metrics_document,
     metrics_request,
     spans_of,
@@ -124,6 +126,18 @@ async def test_metrics(receiver: Receiver) -> None:
     assert receiver.intake.received.points == 1
 
 
+@pytest.mark.parametrize("media_type", [PROTOBUF, JSON])
+async def test_logs_are_taken_and_nothing_of_them_is_kept(
+    receiver: Receiver, media_type: str
+) -> None:
+    document = logs_document()
+    body = json.dumps(document).encode() if media_type == JSON else logs_request(document)
+    answer = await receiver.post(body, "/v1/logs", media_type=media_type)
+    assert (answer.status, answer.body) == (200, b"{}" if media_type == JSON else b"")
+    assert (receiver.keeper.spans, receiver.keeper.points) == ([], [])
+    assert (await receiver.post(b"garbage", "/v1/logs", media_type=media_type)).status == 400
+
+
 async def test_some_spans_are_rejected(receiver: Receiver) -> None:
     document = trace_document(wslc(), 1)
     document["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["spanId"] = ""
@@ -207,7 +221,7 @@ async def test_the_token() -> None:
 
 
 async def test_other_paths_and_methods(receiver: Receiver) -> None:
-    assert (await receiver.post(b"{}", "/v1/logs")).status == 404
+    assert (await receiver.post(b"{}", "/v1/profiles")).status == 404
     assert (await request(receiver.app, "/v1/traces")).status == 405
     assert (await request(receiver.app, "/v1/traces", method="OPTIONS")).status == 405
 
