@@ -43,8 +43,11 @@ def vm_id(cluster: DashboardApi) -> str:
 def test_every_container_sends_its_part(cluster: DashboardApi, vm_id: str) -> None:
     [row] = cluster.get("/vms")["vms"]
     assert set(row["services"]) == SENDERS
-    series = cluster.get(f"/vms/{vm_id}/metrics")["series"]
-    assert "devicehost" in {each["service"] for each in series}
+    # They are sent every 10 s, and those of a removed device for 20 s.
+    cluster.wait_for(
+        lambda found: "devicehost" in {each["service"] for each in found["series"]},
+        f"/vms/{vm_id}/metrics",
+    )
 
 
 def test_the_command_judges_what_the_page_shows(cluster: DashboardApi, vm_id: str) -> None:
