@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Brings the cluster up with a real container engine, runs the handshake in it, sees that it is valid on
-# the page of its dashboard, and takes everything down again. Needs root, and what `make test` sets up. It works on a bare Debian machine without an image registry:
-# it installs an engine if there is none, and starts one, with data of its own, if none is running; it
-# then makes the base image that the Dockerfile names by debootstrap. What it installed it removes again.
+# the page of its dashboard, and takes everything down again. Needs root, and what `make test` sets up.
+# It works on a bare Debian machine without an image registry: it installs an engine if there is none,
+# and starts one, with data of its own, if none is running; it then makes the base image that the
+# Dockerfile names by debootstrap. What it installed it removes again, and nothing else.
 #
 # PORTHOLE_VERIFY_CACHE (default: ~/.cache/porthole-verify) keeps the base image for the next time.
 set -euo pipefail
@@ -14,6 +15,8 @@ stand_in=porthole-verify/base
 work=$(mktemp -d /tmp/porthole-verify.XXXXXX)
 compose=(docker compose --file "$here/compose.yaml" --project-name porthole-verify)
 own_engine=
+own_policy=
+own_group=
 began=$SECONDS
 
 say() { printf '[%3d s] %s\n' "$((SECONDS - began))" "$*"; }
@@ -31,18 +34,30 @@ install_missing() {
   printf '#!/bin/sh\nexit 101\n' >"$work/policy-rc.d"
   chmod +x "$work/policy-rc.d"
   [[ -e /usr/sbin/policy-rc.d ]] || { cp "$work/policy-rc.d" /usr/sbin/; own_policy=1; }
-  [[ -e $work/packages ]] || packages >"$work/packages"
+  # The package of the engine makes this group, and leaves it when it goes.
+  getent group docker >/dev/null || own_group=1
+  new_packages "${missing[@]}" >>"$work/packages"
   DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${missing[@]}" >/dev/null
-  [[ -z ${own_policy:-} ]] || rm -f /usr/sbin/policy-rc.d
+  remove_policy
 }
 
-packages() {
-  dpkg-query --show --showformat '${db:Status-Abbrev}${Package}\n' | sed -n 's/^ii //p' | sort
+remove_policy() {
+  [[ -z $own_policy ]] || rm -f /usr/sbin/policy-rc.d
+  own_policy=
 }
 
+# Prints the packages that installing these would bring, without those that it would upgrade.
+new_packages() {
+  apt-get install --simulate --no-install-recommends "$@" | awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }'
+}
+
+# Others may have installed packages meanwhile. dpkg removes none but these, and keeps one of these that
+# another package has come to need.
 remove_installed() {
-  [[ -e $work/packages ]] || return 0
-  packages | comm -13 "$work/packages" - | DEBIAN_FRONTEND=noninteractive xargs -r apt-get purge -qq >/dev/null
+  remove_policy
+  [[ -s $work/packages ]] || return 0
+  DEBIAN_FRONTEND=noninteractive xargs dpkg --purge <"$work/packages" >/dev/null
+  [[ -z $own_group ]] || ! getent group docker >/dev/null || groupdel docker
 }
 
 start_engine() {
@@ -65,7 +80,7 @@ start_engine() {
 
 # Prints the paths that exist of those that any engine leaves outside its own directories.
 engine_paths() {
-  find /run/docker /run/containerd /etc/docker/key.json -maxdepth 0 2>/dev/null || true
+  find /run/docker /run/containerd /opt/containerd /etc/docker/key.json -maxdepth 0 2>/dev/null || true
   find /sys/fs/cgroup -maxdepth 2 -type d -name docker
 }
 
