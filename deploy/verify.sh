@@ -191,7 +191,21 @@ for service in guest devicehost vm_owner; do
   container=$("${compose[@]}" ps --quiet "$service")
   user=$(docker inspect --format '{{.Config.User}} {{.HostConfig.NetworkMode}} {{.HostConfig.ReadonlyRootfs}}' "$container")
   [[ $user == "porthole none true" ]] || die "$service runs as: $user"
+  # Asked inside, so that a command that does not run at all is no proof.
+  "${compose[@]}" exec -T "$service" sh -c \
+    'cd /run/porthole/telemetry && test -S dashboard.sock && ! touch own.sock 2>/dev/null' \
+    || die "$service does not see the dashboard's socket, or can put one of its own in its place"
 done
+"${compose[@]}" exec -T guest test ! -e /run/porthole/owner.sock -a ! -e /var/lib/porthole/token \
+  || die "the guest sees the owner's socket, or the token"
+
+container=$("${compose[@]}" ps --quiet dashboard)
+user=$(docker inspect --format '{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}' "$container")
+[[ $user == "porthole true" ]] || die "dashboard runs as: $user"
+ports=$(docker inspect --format '{{range .HostConfig.PortBindings}}{{range .}}{{.HostIp}} {{end}}{{end}}' "$container")
+[[ $ports == "127.0.0.1 " ]] || die "the page is published at: $ports"
+mode=$("${compose[@]}" exec -T dashboard stat --format '%a %U' /var/lib/porthole/token)
+[[ $mode == "600 porthole" ]] || die "the token's file has mode and owner $mode"
 
 say "the handshake"
 "${compose[@]}" run --rm -T --no-deps handshake
