@@ -202,8 +202,9 @@ done
 container=$("${compose[@]}" ps --quiet dashboard)
 user=$(docker inspect --format '{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}' "$container")
 [[ $user == "porthole true" ]] || die "dashboard runs as: $user"
-ports=$(docker inspect --format '{{range .HostConfig.PortBindings}}{{range .}}{{.HostIp}} {{end}}{{end}}' "$container")
-[[ $ports == "127.0.0.1 " ]] || die "the page is published at: $ports"
+ports=$(docker inspect --format '{{range .HostConfig.PortBindings}}{{json .}}{{end}}' "$container")
+[[ $ports == '[{"HostIp":"127.0.0.1","HostPort":"'"${PORTHOLE_PAGE_PORT:-4380}"'"}]' ]] \
+  || die "the page is published elsewhere than on loopback: $ports"
 mode=$("${compose[@]}" exec -T dashboard stat --format '%a %U' /var/lib/porthole/token)
 [[ $mode == "600 porthole" ]] || die "the token's file has mode and owner $mode"
 
