@@ -73,6 +73,9 @@ _LACKS = {
     "libvirt": None
     if shutil.which("libvirtd") and shutil.which("virsh")
     else "needs libvirtd and virsh",
+    "prometheus": None
+    if shutil.which("prometheus") and shutil.which("promtool")
+    else "needs prometheus and promtool",
 }
 
 _KERNEL = tuple(
