@@ -276,14 +276,15 @@ def _page_ms(address: str) -> list[float]:
 
     The first figure is of a browser that was never there; the others are of one that was.
     """
-    if shutil.which("chromium") is None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
         return []
     from playwright.sync_api import sync_playwright
 
     found = []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page()
         # When there are rows, by the clock of the page: asking it from here takes longer.

@@ -176,6 +176,9 @@ class Services:
         log: Called with the name of a service and each line that it prints.
         listen: Addresses at which the VM owner listens beside its socket.
         dashboard: Whether a dashboard runs with them, to which they send.
+
+    Attributes:
+        otlp_endpoint: Where that dashboard takes traces and metrics; empty: there is none.
     """
 
     def __init__(
@@ -191,6 +194,7 @@ class Services:
         # It starts first and ends last: nothing that the others send is lost.
         self._programs = (DASHBOARD, *START_ORDER) if dashboard else START_ORDER
         met = dashboard_environment(self.run_dir) if dashboard else {}
+        self.otlp_endpoint = met.get("PORTHOLE_OTLP_ENDPOINT", "")
         inherited = {name: text for name, text in os.environ.items() if name not in OF_ONE_PROCESS}
         self._environment = {
             **inherited,

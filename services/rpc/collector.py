@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def end_within(
     budget_s: float,
     link: CollectorLink,
     ends: Sequence[Callable[[], object]],
-    unheard_s: float = FLUSH_S,
+    unheard_s: float = inf,
 ) -> None:
     """Run the ends of all providers at the same time, and give the collector up after a budget.
 

@@ -20,6 +20,7 @@ import sys
 import uuid
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.metrics import Observation
@@ -32,7 +33,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from services.rpc.collector import (
     EXPORT_DEADLINE_S,
-    FLUSH_S,
     CollectorLink,
     end_within,
     positive,
@@ -109,7 +109,7 @@ class Providers:
     meter_provider: MeterProvider
     link: CollectorLink | None
 
-    def end(self, flush_s: float, unheard_s: float = FLUSH_S) -> None:
+    def end(self, flush_s: float, unheard_s: float = inf) -> None:
         """Export the rest and stop.
 
         Args:

@@ -79,18 +79,18 @@ def setup(service_name: str, settings: ServiceSettings) -> None:
     _active = None if providers is None else _Telemetry(providers)
 
 
-def shutdown(flush_s: float = FLUSH_S, unheard_s: float = FLUSH_S) -> None:
+def shutdown(unheard_s: float = FLUSH_S) -> None:
     """Export the rest and stop; a second call does nothing.
 
     Args:
-        flush_s: Longest time that a collector gets for the rest; one that has failed gets none.
-        unheard_s: The same for one that has not answered yet.
+        unheard_s: Longest time that a collector gets for the rest if it has not answered by then.
+            One that has gets FLUSH_S, and one that has failed none.
     """
     global _active
     if _active is None:
         return
     ended, _active = _active, None
-    ended.providers.end(flush_s, unheard_s)
+    ended.providers.end(FLUSH_S, unheard_s)
 
 
 def tracer() -> Tracer:

@@ -47,7 +47,9 @@ def test_what_is_done_with_the_services_is_seen_on_their_page(porthole: Porthole
     assert process.stdout is not None
     said = ""
     while not (seen := SEEN.search(said)):
-        said += process.stdout.readline()
+        line = process.stdout.readline()
+        assert line, said
+        said += line
     sent = re.search(r"export PORTHOLE_OTLP_ENDPOINT=(\S+)\n", said)
     assert sent, said
     porthole.environment["PORTHOLE_OTLP_ENDPOINT"] = sent[1]
@@ -64,6 +66,9 @@ def test_what_is_done_with_the_services_is_seen_on_their_page(porthole: Porthole
         _, errors = process.communicate(timeout=CALL_S)
     assert process.returncode == OK, errors
     assert "collector" not in errors, "it outlives all that send to it"
+    # The ports of OTLP are left to whoever has them.
+    [addresses] = re.findall(r"porthole dashboard ready on (.+)", errors)
+    assert [each[:5] for each in addresses.split(", ")] == ["http:", "unix:", "unix:"]
 
 
 def test_traces_that_go_elsewhere_are_not_seen_on_a_page(porthole: Porthole) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from docs.document_metrics import SECTIONS
-from services.rpc.metrics import Kind
 from tests.support.house import House
+from tests.support.prometheus_names import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,14 +35,6 @@ def exported(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for scope in resource["scopeMetrics"]:
                 for metric in scope["metrics"]:
                     yield service, metric
-
-
-def kind_of(metric: dict[str, Any]) -> Kind:
-    if "gauge" in metric:
-        return Kind.GAUGE
-    if "histogram" in metric:
-        return Kind.HISTOGRAM
-    return Kind.COUNTER if metric["sum"].get("isMonotonic") else Kind.UP_DOWN_COUNTER
 
 
 def documented(service: str) -> dict[str, Metric]:

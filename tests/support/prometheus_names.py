@@ -54,6 +54,15 @@ def series_names(metrics: Iterable[Metric]) -> set[str]:
     return names
 
 
+def kind_of(metric: Any) -> Kind:
+    """Return the kind of the instrument of an exported metric, a value of its OTLP JSON."""
+    if "histogram" in metric:
+        return Kind.HISTOGRAM
+    if "gauge" in metric:
+        return Kind.GAUGE
+    return Kind.COUNTER if metric["sum"].get("isMonotonic") else Kind.UP_DOWN_COUNTER
+
+
 def page(exports: Iterable[Any]) -> str:
     """Return the text that is scraped: the last value of each series.
 
@@ -75,7 +84,7 @@ def page(exports: Iterable[Any]) -> str:
 
 
 def _series(metric: Any, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
-    kind = _kind(metric)
+    kind = kind_of(metric)
     name = prometheus_name(metric["name"], metric["unit"], kind)
     data = metric.get("sum") or metric.get("gauge") or metric.get("histogram")
     for point in data["dataPoints"]:
@@ -91,14 +100,6 @@ def _series(metric: Any, labels: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield _line(f"{name}_bucket", labels | own | {"le": str(bound)}), str(total)
         yield _line(f"{name}_sum", labels | own), str(point["sum"])
         yield _line(f"{name}_count", labels | own), str(point["count"])
-
-
-def _kind(metric: Any) -> Kind:
-    if "histogram" in metric:
-        return Kind.HISTOGRAM
-    if "gauge" in metric:
-        return Kind.GAUGE
-    return Kind.COUNTER if metric["sum"].get("isMonotonic") else Kind.UP_DOWN_COUNTER
 
 
 def _attributes(owner: Any) -> dict[str, str]:

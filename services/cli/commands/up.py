@@ -11,7 +11,7 @@ from services.cli import context
 from services.cli.arguments import check_listen_address
 from services.cli.console import out, say
 from services.cli.end_signals import end_signals
-from services.cli.launcher import Services, dashboard_environment, service_ended
+from services.cli.launcher import Services, service_ended
 
 if TYPE_CHECKING:
     from services.cli.context import CliContext
@@ -81,11 +81,10 @@ async def _serve(cli: CliContext, listen: list[str], *, dashboard: bool) -> None
     environment = {"PORTHOLE_TRACE_FILE": str(trace_file.absolute())} if trace_file else {}
     try:
         async with Services(run_dir, environment, _log, listen, dashboard=dashboard) as services:
-            endpoint = dashboard_environment(run_dir)["PORTHOLE_OTLP_ENDPOINT"]
             use = _USE.format(
                 run_dir=run_dir,
                 addresses=" and ".join(services.addresses),
-                sent=_SENT.format(endpoint=endpoint) if dashboard else "",
+                sent=_SENT.format(endpoint=services.otlp_endpoint) if dashboard else "",
                 seen=_SEEN.format(page=services.page) if dashboard else "",
             )
             out().print(use, markup=False, soft_wrap=True)

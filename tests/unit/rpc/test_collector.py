@@ -291,14 +291,17 @@ def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(
 
 
 @pytest.mark.usefixtures("ends_in_bounds")
-def test_a_collector_that_takes_an_export_and_never_answers_is_given_up(run_dir: Path) -> None:
+@pytest.mark.parametrize("budgets", [(0.05,), (60, 0.01)], ids=["service", "command"])
+def test_a_collector_that_takes_an_export_and_never_answers_is_given_up(
+    run_dir: Path, budgets: tuple[float, ...]
+) -> None:
     collector = Collector()
     collector.may_answer.clear()
     with serving(collector) as endpoint:
         providers = providers_for(run_dir, endpoint)
         end_a_span(providers, "Unheard")
         assert collector.asked.wait(60)
-        providers.end(0.05)
+        providers.end(*budgets)
         assert not collector.may_answer.is_set()
         assert providers.link is not None
         assert lost(providers.link) == (0, 1)
@@ -337,20 +340,6 @@ def test_a_command_waits_for_a_collector_that_has_answered_before(run_dir: Path)
         collector.may_answer.set()
         ending.join(60)
     assert collector.spans == ["Heard"]
-
-
-@pytest.mark.usefixtures("ends_in_bounds")
-def test_a_command_does_not_wait_for_one_that_has_never_answered(run_dir: Path) -> None:
-    collector = Collector()
-    collector.may_answer.clear()
-    with serving(collector) as endpoint:
-        providers = providers_for(run_dir, endpoint)
-        end_a_span(providers, "Unheard")
-        assert collector.asked.wait(60)
-        providers.end(60, 0.01)
-        assert not collector.may_answer.is_set()
-        assert providers.link is not None
-        assert lost(providers.link) == (0, 1)
 
 
 def test_after_a_failed_export_nothing_is_sent_at_the_end(run_dir: Path) -> None:
