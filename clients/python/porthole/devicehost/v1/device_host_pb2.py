@@ -24,65 +24,80 @@ _sym_db = _symbol_database.Default()
 
 from porthole.handshake.v1 import device_pb2 as porthole_dot_handshake_dot_v1_dot_device__pb2
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
+from porthole.handshake.v1 import port_pb2 as porthole_dot_handshake_dot_v1_dot_port__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(porthole/devicehost/v1/device_host.proto\x12\x16porthole.devicehost.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x13\n\x11GetVersionRequest\"x\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\x12\x18\n\x10native_fast_path\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\"z\n\x11SetSwiotlbRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0eswiotlb_option\x18\x02 \x01(\t\x12>\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"\x14\n\x12SetSwiotlbResponse\"\x1f\n\tFsBackend\x12\x12\n\nshared_dir\x18\x01 \x01(\t\"\x12\n\x10\x41ggregateBackend\"\x19\n\nNetBackend\x12\x0b\n\x03tap\x18\x01 \x01(\t\"\x85\x02\n\x13\x43reateDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12/\n\x02\x66s\x18\x05 \x01(\x0b\x32!.porthole.devicehost.v1.FsBackendH\x00\x12\x31\n\x03net\x18\x06 \x01(\x0b\x32\".porthole.devicehost.v1.NetBackendH\x00\x12=\n\taggregate\x18\x07 \x01(\x0b\x32(.porthole.devicehost.v1.AggregateBackendH\x00\x42\t\n\x07\x62\x61\x63kend\"+\n\x14\x43reateDeviceResponse\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\"9\n\x13RemoveDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x16\n\x14RemoveDeviceResponse\"h\n\x0f\x41\x64\x64\x43hildRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12\x12\n\nshared_dir\x18\x05 \x01(\t\"\x12\n\x10\x41\x64\x64\x43hildResponse\"F\n\x12RemoveChildRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x15\n\x13RemoveChildResponse\" \n\x0f\x46orgetVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x12\n\x10\x46orgetVmResponse\"0\n\x0c\x41pertureInfo\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xea\x02\n\x06\x44\x65vice\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x03 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".porthole.handshake.v1.DeviceState\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x36\n\x08\x61perture\x18\x07 \x01(\x0b\x32$.porthole.devicehost.v1.ApertureInfo\x12\x37\n\x08\x63ounters\x18\x08 \x01(\x0b\x32%.porthole.handshake.v1.DeviceCounters\x12\x0f\n\x07options\x18\t \x01(\t\x12\x10\n\x08\x63hildren\x18\n \x03(\t\x12\x19\n\x11guest_descriptors\x18\x0b \x01(\r\"6\n\x10GetDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x89\x01\n\x11GetDeviceResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\x12\x44\n\x12guest_capabilities\x18\x02 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"#\n\x12ListDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"F\n\x13ListDevicesResponse\x12/\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1e.porthole.devicehost.v1.Device\"$\n\x13WatchDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x8d\x01\n\x14WatchDevicesResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x35\n\nexhaustion\x18\x03 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion2\x89\x08\n\nDeviceHost\x12\x63\n\nGetVersion\x12).porthole.devicehost.v1.GetVersionRequest\x1a*.porthole.devicehost.v1.GetVersionResponse\x12\x63\n\nSetSwiotlb\x12).porthole.devicehost.v1.SetSwiotlbRequest\x1a*.porthole.devicehost.v1.SetSwiotlbResponse\x12i\n\x0c\x43reateDevice\x12+.porthole.devicehost.v1.CreateDeviceRequest\x1a,.porthole.devicehost.v1.CreateDeviceResponse\x12i\n\x0cRemoveDevice\x12+.porthole.devicehost.v1.RemoveDeviceRequest\x1a,.porthole.devicehost.v1.RemoveDeviceResponse\x12]\n\x08\x41\x64\x64\x43hild\x12\'.porthole.devicehost.v1.AddChildRequest\x1a(.porthole.devicehost.v1.AddChildResponse\x12\x66\n\x0bRemoveChild\x12*.porthole.devicehost.v1.RemoveChildRequest\x1a+.porthole.devicehost.v1.RemoveChildResponse\x12]\n\x08\x46orgetVm\x12\'.porthole.devicehost.v1.ForgetVmRequest\x1a(.porthole.devicehost.v1.ForgetVmResponse\x12`\n\tGetDevice\x12(.porthole.devicehost.v1.GetDeviceRequest\x1a).porthole.devicehost.v1.GetDeviceResponse\x12\x66\n\x0bListDevices\x12*.porthole.devicehost.v1.ListDevicesRequest\x1a+.porthole.devicehost.v1.ListDevicesResponse\x12k\n\x0cWatchDevices\x12+.porthole.devicehost.v1.WatchDevicesRequest\x1a,.porthole.devicehost.v1.WatchDevicesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(porthole/devicehost/v1/device_host.proto\x12\x16porthole.devicehost.v1\x1a\"porthole/handshake/v1/device.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\x1a porthole/handshake/v1/port.proto\"\x13\n\x11GetVersionRequest\"x\n\x12GetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\x12\x18\n\x10native_fast_path\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\"z\n\x11SetSwiotlbRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x16\n\x0eswiotlb_option\x18\x02 \x01(\t\x12>\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"\x14\n\x12SetSwiotlbResponse\"\x1f\n\tFsBackend\x12\x12\n\nshared_dir\x18\x01 \x01(\t\"\x12\n\x10\x41ggregateBackend\"\x19\n\nNetBackend\x12\x0b\n\x03tap\x18\x01 \x01(\t\"\x96\x01\n\x0bUserBackend\x12\x0b\n\x03\x64ns\x18\x01 \x03(\t\x12\x16\n\x0esearch_domains\x18\x02 \x03(\t\x12\x13\n\x0b\x64ns_forward\x18\x03 \x03(\t\x12\x10\n\x08\x64ns_host\x18\x04 \x03(\t\x12\x15\n\rhost_loopback\x18\x05 \x03(\t\x12\x17\n\x0fgateway_ip_ipv6\x18\x06 \x01(\t\x12\x0b\n\x03mtu\x18\x07 \x01(\r\"\xba\x02\n\x13\x43reateDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12/\n\x02\x66s\x18\x05 \x01(\x0b\x32!.porthole.devicehost.v1.FsBackendH\x00\x12\x31\n\x03net\x18\x06 \x01(\x0b\x32\".porthole.devicehost.v1.NetBackendH\x00\x12=\n\taggregate\x18\x07 \x01(\x0b\x32(.porthole.devicehost.v1.AggregateBackendH\x00\x12\x33\n\x04user\x18\x08 \x01(\x0b\x32#.porthole.devicehost.v1.UserBackendH\x00\x42\t\n\x07\x62\x61\x63kend\"+\n\x14\x43reateDeviceResponse\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\"9\n\x13RemoveDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x16\n\x14RemoveDeviceResponse\"h\n\x0f\x41\x64\x64\x43hildRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x01(\t\x12\x12\n\nshared_dir\x18\x05 \x01(\t\"\x12\n\x10\x41\x64\x64\x43hildResponse\"F\n\x12RemoveChildRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x15\n\x13RemoveChildResponse\"i\n\x0eMapPortRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x33\n\x07mapping\x18\x03 \x01(\x0b\x32\".porthole.handshake.v1.PortMapping\"F\n\x0fMapPortResponse\x12\x33\n\x07mapping\x18\x01 \x01(\x0b\x32\".porthole.handshake.v1.PortMapping\"c\n\x10UnmapPortRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12+\n\x03key\x18\x03 \x01(\x0b\x32\x1e.porthole.handshake.v1.PortKey\"\x13\n\x11UnmapPortResponse\"6\n\x10ListPortsRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"I\n\x11ListPortsResponse\x12\x34\n\x08mappings\x18\x01 \x03(\x0b\x32\".porthole.handshake.v1.PortMapping\" \n\x0f\x46orgetVmRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x12\n\x10\x46orgetVmResponse\"0\n\x0c\x41pertureInfo\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xea\x02\n\x06\x44\x65vice\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x38\n\x0c\x64\x65vice_class\x18\x03 \x01(\x0e\x32\".porthole.handshake.v1.DeviceClass\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".porthole.handshake.v1.DeviceState\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x36\n\x08\x61perture\x18\x07 \x01(\x0b\x32$.porthole.devicehost.v1.ApertureInfo\x12\x37\n\x08\x63ounters\x18\x08 \x01(\x0b\x32%.porthole.handshake.v1.DeviceCounters\x12\x0f\n\x07options\x18\t \x01(\t\x12\x10\n\x08\x63hildren\x18\n \x03(\t\x12\x19\n\x11guest_descriptors\x18\x0b \x01(\r\"6\n\x10GetDeviceRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x89\x01\n\x11GetDeviceResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\x12\x44\n\x12guest_capabilities\x18\x02 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"#\n\x12ListDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"F\n\x13ListDevicesResponse\x12/\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1e.porthole.devicehost.v1.Device\"$\n\x13WatchDevicesRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\"\x8d\x01\n\x14WatchDevicesResponse\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x1e.porthole.devicehost.v1.Device\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x35\n\nexhaustion\x18\x03 \x01(\x0b\x32!.porthole.handshake.v1.Exhaustion2\xa9\n\n\nDeviceHost\x12\x63\n\nGetVersion\x12).porthole.devicehost.v1.GetVersionRequest\x1a*.porthole.devicehost.v1.GetVersionResponse\x12\x63\n\nSetSwiotlb\x12).porthole.devicehost.v1.SetSwiotlbRequest\x1a*.porthole.devicehost.v1.SetSwiotlbResponse\x12i\n\x0c\x43reateDevice\x12+.porthole.devicehost.v1.CreateDeviceRequest\x1a,.porthole.devicehost.v1.CreateDeviceResponse\x12i\n\x0cRemoveDevice\x12+.porthole.devicehost.v1.RemoveDeviceRequest\x1a,.porthole.devicehost.v1.RemoveDeviceResponse\x12]\n\x08\x41\x64\x64\x43hild\x12\'.porthole.devicehost.v1.AddChildRequest\x1a(.porthole.devicehost.v1.AddChildResponse\x12\x66\n\x0bRemoveChild\x12*.porthole.devicehost.v1.RemoveChildRequest\x1a+.porthole.devicehost.v1.RemoveChildResponse\x12Z\n\x07MapPort\x12&.porthole.devicehost.v1.MapPortRequest\x1a\'.porthole.devicehost.v1.MapPortResponse\x12`\n\tUnmapPort\x12(.porthole.devicehost.v1.UnmapPortRequest\x1a).porthole.devicehost.v1.UnmapPortResponse\x12`\n\tListPorts\x12(.porthole.devicehost.v1.ListPortsRequest\x1a).porthole.devicehost.v1.ListPortsResponse\x12]\n\x08\x46orgetVm\x12\'.porthole.devicehost.v1.ForgetVmRequest\x1a(.porthole.devicehost.v1.ForgetVmResponse\x12`\n\tGetDevice\x12(.porthole.devicehost.v1.GetDeviceRequest\x1a).porthole.devicehost.v1.GetDeviceResponse\x12\x66\n\x0bListDevices\x12*.porthole.devicehost.v1.ListDevicesRequest\x1a+.porthole.devicehost.v1.ListDevicesResponse\x12k\n\x0cWatchDevices\x12+.porthole.devicehost.v1.WatchDevicesRequest\x1a,.porthole.devicehost.v1.WatchDevicesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'porthole.devicehost.v1.device_host_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETVERSIONREQUEST']._serialized_start=152
-  _globals['_GETVERSIONREQUEST']._serialized_end=171
-  _globals['_GETVERSIONRESPONSE']._serialized_start=173
-  _globals['_GETVERSIONRESPONSE']._serialized_end=293
-  _globals['_SETSWIOTLBREQUEST']._serialized_start=295
-  _globals['_SETSWIOTLBREQUEST']._serialized_end=417
-  _globals['_SETSWIOTLBRESPONSE']._serialized_start=419
-  _globals['_SETSWIOTLBRESPONSE']._serialized_end=439
-  _globals['_FSBACKEND']._serialized_start=441
-  _globals['_FSBACKEND']._serialized_end=472
-  _globals['_AGGREGATEBACKEND']._serialized_start=474
-  _globals['_AGGREGATEBACKEND']._serialized_end=492
-  _globals['_NETBACKEND']._serialized_start=494
-  _globals['_NETBACKEND']._serialized_end=519
-  _globals['_CREATEDEVICEREQUEST']._serialized_start=522
-  _globals['_CREATEDEVICEREQUEST']._serialized_end=783
-  _globals['_CREATEDEVICERESPONSE']._serialized_start=785
-  _globals['_CREATEDEVICERESPONSE']._serialized_end=828
-  _globals['_REMOVEDEVICEREQUEST']._serialized_start=830
-  _globals['_REMOVEDEVICEREQUEST']._serialized_end=887
-  _globals['_REMOVEDEVICERESPONSE']._serialized_start=889
-  _globals['_REMOVEDEVICERESPONSE']._serialized_end=911
-  _globals['_ADDCHILDREQUEST']._serialized_start=913
-  _globals['_ADDCHILDREQUEST']._serialized_end=1017
-  _globals['_ADDCHILDRESPONSE']._serialized_start=1019
-  _globals['_ADDCHILDRESPONSE']._serialized_end=1037
-  _globals['_REMOVECHILDREQUEST']._serialized_start=1039
-  _globals['_REMOVECHILDREQUEST']._serialized_end=1109
-  _globals['_REMOVECHILDRESPONSE']._serialized_start=1111
-  _globals['_REMOVECHILDRESPONSE']._serialized_end=1132
-  _globals['_FORGETVMREQUEST']._serialized_start=1134
-  _globals['_FORGETVMREQUEST']._serialized_end=1166
-  _globals['_FORGETVMRESPONSE']._serialized_start=1168
-  _globals['_FORGETVMRESPONSE']._serialized_end=1186
-  _globals['_APERTUREINFO']._serialized_start=1188
-  _globals['_APERTUREINFO']._serialized_end=1236
-  _globals['_DEVICE']._serialized_start=1239
-  _globals['_DEVICE']._serialized_end=1601
-  _globals['_GETDEVICEREQUEST']._serialized_start=1603
-  _globals['_GETDEVICEREQUEST']._serialized_end=1657
-  _globals['_GETDEVICERESPONSE']._serialized_start=1660
-  _globals['_GETDEVICERESPONSE']._serialized_end=1797
-  _globals['_LISTDEVICESREQUEST']._serialized_start=1799
-  _globals['_LISTDEVICESREQUEST']._serialized_end=1834
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=1836
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1906
-  _globals['_WATCHDEVICESREQUEST']._serialized_start=1908
-  _globals['_WATCHDEVICESREQUEST']._serialized_end=1944
-  _globals['_WATCHDEVICESRESPONSE']._serialized_start=1947
-  _globals['_WATCHDEVICESRESPONSE']._serialized_end=2088
-  _globals['_DEVICEHOST']._serialized_start=2091
-  _globals['_DEVICEHOST']._serialized_end=3124
+  _globals['_GETVERSIONREQUEST']._serialized_start=186
+  _globals['_GETVERSIONREQUEST']._serialized_end=205
+  _globals['_GETVERSIONRESPONSE']._serialized_start=207
+  _globals['_GETVERSIONRESPONSE']._serialized_end=327
+  _globals['_SETSWIOTLBREQUEST']._serialized_start=329
+  _globals['_SETSWIOTLBREQUEST']._serialized_end=451
+  _globals['_SETSWIOTLBRESPONSE']._serialized_start=453
+  _globals['_SETSWIOTLBRESPONSE']._serialized_end=473
+  _globals['_FSBACKEND']._serialized_start=475
+  _globals['_FSBACKEND']._serialized_end=506
+  _globals['_AGGREGATEBACKEND']._serialized_start=508
+  _globals['_AGGREGATEBACKEND']._serialized_end=526
+  _globals['_NETBACKEND']._serialized_start=528
+  _globals['_NETBACKEND']._serialized_end=553
+  _globals['_USERBACKEND']._serialized_start=556
+  _globals['_USERBACKEND']._serialized_end=706
+  _globals['_CREATEDEVICEREQUEST']._serialized_start=709
+  _globals['_CREATEDEVICEREQUEST']._serialized_end=1023
+  _globals['_CREATEDEVICERESPONSE']._serialized_start=1025
+  _globals['_CREATEDEVICERESPONSE']._serialized_end=1068
+  _globals['_REMOVEDEVICEREQUEST']._serialized_start=1070
+  _globals['_REMOVEDEVICEREQUEST']._serialized_end=1127
+  _globals['_REMOVEDEVICERESPONSE']._serialized_start=1129
+  _globals['_REMOVEDEVICERESPONSE']._serialized_end=1151
+  _globals['_ADDCHILDREQUEST']._serialized_start=1153
+  _globals['_ADDCHILDREQUEST']._serialized_end=1257
+  _globals['_ADDCHILDRESPONSE']._serialized_start=1259
+  _globals['_ADDCHILDRESPONSE']._serialized_end=1277
+  _globals['_REMOVECHILDREQUEST']._serialized_start=1279
+  _globals['_REMOVECHILDREQUEST']._serialized_end=1349
+  _globals['_REMOVECHILDRESPONSE']._serialized_start=1351
+  _globals['_REMOVECHILDRESPONSE']._serialized_end=1372
+  _globals['_MAPPORTREQUEST']._serialized_start=1374
+  _globals['_MAPPORTREQUEST']._serialized_end=1479
+  _globals['_MAPPORTRESPONSE']._serialized_start=1481
+  _globals['_MAPPORTRESPONSE']._serialized_end=1551
+  _globals['_UNMAPPORTREQUEST']._serialized_start=1553
+  _globals['_UNMAPPORTREQUEST']._serialized_end=1652
+  _globals['_UNMAPPORTRESPONSE']._serialized_start=1654
+  _globals['_UNMAPPORTRESPONSE']._serialized_end=1673
+  _globals['_LISTPORTSREQUEST']._serialized_start=1675
+  _globals['_LISTPORTSREQUEST']._serialized_end=1729
+  _globals['_LISTPORTSRESPONSE']._serialized_start=1731
+  _globals['_LISTPORTSRESPONSE']._serialized_end=1804
+  _globals['_FORGETVMREQUEST']._serialized_start=1806
+  _globals['_FORGETVMREQUEST']._serialized_end=1838
+  _globals['_FORGETVMRESPONSE']._serialized_start=1840
+  _globals['_FORGETVMRESPONSE']._serialized_end=1858
+  _globals['_APERTUREINFO']._serialized_start=1860
+  _globals['_APERTUREINFO']._serialized_end=1908
+  _globals['_DEVICE']._serialized_start=1911
+  _globals['_DEVICE']._serialized_end=2273
+  _globals['_GETDEVICEREQUEST']._serialized_start=2275
+  _globals['_GETDEVICEREQUEST']._serialized_end=2329
+  _globals['_GETDEVICERESPONSE']._serialized_start=2332
+  _globals['_GETDEVICERESPONSE']._serialized_end=2469
+  _globals['_LISTDEVICESREQUEST']._serialized_start=2471
+  _globals['_LISTDEVICESREQUEST']._serialized_end=2506
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=2508
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=2578
+  _globals['_WATCHDEVICESREQUEST']._serialized_start=2580
+  _globals['_WATCHDEVICESREQUEST']._serialized_end=2616
+  _globals['_WATCHDEVICESRESPONSE']._serialized_start=2619
+  _globals['_WATCHDEVICESRESPONSE']._serialized_end=2760
+  _globals['_DEVICEHOST']._serialized_start=2763
+  _globals['_DEVICEHOST']._serialized_end=4084
 # @@protoc_insertion_point(module_scope)

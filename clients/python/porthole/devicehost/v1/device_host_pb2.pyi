@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from porthole.handshake.v1 import device_pb2 as _device_pb2
 from porthole.handshake.v1 import guest_capabilities_pb2 as _guest_capabilities_pb2
+from porthole.handshake.v1 import port_pb2 as _port_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -197,6 +198,74 @@ class NetBackend(_message.Message):
 Global___NetBackend: _TypeAlias = NetBackend  # noqa: Y015
 
 @_typing.final
+class UserBackend(_message.Message):
+    """UserBackend is a virtio-net device on a user-mode network: the device host runs
+    one passt for it, which needs no right. client_ip, client_ip_ipv6, client_mac
+    and gateway_ip are in the options of the device; without them passt takes the
+    host's own addresses and gateways.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DNS_FIELD_NUMBER: _builtins.int
+    SEARCH_DOMAINS_FIELD_NUMBER: _builtins.int
+    DNS_FORWARD_FIELD_NUMBER: _builtins.int
+    DNS_HOST_FIELD_NUMBER: _builtins.int
+    HOST_LOOPBACK_FIELD_NUMBER: _builtins.int
+    GATEWAY_IP_IPV6_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    gateway_ip_ipv6: _builtins.str
+    """The IPv6 gateway; empty: passt's choice."""
+    mtu: _builtins.int
+    """Bytes of payload per frame, 1280 to 65520; 0: 65520, the fastest."""
+    @_builtins.property
+    def dns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Name servers that the guest is told of by DHCP, DHCPv6 and NDP, IPv4 or IPv6,
+        at most 8. Empty: dns_forward, or the host's.
+        """
+
+    @_builtins.property
+    def search_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Search domains that the guest is told of, at most 8. Empty: the host's."""
+
+    @_builtins.property
+    def dns_forward(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses in the guest's network, at most one IPv4 and one IPv6, at which
+        queries are taken and sent on to dns_host. Empty: none.
+        """
+
+    @_builtins.property
+    def dns_host(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Name servers that take what comes to dns_forward, at most one IPv4 and one
+        IPv6; the host's loopback is allowed. Empty: the host's first.
+        """
+
+    @_builtins.property
+    def host_loopback(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses in the guest's network, at most one IPv4 and one IPv6, at which the
+        guest reaches the host's loopback. Empty: it does not reach it.
+        """
+
+    def __init__(
+        self,
+        *,
+        dns: _abc.Iterable[_builtins.str] | None = ...,
+        search_domains: _abc.Iterable[_builtins.str] | None = ...,
+        dns_forward: _abc.Iterable[_builtins.str] | None = ...,
+        dns_host: _abc.Iterable[_builtins.str] | None = ...,
+        host_loopback: _abc.Iterable[_builtins.str] | None = ...,
+        gateway_ip_ipv6: _builtins.str = ...,
+        mtu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "dns_forward", b"dns_forward", "dns_host", b"dns_host", "gateway_ip_ipv6", b"gateway_ip_ipv6", "host_loopback", b"host_loopback", "mtu", b"mtu", "search_domains", b"search_domains"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserBackend: _TypeAlias = UserBackend  # noqa: Y015
+
+@_typing.final
 class CreateDeviceRequest(_message.Message):
     """CreateDeviceRequest describes a device to be started."""
 
@@ -209,6 +278,7 @@ class CreateDeviceRequest(_message.Message):
     FS_FIELD_NUMBER: _builtins.int
     NET_FIELD_NUMBER: _builtins.int
     AGGREGATE_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """UUID of the VM, in lower case."""
     instance_id: _builtins.str
@@ -223,11 +293,15 @@ class CreateDeviceRequest(_message.Message):
 
     @_builtins.property
     def net(self) -> Global___NetBackend:
-        """A virtio-net device."""
+        """A virtio-net device on a TAP interface."""
 
     @_builtins.property
     def aggregate(self) -> Global___AggregateBackend:
         """A virtio-fs device of several directories."""
+
+    @_builtins.property
+    def user(self) -> Global___UserBackend:
+        """A virtio-net device on a user-mode network."""
 
     def __init__(
         self,
@@ -239,12 +313,13 @@ class CreateDeviceRequest(_message.Message):
         fs: Global___FsBackend | None = ...,
         net: Global___NetBackend | None = ...,
         aggregate: Global___AggregateBackend | None = ...,
+        user: Global___UserBackend | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "backend", b"backend", "fs", b"fs", "net", b"net"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "backend", b"backend", "fs", b"fs", "net", b"net", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "backend", b"backend", "fs", b"fs", "instance_id", b"instance_id", "net", b"net", "options", b"options", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "backend", b"backend", "fs", b"fs", "instance_id", b"instance_id", "net", b"net", "options", b"options", "tag", b"tag", "user", b"user", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_backend: _TypeAlias = _typing.Literal["fs", "net", "aggregate"]  # noqa: Y015
+    _WhichOneofReturnType_backend: _TypeAlias = _typing.Literal["fs", "net", "aggregate", "user"]  # noqa: Y015
     _WhichOneofArgType_backend: _TypeAlias = _typing.Literal["backend", b"backend"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_backend) -> _WhichOneofReturnType_backend | None: ...
 
@@ -418,6 +493,163 @@ class RemoveChildResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveChildResponse: _TypeAlias = RemoveChildResponse  # noqa: Y015
+
+@_typing.final
+class MapPortRequest(_message.Message):
+    """MapPortRequest describes a mapping."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    MAPPING_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
+    instance_id: _builtins.str
+    """Id of the adapter."""
+    @_builtins.property
+    def mapping(self) -> _port_pb2.PortMapping:
+        """The mapping. One whose key the adapter has already is refused (PORT_EXISTS)."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        mapping: _port_pb2.PortMapping | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "mapping", b"mapping", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapPortRequest: _TypeAlias = MapPortRequest  # noqa: Y015
+
+@_typing.final
+class MapPortResponse(_message.Message):
+    """MapPortResponse has the mapping, on which the host listens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAPPING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mapping(self) -> _port_pb2.PortMapping:
+        """The mapping; its key has the port that was chosen."""
+
+    def __init__(
+        self,
+        *,
+        mapping: _port_pb2.PortMapping | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapPortResponse: _TypeAlias = MapPortResponse  # noqa: Y015
+
+@_typing.final
+class UnmapPortRequest(_message.Message):
+    """UnmapPortRequest names a mapping."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
+    instance_id: _builtins.str
+    """Id of the adapter."""
+    @_builtins.property
+    def key(self) -> _port_pb2.PortKey:
+        """The key of the mapping; one that the adapter does not have is refused
+        (PORT_UNKNOWN).
+        """
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        key: _port_pb2.PortKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "key", b"key", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmapPortRequest: _TypeAlias = UnmapPortRequest  # noqa: Y015
+
+@_typing.final
+class UnmapPortResponse(_message.Message):
+    """UnmapPortResponse says that the host no longer listens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmapPortResponse: _TypeAlias = UnmapPortResponse  # noqa: Y015
+
+@_typing.final
+class ListPortsRequest(_message.Message):
+    """ListPortsRequest names an adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
+    instance_id: _builtins.str
+    """Id of the adapter."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPortsRequest: _TypeAlias = ListPortsRequest  # noqa: Y015
+
+@_typing.final
+class ListPortsResponse(_message.Message):
+    """ListPortsResponse has the mappings of an adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAPPINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mappings(self) -> _containers.RepeatedCompositeFieldContainer[_port_pb2.PortMapping]:
+        """The mappings, in the order in which they were made."""
+
+    def __init__(
+        self,
+        *,
+        mappings: _abc.Iterable[_port_pb2.PortMapping] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mappings", b"mappings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPortsResponse: _TypeAlias = ListPortsResponse  # noqa: Y015
 
 @_typing.final
 class ForgetVmRequest(_message.Message):

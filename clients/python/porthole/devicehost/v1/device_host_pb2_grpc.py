@@ -66,6 +66,21 @@ class DeviceHostStub(object):
                 request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildRequest.SerializeToString,
                 response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildResponse.FromString,
                 _registered_method=True)
+        self.MapPort = channel.unary_unary(
+                '/porthole.devicehost.v1.DeviceHost/MapPort',
+                request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.MapPortRequest.SerializeToString,
+                response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.MapPortResponse.FromString,
+                _registered_method=True)
+        self.UnmapPort = channel.unary_unary(
+                '/porthole.devicehost.v1.DeviceHost/UnmapPort',
+                request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.UnmapPortRequest.SerializeToString,
+                response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.UnmapPortResponse.FromString,
+                _registered_method=True)
+        self.ListPorts = channel.unary_unary(
+                '/porthole.devicehost.v1.DeviceHost/ListPorts',
+                request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsRequest.SerializeToString,
+                response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsResponse.FromString,
+                _registered_method=True)
         self.ForgetVm = channel.unary_unary(
                 '/porthole.devicehost.v1.DeviceHost/ForgetVm',
                 request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmRequest.SerializeToString,
@@ -139,6 +154,30 @@ class DeviceHostServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MapPort(self, request, context):
+        """MapPort forwards a port of the host to a port of the guest of an adapter with
+        a user-mode network. The host listens when this returns; when it fails,
+        nothing has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnmapPort(self, request, context):
+        """UnmapPort ends a mapping. The host no longer listens when this returns;
+        connections that are open go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPorts(self, request, context):
+        """ListPorts lists the mappings of one adapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ForgetVm(self, request, context):
         """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
         its capabilities. It does nothing for an unknown VM.
@@ -201,6 +240,21 @@ def add_DeviceHostServicer_to_server(servicer, server):
                     servicer.RemoveChild,
                     request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildRequest.FromString,
                     response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildResponse.SerializeToString,
+            ),
+            'MapPort': grpc.unary_unary_rpc_method_handler(
+                    servicer.MapPort,
+                    request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.MapPortRequest.FromString,
+                    response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.MapPortResponse.SerializeToString,
+            ),
+            'UnmapPort': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnmapPort,
+                    request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.UnmapPortRequest.FromString,
+                    response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.UnmapPortResponse.SerializeToString,
+            ),
+            'ListPorts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPorts,
+                    request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsRequest.FromString,
+                    response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsResponse.SerializeToString,
             ),
             'ForgetVm': grpc.unary_unary_rpc_method_handler(
                     servicer.ForgetVm,
@@ -387,6 +441,87 @@ class DeviceHost(object):
             '/porthole.devicehost.v1.DeviceHost/RemoveChild',
             porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildRequest.SerializeToString,
             porthole_dot_devicehost_dot_v1_dot_device__host__pb2.RemoveChildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MapPort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.devicehost.v1.DeviceHost/MapPort',
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.MapPortRequest.SerializeToString,
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.MapPortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnmapPort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.devicehost.v1.DeviceHost/UnmapPort',
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.UnmapPortRequest.SerializeToString,
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.UnmapPortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPorts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.devicehost.v1.DeviceHost/ListPorts',
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsRequest.SerializeToString,
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsResponse.FromString,
             options,
             channel_credentials,
             insecure,

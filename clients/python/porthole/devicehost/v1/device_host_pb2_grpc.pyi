@@ -54,6 +54,17 @@ class DeviceHostStub:
     """RemoveChild removes a share from an aggregate device. Files of the share
     that the guest still has open become stale; other shares are not affected.
     """
+    MapPort: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.MapPortRequest, _device_host_pb2.MapPortResponse]
+    """MapPort forwards a port of the host to a port of the guest of an adapter with
+    a user-mode network. The host listens when this returns; when it fails,
+    nothing has changed.
+    """
+    UnmapPort: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.UnmapPortRequest, _device_host_pb2.UnmapPortResponse]
+    """UnmapPort ends a mapping. The host no longer listens when this returns;
+    connections that are open go on.
+    """
+    ListPorts: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ListPortsRequest, _device_host_pb2.ListPortsResponse]
+    """ListPorts lists the mappings of one adapter."""
     ForgetVm: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]
     """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
     its capabilities. It does nothing for an unknown VM.
@@ -93,6 +104,17 @@ class DeviceHostAsyncStub(DeviceHostStub):
     """RemoveChild removes a share from an aggregate device. Files of the share
     that the guest still has open become stale; other shares are not affected.
     """
+    MapPort: _aio.UnaryUnaryMultiCallable[_device_host_pb2.MapPortRequest, _device_host_pb2.MapPortResponse]  # type: ignore[assignment]
+    """MapPort forwards a port of the host to a port of the guest of an adapter with
+    a user-mode network. The host listens when this returns; when it fails,
+    nothing has changed.
+    """
+    UnmapPort: _aio.UnaryUnaryMultiCallable[_device_host_pb2.UnmapPortRequest, _device_host_pb2.UnmapPortResponse]  # type: ignore[assignment]
+    """UnmapPort ends a mapping. The host no longer listens when this returns;
+    connections that are open go on.
+    """
+    ListPorts: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ListPortsRequest, _device_host_pb2.ListPortsResponse]  # type: ignore[assignment]
+    """ListPorts lists the mappings of one adapter."""
     ForgetVm: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]  # type: ignore[assignment]
     """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
     its capabilities. It does nothing for an unknown VM.
@@ -165,6 +187,35 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         """RemoveChild removes a share from an aggregate device. Files of the share
         that the guest still has open become stale; other shares are not affected.
         """
+
+    @_abc_1.abstractmethod
+    def MapPort(
+        self,
+        request: _device_host_pb2.MapPortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_host_pb2.MapPortResponse, _abc.Awaitable[_device_host_pb2.MapPortResponse]]:
+        """MapPort forwards a port of the host to a port of the guest of an adapter with
+        a user-mode network. The host listens when this returns; when it fails,
+        nothing has changed.
+        """
+
+    @_abc_1.abstractmethod
+    def UnmapPort(
+        self,
+        request: _device_host_pb2.UnmapPortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_host_pb2.UnmapPortResponse, _abc.Awaitable[_device_host_pb2.UnmapPortResponse]]:
+        """UnmapPort ends a mapping. The host no longer listens when this returns;
+        connections that are open go on.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPorts(
+        self,
+        request: _device_host_pb2.ListPortsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_host_pb2.ListPortsResponse, _abc.Awaitable[_device_host_pb2.ListPortsResponse]]:
+        """ListPorts lists the mappings of one adapter."""
 
     @_abc_1.abstractmethod
     def ForgetVm(
