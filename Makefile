@@ -35,7 +35,7 @@ AXE := build/browser/node_modules/.package-lock.json
 BASELINE = $(shell ls protos/baseline/*.binpb | sort -V | tail -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo guest guest-image kernel test test-guest soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c check-mini-init tidy tidy-mini-init clean
+.PHONY: help setup demo guest guest-image passt kernel test test-guest soak check fmt protos schemas baseline lock bench fuzz flaky packages mutants front-end check-protos check-c check-mini-init tidy tidy-mini-init clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -67,13 +67,18 @@ $(GUEST)/.ready:
 	@touch $@
 
 # The newest QEMU that is supported, where the machine's own is older and Debian has it for this machine.
-$(GUEST)/qemu-10/.ready: deploy/unpack_from_debian.sh
+$(GUEST)/qemu-10/.ready: deploy/unpack_from_debian.sh deploy/debian_archive.sh
 	@if apt-get indextargets --format '$$(RELEASE)' | grep -qx bookworm; then \
 		deploy/unpack_from_debian.sh bookworm-backports $(@D) \
 			qemu-system-x86 qemu-system-common qemu-system-data seabios && touch $@; \
 	else \
 		echo "this is not Debian 12: QEMU 10 is not fetched beside the machine's own"; \
 	fi
+
+build/passt/passt: deploy/build_passt.sh deploy/debian_archive.sh
+	@deploy/build_passt.sh $(@D) && touch $@
+
+passt: build/passt/passt ## build passt of 2026 from Debian's source, for tests and benchmarks (15 s)
 
 guest: $(GUEST)/.ready $(GUEST)/qemu-10/.ready ## fetch what tests with QEMU need, from Debian's archive (40 MB)
 

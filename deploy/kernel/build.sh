@@ -9,6 +9,7 @@ set -euo pipefail
 # The kernel's make is no part of ours.
 unset MAKEFLAGS MAKELEVEL MAKEOVERRIDES
 cd "$(dirname "$0")/../.."
+source deploy/debian_archive.sh
 recipe=deploy/kernel
 cache=build/kernel
 source=$cache/source
@@ -36,17 +37,9 @@ fetch() {
   need dpkg command -v dpkg-deb
   need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
   refuse_missing
-  local mirror here=$PWD/$source.part
-  mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' \
-    | awk '$2 ~ /^(bookworm|trixie|sid)$/ && $3 == "main" { found = $1 } END { print found; exit !found }') \
-    || { echo "make kernel fetches its source from Debian's archive, which apt does not have here" >&2; exit 1; }
+  local here=$PWD/$source.part
   rm -rf "$here"
-  mkdir -p "$here"/{lists/partial,cache/archives/partial}
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$here/sources"
-  # Absolute paths: apt's own directories are not relative to ours.
-  local apt=(-qq -o "Dir::Etc::SourceList=$here/sources" -o "Dir::Etc::SourceParts=-"
-    -o "Dir::State::Lists=$here/lists" -o "Dir::Cache=$here/cache" -o "APT::Sandbox::User=root")
-  apt-get "${apt[@]}" update
+  open_debian_archive "$here" deb trixie
   (cd "$here" && apt-get "${apt[@]}" download "linux-source-$release" >/dev/null)
   local package=("$here"/*.deb)
   dpkg-deb --field "${package[0]}" Version >"$here/version"
