@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -61,10 +62,12 @@ class _Answering:
         self._after = after
 
     async def Export(self, request: Any, _: object) -> Any:  # noqa: N802 - gRPC's name
-        """Take spans or metrics, and forget them."""
+        """Take spans, metrics or logs, and forget them."""
         await self._after()
         if isinstance(request, trace_service_pb2.ExportTraceServiceRequest):
             return trace_service_pb2.ExportTraceServiceResponse()
+        if isinstance(request, logs_service_pb2.ExportLogsServiceRequest):
+            return logs_service_pb2.ExportLogsServiceResponse()
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
 
@@ -74,6 +77,7 @@ async def _answering(after: Callable[[], Awaitable[object]]) -> AsyncIterator[st
     for add in (
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server,
         metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server,
+        logs_service_pb2_grpc.add_LogsServiceServicer_to_server,
     ):
         cast("Any", add)(_Answering(after), server)
     port = server.add_insecure_port("127.0.0.1:0")

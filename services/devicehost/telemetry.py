@@ -45,7 +45,7 @@ _OF_BOUNDS: Final = {
     name: Metric(
         f"porthole.device.bound_{name}",
         Kind.GAUGE,
-        "1",
+        "{item}",
         f"windows, handles and so on of a device: {what}",
         (*_DEVICE, events.RESOURCE),
     )

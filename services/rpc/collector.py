@@ -28,7 +28,7 @@ FLUSH_S: Final = 1.0
 Also the age from which an export without an answer counts as a failure.
 """
 
-COMMAND_PATIENCE_S: Final = 0.05
+COMMAND_PATIENCE_S: Final = 0.02
 """The same for a command whose collector has not answered by its end: its user waits for it."""
 
 RECENT_FAILURE_S: Final = 30.0
@@ -42,6 +42,11 @@ EXPORT_DEADLINE_S: Final = 5
 
 QUEUE_SPANS: Final = 2048
 """Most spans that wait; OTEL_BSP_MAX_QUEUE_SIZE changes it."""
+
+EVENTS_PAUSE_S: Final = 30.0
+EVENTS_PAUSE_MAX_S: Final = 3600.0
+"""How long a collector that takes spans is sent no log events after it has refused some: twice as
+long after each further refusal, since many collectors take no logs."""
 
 
 class Loss(StrEnum):
@@ -60,12 +65,15 @@ class Losses:
     Attributes:
         spans: Number of spans, by the reason.
         metric_exports: Exports of metrics that failed; the next one has their sums.
+        events: Log events that the collector did not get, though it got their spans.
     """
 
     spans: dict[Loss, int]
     metric_exports: int
+    events: int
 
     def __bool__(self) -> bool:
+        # A collector without log events has all of them in the spans.
         return bool(self.metric_exports or any(self.spans.values()))
 
 
@@ -92,6 +100,9 @@ class CollectorLink:
         self._closers: list[Callable[[], None]] = []
         self._spans = dict.fromkeys(Loss, 0)
         self._metric_exports = 0
+        self._events = 0
+        self._events_pause_s = EVENTS_PAUSE_S
+        self._events_resume_at = -inf
 
     def on_abandon(self, close: Callable[[], None]) -> None:
         """Have `close` called when the collector is given up; it ends the exports that run."""
@@ -143,6 +154,30 @@ class CollectorLink:
                 self._metric_exports += 1
         return taken
 
+    def send_events(self, count: int, send: Callable[[], bool]) -> None:
+        """Send the log events of spans that the collector took, unless it has refused some lately.
+
+        A refusal says nothing of spans and metrics. Events that it does not get are counted.
+
+        Args:
+            count: Number of events.
+            send: Sends them; returns whether the collector took them.
+        """
+        with self._lock:
+            paused = self._clock() < self._events_resume_at
+        taken = False
+        try:
+            taken = not paused and self._timed(send)
+        finally:
+            with self._lock:
+                if taken:
+                    self._events_pause_s = EVENTS_PAUSE_S
+                else:
+                    self._events += count
+                    if not paused:
+                        self._events_resume_at = self._clock() + self._events_pause_s
+                        self._events_pause_s = min(2 * self._events_pause_s, EVENTS_PAUSE_MAX_S)
+
     def answers(self) -> bool:
         """Return whether the collector is worth waiting for.
 
@@ -175,24 +210,31 @@ class CollectorLink:
             spans = dict(self._spans)
             if self._abandoned:
                 spans[Loss.NOT_DELIVERED] += self._waiting
-            return Losses(spans, self._metric_exports)
+            return Losses(spans, self._metric_exports, self._events)
 
     def _send(self, send: Callable[[], bool]) -> bool:
+        taken = False
+        try:
+            taken = self._timed(send)
+        finally:
+            with self._lock:
+                self._failed_at = None if taken else self._clock()
+                self._has_answered |= taken
+        return taken
+
+    def _timed(self, send: Callable[[], bool]) -> bool:
+        """Send, unless the collector was given up; how long it takes to answer is seen."""
         with self._lock:
             if self._abandoned:
                 return False
             self._numbers += 1
             number = self._numbers
             self._sending[number] = self._clock()
-        taken = False
         try:
-            taken = send()
+            return send()
         finally:
             with self._lock:
                 del self._sending[number]
-                self._failed_at = None if taken else self._clock()
-                self._has_answered |= taken
-        return taken
 
 
 def end_within(

@@ -5,9 +5,9 @@ a span as soon as it ends; a collector gets it by way of `services.rpc.exporters
 waits. Must not know what is traced or measured.
 
 Of OpenTelemetry's variables, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_*,
-OTEL_BSP_* and OTEL_METRIC_EXPORT_INTERVAL count. Those that would make a hole in a handshake do
-not: every span is sampled, with all of its events; and `service.name` is the name of the service,
-because processes inherit the variables and the trace checker reads the name.
+OTEL_BSP_*, OTEL_METRIC_EXPORT_INTERVAL and OTEL_LOGS_EXPORTER=none count. Those that would make a
+hole in a handshake do not: every span is sampled, with all of its events; and `service.name` is the
+name of the service, because processes inherit the variables and the trace checker reads the name.
 
 Exporters are imported where they are used: they take a fifth of the time in which a process starts.
 """
@@ -72,7 +72,13 @@ LOST_METRICS: Final = Metric(
     "{export}",
     "exports of metrics that failed; a later one has their sums",
 )
-METRICS: Final = (LOST_SPANS, LOST_METRICS)
+LOST_EVENTS: Final = Metric(
+    "porthole.telemetry.log_events_lost",
+    Kind.COUNTER,
+    "{event}",
+    "log events that the collector did not get; it has them as events of their spans",
+)
+METRICS: Final = (LOST_SPANS, LOST_METRICS, LOST_EVENTS)
 
 _NO_LIMITS: Final = SpanLimits(
     max_attributes=SpanLimits.UNSET,
@@ -190,9 +196,11 @@ def _tracer_provider(
     if settings.trace_console:
         provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
     if link is not None:
-        from services.rpc.exporters import LinkedSpanExporter, QueuedSpans
+        from services.rpc.exporters import LinkedEventExporter, LinkedSpanExporter, QueuedSpans
 
-        otlp = LinkedSpanExporter(link, *_destination(settings))
+        to = _destination(settings)
+        events = LinkedEventExporter(link, *to) if _sends_events() else None
+        otlp = LinkedSpanExporter(link, *to, events)
         otlp.greet()
         provider.add_span_processor(QueuedSpans(link, otlp, queue_spans()))
     return provider
@@ -225,6 +233,10 @@ def _destination(settings: ServiceSettings) -> tuple[str | None, bool | None, in
     return endpoint, None if endpoint is None else True, deadline_s
 
 
+def _sends_events() -> bool:
+    return os.environ.get("OTEL_LOGS_EXPORTER", "").strip().lower() != "none"
+
+
 def _periodic(exporter: MetricExporter) -> MetricReader:
     return PeriodicExportingMetricReader(
         exporter,
@@ -237,6 +249,7 @@ def _count_losses(provider: MeterProvider, link: CollectorLink) -> None:
     meter = provider.get_meter(SCOPE, SOFTWARE_VERSION)
     observe(meter, LOST_SPANS, partial(_lost_spans, link))
     observe(meter, LOST_METRICS, partial(_failed_exports, link))
+    observe(meter, LOST_EVENTS, partial(_lost_events, link))
 
 
 def _lost_spans(link: CollectorLink) -> Iterable[Observation]:
@@ -247,3 +260,7 @@ def _lost_spans(link: CollectorLink) -> Iterable[Observation]:
 
 def _failed_exports(link: CollectorLink) -> Iterable[Observation]:
     return [Observation(link.losses().metric_exports)]
+
+
+def _lost_events(link: CollectorLink) -> Iterable[Observation]:
+    return [Observation(link.losses().events)]

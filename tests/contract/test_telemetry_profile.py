@@ -130,7 +130,8 @@ def test_the_names_in_an_expression() -> None:
         # The unit is in the name already.
         ("porthole.device.bytes_in", "By", Kind.COUNTER, "porthole_device_bytes_in_total"),
         ("porthole.disk.read", "By", Kind.COUNTER, "porthole_disk_read_bytes_total"),
-        ("porthole.device.bound_used", "1", Kind.GAUGE, "porthole_device_bound_used_ratio"),
+        ("porthole.device.bound_used", "{item}", Kind.GAUGE, "porthole_device_bound_used"),
+        ("porthole.device.fill", "1", Kind.GAUGE, "porthole_device_fill_ratio"),
         ("porthole.device.odd", "1", Kind.COUNTER, "porthole_device_odd_total"),
         ("porthole.vm.count", "{vm}", Kind.UP_DOWN_COUNTER, "porthole_vm_count"),
         ("rpc.server.call.duration", "s", Kind.HISTOGRAM, "rpc_server_call_duration_seconds"),
@@ -150,7 +151,7 @@ def test_what_a_pipeline_names_is_defined_known_and_used(configuration: Any) -> 
     used: dict[str, set[str]] = {kind: set() for kind in KNOWN}
     used["extensions"] = set(service.get("extensions", []))
     for name, pipeline in service["pipelines"].items():
-        assert name in {"traces", "metrics"}
+        assert name in {"traces", "metrics", "logs"}
         assert set(pipeline) == {"receivers", "processors", "exporters"}
         for kind, components in pipeline.items():
             used[kind] |= set(components)

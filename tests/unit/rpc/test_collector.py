@@ -22,7 +22,7 @@ from services.rpc.collector import (
 )
 from services.rpc.providers import make_providers, metrics_interval_s
 from services.rpc.settings import ServiceSettings
-from tests.unit.rpc.fake_collector import Collector, refusing, serving, silent
+from tests.support.collector import Collector, refusing, serving, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,6 +101,60 @@ def test_while_an_export_has_no_answer_it_is_not(link: CollectorLink, clock: Clo
 
     link.send_metrics(send)
     assert [*seen, link.answers()] == [True, False, True]
+
+
+def test_a_refusal_of_log_events_says_nothing_of_the_rest(link: CollectorLink) -> None:
+    assert link.send_metrics(yes)
+    link.send_events(2, no)
+    assert link.answers()
+    assert (link.losses().events, lost(link)) == (2, (0, 0))
+
+
+def test_while_log_events_have_no_answer_the_collector_has_none(
+    link: CollectorLink, clock: Clock
+) -> None:
+    answers: list[bool] = []
+
+    def send() -> bool:
+        clock.now_s += FLUSH_S
+        answers.append(link.answers())
+        return True
+
+    link.send_events(1, send)
+    assert answers == [False]
+    assert link.answers()
+    assert not link.losses()
+
+
+def test_refused_log_events_are_sent_less_and_less_often(link: CollectorLink, clock: Clock) -> None:
+    asked: list[float] = []
+    began_s = clock.now_s
+
+    def refuse() -> bool:
+        asked.append(clock.now_s - began_s)
+        return False
+
+    while clock.now_s < began_s + 20_000:
+        link.send_events(1, refuse)
+        clock.now_s += 10
+    assert asked == [0, 30, 90, 210, 450, 930, 1890, 3810, 7410, 11010, 14610, 18210]
+    assert link.losses().events == 2000, "those that were not sent are lost too"
+    clock.now_s += 3600
+    link.send_events(1, yes)
+    link.send_events(1, refuse)
+    clock.now_s += 30
+    link.send_events(1, refuse)
+    assert asked[-1] - asked[-2] == 30, "an answer ends that"
+
+
+def test_a_collector_that_was_given_up_gets_no_log_events(link: CollectorLink) -> None:
+    link.abandon()
+
+    def never() -> bool:
+        raise AssertionError
+
+    link.send_events(1, never)
+    assert link.losses().events == 1
 
 
 def test_an_export_that_raises_has_failed(link: CollectorLink) -> None:
@@ -384,3 +438,70 @@ def test_losses_are_metrics_once_the_collector_is_back(
         providers.end(60)
     assert collector.spans == ["Waits"]
     assert "porthole.telemetry.spans_lost" in collector.metrics
+
+
+def emit_in_a_span(providers: Providers, name: str, **attributes: str | int) -> None:
+    with providers.tracer_provider.get_tracer("unit").start_as_current_span("Span") as span:
+        span.add_event(name, attributes)
+
+
+def test_an_event_of_a_span_is_a_log_event_as_well(run_dir: Path) -> None:
+    collector = Collector()
+    with serving(collector) as endpoint:
+        tracing.setup("unit", ServiceSettings(run_dir=run_dir, otlp_endpoint=endpoint))
+        with tracing.operation("CreateVm") as span:
+            before_ns = time.time_ns()
+            tracing.emit(Event("GuestKernelInfo", {"vm": "a", "swiotlb_base": 1 << 31}))
+            after_ns = time.time_ns()
+        with tracing.operation("GetVm"):
+            pass
+        tracing.shutdown()
+    (log,) = collector.logs
+    context = span.get_span_context()
+    assert log.event_name == "GuestKernelInfo"
+    assert {a.key: a.value.string_value or a.value.int_value for a in log.attributes} == {
+        "vm": "a",
+        "swiotlb_base": 1 << 31,
+    }
+    assert int.from_bytes(log.trace_id, "big") == context.trace_id
+    assert int.from_bytes(log.span_id, "big") == context.span_id
+    assert before_ns <= log.time_unix_nano == log.observed_time_unix_nano <= after_ns
+    assert log.severity_number == 9, "INFO"
+
+
+def test_spans_without_events_send_no_logs(run_dir: Path) -> None:
+    collector = Collector()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        end_a_span(providers, "Quiet")
+        providers.end(60)
+    assert (collector.spans, collector.log_exports) == (["Quiet"], 0)
+
+
+def test_log_events_can_be_switched_off(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "none")
+    collector = Collector()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        emit_in_a_span(providers, "VmCreated")
+        providers.end(60)
+    assert (collector.spans, collector.log_exports) == (["Span"], 0)
+
+
+def test_a_collector_that_takes_no_logs_gets_spans_and_is_waited_for(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    collector = Collector(fails_logs=True)
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        for _ in range(3):
+            emit_in_a_span(providers, "VmCreated")
+        providers.end(60)
+    assert collector.spans == ["Span"] * 3
+    assert collector.log_exports == 1, "it is not asked again at once"
+    assert providers.link is not None
+    assert providers.link.answers(), "it has taken everything else"
+    assert lost(providers.link) == (0, 0)
+    assert providers.link.losses().events == 3
+    assert "porthole.telemetry.log_events_lost" in collector.metrics
