@@ -8,11 +8,11 @@ from typing import Annotated, Final
 
 import typer
 
-from services.cli.inputs import read_bounded
 from services.cli.requests import ShareRequest
 from services.handshake import byte_sizes
 from services.handshake.errors import InvalidArgumentError
 from services.rpc.address import parse_address, require_local
+from services.rpc.inputs import read_bounded
 
 WSLCONFIG_LIMIT_BYTES: Final = 1 << 20
 """Longest .wslconfig file that is read; an owner takes at most 64 KiB."""

@@ -16,8 +16,8 @@ from typing import IO, TYPE_CHECKING, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin, urlsplit
 
-from services.cli import inputs
 from services.handshake.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from services.rpc import inputs
 
 if TYPE_CHECKING:
     from http.client import HTTPMessage

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from services.cli.download import download
-from services.cli.inputs import read_bounded, read_standard_input
 from services.cli.trace_urls import is_url, query_url
 from services.handshake.errors import InvalidArgumentError, NotFoundError, PortholeError
 from services.handshake.trace.checker import IDLE_TAGS, VmVerdict, verify
 from services.handshake.trace.formats import parse_trace
 from services.handshake.trace.gzipped import unpack
 from services.handshake.trace.recorded import Recording, joined
+from services.rpc.inputs import read_bounded, read_standard_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

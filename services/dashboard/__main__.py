@@ -36,6 +36,7 @@ async def run(settings: DashboardSettings) -> None:
             otlp_grpc=settings.otlp_grpc,
             otlp_http=settings.otlp_http,
             links=settings.links,
+            files=settings.load,
         )
         async with Dashboard(plan) as dashboard:
             addresses = (

@@ -21,6 +21,7 @@ from services.dashboard.api.page import PageFiles
 from services.dashboard.judging.schedule import Judged, Schedule
 from services.dashboard.judging.workers import PROCESSES, Workers
 from services.dashboard.listeners import WebListener
+from services.dashboard.receiver.files import take_file
 from services.dashboard.receiver.intake import Intake
 from services.dashboard.receiver.servicer import OPTIONS, servicers
 from services.dashboard.receiver.web import otlp_app
@@ -59,6 +60,7 @@ class Plan:
         otlp_grpc: Addresses of OTLP over gRPC.
         otlp_http: Addresses of OTLP over HTTP.
         links: Addresses of traces elsewhere, by name.
+        files: Files whose spans are kept before anything is received.
     """
 
     database: Path
@@ -69,6 +71,7 @@ class Plan:
     otlp_grpc: tuple[str, ...]
     otlp_http: tuple[str, ...]
     links: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 class Dashboard:
@@ -102,7 +105,8 @@ class Dashboard:
         Raises:
             FailedPreconditionError: DATABASE_IN_USE, DATABASE_UNUSABLE, ADDRESS_IN_USE,
                 ADDRESS_UNUSABLE; nothing runs then.
-            OSError: The file cannot be made.
+            InvalidArgumentError: A file of spans is none; see `take_file`.
+            OSError: The database cannot be made, or a file of spans cannot be read.
         """
         try:
             await self._start()
@@ -131,6 +135,8 @@ class Dashboard:
             judging = asyncio.create_task(self._schedule.run())
             self._stack.push_async_callback(_cancel, judging)
         self._intake = Intake(self._writer, self._schedule.touch, self._points_came)
+        for path in plan.files:
+            await take_file(self._intake, path)
 
         files, sources = PageFiles(), self._sources()
         for access, listen in self._groups(plan.listen):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ADDRESSES: Final = ("listen", "otlp_grpc", "otlp_http")
 
+_NEXT_LINK: Final = re.compile(r",(?=[^=,]{1,40}=https?://)")
 _LINK: Final = re.compile(r"(?P<name>[^=]{1,40})=(?P<url>.{1,2000})")
 
 
@@ -65,6 +66,11 @@ class DashboardSettings(ProgramSettings):
         default=(),
         description="NAME=URL of a trace elsewhere, with {trace_id} or {vm_id} in it; repeated",
     )
+    load: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="file of spans to show, as --trace-file writes it, also as gzip; "
+        "comma-separated or repeated",
+    )
     settle_s: float = Field(
         default=5.0,
         ge=0,
@@ -72,16 +78,16 @@ class DashboardSettings(ProgramSettings):
         description="seconds without a span after which broken rules are final",
     )
 
-    @field_validator(*ADDRESSES, mode="before")
+    @field_validator(*ADDRESSES, "load", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return split_list(value)
 
     @field_validator("trace_link", mode="before")
     @classmethod
-    def _list(cls, value: object) -> object:
-        # An address may have commas.
-        return (value,) if isinstance(value, str) else value
+    def _split_links(cls, value: object) -> object:
+        # Repeated flags come joined with commas, and an address may have some, too.
+        return tuple(_NEXT_LINK.split(value)) if isinstance(value, str) else value
 
     @field_validator(*ADDRESSES)
     @classmethod

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
+import os
+import re
 import signal
 import socket
 import stat
@@ -11,11 +15,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.cli.exit_codes import NEGATIVE, OK
 from services.dashboard.receiver.servicer import TRACES
@@ -25,16 +31,19 @@ from services.rpc.settings import ServiceSettings
 from tests.support.command import PORTHOLE
 from tests.support.dashboard import DashboardProcess
 from tests.support.handshake_traces import without, wsl2, wslc
-from tests.support.house import children
+from tests.support.house import House, children
 from tests.support.otlp_requests import (
     metrics_document,
     metrics_request,
+    trace_document,
     trace_request,
     vm_id,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "dashboard-page.md"
 
 
 @pytest.fixture
@@ -256,3 +265,71 @@ def test_it_listens_on_unix_sockets(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert list(tmp_path.glob("*.sock")) == []
+
+
+def trace_file(path: Path, *documents: Any) -> Path:
+    lines = (json.dumps(document).encode() + b"\n" for document in documents)
+    content = b"".join(lines)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def test_files_are_shown_as_if_they_had_been_sent(tmp_path: Path) -> None:
+    valid = trace_file(tmp_path / "valid.jsonl", trace_document(wsl2(), 1))
+    broken = without(wslc(), events.APERTURE_CREATED)
+    packed = trace_file(tmp_path / "broken.jsonl.gz", trace_document(broken, 2))
+    flags = ("--settle-s", "0", "--load", str(valid), "--load", str(packed))
+    with DashboardProcess(tmp_path, *flags) as dashboard:
+        dashboard.wait_for(lambda answer: counts(answer) == {"valid": 1, "broken": 1})
+    with DashboardProcess(tmp_path, *flags) as again:
+        assert counts(again.get("/vms")) == {"valid": 1, "broken": 1}, "nothing is kept twice"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            b'{"resourceSpans": []}\n{"resourceSp',
+            ["trace.jsonl line 2", "not an ExportTraceServiceRequest"],
+        ),
+        (b"\x1f\x8bx", ["trace.jsonl", "damaged gzip"]),
+        (None, ["trace.jsonl", "No such file"]),
+    ],
+)
+def test_a_file_that_is_no_trace_is_named(
+    tmp_path: Path, content: bytes | None, words: list[str]
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    arguments = ["dashboard", "--database", str(tmp_path / "d.sqlite"), "--load", str(path)]
+    ended = subprocess.run([*PORTHOLE, *arguments], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    [line] = ended.stderr.splitlines()
+    for word in words:
+        assert word in line
+
+
+async def break_trace(command: str, trace: Path, folder: Path) -> Path:
+    """Run a command of the page on a trace; return the file that it wrote."""
+    broken = folder / "broken.jsonl"
+    process = await asyncio.create_subprocess_shell(
+        command.replace("/tmp/broken.jsonl", str(broken)),
+        env={**os.environ, "PORTHOLE_TRACE_FILE": str(trace)},
+    )
+    assert await process.wait() == 0
+    return broken
+
+
+async def test_a_trace_is_broken_as_the_page_of_docs_says(tmp_path: Path, run_dir: Path) -> None:
+    [command] = re.findall(r"^\$ (sed .*)$", DOCUMENT.read_text(), re.MULTILINE)
+    async with AsyncExitStack() as stack:
+        house = House(run_dir)
+        await house.start(stack)
+        vm = await house.create(vm_owner_pb2.VM_KIND_WSL2, fixed=True)
+        await house.stub.TerminateVm(vm_owner_pb2.TerminateVmRequest(vm_id=vm.vm_id))
+    broken = await break_trace(command, house.trace_file, tmp_path)
+    with DashboardProcess(tmp_path, "--load", str(broken), "--settle-s", "0") as dashboard:
+        dashboard.wait_for(lambda answer: counts(answer) == {"broken": 1})
+        assert "APERTURE_MISMATCH" in dashboard.get(f"/vms/{vm.vm_id}")["vm"]["rules"]

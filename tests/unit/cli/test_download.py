@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.cli import inputs
 from services.cli.download import download
 from services.handshake.errors import PortholeError
+from services.rpc import inputs
 from tests.support.http_server import Answer, Server, serving
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from services.cli import arguments, inputs, verdict
+from services.cli import arguments, verdict
 from services.cli.exit_codes import USAGE
-from services.cli.inputs import read_bounded
 from services.cli.main import app
 from services.handshake.errors import InvalidArgumentError
+from services.rpc import inputs
+from services.rpc.inputs import read_bounded
 
 RUNNER = CliRunner()
 SOON_S = 0.2

@@ -44,6 +44,19 @@ def test_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_links() -> None:
     settings = read("--trace-link", "Jaeger=http://j/trace/{trace_id}?a=b,c")
     assert settings.links == {"Jaeger": "http://j/trace/{trace_id}?a=b,c"}
+    settings = read(
+        *("--trace-link", "Jaeger=http://j/{trace_id}?a=b,c"),
+        *("--trace-link", "My Tempo=https://t/{vm_id}"),
+    )
+    assert settings.links == {
+        "Jaeger": "http://j/{trace_id}?a=b,c",
+        "My Tempo": "https://t/{vm_id}",
+    }
+
+
+def test_files_to_load() -> None:
+    settings = read("--load", "a.jsonl,b", "--load", "/c d.gz")
+    assert settings.load == (Path("a.jsonl"), Path("b"), Path("/c d.gz"))
 
 
 @pytest.mark.parametrize(
