@@ -200,6 +200,7 @@ def test_a_part_of_the_pool_is_all_that_its_device_maps_with_its_rings(
         with pytest.raises(InvalidArgumentError) as refused:
             memory.pin(outside, 8)
         assert refused.value.reason == "RING_OUTSIDE_APERTURE"
+        assert "or leave the option out" in refused.value.message
     memory.release()
     table.close()
 

@@ -173,6 +173,9 @@ def test_after_the_descriptors_are_closed_no_ring_outside_is_taken(
     assert "guest address 0x1000, length 0x2000, is outside" in caught.value.message
     assert caught.value.metadata == {"gpa": "4096", "length": "8192"}
     assert meter.snapshot().translations_refused == 1
+    with pytest.raises(InvalidArgumentError):
+        aperture.pin(4096, 8192)
+    assert meter.snapshot().translations_refused == 2
     aperture.release()
 
 

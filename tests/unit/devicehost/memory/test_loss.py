@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,12 +22,16 @@ from services.devicehost.memory import (
     WindowQuota,
 )
 from services.devicehost.memory import loss as loss_module
+from services.devicehost.memory import regions as regions_module
 from services.devicehost.memory.loss import Loss
 from services.devicehost.memory.mapping import Mapping, guard_against_loss, page_bytes_of
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.pool import PAGE_BYTES, Gpa, SwiotlbPool
 from tests.support.guest_ring import GuestRam
 from tests.support.huge_pages import HUGE, huge_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MIB = 1 << 20
 POOL = SwiotlbPool(Gpa(2 * MIB), 4 * MIB)
@@ -239,3 +244,56 @@ class TestHugePages:
             Mapping(fd, offset, length, Loss(), page_bytes_of(fd))
         assert caught.value.reason == "MAPPING_FAILED"
         os.close(fd)
+
+
+def windows_of(table: RegionTable) -> WindowMemory:
+    return WindowMemory(table, WindowQuota(), DeviceMeter())
+
+
+@pytest.mark.parametrize(
+    "map_part",
+    [
+        lambda table: WholeMemory(table, DeviceMeter()),
+        lambda table: windows_of(table).pin(PAGE_BYTES, 16),
+        lambda table: windows_of(table).map_pages((PAGE_BYTES, PAGE_BYTES)),
+    ],
+    ids=["whole", "ring", "window"],
+)
+def test_no_kind_of_memory_maps_a_part_of_a_huge_page(
+    monkeypatch: pytest.MonkeyPatch, map_part: Callable[[RegionTable], object]
+) -> None:
+    """The table says what pages its files have; that they are ordinary ones here does not count."""
+    monkeypatch.setattr(regions_module, "page_bytes_of", lambda _fd: HUGE)
+    ram = GuestRam(3 * MIB)
+    table = ram.table()
+    with pytest.raises(InvalidArgumentError, match="whole huge pages of 0x200000") as caught:
+        map_part(table)
+    assert caught.value.reason == "MAPPING_FAILED"
+    table.close()
+    ram.close()
+
+
+class Reported(Loss):
+    """A loss that knows whether the thread which waits for losses has reported to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = threading.Semaphore(0)
+
+    def _report(self) -> None:
+        self.told.release()
+
+
+def test_every_loss_is_reported_to_all_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = [Reported(), Reported()]
+    # The first one watches two mappings, and is told once each time.
+    monkeypatch.setattr(
+        loss_module, "_watched", {-1: watching[0], -2: watching[0], -3: watching[1]}
+    )
+    event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    threading.Thread(target=loss_module._report_losses, args=(event_fd,), daemon=True).start()
+    for _ in range(3):
+        os.eventfd_write(event_fd, 1)
+        for each in watching:
+            assert each.told.acquire(timeout=10)
+            assert not each.told.acquire(blocking=False)

@@ -222,3 +222,11 @@ def test_the_descriptor_that_stops_a_queue_is_not_inherited_and_never_blocks() -
     assert not os.get_inheritable(wake_ups.stop_fd)
     assert not os.get_blocking(wake_ups.stop_fd)
     wake_ups.close()
+
+
+def test_a_queue_may_be_stopped_any_number_of_times() -> None:
+    wake_ups = WakeUps(None)
+    os.eventfd_write(wake_ups.stop_fd, (1 << 64) - 2)
+    wake_ups.stop()
+    assert wake_ups.sleep((), kick=False, timeout_ms=0) == {wake_ups.stop_fd}
+    wake_ups.close()
