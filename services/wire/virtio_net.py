@@ -62,6 +62,7 @@ CONFIG: Final = Struct("<6sHHHIBBHI")
 HEADER: Final = Struct("<BBHHHHH")
 """struct virtio_net_hdr_v1 (section 5.1.6), 12 bytes; with VERSION_1 it always has num_buffers."""
 HEADER_BYTES: Final = HEADER.size
+FLAGS_OFFSET: Final = 0
 NUM_BUFFERS: Final = Struct("<H")
 """num_buffers, the last field of HEADER; the device sets it to the number of chains of a frame."""
 NUM_BUFFERS_OFFSET: Final = 10
@@ -76,6 +77,15 @@ HDR_GSO_UDP: Final = 3
 HDR_GSO_TCPV6: Final = 4
 HDR_GSO_UDP_L4: Final = 5
 HDR_GSO_ECN: Final = 0x80
+
+# Commands on the control queue, section 5.1.6.5: class and command, and the answer.
+CTRL_HEADER: Final = Struct("<BB")
+CTRL_MQ: Final = 4
+CTRL_MQ_VQ_PAIRS_SET: Final = 0
+CTRL_GUEST_OFFLOADS: Final = 5
+CTRL_GUEST_OFFLOADS_SET: Final = 0
+CTRL_OK: Final = b"\0"
+CTRL_ERR: Final = b"\1"
 
 MAC_BYTES: Final = 6
 ETHERNET_HEADER_BYTES: Final = 14

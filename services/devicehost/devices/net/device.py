@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost.accounting import Bound
 from services.devicehost.devices.net.backend import Tap
-from services.devicehost.devices.net.protocol import frame_of, spread
+from services.devicehost.devices.net.protocol import frame_of, received_flags, spread
 from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.device import serve_requests
 from services.devicehost.virtio.queue import QueueError
@@ -70,7 +70,7 @@ class NetDevice:
         self._tap = Tap(backend.tap)
         self.mtu = self._tap.mtu
         self._link_up = True
-        self._mergeable = False
+        self._features = 0
         self._ready: deque[Chain] = deque()
         meter.bounds.add(Bound(Resource.QUEUED_REQUESTS, MAX_QUEUED, lambda: len(self._ready)))
 
@@ -80,8 +80,8 @@ class NetDevice:
         return virtio_net.CONFIG.pack(*NetConfig(self.mac, status, 1, self.mtu))
 
     def activate(self, features: int) -> None:
-        """Learn whether a frame may span several buffers."""
-        self._mergeable = bool(features & virtio_net.F_MRG_RXBUF)
+        """Learn which offloads frames may ask for, and whether they may span several buffers."""
+        self._features = features
 
     def serve(self, index: int, queue: Queue) -> None:
         """Serve the receive or the transmit queue until it is stopped.
@@ -96,7 +96,7 @@ class NetDevice:
 
     def reset(self) -> None:
         """Forget what was negotiated; frames carry no state."""
-        self._mergeable = False
+        self._features = 0
 
     def close(self) -> None:
         """Let go of the interface."""
@@ -129,23 +129,24 @@ class NetDevice:
 
     def _deliver(self, queue: Queue, ready: deque[Chain], frame: memoryview) -> None:
         """Spread one frame over buffers of the guest, or drop it when they cannot hold it."""
+        mergeable = self._features & virtio_net.F_MRG_RXBUF
         count, room = 1, ready[0].writable_bytes
         while room < len(frame):
             if count == MAX_QUEUED:
                 self._meter.bounds.hit(Resource.QUEUED_REQUESTS)
                 self._count_drop()
                 return
-            if not self._mergeable or (count == len(ready) and not _take(queue, ready)):
+            if not mergeable or (count == len(ready) and not _take(queue, ready)):
                 self._count_drop()
                 return
             room += ready[count].writable_bytes
             count += 1
         chains = [ready.popleft() for _ in range(count)]
-        queue.push_together(spread(frame, chains))
+        queue.push_together(spread(frame, chains, received_flags(self._features)))
 
     def _transmit(self, chain: Chain) -> int:
         """Send one frame; what is not a frame is dropped and counted."""
-        frame = frame_of(chain)
+        frame = frame_of(chain, self._features)
         if frame is None or not self._write(frame):
             self._count_drop()
         return 0
