@@ -1,7 +1,9 @@
-"""The guest's virtio-net driver: Ethernet frames over the receive and transmit queue of one device.
+"""The guest's virtio-net driver: packets over the queues of one device.
 
-Owns packet headers, receive buffers, and reassembling a frame that the device spread over several
-of them. Must not know what a frame means or where it goes (tap.py joins an adapter to a network
+A packet is an Ethernet frame behind its header (virtio 1.2, section 5.1.6): the header says which
+checksum is to be completed, and how a frame of up to 64 KiB is to be divided. Owns receive buffers,
+reassembling a packet that the device spread over several of them, and the commands of the control
+queue. Must not know what a frame means or where it goes (tap.py joins an adapter to a network
 namespace), nor rings or bounce pools.
 """
 
@@ -10,17 +12,39 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Final
 
-from services.handshake.errors import DeadlineExceededError, InvalidArgumentError
+from services.handshake.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+)
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, NetConfig, NetHeader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.simguest.virtio.interface import ProbedDevice
+    from services.simguest.virtio.interface import DriverQueue, ProbedDevice
 
+_GUEST_OFFLOADS: Final = (
+    virtio_net.F_GUEST_CSUM
+    | virtio_net.F_GUEST_TSO4
+    | virtio_net.F_GUEST_TSO6
+    | virtio_net.F_GUEST_USO4
+    | virtio_net.F_GUEST_USO6
+)
 WANTED_FEATURES: Final = (
-    virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
+    virtio_net.F_MAC
+    | virtio_net.F_MTU
+    | virtio_net.F_STATUS
+    | virtio_net.F_MRG_RXBUF
+    | virtio_net.F_CSUM
+    | virtio_net.F_HOST_TSO4
+    | virtio_net.F_HOST_TSO6
+    | virtio_net.F_HOST_USO
+    | _GUEST_OFFLOADS
+    | virtio_net.F_CTRL_VQ
+    | virtio_net.F_CTRL_GUEST_OFFLOADS
+    | virtio_net.F_MQ
 )
 """Device-type feature bits that this driver understands."""
 
@@ -42,41 +66,57 @@ class NetDriver:
         mac: The device's MAC address, 6 bytes.
         mtu: Bytes of payload per frame.
         link_up: Whether the device had a link when it was probed.
-        malformed: Number of received buffers that made no frame.
+        features: What was negotiated, as a mask.
+        pairs: Pairs of a receive and a transmit queue, all of which are used.
     """
 
     def __init__(
-        self, device: ProbedDevice, on_frame: Callable[[bytes], None] | None = None
+        self, device: ProbedDevice, on_packet: Callable[[int, bytes], None] | None = None
     ) -> None:
-        """Read the configuration and post receive buffers.
+        """Read the configuration, post receive buffers, and use all pairs.
 
         Args:
             device: A virtio-net device that nothing else uses.
-            on_frame: Takes every frame that arrives, in order, on the receive queue's completion
-                thread; it must not block on that queue. With None, frames wait for `receive`.
+            on_packet: Takes the pair's number and each packet that arrives, in the order of the
+                pair, on the completion thread of its receive queue, on which it must not block.
+                With None, whole frames wait for `receive`, and the device is told to divide and
+                checksum them.
 
         Raises:
             InvalidArgumentError: NET_CONFIG when the configuration space is not one of virtio-net.
-            PortholeError: An error of `DriverQueue.post_receive`.
+            FailedPreconditionError: NET_COMMAND when the device refuses a command.
+            PortholeError: An error of `DriverQueue.post_receive` or `transact`.
         """
-        self.mac, self.mtu, self.link_up = _read_config(device)
-        self.malformed = 0
+        config = _read_config(device)
+        self.mac, self.features = config.mac, device.features
+        self.mtu = config.mtu if self.features & virtio_net.F_MTU else DEFAULT_MTU
+        has_status = self.features & virtio_net.F_STATUS
+        self.link_up = not has_status or bool(config.status & virtio_net.S_LINK_UP)
+        self.pairs = config.max_virtqueue_pairs if self.features & virtio_net.F_MQ else 1
+        self._device = device
         self._backlog: queue.Queue[bytes] = queue.Queue(RECEIVE_BACKLOG)
-        self._on_frame = on_frame or self._keep
-        self._transmit = device.queues[virtio_net.TX_QUEUE]
-        self._missing = 0
-        self._parts: list[bytes] = []
-        mergeable = bool(device.features & virtio_net.F_MRG_RXBUF)
-        frame = HEADER_BYTES + virtio_net.ETHERNET_HEADER_BYTES + _VLAN_TAG_BYTES + self.mtu
-        receive = device.queues[virtio_net.RX_QUEUE]
-        receive.post_receive(
-            min(RECEIVE_BUFFERS, receive.size),
-            MERGEABLE_BUFFER_BYTES if mergeable else frame,
-            self._take,
-        )
+        self._receivers: list[_Receiver] = []
+        if on_packet is None and self.features & virtio_net.F_CTRL_GUEST_OFFLOADS:
+            command = virtio_net.CTRL_GUEST_OFFLOADS, virtio_net.CTRL_GUEST_OFFLOADS_SET
+            self._command(command, bytes(8))
+        for pair in range(self.pairs):
+            receiver = _Receiver(pair, on_packet or self._keep)
+            self._receivers.append(receiver)
+            receive = device.queues[2 * pair + virtio_net.RX_QUEUE]
+            receive.post_receive(
+                min(RECEIVE_BUFFERS, receive.size), self._buffer_bytes(), receiver.take
+            )
+        if self.pairs > 1:
+            command = virtio_net.CTRL_MQ, virtio_net.CTRL_MQ_VQ_PAIRS_SET
+            self._command(command, self.pairs.to_bytes(2, "little"))
+
+    @property
+    def malformed(self) -> int:
+        """Number of received buffers that made no packet."""
+        return sum(receiver.malformed for receiver in self._receivers)
 
     def send_frame(self, frame: bytes | memoryview) -> None:
-        """Send one Ethernet frame; blocks while the transmit queue is full.
+        """Send one Ethernet frame that is complete; blocks while the transmit queue is full.
 
         Args:
             frame: 14 to 65550 bytes.
@@ -92,10 +132,22 @@ class NetDriver:
                 f"{virtio_net.ETHERNET_HEADER_BYTES} to {virtio_net.MAX_FRAME_BYTES}",
                 length=len(frame),
             )
-        self._transmit.submit([_HEADER, frame], [])
+        self._transmit(0).submit([_HEADER, frame], [])
+
+    def send_packet(self, pair: int, packet: memoryview) -> None:
+        """Send one packet on a pair; blocks while its transmit queue is full.
+
+        Args:
+            pair: 0 up to `pairs`.
+            packet: A header that asks for what was negotiated, and a frame of 14 to 65550 bytes.
+
+        Raises:
+            PortholeError: An error of `DriverQueue.submit`.
+        """
+        self._transmit(pair).submit([packet], [])
 
     def receive(self, timeout_s: float) -> bytes:
-        """Take the next frame; only for a driver without `on_frame`.
+        """Take the next frame; only for a driver without `on_packet`.
 
         Args:
             timeout_s: How long to wait, in seconds.
@@ -110,27 +162,30 @@ class NetDriver:
                 "NO_FRAME", f"no frame came within {timeout_s} s", timeout_s=str(timeout_s)
             ) from None
 
-    def _take(self, data: bytes) -> None:
-        """Take one receive buffer; a frame is complete when all its `num_buffers` have arrived."""
-        if self._missing:
-            self._parts.append(data)
-            self._missing -= 1
-        elif len(data) < HEADER_BYTES:
-            self.malformed += 1  # the device returned the buffer unused
-            return
-        else:
-            header = NetHeader._make(virtio_net.HEADER.unpack_from(data))
-            self._parts = [data[HEADER_BYTES:]]
-            self._missing = max(header.num_buffers, 1) - 1
-        if self._missing:
-            return
-        frame = b"".join(self._parts)
-        if virtio_net.ETHERNET_HEADER_BYTES <= len(frame) <= virtio_net.MAX_FRAME_BYTES:
-            self._on_frame(frame)
-        else:
-            self.malformed += 1
+    def _transmit(self, pair: int) -> DriverQueue:
+        return self._device.queues[2 * pair + virtio_net.TX_QUEUE]
 
-    def _keep(self, frame: bytes) -> None:
+    def _buffer_bytes(self) -> int:
+        """Return how long each receive buffer is (section 5.1.6.3.1)."""
+        if self.features & virtio_net.F_MRG_RXBUF:
+            return MERGEABLE_BUFFER_BYTES
+        if self.features & _GUEST_OFFLOADS & ~virtio_net.F_GUEST_CSUM:
+            return HEADER_BYTES + virtio_net.MAX_FRAME_BYTES
+        return HEADER_BYTES + virtio_net.ETHERNET_HEADER_BYTES + _VLAN_TAG_BYTES + self.mtu
+
+    def _command(self, command: tuple[int, int], data: bytes) -> None:
+        request = virtio_net.CTRL_HEADER.pack(*command) + data
+        control = self._device.queues[2 * self.pairs]
+        [answer] = control.transact([request], [len(virtio_net.CTRL_OK)])
+        if answer != virtio_net.CTRL_OK:
+            raise FailedPreconditionError(
+                "NET_COMMAND",
+                f"the device refuses command {command[1]} of class {command[0]} with data "
+                f"{data.hex()}: {answer.hex() or 'no answer'}",
+            )
+
+    def _keep(self, _pair: int, packet: bytes) -> None:
+        frame = packet[HEADER_BYTES:]
         while True:
             try:
                 self._backlog.put_nowait(frame)
@@ -139,7 +194,39 @@ class NetDriver:
                 self._backlog.get_nowait()
 
 
-def _read_config(device: ProbedDevice) -> tuple[bytes, int, bool]:
+class _Receiver:
+    """What arrives on one receive queue; on its completion thread only."""
+
+    def __init__(self, pair: int, on_packet: Callable[[int, bytes], None]) -> None:
+        self.malformed = 0
+        self._pair = pair
+        self._on_packet = on_packet
+        self._missing = 0
+        self._parts: list[bytes] = []
+
+    def take(self, data: bytes) -> None:
+        """Take one receive buffer; a packet is complete when all its `num_buffers` have come."""
+        if self._missing:
+            self._parts.append(data)
+            self._missing -= 1
+        elif len(data) < HEADER_BYTES:
+            self.malformed += 1  # the device returned the buffer unused
+            return
+        else:
+            [buffers] = virtio_net.NUM_BUFFERS.unpack_from(data, virtio_net.NUM_BUFFERS_OFFSET)
+            self._parts = [data]
+            self._missing = max(buffers, 1) - 1
+        if self._missing:
+            return
+        packet = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        frame_bytes = len(packet) - HEADER_BYTES
+        if virtio_net.ETHERNET_HEADER_BYTES <= frame_bytes <= virtio_net.MAX_FRAME_BYTES:
+            self._on_packet(self._pair, packet)
+        else:
+            self.malformed += 1
+
+
+def _read_config(device: ProbedDevice) -> NetConfig:
     raw = device.config()
     if len(raw) < virtio_net.CONFIG.size or not device.features & virtio_net.F_MAC:
         raise InvalidArgumentError(
@@ -147,7 +234,4 @@ def _read_config(device: ProbedDevice) -> tuple[bytes, int, bool]:
             f"configuration space {raw.hex()} with features 0x{device.features:x} is not that of a "
             "virtio-net device that has a MAC address",
         )
-    config = NetConfig._make(virtio_net.CONFIG.unpack_from(raw))
-    mtu = config.mtu if device.features & virtio_net.F_MTU else DEFAULT_MTU
-    up = not device.features & virtio_net.F_STATUS or bool(config.status & virtio_net.S_LINK_UP)
-    return config.mac, mtu, up
+    return NetConfig._make(virtio_net.CONFIG.unpack_from(raw))

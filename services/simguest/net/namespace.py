@@ -13,7 +13,6 @@ import fcntl
 import ipaddress
 import os
 import socket
-import struct
 import threading
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -22,6 +21,8 @@ from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
+from services.wire import tun
+from services.wire.virtio_net import HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +32,8 @@ T = TypeVar("T")
 MAX_INTERFACE_NAME_BYTES: Final = 15
 """IFNAMSIZ (linux/if.h) without the terminating NUL."""
 
-# linux/sched.h and linux/if_tun.h.
 _CLONE_NEWNET: Final = 0x40000000
-_TUNSETIFF: Final = 0x400454CA
-_IFF_TAP: Final = 0x0002
-_IFF_NO_PI: Final = 0x1000
-_IFREQ_FLAGS: Final = struct.Struct("16sH22x")
+"""linux/sched.h."""
 _IFA_F_NODAD: Final = 0x02
 _RTN_LOCAL: Final = 2
 """linux/if_addr.h."""
@@ -87,21 +84,22 @@ class NetworkNamespace:
 
         return _in_new_thread(inside)
 
-    def add_tap(self, name: str) -> int:
-        """Make a TAP interface inside the namespace, down and without addresses.
+    def add_tap(self, name: str, queues: int = 1) -> list[int]:
+        """Make a TAP interface inside the namespace, down, without addresses and offloads.
 
         Args:
             name: 1 to 15 bytes.
+            queues: Its pairs of queues.
 
         Returns:
-            Its non-blocking descriptor, which reads and writes bare Ethernet frames; the interface
-            disappears when it is closed.
+            A non-blocking descriptor for each pair, which reads and writes Ethernet frames behind
+            headers of virtio-net; the interface disappears when all are closed.
 
         Raises:
             InvalidArgumentError: INTERFACE_NAME.
             FailedPreconditionError: NETNS_UNAVAILABLE; it names the missing right.
         """
-        return self.run(lambda: _open_tap(name))
+        return self.run(lambda: _open_tap(name, queues))
 
     def configure(
         self, name: str, *, mac: bytes, mtu: int, address: str = "", gateway: str = ""
@@ -177,7 +175,7 @@ def _unavailable(what: str, number: int) -> FailedPreconditionError:
     )
 
 
-def _open_tap(name: str) -> int:
+def _open_tap(name: str, queues: int) -> list[int]:
     raw = name.encode()
     if not 0 < len(raw) <= MAX_INTERFACE_NAME_BYTES or set(name) & set("/:% \t\n\0"):
         raise InvalidArgumentError(
@@ -186,12 +184,18 @@ def _open_tap(name: str) -> int:
             "'/', ':', '%' and white space",
             interface=name,
         )
-    fd = -1
+    fds: list[int] = []
+    flags = tun.IFF_TAP | tun.IFF_NO_PI | tun.IFF_VNET_HDR
+    if queues > 1:
+        flags |= tun.IFF_MULTI_QUEUE
     try:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ_FLAGS.pack(raw, _IFF_TAP | _IFF_NO_PI))
+        for _ in range(queues):
+            fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            fcntl.ioctl(fds[-1], tun.TUNSETIFF, tun.IFREQ_FLAGS.pack(raw, flags))
+            fcntl.ioctl(fds[-1], tun.TUNSETVNETHDRSZ, tun.INT.pack(HEADER_BYTES))
+            fcntl.ioctl(fds[-1], tun.TUNSETVNETLE, tun.INT.pack(1))
     except OSError as error:
-        if fd >= 0:
+        for fd in fds:
             os.close(fd)
         raise FailedPreconditionError(
             "NETNS_UNAVAILABLE",
@@ -199,7 +203,7 @@ def _open_tap(name: str) -> int:
             "and CAP_NET_ADMIN",
             errno=error.errno or 0,
         ) from error
-    return fd
+    return fds
 
 
 def _loopback_up() -> None:

@@ -1,13 +1,15 @@
 """A virtio-net adapter joined to a TAP interface in the guest's network namespace.
 
-Owns the TAP's descriptor and the thread that moves frames from the TAP to the adapter. Frames that
-arrive are written to the TAP on the receive queue's completion thread. Must not know what addresses
-mean, nor virtqueues.
+The TAP has the adapter's pairs of queues and its offloads, so that the namespace's stack gives and
+takes packets as they pass. Owns the TAP's descriptors, and for each pair the thread that moves
+packets from the TAP to the adapter. Packets that arrive are written to the TAP on the completion
+thread of their receive queue. Must not know what addresses mean, nor virtqueues.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import select
@@ -16,7 +18,13 @@ from typing import TYPE_CHECKING
 
 from services.handshake.errors import PortholeError
 from services.simguest.net.driver import NetDriver
-from services.wire.virtio_net import MAX_FRAME_BYTES
+from services.wire import tun
+from services.wire.virtio_net import (
+    FLAGS_OFFSET,
+    HDR_F_NEEDS_CSUM,
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+)
 
 if TYPE_CHECKING:
     from services.simguest.net.namespace import NetworkNamespace
@@ -58,56 +66,76 @@ class TapAdapter:
         self.name = name
         self._closing = threading.Lock()
         self._writing = threading.Lock()
-        self._fd = namespace.add_tap(name)
+        self._fds: list[int] = []
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._sender = threading.Thread(target=self._send, name=f"net-{name}", daemon=True)
         try:
             self.driver = NetDriver(device, self._receive)
+            fds = namespace.add_tap(name, self.driver.pairs)
+            with self._writing:
+                self._fds = fds
+            _offload(fds[0], tun.offloads_to_host(self.driver.features))
             namespace.configure(
                 name, mac=self.driver.mac, mtu=self.driver.mtu, address=address, gateway=gateway
             )
         except BaseException:
             self._release()
             raise
-        self._sender.start()
+        self._senders = [
+            threading.Thread(target=self._send, args=each, name=f"net-{name}", daemon=True)
+            for each in enumerate(fds)
+        ]
+        for sender in self._senders:
+            sender.start()
 
     def close(self) -> None:
-        """Remove the interface; the device stays, and its frames are dropped."""
+        """Remove the interface; the device stays, and its packets are dropped."""
         with self._closing:
-            if self._fd < 0:
+            if not self._fds:
                 return
             os.eventfd_write(self._stop_fd, 1)
-            self._sender.join()
+            for sender in self._senders:
+                sender.join()
             self._release()
 
     def _release(self) -> None:
         with self._writing:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+            fds, self._fds = self._fds, []
+            for fd in fds:
+                os.close(fd)
         os.close(self._stop_fd)
 
-    def _receive(self, frame: bytes) -> None:
+    def _receive(self, pair: int, packet: bytes) -> None:
         with self._writing:
-            if self._fd < 0:
+            if not self._fds:
                 return
-            # The interface is down, or its queue is full; the frame is lost, as on any wire.
+            # The interface is down, or its queue is full; the packet is lost, as on any wire.
             with contextlib.suppress(OSError):
-                os.write(self._fd, frame)
+                os.write(self._fds[pair], packet)
 
-    def _send(self) -> None:
-        """Send the frames of the namespace's stack until `close`, or until the device is gone."""
+    def _send(self, pair: int, fd: int) -> None:
+        """Send the packets of the namespace's stack until `close`, or until the device is gone."""
         poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
+        poll.register(fd, select.POLLIN)
         poll.register(self._stop_fd, select.POLLIN)
-        buffer = memoryview(bytearray(MAX_FRAME_BYTES))
+        buffer = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
         while True:
-            if any(fd == self._stop_fd for fd, _ in poll.poll()):
+            if any(ready == self._stop_fd for ready, _ in poll.poll()):
                 return
             try:
-                length = os.readv(self._fd, [buffer])
-                self.driver.send_frame(buffer[:length])
+                length = os.readv(fd, [buffer])
+                # A driver says nothing of checksums that were verified (section 5.1.6.2.1).
+                buffer[FLAGS_OFFSET] &= HDR_F_NEEDS_CSUM
+                self.driver.send_packet(pair, buffer[:length])
             except BlockingIOError:
                 continue
             except (OSError, PortholeError) as error:
                 _LOG.warning("interface %s stops sending: %s", self.name, error)
                 return
+
+
+def _offload(fd: int, flags: int) -> None:
+    """Let the stack leave work to the device; without segments of datagrams before Linux 6.2."""
+    try:
+        fcntl.ioctl(fd, tun.TUNSETOFFLOAD, flags)
+    except OSError:
+        fcntl.ioctl(fd, tun.TUNSETOFFLOAD, flags & ~tun.USO)

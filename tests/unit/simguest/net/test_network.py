@@ -266,7 +266,7 @@ def test_impossible_addresses_and_names_are_refused() -> None:
         with pytest.raises(InvalidArgumentError) as name:
             namespace.add_tap("much too long a name")
         assert name.value.reason == "INTERFACE_NAME"
-        fd = namespace.add_tap("eth0")
+        [fd] = namespace.add_tap("eth0")
         try:
             with pytest.raises(InvalidArgumentError) as address:
                 namespace.configure("eth0", mac=HOST_MAC, mtu=1500, address="300.1.2.3/24")

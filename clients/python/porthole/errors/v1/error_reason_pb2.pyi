@@ -328,6 +328,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the configuration space is not that of a virtio-fs device."""
     NET_CONFIG: _ErrorReason.ValueType  # 412
     """INVALID_ARGUMENT: the configuration space is not that of a virtio-net device."""
+    NET_COMMAND: _ErrorReason.ValueType  # 444
+    """FAILED_PRECONDITION: a virtio-net device refuses a command of its control queue that it offered."""
     FUSE_VERSION: _ErrorReason.ValueType  # 413
     """FAILED_PRECONDITION: driver and device share no version of FUSE; update the older one."""
     SHARE_IO: _ErrorReason.ValueType  # 414
@@ -1007,6 +1009,8 @@ FS_CONFIG: ErrorReason.ValueType  # 411
 """INVALID_ARGUMENT: the configuration space is not that of a virtio-fs device."""
 NET_CONFIG: ErrorReason.ValueType  # 412
 """INVALID_ARGUMENT: the configuration space is not that of a virtio-net device."""
+NET_COMMAND: ErrorReason.ValueType  # 444
+"""FAILED_PRECONDITION: a virtio-net device refuses a command of its control queue that it offered."""
 FUSE_VERSION: ErrorReason.ValueType  # 413
 """FAILED_PRECONDITION: driver and device share no version of FUSE; update the older one."""
 SHARE_IO: ErrorReason.ValueType  # 414
