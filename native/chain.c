@@ -59,7 +59,7 @@ static void end_readable(struct ph_chain *chain, uint32_t count, uint64_t bytes)
  * Collect the buffers of the chain that begins at queue->head; false where it breaks a rule. More
  * than IOV_MAX descriptors of one direction are left to Python, which refuses them.
  */
-static bool follow(struct ph_queue *queue, struct ph_chain *chain)
+static inline bool follow(struct ph_queue *queue, struct iovec *iov, struct ph_chain *chain)
 {
     const struct ph_queue_setup *setup = &queue->setup;
     const uint8_t *table = setup->desc;
@@ -68,7 +68,6 @@ static bool follow(struct ph_queue *queue, struct ph_chain *chain)
     uint32_t pieces = 0;
     uint64_t bytes = 0;
     bool nested = false, writing = false;
-    struct iovec *iov = queue->iov;
 
     for (;;) {
         struct vring_desc desc;
@@ -169,17 +168,23 @@ static void prefetch_ahead(const struct ph_queue *queue)
     }
 }
 
-/* Take the next chain, which `ph_queue_look` has seen; false leaves it in the ring for Python. */
-bool ph_queue_take(struct ph_queue *queue, struct ph_chain *chain)
+inline bool ph_queue_take_into(struct ph_queue *queue, struct iovec *buffers,
+                               struct ph_chain *chain)
 {
     prefetch_ahead(queue);
     queue->head = ph_load16(&queue->avail[2 + (queue->state.next_avail & (queue->setup.size - 1))]);
-    if (!follow(queue, chain))
+    if (!follow(queue, buffers, chain))
         return false;
     queue->state.next_avail++;
     queue->taken_bytes = chain->readable_bytes + chain->writable_bytes;
     queue->setup.counters->bytes_in += chain->readable_bytes;
     return true;
+}
+
+/* Take the next chain, which `ph_queue_look` has seen; false leaves it in the ring for Python. */
+bool ph_queue_take(struct ph_queue *queue, struct ph_chain *chain)
+{
+    return ph_queue_take_into(queue, queue->iov, chain);
 }
 
 /* Undo the latest take, so that Python serves this chain. */

@@ -3,8 +3,10 @@
 #include <stddef.h>
 
 #include "buffers.h"
+#include "held_chains.h"
 #include "lost_memory.h"
 #include "mounts.h"
+#include "net.h"
 #include "nodes.h"
 #include "open_files.h"
 #include "python_pins.h"
@@ -57,6 +59,7 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_counters, bytes_in),
     FIELD(ph_counters, bytes_out),
     FIELD(ph_counters, highest_slot),
+    FIELD(ph_counters, frames_dropped),
 
     WHOLE(ph_queue_setup),
     FIELD(ph_queue_setup, desc),
@@ -126,6 +129,34 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_python_pin, kind),
     FIELD(ph_python_pin, is_submount),
 
+    WHOLE(ph_stream),
+    FIELD(ph_stream, read_start),
+    FIELD(ph_stream, read_end),
+    FIELD(ph_stream, unsent_start),
+    FIELD(ph_stream, unsent_end),
+    FIELD(ph_stream, read),
+    FIELD(ph_stream, unsent),
+
+    WHOLE(ph_net_offloads),
+    FIELD(ph_net_offloads, csum),
+    FIELD(ph_net_offloads, tso4),
+    FIELD(ph_net_offloads, tso6),
+    FIELD(ph_net_offloads, ecn),
+    FIELD(ph_net_offloads, uso),
+
+    WHOLE(ph_net_setup),
+    FIELD(ph_net_setup, stream),
+    FIELD(ph_net_setup, fd),
+    FIELD(ph_net_setup, mergeable),
+    FIELD(ph_net_setup, expected_bytes),
+    FIELD(ph_net_setup, received_flags),
+    FIELD(ph_net_setup, offloads),
+
+    WHOLE(ph_net_state),
+    FIELD(ph_net_state, receive_error),
+    FIELD(ph_net_state, transmit_error),
+    FIELD(ph_net_state, held),
+
     {.name = NULL},
 };
 
@@ -134,11 +165,18 @@ static const struct ph_constant CONSTANTS[] = {
     CONSTANT(PH_OUTCOME_PYTHON),
     CONSTANT(PH_OUTCOME_STOPPED),
     CONSTANT(PH_OUTCOME_WOKEN),
+    CONSTANT(PH_OUTCOME_FAILED),
+    CONSTANT(PH_OUTCOME_BOUND),
     CONSTANT(PH_FILE),
     CONSTANT(PH_DIRECTORY),
     CONSTANT(PH_KEEP_ID),
     CONSTANT(PH_SLOT_SHIFT),
     CONSTANT(PH_MAX_WATCHED),
+    CONSTANT(PH_NET_HEADER_BYTES),
+    CONSTANT(PH_ETHERNET_HEADER_BYTES),
+    CONSTANT(PH_MAX_FRAME_BYTES),
+    CONSTANT(PH_MAX_STREAM_FRAME_BYTES),
+    CONSTANT(PH_MOST_HELD),
     {.name = NULL},
 };
 
@@ -185,6 +223,11 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_open_file_unpin, void, struct ph_mount *, struct ph_open_file *)                       \
     LIST(ph_open_file_remove, bool, struct ph_mount *, uint64_t, enum ph_kind)                     \
     LIST(ph_open_file_mark_posix_locked, void, struct ph_open_file *)                              \
+    LIST(ph_net_new, struct ph_net *, const struct ph_net_setup *)                                 \
+    LIST(ph_net_free, void, struct ph_net *)                                                       \
+    LIST(ph_net_state, struct ph_net_state *, struct ph_net *)                                     \
+    LIST(ph_net_receive, int, struct ph_queue *, struct ph_net *)                                  \
+    LIST(ph_net_transmit, int, struct ph_queue *, struct ph_net *)                                 \
     LIST(ph_directory_lock, int64_t, struct ph_open_file *)                                        \
     LIST(ph_directory_unlock, void, struct ph_open_file *)
 

@@ -12,20 +12,17 @@ enum { SHORT_BYTES = 32768 };
 
 PH_ALONE struct ph_queue *ph_queue_new(const struct ph_queue_setup *setup)
 {
-    uint32_t size = setup->size;
-    uint32_t indirect = size > PH_MIN_INDIRECT_LIMIT ? size : PH_MIN_INDIRECT_LIMIT;
     struct ph_queue *queue = calloc(1, sizeof(*queue));
 
     if (!queue)
         return NULL;
-    /* A chain may begin in the ring and end in an indirect table. */
-    queue->iov = calloc(size + indirect, sizeof(*queue->iov));
+    queue->setup = *setup;
+    queue->iov = calloc(ph_queue_most_buffers(queue), sizeof(*queue->iov));
     if (!queue->iov) {
         free(queue);
         return NULL;
     }
     ph_mutex_init(&queue->call_mutex);
-    queue->setup = *setup;
     queue->call_fd = setup->call_fd;
     queue->avail = setup->avail;
     queue->used = setup->used;
@@ -45,6 +42,24 @@ void ph_queue_free(struct ph_queue *queue)
 struct ph_queue_state *ph_queue_state(struct ph_queue *queue)
 {
     return &queue->state;
+}
+
+struct ph_counters *ph_queue_counters(struct ph_queue *queue)
+{
+    return queue->setup.counters;
+}
+
+uint32_t ph_queue_size(const struct ph_queue *queue)
+{
+    return queue->setup.size;
+}
+
+/* A chain may begin in the ring and end in an indirect table. */
+uint32_t ph_queue_most_buffers(const struct ph_queue *queue)
+{
+    uint32_t size = queue->setup.size;
+
+    return size + (size > PH_MIN_INDIRECT_LIMIT ? size : PH_MIN_INDIRECT_LIMIT);
 }
 
 void ph_queue_stop(struct ph_queue *queue)
@@ -116,24 +131,43 @@ static bool is_running_low(const struct ph_queue *queue)
            queue->taken_bytes <= SHORT_BYTES;
 }
 
-/* Give the latest chain back to the driver, and notify it now and then. */
-void ph_queue_push(struct ph_queue *queue, uint32_t written_bytes)
+inline bool ph_queue_hand_back(struct ph_queue *queue, uint32_t head, uint32_t written_bytes)
 {
     struct ph_queue_state *state = &queue->state;
-    struct vring_used_elem element = {htole32(queue->head), htole32(written_bytes)};
+    struct vring_used_elem element = {htole32(head), htole32(written_bytes)};
 
     queue->setup.counters->requests++;
     queue->setup.counters->bytes_out += written_bytes;
     if (atomic_load(&queue->closed))
-        return;
+        return false;
     memcpy(queue->used + 4 + 8 * (size_t)(state->next_used & (queue->setup.size - 1)), &element,
            sizeof(element));
     state->next_used++;
+    return true;
+}
+
+inline void ph_queue_publish(struct ph_queue *queue, uint32_t count, uint64_t written_bytes)
+{
+    struct ph_queue_state *state = &queue->state;
+
     __atomic_store_n((uint16_t *)(queue->used + 2), htole16(state->next_used), __ATOMIC_RELEASE);
-    state->unsignalled++;
+    state->unsignalled += count;
     state->unsignalled_bytes += written_bytes;
-    if (state->unsignalled >= PH_BATCH_REQUESTS || state->unsignalled_bytes >= PH_BATCH_BYTES ||
-        is_running_low(queue))
+}
+
+inline bool ph_queue_is_batch(const struct ph_queue *queue)
+{
+    return queue->state.unsignalled >= PH_BATCH_REQUESTS ||
+           queue->state.unsignalled_bytes >= PH_BATCH_BYTES;
+}
+
+/* Give the latest chain back to the driver, and notify it now and then. */
+void ph_queue_push(struct ph_queue *queue, uint32_t written_bytes)
+{
+    if (!ph_queue_hand_back(queue, queue->head, written_bytes))
+        return;
+    ph_queue_publish(queue, 1, written_bytes);
+    if (ph_queue_is_batch(queue) || is_running_low(queue))
         ph_queue_notify(queue);
 }
 

@@ -38,6 +38,7 @@ struct ph_counters {
     uint64_t bytes_in;
     uint64_t bytes_out;
     uint64_t highest_slot;
+    uint64_t frames_dropped; /* of a virtio-net queue */
 };
 
 /* A ring's setup; it stays the same while the ring is served. The caller owns the descriptors. */
@@ -68,6 +69,7 @@ enum ph_wait {
     PH_WAIT_STOPPED,
     PH_WAIT_WOKEN, /* by the further descriptor */
     PH_WAIT_PYTHON,
+    PH_WAIT_READY, /* the descriptor that is waited for */
 };
 
 struct ph_queue;
@@ -75,6 +77,8 @@ struct ph_queue;
 struct ph_queue *ph_queue_new(const struct ph_queue_setup *setup);
 void ph_queue_free(struct ph_queue *queue);
 struct ph_queue_state *ph_queue_state(struct ph_queue *queue);
+struct ph_counters *ph_queue_counters(struct ph_queue *queue);
+uint32_t ph_queue_size(const struct ph_queue *queue);
 
 /* From any thread. */
 void ph_queue_stop(struct ph_queue *queue);
@@ -91,5 +95,7 @@ void ph_queue_put_back(struct ph_queue *queue, const struct ph_chain *chain);
 void ph_queue_push(struct ph_queue *queue, uint32_t written_bytes);
 void ph_queue_notify(struct ph_queue *queue);
 enum ph_wait ph_queue_wait(struct ph_queue *queue, void (*before_sleep)(void *), void *context);
+/* Wait for a descriptor of the device instead of chains; `events` are those of poll(2). */
+enum ph_wait ph_queue_wait_for(struct ph_queue *queue, int fd, short events);
 
 #endif

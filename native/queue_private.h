@@ -51,6 +51,18 @@ static inline void ph_store16(uint16_t *field, uint16_t value)
     __atomic_store_n(field, htole16(value), __ATOMIC_RELAXED);
 }
 
+/* How many buffers the next chain may have. */
+uint32_t ph_queue_most_buffers(const struct ph_queue *queue);
+/* Like ph_queue_take; its head is queue->head, and its buffers are put here. */
+bool ph_queue_take_into(struct ph_queue *queue, struct iovec *buffers, struct ph_chain *chain);
+/* Write a used element, which the driver does not see before ph_queue_publish; false: it is closed
+ */
+bool ph_queue_hand_back(struct ph_queue *queue, uint32_t head, uint32_t written_bytes);
+/* Show the driver what was handed back. */
+void ph_queue_publish(struct ph_queue *queue, uint32_t count, uint64_t written_bytes);
+/* Whether so much was published that the driver is notified now. */
+bool ph_queue_is_batch(const struct ph_queue *queue);
+
 /* Count the queue among those that are at work, or take it out of that count. */
 void ph_queue_set_awake(struct ph_queue *queue, bool is_awake);
 

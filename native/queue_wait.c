@@ -48,7 +48,15 @@ static void relax(void)
 #endif
 }
 
-/* Look for chains for some time, which is longer when that has paid off lately. */
+/* Look around for longer if that has paid off lately. */
+static void adapt_spin(struct ph_queue *queue, bool has_paid_off)
+{
+    queue->state.spin_ns = has_paid_off ? PH_SPIN_NS : queue->state.spin_ns / 2;
+    if (queue->state.spin_ns < PH_SPIN_MIN_NS)
+        queue->state.spin_ns = PH_SPIN_MIN_NS;
+}
+
+/* Look for chains for some time. */
 static enum ph_look spin(struct ph_queue *queue)
 {
     uint64_t end = now_ns() + queue->state.spin_ns;
@@ -57,15 +65,29 @@ static enum ph_look spin(struct ph_queue *queue)
         enum ph_look look = ph_queue_look(queue);
 
         if (look != PH_LOOK_NOTHING) {
-            queue->state.spin_ns = PH_SPIN_NS;
+            adapt_spin(queue, true);
             return look;
         }
         relax();
     } while (!ph_queue_is_stopped(queue) && now_ns() < end);
-    queue->state.spin_ns /= 2;
-    if (queue->state.spin_ns < PH_SPIN_MIN_NS)
-        queue->state.spin_ns = PH_SPIN_MIN_NS;
+    adapt_spin(queue, false);
     return PH_LOOK_NOTHING;
+}
+
+/* The same for a descriptor; also ends when the queue is to stop or is woken. */
+static bool spin_for(struct ph_queue *queue, struct pollfd *fds, nfds_t count)
+{
+    uint64_t end = now_ns() + queue->state.spin_ns;
+
+    do {
+        if (poll(fds, count, 0) > 0) {
+            adapt_spin(queue, true);
+            return true;
+        }
+        relax();
+    } while (!ph_queue_is_stopped(queue) && now_ns() < end);
+    adapt_spin(queue, false);
+    return false;
 }
 
 /* Ask for a kick, and look once more: chains may have come before the driver could see that. */
@@ -119,4 +141,27 @@ enum ph_wait ph_queue_wait(struct ph_queue *queue, void (*before_sleep)(void *),
         return PH_WAIT_STOPPED;
     disarm(queue);
     return fds[2].revents ? PH_WAIT_WOKEN : PH_WAIT_CHAIN;
+}
+
+/* Notify, look at the descriptor for some microseconds, then sleep. */
+enum ph_wait ph_queue_wait_for(struct ph_queue *queue, int fd, short events)
+{
+    struct pollfd fds[] = {
+        {.fd = fd, .events = events},
+        {.fd = queue->setup.stop_fd, .events = POLLIN},
+        {.fd = queue->wake_fd, .events = POLLIN},
+    };
+
+    ph_queue_set_awake(queue, true);
+    if (queue->state.unsignalled)
+        ph_queue_notify(queue);
+    if (!spin_for(queue, fds, 3)) {
+        ph_queue_set_awake(queue, false);
+        while (!ph_queue_is_stopped(queue) && poll(fds, 3, -1) < 0 && errno == EINTR)
+            continue;
+        ph_queue_set_awake(queue, true);
+    }
+    if (ph_queue_is_stopped(queue))
+        return PH_WAIT_STOPPED;
+    return fds[2].revents ? PH_WAIT_WOKEN : PH_WAIT_READY;
 }

@@ -8,14 +8,9 @@
 #define PORTHOLE_SERVE_H
 
 #include "mounts.h"
+#include "outcome.h"
 #include "queue.h"
 #include "request.h"
-
-enum ph_outcome {
-    PH_OUTCOME_PYTHON = 1, /* Python takes the next chain, or reports that the ring is broken */
-    PH_OUTCOME_STOPPED = 2,
-    PH_OUTCOME_WOKEN = 3, /* the further descriptor is readable */
-};
 
 /* Returns an enum ph_outcome. */
 int ph_serve(struct ph_queue *queue, struct ph_worker *worker, struct ph_mounts *mounts);

@@ -26,6 +26,20 @@ DIRECTORY: Final = 2
 KEEP_ID: Final = 0xFFFF_FFFF
 """Value of `uid` or `gid` in PhRules that shows the file's own."""
 
+MOST_HELD: Final = 64
+"""Chains that a virtio-net queue holds at a time."""
+
+NET_HEADER_BYTES: Final = 12
+ETHERNET_HEADER_BYTES: Final = 14
+MAX_FRAME_BYTES: Final = 65550
+"""The longest frame (virtio 1.2, section 5.1.6.3.1)."""
+
+MAX_STREAM_FRAME_BYTES: Final = 65535
+"""The longest frame of a stream."""
+
+_LENGTH_BYTES: Final = 4
+"""Before each frame of a stream."""
+
 XATTR_NAME_MAX: Final = 255
 """Longest name of an extended attribute (limits.h)."""
 
@@ -35,11 +49,13 @@ _name = ctypes.c_char_p
 
 
 class Outcome(enum.IntEnum):
-    """Why ph_serve returned."""
+    """Why a native loop returned (native/outcome.h)."""
 
     PYTHON = 1
     STOPPED = 2
     WOKEN = 3
+    FAILED = 4
+    BOUND = 5
 
 
 class PhSpan(ctypes.Structure):
@@ -80,18 +96,21 @@ class PhCounters(ctypes.Structure):
         bytes_in: Bytes that the guest offered for reading.
         bytes_out: Bytes that were written to the guest.
         highest_slot: Highest slot that a buffer was in, counted from 1.
+        frames_dropped: Frames of a virtio-net queue that were dropped.
     """
 
     requests: int
     bytes_in: int
     bytes_out: int
     highest_slot: int
+    frames_dropped: int
 
     _fields_ = (
         ("requests", _u64),
         ("bytes_in", _u64),
         ("bytes_out", _u64),
         ("highest_slot", _u64),
+        ("frames_dropped", _u64),
     )
 
 
@@ -198,6 +217,66 @@ class PhChain(ctypes.Structure):
     )
 
 
+class PhStream(ctypes.Structure):
+    """struct ph_stream: what is left of a stream between two calls.
+
+    Attributes:
+        read_start: Where in `read` the next length begins.
+        read_end: Where in `read` the bytes end that were read ahead.
+        unsent_start: Where in `unsent` the rest of a frame begins that was sent in part.
+        unsent_end: Where it ends.
+    """
+
+    read_start: int
+    read_end: int
+    unsent_start: int
+    unsent_end: int
+
+    _fields_ = (
+        ("read_start", _u32),
+        ("read_end", _u32),
+        ("unsent_start", _u32),
+        ("unsent_end", _u32),
+        ("read", ctypes.c_uint8 * (2 * (_LENGTH_BYTES + MAX_STREAM_FRAME_BYTES))),
+        ("unsent", ctypes.c_uint8 * (_LENGTH_BYTES + MAX_STREAM_FRAME_BYTES)),
+    )
+
+
+class PhNetOffloads(ctypes.Structure):
+    """struct ph_net_offloads."""
+
+    _fields_ = (("csum", _u32), ("tso4", _u32), ("tso6", _u32), ("ecn", _u32), ("uso", _u32))
+
+
+class PhNetSetup(ctypes.Structure):
+    """struct ph_net_setup."""
+
+    _fields_ = (
+        ("stream", _ptr),
+        ("fd", _i32),
+        ("mergeable", _u32),
+        ("expected_bytes", _u32),
+        ("received_flags", _u32),
+        ("offloads", PhNetOffloads),
+    )
+
+
+class PhNetState(ctypes.Structure):
+    """struct ph_net_state.
+
+    Attributes:
+        receive_error: The errno for which the receiving loop failed.
+        transmit_error: The same of the sending loop.
+        held: Chains that wait for frames now.
+    """
+
+    receive_error: int
+    transmit_error: int
+    held: int
+
+    _fields_ = (("receive_error", _i32), ("transmit_error", _i32), ("held", _u32))
+
+
 class PhLayout(ctypes.Structure):
     """struct ph_layout: a field, or with an empty field name the whole structure."""
 
@@ -240,6 +319,10 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "ph_rules": PhRules,
     "ph_mount_setup": PhMountSetup,
     "ph_python_pin": PhPythonPin,
+    "ph_stream": PhStream,
+    "ph_net_offloads": PhNetOffloads,
+    "ph_net_setup": PhNetSetup,
+    "ph_net_state": PhNetState,
 }
 """By their names in C."""
 
@@ -248,11 +331,18 @@ CONSTANTS: Final[dict[str, int]] = {
     "PH_OUTCOME_PYTHON": Outcome.PYTHON,
     "PH_OUTCOME_STOPPED": Outcome.STOPPED,
     "PH_OUTCOME_WOKEN": Outcome.WOKEN,
+    "PH_OUTCOME_FAILED": Outcome.FAILED,
+    "PH_OUTCOME_BOUND": Outcome.BOUND,
     "PH_FILE": FILE,
     "PH_DIRECTORY": DIRECTORY,
     "PH_KEEP_ID": KEEP_ID,
     "PH_SLOT_SHIFT": SLOT_SHIFT,
     "PH_MAX_WATCHED": MAX_WATCHED,
+    "PH_NET_HEADER_BYTES": NET_HEADER_BYTES,
+    "PH_ETHERNET_HEADER_BYTES": ETHERNET_HEADER_BYTES,
+    "PH_MAX_FRAME_BYTES": MAX_FRAME_BYTES,
+    "PH_MAX_STREAM_FRAME_BYTES": MAX_STREAM_FRAME_BYTES,
+    "PH_MOST_HELD": MOST_HELD,
 }
 
 FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
@@ -292,6 +382,11 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_open_file_add": (_u64, (_ptr, _ptr, _i32, _u32)),
     "ph_open_file_unpin": (None, (_ptr, _ptr)),
     "ph_open_file_remove": (_bool, (_ptr, _u64, _u32)),
+    "ph_net_new": (_ptr, (ctypes.POINTER(PhNetSetup),)),
+    "ph_net_free": (None, (_ptr,)),
+    "ph_net_state": (ctypes.POINTER(PhNetState), (_ptr,)),
+    "ph_net_receive": (_i32, (_ptr, _ptr)),
+    "ph_net_transmit": (_i32, (_ptr, _ptr)),
     "ph_directory_lock": (_i64, (_ptr,)),
     "ph_directory_unlock": (None, (_ptr,)),
     "ph_open_file_mark_posix_locked": (None, (_ptr,)),

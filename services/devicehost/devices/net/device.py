@@ -1,8 +1,9 @@
 """A virtio-net device with one pair of queues over a TAP interface (virtio 1.2, section 5.1).
 
 Owns the path of a frame, and the rule that a slow guest holds frames back in the TAP, where the
-kernel bounds them, instead of in memory of ours. Must not know vhost-user, or how the TAP got its
-addresses.
+kernel bounds them, instead of in memory of ours: of a frame that is longer than the buffers that
+are there, one is kept until there are more. Frames go by the native loop where it can serve the
+ring, and otherwise by Python. Must not know vhost-user, or how the TAP got its addresses.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost import fastpath
 from services.devicehost.accounting import Bound
 from services.devicehost.devices.net.backend import Tap
+from services.devicehost.devices.net.native_loop import NativeLoop
 from services.devicehost.devices.net.protocol import frame_of, received_flags, spread
 from services.devicehost.virtio.deferral import MAX_QUEUED
-from services.devicehost.virtio.device import serve_requests
+from services.devicehost.virtio.device import serve_natively, serve_requests
+from services.devicehost.virtio.native_queue import NativeQueue
 from services.devicehost.virtio.queue import QueueError
 from services.handshake.events import NET
 from services.handshake.exhaustion import Resource
@@ -26,6 +30,8 @@ from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig
 
 if TYPE_CHECKING:
+    import ctypes
+
     from services.devicehost.accounting import DeviceMeter
     from services.devicehost.devices.net.backend import NetBackend
     from services.devicehost.virtio.queue import Chain, Queue
@@ -48,7 +54,7 @@ class NetDevice:
     """
 
     device_class = NET
-    goes_native = False
+    goes_native = True
     num_queues = 2
     features = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
 
@@ -72,7 +78,8 @@ class NetDevice:
         self._link_up = True
         self._features = 0
         self._ready: deque[Chain] = deque()
-        meter.bounds.add(Bound(Resource.QUEUED_REQUESTS, MAX_QUEUED, lambda: len(self._ready)))
+        self._receiver: NativeLoop | None = None
+        meter.bounds.add(Bound(Resource.QUEUED_REQUESTS, MAX_QUEUED, self._count_ready))
 
     def config(self) -> bytes:
         """Return MAC address, link status and MTU."""
@@ -90,7 +97,12 @@ class NetDevice:
             QueueError: The guest broke a rule of the ring.
         """
         if index == virtio_net.RX_QUEUE:
-            self._serve_receive(queue)
+            try:
+                self._serve_receive(queue)
+            finally:
+                self._put_back(queue)
+        elif isinstance(queue, NativeQueue) and fastpath.library is not None:
+            serve_natively(queue, self._native_loop(fastpath.library).transmit, self._transmit)
         else:
             serve_requests(queue, self._transmit)
 
@@ -102,43 +114,81 @@ class NetDevice:
         """Let go of the interface."""
         self._tap.close()
 
+    def _count_ready(self) -> int:
+        receiver = self._receiver
+        return len(self._ready) + (receiver.state.held if receiver else 0)
+
+    def _native_loop(self, library: ctypes.CDLL) -> NativeLoop:
+        return NativeLoop(library, self._tap.fd, self._features, mtu=self.mtu)
+
     def _serve_receive(self, queue: Queue) -> None:
-        ready = self._ready
         frame = bytearray(HEADER_BYTES + MAX_FRAME_BYTES)
-        try:
+        if isinstance(queue, NativeQueue) and fastpath.library is not None:
+            self._receiver = self._native_loop(fastpath.library)
             while not queue.stopped:
-                if not ready and not _take(queue, ready):
-                    queue.wait()  # for buffers only: until then frames stay in the TAP
-                elif not self._link_up:
-                    queue.wait(buffers=False)
-                elif length := self._read(frame):
-                    self._deliver(queue, ready, memoryview(frame)[:length])
-                else:
-                    queue.wait(self._tap.fd, buffers=False)
-        finally:
-            while ready:
-                queue.put_back(ready.pop())
+                if self._link_up and not queue.first_request_is_due:
+                    self._receive_natively(queue, self._receiver)
+                self._receive(queue, frame)
+        while not queue.stopped:
+            self._receive(queue, frame)
+
+    def _receive_natively(self, queue: NativeQueue, loop: NativeLoop) -> None:
+        """Have the native loop give frames to the guest until there is something for Python."""
+        self._put_back(queue)
+        outcome = None
+        while outcome in (None, fastpath.Outcome.BOUND):
+            if outcome is not None:
+                self._meter.bounds.hit(Resource.QUEUED_REQUESTS)
+            outcome = queue.lend(loop.receive)
+        if outcome == fastpath.Outcome.FAILED:
+            self._note_failure(loop.state.receive_error)
+
+    def _receive(self, queue: Queue, frame: bytearray) -> None:
+        """Give a frame to the guest, or wait for one or for buffers."""
+        ready = self._ready
+        if not ready and not _take(queue, ready):
+            queue.wait()  # for buffers only: until then frames stay in the TAP
+        elif not self._link_up:
+            queue.wait(buffers=False)
+        elif length := self._read(frame):
+            self._deliver(queue, ready, memoryview(frame)[:length])
+        else:
+            queue.wait(self._tap.fd, buffers=False)
+
+    def _put_back(self, queue: Queue) -> None:
+        while self._ready:
+            queue.put_back(self._ready.pop())
 
     def _read(self, frame: bytearray) -> int:
         try:
             return self._tap.read(frame)
         except OSError as error:
-            self._link_up = error.errno not in _GONE
-            _LOG.warning("adapter %s: TAP %s: %s", self._name, self._tap.name, error.strerror)
+            self._note_failure(error.errno or 0)
             return 0
 
+    def _note_failure(self, number: int) -> None:
+        self._link_up = number not in _GONE
+        _LOG.warning("adapter %s: TAP %s: %s", self._name, self._tap.name, os.strerror(number))
+
     def _deliver(self, queue: Queue, ready: deque[Chain], frame: memoryview) -> None:
-        """Spread one frame over buffers of the guest, or drop it when they cannot hold it."""
+        """Spread one frame over buffers of the guest, or drop it when they cannot hold it.
+
+        It waits for further buffers as long as the ring can have more of them.
+        """
         mergeable = self._features & virtio_net.F_MRG_RXBUF
+        most = min(MAX_QUEUED, queue.size) if mergeable else 1
         count, room = 1, ready[0].writable_bytes
         while room < len(frame):
-            if count == MAX_QUEUED:
-                self._meter.bounds.hit(Resource.QUEUED_REQUESTS)
+            if count == most:
+                if count == MAX_QUEUED:
+                    self._meter.bounds.hit(Resource.QUEUED_REQUESTS)
                 self._count_drop()
                 return
-            if not mergeable or (count == len(ready) and not _take(queue, ready)):
-                self._count_drop()
-                return
+            while count == len(ready) and not _take(queue, ready):
+                if queue.stopped:
+                    self._count_drop()
+                    return
+                queue.wait()
             room += ready[count].writable_bytes
             count += 1
         chains = [ready.popleft() for _ in range(count)]

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.devicehost import fastpath
 from services.devicehost.devices.net import device as device_module
 from services.devicehost.devices.net.backend import NetBackend, Tap
 from services.devicehost.devices.net.device import NetDevice
+from services.devicehost.virtio.native_queue import NativeQueue, make_queue
+from services.devicehost.virtio.queue_setup import QueueState
 from services.handshake.options import NetOptions
 from services.wire import virtio_net
 from services.wire.virtio_net import NetHeader
@@ -21,7 +24,7 @@ from tests.unit.devicehost.virtio.conftest import DATA
 from tests.unit.devicehost.virtio.conftest import Rig as QueueRig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from services.devicehost.virtio.queue import Queue
     from tests.support.guest_ring import GuestRing
@@ -45,7 +48,8 @@ class WireTap(Tap):
 class Rig:
     """The device, a guest's ring, and the wire behind the TAP."""
 
-    def __init__(self, features: int = NetDevice.features) -> None:
+    def __init__(self, features: int = NetDevice.features, *, natively: bool = False) -> None:
+        self._natively = natively
         self.queues = QueueRig()
         self.device = NetDevice(OPTIONS, NetBackend("wire"), self.queues.meter)
         tap = self.device._tap
@@ -58,7 +62,14 @@ class Rig:
 
     def serve(self, index: int, size: int = 8) -> GuestRing:
         ring = self.queues.ring(size)
-        self.queue = queue = self.queues.queue(ring)
+        self.serve_ring(index, ring)
+        return ring
+
+    def serve_ring(self, index: int, ring: GuestRing) -> None:
+        self.queue = queue = make_queue(
+            self.queues.setup(ring), QueueState(), natively=self._natively
+        )
+        assert isinstance(queue, NativeQueue) == self._natively
 
         def run() -> None:
             try:
@@ -68,7 +79,6 @@ class Rig:
 
         self._thread = threading.Thread(target=run)
         self._thread.start()
-        return ring
 
     def offer_buffers(self, ring: GuestRing, sizes: list[int], first: int = 0) -> None:
         """Give the device one writable buffer per chain, 4 KiB apart."""
@@ -102,6 +112,8 @@ class Rig:
 
     def close(self) -> None:
         self.stop()
+        if self.queue is not None:
+            self.queue.close()
         self.device.close()
         self.wire.close()
         self.queues.close()
@@ -113,8 +125,31 @@ def wire_tap(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
         monkeypatch.setattr(device_module, "Tap", WireTap)
 
 
+@pytest.fixture(
+    params=[
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                fastpath.library is None, reason="the native fast path was not built"
+            ),
+        ),
+    ],
+    ids=["python", "native"],
+)
+def make_rig(request: pytest.FixtureRequest) -> Iterator[Callable[..., Rig]]:
+    """Make devices whose rings Python serves, or the native loop."""
+    made: list[Rig] = []
+
+    def make(**arguments: int) -> Rig:
+        made.append(Rig(**arguments, natively=request.param))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.close()
+
+
 @pytest.fixture
-def rig() -> Iterator[Rig]:
-    made = Rig()
-    yield made
-    made.close()
+def rig(make_rig: Callable[..., Rig]) -> Rig:
+    return make_rig()

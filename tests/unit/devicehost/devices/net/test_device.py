@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,11 @@ from services.handshake.options import NetOptions
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig, NetHeader
 from tests.unit.devicehost.devices.net.conftest import VM_ID, Rig
-from tests.unit.devicehost.virtio.conftest import DATA
+from tests.unit.devicehost.virtio.conftest import DATA, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.guest_ring import GuestRing
 
 RX, TX = virtio_net.RX_QUEUE, virtio_net.TX_QUEUE
@@ -101,23 +104,47 @@ def test_a_buffer_may_be_several_descriptors(rig: Rig) -> None:
     assert data == virtio_net.HEADER.pack(*NetHeader(num_buffers=1)) + FRAME
 
 
-def test_without_mergeable_buffers_a_frame_that_does_not_fit_is_dropped() -> None:
-    rig = Rig(features=NetDevice.features & ~virtio_net.F_MRG_RXBUF)
-    try:
-        ring = rig.serve(RX)
-        rig.offer_buffers(ring, [1000, 1000])
-        rig.send_to_guest(bytes(1500))
-        rig.send_to_guest(FRAME)
-        assert rig.await_used(ring, 1) == [(0, HEADER_BYTES + len(FRAME))]
-        assert drops(rig) == 1
-    finally:
-        rig.close()
+def test_without_mergeable_buffers_a_frame_that_does_not_fit_is_dropped(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig(features=NetDevice.features & ~virtio_net.F_MRG_RXBUF)
+    ring = rig.serve(RX)
+    rig.offer_buffers(ring, [1000, 1000])
+    rig.send_to_guest(bytes(1500))
+    rig.send_to_guest(FRAME)
+    assert rig.await_used(ring, 1) == [(0, HEADER_BYTES + len(FRAME))]
+    assert drops(rig) == 1
+
+
+def test_a_frame_waits_for_further_buffers_that_the_ring_can_have(rig: Rig) -> None:
+    frame = os.urandom(1400)
+    ring = rig.serve(RX)
+    rig.offer_buffers(ring, [500, 500])
+    rig.send_to_guest(frame)
+    assert eventually(lambda: not select.select([rig.device._tap.fd], [], [], 0)[0])
+    assert ring.used_idx == 0
+    rig.offer_buffers(ring, [500], first=2)
+    used = rig.await_used(ring, 3)
+    data = b"".join(rig.queues.ram.read(DATA + 4096 * head, length) for head, length in used)
+    assert data == virtio_net.HEADER.pack(*NetHeader(num_buffers=3)) + frame
+    assert drops(rig) == 0
+
+
+def test_a_frame_that_waits_for_buffers_ends_with_the_queue(rig: Rig) -> None:
+    ring = rig.serve(RX)
+    rig.offer_buffers(ring, [500, 500])
+    rig.send_to_guest(bytes(1400))
+    assert eventually(lambda: not select.select([rig.device._tap.fd], [], [], 0)[0])
+    rig.stop()
+    assert (ring.used_idx, drops(rig)) == (0, 1)
+    assert rig.queue is not None
+    assert rig.queue.state.next_avail == 0
 
 
 def test_a_frame_bigger_than_all_buffers_is_dropped_and_the_buffers_serve_the_next(
     rig: Rig,
 ) -> None:
-    ring = rig.serve(RX)
+    ring = rig.serve(RX, size=2)
     rig.offer_buffers(ring, [500, 500])
     rig.send_to_guest(bytes(1400))
     rig.send_to_guest(bytes(900))
@@ -158,9 +185,9 @@ def test_without_buffers_frames_wait_in_the_tap(rig: Rig) -> None:
 
 
 def test_unused_buffers_are_available_again_after_a_stop(rig: Rig) -> None:
-    ring = rig.serve(RX)
-    rig.offer_buffers(ring, [500, 500, 500])
-    rig.send_to_guest(bytes(1500))  # longer than the three buffers that are taken for it
+    ring = rig.serve(RX, size=4)
+    rig.offer_buffers(ring, [500] * 4)
+    rig.send_to_guest(bytes(2000))  # longer than the four buffers that are taken for it
     rig.send_to_guest(FRAME)
     rig.await_used(ring, 1)
     rig.stop()
@@ -179,7 +206,8 @@ def test_a_receive_chain_that_is_readable_breaks_the_queue(rig: Rig, writable: b
     assert failure.reason == "RX_BUFFER"
 
 
-def test_a_tap_that_goes_away_is_a_link_that_is_down(rig: Rig) -> None:
+def test_a_tap_that_goes_away_is_a_link_that_is_down() -> None:
+    rig = Rig()
     ring = rig.serve(RX)
     rig.offer_buffers(ring, [2048])
     rig.send_to_guest(FRAME)
@@ -199,6 +227,7 @@ def test_a_tap_that_goes_away_is_a_link_that_is_down(rig: Rig) -> None:
     config = NetConfig._make(virtio_net.CONFIG.unpack(rig.device.config()))
     assert config.status == 0
     assert rig.failure == []
+    rig.close()
 
 
 def transmit(rig: Rig, ring: GuestRing, parts: list[bytes]) -> None:
