@@ -10,12 +10,12 @@
 
 #include "fuzz.h"
 #include "guest_memory.h"
+#include "guest_ring.h"
 #include "mutator.h"
 
 enum {
     MAX_OPS = 200,
     MAX_WAITS = 2,
-    DESC_BYTES = 16,
     SLOT_BYTES = 2048,
 };
 
@@ -44,50 +44,6 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     return 0;
 }
 
-static uint16_t avail16(size_t index)
-{
-    uint16_t value;
-
-    memcpy(&value, parts[MEMORY_AVAIL].start + 2 * index, sizeof(value));
-    return value;
-}
-
-/* Change memory as a guest may at any time. */
-static void act_as_guest(struct input *input, enum op op, uint32_t size)
-{
-    if (op == OFFER) {
-        uint16_t idx = avail16(1), count = take8(input);
-
-        for (uint16_t i = 0; i < count % 8; i++) {
-            uint16_t head = take8(input);
-
-            memcpy(parts[MEMORY_AVAIL].start + 4 + 2 * ((uint16_t)(idx + i) % size), &head,
-                   sizeof(head));
-        }
-        idx = (uint16_t)(idx + count);
-        memcpy(parts[MEMORY_AVAIL].start + 2, &idx, sizeof(idx));
-    } else if (op == DESCRIBE) {
-        /* addr and len are short, so that they often fit. */
-        uint32_t slot = take8(input) % size, span = take8(input) % MEMORY_SPANS;
-        uint64_t addr = spans[span].gpa + take16(input);
-        uint32_t len = take16(input);
-        uint16_t flags = take8(input), next = take8(input);
-        uint8_t *to = parts[MEMORY_DESC].start + DESC_BYTES * slot;
-
-        memcpy(to, &addr, 8);
-        memcpy(to + 8, &len, 4);
-        memcpy(to + 12, &flags, 2);
-        memcpy(to + 14, &next, 2);
-    } else if (op == POKE) {
-        struct part *part = &parts[take8(input) % MEMORY_PARTS];
-        size_t at = take16(input);
-        uint8_t value = take8(input);
-
-        if (part != &parts[MEMORY_USED])
-            part->start[at % part->size] = value;
-    }
-}
-
 static void look(struct device *device)
 {
     enum ph_look look = ph_queue_look(device->queue);
@@ -95,7 +51,7 @@ static void look(struct device *device)
 
     HOLDS(look == PH_LOOK_PYTHON ||
           (waiting <= device->size && (look == PH_LOOK_CHAIN) == !!waiting));
-    waiting = (uint16_t)(avail16(1) - device->state->next_avail);
+    waiting = (uint16_t)(guest_avail16(1) - device->state->next_avail);
     HOLDS(IS_MUTATING || (look == PH_LOOK_PYTHON) == (waiting > device->size));
     device->seen = look == PH_LOOK_CHAIN;
 }
@@ -219,7 +175,11 @@ static void drive(struct input *input, struct device *device)
         enum op op = take8(input) % OPS;
 
         if (op == OFFER || op == DESCRIBE || op == POKE) {
-            act_as_guest(input, op, device->size);
+            guest_act(input,
+                      op == OFFER      ? GUEST_OFFERS
+                      : op == DESCRIBE ? GUEST_DESCRIBES
+                                       : GUEST_POKES,
+                      device->size);
             continue;
         }
         memory_remember();

@@ -97,13 +97,17 @@ class Target:
         )
 
 
-_RING: Final = ("ring.c", "guest_memory.c", "mutator.c")
+_MEMORY: Final = ("guest_ring.c", "guest_memory.c", "mutator.c")
+_RING: Final = ("ring.c", *_MEMORY)
+_NET: Final = ("net.c", *_MEMORY)
 _SERVE: Final = ("serve.c", "guest.c", "mutator.c", "requests.c", "share.c")
 _MUTATING: Final = ("-DMUTATING",)
 
 TARGETS: Final = (
     Target("ring", _RING),
     Target("ring_race", _RING, _MUTATING, borrows="ring", repeats=100),
+    Target("net", _NET),
+    Target("net_race", _NET, _MUTATING, borrows="net", repeats=20),
     Target("fuse", ("fuse.c", "requests.c", "share.c"), needs_root=True),
     Target("mount", ("mount.c", "share.c"), needs_root=True, repeats=1000),
     Target("serve", _SERVE, needs_root=True),

@@ -39,8 +39,9 @@ FRONT_END = (
     ("process",),
 )
 FUZZ_TARGETS = (
-    ("fuse", "mount", "ring", "serve"),
-    ("guest", "guest_memory", "share"),
+    ("fuse", "mount", "net", "ring", "serve"),
+    ("guest", "guest_ring", "share"),
+    ("guest_memory",),
     ("requests", "poison", "mutator"),
     ("fuzz",),
 )
