@@ -21,6 +21,7 @@ from tests.support.linux_guest import GUEST, OWN_KERNEL, QEMU_10
 from tests.support.linux_user import make_tree
 from tests.support.linux_vm import IMAGE, MODULES
 from tests.support.node import MODULES as NODE_MODULES
+from tests.support.passt import PASST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,7 @@ _LACKS = {
     "libvirt": None
     if shutil.which("libvirtd") and shutil.which("virsh")
     else "needs libvirtd and virsh",
+    "passt": None if PASST.exists() else "needs passt of 2026; run `make passt`",
     "prometheus": None
     if shutil.which("prometheus") and shutil.which("promtool")
     else "needs prometheus and promtool",

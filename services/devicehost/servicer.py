@@ -13,9 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
-from porthole.handshake.v1 import device_pb2
+from porthole.handshake.v1 import device_pb2, port_pb2
 
 from services.devicehost import fastpath
+from services.devicehost.devices.net.user.installation import PROGRAM as PASST
+from services.devicehost.devices.net.user.settings import MAX_MTU
 from services.devicehost.host import (
     AggregateBackend,
     ChildSpec,
@@ -24,7 +26,13 @@ from services.devicehost.host import (
     DeviceSpec,
     FsBackend,
     NetBackend,
+    PortKey,
+    PortMapping,
+    PortProtocol,
+    PortState,
     Published,
+    UserBackend,
+    UserSettings,
 )
 from services.devicehost.vm_threads import VmThreads
 from services.handshake.errors import ResourceExhaustedError
@@ -79,7 +87,14 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         host: The registry behind it.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, passt: str = PASST) -> None:
+        """Make the servicer and its registry.
+
+        Args:
+            run_dir: Device sockets go to its folder dev.
+            passt: The program of user-mode networks: a path, or a name to be found on PATH.
+        """
+        self._passt = passt
         self._loop = asyncio.get_running_loop()
         self._threads = VmThreads()
         self._watchers: set[_Watcher] = set()
@@ -132,7 +147,9 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
     ) -> device_host_pb2.CreateDeviceResponse:
         """Make one device; its later events go under the span of this call."""
         emit = partial(_emit, tracing.current_traceparent())
-        info = await self._on_thread(request.vm_id, self.host.create_device, _spec(request), emit)
+        info = await self._on_thread(
+            request.vm_id, self.host.create_device, self._spec(request), emit
+        )
         return device_host_pb2.CreateDeviceResponse(socket_path=str(info.socket_path))
 
     async def RemoveDevice(  # noqa: N802
@@ -176,6 +193,49 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             *(request.vm_id, request.instance_id, request.name),
         )
         return device_host_pb2.RemoveChildResponse()
+
+    async def MapPort(  # noqa: N802
+        self,
+        request: device_host_pb2.MapPortRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.MapPortRequest, device_host_pb2.MapPortResponse
+        ],
+    ) -> device_host_pb2.MapPortResponse:
+        """Forward a port of the host to a guest."""
+        wanted = PortMapping(_port_key(request.mapping.key), request.mapping.guest_port)
+        mapping = await self._on_thread(
+            request.vm_id, self.host.map_port, *(request.vm_id, request.instance_id, wanted)
+        )
+        return device_host_pb2.MapPortResponse(mapping=_mapping_to_proto(mapping))
+
+    async def UnmapPort(  # noqa: N802
+        self,
+        request: device_host_pb2.UnmapPortRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.UnmapPortRequest, device_host_pb2.UnmapPortResponse
+        ],
+    ) -> device_host_pb2.UnmapPortResponse:
+        """End a mapping."""
+        key = _port_key(request.key)
+        await self._on_thread(
+            request.vm_id, self.host.unmap_port, *(request.vm_id, request.instance_id, key)
+        )
+        return device_host_pb2.UnmapPortResponse()
+
+    async def ListPorts(  # noqa: N802
+        self,
+        request: device_host_pb2.ListPortsRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.ListPortsRequest, device_host_pb2.ListPortsResponse
+        ],
+    ) -> device_host_pb2.ListPortsResponse:
+        """List the mappings of an adapter."""
+        mappings = await self._on_thread(
+            request.vm_id, self.host.list_ports, request.vm_id, request.instance_id
+        )
+        return device_host_pb2.ListPortsResponse(
+            mappings=[_mapping_to_proto(mapping) for mapping in mappings]
+        )
 
     async def ForgetVm(  # noqa: N802
         self,
@@ -250,6 +310,18 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             ended.cancel()
             self._watchers.discard(watcher)
 
+    def _spec(self, request: device_host_pb2.CreateDeviceRequest) -> DeviceSpec:
+        backend: FsBackend | AggregateBackend | NetBackend | UserBackend | None = None
+        if request.HasField("fs"):
+            backend = FsBackend(request.fs.shared_dir)
+        elif request.HasField("aggregate"):
+            backend = AggregateBackend()
+        elif request.HasField("net"):
+            backend = NetBackend(request.net.tap)
+        elif request.HasField("user"):
+            backend = UserBackend(_user_settings(request.user), self._passt)
+        return DeviceSpec(request.vm_id, request.instance_id, request.tag, request.options, backend)
+
     async def _on_thread(
         self, vm_id: str, call: Callable[P, T], *args: P.args, **named: P.kwargs
     ) -> T:
@@ -304,15 +376,44 @@ async def _next(
     return None if watcher.backlog.empty() else watcher.backlog.get_nowait()
 
 
-def _spec(request: device_host_pb2.CreateDeviceRequest) -> DeviceSpec:
-    backend: FsBackend | AggregateBackend | NetBackend | None = None
-    if request.HasField("fs"):
-        backend = FsBackend(request.fs.shared_dir)
-    elif request.HasField("aggregate"):
-        backend = AggregateBackend()
-    elif request.HasField("net"):
-        backend = NetBackend(request.net.tap)
-    return DeviceSpec(request.vm_id, request.instance_id, request.tag, request.options, backend)
+def _user_settings(user: device_host_pb2.UserBackend) -> UserSettings:
+    return UserSettings(
+        dns=tuple(user.dns),
+        search_domains=tuple(user.search_domains),
+        dns_forward=tuple(user.dns_forward),
+        dns_host=tuple(user.dns_host),
+        host_loopback=tuple(user.host_loopback),
+        gateway_ip_ipv6=user.gateway_ip_ipv6,
+        mtu=user.mtu or MAX_MTU,
+    )
+
+
+_PROTOCOLS: Final = {
+    port_pb2.PORT_PROTOCOL_TCP: PortProtocol.TCP,
+    port_pb2.PORT_PROTOCOL_UDP: PortProtocol.UDP,
+}
+_PORT_STATES: Final = {
+    PortState.LISTENING: port_pb2.PORT_STATE_LISTENING,
+    PortState.LOST: port_pb2.PORT_STATE_LOST,
+}
+
+
+def _port_key(key: port_pb2.PortKey) -> PortKey:
+    protocol = _PROTOCOLS.get(key.protocol, PortProtocol.UNKNOWN)
+    return PortKey(protocol, key.listen_address, key.listen_port)
+
+
+def _mapping_to_proto(mapping: PortMapping) -> port_pb2.PortMapping:
+    (protocol,) = (number for number, known in _PROTOCOLS.items() if known is mapping.key.protocol)
+    return port_pb2.PortMapping(
+        key=port_pb2.PortKey(
+            protocol=protocol, listen_address=mapping.key.address, listen_port=mapping.key.port
+        ),
+        guest_port=mapping.guest_port,
+        state=_PORT_STATES[mapping.state],
+        reason=mapping.reason,
+        detail=mapping.detail,
+    )
 
 
 def _to_proto(info: DeviceInfo) -> device_host_pb2.Device:

@@ -21,7 +21,11 @@ an owner refuses devices of VMs with strict isolation."""
 GUEST_CAPABILITIES: Final = "guest-capabilities"
 """SetSwiotlb takes the guest's capabilities. Without it an owner announces the token alone."""
 
-FEATURES: Final = (AGGREGATE, APERTURE, GUEST_CAPABILITIES, SWIOTLB_TOKEN)
+USER_NETWORK: Final = "user-network"
+"""User-mode networks, `user` in CreateDevice, and their ports: MapPort, UnmapPort, ListPorts.
+Without it an owner has no adapters of the mode VirtioProxy."""
+
+FEATURES: Final = (AGGREGATE, APERTURE, GUEST_CAPABILITIES, SWIOTLB_TOKEN, USER_NETWORK)
 """The features of the device host of this version, sorted."""
 
 

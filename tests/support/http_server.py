@@ -1,15 +1,19 @@
-"""A server over HTTP on loopback that answers as it was told."""
+"""Servers over HTTP: on loopback, answering as they were told, or of a directory."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from services.simguest.net.namespace import NetworkNamespace
 
 
 @dataclass
@@ -69,6 +73,28 @@ def serving(answers: dict[str, Answer]) -> Iterator[Server]:
         for answer in answers.values():
             if answer.then_wait is not None:
                 answer.then_wait.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def serving_directory(
+    namespace: NetworkNamespace, address: str, port: int, directory: Path
+) -> Iterator[None]:
+    """Serve the files of a directory inside a network namespace."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Handler, directory=str(directory))
+    server = namespace.run(lambda: ThreadingHTTPServer((address, port), handler))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
         server.shutdown()
         thread.join()
         server.server_close()

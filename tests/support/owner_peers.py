@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import grpc
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
 from porthole.guest.v1 import guest_init_pb2, guest_init_pb2_grpc
-from porthole.handshake.v1 import device_pb2
+from porthole.handshake.v1 import device_pb2, port_pb2
 from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities, SwiotlbPool
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 
-from services.handshake.errors import NotFoundError, PortholeError
+from services.handshake.errors import AlreadyExistsError, NotFoundError, PortholeError
 from services.handshake.features import FEATURES
 from services.rpc.channel import connect
 from services.rpc.server import ServerHandle, Servicer, start_server
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
+FREE_PORT = 40000
+"""What a mapping of port 0 gets."""
 POOL = SwiotlbPool(base=0x3C00_0000, size_bytes=64 << 20)
 TOKEN = "swiotlb=0x3c000000,67108864"
 PEER_WAIT_S = 5.0
@@ -96,6 +98,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         self.features: tuple[str, ...] = FEATURES
         self.devices: dict[str, device_host_pb2.Device] = {}
         self.children: dict[str, device_host_pb2.AddChildRequest] = {}
+        self.ports: dict[str, list[port_pb2.PortMapping]] = {}
         self.pools: dict[str, list[str]] = {}
         self.capabilities: dict[str, list[bytes]] = {}
         self.news: asyncio.Queue[device_host_pb2.WatchDevicesResponse] = asyncio.Queue()
@@ -163,6 +166,37 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
             raise NotFoundError("CHILD_UNKNOWN", "no such share")
         device.children.remove(request.name)
         return device_host_pb2.RemoveChildResponse()
+
+    async def MapPort(  # noqa: N802
+        self, request: device_host_pb2.MapPortRequest, context: object
+    ) -> device_host_pb2.MapPortResponse:
+        await self.script.play(self.name, "MapPort", request.instance_id)
+        ports = self.ports.setdefault(request.instance_id, [])
+        if any(mapping.key == request.mapping.key for mapping in ports):
+            raise AlreadyExistsError("PORT_EXISTS", "mapped already")
+        mapping = port_pb2.PortMapping()
+        mapping.CopyFrom(request.mapping)
+        mapping.key.listen_port = mapping.key.listen_port or FREE_PORT
+        mapping.state = port_pb2.PORT_STATE_LISTENING
+        ports.append(mapping)
+        return device_host_pb2.MapPortResponse(mapping=mapping)
+
+    async def UnmapPort(  # noqa: N802
+        self, request: device_host_pb2.UnmapPortRequest, context: object
+    ) -> device_host_pb2.UnmapPortResponse:
+        await self.script.play(self.name, "UnmapPort", request.instance_id)
+        ports = self.ports.get(request.instance_id, [])
+        kept = [mapping for mapping in ports if mapping.key != request.key]
+        if len(kept) == len(ports):
+            raise NotFoundError("PORT_UNKNOWN", "no such mapping")
+        self.ports[request.instance_id] = kept
+        return device_host_pb2.UnmapPortResponse()
+
+    async def ListPorts(  # noqa: N802
+        self, request: device_host_pb2.ListPortsRequest, context: object
+    ) -> device_host_pb2.ListPortsResponse:
+        await self.script.play(self.name, "ListPorts", request.instance_id)
+        return device_host_pb2.ListPortsResponse(mappings=self.ports.get(request.instance_id, []))
 
     async def ForgetVm(  # noqa: N802
         self, request: device_host_pb2.ForgetVmRequest, context: object

@@ -57,6 +57,7 @@ class Counters:
         "{episode}",
         "episodes in which something bounded was used up; docs/limits.md lists what is",
     )
+    link_losses: int = _counter("{loss}", "times that a virtio-net device lost its link")
 
 
 COUNTERS: Final[dict[str, Meaning]] = {

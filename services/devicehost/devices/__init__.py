@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from services.devicehost.devices.fs.backend import AggregateBackend, FsBackend
 from services.devicehost.devices.fs.device import FsDevice
-from services.devicehost.devices.net.backend import NetBackend
+from services.devicehost.devices.net.backend import NetBackend, UserBackend
 from services.devicehost.devices.net.device import NetDevice
 from services.handshake.events import FS, NET
 from services.handshake.options import (
@@ -47,10 +47,11 @@ __all__ = [
     "FsDevice",
     "NetBackend",
     "NetDevice",
+    "UserBackend",
     "make_device",
 ]
 
-DeviceBackend = FsBackend | AggregateBackend | NetBackend
+DeviceBackend = FsBackend | AggregateBackend | NetBackend | UserBackend
 DeviceOptions = FsOptions | NetOptions
 
 OptionsT = TypeVar("OptionsT", FsOptions, NetOptions)
@@ -72,7 +73,10 @@ class DeviceType(Generic[OptionsT]):
 
 
 def _make_net(
-    options: NetOptions, backend: NetBackend, _max_request_bytes: int, meter: DeviceMeter
+    options: NetOptions,
+    backend: NetBackend | UserBackend,
+    _max_request_bytes: int,
+    meter: DeviceMeter,
 ) -> NetDevice:
     """Make an adapter, whose frames are shorter than any bound on a request."""
     return NetDevice(options, backend, meter)
@@ -82,6 +86,7 @@ DEVICE_TYPES: Final[dict[type[DeviceBackend], DeviceType[Any]]] = {
     FsBackend: DeviceType(FS, parse_fs_options, FsDevice),
     AggregateBackend: DeviceType(FS, parse_fs_options, FsDevice),
     NetBackend: DeviceType(NET, parse_net_options, _make_net),
+    UserBackend: DeviceType(NET, parse_net_options, _make_net),
 }
 """The type of device that serves a back end."""
 

@@ -5,7 +5,14 @@ devices by VM, `specs` the requests for devices and shares. Must not know gRPC, 
 OpenTelemetry.
 """
 
-from services.devicehost.devices import AggregateBackend, FsBackend, NetBackend
+from services.devicehost.devices import AggregateBackend, FsBackend, NetBackend, UserBackend
+from services.devicehost.devices.net.user import (
+    PortKey,
+    PortMapping,
+    PortProtocol,
+    PortState,
+    UserSettings,
+)
 from services.devicehost.host.device import DeviceInfo, HostedDevice
 from services.devicehost.host.registry import DeviceHost
 from services.devicehost.host.specs import ChildSpec, DeviceSpec, Published
@@ -21,5 +28,11 @@ __all__ = [
     "FsBackend",
     "HostedDevice",
     "NetBackend",
+    "PortKey",
+    "PortMapping",
+    "PortProtocol",
+    "PortState",
     "Published",
+    "UserBackend",
+    "UserSettings",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.accounting import DeviceMeter
-from services.devicehost.devices import FsDevice
+from services.devicehost.devices import FsDevice, NetDevice
 from services.devicehost.host import misplaced
 from services.devicehost.host.states import DeviceEvent, DeviceState, hosted_device_life
 from services.devicehost.throttle import Throttle
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.devicehost.accounting import Counters, Usage
+    from services.devicehost.devices.net.user.ports import Ports
     from services.devicehost.memory import Access, RegionTable
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake.exhaustion import Exhaustion
@@ -200,6 +201,8 @@ class HostedDevice:
                 device.close()
                 raise
             self._device = device
+            if isinstance(device, NetDevice):
+                device.on_link_change = self._link_changed
 
     def add_child(self, name: str, options: FsOptions, shared_dir: Path) -> None:
         """Add a share to an aggregate; see FsDevice.add_child."""
@@ -208,6 +211,22 @@ class HostedDevice:
     def remove_child(self, name: str) -> None:
         """Remove a share from an aggregate; see FsDevice.remove_child."""
         self._aggregate().remove_child(name)
+
+    def ports(self) -> Ports:
+        """Return the ports of an adapter with a user-mode network.
+
+        Raises:
+            FailedPreconditionError: NO_USER_NETWORK.
+        """
+        device, me = self._device, self.identity
+        if isinstance(device, NetDevice):
+            return device.ports
+        raise FailedPreconditionError(
+            "NO_USER_NETWORK",
+            f"device {me.instance_id} is of class {me.device_class} and in state {self.state}; "
+            "only an adapter with a user-mode network that is up maps ports",
+            instance_id=me.instance_id,
+        )
 
     def mark_shutting_down(self) -> bool:
         """Refuse everything new from now on.
@@ -360,6 +379,10 @@ class HostedDevice:
             "shares are added to an aggregate device that is up",
             instance_id=me.instance_id,
         )
+
+    def _link_changed(self, detail: str) -> None:
+        if self.state is not DeviceState.SHUTTING_DOWN:
+            self._on_change(self.info(), detail)
 
     def _exhausted(self, exhaustion: Exhaustion) -> None:
         me = self.identity

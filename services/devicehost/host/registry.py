@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from services.devicehost.accounting import DeviceMeter
     from services.devicehost.devices import DeviceBackend, DeviceOptions
+    from services.devicehost.devices.net.user import PortKey, PortMapping
     from services.devicehost.memory import Access
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake import events
@@ -209,6 +210,35 @@ class DeviceHost:
             FailedPreconditionError: NO_AGGREGATE.
         """
         self._find(vm_id, instance_id).remove_child(name)
+
+    def map_port(self, vm_id: str, instance_id: str, mapping: PortMapping) -> PortMapping:
+        """Forward a port of the host to the guest of an adapter; see Ports.map.
+
+        Raises:
+            NotFoundError: DEVICE_UNKNOWN.
+            FailedPreconditionError: NO_USER_NETWORK.
+            PortholeError: A reason of Ports.map; nothing has changed.
+        """
+        return self._find(vm_id, instance_id).ports().map(mapping)
+
+    def unmap_port(self, vm_id: str, instance_id: str, key: PortKey) -> None:
+        """End a mapping; see Ports.unmap.
+
+        Raises:
+            NotFoundError: DEVICE_UNKNOWN, PORT_UNKNOWN.
+            FailedPreconditionError: NO_USER_NETWORK.
+            PortholeError: A reason of Ports.unmap.
+        """
+        self._find(vm_id, instance_id).ports().unmap(key)
+
+    def list_ports(self, vm_id: str, instance_id: str) -> tuple[PortMapping, ...]:
+        """Return the mappings of an adapter.
+
+        Raises:
+            NotFoundError: DEVICE_UNKNOWN.
+            FailedPreconditionError: NO_USER_NETWORK.
+        """
+        return self._find(vm_id, instance_id).ports().list()
 
     def forget_vm(self, vm_id: str) -> None:
         """Tear down the remaining devices of a VM, and forget its pool and its capabilities.

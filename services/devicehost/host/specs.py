@@ -31,7 +31,7 @@ class DeviceSpec:
         instance_id: 1 to 64 letters, digits, '-' and '_'; part of the socket's path.
         tag: Name that the guest sees; the options start with it.
         options: "name;key=value;flag;…;vm_id=<uuid>".
-        backend: The directory or interface to serve; None is refused.
+        backend: The directory, interface or network to serve; None is refused.
     """
 
     vm_id: str
@@ -86,7 +86,7 @@ def parse_device(spec: DeviceSpec) -> tuple[DeviceOptions, DeviceBackend]:
     if backend is None:
         raise InvalidArgumentError(
             "BACKEND_MISSING",
-            f"device {spec.instance_id!r} has no back end; set fs, aggregate or net",
+            f"device {spec.instance_id!r} has no back end; set fs, aggregate, net or user",
         )
     options: DeviceOptions = DEVICE_TYPES[type(backend)].parse_options(spec.options)
     _require_same(f"device {spec.instance_id}", canonical(spec.vm_id), spec.tag, options)

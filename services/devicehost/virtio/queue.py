@@ -251,6 +251,17 @@ class Queue:
             self._disarm()
         return ready & set(fds)
 
+    def wait_for_room(self, fd: int) -> None:
+        """Notify, then sleep until a descriptor is writable or broken, or the queue was stopped.
+
+        Args:
+            fd: A descriptor of the device.
+        """
+        if self._unsignalled:
+            self.notify()
+        if not self.stopped:
+            self._wake_ups.sleep_for_room(fd)
+
     def stop(self) -> None:
         """Make the thread that serves the queue return; from any thread, harmless when repeated."""
         self.stopped = True

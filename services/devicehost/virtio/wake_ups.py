@@ -46,6 +46,17 @@ class WakeUps:
             poll = self._polls[fds, kick] = self._poll_on(fds, kick)
         return {fd for fd, _ in poll.poll(timeout_ms)}
 
+    def sleep_for_room(self, fd: int) -> None:
+        """Sleep until a descriptor is writable or broken, or `stop` was called.
+
+        Args:
+            fd: A descriptor of the device.
+        """
+        poll = select.poll()
+        poll.register(self.stop_fd, select.POLLIN)
+        poll.register(fd, select.POLLOUT)
+        poll.poll()
+
     def take_kick(self) -> None:
         """Take note of a kick, so that only the next one ends a sleep; never blocks."""
         if self.kick_fd is not None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import queue
 from typing import TYPE_CHECKING
 
-from services.devicehost.host import AggregateBackend, DeviceHost, DeviceSpec, FsBackend, NetBackend
+from services.devicehost.host import (
+    DeviceHost,
+    DeviceSpec,
+    FsBackend,
+    NetBackend,
+    UserBackend,
+)
 from services.handshake import events
 from services.handshake.options import build_options
 from services.handshake.pool import format_token
@@ -22,16 +29,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.devicehost.accounting import Counters
+    from services.devicehost.devices import DeviceBackend
 
 VM_ID = "6f1a2f5e-5f3e-4f53-9d5c-2b8f0a4f7c11"
 
 
 class Rig:
-    """One VM: `share` and `adapter` add a device on both sides."""
+    """One VM: `share` and `adapter` add a device on both sides.
+
+    Attributes:
+        changes: The cause of each change of a device.
+    """
 
     def __init__(self, run_dir: Path, pool_mib: int = 16) -> None:
         (run_dir / "dev").mkdir(exist_ok=True)
-        self.host = DeviceHost(run_dir, on_change=lambda info, detail: None)
+        self.changes: queue.Queue[str] = queue.Queue()
+        self.host = DeviceHost(run_dir, on_change=lambda info, detail: self.changes.put(detail))
         self.ram = GuestRam(128 << 20)
         kernel = Kernel("6.18.26.3", publishes_pool=pool_mib > 0)
         self.pool = reserve_pool(kernel, f"hv_pci_swiotlb={pool_mib}M", self.ram.regions[0])
@@ -48,19 +61,31 @@ class Rig:
         self.operations[tag] = watched.operations
         self.workload.attach_share(tag, watched)
 
-    def adapter(self, tag: str, tap: str, address: str, gateway: str, options: str = "") -> None:
-        device = self.create(tag, NetBackend(tap), options)
+    def adapter(
+        self,
+        tag: str,
+        backend: str | UserBackend,
+        address: str,
+        gateway: str,
+        options: str = "",
+    ) -> None:
+        """Add an adapter; `backend` is the name of a TAP, or a user-mode network."""
+        tap_or_user = NetBackend(backend) if isinstance(backend, str) else backend
+        device = self.create(tag, tap_or_user, options)
         self.workload.attach_adapter(tag, device, address, gateway)
 
     def create(
-        self, tag: str, backend: FsBackend | AggregateBackend | NetBackend, options: str
+        self,
+        tag: str,
+        backend: DeviceBackend,
+        options: str,
     ) -> VirtioDevice:
         token = format_token(self.pool) if self.pool else None
         text = build_options(tag, options, token, VM_ID)
         info = self.host.create_device(
             DeviceSpec(VM_ID, tag, tag, text, backend), emit=lambda event: None
         )
-        kind = KINDS[events.NET if isinstance(backend, NetBackend) else events.FS]
+        kind = KINDS[events.NET if isinstance(backend, NetBackend | UserBackend) else events.FS]
         self.devices[tag] = VirtioDevice(tag, info.socket_path, kind, self.memory)
         return self.devices[tag]
 

@@ -1,7 +1,8 @@
-"""The back end of virtio-net: a TAP interface, for whole frames behind virtio-net headers.
+"""The back ends of virtio-net: a TAP interface, or a user-mode network.
 
-Owns /dev/net/tun, its ioctls (linux/if_tun.h) and the meaning of their failures. Addresses, routes
-and the up flag of the interface belong to its maker. Must not know queues.
+Owns /dev/net/tun, its ioctls (linux/if_tun.h) and the meaning of their failures; the user-mode
+network is in `user`. Addresses, routes and the up flag of a TAP belong to its maker. Must not know
+queues.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import os
 import re
 import socket
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
 
+from services.devicehost.devices.net.user import UserNetwork, UserSettings
+from services.devicehost.devices.net.user.installation import PROGRAM
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.wire.virtio_net import HEADER_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from services.devicehost import fastpath
     from services.handshake.errors import PortholeError
+    from services.handshake.options import NetOptions
 
 TUN_DEVICE: Final = "/dev/net/tun"
 MAX_NAME_BYTES: Final = 15
@@ -54,6 +59,97 @@ class NetBackend:
     tap: str
 
 
+@dataclass(frozen=True, slots=True)
+class UserBackend:
+    """A user-mode network, served by virtio-net.
+
+    Attributes:
+        settings: What it is to be.
+        passt: A path, or a name that is looked for on PATH.
+    """
+
+    settings: UserSettings = field(default_factory=UserSettings)
+    passt: str = PROGRAM
+
+
+class Wire(Protocol):
+    """Where the native loop finds the frames of one direction."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, which does not block."""
+
+    @property
+    def wake_fd(self) -> int:
+        """Readable when the loop is to return, because this is of no use any more; -1: never."""
+
+    @property
+    def state(self) -> fastpath.PhStream | None:
+        """What is left of a stream; None: the descriptor keeps frames apart, behind headers."""
+
+
+class OpenBackend(Protocol):
+    """A back end in use: where frames come from and go to. One thread reads, and one writes.
+
+    Attributes:
+        mtu: Bytes of payload per frame.
+    """
+
+    mtu: int
+
+    @property
+    def read_fd(self) -> int:
+        """What to sleep on after `read` has returned 0: readable when it is to be called again."""
+
+    @property
+    def write_fd(self) -> int:
+        """What to sleep on after `flush` has returned False: writable when there is room."""
+
+    def receiving(self) -> Wire | None:
+        """Return where frames come from now, for the native loop; None when there is no link."""
+
+    def sending(self) -> Wire | None:
+        """Return where frames go to now, for the native loop; None when there is no link."""
+
+    def read(self, buffer: memoryview) -> int:
+        """Take one frame with its header; return its length, or 0 when none waits.
+
+        Raises:
+            OSError: The back end is gone, for good.
+        """
+
+    def write(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Send one frame with its header, gathered from `parts`; after this comes `flush`.
+
+        Raises:
+            OSError: It was not taken.
+        """
+
+    def flush(self) -> bool:
+        """Send what is left of the latest frame; return whether another one may be sent."""
+
+    def close(self) -> None:
+        """Release the back end."""
+
+
+def open_backend(
+    backend: NetBackend | UserBackend, options: NetOptions, on_link: Callable[[bool, str], None]
+) -> OpenBackend:
+    """Open a back end.
+
+    Args:
+        backend: What to open.
+        options: Of the adapter.
+        on_link: Called with each change of the link, and why, on any thread, with no lock held.
+
+    Raises:
+        PortholeError: A reason of Tap or UserNetwork.
+    """
+    if isinstance(backend, UserBackend):
+        return UserNetwork(backend.settings, backend.passt, options, on_link)
+    return Tap(backend.tap)
+
+
 class Tap:
     """An open TAP interface. `close` may be called from any thread, and more than once.
 
@@ -61,7 +157,12 @@ class Tap:
         name: Name of the interface.
         fd: Non-blocking descriptor; readable when a frame waits.
         mtu: Bytes of payload per frame, as it was when the interface was opened.
+        state: None: it is no stream.
+        wake_fd: -1: it is of use until it is closed.
     """
+
+    state = None
+    wake_fd = -1
 
     def __init__(self, name: str) -> None:
         """Open the interface; the kernel makes it when it does not exist.
@@ -96,6 +197,28 @@ class Tap:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             request = _IFREQ_INT.pack(self.name.encode(), 0)
             self.mtu: int = _IFREQ_INT.unpack(fcntl.ioctl(any_socket, _SIOCGIFMTU, request))[1]
+
+    def receiving(self) -> Tap:
+        """Return this: the kernel keeps frames apart."""
+        return self
+
+    def sending(self) -> Tap:
+        """Return this."""
+        return self
+
+    @property
+    def read_fd(self) -> int:
+        """The descriptor: readable when a frame waits."""
+        return self.fd
+
+    @property
+    def write_fd(self) -> int:
+        """The descriptor."""
+        return self.fd
+
+    def flush(self) -> bool:
+        """Return True: the kernel takes all of a frame, or nothing."""
+        return True
 
     def read(self, buffer: bytearray | memoryview) -> int:
         """Take one frame with its header; the kernel cuts off a frame that is longer than `buffer`.

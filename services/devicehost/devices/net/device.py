@@ -1,9 +1,10 @@
-"""A virtio-net device with one pair of queues over a TAP interface (virtio 1.2, section 5.1).
+"""A virtio-net device with one pair of queues over its back end (virtio 1.2, section 5.1).
 
-Owns the path of a frame, and the rule that a slow guest holds frames back in the TAP, where the
-kernel bounds them, instead of in memory of ours: of a frame that is longer than the buffers that
-are there, one is kept until there are more. Frames go by the native loop where it can serve the
-ring, and otherwise by Python. Must not know vhost-user, or how the TAP got its addresses.
+Owns the path of a frame, and the rule that a slow guest holds frames back in the TAP or the socket,
+where the kernel bounds them, instead of in memory of ours: of a frame that is longer than the
+buffers that are there, one is kept until there are more. Frames go by the native loop where it can
+serve the ring, and otherwise by Python. Must not know vhost-user, or how the back end got its
+addresses.
 """
 
 from __future__ import annotations
@@ -17,23 +18,25 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.accounting import Bound
-from services.devicehost.devices.net.backend import Tap
+from services.devicehost.devices.net.backend import open_backend
 from services.devicehost.devices.net.native_loop import NativeLoop
 from services.devicehost.devices.net.protocol import frame_of, received_flags, spread
+from services.devicehost.devices.net.user import UserNetwork
 from services.devicehost.virtio.deferral import MAX_QUEUED
-from services.devicehost.virtio.device import serve_natively, serve_requests
 from services.devicehost.virtio.native_queue import NativeQueue
 from services.devicehost.virtio.queue import QueueError
+from services.handshake.errors import FailedPreconditionError
 from services.handshake.events import NET
 from services.handshake.exhaustion import Resource
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig
 
 if TYPE_CHECKING:
-    import ctypes
+    from collections.abc import Callable
 
     from services.devicehost.accounting import DeviceMeter
-    from services.devicehost.devices.net.backend import NetBackend
+    from services.devicehost.devices.net.backend import NetBackend, UserBackend, Wire
+    from services.devicehost.devices.net.user.ports import Ports
     from services.devicehost.virtio.queue import Chain, Queue
     from services.handshake.options import NetOptions
 
@@ -51,6 +54,7 @@ class NetDevice:
     Attributes:
         mac: 6 bytes; in the configuration space.
         mtu: Bytes of payload per frame; in the configuration space.
+        on_link_change: Called with each change of the link, on any thread, with no lock held.
     """
 
     device_class = NET
@@ -58,24 +62,28 @@ class NetDevice:
     num_queues = 2
     features = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
 
-    def __init__(self, options: NetOptions, backend: NetBackend, meter: DeviceMeter) -> None:
-        """Open the TAP interface.
+    def __init__(
+        self, options: NetOptions, backend: NetBackend | UserBackend, meter: DeviceMeter
+    ) -> None:
+        """Open the back end.
 
         Args:
             options: The options of the adapter.
-            backend: The TAP interface.
-            meter: Of the device; counts dropped frames and has its bounds.
+            backend: The TAP interface, or the user-mode network.
+            meter: Of the device; counts dropped frames and lost links, and has its bounds.
 
         Raises:
-            InvalidArgumentError: TAP_NAME.
-            FailedPreconditionError: The interface cannot be opened; see Tap.
+            InvalidArgumentError: TAP_NAME, USER_NETWORK_VALUE.
+            FailedPreconditionError: The back end cannot be opened; see Tap, UserNetwork.
         """
         self.mac = options.client_mac or derive_mac(options.vm_id, options.name)
         self._name = options.name
         self._meter = meter
-        self._tap = Tap(backend.tap)
-        self.mtu = self._tap.mtu
+        self.on_link_change: Callable[[str], None] = lambda _: None
         self._link_up = True
+        self._is_gone = False
+        self._backend = open_backend(backend, options, self._link_changed)
+        self.mtu = self._backend.mtu
         self._features = 0
         self._ready: deque[Chain] = deque()
         self._receiver: NativeLoop | None = None
@@ -101,35 +109,64 @@ class NetDevice:
                 self._serve_receive(queue)
             finally:
                 self._put_back(queue)
-        elif isinstance(queue, NativeQueue) and fastpath.library is not None:
-            serve_natively(queue, self._native_loop(fastpath.library).transmit, self._transmit)
         else:
-            serve_requests(queue, self._transmit)
+            self._serve_transmit(queue)
 
     def reset(self) -> None:
         """Forget what was negotiated; frames carry no state."""
         self._features = 0
 
     def close(self) -> None:
-        """Let go of the interface."""
-        self._tap.close()
+        """Let go of the back end."""
+        self._backend.close()
+
+    @property
+    def ports(self) -> Ports:
+        """What the host forwards to the guest.
+
+        Raises:
+            FailedPreconditionError: NO_USER_NETWORK.
+        """
+        if isinstance(self._backend, UserNetwork):
+            return self._backend.ports
+        raise FailedPreconditionError(
+            "NO_USER_NETWORK",
+            f"adapter {self._name} is on a TAP, whose ports the host's firewall forwards; only an "
+            "adapter with a user-mode network maps ports",
+            adapter=self._name,
+        )
+
+    def _link_changed(self, up: bool, why: str) -> None:
+        self._link_up = up
+        if not up:
+            with self._meter.counting as counters:
+                counters.link_losses += 1
+        self.on_link_change(f"the link is {'up' if up else 'down'}: {why}")
 
     def _count_ready(self) -> int:
         receiver = self._receiver
         return len(self._ready) + (receiver.state.held if receiver else 0)
 
-    def _native_loop(self, library: ctypes.CDLL) -> NativeLoop:
-        return NativeLoop(library, self._tap.fd, self._features, mtu=self.mtu)
+    def _native_loop(
+        self, queue: Queue, wire: Wire | None, before: NativeLoop | None
+    ) -> NativeLoop | None:
+        """Return a native loop on what the back end has now; None: Python serves the queue."""
+        library = fastpath.library
+        if wire is None or library is None or not isinstance(queue, NativeQueue):
+            return None
+        if before is not None and before.wire is wire:
+            return before
+        return NativeLoop(library, wire, self._features, mtu=self.mtu)
 
     def _serve_receive(self, queue: Queue) -> None:
-        frame = bytearray(HEADER_BYTES + MAX_FRAME_BYTES)
-        if isinstance(queue, NativeQueue) and fastpath.library is not None:
-            self._receiver = self._native_loop(fastpath.library)
-            while not queue.stopped:
-                if self._link_up and not queue.first_request_is_due:
-                    self._receive_natively(queue, self._receiver)
-                self._receive(queue, frame)
+        frame = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
+        self._receiver = None  # that of an earlier guest has other features
         while not queue.stopped:
+            if not queue.first_request_is_due and not self._is_gone:
+                loop = self._native_loop(queue, self._backend.receiving(), self._receiver)
+                if loop is not None and isinstance(queue, NativeQueue):
+                    self._receiver = loop
+                    self._receive_natively(queue, loop)
             self._receive(queue, frame)
 
     def _receive_natively(self, queue: NativeQueue, loop: NativeLoop) -> None:
@@ -139,36 +176,63 @@ class NetDevice:
         while outcome in (None, fastpath.Outcome.BOUND):
             if outcome is not None:
                 self._meter.bounds.hit(Resource.QUEUED_REQUESTS)
-            outcome = queue.lend(loop.receive)
+            outcome = queue.lend(loop.receive, loop.wire.wake_fd)
         if outcome == fastpath.Outcome.FAILED:
-            self._note_failure(loop.state.receive_error)
+            self._note_failure(loop.wire, loop.state.receive_error)
 
-    def _receive(self, queue: Queue, frame: bytearray) -> None:
+    def _receive(self, queue: Queue, frame: memoryview) -> None:
         """Give a frame to the guest, or wait for one or for buffers."""
         ready = self._ready
         if not ready and not _take(queue, ready):
-            queue.wait()  # for buffers only: until then frames stay in the TAP
-        elif not self._link_up:
+            queue.wait()  # for buffers only: until then frames stay where they are
+        elif self._is_gone:
             queue.wait(buffers=False)
         elif length := self._read(frame):
-            self._deliver(queue, ready, memoryview(frame)[:length])
+            self._deliver(queue, ready, frame[:length])
         else:
-            queue.wait(self._tap.fd, buffers=False)
+            queue.wait(self._backend.read_fd, buffers=False)
+
+    def _serve_transmit(self, queue: Queue) -> None:
+        loop: NativeLoop | None = None
+        while not queue.stopped:
+            outcome = None
+            if not queue.first_request_is_due:
+                loop = self._native_loop(queue, self._backend.sending(), loop)
+                if loop is not None and isinstance(queue, NativeQueue):
+                    outcome = queue.lend(loop.transmit, loop.wire.wake_fd)
+                    if outcome == fastpath.Outcome.FAILED:
+                        self._note_failure(loop.wire, loop.state.transmit_error)
+            if outcome in (None, fastpath.Outcome.PYTHON):
+                self._transmit_next(queue, waits=outcome is None)
+
+    def _transmit_next(self, queue: Queue, *, waits: bool) -> None:
+        """Send the next frame, or wait for room or, if `waits`, for a frame."""
+        if not self._backend.flush():
+            queue.wait_for_room(self._backend.write_fd)
+        elif (chain := queue.pop()) is not None:
+            queue.push(chain, self._transmit(chain))
+        elif waits:
+            queue.wait()
 
     def _put_back(self, queue: Queue) -> None:
         while self._ready:
             queue.put_back(self._ready.pop())
 
-    def _read(self, frame: bytearray) -> int:
+    def _read(self, frame: memoryview) -> int:
         try:
-            return self._tap.read(frame)
+            return self._backend.read(frame)
         except OSError as error:
-            self._note_failure(error.errno or 0)
+            self._note_failure(None, error.errno or 0)
             return 0
 
-    def _note_failure(self, number: int) -> None:
-        self._link_up = number not in _GONE
-        _LOG.warning("adapter %s: TAP %s: %s", self._name, self._tap.name, os.strerror(number))
+    def _note_failure(self, wire: Wire | None, number: int) -> None:
+        if isinstance(self._backend, UserNetwork):
+            self._backend.fail(wire, number)
+            return
+        _LOG.warning("adapter %s: its TAP: %s", self._name, os.strerror(number))
+        if number in _GONE and not self._is_gone:
+            self._is_gone = True
+            self._link_changed(False, f"its TAP is gone: {os.strerror(number)}")
 
     def _deliver(self, queue: Queue, ready: deque[Chain], frame: memoryview) -> None:
         """Spread one frame over buffers of the guest, or drop it when they cannot hold it.
@@ -207,7 +271,10 @@ class NetDevice:
 
     def _write(self, parts: list[bytes | memoryview]) -> bool:
         try:
-            self._tap.write(parts if len(parts) <= MAX_PARTS else [b"".join(parts)])
+            if len(parts) > MAX_PARTS:
+                header, *frame = parts
+                parts = [header, b"".join(frame)]
+            self._backend.write(parts)
         except OSError as error:
             # Down, gone or full: like an unplugged cable, so senders retry.
             _LOG.debug("adapter %s: frame dropped: %s", self._name, os.strerror(error.errno or 0))

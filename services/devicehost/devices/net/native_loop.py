@@ -7,13 +7,16 @@ NativeQueue.lend. Must not know queues, or where the descriptor leads.
 from __future__ import annotations
 
 import ctypes
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.devices.net.protocol import received_flags
 from services.handshake.errors import ResourceExhaustedError
 from services.wire import virtio_net
 from services.wire.virtio_net import ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES
+
+if TYPE_CHECKING:
+    from services.devicehost.devices.net.backend import Wire
 
 _VLAN_TAG_BYTES: Final = 4
 _SEGMENTS: Final = (
@@ -26,39 +29,43 @@ _SEGMENTS: Final = (
 
 
 class NativeLoop:
-    """Moves frames between a ring and a descriptor, without the interpreter's lock."""
+    """Moves frames between a ring and a descriptor, without the interpreter's lock.
+
+    Attributes:
+        wire: Where frames come from and go to.
+        state: What the loops say, from any thread.
+    """
 
     _pointer = 0
 
     def __init__(
         self,
         library: ctypes.CDLL,
-        fd: int,
+        wire: Wire,
         features: int,
         *,
         mtu: int,
-        stream: fastpath.PhStream | None = None,
     ) -> None:
         """Set the loops up.
 
         Args:
             library: The native fast path.
-            fd: Of the back end; it does not block, and stays open as long as this is used.
+            wire: Where frames come from and go to; its descriptor stays open as long as this is
+                used.
             features: What was negotiated, as a mask.
             mtu: Bytes of payload per frame that is not to be segmented.
-            stream: What is left of a stream, whose frames have lengths before them; None: the
-                descriptor keeps frames apart, behind headers.
 
         Raises:
             ResourceExhaustedError: RING_MEMORY.
         """
         self._library: Final = library
-        self._stream: Final = stream
+        self.wire: Final = wire
+        stream = wire.state
         # Buffers for the longest frame that is likely to come are taken before it is read.
         usual = ETHERNET_HEADER_BYTES + _VLAN_TAG_BYTES + mtu
         setup = fastpath.PhNetSetup(
             stream=ctypes.addressof(stream) if stream is not None else None,
-            fd=fd,
+            fd=wire.fd,
             mergeable=bool(features & virtio_net.F_MRG_RXBUF),
             expected_bytes=HEADER_BYTES + (MAX_FRAME_BYTES if features & _SEGMENTS else usual),
             received_flags=received_flags(features),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.server
 import os
 import shutil
 import socket
@@ -26,6 +25,7 @@ from services.simguest.net import namespace as namespaces
 from services.simguest.net.namespace import NetworkNamespace
 from services.simguest.net.tap import TapAdapter
 from services.simguest.workload import network
+from tests.support.http_server import serving_directory
 from tests.unit.devicehost.vhost_user.conftest import eventually
 from tests.unit.simguest.rig import Rig
 
@@ -95,21 +95,9 @@ def test_http_through_the_adapter(
     contents = os.urandom(3 << 20)
     (shared / "file").write_bytes(contents)
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    handler = partial(Quiet, directory=str(shared))
-    server = host_network.run(lambda: http.server.ThreadingHTTPServer((HOST, 8080), handler))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving_directory(host_network, HOST, 8080, shared):
         got = networked.workload.http_get(f"http://{HOST}:8080/file", 20.0)
         missing = networked.workload.http_get(f"http://{HOST}:8080/missing", 20.0)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     assert got == (200, len(contents), hashlib.sha256(contents).digest())
     assert missing.status == 404
     assert networked.counters("eth0").bytes_out > len(contents)

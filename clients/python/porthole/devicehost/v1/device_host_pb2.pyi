@@ -63,6 +63,7 @@ class GetVersionResponse(_message.Message):
           "swiotlb-token": the token, in SetSwiotlb and in the options of a device.
           "guest-capabilities": SetSwiotlb takes capabilities, also without a token.
           "aggregate": AggregateBackend, AddChild and RemoveChild.
+          "user-network": UserBackend, MapPort, UnmapPort and ListPorts.
         """
 
     def __init__(

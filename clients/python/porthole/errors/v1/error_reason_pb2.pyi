@@ -436,6 +436,46 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: not the name of an interface."""
     SUBNETS_EXHAUSTED: _ErrorReason.ValueType  # 507
     """RESOURCE_EXHAUSTED: the owner's network is used up."""
+    PASST_MISSING: _ErrorReason.ValueType  # 508
+    """FAILED_PRECONDITION: no passt on PATH, nor where PORTHOLE_PASST says; a user-mode network needs
+    it. The message names the package.
+    """
+    PASST_TOO_OLD: _ErrorReason.ValueType  # 509
+    """FAILED_PRECONDITION: passt lacks an option that a user-mode network needs; the message names
+    it, and the package.
+    """
+    PASST_FAILED: _ErrorReason.ValueType  # 510
+    """FAILED_PRECONDITION: passt does not start; the message has its last lines."""
+    USER_NETWORK_VALUE: _ErrorReason.ValueType  # 511
+    """INVALID_ARGUMENT: a setting of a user-mode network; the message names it and its bound."""
+    USER_NETWORK_DOWN: _ErrorReason.ValueType  # 512
+    """UNAVAILABLE: passt is being started again, or does not answer."""
+    NO_USER_NETWORK: _ErrorReason.ValueType  # 513
+    """FAILED_PRECONDITION: ports are mapped by adapters with a user-mode network only."""
+    PORT_FORWARD_UNSUPPORTED: _ErrorReason.ValueType  # 514
+    """FAILED_PRECONDITION: this passt cannot change its ports at run time; the message names the
+    package. All else works.
+    """
+    PORT_PROTOCOL: _ErrorReason.ValueType  # 515
+    """INVALID_ARGUMENT: neither TCP nor UDP."""
+    PORT_ADDRESS: _ErrorReason.ValueType  # 516
+    """INVALID_ARGUMENT: not an address of one host, nor 0.0.0.0 or ::."""
+    PORT_NUMBER: _ErrorReason.ValueType  # 517
+    """INVALID_ARGUMENT: not a port; 0 is one for the host's port only, when it is mapped."""
+    PORT_EXISTS: _ErrorReason.ValueType  # 518
+    """ALREADY_EXISTS: the adapter has a mapping of this protocol, address and port."""
+    PORT_UNKNOWN: _ErrorReason.ValueType  # 519
+    """NOT_FOUND: the adapter has no such mapping."""
+    PORT_IN_USE: _ErrorReason.ValueType  # 520
+    """FAILED_PRECONDITION: another socket of the host has the port."""
+    PORT_ADDRESS_UNAVAILABLE: _ErrorReason.ValueType  # 521
+    """FAILED_PRECONDITION: the host cannot listen at this address; it may have no such address."""
+    PORT_NOT_PERMITTED: _ErrorReason.ValueType  # 522
+    """PERMISSION_DENIED: passt has no rights, and may not listen on so low a port."""
+    PORT_REFUSED: _ErrorReason.ValueType  # 523
+    """FAILED_PRECONDITION: passt refuses, or did not listen; the message says what it said."""
+    PORTS_EXHAUSTED: _ErrorReason.ValueType  # 524
+    """RESOURCE_EXHAUSTED: an adapter has as many mappings as it may have."""
     ADDRESS_SYNTAX: _ErrorReason.ValueType  # 600
     """# Services and addresses
 
@@ -1117,6 +1157,46 @@ TAP_NAME: ErrorReason.ValueType  # 506
 """INVALID_ARGUMENT: not the name of an interface."""
 SUBNETS_EXHAUSTED: ErrorReason.ValueType  # 507
 """RESOURCE_EXHAUSTED: the owner's network is used up."""
+PASST_MISSING: ErrorReason.ValueType  # 508
+"""FAILED_PRECONDITION: no passt on PATH, nor where PORTHOLE_PASST says; a user-mode network needs
+it. The message names the package.
+"""
+PASST_TOO_OLD: ErrorReason.ValueType  # 509
+"""FAILED_PRECONDITION: passt lacks an option that a user-mode network needs; the message names
+it, and the package.
+"""
+PASST_FAILED: ErrorReason.ValueType  # 510
+"""FAILED_PRECONDITION: passt does not start; the message has its last lines."""
+USER_NETWORK_VALUE: ErrorReason.ValueType  # 511
+"""INVALID_ARGUMENT: a setting of a user-mode network; the message names it and its bound."""
+USER_NETWORK_DOWN: ErrorReason.ValueType  # 512
+"""UNAVAILABLE: passt is being started again, or does not answer."""
+NO_USER_NETWORK: ErrorReason.ValueType  # 513
+"""FAILED_PRECONDITION: ports are mapped by adapters with a user-mode network only."""
+PORT_FORWARD_UNSUPPORTED: ErrorReason.ValueType  # 514
+"""FAILED_PRECONDITION: this passt cannot change its ports at run time; the message names the
+package. All else works.
+"""
+PORT_PROTOCOL: ErrorReason.ValueType  # 515
+"""INVALID_ARGUMENT: neither TCP nor UDP."""
+PORT_ADDRESS: ErrorReason.ValueType  # 516
+"""INVALID_ARGUMENT: not an address of one host, nor 0.0.0.0 or ::."""
+PORT_NUMBER: ErrorReason.ValueType  # 517
+"""INVALID_ARGUMENT: not a port; 0 is one for the host's port only, when it is mapped."""
+PORT_EXISTS: ErrorReason.ValueType  # 518
+"""ALREADY_EXISTS: the adapter has a mapping of this protocol, address and port."""
+PORT_UNKNOWN: ErrorReason.ValueType  # 519
+"""NOT_FOUND: the adapter has no such mapping."""
+PORT_IN_USE: ErrorReason.ValueType  # 520
+"""FAILED_PRECONDITION: another socket of the host has the port."""
+PORT_ADDRESS_UNAVAILABLE: ErrorReason.ValueType  # 521
+"""FAILED_PRECONDITION: the host cannot listen at this address; it may have no such address."""
+PORT_NOT_PERMITTED: ErrorReason.ValueType  # 522
+"""PERMISSION_DENIED: passt has no rights, and may not listen on so low a port."""
+PORT_REFUSED: ErrorReason.ValueType  # 523
+"""FAILED_PRECONDITION: passt refuses, or did not listen; the message says what it said."""
+PORTS_EXHAUSTED: ErrorReason.ValueType  # 524
+"""RESOURCE_EXHAUSTED: an adapter has as many mappings as it may have."""
 ADDRESS_SYNTAX: ErrorReason.ValueType  # 600
 """# Services and addresses
 

@@ -97,6 +97,7 @@ class DeviceCounters(_message.Message):
     FRAMES_DROPPED_FIELD_NUMBER: _builtins.int
     HELD_BACK_FIELD_NUMBER: _builtins.int
     EXHAUSTIONS_FIELD_NUMBER: _builtins.int
+    LINK_LOSSES_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests that the device completed."""
     bytes_in: _builtins.int
@@ -121,6 +122,10 @@ class DeviceCounters(_message.Message):
     """Times that a queue was not read because too many requests were queued."""
     exhaustions: _builtins.int
     """Episodes in which a bounded resource was used up."""
+    link_losses: _builtins.int
+    """Times that an adapter lost its link: the passt of its user-mode network has
+    ended, and is started again, or its TAP interface is gone.
+    """
     def __init__(
         self,
         *,
@@ -135,10 +140,11 @@ class DeviceCounters(_message.Message):
         frames_dropped: _builtins.int = ...,
         held_back: _builtins.int = ...,
         exhaustions: _builtins.int = ...,
+        link_losses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "exhaustions", b"exhaustions", "frames_dropped", b"frames_dropped", "held_back", b"held_back", "highest_slot", b"highest_slot", "requests", b"requests", "translations_refused", b"translations_refused", "windows_evicted", b"windows_evicted", "windows_mapped", b"windows_mapped", "windows_waited", b"windows_waited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "exhaustions", b"exhaustions", "frames_dropped", b"frames_dropped", "held_back", b"held_back", "highest_slot", b"highest_slot", "link_losses", b"link_losses", "requests", b"requests", "translations_refused", b"translations_refused", "windows_evicted", b"windows_evicted", "windows_mapped", b"windows_mapped", "windows_waited", b"windows_waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost import fastpath
-from services.devicehost.devices.net import device as device_module
+from services.devicehost.devices.net import backend as backend_module
 from services.devicehost.devices.net.backend import NetBackend, Tap
 from services.devicehost.devices.net.device import NetDevice
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
@@ -52,7 +52,7 @@ class Rig:
         self._natively = natively
         self.queues = QueueRig()
         self.device = NetDevice(OPTIONS, NetBackend("wire"), self.queues.meter)
-        tap = self.device._tap
+        tap = self.device._backend
         assert isinstance(tap, WireTap)
         self.wire = tap.wire
         self.device.activate(features)
@@ -122,7 +122,7 @@ class Rig:
 @pytest.fixture(autouse=True)
 def wire_tap(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if not request.node.get_closest_marker("tap"):
-        monkeypatch.setattr(device_module, "Tap", WireTap)
+        monkeypatch.setattr(backend_module, "Tap", WireTap)
 
 
 @pytest.fixture(

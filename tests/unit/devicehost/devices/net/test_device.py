@@ -45,7 +45,7 @@ def test_the_options_mac_wins() -> None:
     options = NetOptions(name="eth0", vm_id=VM_ID, client_mac=mac)
     device = NetDevice(options, NetBackend("wire"), DeviceMeter())
     assert device.config()[:6] == mac
-    device._tap.wire.close()  # type: ignore[attr-defined]
+    device._backend.wire.close()  # type: ignore[attr-defined]
     device.close()
 
 
@@ -121,7 +121,7 @@ def test_a_frame_waits_for_further_buffers_that_the_ring_can_have(rig: Rig) -> N
     ring = rig.serve(RX)
     rig.offer_buffers(ring, [500, 500])
     rig.send_to_guest(frame)
-    assert eventually(lambda: not select.select([rig.device._tap.fd], [], [], 0)[0])
+    assert eventually(lambda: not select.select([rig.device._backend.read_fd], [], [], 0)[0])
     assert ring.used_idx == 0
     rig.offer_buffers(ring, [500], first=2)
     used = rig.await_used(ring, 3)
@@ -134,7 +134,7 @@ def test_a_frame_that_waits_for_buffers_ends_with_the_queue(rig: Rig) -> None:
     ring = rig.serve(RX)
     rig.offer_buffers(ring, [500, 500])
     rig.send_to_guest(bytes(1400))
-    assert eventually(lambda: not select.select([rig.device._tap.fd], [], [], 0)[0])
+    assert eventually(lambda: not select.select([rig.device._backend.read_fd], [], [], 0)[0])
     rig.stop()
     assert (ring.used_idx, drops(rig)) == (0, 1)
     assert rig.queue is not None
@@ -220,7 +220,7 @@ def test_a_tap_that_goes_away_is_a_link_that_is_down() -> None:
         noticed.set()
         raise OSError(77, "File descriptor in bad state")  # EBADFD, from the kernel
 
-    rig.device._tap.read = gone  # type: ignore[method-assign]
+    rig.device._backend.read = gone  # type: ignore[method-assign]
     rig.send_to_guest(FRAME)
     assert noticed.wait(10)
     rig.stop()

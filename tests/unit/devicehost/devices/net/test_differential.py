@@ -288,7 +288,7 @@ def received(
 
 def waiting_bytes(rig: Rig) -> int:
     """Return how much the device has not read off the wire (SIOCINQ)."""
-    answer = fcntl.ioctl(rig.device._tap.fd, termios.FIONREAD, bytes(4))
+    answer = fcntl.ioctl(rig.device._backend.read_fd, termios.FIONREAD, bytes(4))
     return int.from_bytes(answer, sys.byteorder)
 
 
