@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 import pytest
@@ -41,6 +42,15 @@ BUFFER: Final = 1 << 15
 DEADLINE_S: Final = 10.0
 
 
+@dataclass(frozen=True)
+class Wire:
+    """Our end, as the loop is given it."""
+
+    fd: int
+    state: fastpath.PhStream
+    wake_fd: int = -1
+
+
 class Rig:
     """A ring, a loop that serves it on a thread of its own, and the other end of its stream.
 
@@ -56,6 +66,7 @@ class Rig:
         self._mine.setblocking(False)
         self.wire.settimeout(DEADLINE_S)
         self.stream = fastpath.PhStream()
+        self._wire = Wire(self._mine.fileno(), self.stream)
         self.outcomes: list[int] = []
         self.ring: GuestRing = self.queues.ring(64)
         self._queue: NativeQueue | None = None
@@ -72,9 +83,7 @@ class Rig:
 
     def loop(self, features: int) -> NativeLoop:
         assert fastpath.library is not None
-        return NativeLoop(
-            fastpath.library, self._mine.fileno(), features, mtu=65520, stream=self.stream
-        )
+        return NativeLoop(fastpath.library, self._wire, features, mtu=65520)
 
     def receive(self, features: int = virtio_net.F_MRG_RXBUF, base: int = 0) -> NativeLoop:
         loop = self.loop(features)
