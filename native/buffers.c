@@ -1,5 +1,7 @@
 #include "buffers.h"
 
+enum { SMALLEST_PAGE_BYTES = 4096 };
+
 /* A place in a row of buffers, which moves on. */
 struct cursor {
     const struct iovec *buffer;
@@ -55,5 +57,16 @@ void ph_buffers_write_across(const struct iovec *row, size_t offset, const void 
 
         memcpy(piece.iov_base, (const uint8_t *)from + done, piece.iov_len);
         done += piece.iov_len;
+    }
+}
+
+void ph_buffers_touch(const struct iovec *row, uint32_t count)
+{
+    for (const struct iovec *buffer = row; buffer < row + count; buffer++) {
+        const volatile uint8_t *start = buffer->iov_base;
+
+        for (size_t at = 0; at < buffer->iov_len; at += SMALLEST_PAGE_BYTES)
+            (void)start[at];
+        (void)start[buffer->iov_len - 1];
     }
 }

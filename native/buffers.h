@@ -29,6 +29,9 @@ void ph_buffers_read_across(const struct iovec *row, size_t offset, void *to, si
 void ph_buffers_write_across(const struct iovec *row, size_t offset, const void *from,
                              size_t length);
 
+/* Read a byte of each page: lost memory (lost_memory.h) is noticed so, not by system calls. */
+void ph_buffers_touch(const struct iovec *row, uint32_t count);
+
 /* A header lies in the first buffer and has a constant length, so it is copied by a few moves. */
 static inline void ph_buffers_read(const struct iovec *row, size_t offset, void *to, size_t length)
 {

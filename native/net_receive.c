@@ -82,6 +82,10 @@ static int not_read(struct receiver *receiver, ssize_t got)
         return PH_GO_ON;
     if (got < 0 && errno == EAGAIN)
         return ph_net_wait_for_fd(receiver->queue, receiver->net, POLLIN);
+    if (got < 0 && errno == EFAULT) { /* guest memory was lost: the device fails soon */
+        ph_buffers_touch(receiver->held.row, receiver->held.buffers);
+        return ph_queue_is_stopped(receiver->queue) ? PH_OUTCOME_STOPPED : PH_GO_ON;
+    }
     receiver->net->state.receive_error = got < 0 ? errno : ECONNRESET;
     return PH_OUTCOME_FAILED;
 }

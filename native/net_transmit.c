@@ -52,6 +52,8 @@ static bool write_to_tap(const struct ph_net *net, const struct ph_chain *chain,
     do
         written = writev(net->setup.fd, iov, count);
     while (written < 0 && errno == EINTR);
+    if (written < 0 && errno == EFAULT)
+        ph_buffers_touch(chain->readable, chain->readable_count);
     return written >= 0; /* otherwise it is down, gone or full: like an unplugged cable */
 }
 
@@ -187,10 +189,15 @@ static int send_batch(struct batch *batch)
         struct msghdr message = {.msg_iov = batch->next, .msg_iovlen = (size_t)batch->left};
         ssize_t sent = sendmsg(batch->net->setup.fd, &message, MSG_NOSIGNAL);
 
-        if (sent < 0)
-            outcome = not_sent(batch->queue, batch->net);
-        else
+        if (sent >= 0) {
             advance(batch, (size_t)sent);
+        } else if (errno == EFAULT) { /* guest memory was lost: the device fails soon */
+            ph_buffers_touch(batch->next, (uint32_t)batch->left);
+            if (ph_queue_is_stopped(batch->queue))
+                outcome = PH_OUTCOME_STOPPED;
+        } else {
+            outcome = not_sent(batch->queue, batch->net);
+        }
     }
     return outcome;
 }
