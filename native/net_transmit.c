@@ -186,7 +186,10 @@ static int send_batch(struct batch *batch)
     int outcome = PH_GO_ON;
 
     while (outcome == PH_GO_ON && batch->left) {
-        struct msghdr message = {.msg_iov = batch->next, .msg_iovlen = (size_t)batch->left};
+        struct msghdr message = {
+            .msg_iov = batch->next,
+            .msg_iovlen = (size_t)(batch->left < IOV_MAX ? batch->left : IOV_MAX),
+        };
         ssize_t sent = sendmsg(batch->net->setup.fd, &message, MSG_NOSIGNAL);
 
         if (sent >= 0) {

@@ -273,6 +273,26 @@ def test_frames_leave_with_their_lengths(rig: Rig) -> None:
     assert rig.await_used(4) == [(place, 0) for place in range(4)]
 
 
+def test_frames_in_many_pieces_leave_by_several_calls(rig: Rig) -> None:
+    """A call takes 1,024 buffers (IOV_MAX), and each frame has its length beside its own."""
+    rig.ring = rig.queues.ring(1024)
+    frames = [frame(5 * 16, seed) for seed in range(62)]
+    for number, each in enumerate(frames):
+        at = DATA + 1024 * number
+        pieces = [HEADER + each[:5], *(each[5 * place : 5 * place + 5] for place in range(1, 16))]
+        places = [at + 20 * place for place in range(16)]
+        for place, piece in zip(places, pieces, strict=True):
+            rig.queues.ram.write(place, piece)
+        lengths = map(len, pieces)
+        rig.ring.chain(16 * number, readable=list(zip(places, lengths, strict=True)))
+    rig.ring.offer(*range(0, 16 * len(frames), 16))
+    rig.queues.kick()
+    rig.transmit()
+    assert read_exactly(rig.wire, len(framed(*frames))) == framed(*frames)
+    rig.await_used(len(frames))
+    assert rig.drops == 0
+
+
 @pytest.mark.parametrize("hostile", [b"", HEADER[:11], HEADER + bytes(13), HEADER + bytes(65536)])
 def test_what_is_no_frame_is_dropped_between_others(rig: Rig, hostile: bytes) -> None:
     rig.offer_frames(frame(60))
