@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MAX_QUEUES: Final = 8
-"""Largest number of request queues of a virtio-fs device."""
+"""Most request queues of a virtio-fs device, and most pairs of queues of a virtio-net device."""
 
 CASE_MODES: Final = ("off", "dir", "force")
 """Values of `case=`; WSL's drvfs has the same."""
@@ -93,6 +93,7 @@ class NetOptions:
 
     Attributes:
         aperture: See FsOptions.
+        queues: Pairs of a receive and a transmit queue, 1 to MAX_QUEUES.
     """
 
     name: str
@@ -104,6 +105,7 @@ class NetOptions:
     client_ip_ipv6: str | None = None
     client_mac: bytes | None = None
     gateway_ip: str | None = None
+    queues: int = 1
 
 
 def build_options(
@@ -347,6 +349,7 @@ _NET_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "client_ip_ipv6": _ipv6,
     "client_mac": _mac,
     "gateway_ip": _gateway,
+    "queues": _queues,
     "swiotlb": _swiotlb,
     "aperture": _aperture,
     "rings": _rings,

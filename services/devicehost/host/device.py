@@ -39,9 +39,12 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 MAX_DOORBELLS: Final = 8
-"""Kick descriptors that the data queues of one device may have (docs/adr/0007-doorbells.md)."""
+"""Most data queues of a device with a kick descriptor; a pair of queues of virtio-net counts as one
+(docs/adr/0007-doorbells.md)."""
 
 FS_HIGH_PRIORITY_QUEUE: Final = 0
+NET_CONTROL_QUEUE: Final = 2 * MAX_DOORBELLS
+"""Of an adapter with as many pairs as there are places; one with fewer has a place left for it."""
 """Index of virtio-fs's high-priority queue (VIRTIO 1.2, section 5.11.2); it moves no data."""
 
 
@@ -279,9 +282,11 @@ class HostedDevice:
                     f"device {me.instance_id} is shutting down and takes no doorbell",
                     instance_id=me.instance_id,
                 )
-            if me.device_class == events.FS and queue == FS_HIGH_PRIORITY_QUEUE:
+            place = _doorbell_place(me.device_class, queue)
+            if place is None:
                 return
-            if queue not in self._doorbells and len(self._doorbells) >= MAX_DOORBELLS:
+            taken = {_doorbell_place(me.device_class, each) for each in self._doorbells}
+            if place not in taken and len(taken) >= MAX_DOORBELLS:
                 raise PermissionDeniedError(
                     "DOORBELL_LIMIT",
                     f"device {me.instance_id} has {MAX_DOORBELLS} doorbells, the most that a "
@@ -413,3 +418,10 @@ class HostedDevice:
             return False
         self._on_change(self.info(), detail)
         return True
+
+
+def _doorbell_place(device_class: str, queue: int) -> int | None:
+    """Return which of the places for doorbells a queue takes; None: it is not counted."""
+    if device_class == events.NET:
+        return queue // 2 if queue < NET_CONTROL_QUEUE else None
+    return None if queue == FS_HIGH_PRIORITY_QUEUE else queue

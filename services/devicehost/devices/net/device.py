@@ -1,51 +1,52 @@
-"""A virtio-net device with one pair of queues over its back end (virtio 1.2, section 5.1).
+"""A virtio-net device over its back end (virtio 1.2, section 5.1).
 
-Owns the path of a frame, and the rule that a slow guest holds frames back in the TAP or the socket,
-where the kernel bounds them, instead of in memory of ours: of a frame that is longer than the
-buffers that are there, one is kept until there are more. Frames go by the native loop where it can
-serve the ring, and otherwise by Python. Must not know vhost-user, or how the back end got its
-addresses.
+Owns the adapter's features and configuration space, which queue is which, and the commands of the
+control queue. Frames are the pairs' (`pair`). Must not know vhost-user, or how the back end got
+its addresses.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import logging
-import os
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost import fastpath
 from services.devicehost.accounting import Bound
 from services.devicehost.devices.net.backend import open_backend
-from services.devicehost.devices.net.native_loop import NativeLoop
-from services.devicehost.devices.net.protocol import frame_of, received_flags, spread
+from services.devicehost.devices.net.frames import Pair
 from services.devicehost.devices.net.user import UserNetwork
 from services.devicehost.virtio.deferral import MAX_QUEUED
-from services.devicehost.virtio.native_queue import NativeQueue
-from services.devicehost.virtio.queue import QueueError
+from services.devicehost.virtio.device import serve_requests
 from services.handshake.errors import FailedPreconditionError
 from services.handshake.events import NET
 from services.handshake.exhaustion import Resource
 from services.wire import virtio_net
-from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig
+from services.wire.virtio_net import NetConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from services.devicehost.accounting import DeviceMeter
-    from services.devicehost.devices.net.backend import NetBackend, UserBackend, Wire
+    from services.devicehost.devices.net.backend import NetBackend, UserBackend
     from services.devicehost.devices.net.user.ports import Ports
     from services.devicehost.virtio.queue import Chain, Queue
     from services.handshake.options import NetOptions
 
-MAX_PARTS: Final = 64
-"""Buffers of a frame that are handed to the kernel as they are; more are joined first."""
-
-_GONE: Final = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV})
-
-_LOG = logging.getLogger(__name__)
+_FEATURES: Final = (
+    virtio_net.F_MAC
+    | virtio_net.F_MTU
+    | virtio_net.F_STATUS
+    | virtio_net.F_MRG_RXBUF
+    | virtio_net.F_CTRL_VQ
+)
+_GUEST_OFFLOADS: Final = (
+    virtio_net.F_GUEST_CSUM
+    | virtio_net.F_GUEST_TSO4
+    | virtio_net.F_GUEST_TSO6
+    | virtio_net.F_GUEST_USO4
+    | virtio_net.F_GUEST_USO6
+)
+_MOST_COMMAND_BYTES: Final = 64
+"""Longest command that is looked at; those that are served have 4 and 10 bytes."""
 
 
 class NetDevice:
@@ -54,13 +55,13 @@ class NetDevice:
     Attributes:
         mac: 6 bytes; in the configuration space.
         mtu: Bytes of payload per frame; in the configuration space.
+        num_queues: Two for each pair, and the control queue.
+        features: Those of the device, and the offloads that its back end can do.
         on_link_change: Called with each change of the link, on any thread, with no lock held.
     """
 
     device_class = NET
     goes_native = True
-    num_queues = 2
-    features = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
 
     def __init__(
         self, options: NetOptions, backend: NetBackend | UserBackend, meter: DeviceMeter
@@ -81,40 +82,52 @@ class NetDevice:
         self._meter = meter
         self.on_link_change: Callable[[str], None] = lambda _: None
         self._link_up = True
-        self._is_gone = False
+        self._features = 0
         self._backend = open_backend(backend, options, self._link_changed)
         self.mtu = self._backend.mtu
-        self._features = 0
-        self._ready: deque[Chain] = deque()
-        self._receiver: NativeLoop | None = None
-        meter.bounds.add(Bound(Resource.QUEUED_REQUESTS, MAX_QUEUED, self._count_ready))
+        self._pairs = tuple(
+            Pair(options.name, port, self.mtu, meter) for port in self._backend.queues
+        )
+        self.num_queues = 2 * len(self._pairs) + 1
+        self.features = _FEATURES | self._backend.features
+        if len(self._pairs) > 1:
+            self.features |= virtio_net.F_MQ
+        bound = Bound(
+            Resource.QUEUED_REQUESTS,
+            MAX_QUEUED * len(self._pairs),
+            lambda: sum(pair.held for pair in self._pairs),
+        )
+        meter.bounds.add(bound)
 
     def config(self) -> bytes:
-        """Return MAC address, link status and MTU."""
+        """Return MAC address, link status, the number of pairs, and MTU."""
         status = virtio_net.S_LINK_UP if self._link_up else 0
-        return virtio_net.CONFIG.pack(*NetConfig(self.mac, status, 1, self.mtu))
+        config = NetConfig(self.mac, status, len(self._pairs), self.mtu)
+        return virtio_net.CONFIG.pack(*config)
 
     def activate(self, features: int) -> None:
-        """Learn which offloads frames may ask for, and whether they may span several buffers."""
-        self._features = features
+        """Learn which offloads frames may have, and whether they may span several buffers."""
+        self._negotiate(features)
+        # Without a control queue the front-end decides, by starting queues or not.
+        commands = virtio_net.F_MQ | virtio_net.F_CTRL_VQ
+        self._backend.use(1 if features & commands == commands else len(self._pairs))
 
     def serve(self, index: int, queue: Queue) -> None:
-        """Serve the receive or the transmit queue until it is stopped.
+        """Serve a queue of a pair, or the control queue, until it is stopped.
 
         Raises:
             QueueError: The guest broke a rule of the ring.
         """
-        if index == virtio_net.RX_QUEUE:
-            try:
-                self._serve_receive(queue)
-            finally:
-                self._put_back(queue)
+        if index == self._control_index:
+            serve_requests(queue, self._obey)
+        elif index % 2 == virtio_net.RX_QUEUE:
+            self._pairs[index // 2].receive(queue)
         else:
-            self._serve_transmit(queue)
+            self._pairs[index // 2].transmit(queue)
 
     def reset(self) -> None:
         """Forget what was negotiated; frames carry no state."""
-        self._features = 0
+        self._negotiate(0)
 
     def close(self) -> None:
         """Let go of the back end."""
@@ -143,143 +156,52 @@ class NetDevice:
                 counters.link_losses += 1
         self.on_link_change(f"the link is {'up' if up else 'down'}: {why}")
 
-    def _count_ready(self) -> int:
-        receiver = self._receiver
-        return len(self._ready) + (receiver.state.held if receiver else 0)
+    @property
+    def _control_index(self) -> int:
+        """Which queue is the control queue (section 5.1.2): the last one of those that count."""
+        if self._features & virtio_net.F_MQ:
+            return 2 * len(self._pairs)
+        return 2 if self._features & virtio_net.F_CTRL_VQ else self.num_queues - 1
 
-    def _native_loop(
-        self, queue: Queue, wire: Wire | None, before: NativeLoop | None
-    ) -> NativeLoop | None:
-        """Return a native loop on what the back end has now; None: Python serves the queue."""
-        library = fastpath.library
-        if wire is None or library is None or not isinstance(queue, NativeQueue):
-            return None
-        if before is not None and before.wire is wire:
-            return before
-        return NativeLoop(library, wire, self._features, mtu=self.mtu)
+    def _negotiate(self, features: int) -> None:
+        self._features = features
+        for pair in self._pairs:
+            pair.features = features
+        self._backend.negotiate(features)
 
-    def _serve_receive(self, queue: Queue) -> None:
-        frame = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
-        self._receiver = None  # that of an earlier guest has other features
-        while not queue.stopped:
-            if not queue.first_request_is_due and not self._is_gone:
-                loop = self._native_loop(queue, self._backend.receiving(), self._receiver)
-                if loop is not None and isinstance(queue, NativeQueue):
-                    self._receiver = loop
-                    self._receive_natively(queue, loop)
-            self._receive(queue, frame)
-
-    def _receive_natively(self, queue: NativeQueue, loop: NativeLoop) -> None:
-        """Have the native loop give frames to the guest until there is something for Python."""
-        self._put_back(queue)
-        outcome = None
-        while outcome in (None, fastpath.Outcome.BOUND):
-            if outcome is not None:
-                self._meter.bounds.hit(Resource.QUEUED_REQUESTS)
-            outcome = queue.lend(loop.receive, loop.wire.wake_fd)
-        if outcome == fastpath.Outcome.FAILED:
-            self._note_failure(loop.wire, loop.state.receive_error)
-
-    def _receive(self, queue: Queue, frame: memoryview) -> None:
-        """Give a frame to the guest, or wait for one or for buffers."""
-        ready = self._ready
-        if not ready and not _take(queue, ready):
-            queue.wait()  # for buffers only: until then frames stay where they are
-        elif self._is_gone:
-            queue.wait(buffers=False)
-        elif length := self._read(frame):
-            self._deliver(queue, ready, frame[:length])
-        else:
-            queue.wait(self._backend.read_fd, buffers=False)
-
-    def _serve_transmit(self, queue: Queue) -> None:
-        loop: NativeLoop | None = None
-        while not queue.stopped:
-            outcome = None
-            if not queue.first_request_is_due:
-                loop = self._native_loop(queue, self._backend.sending(), loop)
-                if loop is not None and isinstance(queue, NativeQueue):
-                    outcome = queue.lend(loop.transmit, loop.wire.wake_fd)
-                    if outcome == fastpath.Outcome.FAILED:
-                        self._note_failure(loop.wire, loop.state.transmit_error)
-            if outcome in (None, fastpath.Outcome.PYTHON):
-                self._transmit_next(queue, waits=outcome is None)
-
-    def _transmit_next(self, queue: Queue, *, waits: bool) -> None:
-        """Send the next frame, or wait for room or, if `waits`, for a frame."""
-        if not self._backend.flush():
-            queue.wait_for_room(self._backend.write_fd)
-        elif (chain := queue.pop()) is not None:
-            queue.push(chain, self._transmit(chain))
-        elif waits:
-            queue.wait()
-
-    def _put_back(self, queue: Queue) -> None:
-        while self._ready:
-            queue.put_back(self._ready.pop())
-
-    def _read(self, frame: memoryview) -> int:
-        try:
-            return self._backend.read(frame)
-        except OSError as error:
-            self._note_failure(None, error.errno or 0)
+    def _obey(self, chain: Chain) -> int:
+        """Carry a command out; writes whether it was (section 5.1.6.5)."""
+        if not chain.writable_bytes:
             return 0
+        done = self._command(b"".join(chain.readable)) if self._is_command(chain) else False
+        chain.writable[0][:1] = virtio_net.CTRL_OK if done else virtio_net.CTRL_ERR
+        return 1
 
-    def _note_failure(self, wire: Wire | None, number: int) -> None:
-        if isinstance(self._backend, UserNetwork):
-            self._backend.fail(wire, number)
-            return
-        _LOG.warning("adapter %s: its TAP: %s", self._name, os.strerror(number))
-        if number in _GONE and not self._is_gone:
-            self._is_gone = True
-            self._link_changed(False, f"its TAP is gone: {os.strerror(number)}")
+    def _is_command(self, chain: Chain) -> bool:
+        return virtio_net.CTRL_HEADER.size <= chain.readable_bytes <= _MOST_COMMAND_BYTES
 
-    def _deliver(self, queue: Queue, ready: deque[Chain], frame: memoryview) -> None:
-        """Spread one frame over buffers of the guest, or drop it when they cannot hold it.
+    def _command(self, request: bytes) -> bool:
+        kind = virtio_net.CTRL_HEADER.unpack_from(request)
+        data = request[virtio_net.CTRL_HEADER.size :]
+        number = int.from_bytes(data, "little")
+        if kind == (virtio_net.CTRL_MQ, virtio_net.CTRL_MQ_VQ_PAIRS_SET):
+            if len(data) != 2 or not 1 <= number <= self._most_pairs:
+                return False
+            self._backend.use(number)
+            return True
+        if kind == (virtio_net.CTRL_GUEST_OFFLOADS, virtio_net.CTRL_GUEST_OFFLOADS_SET):
+            may = self._features & _GUEST_OFFLOADS
+            if not self._features & virtio_net.F_CTRL_GUEST_OFFLOADS:
+                return False
+            if len(data) != 8 or number & ~may:
+                return False
+            self._backend.negotiate(number)
+            return True
+        return False
 
-        It waits for further buffers as long as the ring can have more of them.
-        """
-        mergeable = self._features & virtio_net.F_MRG_RXBUF
-        most = min(MAX_QUEUED, queue.size) if mergeable else 1
-        count, room = 1, ready[0].writable_bytes
-        while room < len(frame):
-            if count == most:
-                if count == MAX_QUEUED:
-                    self._meter.bounds.hit(Resource.QUEUED_REQUESTS)
-                self._count_drop()
-                return
-            while count == len(ready) and not _take(queue, ready):
-                if queue.stopped:
-                    self._count_drop()
-                    return
-                queue.wait()
-            room += ready[count].writable_bytes
-            count += 1
-        chains = [ready.popleft() for _ in range(count)]
-        queue.push_together(spread(frame, chains, received_flags(self._features)))
-
-    def _transmit(self, chain: Chain) -> int:
-        """Send one frame; what is not a frame is dropped and counted."""
-        frame = frame_of(chain, self._features)
-        if frame is None or not self._write(frame):
-            self._count_drop()
-        return 0
-
-    def _count_drop(self) -> None:
-        with self._meter.counting as counters:
-            counters.frames_dropped += 1
-
-    def _write(self, parts: list[bytes | memoryview]) -> bool:
-        try:
-            if len(parts) > MAX_PARTS:
-                header, *frame = parts
-                parts = [header, b"".join(frame)]
-            self._backend.write(parts)
-        except OSError as error:
-            # Down, gone or full: like an unplugged cable, so senders retry.
-            _LOG.debug("adapter %s: frame dropped: %s", self._name, os.strerror(error.errno or 0))
-            return False
-        return True
+    @property
+    def _most_pairs(self) -> int:
+        return len(self._pairs) if self._features & virtio_net.F_MQ else 0
 
 
 def derive_mac(vm_id: str, name: str) -> bytes:
@@ -287,18 +209,3 @@ def derive_mac(vm_id: str, name: str) -> bytes:
     raw = bytearray(hashlib.sha256(f"{vm_id}/{name}".encode()).digest()[: virtio_net.MAC_BYTES])
     raw[0] = raw[0] & 0xFC | 0x02
     return bytes(raw)
-
-
-def _take(queue: Queue, ready: deque[Chain]) -> bool:
-    chain = queue.pop()
-    if chain is None:
-        return False
-    ready.append(chain)
-    if chain.readable or not chain.writable_bytes:
-        raise QueueError(
-            "RX_BUFFER",
-            f"the chain at descriptor {chain.head} of the receive queue has {chain.readable_bytes} "
-            f"readable and {chain.writable_bytes} writable bytes; give writable ones only",
-            head=chain.head,
-        )
-    return True

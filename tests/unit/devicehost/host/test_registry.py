@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ from services.devicehost.host.device import Identity
 from services.devicehost.host.registry import REMEMBERED_DEVICES
 from services.devicehost.memory import WindowQuota, confined
 from services.devicehost.throttle import Throttle
+from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -448,6 +450,25 @@ def test_a_ninth_data_queue_gets_no_doorbell_until_another_gives_its_own_up(rig:
     assert caught.value.reason == "DOORBELL_LIMIT"
     device.unregister_doorbell(3)
     device.register_doorbell(9)
+
+
+def test_eight_pairs_of_an_adapter_and_its_control_queue_have_doorbells(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.create()
+    device = hosted(rig, spec())
+    adapter = dataclasses.replace(device.identity, device_class=events.NET)
+    monkeypatch.setattr(device, "identity", adapter)
+    for queue in range(17):
+        device.register_doorbell(queue)
+    with pytest.raises(PermissionDeniedError) as caught:
+        device.register_doorbell(-1)
+    assert caught.value.reason == "DOORBELL_LIMIT"
+    device.unregister_doorbell(5)
+    with pytest.raises(PermissionDeniedError):
+        device.register_doorbell(-1)
+    device.unregister_doorbell(4)
+    device.register_doorbell(-1)
 
 
 def test_a_device_that_is_shutting_down_or_unknown_gets_no_doorbell(rig: Rig) -> None:

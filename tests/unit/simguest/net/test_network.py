@@ -61,18 +61,22 @@ def networked(
     rig.close()
 
 
-def _add(rig: Rig, host_network: NetworkNamespace, mtu: int, options: str = "") -> None:
+def _add(
+    rig: Rig, host_network: NetworkNamespace, mtu: int, options: str = "", queues: int = 1
+) -> None:
     with_mtu = partial(host_network.configure, "tap0", mac=HOST_MAC, mtu=mtu)
-    _make_tap("tap0")
+    _make_tap("tap0", queues)
     with_mtu(address=f"{HOST}/24")
     rig.adapter("eth0", "tap0", f"{GUEST}/24", HOST, options)
 
 
-def _make_tap(name: str) -> None:
+def _make_tap(name: str, queues: int) -> None:
     from pyroute2 import IPRoute
 
     with IPRoute() as netlink:
-        netlink.link("add", ifname=name, kind="tuntap", mode="tap")
+        flags = dict.fromkeys(("no_pi", "one_queue", "vnet_hdr", "multi_queue"), 0)
+        several = {"ifr": {**flags, "multi_queue": 1}} if queues > 1 else {}
+        netlink.link("add", ifname=name, kind="tuntap", mode="tap", **several)
 
 
 def test_ping_and_the_adapters_own_address(networked: Rig) -> None:
@@ -101,6 +105,49 @@ def test_http_through_the_adapter(
     assert got == (200, len(contents), hashlib.sha256(contents).digest())
     assert missing.status == 404
     assert networked.counters("eth0").bytes_out > len(contents)
+
+
+@pytest.mark.parametrize("pairs", [1, 4])
+def test_segments_of_64_kib_pass_whole(
+    run_dir: Path, host_network: NetworkNamespace, pairs: int
+) -> None:
+    rig = Rig(run_dir)
+    sent = os.urandom(1 << 20) * 32
+    try:
+        host_network.run(lambda: _add(rig, host_network, 1500, f"queues={pairs}", pairs))
+        adapter = rig.workload.adapter("eth0")
+        assert isinstance(adapter, TapAdapter)
+        assert adapter.driver.pairs == pairs
+        listener = host_network.run(lambda: socket.create_server((HOST, 7000)))
+        with listener:
+            back: list[bytes] = []
+            thread = threading.Thread(target=lambda: back.append(_echo(listener, len(sent))))
+            thread.start()
+            received = rig.workload.in_network(lambda: _send_and_receive(sent))
+            thread.join()
+        assert back == [sent]
+        assert received == sent
+        counters = rig.counters("eth0")
+        assert counters.bytes_in / counters.requests > 1500, "frames of the MTU would be 1,514"
+        assert counters.translations_refused == 0
+    finally:
+        rig.close()
+
+
+def _send_and_receive(data: bytes) -> bytes:
+    with socket.create_connection((HOST, 7000), timeout=30) as connection:
+        connection.sendall(data)
+        with connection.makefile("rb") as stream:
+            return stream.read(len(data))
+
+
+def _echo(listener: socket.socket, length: int) -> bytes:
+    """Take all that a client sends, send it back, and return it."""
+    connection, _ = listener.accept()
+    with connection, connection.makefile("rb") as stream:
+        data = stream.read(length)
+        connection.sendall(data)
+        return data
 
 
 def test_unreachable_addresses_are_reported(networked: Rig) -> None:

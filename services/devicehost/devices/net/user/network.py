@@ -25,7 +25,7 @@ from services.devicehost.devices.net.user.stream import (
     StreamEndedError,
     stream_pair,
 )
-from services.handshake.errors import FailedPreconditionError
+from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.wire.virtio_net import HDR_F_DATA_VALID, HEADER, HEADER_BYTES, NetHeader
 
 if TYPE_CHECKING:
@@ -56,7 +56,12 @@ class UserNetwork:
     Attributes:
         mtu: Bytes of payload per frame.
         ports: What the host forwards to the guest.
+        features: No offload: with frames of 64 KiB there is nothing to segment.
+        is_gone: False: passt is started again.
     """
+
+    features = 0
+    is_gone = False
 
     def __init__(
         self,
@@ -79,6 +84,14 @@ class UserNetwork:
             FailedPreconditionError: PASST_MISSING, PASST_TOO_OLD or PASST_FAILED.
         """
         check(settings)
+        if options.queues > 1:
+            raise InvalidArgumentError(
+                "USER_NETWORK_VALUE",
+                f"queues={options.queues}: a user-mode network has one pair of queues; leave the "
+                "option out",
+                queues=options.queues,
+                bound=1,
+            )
         self._installation = installations.find(program)
         self._arguments = arguments(settings, options)
         self._name = options.name
@@ -102,6 +115,17 @@ class UserNetwork:
         for failure in self._failures:
             self.close()
             raise failure
+
+    @property
+    def queues(self) -> tuple[UserNetwork]:
+        """Return this: it has one queue."""
+        return (self,)
+
+    def negotiate(self, features: int) -> None:
+        """Do nothing: passt's frames are complete."""
+
+    def use(self, pairs: int) -> None:
+        """Do nothing: there is one pair."""
 
     @property
     def read_fd(self) -> int:

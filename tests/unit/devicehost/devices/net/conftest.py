@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import socket
@@ -12,8 +13,9 @@ import pytest
 
 from services.devicehost import fastpath
 from services.devicehost.devices.net import backend as backend_module
-from services.devicehost.devices.net.backend import NetBackend, Tap
+from services.devicehost.devices.net.backend import NetBackend
 from services.devicehost.devices.net.device import NetDevice
+from services.devicehost.devices.net.tap import Tap, TapQueue
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState
 from services.handshake.options import NetOptions
@@ -31,29 +33,69 @@ if TYPE_CHECKING:
 
 VM_ID = "6f1a2f5e-5f3e-4f53-9d5c-2b8f0a4f7c11"
 OPTIONS = NetOptions(name="eth0", vm_id=VM_ID)
+PLAIN = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS | virtio_net.F_MRG_RXBUF
+"""What a driver without offloads negotiates."""
+OFFLOADS = (
+    virtio_net.F_CSUM
+    | virtio_net.F_HOST_TSO4
+    | virtio_net.F_HOST_TSO6
+    | virtio_net.F_HOST_USO
+    | virtio_net.F_GUEST_CSUM
+    | virtio_net.F_GUEST_TSO4
+    | virtio_net.F_GUEST_TSO6
+    | virtio_net.F_GUEST_USO4
+    | virtio_net.F_GUEST_USO6
+    | virtio_net.F_CTRL_GUEST_OFFLOADS
+)
 
 
 class WireTap(Tap):
-    """A TAP; the test has its other end."""
+    """A TAP that can do all offloads; the test has the other end of its first queue."""
 
-    def __init__(self, name: str) -> None:
-        mine, self.wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mine.setblocking(False)
-        self.wire.setblocking(False)
+    def __init__(
+        self,
+        name: str,
+        pairs: int = 1,
+        on_link: Callable[[bool, str], None] = lambda _up, _why: None,
+    ) -> None:
+        wires = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(pairs)]
+        for end in itertools.chain(*wires):
+            end.setblocking(False)
         self.name = name
-        self.fd = mine.detach()
+        self._on_link = on_link
+        self._lock = threading.Lock()
+        self._is_gone = False
+        self.wires = [theirs for _, theirs in wires]
+        self.wire = self.wires[0]
+        self.queues = tuple(TapQueue(mine.detach(), self._failed) for mine, _ in wires)
         self.mtu = 1500
+        self.features = OFFLOADS
+        self.negotiated: list[int] = []
+        self.used: list[int] = []
+
+    def negotiate(self, features: int) -> None:
+        self.negotiated.append(features)
+
+    def use(self, pairs: int) -> None:
+        self.used.append(pairs)
 
 
 class Rig:
     """The device, a guest's ring, and the wire behind the TAP."""
 
-    def __init__(self, features: int = NetDevice.features, *, natively: bool = False) -> None:
+    def __init__(
+        self,
+        features: int = PLAIN,
+        *,
+        natively: bool = False,
+        options: NetOptions = OPTIONS,
+    ) -> None:
         self._natively = natively
         self.queues = QueueRig()
-        self.device = NetDevice(OPTIONS, NetBackend("wire"), self.queues.meter)
+        self.device = NetDevice(options, NetBackend("wire"), self.queues.meter)
         tap = self.device._backend
         assert isinstance(tap, WireTap)
+        self.tap = tap
         self.wire = tap.wire
         self.device.activate(features)
         self._thread: threading.Thread | None = None
@@ -115,7 +157,8 @@ class Rig:
         if self.queue is not None:
             self.queue.close()
         self.device.close()
-        self.wire.close()
+        for wire in self.tap.wires:
+            wire.close()
         self.queues.close()
 
 
@@ -141,8 +184,8 @@ def make_rig(request: pytest.FixtureRequest) -> Iterator[Callable[..., Rig]]:
     """Make devices whose rings Python serves, or the native loop."""
     made: list[Rig] = []
 
-    def make(**arguments: int) -> Rig:
-        made.append(Rig(**arguments, natively=request.param))
+    def make(features: int = PLAIN) -> Rig:
+        made.append(Rig(features, natively=request.param))
         return made[-1]
 
     yield make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import threading
@@ -18,7 +19,7 @@ from services.handshake.exhaustion import Exhaustion
 from services.handshake.options import NetOptions
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig, NetHeader
-from tests.unit.devicehost.devices.net.conftest import VM_ID, Rig
+from tests.unit.devicehost.devices.net.conftest import OFFLOADS, OPTIONS, PLAIN, VM_ID, Rig
 from tests.unit.devicehost.virtio.conftest import DATA, eventually
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def test_the_options_mac_wins() -> None:
     options = NetOptions(name="eth0", vm_id=VM_ID, client_mac=mac)
     device = NetDevice(options, NetBackend("wire"), DeviceMeter())
     assert device.config()[:6] == mac
-    device._backend.wire.close()  # type: ignore[attr-defined]
+    for wire in device._backend.wires:  # type: ignore[attr-defined]
+        wire.close()
     device.close()
 
 
@@ -56,15 +58,131 @@ def test_derived_macs_are_local_unicast_stable_and_distinct() -> None:
     assert derive_mac(VM_ID, "eth0") in macs
 
 
-def test_offloads_are_not_offered() -> None:
-    offloads = (
-        virtio_net.F_CSUM
-        | virtio_net.F_GUEST_CSUM
-        | virtio_net.F_HOST_TSO4
-        | virtio_net.F_GUEST_TSO4
-        | virtio_net.F_HOST_USO
-    )
-    assert NetDevice.features & offloads == 0
+def test_offloads_are_those_of_the_tap(rig: Rig) -> None:
+    offered = rig.device.features
+    assert offered & OFFLOADS == OFFLOADS
+    assert offered & virtio_net.F_CTRL_VQ
+    assert not offered & virtio_net.F_MQ
+    assert rig.tap.negotiated == [PLAIN]
+    rig.device.reset()
+    assert rig.tap.negotiated == [PLAIN, 0]
+
+
+COMMANDS = PLAIN | OFFLOADS | virtio_net.F_CTRL_VQ
+OFFLOADS_SET = bytes([virtio_net.CTRL_GUEST_OFFLOADS, virtio_net.CTRL_GUEST_OFFLOADS_SET])
+PAIRS_SET = bytes([virtio_net.CTRL_MQ, virtio_net.CTRL_MQ_VQ_PAIRS_SET])
+
+
+def with_pairs(features: int = COMMANDS | virtio_net.F_MQ) -> Rig:
+    return Rig(features, options=dataclasses.replace(OPTIONS, queues=4))
+
+
+def command(rig: Rig, index: int, *requests: bytes, answer_bytes: int = 1) -> bytes:
+    """Return the device's answers, a byte each; b"?" where it has written none."""
+    ring = rig.serve(index, size=16)
+    for number, request in enumerate(requests):
+        at, answer = DATA + 8192 * number, DATA + 8192 * number + 4096
+        rig.queues.ram.write(at, request)
+        rig.queues.ram.write(answer, b"?")
+        writable = [(answer, answer_bytes)] if answer_bytes else []
+        ring.chain(3 * number, readable=[(at, 1), (at + 1, len(request) - 1)], writable=writable)
+        ring.offer(3 * number)
+        rig.queues.kick()
+        rig.await_used(ring, number + 1)
+    rig.stop()
+    read = rig.queues.ram.read
+    return b"".join(read(DATA + 8192 * number + 4096, 1) for number in range(len(requests)))
+
+
+def test_a_driver_says_how_many_pairs_it_uses() -> None:
+    rig = with_pairs()
+    assert rig.device.num_queues == 9
+    assert rig.device.features & virtio_net.F_MQ
+    config = NetConfig._make(virtio_net.CONFIG.unpack(rig.device.config()))
+    assert config.max_virtqueue_pairs == 4
+    assert rig.tap.used == [1], "one pair, until the driver says more (section 5.1.5)"
+    assert command(rig, 8, PAIRS_SET + b"\3\0") == virtio_net.CTRL_OK
+    assert rig.tap.used == [1, 3]
+    rig.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        PAIRS_SET + b"\0\0",
+        PAIRS_SET + b"\5\0",
+        PAIRS_SET + b"\1",
+        PAIRS_SET + b"\1\0\0",
+        PAIRS_SET,
+        bytes([virtio_net.CTRL_MQ, 1]) + b"\1\0",
+        bytes([9, 0]) + b"\1\0",
+        PAIRS_SET + b"\1\0" + bytes(100),
+    ],
+    ids=["none", "too many", "short", "long", "empty", "command", "class", "too long"],
+)
+def test_a_command_that_means_nothing_is_refused(request_: bytes) -> None:
+    rig = with_pairs()
+    assert command(rig, 8, request_) == virtio_net.CTRL_ERR
+    assert rig.tap.used == [1]
+    assert rig.failure == []
+    rig.close()
+
+
+def test_a_command_without_room_for_its_answer_is_given_back() -> None:
+    rig = with_pairs()
+    assert command(rig, 8, PAIRS_SET + b"\2\0", answer_bytes=0) == b"?"
+    assert rig.tap.used == [1], "it was not carried out"
+    assert rig.failure == []
+    rig.close()
+
+
+def test_without_several_pairs_the_control_queue_follows_the_first_one() -> None:
+    rig = with_pairs(COMMANDS)
+    requests = PAIRS_SET + b"\2\0", OFFLOADS_SET + bytes(8)
+    assert command(rig, 2, *requests) == virtio_net.CTRL_ERR + virtio_net.CTRL_OK
+    assert rig.tap.used == [4], "the front-end starts the queues that it uses"
+    rig.close()
+
+
+def test_a_driver_switches_offloads_off_and_on() -> None:
+    rig = Rig(COMMANDS)
+    some = virtio_net.F_GUEST_CSUM | virtio_net.F_GUEST_TSO4
+    requests = [OFFLOADS_SET + each.to_bytes(8, "little") for each in (0, some)]
+    assert command(rig, 2, *requests) == 2 * virtio_net.CTRL_OK
+    assert rig.tap.negotiated == [COMMANDS, 0, some]
+    rig.close()
+
+
+@pytest.mark.parametrize(
+    ("negotiated", "offloads"),
+    [
+        (COMMANDS, virtio_net.F_GUEST_UFO),
+        (COMMANDS, virtio_net.F_CSUM),
+        (COMMANDS & ~virtio_net.F_GUEST_TSO4, virtio_net.F_GUEST_TSO4),
+        (COMMANDS & ~virtio_net.F_CTRL_GUEST_OFFLOADS, 0),
+    ],
+)
+def test_a_driver_switches_nothing_on_that_it_has_not_negotiated(
+    negotiated: int, offloads: int
+) -> None:
+    rig = Rig(negotiated)
+    request = OFFLOADS_SET + offloads.to_bytes(8, "little")
+    assert command(rig, 2, request) == virtio_net.CTRL_ERR
+    assert rig.tap.negotiated == [negotiated]
+    rig.close()
+
+
+def test_each_pair_has_a_queue_of_the_tap() -> None:
+    rig = with_pairs()
+    ring = rig.serve(2 * 3 + TX)
+    rig.queues.ram.write(DATA, HEADER + FRAME)
+    ring.chain(0, readable=[(DATA, HEADER_BYTES + len(FRAME))])
+    ring.offer(0)
+    rig.queues.kick()
+    rig.await_used(ring, 1)
+    assert rig.tap.wires[3].recv(70000) == HEADER + FRAME
+    rig.stop()
+    rig.close()
 
 
 def test_frames_come_in_order_each_in_a_buffer(rig: Rig) -> None:
@@ -107,7 +225,7 @@ def test_a_buffer_may_be_several_descriptors(rig: Rig) -> None:
 def test_without_mergeable_buffers_a_frame_that_does_not_fit_is_dropped(
     make_rig: Callable[..., Rig],
 ) -> None:
-    rig = make_rig(features=NetDevice.features & ~virtio_net.F_MRG_RXBUF)
+    rig = make_rig(features=PLAIN & ~virtio_net.F_MRG_RXBUF)
     ring = rig.serve(RX)
     rig.offer_buffers(ring, [1000, 1000])
     rig.send_to_guest(bytes(1500))
@@ -121,7 +239,7 @@ def test_a_frame_waits_for_further_buffers_that_the_ring_can_have(rig: Rig) -> N
     ring = rig.serve(RX)
     rig.offer_buffers(ring, [500, 500])
     rig.send_to_guest(frame)
-    assert eventually(lambda: not select.select([rig.device._backend.read_fd], [], [], 0)[0])
+    assert eventually(lambda: not select.select([rig.tap.queues[0].fd], [], [], 0)[0])
     assert ring.used_idx == 0
     rig.offer_buffers(ring, [500], first=2)
     used = rig.await_used(ring, 3)
@@ -134,7 +252,7 @@ def test_a_frame_that_waits_for_buffers_ends_with_the_queue(rig: Rig) -> None:
     ring = rig.serve(RX)
     rig.offer_buffers(ring, [500, 500])
     rig.send_to_guest(bytes(1400))
-    assert eventually(lambda: not select.select([rig.device._backend.read_fd], [], [], 0)[0])
+    assert eventually(lambda: not select.select([rig.tap.queues[0].fd], [], [], 0)[0])
     rig.stop()
     assert (ring.used_idx, drops(rig)) == (0, 1)
     assert rig.queue is not None
@@ -220,7 +338,7 @@ def test_a_tap_that_goes_away_is_a_link_that_is_down() -> None:
         noticed.set()
         raise OSError(77, "File descriptor in bad state")  # EBADFD, from the kernel
 
-    rig.device._backend.read = gone  # type: ignore[method-assign]
+    rig.tap.queues[0].read = gone  # type: ignore[method-assign]
     rig.send_to_guest(FRAME)
     assert noticed.wait(10)
     rig.stop()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 import pytest
 
 from services.devicehost import fastpath
-from services.devicehost.devices.net.native_loop import NativeLoop
+from services.devicehost.devices.net.frames.native_loop import NativeLoop
 from services.devicehost.fastpath import Outcome
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.devices.net import backend as backend_module
-from services.devicehost.devices.net.backend import Tap
+from services.devicehost.devices.net.tap import Tap, TapQueue
+from services.devicehost.devices.net.tap import interface as tap_module
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.simguest.net.namespace import NetworkNamespace
+from services.wire import virtio_net
 from services.wire.virtio_net import HDR_F_NEEDS_CSUM, HEADER, HEADER_BYTES, NetHeader
 from tests.support.descriptors import open_descriptors
+from tests.unit.devicehost.devices.net.conftest import OFFLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +62,7 @@ def test_what_the_kernel_refuses_is_explained(
         raise OSError(number, os.strerror(number))
 
     (tmp_path / "tun").touch()
-    monkeypatch.setattr(backend_module, "TUN_DEVICE", str(tmp_path / "tun"))
+    monkeypatch.setattr(tap_module, "TUN_DEVICE", str(tmp_path / "tun"))
     monkeypatch.setattr("fcntl.ioctl", refuse)
     with pytest.raises(FailedPreconditionError) as raised:
         Tap("tap0")
@@ -70,7 +72,7 @@ def test_what_the_kernel_refuses_is_explained(
 
 
 def test_without_the_tun_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(backend_module, "TUN_DEVICE", str(tmp_path / "tun"))
+    monkeypatch.setattr(tap_module, "TUN_DEVICE", str(tmp_path / "tun"))
     with pytest.raises(FailedPreconditionError) as raised:
         Tap("tap0")
     assert raised.value.reason == "TAP_UNAVAILABLE"
@@ -101,22 +103,22 @@ def test_frames_pass_both_ways(namespace: NetworkNamespace) -> None:
     try:
         assert tap.mtu == 1500
         with pytest.raises(OSError) as down:
-            tap.write([bytes(HEADER_BYTES), bytes(60)])
+            tap.queues[0].write([bytes(HEADER_BYTES), bytes(60)])
         assert down.value.errno == errno.EIO
         namespace.configure("tap0", mac=MAC, mtu=1500, address="192.0.2.1/24")
         raw = namespace.run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
         with raw:
             namespace.run(lambda: raw.bind(("tap0", 0x88B5)))  # an EtherType for experiments
             frame = MAC + bytes.fromhex("020000000001") + b"\x88\xb5" + b"to the host".ljust(50)
-            tap.write([bytes(HEADER_BYTES), memoryview(frame)])
+            tap.queues[0].write([bytes(HEADER_BYTES), memoryview(frame)])
             raw.settimeout(5)
             assert raw.recv(2000) == frame
             raw.send(frame[::-1][:12] + b"\x88\xb5" + b"from the host".ljust(50))
         received = b""
         while b"from the host" not in received:
-            assert select.select([tap.fd], [], [], 5)[0]
+            assert select.select([tap.queues[0].fd], [], [], 5)[0]
             buffer = bytearray(2000)
-            received = bytes(buffer[: tap.read(buffer)])
+            received = bytes(buffer[: tap.queues[0].read(buffer)])
         assert received[HEADER_BYTES + 12 : HEADER_BYTES + 14] == b"\x88\xb5"
     finally:
         tap.close()
@@ -128,13 +130,13 @@ def test_an_interface_that_had_offloads_has_none(namespace: NetworkNamespace) ->
     """An interface that outlives its users keeps the offloads that the last of them has set."""
     before = namespace.run(lambda: Tap("tap0"))
     try:
-        fcntl.ioctl(before.fd, TUNSETPERSIST, 1)
-        fcntl.ioctl(before.fd, TUNSETOFFLOAD, TUN_F_CSUM)
+        fcntl.ioctl(before.queues[0].fd, TUNSETPERSIST, 1)
+        fcntl.ioctl(before.queues[0].fd, TUNSETOFFLOAD, TUN_F_CSUM)
     finally:
         before.close()
     tap = namespace.run(lambda: Tap("tap0"))
     try:
-        fcntl.ioctl(tap.fd, TUNSETPERSIST, 0)
+        fcntl.ioctl(tap.queues[0].fd, TUNSETPERSIST, 0)
         namespace.configure("tap0", mac=MAC, mtu=1500, address="192.0.2.1/24")
         sender = namespace.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         with sender:
@@ -142,9 +144,9 @@ def test_an_interface_that_had_offloads_has_none(namespace: NetworkNamespace) ->
             sender.sendto(b"to all", ("192.0.2.255", 9))
         received = b""
         while b"to all" not in received:
-            assert select.select([tap.fd], [], [], 5)[0]
+            assert select.select([tap.queues[0].fd], [], [], 5)[0]
             buffer = bytearray(2000)
-            received = bytes(buffer[: tap.read(buffer)])
+            received = bytes(buffer[: tap.queues[0].read(buffer)])
         header = NetHeader._make(HEADER.unpack_from(received))
         assert not header.flags & HDR_F_NEEDS_CSUM, "the kernel has made the checksum itself"
         assert header.gso_type == 0
@@ -164,7 +166,66 @@ def test_an_interface_that_is_deleted(namespace: NetworkNamespace) -> None:
     try:
         namespace.run(delete)
         with pytest.raises(OSError) as raised:
-            tap.read(bytearray(2000))
+            tap.queues[0].read(bytearray(2000))
         assert raised.value.errno == errno.EBADFD
     finally:
+        tap.close()
+
+
+def broadcast(namespace: NetworkNamespace, words: bytes, times: int = 1) -> None:
+    """Have the host's stack send datagrams to the TAP, each from a port of its own."""
+    for _ in range(times):
+        sender = namespace.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with sender:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sender.sendto(words, ("192.0.2.255", 9))
+
+
+def frames_with(queue: TapQueue, words: bytes) -> list[bytes]:
+    buffer, found = bytearray(70000), []
+    while length := queue.read(buffer):
+        if words in buffer[:length]:
+            found.append(bytes(buffer[:length]))
+    return found
+
+
+@pytest.mark.tap
+def test_offloads_are_what_the_driver_takes(namespace: NetworkNamespace) -> None:
+    tap = namespace.run(lambda: Tap("tap0"))
+    try:
+        assert tap.features & OFFLOADS == tap.features
+        assert tap.features & virtio_net.F_GUEST_TSO4
+        namespace.configure("tap0", mac=MAC, mtu=1500, address="192.0.2.1/24")
+        tap.negotiate(virtio_net.F_GUEST_CSUM)
+        broadcast(namespace, b"to be summed")
+        assert select.select([tap.queues[0].fd], [], [], 5)[0]
+        [frame] = frames_with(tap.queues[0], b"to be summed")
+        assert NetHeader._make(HEADER.unpack_from(frame)).flags == HDR_F_NEEDS_CSUM
+        broadcast(namespace, b"for the driver before")
+        tap.negotiate(0)
+        broadcast(namespace, b"summed")
+        assert frames_with(tap.queues[0], b"for the driver before") == []
+        broadcast(namespace, b"summed")
+        [frame] = frames_with(tap.queues[0], b"summed")
+        assert not NetHeader._make(HEADER.unpack_from(frame)).flags & HDR_F_NEEDS_CSUM
+    finally:
+        tap.close()
+
+
+@pytest.mark.tap
+def test_frames_are_spread_over_the_queues_that_are_used(namespace: NetworkNamespace) -> None:
+    tap = namespace.run(lambda: Tap("tap0", 4))
+    try:
+        namespace.configure("tap0", mac=MAC, mtu=1500, address="192.0.2.1/24")
+        for used in (4, 1, 2):
+            tap.use(used)
+            broadcast(namespace, b"spread", times=64)
+            found = [len(frames_with(each, b"spread")) for each in tap.queues]
+            assert sum(found) == 64
+            assert [bool(count) for count in found] == [True] * used + [False] * (4 - used)
+        with pytest.raises(FailedPreconditionError) as raised:
+            namespace.run(lambda: Tap("tap0"))
+        assert raised.value.reason == "TAP_NOT_A_TAP"
+    finally:
+        tap.close()
         tap.close()
