@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from services.devicehost.devices import DeviceOptions, NetBackend
+    from services.devicehost.devices import DeviceOptions, NetBackend, UserBackend
+    from services.devicehost.devices.net.user import PortMapping
     from services.devicehost.memory import Access
 
 __all__ = [
@@ -61,20 +62,22 @@ class StandaloneDevice:
     """The device that the process is to serve.
 
     Attributes:
-        backend: The directory or the TAP interface.
+        backend: The directory, the TAP interface or the user-mode network.
         name: The mount tag, or the adapter's name.
         access: How the device reaches guest memory.
         options: Further options, "key=value;flag", as a share or an adapter takes them.
         persistent: Whether to wait for a further front-end when one has gone.
+        ports: Ports of the host to be forwarded, of an adapter with a user-mode network.
         offers_config: Whether a front-end can ask for the configuration space. Most front-ends keep
             one of their own, and QEMU 7.2 before 7.2.3 crashes when a device needlessly offers it.
     """
 
-    backend: FsBackend | NetBackend
+    backend: FsBackend | NetBackend | UserBackend
     name: str
     access: Access
     options: str = ""
     persistent: bool = False
+    ports: tuple[PortMapping, ...] = ()
     offers_config: bool = False
 
 
@@ -165,7 +168,7 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
         ready: Called once front-ends can connect.
 
     Raises:
-        PortholeError: The device cannot be made.
+        PortholeError: The device cannot be made, or a port not be forwarded.
         FailedPreconditionError: RINGS_NEVER_SERVED: the front-end has gone without.
     """
     ending = _Ending()
@@ -180,6 +183,9 @@ def serve(spec: StandaloneDevice, sock: ListeningSocket, ready: Callable[[], Non
             _LOG.info("the native fast path is %s", fastpath.status)
         how = entry.access
         _LOG.log(how.log_level, "guest memory, once attached: %s%s", how, how.warning)
+        for wanted in spec.ports:
+            mapping = entry.ports().map(wanted)
+            _LOG.info("%s is forwarded to port %d of the guest", mapping.key, mapping.guest_port)
         ready()
         _LOG.info("ending: %s", ending.wait())
     finally:

@@ -10,7 +10,8 @@ import contextlib
 import grp
 import json
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +37,7 @@ from services.handshake.pool import parse_token
 from services.handshake.xattr_map import parse_xattr_map
 
 if TYPE_CHECKING:
+    from services.devicehost.devices import PortMapping, PortProtocol
     from services.devicehost.memory import Access
     from services.devicehost.standalone import StandaloneDevice
 
@@ -45,6 +47,12 @@ app = typer.Typer(
 
 DEFAULT_TAG: Final = "porthole"
 """Mount tag of a device without --tag; its front-end, for instance QEMU, has the guest's tag."""
+
+
+PORT: Final = "[ADDRESS/]PORT[:GUEST_PORT]"
+"""A port of the host, on 127.0.0.1 by default, and of the guest, the same one by default."""
+
+_NUMBER: Final = re.compile(r"\d{1,5}", re.ASCII)
 
 
 class Memory(StrEnum):
@@ -226,9 +234,49 @@ def net(
     tap: Annotated[
         str | None, typer.Option(help="TAP interface; made when it does not exist.")
     ] = None,
+    user: Annotated[
+        bool, typer.Option("--user", help="A user-mode network instead, by passt; no right needed.")
+    ] = False,
     mac: Annotated[
         str | None,
         typer.Option(help="MAC address, for a front-end that asks the device for it."),
+    ] = None,
+    passt: Annotated[
+        str, typer.Option(envvar="PORTHOLE_PASST", help="The program: a path, or a name on PATH.")
+    ] = "passt",
+    client_ip: Annotated[
+        str | None, typer.Option(help="The guest's IPv4 address, with its prefix length.")
+    ] = None,
+    client_ip_ipv6: Annotated[
+        str | None, typer.Option(help="The guest's IPv6 address, with its prefix length.")
+    ] = None,
+    gateway_ip: Annotated[str | None, typer.Option(help="The guest's IPv4 gateway.")] = None,
+    gateway_ip_ipv6: Annotated[str, typer.Option(help="The guest's IPv6 gateway.")] = "",
+    dns: Annotated[
+        list[str] | None, typer.Option(help="Name server that the guest is told of; repeatable.")
+    ] = None,
+    search: Annotated[
+        list[str] | None, typer.Option(help="Search domain that the guest is told of; repeatable.")
+    ] = None,
+    dns_forward: Annotated[
+        list[str] | None,
+        typer.Option(help="Address at which the guest's queries are taken, for --dns-host."),
+    ] = None,
+    dns_host: Annotated[
+        list[str] | None, typer.Option(help="Name server for them; by default the host's first.")
+    ] = None,
+    host_loopback: Annotated[
+        list[str] | None,
+        typer.Option(help="Address at which the guest reaches the host's loopback."),
+    ] = None,
+    mtu: Annotated[
+        int | None, typer.Option(help="Bytes of payload per frame; by default 65520.")
+    ] = None,
+    tcp_port: Annotated[
+        list[str] | None, typer.Option(metavar=PORT, help="TCP port to forward; repeatable.")
+    ] = None,
+    udp_port: Annotated[
+        list[str] | None, typer.Option(metavar=PORT, help="UDP port to forward; repeatable.")
     ] = None,
     swiotlb: Swiotlb = None,
     memory: MemoryKind = Memory.WHOLE,
@@ -237,24 +285,78 @@ def net(
     log_level: Level = LogLevel.INFO,
     print_capabilities: Capabilities = False,
 ) -> None:
-    """Join a guest to a TAP interface by virtio-net."""
+    """Join a guest to a TAP interface or a user-mode network by virtio-net."""
     if print_capabilities:
         _print_capabilities("net")
         return
-    if tap is None:
-        raise _wrong("give the TAP interface: --tap=NAME")
-    from services.devicehost.devices import NetBackend
+    if (tap is None) == (not user):
+        raise _wrong("give one of --tap=NAME and --user")
+    from services.devicehost.devices import NetBackend, PortProtocol, UserBackend, UserSettings
     from services.devicehost.standalone import StandaloneDevice
 
+    of_user = {
+        "--client-ip": client_ip,
+        "--client-ip-ipv6": client_ip_ipv6,
+        "--gateway-ip": gateway_ip,
+        "--gateway-ip-ipv6": gateway_ip_ipv6,
+        "--dns": dns,
+        "--search": search,
+        "--dns-forward": dns_forward,
+        "--dns-host": dns_host,
+        "--host-loopback": host_loopback,
+        "--mtu": mtu,
+        "--tcp-port": tcp_port,
+        "--udp-port": udp_port,
+    }
+    backend: NetBackend | UserBackend
+    if tap is not None:
+        if given := [flag for flag, value in of_user.items() if value]:
+            raise _wrong(f"{given[0]} goes with --user; a TAP has it from its maker")
+        backend = NetBackend(tap)
+    else:
+        settings = UserSettings(
+            dns=tuple(dns or ()),
+            search_domains=tuple(search or ()),
+            dns_forward=tuple(dns_forward or ()),
+            dns_host=tuple(dns_host or ()),
+            host_loopback=tuple(host_loopback or ()),
+            gateway_ip_ipv6=gateway_ip_ipv6,
+        )
+        backend = UserBackend(settings if mtu is None else replace(settings, mtu=mtu), passt)
+    options = {
+        "client_mac": mac,
+        "client_ip": client_ip,
+        "client_ip_ipv6": client_ip_ipv6,
+        "gateway_ip": gateway_ip,
+    }
     spec = StandaloneDevice(
-        NetBackend(tap),
-        tap,
+        backend,
+        tap or "user",
         _access(swiotlb, memory),
-        ";".join([*([f"client_mac={mac}"] if mac else []), *_placing(rings)]),
+        ";".join(
+            [*(f"{key}={value}" for key, value in options.items() if value), *_placing(rings)]
+        ),
         persistent=persistent,
+        ports=(
+            *(_port(PortProtocol.TCP, text) for text in tcp_port or ()),
+            *(_port(PortProtocol.UDP, text) for text in udp_port or ()),
+        ),
         offers_config=mac is not None,
     )
     _serve("net", spec, _Start(socket_path, fd, socket_group, log_level))
+
+
+def _port(protocol: PortProtocol, text: str) -> PortMapping:
+    """Read "[ADDRESS/]PORT[:GUEST_PORT]", passt's own form of one port."""
+    from services.devicehost.devices import PortKey, PortMapping
+
+    address, slash, ports = text.rpartition("/")
+    port, colon, guest_port = ports.partition(":")
+    if not _NUMBER.fullmatch(port) or not _NUMBER.fullmatch(guest_port if colon else port):
+        raise _wrong(f"--{protocol}-port={text}: write {PORT}, for instance 127.0.0.1/8080:80")
+    if slash and not address:
+        raise _wrong(f"--{protocol}-port={text}: there is no address before the slash")
+    return PortMapping(PortKey(protocol, address, int(port)), int(guest_port if colon else port))
 
 
 @dataclass(frozen=True, slots=True)

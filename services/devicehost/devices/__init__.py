@@ -22,6 +22,13 @@ from services.devicehost.devices.fs.backend import AggregateBackend, FsBackend
 from services.devicehost.devices.fs.device import FsDevice
 from services.devicehost.devices.net.backend import NetBackend, UserBackend
 from services.devicehost.devices.net.device import NetDevice
+from services.devicehost.devices.net.user import (
+    PortKey,
+    PortMapping,
+    PortProtocol,
+    PortState,
+    UserSettings,
+)
 from services.handshake.events import FS, NET
 from services.handshake.options import (
     FsOptions,
@@ -47,7 +54,12 @@ __all__ = [
     "FsDevice",
     "NetBackend",
     "NetDevice",
+    "PortKey",
+    "PortMapping",
+    "PortProtocol",
+    "PortState",
     "UserBackend",
+    "UserSettings",
     "make_device",
 ]
 

@@ -5,12 +5,15 @@ devices by VM, `specs` the requests for devices and shares. Must not know gRPC, 
 OpenTelemetry.
 """
 
-from services.devicehost.devices import AggregateBackend, FsBackend, NetBackend, UserBackend
-from services.devicehost.devices.net.user import (
+from services.devicehost.devices import (
+    AggregateBackend,
+    FsBackend,
+    NetBackend,
     PortKey,
     PortMapping,
     PortProtocol,
     PortState,
+    UserBackend,
     UserSettings,
 )
 from services.devicehost.host.device import DeviceInfo, HostedDevice

@@ -118,27 +118,25 @@ def network(
 
 
 @contextmanager
-def tcp_server(
-    run: Callable[[Callable[[], object]], object], address: str, port: int
-) -> Iterator[None]:
-    """A server of one namespace that says its peer's address, and then repeats what it is told."""
-    made: list[socket.socket] = []
-    run(lambda: made.append(socket.create_server((address, port))))
-    (listening,) = made
+def tcp_server(run: Run, address: str, port: int) -> Iterator[list[str]]:
+    """A server inside a namespace, which repeats what it is told; gives its peers' addresses."""
+    peers: list[str] = []
+    listening = run(lambda: socket.create_server((address, port)))
 
     def serve() -> None:
         while True:
             try:
-                connection, _ = listening.accept()
+                connection, peer = listening.accept()
             except OSError:
                 return
+            peers.append(peer[0])
             with connection:
                 connection.sendall(connection.recv(100))
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield
+        yield peers
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         thread.join()
@@ -238,13 +236,14 @@ def test_the_hosts_loopback_is_reachable_at_an_address(
 
 
 def test_a_mapped_tcp_port_answers(network: Network, host: NetworkNamespace) -> None:
-    with tcp_server(network.workload.in_network, GUEST, 80):
+    with tcp_server(network.workload.in_network, GUEST, 80) as peers:
         mapping = network.map_port(PortKey(TCP, "", 0), 80)
         assert mapping.key.address == "127.0.0.1"
         assert mapping.key.port > 0
         assert network.ports() == (mapping,)
         ask = partial(ask_tcp, "127.0.0.1", mapping.key.port, b"are you there?")
         assert host.run(ask) == b"are you there?"
+        assert peers == [GATEWAY]
         network.unmap_port(mapping.key)
         with pytest.raises(ConnectionRefusedError):
             host.run(ask)
