@@ -136,6 +136,7 @@ def test_a_passt_that_is_killed_is_started_again(start: Start) -> None:
         (["--tap=tap0", "--dns=9.9.9.9"], 2, "--dns"),
         (["--tap=tap0", "--mtu=9000"], 2, "--mtu"),
         (["--user", "--mtu=65536"], 2, "USER_NETWORK_VALUE"),
+        (["--user", "--queues=2"], 2, "USER_NETWORK_VALUE"),
         (["--user", "--dns=nonsense"], 2, "USER_NETWORK_VALUE"),
         (["--user", "--client-ip=nonsense"], 2, "OPTION_VALUE"),
         (["--user", "--tcp-port=http"], 2, "[ADDRESS/]PORT[:GUEST_PORT]"),

@@ -241,6 +241,12 @@ def net(
         str | None,
         typer.Option(help="MAC address, for a front-end that asks the device for it."),
     ] = None,
+    queues: Annotated[
+        int,
+        typer.Option(
+            help="Pairs of queues that a front-end may use, of a TAP.", min=1, max=MAX_QUEUES
+        ),
+    ] = 1,
     passt: Annotated[
         str, typer.Option(envvar="PORTHOLE_PASST", help="The program: a path, or a name on PATH.")
     ] = "passt",
@@ -324,6 +330,7 @@ def net(
         )
         backend = UserBackend(settings if mtu is None else replace(settings, mtu=mtu), passt)
     options = {
+        "queues": queues,
         "client_mac": mac,
         "client_ip": client_ip,
         "client_ip_ipv6": client_ip_ipv6,

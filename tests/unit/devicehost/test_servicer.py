@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from porthole.devicehost.v1 import device_host_pb2 as pb
 from porthole.devicehost.v1 import device_host_pb2_grpc
-from porthole.handshake.v1 import device_pb2
+from porthole.handshake.v1 import device_pb2, port_pb2
 from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.handshake.v1.guest_capabilities_pb2 import SwiotlbPool as SwiotlbPoolMessage
 
@@ -38,6 +38,7 @@ from services.rpc.channel import connect
 from services.rpc.server import Servicer, start_server
 from tests.support.front_end import RawFrontEnd, RingEvents
 from tests.support.guest_ring import GuestRam, GuestRing
+from tests.support.passt import PASST
 from tests.support.reports import UNKNOWN_FIELD
 from tests.unit.devicehost.host.conftest import MIB, OTHER_VM, POOL, TOKEN, VM
 from tests.unit.devicehost.host.conftest import spec as device_spec
@@ -355,6 +356,63 @@ class WatchedRegistry:
 
 
 WITHOUT_REGISTRY = {"GetVersion", "WatchDevices"}
+
+
+def adapter(instance_id: str = "eth0", **settings: Any) -> pb.CreateDeviceRequest:
+    return pb.CreateDeviceRequest(
+        vm_id=VM,
+        instance_id=instance_id,
+        tag="eth0",
+        options=f"eth0;client_ip=10.9.0.2/24;gateway_ip=10.9.0.1;vm_id={VM}",
+        user=pb.UserBackend(**settings),
+    )
+
+
+@pytest.mark.passt
+async def test_ports_of_a_user_mode_network(
+    servicer: DeviceHostServicer, stub: DeviceHostAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "_passt", str(PASST))
+    await stub.CreateDevice(adapter(dns_forward=["10.9.0.53"], mtu=9000))
+    wanted = port_pb2.PortMapping(
+        key=port_pb2.PortKey(protocol=port_pb2.PORT_PROTOCOL_UDP, listen_address="127.0.0.1"),
+        guest_port=53,
+    )
+    names = {"vm_id": VM, "instance_id": "eth0"}
+    made = (await stub.MapPort(pb.MapPortRequest(**names, mapping=wanted))).mapping
+    assert made.key.listen_port > 0
+    wanted.key.listen_port = made.key.listen_port
+    wanted.state = port_pb2.PORT_STATE_LISTENING
+    assert made == wanted
+    assert list((await stub.ListPorts(pb.ListPortsRequest(**names))).mappings) == [wanted]
+    await stub.UnmapPort(pb.UnmapPortRequest(**names, key=made.key))
+    assert list((await stub.ListPorts(pb.ListPortsRequest(**names))).mappings) == []
+    with pytest.raises(PortholeError) as raised:
+        await stub.MapPort(pb.MapPortRequest(**names, mapping=port_pb2.PortMapping(guest_port=80)))
+    assert raised.value.reason == "PORT_PROTOCOL"
+
+
+@pytest.mark.passt
+async def test_the_settings_of_a_user_mode_network_are_checked(
+    servicer: DeviceHostServicer, stub: DeviceHostAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "_passt", str(PASST))
+    with pytest.raises(InvalidArgumentError) as raised:
+        await stub.CreateDevice(adapter(mtu=1))
+    assert raised.value.reason == "USER_NETWORK_VALUE"
+    assert (await stub.ListDevices(pb.ListDevicesRequest())).devices == []
+
+
+async def test_only_a_user_mode_network_maps_ports(
+    stub: DeviceHostAsyncStub, tmp_path: Path
+) -> None:
+    await stub.CreateDevice(request(tmp_path))
+    mapping = port_pb2.PortMapping(
+        key=port_pb2.PortKey(protocol=port_pb2.PORT_PROTOCOL_TCP), guest_port=80
+    )
+    with pytest.raises(FailedPreconditionError) as raised:
+        await stub.MapPort(pb.MapPortRequest(vm_id=VM, instance_id="d1", mapping=mapping))
+    assert raised.value.reason == "NO_USER_NETWORK"
 
 
 async def test_no_call_of_the_registry_runs_on_the_event_loop(

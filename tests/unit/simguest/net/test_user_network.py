@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
 import socket
 import struct
 import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,7 @@ from services.handshake.errors import (
     NotFoundError,
     PermissionDeniedError,
     PortholeError,
+    UnavailableError,
 )
 from services.simguest.net.namespace import NetworkNamespace
 from tests.support.http_server import serving_directory
@@ -375,6 +378,30 @@ def taken_at_once(host: NetworkNamespace, port: int) -> socket.socket:
 
     assert eventually(listen)
     return made[0]
+
+
+def test_a_passt_that_stops_holds_up_neither_ports_nor_a_removal(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.devicehost.devices.net.user.ports._PESTO_S", 0.5)
+    (pid,) = passt_processes()
+    os.kill(pid, signal.SIGSTOP)
+
+    def flood() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            for _ in range(200):
+                with contextlib.suppress(BlockingIOError):
+                    sender.sendto(bytes(60_000), (HOST, 9))
+
+    network.workload.in_network(flood)
+    with pytest.raises(UnavailableError) as raised:
+        network.map_port(PortKey(TCP, "", 0), 80)
+    assert raised.value.reason == "USER_NETWORK_DOWN"
+    began = time.monotonic()
+    network.rig.remove_from_host("eth0")
+    assert time.monotonic() - began < 10
+    assert passt_processes() == []
 
 
 def test_an_adapter_that_is_removed_ends_its_passt(network: Network) -> None:
