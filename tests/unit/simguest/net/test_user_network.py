@@ -35,6 +35,8 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.simguest.net.namespace import NetworkNamespace
+from services.simguest.net.tap import TapAdapter
+from services.wire.virtio_net import F_CSUM
 from tests.support.http_server import serving_directory
 from tests.support.passt import PASST, passt_processes
 from tests.unit.devicehost.vhost_user.conftest import eventually
@@ -184,6 +186,29 @@ def test_http_in_frames_of_64_kib(network: Network, host: NetworkNamespace, shar
     counters = network.rig.counters("eth0")
     assert counters.bytes_out > len(contents)
     assert counters.frames_dropped == 0
+
+
+def test_an_upload_whose_checksums_are_left_to_the_network(
+    network: Network, host: NetworkNamespace
+) -> None:
+    adapter = network.workload.adapter("eth0")
+    assert isinstance(adapter, TapAdapter)
+    assert adapter.driver.features & F_CSUM
+    contents = os.urandom(4 << 20)
+    listening = host.run(lambda: socket.create_server((HOST, 8083)))
+
+    def upload() -> None:
+        with socket.create_connection((HOST, 8083), 5) as connection:
+            connection.sendall(contents)
+
+    thread = threading.Thread(target=network.workload.in_network, args=(upload,))
+    thread.start()
+    with listening:
+        listening.settimeout(10)
+        connection, _ = listening.accept()
+    with connection, connection.makefile("rb") as arriving:
+        assert hashlib.sha256(arriving.read()).digest() == hashlib.sha256(contents).digest()
+    thread.join()
 
 
 @pytest.mark.parametrize(
