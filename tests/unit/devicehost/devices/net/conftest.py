@@ -15,6 +15,7 @@ from services.devicehost import fastpath
 from services.devicehost.devices.net import backend as backend_module
 from services.devicehost.devices.net.backend import NetBackend
 from services.devicehost.devices.net.device import NetDevice
+from services.devicehost.devices.net.frames.pair import Pair
 from services.devicehost.devices.net.tap import Tap, TapQueue
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState
@@ -28,6 +29,7 @@ from tests.unit.devicehost.virtio.conftest import Rig as QueueRig
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from services.devicehost.devices.net.backend import OpenBackend
     from services.devicehost.virtio.queue import Queue
     from tests.support.guest_ring import GuestRing
 
@@ -101,6 +103,15 @@ class Rig:
         self._thread: threading.Thread | None = None
         self.failure: list[BaseException] = []
         self.queue: Queue | None = None
+
+    def use(self, backend: OpenBackend) -> None:
+        """Serve another back end, before any queue is served."""
+        features = self.device._features
+        self.device._backend.close()
+        self.device._backend = backend
+        pairs = [Pair("eth0", port, backend.mtu, self.queues.meter) for port in backend.queues]
+        self.device._pairs = tuple(pairs)
+        self.device.activate(features)
 
     def serve(self, index: int, size: int = 8) -> GuestRing:
         ring = self.queues.ring(size)

@@ -90,7 +90,7 @@ _headers = st.builds(
     num_buffers=_numbers,
 ).map(lambda header: virtio_net.HEADER.pack(*header))
 _plain: Final = virtio_net.HEADER.pack(*NetHeader())
-_sent = st.lists(
+FRAMES: Final = st.lists(
     st.builds(
         Sent,
         header=st.one_of(_headers, st.just(_plain), st.binary(max_size=HEADER_BYTES)),
@@ -102,6 +102,11 @@ _sent = st.lists(
     min_size=1,
     max_size=10,
 )
+
+
+def segments(hdr_len: int) -> Sent:
+    """A frame of 1,514 bytes that is to be segmented."""
+    return Sent(virtio_net.HEADER.pack(1, 1, hdr_len, 536, 34, 16, 0), 1514, ())
 
 
 def lay_out(rig: Rig, ring: GuestRing, frames: Sequence[Sent]) -> None:
@@ -170,10 +175,11 @@ def transmitted(
 
 
 @no_fixtures
-@given(frames=_sent, features=st.sampled_from(OFFLOADS), broken=st.booleans())
+@given(frames=FRAMES, features=st.sampled_from(OFFLOADS), broken=st.booleans())
 @example(frames=[Sent(_plain, MAX_FRAME_BYTES, ())], features=0, broken=False)
 @example(frames=[Sent(_plain, MAX_FRAME_BYTES + 1, ())], features=0, broken=False)
 @example(frames=[Sent(_plain, 60, tuple([1] * 60))] * 2, features=0, broken=True)
+@example(frames=[segments(1514), segments(1515)], features=OFFLOADS[-1], broken=False)
 def test_frames_of_a_driver_leave_in_the_same_way(
     frames: list[Sent], features: int, broken: bool
 ) -> None:
