@@ -113,10 +113,23 @@ class OwnerClient:
         request = vm_owner_pb2.RemoveShareRequest(vm_id=vm_id, share_id=share_id)
         await self._stub.RemoveShare(request, timeout=BOOT_DEADLINE_S)
 
-    async def configure_networking(self, vm_id: str) -> str:
-        """Add the VM's adapters; return the host's address on eth0's network, empty: none."""
-        request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm_id)
+    async def configure_networking(self, vm_id: str, mode: str) -> str:
+        """Add the VM's adapters; return the host's address on eth0's network.
+
+        Args:
+            vm_id: Id of the VM.
+            mode: A mode that has adapters, for instance "nat".
+
+        Raises:
+            FailedPreconditionError: NETWORKING_FALLBACK; the VM has no adapters.
+        """
+        number = vm_owner_pb2.NetworkingMode.Value(
+            f"NETWORKING_MODE_{mode.upper().replace('-', '_')}"
+        )
+        request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm_id, mode=number)
         answer = await self._stub.ConfigureNetworking(request, timeout=BOOT_DEADLINE_S)
+        if answer.HasField("warning"):
+            raise FailedPreconditionError("NETWORKING_FALLBACK", answer.warning.text, mode=mode)
         return answer.gateway_address
 
     async def version(self) -> VersionView:

@@ -9,6 +9,8 @@ PoolLatched (and PoolNotAsRequested) or PoolRefused, then per device AddGuestDev
 ApertureCreated or WindowsEnabled, FirstRequestCompleted, RemoveGuestDevice; VmTerminated.
 GuestInitEnded, when a guest's process 1 ends by itself, begins the end of its VM.
 SwiotlbDeviceHostUnsupported follows the first AddGuestDevice whose device host takes no token.
+NetworkingConfigured follows AddGuestDevice of the adapters; NetworkingFallback comes before it,
+PortMapped and PortUnmapped after it.
 HandshakeVerdict, what the owner makes of its own events, comes when the VM is RUNNING, and before
 VmTerminated.
 """
@@ -47,6 +49,13 @@ DEVICE_CLASS: Final = "porthole.device.class"
 DEVICE_TAG: Final = "porthole.device.tag"
 DEVICE_OPTIONS: Final = "porthole.device.options"
 DEVICE_HOST_FEATURES: Final = "porthole.device_host.features"
+NETWORKING_ASKED: Final = "porthole.networking.asked"
+NETWORKING_MODE: Final = "porthole.networking.mode"
+NETWORKING_ADAPTERS: Final = "porthole.networking.adapters"
+PORT_PROTOCOL: Final = "porthole.port.protocol"
+PORT_ADDRESS: Final = "porthole.port.listen_address"
+PORT_NUMBER: Final = "porthole.port.listen_port"
+GUEST_PORT: Final = "porthole.port.guest_port"
 RESOURCE: Final = "porthole.resource"
 STAGE: Final = "porthole.handshake.stage"
 VERDICT: Final = "porthole.handshake.verdict"
@@ -67,6 +76,10 @@ APERTURE_CREATED: Final = "ApertureCreated"
 WINDOWS_ENABLED: Final = "WindowsEnabled"
 FIRST_REQUEST: Final = "FirstRequestCompleted"
 DEVICE_REMOVED: Final = "RemoveGuestDevice"
+NETWORKING_FALLBACK: Final = "NetworkingFallback"
+NETWORKING_CONFIGURED: Final = "NetworkingConfigured"
+PORT_MAPPED: Final = "PortMapped"
+PORT_UNMAPPED: Final = "PortUnmapped"
 GUEST_INIT_ENDED: Final = "GuestInitEnded"
 VM_TERMINATED: Final = "VmTerminated"
 HANDSHAKE_VERDICT: Final = "HandshakeVerdict"
@@ -83,6 +96,15 @@ UNKNOWN: Final = "unknown"
 
 FS: Final = "virtio-fs"
 NET: Final = "virtio-net"
+
+ADAPTERS: Final = ("eth0", "loopback0")
+"""The adapters that ConfigureNetworking adds, in that order."""
+
+NONE: Final = "none"
+NAT: Final = "nat"
+VIRTIO_PROXY: Final = "virtioproxy"
+MODES_WITH_ADAPTERS: Final = (NAT, VIRTIO_PROXY)
+"""The networking modes that have adapters; NONE has none."""
 
 NOT_CONFIGURED: Final = -1
 """The configured size of a pool when the configuration has none; 0 is a size: it asks for none."""
@@ -245,6 +267,50 @@ def first_request(vm_id: str, device_id: str, device_class: str, tag: str) -> Ev
 def device_removed(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:
     """The VM owner has removed a device."""
     return Event(DEVICE_REMOVED, _device(vm_id, device_id, device_class, tag))
+
+
+def networking_fallback(vm_id: str, asked: str, reason: str, detail: str) -> Event:
+    """The user was warned that a networking mode cannot be set up, and that there is none."""
+    attributes = {NETWORKING_ASKED: asked, REASON: reason, DETAIL: detail}
+    return Event(NETWORKING_FALLBACK, {VM_ID: vm_id, **attributes})
+
+
+def networking_configured(vm_id: str, asked: str, mode: str, adapter_ids: Sequence[str]) -> Event:
+    """The networking of a VM is set up.
+
+    Args:
+        vm_id: Id of the VM.
+        asked: The mode that was asked for: NONE, NAT or VIRTIO_PROXY.
+        mode: The mode in force: the same, or NONE.
+        adapter_ids: Ids of its adapters, in the order of ADAPTERS.
+    """
+    attributes = {
+        NETWORKING_ASKED: asked,
+        NETWORKING_MODE: mode,
+        NETWORKING_ADAPTERS: " ".join(adapter_ids),
+    }
+    return Event(NETWORKING_CONFIGURED, {VM_ID: vm_id, **attributes})
+
+
+def port(name: str, vm_id: str, protocol: str, address: str, number: int, guest_port: int) -> Event:
+    """A port of the host is forwarded to one of the guest, or is so no more.
+
+    Args:
+        name: PORT_MAPPED or PORT_UNMAPPED.
+        vm_id: Id of the VM.
+        protocol: "tcp" or "udp".
+        address: Address of the host.
+        number: Port of the host.
+        guest_port: Port of the guest.
+    """
+    attributes: dict[str, Attribute] = {
+        VM_ID: vm_id,
+        PORT_PROTOCOL: protocol,
+        PORT_ADDRESS: address,
+        PORT_NUMBER: number,
+        GUEST_PORT: guest_port,
+    }
+    return Event(name, attributes)
 
 
 def guest_init_ended(vm_id: str, cause: str) -> Event:

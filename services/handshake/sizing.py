@@ -45,7 +45,7 @@ def default_pool_bytes(ram_bytes: int, *, device_bounces: bool) -> int:
     Args:
         ram_bytes: RAM of the VM.
         device_bounces: Whether the VM may get a device that bounces: virtio-fs, or an adapter of
-            user-mode (VirtioProxy) networking.
+            the modes VirtioProxy and NAT.
     """
     return DEFAULT_POOL_BYTES if device_bounces and ram_bytes >= DEFAULT_POOL_MIN_RAM_BYTES else 0
 

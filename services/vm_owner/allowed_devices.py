@@ -52,12 +52,41 @@ def require_adapters(config: WslConfig, asked: str, **facts: str) -> None:
     Raises:
         FailedPreconditionError: NETWORKING_MODE.
     """
-    mode = config.networking_mode
-    if mode is not NetworkingMode.VIRTIO_PROXY:
-        raise FailedPreconditionError(
-            "NETWORKING_MODE",
-            f"{asked} is of no use: networking mode {mode} needs no virtio adapters of this owner; "
-            "create the VM with [wsl2] networkingMode=VirtioProxy and virtio on",
-            mode=mode,
-            **facts,
-        )
+    if not config.networking_mode.has_adapters:
+        raise _no_adapters(config.networking_mode, asked, **facts)
+
+
+def networking_mode(
+    config: WslConfig, asked_mode: NetworkingMode | None, asked: str, **facts: str
+) -> NetworkingMode:
+    """Return the mode in which networking is to be configured.
+
+    The configuration decides whether a VM may have adapters, for which its pool is sized; a
+    request may choose which, or none.
+
+    Args:
+        config: The configuration of the VM.
+        asked_mode: The mode that is asked for; None: the configured one.
+        asked: What is asked for, as the subject of a sentence.
+        facts: Further facts of the error.
+
+    Raises:
+        FailedPreconditionError: VIRTIO_OFF or NETWORKING_MODE.
+    """
+    mode = asked_mode or config.networking_mode
+    if mode is NetworkingMode.NONE:
+        return mode
+    if not mode.has_adapters:
+        raise _no_adapters(mode, asked, **facts)
+    require_device(config, events.NET, asked, **facts)
+    return mode
+
+
+def _no_adapters(mode: NetworkingMode, asked: str, **facts: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        "NETWORKING_MODE",
+        f"{asked} is refused: this owner has no adapters in the networking mode {mode}; create the "
+        "VM with [wsl2] networkingMode=VirtioProxy or nat, and virtio on",
+        mode=mode,
+        **facts,
+    )

@@ -26,8 +26,13 @@ from services.rpc.convert import (
     device_state_from_proto,
     exhaustion_from_proto,
 )
-from services.vm_owner.convert import report_from_proto
-from services.vm_owner.device_hosts import DeviceHostVersion, DeviceStatus
+from services.vm_owner.convert import (
+    mapping_from_proto,
+    mapping_to_proto,
+    port_key_to_proto,
+    report_from_proto,
+)
+from services.vm_owner.device_hosts import DeviceHostVersion, DeviceStatus, UserNetwork
 from services.vm_owner.machines import GuestInitEnd, KernelExhaustion
 from services.vm_owner.machines.qemu.control import SHARES
 
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from services.vm_owner.device_hosts import NewChild, NewDevice
     from services.vm_owner.machines import AttachSpec, BootSpec, MachineReport
     from services.vm_owner.machines.qemu.control import Adapter
+    from services.vm_owner.ports import PortKey, PortMapping
     from services.vm_owner.reports import Report
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
@@ -48,6 +54,9 @@ MACHINE: Final = "porthole.machine.v1.Machine"
 LIST_DEADLINE_S: Final = 3.0
 """Deadline of DeviceHost.ListDevices. GetVm calls it on two device hosts, one after the other, and
 its own caller waits 10 s by default; so GetVm answers in time even if both hang."""
+
+PORT_DEADLINE_S: Final = 20.0
+"""Deadline of DeviceHost.MapPort and UnmapPort, which try some ports with 5 s for each."""
 
 BOOT_DEADLINE_S: Final = 30.0
 """Deadline of Machine.Boot, in which the guest starts its init."""
@@ -92,6 +101,10 @@ class DeviceHostClient:
         )
         if device.backend is None:
             request.aggregate.SetInParent()
+        elif isinstance(device.backend, UserNetwork):
+            request.user.SetInParent()
+            request.user.dns_forward.extend(device.backend.dns_forward)
+            request.user.host_loopback.extend(device.backend.host_loopback)
         elif device.device_class == events.FS:
             request.fs.shared_dir = device.backend
         else:
@@ -120,6 +133,27 @@ class DeviceHostClient:
             vm_id=vm_id, instance_id=instance_id, name=name
         )
         await self._peer.stub.RemoveChild(request)
+
+    async def map_port(self, vm_id: str, instance_id: str, wanted: PortMapping) -> PortMapping:
+        """Map a port; the host listens when this returns."""
+        request = device_host_pb2.MapPortRequest(
+            vm_id=vm_id, instance_id=instance_id, mapping=mapping_to_proto(wanted)
+        )
+        answer = await self._peer.stub.MapPort(request, timeout=PORT_DEADLINE_S)
+        return mapping_from_proto(answer.mapping)
+
+    async def unmap_port(self, vm_id: str, instance_id: str, key: PortKey) -> None:
+        """End a mapping."""
+        request = device_host_pb2.UnmapPortRequest(
+            vm_id=vm_id, instance_id=instance_id, key=port_key_to_proto(key)
+        )
+        await self._peer.stub.UnmapPort(request, timeout=PORT_DEADLINE_S)
+
+    async def list_ports(self, vm_id: str, instance_id: str) -> list[PortMapping]:
+        """List the mappings of an adapter."""
+        request = device_host_pb2.ListPortsRequest(vm_id=vm_id, instance_id=instance_id)
+        answer = await self._peer.stub.ListPorts(request, timeout=LIST_DEADLINE_S)
+        return [mapping_from_proto(mapping) for mapping in answer.mappings]
 
     async def forget_vm(self, vm_id: str) -> None:
         """Tear down all remaining devices of a VM, and forget its pool."""
@@ -239,8 +273,9 @@ class GuestControlClient:
         request = guest_control_pb2.ConfigureAdapterRequest(
             mac_address=adapter.mac_address,
             name=adapter.name,
-            addresses=[adapter.address] if adapter.address else [],
+            addresses=adapter.addresses,
             gateways=[adapter.gateway] if adapter.gateway else [],
+            nameservers=adapter.name_servers,
             wait_ms=int(wait_s * 1000),
         )
         await self._peer.stub.ConfigureAdapter(request, timeout=wait_s + CONTROL_DEADLINE_S)

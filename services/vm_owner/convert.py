@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from porthole.handshake.v1 import port_pb2
 from porthole.handshake.v1.device_pb2 import DeviceCounters
 from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.vmowner.v1 import vm_owner_pb2
@@ -26,12 +27,15 @@ from services.vm_owner.device_hosts import DeviceStatus
 from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
 from services.vm_owner.machines import Isolation
+from services.vm_owner.networking import NetworkRequest
+from services.vm_owner.ports import PortKey, PortMapping, PortProtocol, PortState
 from services.vm_owner.record import VmKind
 from services.vm_owner.reports import UNKNOWN, Report
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
 from services.vm_owner.states import VmState
 from services.vm_owner.warnings import VmWarning
 from services.vm_owner.watch_items import DeviceChange, DeviceExhausted, PoolLatched, WatchItem
+from services.vm_owner.wslconfig import NetworkingMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from porthole.guest.v1 import guest_init_pb2
 
     from services.vm_owner.host_paths import HostPaths
+    from services.vm_owner.networking import Network
     from services.vm_owner.vm import Vm
 
 CAPABILITIES_LIMIT_BYTES: Final = 64 << 10
@@ -59,6 +64,21 @@ _ISOLATIONS: Final[Mapping[int, Isolation]] = {
     vm_owner_pb2.ISOLATION_UNSPECIFIED: Isolation.SHARED_RAM,
     vm_owner_pb2.ISOLATION_SHARED_RAM: Isolation.SHARED_RAM,
     vm_owner_pb2.ISOLATION_STRICT: Isolation.STRICT,
+}
+
+_MODES: Final[Mapping[int, NetworkingMode | None]] = {
+    vm_owner_pb2.NETWORKING_MODE_UNSPECIFIED: None,
+    **{
+        vm_owner_pb2.NetworkingMode.Value(f"NETWORKING_MODE_{mode.name}"): mode
+        for mode in NetworkingMode
+    },
+}
+
+_PORT_PROTOCOLS: Final[Mapping[int, PortProtocol]] = {
+    port_pb2.PortProtocol.Value(f"PORT_PROTOCOL_{each.name}"): each for each in PortProtocol
+}
+_PORT_STATES: Final[Mapping[int, PortState]] = {
+    port_pb2.PortState.Value(f"PORT_STATE_{each.name}"): each for each in PortState
 }
 
 
@@ -236,6 +256,74 @@ async def device_spec_from_proto(
     return DeviceSpec(device_class, request.tag, request.options, backend, request.elevated)
 
 
+def network_request_from_proto(message: vm_owner_pb2.ConfigureNetworkingRequest) -> NetworkRequest:
+    """Convert the networking that was asked for.
+
+    Raises:
+        InvalidArgumentError: NETWORKING_MODE_UNKNOWN.
+    """
+    if message.mode not in _MODES:
+        raise InvalidArgumentError(
+            "NETWORKING_MODE_UNKNOWN",
+            f"networking mode {message.mode} is not known; the known ones are "
+            f"{', '.join(f'{mode} ({number})' for number, mode in _MODES.items() if mode)}",
+            mode=message.mode,
+        )
+    return NetworkRequest(_MODES[message.mode], message.options, message.host_loopback)
+
+
+def network_to_proto(network: Network) -> vm_owner_pb2.ConfigureNetworkingResponse:
+    """Convert the networking of a VM."""
+    return vm_owner_pb2.ConfigureNetworkingResponse(
+        adapters=[device_to_proto(adapter, {}) for adapter in network.adapters],
+        gateway_address=network.gateway_address,
+        mode=_mode(network.mode),
+        warning=_warning(network.warning) if network.warning else None,
+        host_loopback_address=network.host_loopback_address,
+    )
+
+
+def port_key_from_proto(message: port_pb2.PortKey) -> PortKey:
+    """Convert the key of a mapping; the device host judges it."""
+    protocol = _PORT_PROTOCOLS.get(message.protocol, PortProtocol.UNSPECIFIED)
+    return PortKey(protocol, message.listen_address, message.listen_port)
+
+
+def port_key_to_proto(key: PortKey) -> port_pb2.PortKey:
+    """Convert the key of a mapping."""
+    return port_pb2.PortKey(
+        protocol=port_pb2.PortProtocol.Value(f"PORT_PROTOCOL_{key.protocol.name}"),
+        listen_address=key.address,
+        listen_port=key.port,
+    )
+
+
+def mapping_from_proto(message: port_pb2.PortMapping) -> PortMapping:
+    """Convert a mapping; the device host judges it."""
+    return PortMapping(
+        key=port_key_from_proto(message.key),
+        guest_port=message.guest_port,
+        state=_PORT_STATES.get(message.state, PortState.UNSPECIFIED),
+        reason=message.reason,
+        detail=message.detail,
+    )
+
+
+def mapping_to_proto(mapping: PortMapping) -> port_pb2.PortMapping:
+    """Convert a mapping."""
+    return port_pb2.PortMapping(
+        key=port_key_to_proto(mapping.key),
+        guest_port=mapping.guest_port,
+        state=port_pb2.PortState.Value(f"PORT_STATE_{mapping.state.name}"),
+        reason=mapping.reason,
+        detail=mapping.detail,
+    )
+
+
+def _mode(mode: NetworkingMode) -> vm_owner_pb2.NetworkingMode.ValueType:
+    return vm_owner_pb2.NetworkingMode.Value(f"NETWORKING_MODE_{mode.name}")
+
+
 def vm_to_proto(vm: Vm, statuses: Mapping[str, DeviceStatus]) -> vm_owner_pb2.Vm:
     """Convert a VM, with the states and counters of its devices."""
     record = vm.record
@@ -260,9 +348,7 @@ def vm_basics_to_proto(vm: Vm) -> vm_owner_pb2.Vm:
         kernel_command_line=facts.kernel_command_line,
         latched_pool=pool_to_proto(record.pool) if record.pool else None,
         swiotlb_option=record.token or "",
-        networking_mode=vm_owner_pb2.NetworkingMode.Value(
-            f"NETWORKING_MODE_{facts.config.networking_mode.name}"
-        ),
+        networking_mode=_mode(facts.config.networking_mode),
         guest_init_address=vm.guest_init_address,
         machine_address=vm.machine.address,
         traceparent=facts.traceparent,

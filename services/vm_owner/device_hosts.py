@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from services.handshake.exhaustion import Exhaustion
+    from services.vm_owner.ports import PortKey, PortMapping
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,27 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True)
+class UserNetwork:
+    """The back end of an adapter on a user-mode network (device_host.proto, UserBackend).
+
+    Attributes:
+        dns_forward: Addresses in the guest's network that name servers of the host answer at.
+        host_loopback: Addresses in the guest's network at which it reaches the host's loopback.
+    """
+
+    dns_forward: tuple[str, ...] = ()
+    host_loopback: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class NewDevice:
     """A device that a device host is to create.
 
     Attributes:
         device_class: events.FS or events.NET.
         options: The whole options string.
-        backend: A directory (FS) or the name of a TAP interface (NET). None: an aggregate (FS);
-            shares are added to it with NewChild.
+        backend: A directory (FS); the name of a TAP interface, or a user-mode network (NET). None:
+            an aggregate (FS); shares are added to it with NewChild.
     """
 
     vm_id: str
@@ -72,7 +86,7 @@ class NewDevice:
     device_class: str
     tag: str
     options: str
-    backend: str | None
+    backend: str | UserNetwork | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +148,15 @@ class DeviceHost(Protocol):
 
     async def remove_child(self, vm_id: str, instance_id: str, name: str) -> None:
         """Remove a share from an aggregate device."""
+
+    async def map_port(self, vm_id: str, instance_id: str, wanted: PortMapping) -> PortMapping:
+        """Map a port; the host listens when this returns."""
+
+    async def unmap_port(self, vm_id: str, instance_id: str, key: PortKey) -> None:
+        """End a mapping."""
+
+    async def list_ports(self, vm_id: str, instance_id: str) -> list[PortMapping]:
+        """List the mappings of an adapter, in the order in which they were made."""
 
     async def forget_vm(self, vm_id: str) -> None:
         """Tear down all remaining devices of a VM, and forget its pool."""

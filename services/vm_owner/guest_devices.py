@@ -19,13 +19,20 @@ from services.handshake.errors import (
     NotFoundError,
     PortholeError,
 )
-from services.handshake.features import AGGREGATE, APERTURE, SWIOTLB_TOKEN, feature_list
+from services.handshake.features import (
+    AGGREGATE,
+    APERTURE,
+    SWIOTLB_TOKEN,
+    USER_NETWORK,
+    feature_list,
+)
 from services.handshake.options import build_options, parse_fs_options, parse_net_options
 from services.vm_owner.bounds import check_length, require_room
 from services.vm_owner.device_hosts import (
     Announcement,
     DeviceHostVersion,
     NewDevice,
+    UserNetwork,
     announce,
 )
 from services.vm_owner.device_names import check_name
@@ -63,20 +70,24 @@ class DeviceSpec:
     Attributes:
         device_class: events.FS or events.NET.
         extra_options: "key=value;flag" without name, token and vm_id.
-        backend: A directory (FS) or the name of a TAP interface (NET). None: an aggregate (FS),
-            whose shares come and go.
+        backend: A directory (FS); the name of a TAP interface, or a user-mode network (NET). None:
+            an aggregate (FS), whose shares come and go.
         elevated: Whether the elevated user's device host serves it.
         client_address: The guest's address on a network adapter, with prefix length; empty: none.
         gateway_address: The gateway of a network adapter; empty: none.
+        client_address_ipv6: As client_address.
+        name_servers: Addresses of name servers that the guest is told of with the adapter.
     """
 
     device_class: str
     tag: str
     extra_options: str
-    backend: str | None
+    backend: str | UserNetwork | None
     elevated: bool = False
     client_address: str = ""
     gateway_address: str = ""
+    client_address_ipv6: str = ""
+    name_servers: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -279,6 +290,8 @@ class GuestDevices:
         version = await (await self._device_hosts.get(elevated=spec.elevated)).version()
         if spec.backend is None:
             _require(version, AGGREGATE, "add the share as a device of its own")
+        if isinstance(spec.backend, UserNetwork):
+            _require(version, USER_NETWORK, "use the networking mode nat")
         if device.aperture is not None:
             for feature in (SWIOTLB_TOKEN, APERTURE):
                 _require(version, feature, "create the VM without strict isolation")
@@ -383,10 +396,13 @@ def _attachment(device: GuestDevice) -> AttachSpec:
         socket_path=device.socket_path,
         client_address=spec.client_address,
         gateway_address=spec.gateway_address,
+        client_address_ipv6=spec.client_address_ipv6,
+        name_servers=spec.name_servers,
         mac_address=mac.hex(":") if mac else "",
         queues=queues,
     )
 
 
 def _texts(spec: DeviceSpec) -> tuple[str, ...]:
-    return spec.tag, spec.backend or "", spec.extra_options
+    # What a user-mode network is made of is the owner's, and counts for nothing.
+    return spec.tag, spec.backend if isinstance(spec.backend, str) else "", spec.extra_options

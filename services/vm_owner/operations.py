@@ -22,8 +22,11 @@ class Operation(StrEnum):
     ADD_SHARE = "AddShare"
     ADD_DEVICE = "AddGuestDevice"
     CONFIGURE_NETWORKING = "ConfigureNetworking"
+    MAP_PORT = "MapPort"
     REMOVE_SHARE = "RemoveShare"
     REMOVE_DEVICE = "RemoveGuestDevice"
+    UNMAP_PORT = "UnmapPort"
+    LIST_PORTS = "ListPorts"
     READ_CAPABILITIES = "GetGuestCapabilities"
     APPLY_CAPABILITIES = "ApplyGuestCapabilities"
     TERMINATE = "TerminateVm"
@@ -61,8 +64,11 @@ REFUSALS: Final[Mapping[Operation, Mapping[VmState, Refusal]]] = {
     Operation.ADD_SHARE: _ADDING,
     Operation.ADD_DEVICE: _ADDING,
     Operation.CONFIGURE_NETWORKING: _ADDING,
+    Operation.MAP_PORT: _ADDING,
     Operation.REMOVE_SHARE: _REMOVING,
     Operation.REMOVE_DEVICE: _REMOVING,
+    Operation.UNMAP_PORT: _REMOVING,
+    Operation.LIST_PORTS: _REMOVING,
     Operation.READ_CAPABILITIES: {VmState.CREATED: _NOT_BOOTED, **_REMOVING},
     Operation.APPLY_CAPABILITIES: {VmState.CREATED: _NOT_BOOTED, **_REMOVING},
     Operation.TERMINATE: {},

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
     from services.vm_owner.host_paths import HostPaths
-    from services.vm_owner.networking import Network
+    from services.vm_owner.networking import Network, NetworkRequest
+    from services.vm_owner.ports import PortKey, PortMapping
     from services.vm_owner.shares import Share, ShareSpec
     from services.vm_owner.vm import Vm
 
@@ -226,10 +227,25 @@ class VmOwner:
         vm = self.find(vm_id)
         await self._change(vm, Operation.REMOVE_DEVICE, lambda: vm.remove_device(instance_id))
 
-    async def configure_networking(self, vm_id: str) -> Network:
-        """Add the adapters; see Vm.configure_networking."""
+    async def configure_networking(self, vm_id: str, request: NetworkRequest) -> Network:
+        """Set networking up; see Vm.configure_networking."""
         vm = self.find(vm_id)
-        return await self._change(vm, Operation.CONFIGURE_NETWORKING, vm.configure_networking)
+        configure = partial(vm.configure_networking, request)
+        return await self._change(vm, Operation.CONFIGURE_NETWORKING, configure)
+
+    async def map_port(self, vm_id: str, wanted: PortMapping) -> PortMapping:
+        """Map a port; see VmPorts.map."""
+        vm = self.find(vm_id)
+        return await self._change(vm, Operation.MAP_PORT, lambda: vm.ports.map(wanted))
+
+    async def unmap_port(self, vm_id: str, key: PortKey) -> None:
+        """End a mapping; see VmPorts.unmap."""
+        vm = self.find(vm_id)
+        await self._change(vm, Operation.UNMAP_PORT, lambda: vm.ports.unmap(key))
+
+    async def list_ports(self, vm_id: str) -> list[PortMapping]:
+        """List the mappings of a VM; see VmPorts.list."""
+        return await self.find(vm_id).ports.list()
 
     async def terminate(self, vm_id: str) -> None:
         """Shut a VM down in order; its devices and memory are gone when this returns.

@@ -18,6 +18,11 @@ from services.vm_owner.convert import (
     device_spec_from_proto,
     device_to_proto,
     machine_spec_from_proto,
+    mapping_from_proto,
+    mapping_to_proto,
+    network_request_from_proto,
+    network_to_proto,
+    port_key_from_proto,
     report_in,
     share_spec_from_proto,
     share_to_proto,
@@ -171,11 +176,27 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     async def ConfigureNetworking(  # noqa: N802, D102
         self, request: vm_owner_pb2.ConfigureNetworkingRequest, context: object
     ) -> vm_owner_pb2.ConfigureNetworkingResponse:
-        network = await self._owner.configure_networking(request.vm_id)
-        return vm_owner_pb2.ConfigureNetworkingResponse(
-            adapters=[device_to_proto(adapter, {}) for adapter in network.adapters],
-            gateway_address=network.gateway_address,
-        )
+        asked = network_request_from_proto(request)
+        return network_to_proto(await self._owner.configure_networking(request.vm_id, asked))
+
+    async def MapPort(  # noqa: N802, D102
+        self, request: vm_owner_pb2.MapPortRequest, context: object
+    ) -> vm_owner_pb2.MapPortResponse:
+        wanted = mapping_from_proto(request.mapping)
+        mapping = await self._owner.map_port(request.vm_id, wanted)
+        return vm_owner_pb2.MapPortResponse(mapping=mapping_to_proto(mapping))
+
+    async def UnmapPort(  # noqa: N802, D102
+        self, request: vm_owner_pb2.UnmapPortRequest, context: object
+    ) -> vm_owner_pb2.UnmapPortResponse:
+        await self._owner.unmap_port(request.vm_id, port_key_from_proto(request.key))
+        return vm_owner_pb2.UnmapPortResponse()
+
+    async def ListPorts(  # noqa: N802, D102
+        self, request: vm_owner_pb2.ListPortsRequest, context: object
+    ) -> vm_owner_pb2.ListPortsResponse:
+        mappings = await self._owner.list_ports(request.vm_id)
+        return vm_owner_pb2.ListPortsResponse(mappings=map(mapping_to_proto, mappings))
 
     async def TerminateVm(  # noqa: N802, D102
         self, request: vm_owner_pb2.TerminateVmRequest, context: object

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from services.handshake.errors import ResourceExhaustedError
+from services.handshake.errors import FailedPreconditionError, ResourceExhaustedError
 
 if TYPE_CHECKING:
     import ipaddress
@@ -49,6 +49,28 @@ class SubnetPool:
             used=len(self._taken),
             total=total,
         )
+
+    def claim(
+        self, network: ipaddress.IPv4Network, in_use: Iterable[ipaddress.IPv4Network]
+    ) -> None:
+        """Take a network that a client has chosen, in the pool or not.
+
+        Raises:
+            FailedPreconditionError: SUBNET_TAKEN, naming what has it.
+        """
+        # A wider route does not mean that the addresses are taken, as in `take`.
+        narrow = [used for used in in_use if used.prefixlen >= network.prefixlen]
+        for used in (*self._taken, *narrow):
+            if network.overlaps(used):
+                whose = "an adapter of this owner" if used in self._taken else "this host"
+                raise FailedPreconditionError(
+                    "SUBNET_TAKEN",
+                    f"network {network} overlaps {used}, which {whose} is on; choose another "
+                    "client_ip=, or leave it out",
+                    network=str(network),
+                    taken=str(used),
+                )
+        self._taken.add(network)
 
     def give_back(self, subnet: ipaddress.IPv4Network) -> None:
         """Return a subnet."""

@@ -11,16 +11,13 @@ import errno
 import ipaddress
 import os
 from hashlib import blake2s
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from services.handshake import events
 from services.handshake.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-
-ADAPTERS: Final = ("eth0", "loopback0")
-"""The adapters of a VM that have a TAP, in the order in which they are added."""
 
 
 def tap_name(vm_id: str, adapter: str) -> str:
@@ -35,7 +32,7 @@ def tap_name(vm_id: str, adapter: str) -> str:
 
 def tap_names(vm_id: str) -> list[str]:
     """Return the names of all TAPs that a VM may have."""
-    return [tap_name(vm_id, adapter) for adapter in ADAPTERS]
+    return [tap_name(vm_id, adapter) for adapter in events.ADAPTERS]
 
 
 def create_tap(name: str, host_address: ipaddress.IPv4Interface) -> None:

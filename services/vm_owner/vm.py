@@ -27,6 +27,7 @@ from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.operations import Operation
 from services.vm_owner.record import VmKind
 from services.vm_owner.states import VmEvent, VmState
+from services.vm_owner.vm_ports import VmPorts
 from services.vm_owner.vm_shares import VmShares
 from services.vm_owner.warnings import guest_ended, guest_init_ended, guest_init_silent
 from services.vm_owner.watch_items import DeviceExhausted
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from services.vm_owner.guest_devices import GuestDevice
     from services.vm_owner.host_paths import HostPaths
     from services.vm_owner.machines import Machine
-    from services.vm_owner.networking import Network
+    from services.vm_owner.networking import Network, NetworkRequest
     from services.vm_owner.record import VmRecord
     from services.vm_owner.reports import Report
     from services.vm_owner.shares import Share, ShareSpec
@@ -99,6 +100,7 @@ class Vm:
     Attributes:
         lock: Held by every operation that changes this VM.
         shares: Its shares.
+        ports: Its ports on the host.
         reader: Reads the capabilities of a WSLC guest.
         guest_init_address: Where its init serves GuestInit; empty before boot and after the end.
     """
@@ -123,6 +125,7 @@ class Vm:
         self.lock = asyncio.Lock()
         self._device_hosts = device_hosts
         self._network = NetworkEngine(record, self.devices, subnets)
+        self.ports = VmPorts(record, self.devices, device_hosts)
         self._directory = directory
         self._sweeper = sweeper
         self._plan = plan
@@ -215,14 +218,14 @@ class Vm:
         await self.devices.remove(instance_id)
         self.shares.forget_device(instance_id)
 
-    async def configure_networking(self) -> Network:
-        """Add the adapters. The lock is held.
+    async def configure_networking(self, request: NetworkRequest) -> Network:
+        """Set networking up. The lock is held.
 
         Raises:
             PortholeError: See NetworkEngine.configure.
         """
         self.record.require(Operation.CONFIGURE_NETWORKING)
-        return await self._network.configure()
+        return await self._network.configure(request)
 
     def begin_shutdown(self) -> None:
         """Refuse new devices from now on, even to an operation that holds the lock."""

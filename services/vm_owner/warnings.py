@@ -22,6 +22,7 @@ POOL_TOO_LARGE: Final = "SwiotlbTooLarge"
 MEMORY_OUT_OF_BOUNDS: Final = "MemoryOutOfBounds"
 DEVICE_HOST_UNSUPPORTED: Final = "SwiotlbDeviceHostUnsupported"
 KERNEL_RELEASE_UNREADABLE: Final = "KernelReleaseUnreadable"
+NETWORKING_FALLBACK: Final = "NetworkingFallback"
 SHARE_FAILED: Final = "ShareFailed"
 GUEST_ENDED: Final = "GuestEnded"
 GUEST_INIT_ENDED: Final = "GuestInitEnded"
@@ -161,6 +162,15 @@ def share_failed(host_path: str, failure: PortholeError) -> VmWarning:
         SHARE_FAILED,
         f"share of {_quoted(host_path)} was not added ({failure.reason}): {why}; the VM and its "
         "other shares are not affected; add it again with AddShare",
+    )
+
+
+def networking_fallback(mode: str, failure: PortholeError) -> VmWarning:
+    """A networking mode cannot be set up on this host."""
+    return VmWarning(
+        NETWORKING_FALLBACK,
+        f"networking mode {mode} cannot be set up ({failure.reason}): "
+        f"{_cut(failure.message, MESSAGE_LIMIT)}; the VM has no network adapters",
     )
 
 

@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 from porthole.devicehost.v1 import device_host_pb2
 from porthole.guest.v1 import guest_init_pb2
 from porthole.guest.v1.guest_init_pb2_grpc import InitChannelStub
-from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2
+from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2, port_pb2
 from porthole.machine.v1 import machine_pb2
 from porthole.vmowner.v1 import vm_owner_pb2
 from porthole.vmowner.v1.vm_owner_pb2_grpc import VmOwnerStub
@@ -51,7 +51,13 @@ class Age:
 
     def __init__(self, change: Callable[[descriptor_pb2.FileDescriptorProto], None]) -> None:
         self._pool = descriptor_pool.DescriptorPool()
-        for module in (guest_capabilities_pb2, guest_init_pb2, device_pb2, vm_owner_pb2):
+        for module in (
+            guest_capabilities_pb2,
+            guest_init_pb2,
+            device_pb2,
+            port_pb2,
+            vm_owner_pb2,
+        ):
             file = descriptor_pb2.FileDescriptorProto()
             module.DESCRIPTOR.CopyToProto(file)
             change(file)

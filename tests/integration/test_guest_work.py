@@ -252,7 +252,7 @@ def serving(directory: Path, address: str) -> Iterator[int]:
             thread.join()
 
 
-NETWORKED = "[wsl2]\nnetworkingMode=virtioproxy\n"
+NETWORKED = "[wsl2]\nnetworkingMode=nat\n"
 
 
 @pytest.mark.tap

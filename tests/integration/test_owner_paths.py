@@ -352,7 +352,9 @@ async def test_networking_with_real_adapters(run_dir: Path) -> None:
         house = House(run_dir)
         await house.start(stack)
         vm = await house.create(WSL2)
-        request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
+        request = vm_owner_pb2.ConfigureNetworkingRequest(
+            vm_id=vm.vm_id, mode=vm_owner_pb2.NETWORKING_MODE_NAT
+        )
         network = await house.stub.ConfigureNetworking(request, timeout=30)
         assert [adapter.tag for adapter in network.adapters] == ["eth0", "loopback0"]
         assert all(vm.swiotlb_option in adapter.options for adapter in network.adapters)

@@ -135,7 +135,7 @@ async def test_shares_of_an_aggregate_come_and_go(house: LinuxHouse) -> None:
 
 @pytest.mark.tap
 async def test_adapters_reach_the_host(house: LinuxHouse) -> None:
-    vm = await house.boot(WSL2, wslconfig="[wsl2]\nnetworkingMode=virtioproxy\n")
+    vm = await house.boot(WSL2, wslconfig="[wsl2]\nnetworkingMode=nat\n")
     await house.add_share(vm.vm_id, "data")
     request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
     network = await house.stub.ConfigureNetworking(request, timeout=DEADLINE_S)
@@ -173,7 +173,7 @@ async def test_a_killed_guest_init_ends_its_vm_with_the_cause(house: LinuxHouse)
 
 @pytest.mark.tap
 async def test_nothing_outlives_a_killed_owner(house: LinuxHouse) -> None:
-    vm = await house.boot(WSL2, wslconfig="[wsl2]\nnetworkingMode=virtioproxy\n")
+    vm = await house.boot(WSL2, wslconfig="[wsl2]\nnetworkingMode=nat\n")
     await house.add_share(vm.vm_id, "data")
     request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
     await house.stub.ConfigureNetworking(request, timeout=DEADLINE_S)

@@ -278,6 +278,62 @@ def idle_adapters() -> Steps:
     return [step for step in wsl2() if step[0] not in ("first-eth0", "first-loopback0")]
 
 
+def networked() -> Steps:
+    """Networking is configured with both adapters."""
+    steps = wsl2()
+    ids = ["id-eth0", "id-loopback0"]
+    done = ("add-loopback0", events.networking_configured(VM, "nat", "nat", ids))
+    place = index(steps, events.DEVICE_ADDED, "loopback0") + 1
+    return _adapters_until_the_end([*steps[:place], done, *steps[place:]])
+
+
+def networked_without_a_pool() -> Steps:
+    """The same on windows: no pool was asked for. A port is mapped, and unmapped again."""
+    steps = nothing_requested()
+    ids = ["id-eth0", "id-loopback0"]
+    adapters = [step for name in events.ADAPTERS for step in device(name, NET, None)]
+    added = [step for step in adapters if step[1].name == events.DEVICE_ADDED]
+    rest = [step for step in adapters if step not in added]
+    done = ("add-loopback0", events.networking_configured(VM, "virtioproxy", "virtioproxy", ids))
+    port = (VM, "tcp", "127.0.0.1", 8080, 80)
+    ports = [
+        (name, events.port(name, *port)) for name in (events.PORT_MAPPED, events.PORT_UNMAPPED)
+    ]
+    return [*steps[:-1], *added, done, *ports, *rest, steps[-1]]
+
+
+def not_networked() -> Steps:
+    """Networking is configured without adapters, as was asked for."""
+    steps = wslc()
+    return [*steps[:-1], ("net", events.networking_configured(VM, "none", "none", [])), steps[-1]]
+
+
+def fallen_back() -> Steps:
+    """The mode cannot be set up: an adapter that was made is removed, and the user is warned."""
+    steps = wslc()
+    added, *_, (_, removed) = device("eth0", NET, TOKEN)
+    return [
+        *steps[:-1],
+        ("net", added[1]),
+        ("net", removed),
+        ("net", events.networking_fallback(VM, "virtioproxy", "TAP_UNAVAILABLE", "no rights")),
+        ("net", events.networking_configured(VM, "virtioproxy", "none", [])),
+        steps[-1],
+    ]
+
+
+def _adapters_until_the_end(steps: Steps) -> Steps:
+    """The steps with the removals of adapters right before the end of the VM."""
+    removed = [
+        step
+        for step in steps
+        if step[1].name == events.DEVICE_REMOVED
+        and step[1].attributes[events.DEVICE_TAG] in events.ADAPTERS
+    ]
+    rest = [step for step in steps if step not in removed]
+    return [*rest[:-1], *removed, rest[-1]]
+
+
 def strict() -> Steps:
     """Each device has a part of the pool for itself; a later one has that of one that is gone."""
     parts = [SwiotlbPool(Gpa(POOL.base + number * 8 * MIB), 8 * MIB) for number in range(2)]
@@ -362,6 +418,10 @@ VALID = {
         added_again,
         old_device_host,
         idle_adapters,
+        networked,
+        networked_without_a_pool,
+        not_networked,
+        fallen_back,
         strict,
         init_ended,
         init_ended_wsl2,

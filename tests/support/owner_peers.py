@@ -61,12 +61,14 @@ class Script:
         journal: Every call, in order: (peer, call, its main argument).
         failures: The error of each call that fails, by the name of the call.
         gates: The event that each waiting call waits for, by the name of the call.
+        lost: The error of each call that is carried out and whose answer is lost, by its name.
         barriers: Calls of one name that wait for each other, by that name.
         reached: Set when a gated call is waiting.
     """
 
     journal: list[tuple[str, str, str]] = field(default_factory=list)
     failures: dict[str, PortholeError] = field(default_factory=dict)
+    lost: dict[str, PortholeError] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     barriers: dict[str, asyncio.Barrier] = field(default_factory=dict)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
@@ -80,6 +82,11 @@ class Script:
             await self.barriers[call].wait()
         if call in self.failures:
             raise self.failures[call]
+
+    def lose(self, call: str) -> None:
+        """Fail a call that has been carried out."""
+        if call in self.lost:
+            raise self.lost[call]
 
     def calls(self) -> list[str]:
         return [call for _, call, _ in self.journal]
@@ -98,6 +105,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         self.features: tuple[str, ...] = FEATURES
         self.devices: dict[str, device_host_pb2.Device] = {}
         self.children: dict[str, device_host_pb2.AddChildRequest] = {}
+        self.backends: dict[str, device_host_pb2.CreateDeviceRequest] = {}
         self.ports: dict[str, list[port_pb2.PortMapping]] = {}
         self.pools: dict[str, list[str]] = {}
         self.capabilities: dict[str, list[bytes]] = {}
@@ -124,7 +132,8 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
     async def CreateDevice(  # noqa: N802
         self, request: device_host_pb2.CreateDeviceRequest, context: object
     ) -> device_host_pb2.CreateDeviceResponse:
-        net = request.WhichOneof("backend") == "net"
+        net = request.WhichOneof("backend") in ("net", "user")
+        self.backends[request.instance_id] = request
         self.devices[request.instance_id] = device_host_pb2.Device(
             vm_id=request.vm_id,
             instance_id=request.instance_id,
@@ -179,6 +188,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         mapping.key.listen_port = mapping.key.listen_port or FREE_PORT
         mapping.state = port_pb2.PORT_STATE_LISTENING
         ports.append(mapping)
+        self.script.lose("MapPort")
         return device_host_pb2.MapPortResponse(mapping=mapping)
 
     async def UnmapPort(  # noqa: N802
@@ -190,6 +200,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         if len(kept) == len(ports):
             raise NotFoundError("PORT_UNKNOWN", "no such mapping")
         self.ports[request.instance_id] = kept
+        self.script.lose("UnmapPort")
         return device_host_pb2.UnmapPortResponse()
 
     async def ListPorts(  # noqa: N802

@@ -119,6 +119,23 @@ WRONG: Mapping[str, Callable[..., Values]] = {
     events.DEVICE_HOST_FEATURES: lambda features: (
         ["", "aggregate"] if "swiotlb-token" in features else ["swiotlb-token"]
     ),
+    events.NETWORKING_ASKED: lambda mode: [
+        *({"none", "nat", "virtioproxy", "bridged", ""} - {mode}),
+        mode.upper(),
+    ],
+    events.NETWORKING_MODE: lambda mode: [
+        *({"none", "nat", "virtioproxy", "bridged", ""} - {mode}),
+        mode.upper(),
+    ],
+    events.NETWORKING_ADAPTERS: lambda ids: [
+        f"{ids} {UNKNOWN_ID}".strip(),
+        UNKNOWN_ID,
+        *([" ".join(reversed(ids.split())), ids.split()[0], f"{ids} ", ""] if ids else []),
+    ],
+    events.PORT_PROTOCOL: lambda protocol: ["udp" if protocol == "tcp" else "tcp", ""],
+    events.PORT_ADDRESS: lambda address: [f"{address}1", ""],
+    events.PORT_NUMBER: lambda number: [number + 1, -number],
+    events.GUEST_PORT: lambda number: [number + 1, -number],
     events.STAGE: lambda stage: ["running" if stage == "ended" else "ended", "RUNNING", ""],
     events.VERDICT: lambda verdict: [
         *({"valid", "broken", "unknown"} - {verdict}),
@@ -289,6 +306,9 @@ _MADE: Mapping[str, Callable[[str], Event]] = {
     ),
     events.KERNEL_UNSUPPORTED: lambda vm_id: events.kernel_unsupported(vm_id, "too old"),
     events.DEVICE_HOST_UNSUPPORTED: lambda vm_id: events.device_host_unsupported(vm_id, "old"),
+    events.NETWORKING_FALLBACK: lambda vm_id: events.networking_fallback(
+        vm_id, "nat", "TAP_UNAVAILABLE", "no rights"
+    ),
     events.POOL_NOT_AS_REQUESTED: lambda vm_id: events.pool_not_as_requested(
         vm_id, SwiotlbPool(Gpa(MIB), MIB), 64 * MIB
     ),

@@ -147,7 +147,7 @@ class VmShow:
         gateway = ""
         if self._stage.network:
             with self._step("network", "configuring its network"):
-                gateway = await self._stage.owner.configure_networking(vm_id)
+                gateway = await self._stage.owner.configure_networking(vm_id, "nat")
         vm = await self._stage.owner.get_vm(vm_id)
         async with self._guest(vm) as guest:
             await self._read(guest)

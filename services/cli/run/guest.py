@@ -52,7 +52,7 @@ TAIL_BYTES: Final = 2048
 EMULATED: Final = "guests run by emulation"
 """How the owner's log says that there is no KVM, and why."""
 
-ADAPTERS: Final = "[wsl2]\nnetworkingMode=virtioproxy\n"
+ADAPTERS: Final = "[wsl2]\nnetworkingMode=nat\n"
 """The .wslconfig of a VM with adapters."""
 
 
@@ -178,7 +178,7 @@ async def _boot(services: Services, owner: OwnerClient, plan: GuestPlan) -> VmVi
     for share in share_requests(plan.shares):
         await owner.add_share(vm.vm_id, share)
     if plan.adapters:
-        await owner.configure_networking(vm.vm_id)
+        await owner.configure_networking(vm.vm_id, "nat")
     return await owner.get_vm(vm.vm_id)
 
 

@@ -37,6 +37,10 @@ const EVENTS = new Map([
   ["WindowsEnabled", "Windows instead of an aperture"],
   ["FirstRequestCompleted", "First request completed"],
   ["RemoveGuestDevice", "Device removed"],
+  ["NetworkingFallback", "User warned: no networking instead of what was asked for"],
+  ["NetworkingConfigured", "Networking configured"],
+  ["PortMapped", "Port mapped"],
+  ["PortUnmapped", "Port unmapped"],
   ["GuestInitEnded", "Guest init ended by itself"],
   ["VmTerminated", "VM ended"],
 ]);

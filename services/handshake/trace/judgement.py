@@ -28,6 +28,7 @@ from services.handshake.trace.clause import (
 from services.handshake.trace.clauses import (
     announcements,
     devices,
+    networking,
     options,
     pool,
     sizing,
@@ -55,6 +56,7 @@ OF_HANDSHAKE: Final[tuple[Clause, ...]] = (
     *pool.CLAUSES,
     *options.CLAUSES,
     *devices.CLAUSES,
+    *networking.CLAUSES,
     *warnings.CLAUSES,
     *spans.CLAUSES,
 )

@@ -42,6 +42,12 @@ OF_OTHER_KIND: Final = {
 
 _POOL: Final = {events.POOL_BASE: int, events.POOL_SIZE_BYTES: int}
 _DEVICE: Final = {events.DEVICE_ID: str, events.DEVICE_CLASS: str, events.DEVICE_TAG: str}
+_PORT: Final = {
+    events.PORT_PROTOCOL: str,
+    events.PORT_ADDRESS: str,
+    events.PORT_NUMBER: int,
+    events.GUEST_PORT: int,
+}
 
 VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.VM_CREATED: {
@@ -77,6 +83,18 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.WINDOWS_ENABLED: {**_DEVICE, **_POOL},
     events.FIRST_REQUEST: _DEVICE,
     events.DEVICE_REMOVED: _DEVICE,
+    events.NETWORKING_FALLBACK: {
+        events.NETWORKING_ASKED: str,
+        events.REASON: str,
+        events.DETAIL: str,
+    },
+    events.NETWORKING_CONFIGURED: {
+        events.NETWORKING_ASKED: str,
+        events.NETWORKING_MODE: str,
+        events.NETWORKING_ADAPTERS: str,
+    },
+    events.PORT_MAPPED: _PORT,
+    events.PORT_UNMAPPED: _PORT,
     events.GUEST_INIT_ENDED: {events.DETAIL: str},
     events.HANDSHAKE_VERDICT: {
         events.STAGE: str,

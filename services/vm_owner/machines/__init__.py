@@ -65,6 +65,8 @@ class AttachSpec:
     Attributes:
         client_address: The guest's address on a network adapter, with prefix length; empty: none.
         gateway_address: The gateway of a network adapter; empty: none.
+        client_address_ipv6: As client_address; a Linux guest has it only.
+        name_servers: Addresses of name servers; a Linux guest uses them only.
         mac_address: Hardware address of a network adapter; empty: one is made.
         queues: Request queues of a virtio-fs device.
     """
@@ -75,6 +77,8 @@ class AttachSpec:
     socket_path: str
     client_address: str = ""
     gateway_address: str = ""
+    client_address_ipv6: str = ""
+    name_servers: tuple[str, ...] = ()
     mac_address: str = ""
     queues: int = 1
 

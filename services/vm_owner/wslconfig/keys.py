@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 
 class NetworkingMode(StrEnum):
-    """`[wsl2] networkingMode`: the modes that WSL has. Only VirtioProxy has virtio adapters."""
+    """`[wsl2] networkingMode`: the modes that WSL has."""
 
     NONE = "none"
     NAT = "nat"
     BRIDGED = "bridged"
     MIRRORED = "mirrored"
     VIRTIO_PROXY = "virtioproxy"
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether this owner makes virtio adapters in the mode."""
+        return self in (NetworkingMode.NAT, NetworkingMode.VIRTIO_PROXY)
 
 
 class Here(StrEnum):
@@ -140,8 +145,9 @@ KEYS: Final = (
         "nat",
         "none, nat, bridged, mirrored or consomme, which was called virtioproxy",
         Here.DONE,
-        "default virtioproxy, alias consomme, whose adapters are the only ones here; in another "
-        "mode ConfigureNetworking, or another virtio-net device, is refused with NETWORKING_MODE",
+        "default virtioproxy, alias consomme; nat: virtio adapters on TAP interfaces; none: no "
+        "adapters, and a virtio-net device is refused with NETWORKING_MODE; in bridged and "
+        "mirrored ConfigureNetworking is, too",
         "networking_mode",
         _networking_mode,
         "one of none, nat, bridged, mirrored, virtioproxy and consomme",
@@ -159,8 +165,8 @@ KEYS: Final = (
         "swiotlb_bytes",
         "64 MiB from 1 GiB + 64 MiB of RAM on if virtiofs or Consomme is used; 0: the default",
         "size of the pool, whatever the RAM and the devices are",
-        "the same; a size that does not fit into the RAM below 4 GiB is a warning, and the default "
-        "applies",
+        "the same, and by default also with nat, whose adapters are virtio here; a size that does "
+        "not fit into the RAM below 4 GiB is a warning, and the default applies",
     ),
     # The rest configures what this owner does not have.
     _ignored("wsl2.kernel", "the bundled one", "kernel image"),

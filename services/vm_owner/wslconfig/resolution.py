@@ -4,7 +4,7 @@ Owns the order, and the warnings about what is written and does not apply. A def
 is no warning. Sizes are decided last, by services.vm_owner.sizing.
 
 Defaults differ from WSL's in two keys: directories are shared by virtio-fs, and the networking mode
-is VirtioProxy, because this owner has no other shares and no other adapters.
+is VirtioProxy, because this owner has no other shares, and NAT needs rights.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class WslConfig(BaseModel):
 
     @property
     def device_bounces(self) -> bool:
-        """Whether the VM may get a device that bounces: virtio-fs, or an adapter of VirtioProxy."""
-        return self.virtiofs or self.networking_mode is NetworkingMode.VIRTIO_PROXY
+        """Whether the VM may get a device that bounces: virtio-fs, or an adapter."""
+        return self.virtiofs or (self.virtio and self.networking_mode.has_adapters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,12 +128,15 @@ REPEATED = {
         pb.ApplyGuestCapabilitiesResponse(),
     ),
     "add_share": (pb.AddShareRequest(), pb.AddShareResponse()),
+    "list_ports": ("vm", pb.ListPortsResponse()),
     "terminate_vm": ("vm", pb.TerminateVmResponse()),
 }
 ONCE = {
     "remove_share": pb.RemoveShareRequest(),
     "remove_guest_device": pb.RemoveGuestDeviceRequest(),
     "configure_networking": "vm",
+    "map_port": pb.MapPortRequest(),
+    "unmap_port": pb.UnmapPortRequest(),
 }
 
 

@@ -28,7 +28,8 @@ FS, NET = events.FS, events.NET
         ("[wsl2]\nsafeMode=true\n", {FS: "VIRTIO_OFF", NET: "VIRTIO_OFF"}),
         ("[wsl2]\nvirtiofs=false\n", {FS: "VIRTIOFS_OFF"}),
         ("[wsl2]\nhostFileSystemAccess=false\n", {FS: "VIRTIOFS_OFF"}),
-        ("[wsl2]\nnetworkingMode=nat\n", {NET: "NETWORKING_MODE"}),
+        ("[wsl2]\nnetworkingMode=nat\n", {}),
+        ("[wsl2]\nnetworkingMode=none\n", {NET: "NETWORKING_MODE"}),
         ("[wsl2]\nnetworkingMode=mirrored\n", {NET: "NETWORKING_MODE"}),
     ],
 )

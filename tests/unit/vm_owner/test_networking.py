@@ -17,19 +17,26 @@ from services.handshake import events
 from services.handshake.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
+    InvalidArgumentError,
+    PortholeError,
     UnavailableError,
 )
+from services.handshake.features import FEATURES, USER_NETWORK
 from services.handshake.options import parse_net_options
 from services.vm_owner import taps
+from services.vm_owner.networking import Network, NetworkRequest
 from services.vm_owner.states import VmState
+from services.vm_owner.wslconfig import NetworkingMode as Mode
 from tests.support.owner_peers import TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from services.handshake.events import Event
     from services.vm_owner.vm import Vm
     from tests.support.owner_peers import Rig
+
+NAT = NetworkRequest(Mode.NAT)
 
 
 class FakeTaps:
@@ -54,6 +61,10 @@ class FakeTaps:
         return [IPv4Network("10.231.0.0/30"), IPv4Network("10.0.0.0/8")]
 
 
+def networked(trace: list[Event]) -> list[Mapping[str, events.Attribute]]:
+    return [event.attributes for event in trace if event.name == events.NETWORKING_CONFIGURED]
+
+
 async def a_vm(rig: Rig, wslconfig: str = "") -> tuple[Vm, FakeTaps]:
     vm = await rig.owner.create(rig.vm_spec(wslconfig=wslconfig))
     fake = FakeTaps([])
@@ -64,7 +75,7 @@ async def a_vm(rig: Rig, wslconfig: str = "") -> tuple[Vm, FakeTaps]:
 async def test_two_adapters_each_with_token_tap_and_addresses(rig: Rig) -> None:
     vm, fake = await a_vm(rig)
     vm_id = vm.vm_id
-    network = await rig.owner.configure_networking(vm_id)
+    network = await rig.owner.configure_networking(vm_id, NAT)
     eth0, loopback0 = network.adapters
     assert list(fake.taps.values()) == [
         IPv4Interface("10.231.0.5/30"),
@@ -90,31 +101,229 @@ async def test_two_adapters_each_with_token_tap_and_addresses(rig: Rig) -> None:
 
 async def test_configuring_twice(rig: Rig) -> None:
     vm, _ = await a_vm(rig)
-    await rig.owner.configure_networking(vm.vm_id)
+    await rig.owner.configure_networking(vm.vm_id, NAT)
     with pytest.raises(AlreadyExistsError) as refused:
-        await rig.owner.configure_networking(vm.vm_id)
+        await rig.owner.configure_networking(vm.vm_id, NAT)
     assert refused.value.reason == "NETWORKING_CONFIGURED"
     assert [device.spec.tag for device in vm.devices.all()] == ["eth0", "loopback0"]
 
 
 @pytest.mark.parametrize(
-    ("wslconfig", "mode"),
+    ("wslconfig", "asked", "reason"),
     [
-        ("[wsl2]\nnetworkingMode=nat\n", "nat"),
-        ("[wsl2]\nnetworkingMode=none\n", "none"),
-        ("[wsl2]\nnetworkingMode=mirrored\n", "mirrored"),
-        ("[experimental]\nnetworkingMode=bridged\n", "bridged"),
-        ("[wsl2]\nsafeMode=true\n", "none"),
-        ("[wsl2]\nvirtio=false\n", "none"),
-        ("[wsl2]\nvirtio=false\nnetworkingMode=VirtioProxy\n", "nat"),
+        ("[wsl2]\nnetworkingMode=none\n", Mode.NAT, "NETWORKING_MODE"),
+        ("[wsl2]\nnetworkingMode=mirrored\n", None, "NETWORKING_MODE"),
+        ("[wsl2]\nnetworkingMode=mirrored\n", Mode.VIRTIO_PROXY, "NETWORKING_MODE"),
+        ("[experimental]\nnetworkingMode=bridged\n", None, "NETWORKING_MODE"),
+        ("", Mode.BRIDGED, "NETWORKING_MODE"),
+        ("", Mode.MIRRORED, "NETWORKING_MODE"),
+        ("[wsl2]\nsafeMode=true\n", Mode.NAT, "VIRTIO_OFF"),
+        ("[wsl2]\nvirtio=false\n", Mode.NAT, "VIRTIO_OFF"),
+        ("[wsl2]\nvirtio=false\nnetworkingMode=VirtioProxy\n", None, "VIRTIO_OFF"),
     ],
 )
-async def test_other_modes_have_no_adapters(rig: Rig, wslconfig: str, mode: str) -> None:
+async def test_a_mode_that_the_vm_may_not_have_is_refused_and_another_may_follow(
+    rig: Rig, trace: list[Event], wslconfig: str, asked: Mode | None, reason: str
+) -> None:
     vm, fake = await a_vm(rig, wslconfig)
-    with pytest.raises(FailedPreconditionError, match=f"networking mode {mode}") as refused:
-        await rig.owner.configure_networking(vm.vm_id)
-    assert refused.value.reason == "NETWORKING_MODE"
+    with pytest.raises(FailedPreconditionError) as refused:
+        await rig.owner.configure_networking(vm.vm_id, NetworkRequest(asked))
+    assert refused.value.reason == reason
+    assert refused.value.metadata["vm_id"] == vm.vm_id
+    assert (fake.log, networked(trace)) == ([], [])
+    none = await rig.owner.configure_networking(vm.vm_id, NetworkRequest(Mode.NONE))
+    assert none == Network(Mode.NONE)
+
+
+@pytest.mark.parametrize(
+    ("wslconfig", "asked", "mode"),
+    [
+        ("[wsl2]\nnetworkingMode=nat\n", None, Mode.NAT),
+        ("[wsl2]\nnetworkingMode=nat\nvirtiofs=false\n", None, Mode.NAT),
+        ("[wsl2]\nnetworkingMode=virtioproxy\n", Mode.NAT, Mode.NAT),
+        ("", None, Mode.VIRTIO_PROXY),
+        ("[wsl2]\nnetworkingMode=nat\n", Mode.VIRTIO_PROXY, Mode.VIRTIO_PROXY),
+    ],
+)
+async def test_the_request_chooses_among_the_modes_with_adapters(
+    rig: Rig, trace: list[Event], wslconfig: str, asked: Mode | None, mode: Mode
+) -> None:
+    vm, fake = await a_vm(rig, wslconfig)
+    network = await rig.owner.configure_networking(vm.vm_id, NetworkRequest(asked))
+    assert (network.mode, network.warning) == (mode, None)
+    assert [adapter.spec.tag for adapter in network.adapters] == ["eth0", "loopback0"]
+    assert len(fake.taps) == (2 if mode is Mode.NAT else 0)
+    ids = " ".join(adapter.instance_id for adapter in network.adapters)
+    assert networked(trace) == [
+        {
+            events.VM_ID: vm.vm_id,
+            events.NETWORKING_ASKED: mode,
+            events.NETWORKING_MODE: mode,
+            events.NETWORKING_ADAPTERS: ids,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wslconfig", "asked"),
+    [
+        ("[wsl2]\nnetworkingMode=none\n", None),
+        ("[wsl2]\nsafeMode=true\n", None),
+        ("[wsl2]\nnetworkingMode=bridged\n", Mode.NONE),
+        ("", Mode.NONE),
+    ],
+)
+async def test_no_networking_has_no_adapters_and_is_configured_once(
+    rig: Rig, trace: list[Event], wslconfig: str, asked: Mode | None
+) -> None:
+    vm, fake = await a_vm(rig, wslconfig)
+    network = await rig.owner.configure_networking(vm.vm_id, NetworkRequest(asked))
+    assert network == Network(Mode.NONE)
+    assert (fake.log, vm.devices.all()) == ([], [])
+    assert [event[events.NETWORKING_ADAPTERS] for event in networked(trace)] == [""]
+    with pytest.raises(AlreadyExistsError) as refused:
+        await rig.owner.configure_networking(vm.vm_id, NetworkRequest(asked))
+    assert refused.value.reason == "NETWORKING_CONFIGURED"
+    assert len(networked(trace)) == 1
+
+
+async def test_the_addresses_that_are_asked_for_are_those_of_eth0(rig: Rig) -> None:
+    vm, fake = await a_vm(rig)
+    options = "client_ip=192.0.2.9/24;gateway_ip=192.0.2.254;client_mac=52:54:00:AB:cd:01"
+    network = await rig.owner.configure_networking(vm.vm_id, NetworkRequest(Mode.NAT, options))
+    eth0, loopback0 = network.adapters
+    assert list(fake.taps.values()) == [
+        IPv4Interface("192.0.2.254/24"),
+        IPv4Interface("10.231.0.5/30"),
+    ]
+    assert network.gateway_address == "192.0.2.254"
+    assert eth0.options.split(";")[1:4] == [
+        "client_ip=192.0.2.9/24",
+        "client_mac=52:54:00:ab:cd:01",
+        "gateway_ip=192.0.2.254",
+    ]
+    assert rig.machine.attached[eth0.instance_id].client_address == "192.0.2.9/24"
+    assert loopback0.options.startswith("loopback0;client_ip=10.231.0.6/30;")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("client_ip=10.231.0.2/30", "SUBNET_TAKEN"),
+        ("client_ip=10.0.0.9/8", "SUBNET_TAKEN"),
+        ("client_ip=10.231.0.2/24", "SUBNET_TAKEN"),
+        ("client_ip=192.0.2.9/24;ro", "OPTION_UNKNOWN"),
+        ("client_ip_ipv6=fd00::2/64", "OPTION_VALUE"),
+    ],
+)
+async def test_addresses_that_cannot_be_had_are_refused_and_others_may_follow(
+    rig: Rig, trace: list[Event], options: str, reason: str
+) -> None:
+    vm, fake = await a_vm(rig)
+    with pytest.raises(PortholeError) as refused:
+        await rig.owner.configure_networking(vm.vm_id, NetworkRequest(Mode.NAT, options))
+    assert refused.value.reason == reason
+    assert (fake.taps, vm.devices.all(), networked(trace)) == ({}, [], [])
+    network = await rig.owner.configure_networking(vm.vm_id, NAT)
+    assert network.gateway_address == "10.231.0.5"
+
+
+async def test_user_mode_adapters_need_no_tap_and_have_the_same_token(rig: Rig) -> None:
+    vm, fake = await a_vm(rig)
+    options = "client_ip=10.0.0.9/8;gateway_ip=10.0.0.1;client_ip_ipv6=fd00::9/64"
+    asked = NetworkRequest(Mode.VIRTIO_PROXY, options, host_loopback=True)
+    network = await rig.owner.configure_networking(vm.vm_id, asked)
+    eth0, loopback0 = network.adapters
     assert fake.log == []
+    assert (network.gateway_address, network.host_loopback_address) == ("10.0.0.1", "10.231.0.5")
+    assert eth0.options == (
+        "eth0;client_ip=10.0.0.9/8;client_ip_ipv6=fd00::9/64;client_mac=52:54:0a:00:00:09;"
+        f"gateway_ip=10.0.0.1;{TOKEN};vm_id={vm.vm_id}"
+    )
+    assert loopback0.options == (
+        f"loopback0;client_ip=10.231.0.6/30;client_mac=52:54:0a:e7:00:06;{TOKEN};vm_id={vm.vm_id}"
+    )
+    first, second = (rig.device_host.backends[each.instance_id].user for each in network.adapters)
+    assert (list(first.dns_forward), list(first.host_loopback)) == (["10.0.0.1"], [])
+    assert (list(second.dns_forward), list(second.host_loopback)) == ([], ["10.231.0.5"])
+    assert eth0.spec.name_servers == ("10.0.0.1",)
+    assert loopback0.spec.name_servers == ()
+    await rig.owner.terminate(vm.vm_id)
+    assert (fake.log, rig.device_host.devices) == ([], {})
+
+
+async def test_the_hosts_loopback_is_out_of_reach_unless_it_is_asked_for(rig: Rig) -> None:
+    vm, _ = await a_vm(rig)
+    network = await rig.owner.configure_networking(vm.vm_id, NetworkRequest())
+    assert network.host_loopback_address == ""
+    for adapter in network.adapters:
+        assert not rig.device_host.backends[adapter.instance_id].user.host_loopback
+
+
+@pytest.mark.parametrize("mode", [Mode.NAT, Mode.NONE])
+async def test_the_hosts_loopback_is_for_user_mode_networks(rig: Rig, mode: Mode) -> None:
+    vm, _ = await a_vm(rig)
+    with pytest.raises(InvalidArgumentError, match="host_loopback") as refused:
+        await rig.owner.configure_networking(vm.vm_id, NetworkRequest(mode, host_loopback=True))
+    assert refused.value.reason == "OPTION_VALUE"
+    assert vm.devices.all() == []
+
+
+async def test_vms_may_have_the_same_addresses_on_user_mode_networks(rig: Rig) -> None:
+    asked = NetworkRequest(Mode.VIRTIO_PROXY, "client_ip=10.0.2.15/24")
+    for _ in range(2):
+        vm, _ = await a_vm(rig)
+        network = await rig.owner.configure_networking(vm.vm_id, asked)
+        assert network.gateway_address == "10.0.2.1"
+
+
+@pytest.mark.parametrize("reason", ["PASST_MISSING", "PASST_TOO_OLD", "PASST_FAILED"])
+async def test_without_passt_there_is_no_networking_and_one_warning(
+    rig: Rig, trace: list[Event], reason: str
+) -> None:
+    vm, fake = await a_vm(rig)
+    rig.script.failures["CreateDevice"] = FailedPreconditionError(reason, "install passt")
+    network = await rig.owner.configure_networking(vm.vm_id, NetworkRequest())
+    assert (network.mode, network.adapters) == (Mode.NONE, ())
+    assert (fake.log, vm.devices.all(), rig.device_host.devices) == ([], [], {})
+    [warning] = vm.record.warnings
+    assert network.warning == warning
+    assert f"({reason}): install passt" in warning.text
+    names = [event.name for event in trace]
+    assert names.count(events.NETWORKING_FALLBACK) == 1
+    assert networked(trace)[0][events.NETWORKING_ASKED] == Mode.VIRTIO_PROXY
+
+
+async def test_a_device_host_without_user_mode_networks_is_a_reason_for_a_fallback(
+    rig: Rig,
+) -> None:
+    vm, _ = await a_vm(rig)
+    rig.device_host.features = tuple(f for f in FEATURES if f != USER_NETWORK)
+    network = await rig.owner.configure_networking(vm.vm_id, NetworkRequest())
+    assert network.mode is Mode.NONE
+    assert network.warning is not None
+    assert "DEVICE_HOST_FEATURE" in network.warning.text
+    assert "CreateDevice" not in rig.script.calls()
+
+
+async def test_a_second_adapter_that_cannot_be_takes_the_first_one_with_it(rig: Rig) -> None:
+    vm, _ = await a_vm(rig)
+    rig.script.failures["AttachDevice"] = FailedPreconditionError("PASST_FAILED", "it ended")
+    network = await rig.owner.configure_networking(vm.vm_id, NetworkRequest())
+    assert network.mode is Mode.NONE
+    assert (vm.devices.all(), rig.device_host.devices, rig.machine.attached) == ([], {}, {})
+
+
+async def test_a_network_that_a_client_chose_is_free_again_after_its_vm(rig: Rig) -> None:
+    asked = NetworkRequest(Mode.NAT, "client_ip=192.0.2.9/24")
+    first, _ = await a_vm(rig)
+    second, _ = await a_vm(rig)
+    await rig.owner.configure_networking(first.vm_id, asked)
+    with pytest.raises(FailedPreconditionError, match="an adapter of this owner") as refused:
+        await rig.owner.configure_networking(second.vm_id, asked)
+    assert refused.value.reason == "SUBNET_TAKEN"
+    await rig.owner.terminate(first.vm_id)
+    await rig.owner.configure_networking(second.vm_id, asked)
 
 
 async def test_vms_whose_ids_begin_alike_have_taps_of_their_own(rig: Rig) -> None:
@@ -124,32 +333,67 @@ async def test_vms_whose_ids_begin_alike_have_taps_of_their_own(rig: Rig) -> Non
         vm_id = f"01992f3c-0000-7000-8000-{number:012x}"
         vm = await rig.owner.create(replace(rig.vm_spec(), vm_id=vm_id))
         vm._network._taps = fake = FakeTaps([])
-        await rig.owner.configure_networking(vm_id)
+        await rig.owner.configure_networking(vm_id, NAT)
         names.update(fake.taps)
         await rig.owner.terminate(vm_id)  # the pool of the tests has too few subnets for both
     assert len(names) == 4
 
 
 @pytest.mark.parametrize("broken", ["-e0", "-l0"])
-async def test_no_rights_leave_nothing_behind_and_it_may_be_tried_again(
-    rig: Rig, broken: str
+async def test_no_rights_leave_nothing_behind_but_one_warning(
+    rig: Rig, trace: list[Event], caplog: pytest.LogCaptureFixture, broken: str
 ) -> None:
     vm, fake = await a_vm(rig)
     fake.broken = broken
-    with pytest.raises(FailedPreconditionError) as refused:
-        await rig.owner.configure_networking(vm.vm_id)
-    assert refused.value.reason == "TAP_UNAVAILABLE"
+    network = await rig.owner.configure_networking(vm.vm_id, NAT)
     assert (fake.taps, vm.devices.all(), rig.device_host.devices) == ({}, [], {})
-    fake.broken = ""
-    network = await rig.owner.configure_networking(vm.vm_id)
-    assert network.gateway_address == "10.231.0.5"
+    assert (network.mode, network.adapters, network.gateway_address) == (Mode.NONE, (), "")
+    warning = network.warning
+    assert warning is not None
+    assert warning.id == "NetworkingFallback"
+    assert warning.text.startswith("networking mode nat cannot be set up (TAP_UNAVAILABLE): ")
+    assert vm.record.warnings == [warning]
+    assert [line for line in caplog.messages if warning.text in line] == [
+        f"VM {vm.vm_id}: {warning.text}"
+    ]
+    [said] = [event for event in trace if event.name == events.NETWORKING_FALLBACK]
+    assert said.attributes[events.REASON] == "TAP_UNAVAILABLE"
+    assert said.attributes[events.DETAIL] == warning.text
+    [configured] = networked(trace)
+    assert configured[events.NETWORKING_ASKED] == Mode.NAT
+    assert configured[events.NETWORKING_MODE] == Mode.NONE
+    with pytest.raises(AlreadyExistsError) as refused:
+        await rig.owner.configure_networking(vm.vm_id, NAT)
+    assert refused.value.reason == "NETWORKING_CONFIGURED"
+    assert vm.record.warnings == [warning]
+
+
+async def test_a_device_host_that_may_not_open_the_tap_is_no_right_either(rig: Rig) -> None:
+    vm, fake = await a_vm(rig)
+    rig.script.failures["CreateDevice"] = FailedPreconditionError("TAP_NOT_PERMITTED", "no right")
+    network = await rig.owner.configure_networking(vm.vm_id, NAT)
+    assert (network.mode, fake.taps, rig.device_host.devices) == (Mode.NONE, {}, {})
+
+
+async def test_a_fault_that_passes_is_an_error_and_it_may_be_tried_again(
+    rig: Rig, trace: list[Event]
+) -> None:
+    vm, fake = await a_vm(rig)
+    rig.script.failures["CreateDevice"] = FailedPreconditionError("TAP_BUSY", "another has it")
+    with pytest.raises(FailedPreconditionError) as refused:
+        await rig.owner.configure_networking(vm.vm_id, NAT)
+    assert refused.value.reason == "TAP_BUSY"
+    assert (fake.taps, vm.record.warnings, networked(trace)) == ({}, [], [])
+    del rig.script.failures["CreateDevice"]
+    network = await rig.owner.configure_networking(vm.vm_id, NAT)
+    assert network.mode is Mode.NAT
 
 
 async def test_a_device_that_fails_leaves_no_tap(rig: Rig) -> None:
     vm, fake = await a_vm(rig)
     rig.script.failures["AttachDevice"] = UnavailableError("BOOM", "the peer fell over")
     with pytest.raises(UnavailableError):
-        await rig.owner.configure_networking(vm.vm_id)
+        await rig.owner.configure_networking(vm.vm_id, NAT)
     assert (fake.taps, vm.devices.all(), rig.device_host.devices) == ({}, [], {})
 
 
@@ -157,7 +401,7 @@ async def test_the_network_goes_before_the_devices_and_they_before_the_machine(
     rig: Rig, trace: list[Event]
 ) -> None:
     vm, fake = await a_vm(rig)
-    await rig.owner.configure_networking(vm.vm_id)
+    await rig.owner.configure_networking(vm.vm_id, NAT)
     rig.script.journal.clear()
     await rig.owner.terminate(vm.vm_id)
     assert rig.script.calls() == [
@@ -181,7 +425,7 @@ async def test_an_adapter_that_was_removed_before_does_not_keep_its_vm_or_its_ta
 ) -> None:
     vm, fake = await a_vm(rig)
     vm_id = vm.vm_id
-    network = await rig.owner.configure_networking(vm_id)
+    network = await rig.owner.configure_networking(vm_id, NAT)
     await rig.owner.remove_device(vm_id, network.adapters[0].instance_id)
     await rig.owner.terminate(vm_id)
     assert (vm.record.state, fake.taps) == (VmState.TERMINATED, {})

@@ -22,6 +22,7 @@ from services.handshake.errors import (
 from services.vm_owner import vm_shares, warnings
 from services.vm_owner.assembly import MachineSpec
 from services.vm_owner.device_hosts import DeviceHosts
+from services.vm_owner.networking import NetworkRequest
 from services.vm_owner.owner import Applied
 from services.vm_owner.record import VmKind
 from services.vm_owner.registry import ENDED_KEPT
@@ -83,7 +84,7 @@ async def test_the_whole_version_of_a_kernel_decides_whether_it_publishes(
     assert boot.publishes_pool is publishes
 
 
-NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n"
+NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=none\n"
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,8 @@ NO_BOUNCING = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n"
         ("[wsl2]\nvirtiofs=false\nnetworkingMode=mirrored\n", 0, []),
         ("[wsl2]\nvirtiofs=false\n[experimental]\nnetworkingMode=bridged\n", 0, []),
         ("[wsl2]\nvirtiofs=false\nnetworkingMode=consomme\n", 64 * MIB, []),
+        ("[wsl2]\nvirtiofs=false\nnetworkingMode=nat\n", 64 * MIB, []),
+        ("[wsl2]\nvirtio=false\nnetworkingMode=nat\n", 0, []),
         ("[wsl2]\nsafeMode=true\n", 0, [warnings.CONFIG_SAFE_MODE]),
         ("[wsl2]\nmemory=1024MiB\n", 0, []),
         ("[wsl2]\nmemory=0\n[experimental]\nswiotlb=0\n", 64 * MIB, []),
@@ -600,7 +603,7 @@ async def test_unknown_vms_are_not_found(rig: Rig) -> None:
         rig.owner.add_share("nope", spec),
         rig.owner.remove_share("nope", "x"),
         rig.owner.remove_device("nope", "x"),
-        rig.owner.configure_networking("nope"),
+        rig.owner.configure_networking("nope", NetworkRequest()),
         rig.owner.apply_capabilities("nope", GOOD),
     ):
         with pytest.raises(NotFoundError, match="nope") as refused:

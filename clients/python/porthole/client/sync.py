@@ -190,11 +190,36 @@ class VmOwner:
         return self._call(self.stub.RemoveGuestDevice, request, methods.ONCE, timeout_s)
 
     def configure_networking(
-        self, vm_id: str, *, timeout_s: float | None = None
+        self,
+        vm_id: str,
+        mode: pb.NetworkingMode.ValueType = pb.NETWORKING_MODE_UNSPECIFIED,
+        *,
+        options: str = "",
+        host_loopback: bool = False,
+        timeout_s: float | None = None,
     ) -> pb.ConfigureNetworkingResponse:
-        """Add the adapters of a VM; never repeated."""
-        request = pb.ConfigureNetworkingRequest(vm_id=vm_id)
+        """Set the networking of a VM up; never repeated. An answer may have a `warning`."""
+        request = pb.ConfigureNetworkingRequest(
+            vm_id=vm_id, mode=mode, options=options, host_loopback=host_loopback
+        )
         return self._call(self.stub.ConfigureNetworking, request, methods.ONCE, timeout_s)
+
+    def map_port(
+        self, request: pb.MapPortRequest, *, timeout_s: float | None = None
+    ) -> pb.MapPortResponse:
+        """Forward a port of the host to the guest; never repeated."""
+        return self._call(self.stub.MapPort, request, methods.ONCE, timeout_s)
+
+    def unmap_port(
+        self, request: pb.UnmapPortRequest, *, timeout_s: float | None = None
+    ) -> pb.UnmapPortResponse:
+        """End a mapping; never repeated."""
+        return self._call(self.stub.UnmapPort, request, methods.ONCE, timeout_s)
+
+    def list_ports(self, vm_id: str, *, timeout_s: float | None = None) -> pb.ListPortsResponse:
+        """Return the mappings of a VM."""
+        request = pb.ListPortsRequest(vm_id=vm_id)
+        return self._call(self.stub.ListPorts, request, methods.READ, timeout_s)
 
     def terminate_vm(self, vm_id: str, *, timeout_s: float | None = None) -> pb.TerminateVmResponse:
         """Shut a VM down."""

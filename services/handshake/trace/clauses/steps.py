@@ -260,6 +260,13 @@ CLAUSES: Final = (
         (events.DEVICE_ADDED,),
     ),
     _order(
+        "ORDER_NETWORKING",
+        10,
+        "The user is warned of a networking mode before networking is configured without it.",
+        (events.NETWORKING_CONFIGURED,),
+        (events.NETWORKING_FALLBACK,),
+    ),
+    _order(
         "ORDER_ADDED",
         10,
         "A device is added before it attaches to guest memory.",

@@ -19,14 +19,16 @@ class Adapter:
     Attributes:
         mac_address: Finds it.
         name: The name of its interface.
-        address: With prefix length; empty: none.
+        addresses: Each with prefix length.
         gateway: Of the default route; empty: none.
+        name_servers: Addresses of name servers.
     """
 
     mac_address: str
     name: str
-    address: str
+    addresses: tuple[str, ...]
     gateway: str
+    name_servers: tuple[str, ...] = ()
 
 
 class GuestControl(Protocol):

@@ -266,7 +266,14 @@ class QemuMachine:
             target = self._mounts[spec.instance_id] = f"{SHARES}/{device.tag}"
             await control.mount(device.tag, target, PROBE_DEADLINE_S)
             return
-        adapter = Adapter(device.mac_address, spec.tag, spec.client_address, spec.gateway_address)
+        given = (spec.client_address, spec.client_address_ipv6)
+        adapter = Adapter(
+            device.mac_address,
+            spec.tag,
+            tuple(address for address in given if address),
+            spec.gateway_address,
+            spec.name_servers,
+        )
         await control.configure_adapter(adapter, PROBE_DEADLINE_S)
 
     async def release_device(self, instance_id: str) -> None:

@@ -100,8 +100,8 @@ class House:
     async def add_share(self, vm_id: str, share: Any) -> None:
         self._note(f"share {share.host_path} as {share.tag}")
 
-    async def configure_networking(self, vm_id: str) -> None:
-        self._note("networking")
+    async def configure_networking(self, vm_id: str, mode: str) -> None:
+        self._note(f"networking {mode}")
 
     async def get_vm(self, vm_id: str) -> Any:
         return SimpleNamespace(vm_id="id", guest_init_address="x", warnings=self.warnings)
@@ -182,8 +182,8 @@ async def test_everything_is_made_and_ended_in_order(house: House, tmp_path: Pat
 
 async def test_a_session_applies_and_adapters_are_made_where_they_are_wanted(house: House) -> None:
     await run_it(GuestPlan("wslc", adapters=True))
-    assert house.asked[:5] == ["services", "create", "apply", "share / as root", "networking"]
-    assert "networkingMode=virtioproxy" in house.request.wslconfig
+    assert house.asked[:5] == ["services", "create", "apply", "share / as root", "networking nat"]
+    assert "networkingMode=nat" in house.request.wslconfig
 
 
 @pytest.mark.parametrize("step", ["services", *BOOT[1:], *FURNISH, "run"])

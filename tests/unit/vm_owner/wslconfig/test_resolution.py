@@ -88,7 +88,7 @@ def test_sections_and_keys_in_any_case() -> None:
         memory_bytes=4 << 30,
         swiotlb_bytes=8 << 20,
     )
-    assert not parsed.config.device_bounces
+    assert parsed.config.device_bounces
 
 
 def test_unknown_keys_lines_without_sense_and_repetitions_are_warnings() -> None:
@@ -146,12 +146,14 @@ def test_the_names_of_one_key_count_as_repetition() -> None:
 def test_every_networking_mode_of_wsl(section: str, value: str, mode: NetworkingMode) -> None:
     parsed = parse_wslconfig(f"[wsl2]\nvirtiofs=false\n[{section}]\nnetworkingMode={value}\n")
     assert parsed.config.networking_mode is mode
-    assert parsed.config.device_bounces is (mode is NetworkingMode.VIRTIO_PROXY)
+    assert parsed.config.device_bounces is (
+        mode in (NetworkingMode.VIRTIO_PROXY, NetworkingMode.NAT)
+    )
     assert parsed.warnings == ()
 
 
 def test_virtio9p_is_refused_and_is_no_device_that_bounces() -> None:
-    text = "[wsl2]\nvirtiofs=false\nnetworkingMode=nat\nvirtio9p="
+    text = "[wsl2]\nvirtiofs=false\nnetworkingMode=none\nvirtio9p="
     parsed = parse_wslconfig(f"{text}true\n")
     assert not parsed.config.device_bounces
     assert ids(parsed.warnings) == [(warnings.CONFIG_REFUSED, "wsl2.virtio9p")]

@@ -423,7 +423,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ALREADY_EXISTS: networking can be configured only once per VM.
     """
     NETWORKING_MODE: _ErrorReason.ValueType  # 501
-    """FAILED_PRECONDITION: the mode has no adapters of this owner."""
+    """FAILED_PRECONDITION: the mode has no adapters of this owner, or `.wslconfig` has none."""
     TAP_UNAVAILABLE: _ErrorReason.ValueType  # 502
     """FAILED_PRECONDITION: no `/dev/net/tun`, or no CAP_NET_ADMIN."""
     TAP_NOT_PERMITTED: _ErrorReason.ValueType  # 503
@@ -476,6 +476,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: passt refuses, or did not listen; the message says what it said."""
     PORTS_EXHAUSTED: _ErrorReason.ValueType  # 524
     """RESOURCE_EXHAUSTED: an adapter has as many mappings as it may have."""
+    NETWORKING_MODE_UNKNOWN: _ErrorReason.ValueType  # 530
+    """INVALID_ARGUMENT: the message lists the known modes."""
+    SUBNET_TAKEN: _ErrorReason.ValueType  # 531
+    """FAILED_PRECONDITION: the network of `client_ip=` is one of this host, or of another adapter."""
+    NETWORKING_FALLBACK: _ErrorReason.ValueType  # 532
+    """FAILED_PRECONDITION: this host cannot set the mode up, and the command needs its network."""
     ADDRESS_SYNTAX: _ErrorReason.ValueType  # 600
     """# Services and addresses
 
@@ -1144,7 +1150,7 @@ NETWORKING_CONFIGURED: ErrorReason.ValueType  # 500
 ALREADY_EXISTS: networking can be configured only once per VM.
 """
 NETWORKING_MODE: ErrorReason.ValueType  # 501
-"""FAILED_PRECONDITION: the mode has no adapters of this owner."""
+"""FAILED_PRECONDITION: the mode has no adapters of this owner, or `.wslconfig` has none."""
 TAP_UNAVAILABLE: ErrorReason.ValueType  # 502
 """FAILED_PRECONDITION: no `/dev/net/tun`, or no CAP_NET_ADMIN."""
 TAP_NOT_PERMITTED: ErrorReason.ValueType  # 503
@@ -1197,6 +1203,12 @@ PORT_REFUSED: ErrorReason.ValueType  # 523
 """FAILED_PRECONDITION: passt refuses, or did not listen; the message says what it said."""
 PORTS_EXHAUSTED: ErrorReason.ValueType  # 524
 """RESOURCE_EXHAUSTED: an adapter has as many mappings as it may have."""
+NETWORKING_MODE_UNKNOWN: ErrorReason.ValueType  # 530
+"""INVALID_ARGUMENT: the message lists the known modes."""
+SUBNET_TAKEN: ErrorReason.ValueType  # 531
+"""FAILED_PRECONDITION: the network of `client_ip=` is one of this host, or of another adapter."""
+NETWORKING_FALLBACK: ErrorReason.ValueType  # 532
+"""FAILED_PRECONDITION: this host cannot set the mode up, and the command needs its network."""
 ADDRESS_SYNTAX: ErrorReason.ValueType  # 600
 """# Services and addresses
 

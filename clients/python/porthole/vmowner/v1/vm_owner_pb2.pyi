@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from porthole.handshake.v1 import device_pb2 as _device_pb2
 from porthole.handshake.v1 import guest_capabilities_pb2 as _guest_capabilities_pb2
+from porthole.handshake.v1 import port_pb2 as _port_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -92,7 +93,9 @@ class _NetworkingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Networ
     NETWORKING_MODE_NONE: _NetworkingMode.ValueType  # 1
     """No networking."""
     NETWORKING_MODE_NAT: _NetworkingMode.ValueType  # 2
-    """The host's NAT; this owner adds no adapter."""
+    """Adapters on TAP interfaces of the host, which routes or translates what comes
+    from them as its administrator configures it. It needs CAP_NET_ADMIN.
+    """
     NETWORKING_MODE_VIRTIO_PROXY: _NetworkingMode.ValueType  # 3
     """User-mode networking: virtio-net adapters of this owner. WSL's later name for
     it is Consomme.
@@ -103,14 +106,16 @@ class _NetworkingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Networ
     """The host's own network; this owner adds no adapter."""
 
 class NetworkingMode(_NetworkingMode, metaclass=_NetworkingModeEnumTypeWrapper):
-    """NetworkingMode is what `[wsl2] networkingMode` in .wslconfig chose."""
+    """NetworkingMode is a mode of `[wsl2] networkingMode` in .wslconfig."""
 
 NETWORKING_MODE_UNSPECIFIED: NetworkingMode.ValueType  # 0
 """Not a mode."""
 NETWORKING_MODE_NONE: NetworkingMode.ValueType  # 1
 """No networking."""
 NETWORKING_MODE_NAT: NetworkingMode.ValueType  # 2
-"""The host's NAT; this owner adds no adapter."""
+"""Adapters on TAP interfaces of the host, which routes or translates what comes
+from them as its administrator configures it. It needs CAP_NET_ADMIN.
+"""
 NETWORKING_MODE_VIRTIO_PROXY: NetworkingMode.ValueType  # 3
 """User-mode networking: virtio-net adapters of this owner. WSL's later name for
 it is Consomme.
@@ -1320,7 +1325,201 @@ Global___RemoveGuestDeviceResponse: _TypeAlias = RemoveGuestDeviceResponse  # no
 
 @_typing.final
 class ConfigureNetworkingRequest(_message.Message):
-    """ConfigureNetworkingRequest names a VM."""
+    """ConfigureNetworkingRequest describes the networking of a VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    HOST_LOOPBACK_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """Id of the VM."""
+    mode: Global___NetworkingMode.ValueType
+    """The mode; unspecified: that of .wslconfig. NONE is always allowed. NAT and
+    VIRTIO_PROXY are, in place of each other too, when .wslconfig chose one of them
+    and virtio is on; otherwise they are refused with FAILED_PRECONDITION
+    (NETWORKING_MODE, VIRTIO_OFF), and so are BRIDGED and MIRRORED.
+    """
+    options: _builtins.str
+    """Options of eth0, "key=value;…", each of which may be left out:
+      client_ip=A/P: the guest's IPv4 address, with a prefix length of 8 to 30.
+      gateway_ip=A: the host's end in that network; needs client_ip. By default its
+      first address.
+      client_ip_ipv6=A/P: the guest's IPv6 address; not in the mode NAT.
+      client_mac=M: the adapter's address, not one of a group.
+    INVALID_ARGUMENT: OPTION_SYNTAX, OPTION_UNKNOWN, OPTION_CONFLICT, OPTION_VALUE.
+    FAILED_PRECONDITION (SUBNET_TAKEN): the network is in use, in the mode NAT.
+    """
+    host_loopback: _builtins.bool
+    """Whether the guest reaches the host's loopback, in the mode VIRTIO_PROXY, by
+    loopback0 and at `host_loopback_address`. In another mode INVALID_ARGUMENT
+    (OPTION_VALUE).
+    """
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        mode: Global___NetworkingMode.ValueType = ...,
+        options: _builtins.str = ...,
+        host_loopback: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_loopback", b"host_loopback", "mode", b"mode", "options", b"options", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigureNetworkingRequest: _TypeAlias = ConfigureNetworkingRequest  # noqa: Y015
+
+@_typing.final
+class ConfigureNetworkingResponse(_message.Message):
+    """ConfigureNetworkingResponse has the adapters of a VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    GATEWAY_ADDRESS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
+    HOST_LOOPBACK_ADDRESS_FIELD_NUMBER: _builtins.int
+    gateway_address: _builtins.str
+    """The host's address on eth0's network; empty when there is no adapter."""
+    mode: Global___NetworkingMode.ValueType
+    """The mode in force: the one that was asked for, or NONE. Unspecified: the owner is
+    older than this field.
+    """
+    host_loopback_address: _builtins.str
+    """Where the guest reaches the host's loopback; empty: it does not."""
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """The adapters, eth0 first; empty when the mode has none."""
+
+    @_builtins.property
+    def warning(self) -> Global___Warning:
+        """Why the mode in force is NONE although another one was asked for; otherwise
+        absent.
+        """
+
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[Global___Device] | None = ...,
+        gateway_address: _builtins.str = ...,
+        mode: Global___NetworkingMode.ValueType = ...,
+        warning: Global___Warning | None = ...,
+        host_loopback_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["warning", b"warning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "gateway_address", b"gateway_address", "host_loopback_address", b"host_loopback_address", "mode", b"mode", "warning", b"warning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigureNetworkingResponse: _TypeAlias = ConfigureNetworkingResponse  # noqa: Y015
+
+@_typing.final
+class MapPortRequest(_message.Message):
+    """MapPortRequest describes a mapping."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    MAPPING_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """Id of the VM."""
+    @_builtins.property
+    def mapping(self) -> _port_pb2.PortMapping:
+        """The mapping. One whose key the VM has already is refused (PORT_EXISTS)."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        mapping: _port_pb2.PortMapping | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapPortRequest: _TypeAlias = MapPortRequest  # noqa: Y015
+
+@_typing.final
+class MapPortResponse(_message.Message):
+    """MapPortResponse has the mapping, on which the host listens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAPPING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mapping(self) -> _port_pb2.PortMapping:
+        """The mapping; its key has the port that was chosen."""
+
+    def __init__(
+        self,
+        *,
+        mapping: _port_pb2.PortMapping | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mapping", b"mapping"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapPortResponse: _TypeAlias = MapPortResponse  # noqa: Y015
+
+@_typing.final
+class UnmapPortRequest(_message.Message):
+    """UnmapPortRequest names a mapping."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """Id of the VM."""
+    @_builtins.property
+    def key(self) -> _port_pb2.PortKey:
+        """The key of the mapping; one that the VM does not have is refused
+        (PORT_UNKNOWN).
+        """
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        key: _port_pb2.PortKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmapPortRequest: _TypeAlias = UnmapPortRequest  # noqa: Y015
+
+@_typing.final
+class UnmapPortResponse(_message.Message):
+    """UnmapPortResponse says that the host no longer listens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmapPortResponse: _TypeAlias = UnmapPortResponse  # noqa: Y015
+
+@_typing.final
+class ListPortsRequest(_message.Message):
+    """ListPortsRequest names a VM."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1338,35 +1537,31 @@ class ConfigureNetworkingRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ConfigureNetworkingRequest: _TypeAlias = ConfigureNetworkingRequest  # noqa: Y015
+Global___ListPortsRequest: _TypeAlias = ListPortsRequest  # noqa: Y015
 
 @_typing.final
-class ConfigureNetworkingResponse(_message.Message):
-    """ConfigureNetworkingResponse has the adapters of a VM."""
+class ListPortsResponse(_message.Message):
+    """ListPortsResponse has the mappings of a VM."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ADAPTERS_FIELD_NUMBER: _builtins.int
-    GATEWAY_ADDRESS_FIELD_NUMBER: _builtins.int
-    gateway_address: _builtins.str
-    """The host's address on eth0's network; empty when there is no adapter."""
+    MAPPINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
-        """The adapters, eth0 first; empty when the mode has none."""
+    def mappings(self) -> _containers.RepeatedCompositeFieldContainer[_port_pb2.PortMapping]:
+        """The mappings, in the order in which they were made."""
 
     def __init__(
         self,
         *,
-        adapters: _abc.Iterable[Global___Device] | None = ...,
-        gateway_address: _builtins.str = ...,
+        mappings: _abc.Iterable[_port_pb2.PortMapping] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "gateway_address", b"gateway_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mappings", b"mappings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ConfigureNetworkingResponse: _TypeAlias = ConfigureNetworkingResponse  # noqa: Y015
+Global___ListPortsResponse: _TypeAlias = ListPortsResponse  # noqa: Y015
 
 @_typing.final
 class TerminateVmRequest(_message.Message):

@@ -100,6 +100,21 @@ class VmOwnerStub(object):
                 request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ConfigureNetworkingRequest.SerializeToString,
                 response_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ConfigureNetworkingResponse.FromString,
                 _registered_method=True)
+        self.MapPort = channel.unary_unary(
+                '/porthole.vmowner.v1.VmOwner/MapPort',
+                request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.MapPortRequest.SerializeToString,
+                response_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.MapPortResponse.FromString,
+                _registered_method=True)
+        self.UnmapPort = channel.unary_unary(
+                '/porthole.vmowner.v1.VmOwner/UnmapPort',
+                request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.UnmapPortRequest.SerializeToString,
+                response_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.UnmapPortResponse.FromString,
+                _registered_method=True)
+        self.ListPorts = channel.unary_unary(
+                '/porthole.vmowner.v1.VmOwner/ListPorts',
+                request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsRequest.SerializeToString,
+                response_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsResponse.FromString,
+                _registered_method=True)
         self.TerminateVm = channel.unary_unary(
                 '/porthole.vmowner.v1.VmOwner/TerminateVm',
                 request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.TerminateVmRequest.SerializeToString,
@@ -212,7 +227,33 @@ class VmOwnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ConfigureNetworking(self, request, context):
-        """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM.
+        """ConfigureNetworking sets up the networking of a VM, once: the adapters eth0 and
+        loopback0, but for the mode NONE. A mode that this host cannot set up becomes
+        NONE, with one warning. A second call is ALREADY_EXISTS (NETWORKING_CONFIGURED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MapPort(self, request, context):
+        """MapPort forwards a port of the host to a port of the guest, through eth0 in the
+        networking mode VIRTIO_PROXY; otherwise FAILED_PRECONDITION (NO_USER_NETWORK). The
+        host listens when this returns; when it fails, nothing has changed. Mappings
+        are forgotten when the VM ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnmapPort(self, request, context):
+        """UnmapPort ends a mapping; connections that are open go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPorts(self, request, context):
+        """ListPorts lists the mappings of a VM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,6 +329,21 @@ def add_VmOwnerServicer_to_server(servicer, server):
                     servicer.ConfigureNetworking,
                     request_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ConfigureNetworkingRequest.FromString,
                     response_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ConfigureNetworkingResponse.SerializeToString,
+            ),
+            'MapPort': grpc.unary_unary_rpc_method_handler(
+                    servicer.MapPort,
+                    request_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.MapPortRequest.FromString,
+                    response_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.MapPortResponse.SerializeToString,
+            ),
+            'UnmapPort': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnmapPort,
+                    request_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.UnmapPortRequest.FromString,
+                    response_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.UnmapPortResponse.SerializeToString,
+            ),
+            'ListPorts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPorts,
+                    request_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsRequest.FromString,
+                    response_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsResponse.SerializeToString,
             ),
             'TerminateVm': grpc.unary_unary_rpc_method_handler(
                     servicer.TerminateVm,
@@ -625,6 +681,87 @@ class VmOwner(object):
             '/porthole.vmowner.v1.VmOwner/ConfigureNetworking',
             porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ConfigureNetworkingRequest.SerializeToString,
             porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ConfigureNetworkingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MapPort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.vmowner.v1.VmOwner/MapPort',
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.MapPortRequest.SerializeToString,
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.MapPortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnmapPort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.vmowner.v1.VmOwner/UnmapPort',
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.UnmapPortRequest.SerializeToString,
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.UnmapPortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPorts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.vmowner.v1.VmOwner/ListPorts',
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsRequest.SerializeToString,
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -86,7 +86,20 @@ class VmOwnerStub:
     RemoveGuestDevice: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.RemoveGuestDeviceRequest, _vm_owner_pb2.RemoveGuestDeviceResponse]
     """RemoveGuestDevice removes one virtio device."""
     ConfigureNetworking: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ConfigureNetworkingRequest, _vm_owner_pb2.ConfigureNetworkingResponse]
-    """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM."""
+    """ConfigureNetworking sets up the networking of a VM, once: the adapters eth0 and
+    loopback0, but for the mode NONE. A mode that this host cannot set up becomes
+    NONE, with one warning. A second call is ALREADY_EXISTS (NETWORKING_CONFIGURED).
+    """
+    MapPort: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.MapPortRequest, _vm_owner_pb2.MapPortResponse]
+    """MapPort forwards a port of the host to a port of the guest, through eth0 in the
+    networking mode VIRTIO_PROXY; otherwise FAILED_PRECONDITION (NO_USER_NETWORK). The
+    host listens when this returns; when it fails, nothing has changed. Mappings
+    are forgotten when the VM ends.
+    """
+    UnmapPort: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.UnmapPortRequest, _vm_owner_pb2.UnmapPortResponse]
+    """UnmapPort ends a mapping; connections that are open go on."""
+    ListPorts: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ListPortsRequest, _vm_owner_pb2.ListPortsResponse]
+    """ListPorts lists the mappings of a VM."""
     TerminateVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.TerminateVmRequest, _vm_owner_pb2.TerminateVmResponse]
     """TerminateVm shuts a VM down in order. A terminated VM stays listed
     for a time; for a VM that has ended this does nothing.
@@ -150,7 +163,20 @@ class VmOwnerAsyncStub(VmOwnerStub):
     RemoveGuestDevice: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.RemoveGuestDeviceRequest, _vm_owner_pb2.RemoveGuestDeviceResponse]  # type: ignore[assignment]
     """RemoveGuestDevice removes one virtio device."""
     ConfigureNetworking: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ConfigureNetworkingRequest, _vm_owner_pb2.ConfigureNetworkingResponse]  # type: ignore[assignment]
-    """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM."""
+    """ConfigureNetworking sets up the networking of a VM, once: the adapters eth0 and
+    loopback0, but for the mode NONE. A mode that this host cannot set up becomes
+    NONE, with one warning. A second call is ALREADY_EXISTS (NETWORKING_CONFIGURED).
+    """
+    MapPort: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.MapPortRequest, _vm_owner_pb2.MapPortResponse]  # type: ignore[assignment]
+    """MapPort forwards a port of the host to a port of the guest, through eth0 in the
+    networking mode VIRTIO_PROXY; otherwise FAILED_PRECONDITION (NO_USER_NETWORK). The
+    host listens when this returns; when it fails, nothing has changed. Mappings
+    are forgotten when the VM ends.
+    """
+    UnmapPort: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.UnmapPortRequest, _vm_owner_pb2.UnmapPortResponse]  # type: ignore[assignment]
+    """UnmapPort ends a mapping; connections that are open go on."""
+    ListPorts: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ListPortsRequest, _vm_owner_pb2.ListPortsResponse]  # type: ignore[assignment]
+    """ListPorts lists the mappings of a VM."""
     TerminateVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.TerminateVmRequest, _vm_owner_pb2.TerminateVmResponse]  # type: ignore[assignment]
     """TerminateVm shuts a VM down in order. A terminated VM stays listed
     for a time; for a VM that has ended this does nothing.
@@ -283,7 +309,38 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_owner_pb2.ConfigureNetworkingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.ConfigureNetworkingResponse, _abc.Awaitable[_vm_owner_pb2.ConfigureNetworkingResponse]]:
-        """ConfigureNetworking adds the adapters eth0 and loopback0, once per VM."""
+        """ConfigureNetworking sets up the networking of a VM, once: the adapters eth0 and
+        loopback0, but for the mode NONE. A mode that this host cannot set up becomes
+        NONE, with one warning. A second call is ALREADY_EXISTS (NETWORKING_CONFIGURED).
+        """
+
+    @_abc_1.abstractmethod
+    def MapPort(
+        self,
+        request: _vm_owner_pb2.MapPortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_owner_pb2.MapPortResponse, _abc.Awaitable[_vm_owner_pb2.MapPortResponse]]:
+        """MapPort forwards a port of the host to a port of the guest, through eth0 in the
+        networking mode VIRTIO_PROXY; otherwise FAILED_PRECONDITION (NO_USER_NETWORK). The
+        host listens when this returns; when it fails, nothing has changed. Mappings
+        are forgotten when the VM ends.
+        """
+
+    @_abc_1.abstractmethod
+    def UnmapPort(
+        self,
+        request: _vm_owner_pb2.UnmapPortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_owner_pb2.UnmapPortResponse, _abc.Awaitable[_vm_owner_pb2.UnmapPortResponse]]:
+        """UnmapPort ends a mapping; connections that are open go on."""
+
+    @_abc_1.abstractmethod
+    def ListPorts(
+        self,
+        request: _vm_owner_pb2.ListPortsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_owner_pb2.ListPortsResponse, _abc.Awaitable[_vm_owner_pb2.ListPortsResponse]]:
+        """ListPorts lists the mappings of a VM."""
 
     @_abc_1.abstractmethod
     def TerminateVm(

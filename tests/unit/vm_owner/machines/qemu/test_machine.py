@@ -83,7 +83,9 @@ class FakeControl:
         self.note("unmount", target)
 
     async def configure_adapter(self, adapter: Adapter, wait_s: float) -> None:
-        self.note("configure", f"{adapter.mac_address} {adapter.name} {adapter.address}")
+        self.note(
+            "configure", f"{adapter.mac_address} {adapter.name} {' '.join(adapter.addresses)}"
+        )
 
     async def power_off(self, deadline_s: float) -> None:
         self.note("power off", "")
