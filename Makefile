@@ -14,8 +14,10 @@ PROTOC := PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=$(VENV)/protoc $(BIN)/pytho
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --no-emit-index-url --no-header --no-emit-package porthole-client
 FRONT_END := build/bench/front_end
-C_SOURCES := $(wildcard native/*.c native/fuzz/*.c bench/front_end/*.c)
-C_HEADERS := $(wildcard native/*.h native/fuzz/*.h bench/front_end/*.h)
+NET_FRONT_END := build/bench/net_front_end
+NET_LOAD := build/bench/net_load
+C_SOURCES := $(wildcard native/*.c native/fuzz/*.c bench/front_end/*/*.c)
+C_HEADERS := $(wildcard native/*.h native/fuzz/*.h bench/front_end/*/*.h)
 TIDY := $(C_SOURCES:%.c=build/tidy/%.ok)
 MINI_INIT := services/guest_init/mini_init
 MINI_INIT_SOURCES := $(wildcard $(MINI_INIT)/*.c)
@@ -247,13 +249,17 @@ lock: $(READY) ## pin the dependencies anew
 	@$(UV_COMPILE) --group fuzz -o requirements-fuzz.lock
 	@$(UV_COMPILE) --group mutants -c requirements-dev.lock -o requirements-mutants.lock
 
-$(FRONT_END): $(wildcard bench/front_end/*.[ch]) compile_flags.txt
+$(FRONT_END): $(wildcard bench/front_end/fs/*.[ch])
+$(NET_FRONT_END): $(wildcard bench/front_end/net/*.[ch])
+$(NET_LOAD): $(wildcard bench/front_end/load/*.[ch])
+
+$(FRONT_END) $(NET_FRONT_END) $(NET_LOAD): $(wildcard bench/front_end/shared/*.[ch]) compile_flags.txt
 	@mkdir -p $(@D)
 	@$(CC) @compile_flags.txt -O2 -g -o $@ $(filter %.c,$^)
 
-front-end: $(FRONT_END)
+front-end: $(FRONT_END) $(NET_FRONT_END) $(NET_LOAD)
 
-bench: $(READY) $(FRONT_END) ## measure against virtiofsd (FULL=1: everything; ARGS=--help)
+bench: $(READY) front-end ## measure against virtiofsd, passt and others (FULL=1: everything; ARGS=--help)
 	@bench/fetch_virtiofsd.sh
 	@$(BIN)/python -m bench $(if $(FULL),--size full) $(ARGS)
 

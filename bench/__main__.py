@@ -19,6 +19,11 @@ from typing import TYPE_CHECKING, Final
 from bench import against, boots, guest_files, machine, pools, profiles, report, scale, trees, walk
 from bench import targets as all_targets
 from bench.cases import WORKING_SET_BYTES, Case, Kind, Medium, Size, matrix
+from bench.net import cases as net_cases
+from bench.net import loads as net_loads
+from bench.net import peers as net_peers
+from bench.net import report as net_report
+from bench.net import rounds as net_rounds
 from bench.results import (
     BootRow,
     CaseResult,
@@ -30,12 +35,14 @@ from bench.results import (
     WalkRow,
 )
 from bench.rounds import Runner, Settings
+from bench.tables import table
 from bench.targets import C, Target, virtiofsds
 from bench.verdicts import judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bench.net.results import NetCaseResult
     from services.vm_owner.machines.qemu.installation import Accelerator
 
 DISK_DIR: Final = Path("build/bench/shared")
@@ -49,7 +56,10 @@ GUEST_DEVICES: Final = {Size.SMOKE: (2,), Size.QUICK: (1, 8), Size.FULL: (1, 2, 
 PROFILE_S: Final = 2.0
 """Length of a profiled run, in seconds."""
 WALKED: Final = {Size.SMOKE: 2000, Size.QUICK: 100_000, Size.FULL: 1_000_000}
-QUICK_PARTS: Final = ("cases", "scale", "pools", "walks", "profiles")
+NET_ROUNDS: Final = {Size.SMOKE: 1, Size.QUICK: 3, Size.FULL: 7}
+NET_S: Final = 1.0
+"""Length of each measurement of a network: the shortest that iperf3 has."""
+QUICK_PARTS: Final = ("cases", "scale", "pools", "walks", "net", "profiles")
 PARTS: Final = (*QUICK_PARTS, "guests")
 
 
@@ -73,6 +83,7 @@ def main() -> None:
         rows = list(_scale(given, settings)) if "scale" in given.parts else []
         pool_rows = list(_pools(given, settings)) if "pools" in given.parts else []
         walks = list(_walks(given, settings)) if "walks" in given.parts else []
+        net_results = list(_net(given)) if "net" in given.parts else []
         accelerator = boots.find_accelerator() if _has_guests(given) else None
         boot_rows = list(_boots(settings, accelerator)) if accelerator else []
         file_rows = list(_guest_files(settings, accelerator)) if accelerator else []
@@ -91,6 +102,7 @@ def main() -> None:
             accelerator=accelerator or "",
             boots=boot_rows,
             guest_files=file_rows,
+            net=net_results,
             profiles=[],
         )
         if "profiles" in given.parts and profiles.is_possible():
@@ -186,7 +198,7 @@ def _against(given: argparse.Namespace, settings: Settings, runner: Runner) -> N
     pairs = against.pairs(results)
     output = given.output or OTHER_OUTPUT
     output.mkdir(parents=True, exist_ok=True)
-    lines = [*against.summary(pairs), "", *report.table(against.HEAD, against.rows(pairs))]
+    lines = [*against.summary(pairs), "", *table(against.HEAD, against.rows(pairs))]
     (output / "against.md").write_text("\n".join(lines) + "\n")
     print("\n" + "\n".join(against.summary(pairs)) + f"\n\nwritten to {output}/against.md")
 
@@ -218,6 +230,22 @@ def _walks(given: argparse.Namespace, settings: Settings) -> Iterator[WalkRow]:
     for row in walk.measure(settings, WALKED[given.size]):
         print("\n" + report.walk_line(row), flush=True)
         yield row
+
+
+def _net(given: argparse.Namespace) -> Iterator[NetCaseResult]:
+    if os.geteuid() or (missing := net_loads.missing()):
+        lack = "right to make network namespaces (root)" if os.geteuid() else missing
+        print(f"no network is measured: there is no {lack}")
+        return
+    for peer in net_peers.PEERS:
+        if peer.missing:
+            print(f"{peer.name} is not measured: there is no {peer.missing}")
+    cases = [case for case in net_cases.matrix(given.size) if given.only.search(case.name)]
+    peers = [peer for peer in net_peers.PEERS if not peer.missing]
+    rounds = given.rounds or NET_ROUNDS[given.size]
+    for result in net_rounds.measure(cases, peers, given.seconds or NET_S, rounds):
+        print("\n" + "\n".join(net_report.case_lines(result)), flush=True)
+        yield result
 
 
 def _has_guests(given: argparse.Namespace) -> bool:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from bench.boots import BARE
 from bench.cases import Kind
+from bench.net import report as net
 from bench.noise import differences
 from bench.plots import Bars, chart
 from bench.ratios import Spread, percentile, spread
 from bench.rounds import AGAIN
+from bench.tables import table
 from bench.verdicts import NATIVE, PYTHON, VIRTIOFSDS, Goal, judge
 from bench.walk import DESCRIPTORS
 
@@ -159,7 +161,8 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
     for kind, title in TITLES.items():
         lines += _cases(title, [result for result in results.cases if result.case.kind is kind])
     rest = [*_scale(results), *_pools(results), *_walks(results), *_boots(results)]
-    return [*lines, *rest, *_guest_files(results), *_profiles(results)]
+    lines += [*rest, *_guest_files(results), *net.sections(results.net)]
+    return [*lines, *_profiles(results)]
 
 
 def _virtual(results: Results) -> str:
@@ -423,12 +426,3 @@ def _plots(results: Results) -> dict[str, str]:
         if pools
         else "",
     }
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Write rows as a Markdown table."""
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]

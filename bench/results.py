@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bench.cases import Case, Size
 from bench.machine import Busyness, Machine
+from bench.net.results import NetCaseResult
 from bench.ratios import Spread, paired, spread
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ class Results(_Model):
         accelerator: How Linux guests were executed; empty: there was none.
         boots: Milestones of booting one.
         guest_files: Programs that served files to one.
+        net: Networks under each load.
         profiles: Profiles of the worst case of each goal that was missed.
     """
 
@@ -212,6 +214,7 @@ class Results(_Model):
     accelerator: str = ""
     boots: list[BootRow] = []
     guest_files: list[GuestFilesRow] = []
+    net: list[NetCaseResult] = []
     profiles: list[Profile]
 
 

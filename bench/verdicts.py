@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from bench.cases import MIB, Kind
+from bench.net import peers as networks
+from bench.net.cases import Direction, Load
 from bench.ratios import Spread, paired, spread
 from bench.rounds import FLOORS
 from bench.targets import RUST, C
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.cases import Case
+    from bench.net.results import NetCaseResult
     from bench.results import CaseResult, Results, ScaleRow
 
 NATIVE: Final = "native"
@@ -105,6 +108,7 @@ def judge(results: Results) -> list[Goal]:
             at_most=True,
             unit=" MiB",
         ),
+        *net_goals(results.net),
     ]
     return [goal for goal in goals if goal.findings]
 
@@ -159,3 +163,63 @@ def _memory(results: Results) -> Iterator[Finding]:
         for row in others:
             each = (row.rss_bytes - alone.rss_bytes) / (row.devices - 1) / MIB
             yield Finding(f"{row.host}, {row.devices} devices", Spread(each, each, each))
+
+
+_SLIRP: Final = networks.SLIRP4NETNS.name
+_VHOST_USER: Final = networks.VHOST_USER.name
+_PASTA: Final = networks.PASTA.name
+_VETH: Final = networks.VETH.name
+
+
+def net_goals(cases: list[NetCaseResult]) -> Iterator[Goal]:
+    """Goals of virtio-net: our user-mode network and our TAP, each to others of the same round."""
+    user, tap = networks.USER.name, networks.TAP.name
+    one = [c for c in cases if c.case.load is Load.TCP and c.case.streams == 1]
+    four = [c for c in cases if c.case.load is Load.TCP and c.case.streams > 1]
+    udp = [c for c in cases if c.case.load is Load.UDP]
+    small = [c for c in udp if c.case.bytes == 64]
+    echo = [c for c in cases if c.case.load is Load.ECHO]
+    up = [c for c in one if c.case.direction is Direction.UP]
+    down = [c for c in one if c.case.direction is Direction.DOWN]
+    for bound, name, found in (
+        (1.5, _SLIRP, [*one, *udp]),
+        (0.75, _VHOST_USER, one),
+        (0.85, _PASTA, one),
+    ):
+        yield Goal(
+            f"user, one TCP stream{' and UDP' * (name is _SLIRP)}, to {name}",
+            bound,
+            list(_compared(found, user, name)),
+        )
+    for name in (_SLIRP, _PASTA):
+        yield Goal(f"user, four TCP streams, to {name}", 1.0, list(_compared(four, user, name)))
+    yield Goal(
+        f"user, 64-byte UDP, to {_VHOST_USER}", 1.0, list(_compared(small, user, _VHOST_USER))
+    )
+    for figure, bound in (("p50_us", 2.0), ("p99_us", 2.5)):
+        yield Goal(
+            f"user, request and response, {figure.removesuffix('_us')}, to {_SLIRP}",
+            bound,
+            list(_compared(echo, user, _SLIRP, figure)),
+            at_most=True,
+        )
+    for bound, found in ((0.6, up), (0.8, down)):
+        direction = found[0].case.direction.value if found else ""
+        yield Goal(
+            f"tap, one TCP stream {direction}, to veth", bound, list(_compared(found, tap, _VETH))
+        )
+
+
+def _compared(
+    cases: list[NetCaseResult], name: str, baseline: str, figure: str = "rate"
+) -> Iterator[Finding]:
+    """Compare; a network of ours that has no figure where the other has one is a miss."""
+    nothing = 0.0 if figure == "rate" else math.inf
+    for result in cases:
+        ours, other = result.row(name), result.row(baseline)
+        if ours is None or other is None or other.median(figure) is None:
+            continue
+        if ours.median(figure) is None:
+            yield Finding(result.case.name, Spread(nothing, nothing, nothing))
+        elif ratio := result.ratio(name, baseline, figure):
+            yield Finding(result.case.name, ratio)

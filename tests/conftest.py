@@ -46,6 +46,7 @@ _LACKS = {
     if shutil.which("node") and NODE_MODULES.exists()
     else "needs grpc-js; run `make test` where there is npm",
     "fio": None if shutil.which("fio") else "needs fio",
+    "iperf3": None if shutil.which("iperf3") else "needs iperf3",
     "rsync": None if shutil.which("rsync") else "needs rsync",
     "stress_ng": None if shutil.which("stress-ng") else "needs stress-ng",
     "fuzz": None if clang() else "needs clang and its sanitizers (libclang-rt)",

@@ -18,7 +18,7 @@ struct connection {
 };
 
 struct ring;
-void connection_open(struct connection *c, const char *path, uint64_t without_features);
+void connection_open(struct connection *c, const char *path, uint64_t features);
 void connection_attach(struct connection *c, const struct ram *ram);
 void connection_start_ring(struct connection *c, const struct ram *ram, const struct ring *ring);
 

@@ -1,6 +1,6 @@
 /* The front-end's side of vhost-user: QEMU's order of messages (docs/interop/vhost-user.rst).
  *
- * Owns the socket. Must not know FUSE or what is measured.
+ * Owns the socket. Must not know a kind of device or what is measured.
  */
 #include "vhost_user.h"
 
@@ -139,11 +139,11 @@ static void send_event(struct connection *c, uint32_t request, uint64_t index, i
     send_request(c, request, &index, sizeof index, fd);
 }
 
-/* Connect and negotiate. Of the features wanted, only VERSION_1 and PROTOCOL_FEATURES are required.
- */
-void connection_open(struct connection *c, const char *path, uint64_t without_features)
+/* Connect and negotiate. Of the features that are asked for, only VERSION_1 and PROTOCOL_FEATURES,
+ * which always are, have to be offered. */
+void connection_open(struct connection *c, const char *path, uint64_t features)
 {
-    const uint64_t wanted = F_VERSION_1 | F_PROTOCOL_FEATURES | F_INDIRECT_DESC | F_EVENT_IDX;
+    const uint64_t wanted = F_VERSION_1 | F_PROTOCOL_FEATURES | features;
     const uint64_t wanted_protocol =
         PROTOCOL_F_MQ | PROTOCOL_F_REPLY_ACK | PROTOCOL_F_CONFIG | PROTOCOL_F_RESET_DEVICE;
     struct timeval deadline = {.tv_sec = ANSWER_DEADLINE_NS / 1000000000ull};
@@ -158,7 +158,7 @@ void connection_open(struct connection *c, const char *path, uint64_t without_fe
         die("%s: cannot connect: %m", path);
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &deadline, sizeof deadline);
     send_request(c, SET_OWNER, NULL, 0, -1);
-    c->features = ask(c, GET_FEATURES) & wanted & ~without_features;
+    c->features = ask(c, GET_FEATURES) & wanted;
     if (!(c->features & F_VERSION_1) || !(c->features & F_PROTOCOL_FEATURES))
         die("%s: the device offers no VERSION_1 or PROTOCOL_FEATURES", path);
     c->protocol_features = ask(c, GET_PROTOCOL_FEATURES) & wanted_protocol;

@@ -134,7 +134,8 @@ void device_attach(struct device *device, const struct options *options, unsigne
     pthread_mutex_init(&device->forget_mutex, NULL);
     ram_make(&device->ram, options->pool_bytes);
     begin_ns = now_ns();
-    connection_open(connection, options->sockets[number], options->without_features);
+    connection_open(connection, options->sockets[number],
+                    (F_INDIRECT_DESC | F_EVENT_IDX) & ~options->without_features);
     if (options->queues + 1 > connection->queues)
         die("%s: the device has %llu queues; %u request queues and one more are needed",
             connection->path, (unsigned long long)connection->queues, options->queues);

@@ -4,6 +4,7 @@
  */
 #include "process.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,7 +34,7 @@ void die(const char *format, ...)
     va_list arguments;
 
     va_start(arguments, format);
-    fputs("front_end: ", stderr);
+    fprintf(stderr, "%s: ", program_invocation_short_name);
     vfprintf(stderr, format, arguments);
     fputc('\n', stderr);
     va_end(arguments);

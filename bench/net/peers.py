@@ -1,0 +1,279 @@
+"""The programs between the two ends: our devices, and the networks that they are compared with.
+
+Owns how each is started and ended. Must not know loads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench.net.namespaces import (
+    DEADLINE_S,
+    GATEWAY,
+    GUEST,
+    INTERFACE,
+    Namespaces,
+    NetworkError,
+    ip,
+    pair,
+)
+from services.devicehost.fastpath import SWITCH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FRONT_END: Final = Path("build/bench/net_front_end")
+PASST: Final = Path("build/passt/passt")
+PASTA_PROGRAM: Final = Path("build/passt/pasta")
+_NEEDS_PASST: Final = (str(PASST), "passt (make passt)")
+SLIRP: Final = "slirp4netns"
+POOL: Final = f"0x4100_0000,{64 << 20}".replace("_", "")
+"""Pool of the front-end: RAM_GPA + POOL_AT of ram.h, and POOL_BYTES of adapter.c."""
+_PORTHOLE: Final = Path(sys.executable).with_name("porthole")
+_TAP: Final = "tap0"
+"""Our back end's interface, in the host's namespace."""
+ETHERNET_MTU: Final = 1500
+LARGEST_MTU: Final = 65520
+"""What passt and slirp4netns are fastest with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network that carries packets.
+
+    Attributes:
+        namespaces: Its two ends.
+        device: Processes that stand in for the device or network, by id.
+        front_end: Those that stand in for the guest's driver.
+    """
+
+    namespaces: Namespaces
+    device: tuple[int, ...] = ()
+    front_end: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A kind of network.
+
+    Attributes:
+        name: Its name in tables.
+        mtu: Bytes of payload per frame.
+        start: Starts it between two namespaces.
+        needs: A program that this machine may lack, and what provides it.
+    """
+
+    name: str
+    mtu: int
+    start: Callable[[Namespaces, int], contextlib.AbstractContextManager[Network]]
+    needs: tuple[str, str] = ("", "")
+
+    @property
+    def missing(self) -> str:
+        """What this machine lacks; empty: nothing."""
+        program, package = self.needs
+        return package if program and shutil.which(program) is None else ""
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[Network]:
+        """Set it up with namespaces of its own; both are gone at the end.
+
+        Raises:
+            NetworkError: It does not start, or carries nothing.
+        """
+        with pair() as namespaces, self.start(namespaces, self.mtu) as network:
+            namespaces.await_path()
+            yield network
+
+
+@contextlib.contextmanager
+def _process(command: list[str], log: Path, *fds: int) -> Iterator[subprocess.Popen[str]]:
+    """Run a program until the end; its stderr goes to `log`."""
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pass_fds=fds,
+            text=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+        process.terminate()
+        try:
+            process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _said(process: subprocess.Popen[str], log: Path) -> str:
+    """Return the first line that a program prints.
+
+    Raises:
+        NetworkError: It ended before, or said nothing for DEADLINE_S.
+    """
+    stdout = process.stdout
+    if stdout is None or not select.select([stdout], [], [], DEADLINE_S)[0]:
+        raise NetworkError(f"{process.args!r} is not ready after {DEADLINE_S:g} s")
+    line = stdout.readline()
+    if not line:
+        raise NetworkError(f"{process.args!r} ended: {log.read_text().strip()}")
+    return line
+
+
+def _await_file(path: Path, process: subprocess.Popen[str], log: Path) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > end:
+            raise NetworkError(f"no {path.name}: {log.read_text().strip()}")
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ph-bench-") as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _driver(
+    namespaces: Namespaces, directory: Path, socket: str, mtu: int, *options: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Attach the front-end, which joins a device to the guest's interface."""
+    ip("-n", namespaces.guest, "tuntap", "add", INTERFACE, "mode", "tap", "vnet_hdr")
+    namespaces.configure_guest(mtu)
+    command = namespaces.in_guest(str(FRONT_END.absolute()), socket, INTERFACE, *options)
+    log = directory / "front_end.log"
+    with _process(command, log) as process:
+        _said(process, log)
+        yield process
+
+
+def _ours(
+    *options: str, native: bool, user: bool = False
+) -> Callable[[Namespaces, int], contextlib.AbstractContextManager[Network]]:
+    @contextlib.contextmanager
+    def start(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
+        with _directory() as directory:
+            socket, log = directory / "device.sock", directory / "device.log"
+            backend = (
+                *("--user", "--passt", str(PASST.absolute()), "--mtu", str(mtu)),
+                *("--client-ip", f"{GUEST}/24", "--gateway-ip", GATEWAY),
+            )
+            serve = [
+                *("env", f"{SWITCH}={int(native)}", str(_PORTHOLE), "device", "net"),
+                *("--socket-path", str(socket), "--swiotlb", POOL),
+                *(backend if user else ("--tap", _TAP)),
+            ]
+            with _process(namespaces.in_host(*serve), log) as device:
+                _said(device, log)
+                if not user:
+                    namespaces.configure_gateway(_TAP)
+                with _driver(namespaces, directory, str(socket), mtu, *options) as driver:
+                    yield Network(namespaces, (device.pid, *_children(device.pid)), (driver.pid,))
+
+    return start
+
+
+def _children(pid: int) -> tuple[int, ...]:
+    """Return the processes that a process has started, and theirs."""
+    found: tuple[int, ...] = ()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += (child, *_children(child))
+    return found
+
+
+@contextlib.contextmanager
+def _veth(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
+    ends = ("type", "veth", "peer", "name", INTERFACE, "netns", namespaces.guest)
+    ip("-n", namespaces.host, "link", "add", "veth0", *ends)
+    namespaces.configure_gateway("veth0")
+    namespaces.configure_guest(mtu)
+    yield Network(namespaces)
+
+
+_ADDRESSES: Final = ("-4", "-a", GUEST, "-n", "24", "-g", GATEWAY, "-D", "none", "-S", "none")
+
+
+@contextlib.contextmanager
+def _passt(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
+    with _directory() as directory:
+        socket, log = directory / "passt.sock", directory / "passt.log"
+        command = namespaces.in_host(
+            *(str(PASST.absolute()), "--foreground", "--quiet", "--vhost-user", "--runas", "0"),
+            *("--socket", str(socket), "--mtu", str(mtu), *_ADDRESSES),
+        )
+        with _process(command, log) as passt:
+            _await_file(socket, passt, log)
+            with _driver(namespaces, directory, str(socket), mtu) as driver:
+                yield Network(namespaces, (passt.pid,), (driver.pid,))
+
+
+@contextlib.contextmanager
+def _pasta(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
+    with _directory() as directory:
+        pid_file, log = directory / "pid", directory / "pasta.log"
+        command = namespaces.in_host(
+            *(
+                str(PASTA_PROGRAM.absolute()),
+                "--foreground",
+                "--quiet",
+                "--runas",
+                "0",
+                "--config-net",
+            ),
+            *("--pid", str(pid_file), "--ns-ifname", INTERFACE, "--mtu", str(mtu), *_ADDRESSES),
+            *("-t", "none", "-u", "none", "-T", "none", "-U", "none"),
+            *("--netns", str(namespaces.guest_path())),
+        )
+        with _process(command, log) as pasta:
+            _await_file(pid_file, pasta, log)
+            yield Network(namespaces, (pasta.pid,))
+
+
+@contextlib.contextmanager
+def _slirp(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
+    with _directory() as directory:
+        log = directory / "slirp.log"
+        ready, ready_of_slirp = os.pipe()
+        command = namespaces.in_host(
+            *(SLIRP, "--configure", f"--mtu={mtu}", f"--ready-fd={ready_of_slirp}"),
+            *("--netns-type=path", str(namespaces.guest_path()), INTERFACE),
+        )
+        try:
+            with _process(command, log, ready_of_slirp) as slirp:
+                os.close(ready_of_slirp)
+                if not os.read(ready, 1):
+                    raise NetworkError(f"slirp4netns: {log.read_text().strip()}")
+                yield Network(namespaces, (slirp.pid,))
+        finally:
+            os.close(ready)
+
+
+TAP: Final = Peer("tap", ETHERNET_MTU, _ours(native=True))
+TAP_PLAIN: Final = Peer("tap, no offloads", ETHERNET_MTU, _ours("--no-offloads", native=True))
+TAP_PYTHON: Final = Peer("tap, python", ETHERNET_MTU, _ours(native=False))
+USER: Final = Peer("user", LARGEST_MTU, _ours(native=True, user=True), _NEEDS_PASST)
+VETH: Final = Peer("veth", ETHERNET_MTU, _veth)
+VHOST_USER: Final = Peer("passt, vhost-user", LARGEST_MTU, _passt, _NEEDS_PASST)
+PASTA: Final = Peer("pasta", LARGEST_MTU, _pasta, (str(PASTA_PROGRAM), "pasta (make passt)"))
+SLIRP4NETNS: Final = Peer(SLIRP, LARGEST_MTU, _slirp, (SLIRP, "slirp4netns"))
+PEERS: Final = (TAP, TAP_PLAIN, TAP_PYTHON, USER, VETH, VHOST_USER, PASTA, SLIRP4NETNS)

@@ -1,0 +1,123 @@
+"""The benchmark's networks carry its loads, and leave nothing behind. No time is judged."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.net import peers, rounds
+from bench.net.cases import Direction, Load, NetCase
+from bench.net.namespaces import Namespaces, NetworkError, pair
+from bench.net.peers import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.net.peers import Peer
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler"),
+    pytest.mark.root,
+    pytest.mark.tap,
+    pytest.mark.iperf3,
+]
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 0.5
+CASES = [
+    NetCase(load=Load.TCP, bytes=1 << 17),
+    NetCase(load=Load.TCP, direction=Direction.DOWN, bytes=1 << 17),
+    NetCase(load=Load.UDP, bytes=1400),
+    NetCase(load=Load.UDP, direction=Direction.DOWN),
+    NetCase(load=Load.PING, bytes=56),
+    NetCase(load=Load.ECHO),
+    NetCase(load=Load.HTTP, streams=2),
+    NetCase(load=Load.CONNECT),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs() -> None:
+    subprocess.run(["make", "--quiet", "front-end"], cwd=ROOT, check=True)
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def left() -> set[str]:
+    return {path.name for path in Path("/run/netns").glob("ph-bench-*")}
+
+
+def check(case: NetCase, network: Network) -> None:
+    found = rounds.once(case, network, SECONDS)
+    assert not found.failure, case.name
+    assert found.rate > 0, case.name
+    assert (found.p50_us > 0) == case.is_timed, case.name
+    assert found.p50_us <= found.p99_us
+    assert (found.ends_cpu_s > 0) != case.is_timed, case.name
+
+
+def test_every_load_is_measured_on_our_device() -> None:
+    before = left()
+    with peers.TAP.run() as network:
+        assert len(left() - before) == 2
+        for case in CASES:
+            check(case, network)
+    assert left() == before
+
+
+@pytest.mark.passt
+@pytest.mark.parametrize(
+    "peer", [peers.USER, peers.VHOST_USER, peers.PASTA], ids=lambda peer: peer.name
+)
+def test_a_user_mode_network_carries_streams_of_both_directions(peer: Peer) -> None:
+    # Down: passt leaves checksums out in its vhost-user mode, and the guest's stack drops such
+    # packets unless the front-end vouches for them.
+    with peer.run() as network:
+        for case in (*CASES[:2], NetCase(load=Load.ECHO)):
+            check(case, network)
+
+
+def test_the_front_end_takes_no_offload_that_it_is_told_not_to() -> None:
+    with peers.TAP_PLAIN.run() as network:
+        check(CASES[0], network)
+
+
+def test_a_load_that_fails_is_a_round_without_figures() -> None:
+    with peers.VETH.run() as network:
+        subprocess.run(
+            ["ip", "-n", network.namespaces.guest, "route", "delete", "default"], check=True
+        )
+        found = rounds.once(NetCase(load=Load.ECHO), network, SECONDS)
+    assert "cannot connect" in found.failure
+    assert not found.counts
+
+
+def test_a_network_that_carries_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.net.namespaces.DEADLINE_S", 0.1)
+    before = left()
+
+    @contextlib.contextmanager
+    def start(namespaces: Namespaces, _: int) -> Iterator[Network]:
+        yield Network(namespaces)
+
+    unjoined = dataclasses.replace(peers.VETH, start=start)
+    with pytest.raises(NetworkError, match="has not reached"), unjoined.run():
+        pass
+    assert left() == before
+
+
+def test_a_device_that_is_not_there_fails_the_front_end() -> None:
+    with pair() as namespaces:
+        command = namespaces.in_guest(str(peers.FRONT_END.absolute()), "/nowhere.sock", "eth0")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot connect" in done.stderr
