@@ -26,8 +26,10 @@ from tests.support.passt import PASST
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A busy machine must not fail a property test: no deadline for single examples.
-hypothesis.settings.register_profile("porthole", deadline=None)
+# A busy machine must not fail a property test: no deadline for single examples, nor for all.
+hypothesis.settings.register_profile(
+    "porthole", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("porthole")
 
 _LACKS = {

@@ -63,7 +63,7 @@ def test_a_number_is_what_guest_init_reads(pure: ctypes.CDLL, text: str) -> None
     assert number_of(pure, text) == parse_number(text)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(SHORT)
 def test_any_text_is_what_guest_init_reads(pure: ctypes.CDLL, text: str) -> None:
     assert number_of(pure, text) == parse_number(text)
@@ -185,7 +185,7 @@ PARTS = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(PARTS, max_size=12))
 @example([b"PHI1\x01\0\1\0", b"x" * 70_000])
 def test_frames_are_what_guest_init_finds(pure: ctypes.CDLL, stream: list[bytes]) -> None:
@@ -212,7 +212,7 @@ def fed(pure: ctypes.CDLL, reader: FrameReader, piece: bytes) -> list[bytes]:
 
 
 @given(st.binary(min_size=1, max_size=100))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_headers_are_what_guest_init_writes(pure: ctypes.CDLL, message: bytes) -> None:
     header = ctypes.create_string_buffer(8)
     pure.frame_write_header(header, ctypes.c_uint32(len(message)))

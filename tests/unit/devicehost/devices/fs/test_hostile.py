@@ -272,7 +272,9 @@ def test_fifos_never_block(guest: FuseGuest, shared: Path) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(cuts=st.lists(st.integers(1, 400), max_size=12), out=st.lists(st.integers(1, 300)))
 def test_requests_may_be_cut_anywhere(
@@ -304,7 +306,9 @@ TAILS = st.sampled_from(
 
 
 @settings(
-    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=600,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     opcode=st.one_of(st.sampled_from(sorted(Opcode)), st.integers(0, 2**32 - 1)),
