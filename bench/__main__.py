@@ -94,7 +94,7 @@ def main() -> None:
             seconds=settings.seconds,
             rounds=settings.rounds,
             duration_s=round(time.monotonic() - begin, 1),
-            versions=all_targets.versions(),
+            versions=all_targets.versions() | (net_peers.versions() if net_results else {}),
             cases=cases,
             scale=rows,
             pools=pool_rows,
@@ -103,6 +103,7 @@ def main() -> None:
             boots=boot_rows,
             guest_files=file_rows,
             net=net_results,
+            net_seconds=net_loads.whole_seconds(given.seconds or NET_S) if net_results else 0.0,
             profiles=[],
         )
         if "profiles" in given.parts and profiles.is_possible():
@@ -243,7 +244,8 @@ def _net(given: argparse.Namespace) -> Iterator[NetCaseResult]:
     cases = [case for case in net_cases.matrix(given.size) if given.only.search(case.name)]
     peers = [peer for peer in net_peers.PEERS if not peer.missing]
     rounds = given.rounds or NET_ROUNDS[given.size]
-    for result in net_rounds.measure(cases, peers, given.seconds or NET_S, rounds):
+    seconds = net_loads.whole_seconds(given.seconds or NET_S)
+    for result in net_rounds.measure(cases, peers, seconds, rounds):
         print("\n" + "\n".join(net_report.case_lines(result)), flush=True)
         yield result
 

@@ -140,7 +140,7 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
                 ["memory", f"{machine.memory_bytes / 2**30:.0f} GiB"],
                 ["kernel", machine.kernel],
                 *([name, version] for name, version in results.versions.items()),
-                ["size", _rounds(results)],
+                *([["size", _rounds(results)]] if results.cases or not results.net else []),
                 ["others", f"{busyness.others:.0%} of all CPU time; {busyness.stolen:.0%} stolen"],
                 ["noise", _noise(results.cases)],
             ],
@@ -161,7 +161,7 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
     for kind, title in TITLES.items():
         lines += _cases(title, [result for result in results.cases if result.case.kind is kind])
     rest = [*_scale(results), *_pools(results), *_walks(results), *_boots(results)]
-    lines += [*rest, *_guest_files(results), *net.sections(results.net)]
+    lines += [*rest, *_guest_files(results), *net.sections(results.net, results.net_seconds)]
     return [*lines, *_profiles(results)]
 
 

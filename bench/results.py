@@ -197,6 +197,7 @@ class Results(_Model):
         boots: Milestones of booting one.
         guest_files: Programs that served files to one.
         net: Networks under each load.
+        net_seconds: Length of each of their measurements.
         profiles: Profiles of the worst case of each goal that was missed.
     """
 
@@ -215,6 +216,7 @@ class Results(_Model):
     boots: list[BootRow] = []
     guest_files: list[GuestFilesRow] = []
     net: list[NetCaseResult] = []
+    net_seconds: float = 0.0
     profiles: list[Profile]
 
 

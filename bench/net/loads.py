@@ -67,6 +67,11 @@ def missing() -> str:
     return ""
 
 
+def whole_seconds(seconds: float) -> int:
+    """Return the length nearest to `seconds` that every load can have."""
+    return max(LEAST_S, round(seconds))
+
+
 def run(case: NetCase, namespaces: Namespaces, seconds: float) -> Figures:
     """Run a load once.
 
@@ -74,9 +79,8 @@ def run(case: NetCase, namespaces: Namespaces, seconds: float) -> Figures:
         NetworkError: A program failed, or did not come to an end.
     """
     if case.load in (Load.TCP, Load.UDP):
-        whole = max(LEAST_S, round(seconds))
         reading = read_tcp if case.load is Load.TCP else read_udp
-        return reading(_iperf3(case, namespaces, whole))
+        return reading(_iperf3(case, namespaces, whole_seconds(seconds)))
     if case.load is Load.PING:
         count = max(1, int(seconds / PING_EVERY_S))
         options = ("-n", "-i", str(PING_EVERY_S), "-c", str(count), "-s", str(case.bytes))

@@ -277,3 +277,16 @@ VHOST_USER: Final = Peer("passt, vhost-user", LARGEST_MTU, _passt, _NEEDS_PASST)
 PASTA: Final = Peer("pasta", LARGEST_MTU, _pasta, (str(PASTA_PROGRAM), "pasta (make passt)"))
 SLIRP4NETNS: Final = Peer(SLIRP, LARGEST_MTU, _slirp, (SLIRP, "slirp4netns"))
 PEERS: Final = (TAP, TAP_PLAIN, TAP_PYTHON, USER, VETH, VHOST_USER, PASTA, SLIRP4NETNS)
+
+
+def versions() -> dict[str, str]:
+    """Ask the programs of others, and iperf3, for their versions."""
+    found = {}
+    for program in (str(PASST), SLIRP, "iperf3"):
+        if shutil.which(program):
+            said = subprocess.run(
+                [program, "--version"], capture_output=True, text=True, check=True
+            ).stdout
+            name, _, version = said.partition("\n")[0].partition(" ")
+            found[name] = version.removeprefix("version ")
+    return found

@@ -24,8 +24,8 @@ def case_lines(result: NetCaseResult) -> list[str]:
     ]
 
 
-def sections(results: Sequence[NetCaseResult]) -> list[str]:
-    """Write the section of a report; nothing without results."""
+def sections(results: Sequence[NetCaseResult], seconds: float) -> list[str]:
+    """Write the section of a report, of measurements of `seconds`; nothing without results."""
     if not results:
         return []
     names = list(dict.fromkeys(row.name for result in results for row in result.rows))
@@ -33,8 +33,8 @@ def sections(results: Sequence[NetCaseResult]) -> list[str]:
         "",
         "## Networks",
         "",
-        "Medians of the rounds. A round in which a TCP stream stalled counts in no rate and in no "
-        "ratio, and is told beside them.",
+        f"Medians over the rounds: {len(results[0].rows[0].rounds)} of {seconds:g} s each. A round "
+        "in which a TCP stream stalled counts in no rate and in no ratio, and is told beside them.",
         "",
         *_rows(results, names, lambda result, row: f"{_rate(result, row)} {_aside(row)}".strip()),
     ]

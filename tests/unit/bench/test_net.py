@@ -9,7 +9,7 @@ import pytest
 from bench.cases import Size
 from bench.net import peers, report
 from bench.net.cases import Direction, Load, NetCase, matrix
-from bench.net.loads import read_net_load, read_ping, read_tcp, read_udp, stalled_s
+from bench.net.loads import read_net_load, read_ping, read_tcp, read_udp, stalled_s, whole_seconds
 from bench.net.namespaces import NetworkError
 from bench.net.results import NetCaseResult, NetRound, NetRow
 from bench.verdicts import net_goals
@@ -123,10 +123,17 @@ def test_a_network_that_never_carried_anything_has_no_ratio() -> None:
 
 def test_the_report_tells_stalled_and_slow_rounds_apart() -> None:
     rounds = [NetRound(rate=8), NetRound(rate=1, stalled_s=0.4), NetRound(failure="no answer")]
-    written = "\n".join(report.sections([result(("a", rounds))]))
+    written = "\n".join(report.sections([result(("a", rounds))], 2.0))
+    assert "Medians over the rounds: 3 of 2 s each." in written
     assert "| TCP up, 1 stream | 8.00 Gbit/s (1 stalled, 1 failed of 3) |" in written
     assert "| TCP up, 1 stream | 0, 0, failed |" in written
-    assert report.sections([]) == []
+    assert report.sections([], 2.0) == []
+
+
+@pytest.mark.parametrize(("wanted", "whole"), [(0.1, 1), (1.0, 1), (2.4, 2)])
+def test_no_measurement_is_without_end(wanted: float, whole: int) -> None:
+    # iperf3 takes a fraction of a second for 0, which is no end.
+    assert whole_seconds(wanted) == whole
 
 
 def test_a_case_in_which_every_round_failed_is_written_down() -> None:
