@@ -6,16 +6,18 @@ Owns the translation between protobuf and the values of cli. Must not know table
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
-from porthole.handshake.v1 import device_pb2
+from porthole.handshake.v1 import device_pb2, port_pb2
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
 from services.cli.documents import (
+    AddedPort,
     DeviceEvent,
     ExhaustedEvent,
     PoolLatchedEvent,
@@ -24,7 +26,7 @@ from services.cli.documents import (
     VmEvent,
     WarningEvent,
 )
-from services.cli.requests import ShareRequest, VmRequest
+from services.cli.requests import PortRequest, ShareRequest, VmRequest
 from services.cli.views import (
     CopyResult,
     DeviceView,
@@ -32,6 +34,7 @@ from services.cli.views import (
     HttpResult,
     PingResult,
     PoolUse,
+    PortView,
     ShareView,
     VersionView,
     VmView,
@@ -131,6 +134,23 @@ class OwnerClient:
         if answer.HasField("warning"):
             raise FailedPreconditionError("NETWORKING_FALLBACK", answer.warning.text, mode=mode)
         return answer.gateway_address
+
+    async def map_port(self, vm_id: str, request: PortRequest) -> AddedPort:
+        """Forward a port of the host to the guest."""
+        mapping = port_pb2.PortMapping(key=_port_key(request), guest_port=request.guest_port)
+        message = vm_owner_pb2.MapPortRequest(vm_id=vm_id, mapping=mapping)
+        answer = await self._stub.MapPort(message, timeout=BOOT_DEADLINE_S)
+        return AddedPort(**asdict(_port(answer.mapping)))
+
+    async def unmap_port(self, vm_id: str, request: PortRequest) -> None:
+        """End a mapping."""
+        message = vm_owner_pb2.UnmapPortRequest(vm_id=vm_id, key=_port_key(request))
+        await self._stub.UnmapPort(message, timeout=BOOT_DEADLINE_S)
+
+    async def list_ports(self, vm_id: str) -> tuple[PortView, ...]:
+        """Return the mappings of a VM."""
+        answer = await self._stub.ListPorts(vm_owner_pb2.ListPortsRequest(vm_id=vm_id))
+        return tuple(_port(mapping) for mapping in answer.mappings)
 
     async def version(self) -> VersionView:
         """Return the owner's version and its manifest of component versions."""
@@ -336,6 +356,27 @@ def _share(share: vm_owner_pb2.Share) -> ShareView:
         options=share.options,
         elevated=share.elevated,
         aggregate=share.aggregate,
+    )
+
+
+def _port_key(request: PortRequest) -> port_pb2.PortKey:
+    return port_pb2.PortKey(
+        protocol=port_pb2.PortProtocol.Value(f"PORT_PROTOCOL_{request.protocol.upper()}"),
+        listen_address=request.listen_address,
+        listen_port=request.listen_port,
+    )
+
+
+def _port(mapping: port_pb2.PortMapping) -> PortView:
+    key = mapping.key
+    return PortView(
+        protocol=_word(port_pb2.PortProtocol.Name(key.protocol), "PORT_PROTOCOL_"),
+        listen_address=key.listen_address,
+        listen_port=key.listen_port,
+        guest_port=mapping.guest_port,
+        state=_word(port_pb2.PortState.Name(mapping.state), "PORT_STATE_"),
+        reason=mapping.reason,
+        detail=mapping.detail,
     )
 
 

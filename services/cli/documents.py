@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from services.cli.views import ShareView, VersionView, VmView
+from services.cli.views import PortView, ShareView, VersionView, VmView
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -64,6 +64,26 @@ class AddedShare(ShareView):
     SCHEMA: ClassVar[str] = "added-share.v1"
 
     already_existed: bool = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PortList:
+    """The ports of the host that are forwarded to one VM.
+
+    Attributes:
+        ports: The ports, the oldest first.
+    """
+
+    SCHEMA: ClassVar[str] = "port-list.v1"
+
+    ports: tuple[PortView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddedPort(PortView):
+    """A port of the host that is forwarded to a guest now."""
+
+    SCHEMA: ClassVar[str] = "added-port.v1"
 
 
 @dataclass(frozen=True, slots=True)

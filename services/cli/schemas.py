@@ -18,8 +18,10 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from services.cli.demo.report import DemoReport
 from services.cli.documents import (
+    AddedPort,
     AddedShare,
     AppliedCapabilities,
+    PortList,
     ShareList,
     Verdict,
     Versions,
@@ -30,6 +32,8 @@ from services.cli.views import VmView
 
 PRINTED: Final[dict[str, Any]] = {
     "handshake verify": Verdict,
+    "port add": AddedPort,
+    "port list": PortList,
     "session apply": AppliedCapabilities,
     "share add": AddedShare,
     "share list": ShareList,

@@ -21,7 +21,7 @@ from services.cli.documents import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from services.cli.views import DeviceView, ShareView, VmView
+    from services.cli.views import DeviceView, PortView, ShareView, VmView
     from services.handshake.trace.checker import VmVerdict
 
 _STATE_STYLE = {
@@ -102,6 +102,21 @@ def share_table(shares: Iterable[ShareView]) -> Table:
         flags = ("yes" if each else "no" for each in (share.elevated, share.aggregate))
         _row(table, share.share_id, share.tag, share.host_path, share.options or "-", *flags)
     return table
+
+
+def port_table(ports: Iterable[PortView]) -> Table:
+    """Return a table with one row per port."""
+    table = _table("host", "guest", "state", "cause")
+    for port in ports:
+        cause = f"{port.detail} [{port.reason}]" if port.reason else "-"
+        _row(table, listening(port), str(port.guest_port), port.state, cause)
+    return table
+
+
+def listening(port: PortView) -> str:
+    """Return where the host listens, as `port remove` takes it."""
+    address = f"[{port.listen_address}]" if ":" in port.listen_address else port.listen_address
+    return f"{address}:{port.listen_port}/{port.protocol}"
 
 
 def device_table(devices: Iterable[DeviceView]) -> Table:

@@ -61,6 +61,29 @@ class ShareView:
 
 
 @dataclass(frozen=True, slots=True)
+class PortView:
+    """One port of the host that is forwarded to a guest.
+
+    Attributes:
+        protocol: tcp or udp.
+        listen_address: The address of the host.
+        listen_port: The port of the host.
+        guest_port: The port of the guest.
+        state: listening or lost.
+        reason: Why it is lost, an error reason; otherwise empty.
+        detail: The same, for people.
+    """
+
+    protocol: str
+    listen_address: str
+    listen_port: int
+    guest_port: int
+    state: str
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WarningView:
     """One warning about a VM.
 

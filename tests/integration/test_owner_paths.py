@@ -10,13 +10,14 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
-from porthole.handshake.v1 import device_pb2
+from porthole.handshake.v1 import device_pb2, port_pb2
 from porthole.vmowner.v1 import vm_owner_pb2
 
 from services.handshake.errors import (
@@ -31,6 +32,7 @@ from services.rpc.channel import connect
 from services.session import apply_guest_capabilities
 from services.vm_owner.clients import DEVICE_HOST
 from tests.support.house import MACHINE, GuestStub, House, children
+from tests.support.passt import PASST
 
 MIB = 1 << 20
 OLD = vm_owner_pb2.EmbeddedMachine(kernel_release="6.18.26.1-microsoft-standard-WSL2")
@@ -340,8 +342,86 @@ class _OwnNetwork:
         os.close(self._before)
 
 
+HOST = "192.0.2.1"
+
+
+def _make_a_host() -> None:
+    """Give this thread's network an interface with an address and a default route."""
+    for command in (
+        "link set lo up",
+        "tuntap add host0 mode tap",
+        f"addr add {HOST}/24 dev host0",
+        "link set host0 up",
+        "route add default via 192.0.2.254",
+    ):
+        subprocess.run(["ip", *command.split()], check=True)
+    # Otherwise passt, which is nobody, sends no ICMP echo.
+    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
+
+
 def _taps() -> list[str]:
     return [name for _, name in socket.if_nameindex() if name != "lo"]
+
+
+@pytest.mark.root
+@pytest.mark.tap
+@pytest.mark.passt
+async def test_a_user_mode_network_and_its_ports(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORTHOLE_PASST", str(PASST))
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_OwnNetwork())
+        _make_a_host()
+        house = House(run_dir)
+        await house.start(stack)
+        vm = await house.create(WSL2)
+        request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
+        network = await house.stub.ConfigureNetworking(request, timeout=30)
+        assert network.mode == vm_owner_pb2.NETWORKING_MODE_VIRTIO_PROXY
+        assert not network.HasField("warning")
+        assert [adapter.tag for adapter in network.adapters] == ["eth0", "loopback0"]
+        assert all(vm.swiotlb_option in adapter.options for adapter in network.adapters)
+        assert _taps() == ["host0"]
+        with pytest.raises(AlreadyExistsError):
+            await house.stub.ConfigureNetworking(request)
+        assert await house.guest_pings(vm, HOST) == 3
+        key = port_pb2.PortKey(protocol=port_pb2.PORT_PROTOCOL_TCP)
+        wanted = port_pb2.PortMapping(key=key, guest_port=80)
+        mapped = await house.stub.MapPort(
+            vm_owner_pb2.MapPortRequest(vm_id=vm.vm_id, mapping=wanted)
+        )
+        assert mapped.mapping.state == port_pb2.PORT_STATE_LISTENING
+        where = (mapped.mapping.key.listen_address, mapped.mapping.key.listen_port)
+        socket.create_connection(where, timeout=10).close()
+        listed = await house.stub.ListPorts(vm_owner_pb2.ListPortsRequest(vm_id=vm.vm_id))
+        assert list(listed.mappings) == [mapped.mapping]
+        await house.stub.UnmapPort(
+            vm_owner_pb2.UnmapPortRequest(vm_id=vm.vm_id, key=mapped.mapping.key)
+        )
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(where, timeout=10)
+        await house.terminate(vm.vm_id)
+        assert house.broken_rules() == []
+
+
+async def test_without_passt_a_vm_has_no_network_and_a_warning(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORTHOLE_PASST", "no-such-passt")
+    async with AsyncExitStack() as stack:
+        house = House(run_dir)
+        await house.start(stack)
+        vm = await house.create(WSL2)
+        request = vm_owner_pb2.ConfigureNetworkingRequest(vm_id=vm.vm_id)
+        network = await house.stub.ConfigureNetworking(request, timeout=30)
+        assert network.mode == vm_owner_pb2.NETWORKING_MODE_NONE
+        assert network.warning.id == "NetworkingFallback"
+        assert "PASST_MISSING" in network.warning.text
+        seen = await house.get(vm.vm_id)
+        assert (warned(seen), list(seen.devices)) == (["NetworkingFallback"], [])
+        await house.terminate(vm.vm_id)
+        assert house.broken_rules() == []
 
 
 @pytest.mark.root

@@ -44,6 +44,7 @@ class Net(StrEnum):
 
     NONE = "none"
     TAP = "tap"
+    USER = "user"
 
 
 def register(root: typer.Typer) -> None:
@@ -64,7 +65,11 @@ def run(
         ),
     ] = None,
     net: Annotated[
-        Net, typer.Option(help="tap: adapters on TAP interfaces of the host; needs root.")
+        Net,
+        typer.Option(
+            help="user: the host's network, by passt, without root; tap: adapters on TAP "
+            "interfaces of the host; needs root."
+        ),
     ] = Net.NONE,
     memory: Annotated[str, typer.Option(help="Memory, 4G or 512M; by default 2G.")] = "",
     cpus: Annotated[
@@ -115,7 +120,7 @@ def run(
         cpus=cpus,
         kernel=str(kernel.absolute()) if kernel else "",
         shares=shares,
-        adapters=net is Net.TAP,
+        network="" if net is Net.NONE else net,
         isolation=isolation or "",
     )
     terminal = callers_terminal()

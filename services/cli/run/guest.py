@@ -52,8 +52,8 @@ TAIL_BYTES: Final = 2048
 EMULATED: Final = "guests run by emulation"
 """How the owner's log says that there is no KVM, and why."""
 
-ADAPTERS: Final = "[wsl2]\nnetworkingMode=nat\n"
-"""The .wslconfig of a VM with adapters."""
+MODES: Final = {"tap": "nat", "user": "virtio-proxy"}
+"""The networking mode of each network; the default .wslconfig allows both."""
 
 
 class CommandRefusedError(FailedPreconditionError):
@@ -69,7 +69,7 @@ class GuestPlan:
         cpus: 0: the owner's default.
         kernel: An absolute path; empty: the owner's default.
         shares: Directories of the host beside its root.
-        adapters: Whether it has adapters, on TAP interfaces of the host.
+        network: What its adapters are on, a key of MODES; empty: it has none.
         isolation: What its devices are handed of its memory; empty: the owner's default.
     """
 
@@ -78,7 +78,7 @@ class GuestPlan:
     cpus: int = 0
     kernel: str = ""
     shares: tuple[RunShare, ...] = ()
-    adapters: bool = False
+    network: str = ""
     isolation: str = ""
 
 
@@ -166,8 +166,6 @@ async def _boot(services: Services, owner: OwnerClient, plan: GuestPlan) -> VmVi
         VmRequest(
             kind=plan.kind,
             ram_bytes=plan.ram_bytes,
-            wslconfig=ADAPTERS if plan.adapters else "",
-            wslconfig_name="--net tap" if plan.adapters else "",
             qemu=QemuRequest(kernel=plan.kernel, cpus=plan.cpus, isolation=plan.isolation),
         )
     )
@@ -177,8 +175,8 @@ async def _boot(services: Services, owner: OwnerClient, plan: GuestPlan) -> VmVi
     # CreateVm would make a warning of a share that cannot be.
     for share in share_requests(plan.shares):
         await owner.add_share(vm.vm_id, share)
-    if plan.adapters:
-        await owner.configure_networking(vm.vm_id, "nat")
+    if plan.network:
+        await owner.configure_networking(vm.vm_id, MODES[plan.network])
     return await owner.get_vm(vm.vm_id)
 
 

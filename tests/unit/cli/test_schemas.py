@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from services.cli.demo.report import DemoReport, VmReport
 from services.cli.documents import (
+    AddedPort,
     AddedShare,
     AppliedCapabilities,
     BrokenRule,
@@ -18,6 +19,7 @@ from services.cli.documents import (
     ExhaustedEvent,
     JudgedVm,
     PoolLatchedEvent,
+    PortList,
     ShareList,
     StateEvent,
     UnknownEvent,
@@ -29,7 +31,7 @@ from services.cli.documents import (
 )
 from services.cli.main import app
 from services.cli.schemas import PRINTED, schema_name, schemas, text_of
-from services.cli.views import CopyResult, HttpResult, PingResult, VersionView
+from services.cli.views import CopyResult, HttpResult, PingResult, PortView, VersionView
 from tests.support.documents import SCHEMAS, check_document
 from tests.unit.cli.test_tables import VM
 
@@ -56,6 +58,9 @@ DOCUMENTS: list[Document] = [
     VmList(()),
     ShareList((SHARE,)),
     AddedShare("s", "d", "/srv", "data", "ro", elevated=False, already_existed=True),
+    AddedPort("tcp", "127.0.0.1", 8080, 80, "listening"),
+    PortList((PortView("udp", "::", 53, 5353, "lost", "PORT_IN_USE", "another has it"),)),
+    PortList(()),
     AppliedCapabilities("v1", "", already_applied=False),
     Verdict("valid", (JudgedVm("v1", "WSLC", "", 0, (BrokenRule("ORDER", "why"),), valid=False),)),
     Versions("0.1.0", ("v1",), "active", {"vm_owner": VERSION}),

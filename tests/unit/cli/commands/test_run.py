@@ -70,7 +70,7 @@ def test_flags_become_a_plan_and_a_command(guest: Guest, tmp_path: Path) -> None
     ]
     RUNNER.invoke(app, ["run", *flags, *more, "ls", "--color", "-l"])
     plan, command, terminal, _, environment = guest.asked
-    assert (plan.kind, plan.ram_bytes, plan.cpus, plan.adapters) == ("wslc", 512 << 20, 2, True)
+    assert (plan.kind, plan.ram_bytes, plan.cpus, plan.network) == ("wslc", 512 << 20, 2, "tap")
     assert plan.kernel == os.path.abspath("vmlinux")  # noqa: PTH100
     assert plan.isolation == "strict"
     assert plan.shares == (RunShare(str(tmp_path), "/work", True),)
@@ -89,7 +89,7 @@ def test_by_default_a_command_is_the_callers_in_the_present_directory(
     RUNNER.invoke(app, ["run", "--", "true"])
     plan, command, *_ = guest.asked
     assert (plan.kind, plan.ram_bytes, plan.cpus, plan.kernel) == ("wsl2", 0, 0, "")
-    assert (plan.isolation, plan.shares, plan.adapters) == ("", (), False)
+    assert (plan.isolation, plan.shares, plan.network) == ("", (), "")
     assert (command.uid, command.gid) == (os.geteuid(), os.getegid())
     assert command.directory == str(tmp_path)
 

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 LIMIT_S = 10
 COMMAND = GuestCommand(("true",), {})
-PLAN = GuestPlan(
-    "wsl2", 512 << 20, 2, "/vmlinux", (RunShare("/srv", "/work", True),), False, "strict"
-)
+PLAN = GuestPlan("wsl2", 512 << 20, 2, "/vmlinux", (RunShare("/srv", "/work", True),), "", "strict")
 
 
 class House:
@@ -180,10 +178,13 @@ async def test_everything_is_made_and_ended_in_order(house: House, tmp_path: Pat
     assert left_in(tmp_path) == []
 
 
-async def test_a_session_applies_and_adapters_are_made_where_they_are_wanted(house: House) -> None:
-    await run_it(GuestPlan("wslc", adapters=True))
-    assert house.asked[:5] == ["services", "create", "apply", "share / as root", "networking nat"]
-    assert "networkingMode=nat" in house.request.wslconfig
+@pytest.mark.parametrize(("network", "mode"), [("tap", "nat"), ("user", "virtio-proxy")])
+async def test_a_session_applies_and_adapters_are_made_where_they_are_wanted(
+    house: House, network: str, mode: str
+) -> None:
+    await run_it(GuestPlan("wslc", network=network))
+    assert house.asked[:4] == ["services", "create", "apply", "share / as root"]
+    assert house.asked[4] == f"networking {mode}"
 
 
 @pytest.mark.parametrize("step", ["services", *BOOT[1:], *FURNISH, "run"])
