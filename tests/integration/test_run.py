@@ -26,6 +26,7 @@ import pytest
 
 from tests.support.command import PORTHOLE
 from tests.support.ordinary_user import A_USER, as_ordinary_user, copy_checkout
+from tests.support.passt import PASST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -324,6 +325,28 @@ def test_adapters_are_there_and_end_even_with_a_command_that_is_killed(runner: R
     assert taps() == before
     left = {path.name for path in runner.temporary.glob("**/*") if not path.is_dir()}
     assert left == {"up.lock"}
+
+
+@pytest.mark.passt
+def test_an_ordinary_user_has_a_network_with_a_name_server(runner: Runner) -> None:
+    runner.environment["PORTHOLE_PASST"] = str(PASST)
+    script = "ls /sys/class/net; cat /proc/net/route /etc/resolv.conf"
+    before = taps()
+    code, out, err = runner.run("--net", "user", "--", "sh", "-c", script, ordinary=True)
+    assert code == 0, err.decode()
+    lines = out.decode().splitlines()
+    assert {"eth0", "loopback0"} < set(lines)
+    assert [line.split()[0] for line in lines if line.split()[1:2] == ["00000000"]] == ["eth0"]
+    assert any(line.startswith("nameserver 10.231.0.") for line in lines)
+    assert taps() == before
+
+
+def test_a_network_that_cannot_be_had_is_named(runner: Runner) -> None:
+    runner.environment["PORTHOLE_PASST"] = "no-such-passt"
+    code, _, err = runner.run("--net", "user", "--", "true")
+    assert code == 125
+    assert "PASST_MISSING" in err.decode()
+    assert "[NETWORKING_FALLBACK]" in err.decode()
 
 
 class Screen:
