@@ -8,6 +8,7 @@ its addresses.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.accounting import Bound
@@ -83,6 +84,7 @@ class NetDevice:
         self.on_link_change: Callable[[str], None] = lambda _: None
         self._link_up = True
         self._features = 0
+        options = replace(options, client_mac=self.mac)
         self._backend = open_backend(backend, options, self._link_changed)
         self.mtu = self._backend.mtu
         self._pairs = tuple(

@@ -381,10 +381,10 @@ def test_a_passt_that_is_killed_is_started_again_with_its_ports(
         kept.key: (PortState.LISTENING, ""),
         lost.key: (PortState.LOST, "PORT_IN_USE"),
     }
-    assert network.workload.ping(HOST, 1, 5.0).received == 1
-    with tcp_server(network.workload.in_network, GUEST, 80):
+    with tcp_server(network.workload.in_network, GUEST, 80):  # the guest has said nothing yet
         ask = partial(ask_tcp, "127.0.0.1", kept.key.port, b"still there?")
         assert host.run(ask) == b"still there?"
+    assert network.workload.ping(HOST, 1, 5.0).received == 1
     assert network.rig.counters("eth0").link_losses == 1
     network.unmap_port(lost.key)
     assert [mapping.key for mapping in network.ports()] == [kept.key]

@@ -32,6 +32,7 @@ from services.wire.virtio_net import (
     HDR_F_DATA_VALID,
     HEADER,
     HEADER_BYTES,
+    MAC_BYTES,
     NetHeader,
 )
 
@@ -48,6 +49,9 @@ LAST_WORDS_MS: Final = 500
 """How long a passt that was given up may take to end by itself, and to say why."""
 STEADY_S: Final = 60.0
 """A passt that has served for so long is started again without a pause."""
+
+SHORTEST_FRAME_BYTES: Final = 60
+"""Of Ethernet, without its checksum."""
 
 _FROM_PASST: Final = HEADER.pack(*NetHeader(flags=HDR_F_DATA_VALID))
 """passt's frames have all their checksums, and are no longer than its MTU allows."""
@@ -83,7 +87,7 @@ class UserNetwork:
         Args:
             settings: What the network is to be.
             program: passt: a path, or a name that is looked for on PATH.
-            options: Of the adapter; they have the guest's addresses.
+            options: Of the adapter; they have the guest's addresses, also of its hardware.
             on_link: Called with each change of the link from now on, and why, on the network's
                 thread, with no lock held.
 
@@ -102,6 +106,7 @@ class UserNetwork:
             )
         self._installation = installations.find(program)
         self._arguments = arguments(settings, options)
+        self._hello = announcement(options.client_mac or bytes(MAC_BYTES))
         self._name = options.name
         self._on_link = on_link
         self.mtu = settings.mtu
@@ -203,10 +208,18 @@ class UserNetwork:
             raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
         if sum(len(part) for part in frame) > MAX_STREAM_FRAME_BYTES:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        self._note_source(frame)
         try:
             stream.write_frame(frame)
         except StreamEndedError as error:
             self._take_down(stream, str(error))
+
+    def _note_source(self, frame: Sequence[bytes | memoryview]) -> None:
+        """Know the guest's own MAC address, for the next passt; the first frame comes by here."""
+        start = frame[0] if len(frame[0]) >= 2 * MAC_BYTES else b"".join(frame)
+        source = bytes(start[MAC_BYTES : 2 * MAC_BYTES])
+        if not source[0] & 1:  # no group of stations (IEEE 802.3, section 3.2.3)
+            self._hello = announcement(source)
 
     def flush(self) -> bool:
         """Send what is left of a frame; return whether another one may be sent."""
@@ -297,6 +310,7 @@ class UserNetwork:
         try:
             stream, theirs = stream_pair()
             try:
+                stream.write_frame([self._hello])
                 passt = Passt(self._installation, self._arguments, theirs)
                 return self._serve(stream, passt)
             finally:
@@ -351,6 +365,16 @@ class UserNetwork:
                     # It ends by itself now, unless it is stuck.
                     lost, timeout_ms = f"{self._why_down}; ", LAST_WORDS_MS
         return f"{lost}passt does not end{passt.last_words()}"
+
+
+def announcement(mac: bytes) -> bytes:
+    """Return a frame of the guest that passt looks at no further than its source.
+
+    passt learns the guest's MAC address from its frames, and until then sends what comes for it to
+    no address. A guest that waits for connections may have nothing to say.
+    """
+    broadcast, experimental = b"\xff" * MAC_BYTES, b"\x88\xb5"  # RFC 9542, section 3.2
+    return (broadcast + mac + experimental).ljust(SHORTEST_FRAME_BYTES, b"\0")
 
 
 def _longer(pause_s: float) -> float:

@@ -29,7 +29,8 @@ from tests.unit.devicehost.devices.net.user import fake_passt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-OPTIONS = NetOptions(name="eth0", vm_id="6f1a2f5e-5f3e-4f53-9d5c-2b8f0a4f7c11")
+MAC = bytes.fromhex("525400123456")
+OPTIONS = NetOptions(name="eth0", vm_id="6f1a2f5e-5f3e-4f53-9d5c-2b8f0a4f7c11", client_mac=MAC)
 HEADER = bytes(HEADER_BYTES)
 RECEIVED = HEADER_STRUCT.pack(*NetHeader(flags=HDR_F_DATA_VALID))
 """What comes from passt has its checksums."""
@@ -123,6 +124,26 @@ def test_a_very_talkative_passt_is_quoted_in_part(tmp_path: Path) -> None:
     error = refused(fake_passt.write(tmp_path / "passt", body))
     assert "last" in error.message
     assert len(error.message) < 2000
+
+
+def test_passt_learns_the_guests_mac_address_before_the_guest_speaks(tmp_path: Path) -> None:
+    body = "first = stream.recv(100); open(value('--pid'), 'w').write('1'); stream.sendall(first)"
+    program = fake_passt.write(tmp_path / "passt", f"{body}; signal.pause()")
+    with running(program) as network:
+        frame = network.frame()[HEADER_BYTES:]
+    assert frame == b"\xff" * 6 + MAC + b"\x88\xb5" + bytes(46)
+
+
+def test_the_next_passt_learns_the_address_that_the_guest_has_used(tmp_path: Path) -> None:
+    body = "first = stream.recv(100); open(value('--pid'), 'w').write('1'); stream.sendall(first)"
+    program = fake_passt.write(tmp_path / "passt", f"{body}; stream.recv(100)")
+    own = bytes.fromhex("02aabbccddee")
+    with running(program) as network:
+        assert network.frame()[HEADER_BYTES + 6 : HEADER_BYTES + 12] == MAC
+        network.write([HEADER, bytes(3), bytes(3) + own + bytes(50)])
+        assert not network.said.get(timeout=DEADLINE_S)[0]
+        assert network.said.get(timeout=DEADLINE_S)[0]
+        assert network.frame()[HEADER_BYTES + 6 : HEADER_BYTES + 12] == own
 
 
 def test_frames_go_through_it_and_back(tmp_path: Path) -> None:
