@@ -102,7 +102,7 @@ class DeviceHostClient:
         if device.backend is None:
             request.aggregate.SetInParent()
         elif isinstance(device.backend, UserNetwork):
-            request.user.SetInParent()
+            request.user.mtu = device.backend.mtu
             request.user.dns_forward.extend(device.backend.dns_forward)
             request.user.host_loopback.extend(device.backend.host_loopback)
         elif device.device_class == events.FS:

@@ -64,10 +64,12 @@ class UserNetwork:
     Attributes:
         dns_forward: Addresses in the guest's network that name servers of the host answer at.
         host_loopback: Addresses in the guest's network at which it reaches the host's loopback.
+        mtu: Bytes of payload per frame; as many as passt takes, which is the fastest.
     """
 
     dns_forward: tuple[str, ...] = ()
     host_loopback: tuple[str, ...] = ()
+    mtu: int = 65520
 
 
 @dataclass(frozen=True, slots=True)

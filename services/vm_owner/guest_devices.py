@@ -77,6 +77,7 @@ class DeviceSpec:
         gateway_address: The gateway of a network adapter; empty: none.
         client_address_ipv6: As client_address.
         name_servers: Addresses of name servers that the guest is told of with the adapter.
+        mtu: Bytes of payload per frame of an adapter; 0: as many as Ethernet has by default.
     """
 
     device_class: str
@@ -88,6 +89,7 @@ class DeviceSpec:
     gateway_address: str = ""
     client_address_ipv6: str = ""
     name_servers: tuple[str, ...] = ()
+    mtu: int = 0
 
 
 @dataclass(slots=True)
@@ -399,6 +401,7 @@ def _attachment(device: GuestDevice) -> AttachSpec:
         client_address_ipv6=spec.client_address_ipv6,
         name_servers=spec.name_servers,
         mac_address=mac.hex(":") if mac else "",
+        mtu=spec.mtu,
         queues=queues,
     )
 

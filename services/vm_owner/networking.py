@@ -271,7 +271,7 @@ def _cannot_be_set_up(failure: PortholeError) -> bool:
 
 
 def _spec(adapter: _Adapter) -> DeviceSpec:
-    addresses = adapter.addresses
+    addresses, backend = adapter.addresses, adapter.backend
     gateway = str(addresses.gateway) if adapter.name == _GATEWAY_OWNER else ""
     ipv6 = addresses.client_ipv6
     options = [
@@ -284,9 +284,10 @@ def _spec(adapter: _Adapter) -> DeviceSpec:
         device_class=events.NET,
         tag=adapter.name,
         extra_options=";".join(options),
-        backend=adapter.backend,
+        backend=backend,
         client_address=str(addresses.client),
         gateway_address=gateway,
         client_address_ipv6=ipv6,
-        name_servers=() if isinstance(adapter.backend, str) else adapter.backend.dns_forward,
+        name_servers=() if isinstance(backend, str) else backend.dns_forward,
+        mtu=0 if isinstance(backend, str) else backend.mtu,
     )

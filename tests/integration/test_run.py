@@ -330,12 +330,13 @@ def test_adapters_are_there_and_end_even_with_a_command_that_is_killed(runner: R
 @pytest.mark.passt
 def test_an_ordinary_user_has_a_network_with_a_name_server(runner: Runner) -> None:
     runner.environment["PORTHOLE_PASST"] = str(PASST)
-    script = "ls /sys/class/net; cat /proc/net/route /etc/resolv.conf"
+    script = "ls /sys/class/net; cat /sys/class/net/*/mtu /proc/net/route /etc/resolv.conf"
     before = taps()
     code, out, err = runner.run("--net", "user", "--", "sh", "-c", script, ordinary=True)
     assert code == 0, err.decode()
     lines = out.decode().splitlines()
     assert {"eth0", "loopback0"} < set(lines)
+    assert lines.count("65520") == 2, "as long as passt's frames may be"
     assert [line.split()[0] for line in lines if line.split()[1:2] == ["00000000"]] == ["eth0"]
     assert any(line.startswith("nameserver 10.231.0.") for line in lines)
     assert taps() == before

@@ -68,6 +68,7 @@ class AttachSpec:
         client_address_ipv6: As client_address; a Linux guest has it only.
         name_servers: Addresses of name servers; a Linux guest uses them only.
         mac_address: Hardware address of a network adapter; empty: one is made.
+        mtu: Bytes of payload per frame of a network adapter; 0: the guest's own choice.
         queues: Request queues of a virtio-fs device.
     """
 
@@ -80,6 +81,7 @@ class AttachSpec:
     client_address_ipv6: str = ""
     name_servers: tuple[str, ...] = ()
     mac_address: str = ""
+    mtu: int = 0
     queues: int = 1
 
 

@@ -10,8 +10,14 @@ from services.handshake.errors import FailedPreconditionError
 from services.vm_owner.operations import Operation, require
 from services.vm_owner.states import VmState
 
-ADDS = (Operation.ADD_SHARE, Operation.ADD_DEVICE, Operation.CONFIGURE_NETWORKING)
-REMOVES = (Operation.REMOVE_SHARE, Operation.REMOVE_DEVICE)
+ADDS = (
+    *(Operation.ADD_SHARE, Operation.ADD_DEVICE, Operation.CONFIGURE_NETWORKING),
+    Operation.MAP_PORT,
+)
+REMOVES = (
+    *(Operation.REMOVE_SHARE, Operation.REMOVE_DEVICE),
+    *(Operation.UNMAP_PORT, Operation.LIST_PORTS),
+)
 CAPABILITIES = (Operation.READ_CAPABILITIES, Operation.APPLY_CAPABILITIES)
 EXPECTED: dict[tuple[Operation, VmState], str] = {
     **{(op, VmState.CREATED): "CAPABILITIES_NOT_READ" for op in ADDS},

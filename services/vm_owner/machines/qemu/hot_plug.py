@@ -58,10 +58,12 @@ class NetDevice:
 
     Attributes:
         vectors: Number of its MSI-X vectors; None: QEMU decides, 0: none.
+        mtu: Bytes of payload per frame, which a Linux guest takes over; 0: it is not told.
     """
 
     mac_address: str
     vectors: int | None
+    mtu: int = 0
 
 
 @dataclass(slots=True)
@@ -282,4 +284,6 @@ def _device_arguments(plugged: _Plugged, device: FsDevice | NetDevice) -> dict[s
         "netdev": plugged.netdev_id,
         "mac": device.mac_address,
     }
+    if device.mtu:
+        arguments["host_mtu"] = device.mtu
     return arguments if device.vectors is None else arguments | {"vectors": device.vectors}

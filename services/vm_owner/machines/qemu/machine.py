@@ -254,7 +254,9 @@ class QemuMachine:
         if spec.device_class == events.FS:
             device = FsDevice(spec.tag, spec.queues)
         else:
-            device = NetDevice(spec.mac_address or _mac_of(spec.instance_id), self._vectors())
+            device = NetDevice(
+                spec.mac_address or _mac_of(spec.instance_id), self._vectors(), spec.mtu
+            )
         await self._hot_plug.plug(spec.instance_id, spec.socket_path, device)
         if self._control is not None:
             await self._set_up(spec, device, self._control)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -84,12 +85,19 @@ async def test_an_adapter_has_a_back_end_between_and_all_go_in_reverse_order() -
     await qemu.plug.plug("a", "/run/a.sock", NET)
     assert qemu.commands[-1][1]["mac"] == "52:54:00:00:00:01"
     assert qemu.commands[-1][1]["vectors"] == 0
+    assert "host_mtu" not in qemu.commands[-1][1]
     await qemu.plug.unplug("a", 1.0)
     assert qemu.names() == [
         *("chardev-add", "netdev_add", "device_add"),
         *("device_del", "netdev_del", "chardev-remove"),
     ]
     assert "a" not in qemu.plug
+
+
+async def test_an_adapter_tells_the_guest_how_long_frames_may_be() -> None:
+    qemu = FakeQemu()
+    await qemu.plug.plug("a", "/run/a.sock", replace(NET, mtu=65520))
+    assert qemu.commands[-1][1]["host_mtu"] == 65520
 
 
 async def test_a_port_is_free_again_after_its_device() -> None:
