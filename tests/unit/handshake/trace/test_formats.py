@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from services.handshake import events
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.trace.checker import verify
 from services.handshake.trace.formats import parse_trace
-from services.handshake.trace.gzipped import unpack
+from services.handshake.trace.gzipped import inflate, unpack
 from services.handshake.trace.recorded import Recording, joined
 from tests.support.handshake_traces import VALID, VM, change, not_as_requested, record, wsl2
 from tests.support.trace_formats import (
@@ -133,6 +134,9 @@ def bad(write: Callable[[Recording], str], change: Callable[[Any], None]) -> str
         ('{"trace": {"batches": 7}}', "span 1", "not an OTLP trace export"),
         ('{"trace": {"a": 7}}', "", "a JSON object with 'trace'"),
         ('{"trace": {}, "status": "PARTIAL", "message": "too large"}', "", "too large"),
+        ('{"trace": {}, "status": 1}', "", "a part of the trace only (status 1): no reason"),
+        ('{"a": 1, "b": 2}', "", "a JSON object with 'a', 'b'; known are"),
+        ('[{"scopeSpans": 7}]', "span 1", "not an OTLP trace export"),
         ('{"data": null, "errors": [{"code": 404, "msg": "not found"}]}', "", "not found"),
         ('{"data": [7]}', "span 1", "not Jaeger's JSON"),
         ('{"data": [{"spans": [{}]}]}', "span 1", "not Jaeger's JSON: KeyError: 'traceID'"),
@@ -198,6 +202,44 @@ def test_the_order_within_a_span_is_kept_where_a_format_has_too_coarse_times() -
     assert names.index(events.VM_CREATED) < names.index(events.GUEST_BOOTED)
 
 
+def test_an_array_of_resources_is_a_document() -> None:
+    document = json.loads(otlp_document(record(wsl2())))["resourceSpans"]
+    assert verdicts(read(json.dumps(document))) == verdicts(record(wsl2()))
+
+
+def test_a_trace_of_jaeger_may_stand_alone() -> None:
+    [trace] = json.loads(jaeger(record(wsl2())))["data"]
+    assert verdicts(read(json.dumps(trace))) == verdicts(record(wsl2()))
+
+
+def jaeger_span(**members: Any) -> Recording:
+    """A span as Elasticsearch's documents have it, with nothing but its ids and these members."""
+    span = {"traceID": "a" * 32, "spanID": "b" * 16, **members}
+    return read(json.dumps({"spans": [span], "processes": {}}))
+
+
+def test_what_a_span_of_jaeger_does_not_say_is_empty() -> None:
+    [span] = jaeger_span().spans
+    assert (span.name, span.service, span.parent_id) == ("", "", "")
+    recording = jaeger_span(logs=[{"timestamp": 1}], process={"serviceName": "owner"})
+    assert [event.name for event in recording.events] == [""]
+    assert recording.spans[0].service == "owner", "the process stands in the span"
+
+
+@pytest.mark.parametrize(
+    ("kind", "trace", "parent"),
+    [
+        ("CHILD_OF", "a" * 32, "c" * 16),
+        ("FOLLOWS_FROM", "a" * 32, ""),
+        ("CHILD_OF", "d" * 32, ""),
+    ],
+)
+def test_the_parent_of_a_span_of_jaeger_is_in_its_trace(kind: str, trace: str, parent: str) -> None:
+    reference = {"refType": kind, "traceID": trace, "spanID": "c" * 16}
+    [span] = jaeger_span(references=[reference]).spans
+    assert span.parent_id == parent
+
+
 LIMIT = 1 << 20
 
 
@@ -230,6 +272,41 @@ def test_bad_gzip_is_refused(content: bytes, reason: str, said: str) -> None:
         unpacked(content, 9)
     assert caught.value.reason == reason
     assert said in caught.value.message
+
+
+def test_a_refusal_has_the_file_and_the_bound() -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        unpacked(packed("x" * 10), 9)
+    assert caught.value.metadata == {"path": "t.gz", "limit": "9"}
+
+
+def test_zlib_is_unpacked_without_a_magic() -> None:
+    assert inflate(zlib.compress(b"text"), 4) == b"text"
+
+
+def test_only_zeros_may_follow() -> None:
+    with pytest.raises(zlib.error):
+        inflate(packed("text") + b"X\0", LIMIT)
+
+
+def test_never_is_more_unpacked_than_one_byte_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Counting:
+        def __init__(self, window: int) -> None:
+            self._real = real(window)
+
+        def decompress(self, content: bytes, most: int = 0) -> bytes:
+            asked.append(most)
+            return self._real.decompress(content, most)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+    real = zlib.decompressobj
+    monkeypatch.setattr("services.handshake.trace.gzipped.zlib.decompressobj", Counting)
+    assert inflate(packed("one") + packed("two"), 9) == b"onetwo"
+    assert asked == [10, 7], "0 would be as many as there are"
 
 
 @given(st.binary() | st.binary().map(lambda tail: b"\x1f\x8b\x08" + tail))

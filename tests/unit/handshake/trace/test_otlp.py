@@ -61,6 +61,19 @@ def test_a_span_without_events_is_read_with_its_parent_and_service() -> None:
     assert str(read) == f"span {name!r} of owner (f line 1)"
 
 
+def test_what_a_span_does_not_say_is_empty() -> None:
+    span = {
+        "traceId": "ab" * 16,
+        "spanId": "cd" * 8,
+        "events": [{"attributes": [{"value": {"intValue": 1}}]}],
+    }
+    request = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
+    recording = parse_otlp_lines(json.dumps(request) + "\n", "f")
+    assert recording.spans == (Span("ab" * 16, "cd" * 8, "", "", "", "", "f line 1"),)
+    [event] = recording.events
+    assert (event.name, event.time_unix_nano, event.attributes) == ("", 0, {"": 1})
+
+
 @pytest.mark.parametrize(
     ("attributes", "called"),
     [
@@ -68,6 +81,7 @@ def test_a_span_without_events_is_read_with_its_parent_and_service() -> None:
         ({"rpc.method": "/a.B/Do"}, "a.B"),
         ({"rpc.method": "a.B/Do", "rpc.service": "other"}, "a.B"),
         ({"rpc.method": "Do", "rpc.service": "a.B"}, "a.B"),
+        ({"rpc.method": "Xa.B/Do"}, "Xa.B"),
         ({"rpc.method": "Do"}, ""),
         ({}, ""),
     ],
@@ -103,6 +117,7 @@ def test_lines_of_several_processes_and_empty_lines() -> None:
         (line(event(), traceId="q8nMEjRWeJA="), "not an id of 32 hexadecimal digits"),
         (line(event(), parentSpanId="00" * 8), "not an id of 16 hexadecimal digits"),
         (line(event(), spanId=5), "not an OTLP trace export"),
+        (line({"attributes": [{"key": 7}]}), "TypeError: the key of an attribute is 7"),
         (line(event(time="soon")), "not an OTLP trace export"),
         (line(event(time=float("inf"))), "not an OTLP trace export"),
         (
