@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
-from porthole.handshake.v1 import device_pb2, port_pb2
+from porthole.handshake.v1 import device_pb2
 
 from services.devicehost import fastpath
 from services.devicehost.devices.net.user.installation import PROGRAM as PASST
@@ -26,10 +26,6 @@ from services.devicehost.host import (
     DeviceSpec,
     FsBackend,
     NetBackend,
-    PortKey,
-    PortMapping,
-    PortProtocol,
-    PortState,
     Published,
     UserBackend,
     UserSettings,
@@ -43,6 +39,9 @@ from services.rpc.convert import (
     device_class_to_proto,
     device_state_to_proto,
     exhaustion_to_proto,
+    mapping_from_proto,
+    mapping_to_proto,
+    port_key_from_proto,
 )
 from services.rpc.server import Servicer
 from services.rpc.version import service_version
@@ -202,11 +201,11 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.MapPortResponse:
         """Forward a port of the host to a guest."""
-        wanted = PortMapping(_port_key(request.mapping.key), request.mapping.guest_port)
+        wanted = mapping_from_proto(request.mapping)
         mapping = await self._on_thread(
             request.vm_id, self.host.map_port, *(request.vm_id, request.instance_id, wanted)
         )
-        return device_host_pb2.MapPortResponse(mapping=_mapping_to_proto(mapping))
+        return device_host_pb2.MapPortResponse(mapping=mapping_to_proto(mapping))
 
     async def UnmapPort(  # noqa: N802
         self,
@@ -216,7 +215,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         ],
     ) -> device_host_pb2.UnmapPortResponse:
         """End a mapping."""
-        key = _port_key(request.key)
+        key = port_key_from_proto(request.key)
         await self._on_thread(
             request.vm_id, self.host.unmap_port, *(request.vm_id, request.instance_id, key)
         )
@@ -234,7 +233,7 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
             request.vm_id, self.host.list_ports, request.vm_id, request.instance_id
         )
         return device_host_pb2.ListPortsResponse(
-            mappings=[_mapping_to_proto(mapping) for mapping in mappings]
+            mappings=[mapping_to_proto(mapping) for mapping in mappings]
         )
 
     async def ForgetVm(  # noqa: N802
@@ -385,34 +384,6 @@ def _user_settings(user: device_host_pb2.UserBackend) -> UserSettings:
         host_loopback=tuple(user.host_loopback),
         gateway_ip_ipv6=user.gateway_ip_ipv6,
         mtu=user.mtu or MAX_MTU,
-    )
-
-
-_PROTOCOLS: Final = {
-    port_pb2.PORT_PROTOCOL_TCP: PortProtocol.TCP,
-    port_pb2.PORT_PROTOCOL_UDP: PortProtocol.UDP,
-}
-_PORT_STATES: Final = {
-    PortState.LISTENING: port_pb2.PORT_STATE_LISTENING,
-    PortState.LOST: port_pb2.PORT_STATE_LOST,
-}
-
-
-def _port_key(key: port_pb2.PortKey) -> PortKey:
-    protocol = _PROTOCOLS.get(key.protocol, PortProtocol.UNKNOWN)
-    return PortKey(protocol, key.listen_address, key.listen_port)
-
-
-def _mapping_to_proto(mapping: PortMapping) -> port_pb2.PortMapping:
-    (protocol,) = (number for number, known in _PROTOCOLS.items() if known is mapping.key.protocol)
-    return port_pb2.PortMapping(
-        key=port_pb2.PortKey(
-            protocol=protocol, listen_address=mapping.key.address, listen_port=mapping.key.port
-        ),
-        guest_port=mapping.guest_port,
-        state=_PORT_STATES[mapping.state],
-        reason=mapping.reason,
-        detail=mapping.detail,
     )
 
 

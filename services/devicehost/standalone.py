@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.devicehost.devices import DeviceOptions, NetBackend, UserBackend
-    from services.devicehost.devices.net.user import PortMapping
     from services.devicehost.memory import Access
+    from services.handshake.ports import PortMapping
 
 __all__ = [
     "LEAST_DESCRIPTORS",

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.duration_pb2 import Duration
-from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2
+from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2, port_pb2
 
 from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.exhaustion import Exhaustion
 from services.handshake.pool import pool_from_announcement
+from services.handshake.ports import PortKey, PortMapping, PortProtocol, PortState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 _CLASSES: Final[Mapping[str, device_pb2.DeviceClass.ValueType]] = {
     events.FS: device_pb2.DEVICE_CLASS_VIRTIO_FS,
     events.NET: device_pb2.DEVICE_CLASS_VIRTIO_NET,
+}
+_PORT_PROTOCOLS: Final[Mapping[int, PortProtocol]] = {
+    port_pb2.PortProtocol.Value(f"PORT_PROTOCOL_{each.name}"): each for each in PortProtocol
+}
+_PORT_STATES: Final[Mapping[int, PortState]] = {
+    port_pb2.PortState.Value(f"PORT_STATE_{each.name}"): each for each in PortState
 }
 TIMEOUT_LIMIT_S: Final = 3600
 """Longest timeout that a request may have."""
@@ -133,3 +140,40 @@ def exhaustion_to_proto(exhaustion: Exhaustion) -> device_pb2.Exhaustion:
 def exhaustion_from_proto(message: device_pb2.Exhaustion) -> Exhaustion:
     """Read an exhaustion."""
     return Exhaustion(message.resource, message.used, message.total)
+
+
+def port_key_from_proto(message: port_pb2.PortKey) -> PortKey:
+    """Convert the key of a mapping; the device host judges it."""
+    protocol = _PORT_PROTOCOLS.get(message.protocol, PortProtocol.UNSPECIFIED)
+    return PortKey(protocol, message.listen_address, message.listen_port)
+
+
+def port_key_to_proto(key: PortKey) -> port_pb2.PortKey:
+    """Convert the key of a mapping."""
+    return port_pb2.PortKey(
+        protocol=port_pb2.PortProtocol.Value(f"PORT_PROTOCOL_{key.protocol.name}"),
+        listen_address=key.address,
+        listen_port=key.port,
+    )
+
+
+def mapping_from_proto(message: port_pb2.PortMapping) -> PortMapping:
+    """Convert a mapping; the device host judges it."""
+    return PortMapping(
+        key=port_key_from_proto(message.key),
+        guest_port=message.guest_port,
+        state=_PORT_STATES.get(message.state, PortState.UNSPECIFIED),
+        reason=message.reason,
+        detail=message.detail,
+    )
+
+
+def mapping_to_proto(mapping: PortMapping) -> port_pb2.PortMapping:
+    """Convert a mapping."""
+    return port_pb2.PortMapping(
+        key=port_key_to_proto(mapping.key),
+        guest_port=mapping.guest_port,
+        state=port_pb2.PortState.Value(f"PORT_STATE_{mapping.state.name}"),
+        reason=mapping.reason,
+        detail=mapping.detail,
+    )

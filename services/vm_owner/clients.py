@@ -25,11 +25,11 @@ from services.rpc.convert import (
     device_class_to_proto,
     device_state_from_proto,
     exhaustion_from_proto,
-)
-from services.vm_owner.convert import (
     mapping_from_proto,
     mapping_to_proto,
     port_key_to_proto,
+)
+from services.vm_owner.convert import (
     report_from_proto,
 )
 from services.vm_owner.device_hosts import DeviceHostVersion, DeviceStatus, UserNetwork
@@ -39,11 +39,11 @@ from services.vm_owner.machines.qemu.control import SHARES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from services.handshake.ports import PortKey, PortMapping
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
     from services.vm_owner.machines import AttachSpec, BootSpec, MachineReport
     from services.vm_owner.machines.qemu.control import Adapter
-    from services.vm_owner.ports import PortKey, PortMapping
     from services.vm_owner.reports import Report
 
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from porthole.handshake.v1 import port_pb2
 from porthole.handshake.v1.device_pb2 import DeviceCounters
 from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.vmowner.v1 import vm_owner_pb2
@@ -28,7 +27,6 @@ from services.vm_owner.device_names import check_interface
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
 from services.vm_owner.machines import Isolation
 from services.vm_owner.networking import NetworkRequest
-from services.vm_owner.ports import PortKey, PortMapping, PortProtocol, PortState
 from services.vm_owner.record import VmKind
 from services.vm_owner.reports import UNKNOWN, Report
 from services.vm_owner.shares import Share, ShareSpec, canonical_directory
@@ -72,13 +70,6 @@ _MODES: Final[Mapping[int, NetworkingMode | None]] = {
         vm_owner_pb2.NetworkingMode.Value(f"NETWORKING_MODE_{mode.name}"): mode
         for mode in NetworkingMode
     },
-}
-
-_PORT_PROTOCOLS: Final[Mapping[int, PortProtocol]] = {
-    port_pb2.PortProtocol.Value(f"PORT_PROTOCOL_{each.name}"): each for each in PortProtocol
-}
-_PORT_STATES: Final[Mapping[int, PortState]] = {
-    port_pb2.PortState.Value(f"PORT_STATE_{each.name}"): each for each in PortState
 }
 
 
@@ -280,43 +271,6 @@ def network_to_proto(network: Network) -> vm_owner_pb2.ConfigureNetworkingRespon
         mode=_mode(network.mode),
         warning=_warning(network.warning) if network.warning else None,
         host_loopback_address=network.host_loopback_address,
-    )
-
-
-def port_key_from_proto(message: port_pb2.PortKey) -> PortKey:
-    """Convert the key of a mapping; the device host judges it."""
-    protocol = _PORT_PROTOCOLS.get(message.protocol, PortProtocol.UNSPECIFIED)
-    return PortKey(protocol, message.listen_address, message.listen_port)
-
-
-def port_key_to_proto(key: PortKey) -> port_pb2.PortKey:
-    """Convert the key of a mapping."""
-    return port_pb2.PortKey(
-        protocol=port_pb2.PortProtocol.Value(f"PORT_PROTOCOL_{key.protocol.name}"),
-        listen_address=key.address,
-        listen_port=key.port,
-    )
-
-
-def mapping_from_proto(message: port_pb2.PortMapping) -> PortMapping:
-    """Convert a mapping; the device host judges it."""
-    return PortMapping(
-        key=port_key_from_proto(message.key),
-        guest_port=message.guest_port,
-        state=_PORT_STATES.get(message.state, PortState.UNSPECIFIED),
-        reason=message.reason,
-        detail=message.detail,
-    )
-
-
-def mapping_to_proto(mapping: PortMapping) -> port_pb2.PortMapping:
-    """Convert a mapping."""
-    return port_pb2.PortMapping(
-        key=port_key_to_proto(mapping.key),
-        guest_port=mapping.guest_port,
-        state=port_pb2.PortState.Value(f"PORT_STATE_{mapping.state.name}"),
-        reason=mapping.reason,
-        detail=mapping.detail,
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from services.handshake.exhaustion import Exhaustion
-    from services.vm_owner.ports import PortKey, PortMapping
+    from services.handshake.ports import PortKey, PortMapping
 
 logger = logging.getLogger(__name__)
 

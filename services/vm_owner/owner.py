@@ -31,12 +31,12 @@ from services.vm_owner.watch_items import DeviceChange, DeviceExhausted
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
+    from services.handshake.ports import PortKey, PortMapping
     from services.vm_owner.assembly import Surroundings
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
     from services.vm_owner.host_paths import HostPaths
     from services.vm_owner.networking import Network, NetworkRequest
-    from services.vm_owner.ports import PortKey, PortMapping
     from services.vm_owner.shares import Share, ShareSpec
     from services.vm_owner.vm import Vm
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from porthole.handshake.v1 import guest_capabilities_pb2
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
+from services.rpc.convert import mapping_from_proto, mapping_to_proto, port_key_from_proto
 from services.rpc.server import Servicer
 from services.rpc.version import service_version
 from services.vm_owner.assembly import VmSpec
@@ -18,11 +19,8 @@ from services.vm_owner.convert import (
     device_spec_from_proto,
     device_to_proto,
     machine_spec_from_proto,
-    mapping_from_proto,
-    mapping_to_proto,
     network_request_from_proto,
     network_to_proto,
-    port_key_from_proto,
     report_in,
     share_spec_from_proto,
     share_to_proto,

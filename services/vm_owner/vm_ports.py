@@ -18,15 +18,15 @@ from services.handshake.errors import (
     PortholeError,
     UnavailableError,
 )
+from services.handshake.ports import normal
 from services.vm_owner.device_hosts import UserNetwork
 from services.vm_owner.operations import Operation
-from services.vm_owner.ports import normal
 
 if TYPE_CHECKING:
     from services.handshake.events import Event
+    from services.handshake.ports import PortKey, PortMapping
     from services.vm_owner.device_hosts import DeviceHost, DeviceHosts
     from services.vm_owner.guest_devices import GuestDevice, GuestDevices
-    from services.vm_owner.ports import PortKey, PortMapping
     from services.vm_owner.record import VmRecord
 
 logger = logging.getLogger(__name__)

@@ -37,9 +37,9 @@ from services.handshake.pool import parse_token
 from services.handshake.xattr_map import parse_xattr_map
 
 if TYPE_CHECKING:
-    from services.devicehost.devices import PortMapping, PortProtocol
     from services.devicehost.memory import Access
     from services.devicehost.standalone import StandaloneDevice
+    from services.handshake.ports import PortMapping, PortProtocol
 
 app = typer.Typer(
     help="Run one device alone, in place of virtiofsd or passt.", no_args_is_help=True
@@ -297,8 +297,9 @@ def net(
         return
     if (tap is None) == (not user):
         raise _wrong("give one of --tap=NAME and --user")
-    from services.devicehost.devices import NetBackend, PortProtocol, UserBackend, UserSettings
+    from services.devicehost.devices import NetBackend, UserBackend, UserSettings
     from services.devicehost.standalone import StandaloneDevice
+    from services.handshake.ports import PortProtocol
 
     of_user = {
         "--client-ip": client_ip,
@@ -355,7 +356,7 @@ def net(
 
 def _port(protocol: PortProtocol, text: str) -> PortMapping:
     """Read "[ADDRESS/]PORT[:GUEST_PORT]", passt's own form of one port."""
-    from services.devicehost.devices import PortKey, PortMapping
+    from services.handshake.ports import PortKey, PortMapping
 
     address, slash, ports = text.rpartition("/")
     port, colon, guest_port = ports.partition(":")

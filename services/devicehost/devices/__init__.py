@@ -23,10 +23,6 @@ from services.devicehost.devices.fs.device import FsDevice
 from services.devicehost.devices.net.backend import NetBackend, UserBackend
 from services.devicehost.devices.net.device import NetDevice
 from services.devicehost.devices.net.user import (
-    PortKey,
-    PortMapping,
-    PortProtocol,
-    PortState,
     UserSettings,
 )
 from services.handshake.events import FS, NET
@@ -54,10 +50,6 @@ __all__ = [
     "FsDevice",
     "NetBackend",
     "NetDevice",
-    "PortKey",
-    "PortMapping",
-    "PortProtocol",
-    "PortState",
     "UserBackend",
     "UserSettings",
     "make_device",

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
     from services.devicehost.accounting import DeviceMeter
     from services.devicehost.devices import DeviceBackend, DeviceOptions
-    from services.devicehost.devices.net.user import PortKey, PortMapping
     from services.devicehost.memory import Access
     from services.devicehost.virtio.device import VirtioDevice
     from services.handshake import events
     from services.handshake.exhaustion import Exhaustion
+    from services.handshake.ports import PortKey, PortMapping
 
 REMEMBERED_DEVICES: Final = 256
 """How many removed devices are remembered: the latest ones."""

@@ -16,8 +16,8 @@ from services.handshake.errors import (
     NotFoundError,
     UnavailableError,
 )
+from services.handshake.ports import PortKey, PortMapping, PortProtocol, PortState, normal
 from services.vm_owner.networking import NetworkRequest
-from services.vm_owner.ports import PortKey, PortMapping, PortProtocol, PortState, normal
 from services.vm_owner.states import VmState
 from services.vm_owner.wslconfig import NetworkingMode as Mode
 from tests.support.owner_peers import FREE_PORT

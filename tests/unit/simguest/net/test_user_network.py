@@ -18,10 +18,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.devicehost.host import (
-    PortKey,
-    PortMapping,
-    PortProtocol,
-    PortState,
     UserBackend,
     UserSettings,
 )
@@ -34,6 +30,7 @@ from services.handshake.errors import (
     PortholeError,
     UnavailableError,
 )
+from services.handshake.ports import PortKey, PortMapping, PortProtocol, PortState
 from services.simguest.net.namespace import NetworkNamespace
 from services.simguest.net.tap import TapAdapter
 from services.wire.virtio_net import F_CSUM
@@ -323,7 +320,7 @@ def taken(host: NetworkNamespace, port: int) -> socket.socket:
         (PortKey(TCP, "localhost", 8000), 80, InvalidArgumentError, "PORT_ADDRESS"),
         (PortKey(TCP, "fe80::1%lo", 8000), 80, InvalidArgumentError, "PORT_ADDRESS"),
         (PortKey(TCP, "224.0.0.1", 8000), 80, InvalidArgumentError, "PORT_ADDRESS"),
-        (PortKey(PortProtocol.UNKNOWN, "", 8000), 80, InvalidArgumentError, "PORT_PROTOCOL"),
+        (PortKey(PortProtocol.UNSPECIFIED, "", 8000), 80, InvalidArgumentError, "PORT_PROTOCOL"),
         (PortKey(TCP, ELSEWHERE, 0), 80, FailedPreconditionError, "PORT_ADDRESS_UNAVAILABLE"),
         (PortKey(TCP, ELSEWHERE, 80), 80, PermissionDeniedError, "PORT_NOT_PERMITTED"),
         (PortKey(TCP, ELSEWHERE, 8000), 80, FailedPreconditionError, "PORT_ADDRESS_UNAVAILABLE"),

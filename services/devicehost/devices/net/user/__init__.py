@@ -7,12 +7,6 @@ virtio headers.
 """
 
 from services.devicehost.devices.net.user.network import UserNetwork
-from services.devicehost.devices.net.user.ports import (
-    PortKey,
-    PortMapping,
-    PortProtocol,
-    PortState,
-)
 from services.devicehost.devices.net.user.settings import UserSettings
 
-__all__ = ["PortKey", "PortMapping", "PortProtocol", "PortState", "UserNetwork", "UserSettings"]
+__all__ = ["UserNetwork", "UserSettings"]

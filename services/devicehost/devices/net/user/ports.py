@@ -14,8 +14,7 @@ import os
 import socket
 import subprocess
 import threading
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +29,13 @@ from services.handshake.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from services.handshake.ports import (
+    DEFAULT_LISTEN_ADDRESS,
+    PortKey,
+    PortMapping,
+    PortProtocol,
+    PortState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,68 +45,11 @@ if TYPE_CHECKING:
 MAX_PORTS: Final = 128
 """Mappings of one adapter; passt has room for 255 rules."""
 MAX_PORT: Final = 65535
-DEFAULT_LISTEN_ADDRESS: Final = "127.0.0.1"
 
 _PESTO_S: Final = 5.0
 """How long passt may take for a change; it does not answer while its guest takes no frames."""
 _FREE_PORT_TRIES: Final = 4
 _FIRST_ORDINARY_PORT: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-
-
-class PortProtocol(StrEnum):
-    """The protocol of a mapping."""
-
-    TCP = "tcp"
-    UDP = "udp"
-    UNKNOWN = "unknown"
-    """Of a peer that is newer, or has forgotten it; refused."""
-
-
-class PortState(StrEnum):
-    """Whether a mapping forwards."""
-
-    LISTENING = "listening"
-    LOST = "lost"
-    """passt could not listen on the port any more; it forwards nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class PortKey:
-    """Where the host listens.
-
-    Attributes:
-        protocol: TCP or UDP.
-        address: An address of the host; of every address, "0.0.0.0" or "::".
-        port: 1 to 65535, or 0 for a free one, in a request.
-    """
-
-    protocol: PortProtocol
-    address: str
-    port: int
-
-    def __str__(self) -> str:
-        """Return it as "tcp 127.0.0.1:80"."""
-        address = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{self.protocol} {address}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class PortMapping:
-    """A port of the host that is forwarded to one of the guest.
-
-    Attributes:
-        key: Where the host listens.
-        guest_port: 1 to 65535.
-        state: Whether it forwards.
-        reason: Of a lost one, the reason of the error.
-        detail: The same for people.
-    """
-
-    key: PortKey
-    guest_port: int
-    state: PortState = PortState.LISTENING
-    reason: str = ""
-    detail: str = ""
 
 
 class Ports:
@@ -320,7 +269,7 @@ def _rule(mapping: PortMapping) -> tuple[str, str]:
 
 def _checked(key: PortKey, *, least: int) -> PortKey:
     """Return a key with its address in the one spelling that is compared."""
-    if key.protocol is PortProtocol.UNKNOWN:
+    if key.protocol is PortProtocol.UNSPECIFIED:
         raise InvalidArgumentError("PORT_PROTOCOL", "a port's protocol is neither TCP nor UDP")
     _check_number("port of the host", key.port, least=least)
     try:

@@ -17,10 +17,10 @@ import pytest
 from services.devicehost.devices.net.user import network as network_module
 from services.devicehost.devices.net.user import process as process_module
 from services.devicehost.devices.net.user.network import UserNetwork
-from services.devicehost.devices.net.user.ports import PortKey, PortMapping, PortProtocol
 from services.devicehost.devices.net.user.settings import UserSettings
 from services.handshake.errors import FailedPreconditionError, UnavailableError
 from services.handshake.options import NetOptions
+from services.handshake.ports import PortKey, PortMapping, PortProtocol
 from services.wire.virtio_net import HDR_F_DATA_VALID, HEADER_BYTES, MAX_FRAME_BYTES, NetHeader
 from services.wire.virtio_net import HEADER as HEADER_STRUCT
 from tests.support.descriptors import open_descriptors
