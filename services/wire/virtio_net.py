@@ -48,6 +48,11 @@ F_RSC_EXT: Final = 1 << 61
 F_STANDBY: Final = 1 << 62
 F_SPEED_DUPLEX: Final = 1 << 63
 
+GUEST_SEGMENTS: Final = F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_USO4 | F_GUEST_USO6
+"""With one of these a received frame may be longer than the MTU."""
+GUEST_OFFLOADS: Final = F_GUEST_CSUM | GUEST_SEGMENTS
+"""What CTRL_GUEST_OFFLOADS_SET switches (section 5.1.6.5.6.1), but for UFO and ECN."""
+
 # virtio_net_config.status, section 5.1.4.
 S_LINK_UP: Final = 1
 S_ANNOUNCE: Final = 2

@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 
     from services.simguest.virtio.interface import DriverQueue, ProbedDevice
 
-_GUEST_OFFLOADS: Final = (
-    virtio_net.F_GUEST_CSUM
-    | virtio_net.F_GUEST_TSO4
-    | virtio_net.F_GUEST_TSO6
-    | virtio_net.F_GUEST_USO4
-    | virtio_net.F_GUEST_USO6
-)
 WANTED_FEATURES: Final = (
     virtio_net.F_MAC
     | virtio_net.F_MTU
@@ -41,7 +34,7 @@ WANTED_FEATURES: Final = (
     | virtio_net.F_HOST_TSO4
     | virtio_net.F_HOST_TSO6
     | virtio_net.F_HOST_USO
-    | _GUEST_OFFLOADS
+    | virtio_net.GUEST_OFFLOADS
     | virtio_net.F_CTRL_VQ
     | virtio_net.F_CTRL_GUEST_OFFLOADS
     | virtio_net.F_MQ
@@ -169,7 +162,7 @@ class NetDriver:
         """Return how long each receive buffer is (section 5.1.6.3.1)."""
         if self.features & virtio_net.F_MRG_RXBUF:
             return MERGEABLE_BUFFER_BYTES
-        if self.features & _GUEST_OFFLOADS & ~virtio_net.F_GUEST_CSUM:
+        if self.features & virtio_net.GUEST_SEGMENTS:
             return HEADER_BYTES + virtio_net.MAX_FRAME_BYTES
         return HEADER_BYTES + virtio_net.ETHERNET_HEADER_BYTES + _VLAN_TAG_BYTES + self.mtu
 

@@ -39,13 +39,6 @@ _FEATURES: Final = (
     | virtio_net.F_MRG_RXBUF
     | virtio_net.F_CTRL_VQ
 )
-_GUEST_OFFLOADS: Final = (
-    virtio_net.F_GUEST_CSUM
-    | virtio_net.F_GUEST_TSO4
-    | virtio_net.F_GUEST_TSO6
-    | virtio_net.F_GUEST_USO4
-    | virtio_net.F_GUEST_USO6
-)
 _MOST_COMMAND_BYTES: Final = 64
 """Longest command that is looked at; those that are served have 4 and 10 bytes."""
 
@@ -192,7 +185,7 @@ class NetDevice:
             self._backend.use(number)
             return True
         if kind == (virtio_net.CTRL_GUEST_OFFLOADS, virtio_net.CTRL_GUEST_OFFLOADS_SET):
-            may = self._features & _GUEST_OFFLOADS
+            may = self._features & virtio_net.GUEST_OFFLOADS
             if not self._features & virtio_net.F_CTRL_GUEST_OFFLOADS:
                 return False
             if len(data) != 8 or number & ~may:

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from services.devicehost.devices.net.backend import Wire
 
 _VLAN_TAG_BYTES: Final = 4
-_SEGMENTS: Final = (
-    virtio_net.F_GUEST_TSO4
-    | virtio_net.F_GUEST_TSO6
-    | virtio_net.F_GUEST_USO4
-    | virtio_net.F_GUEST_USO6
-)
-"""With one of these a received frame may be longer than the MTU."""
 
 
 class NativeLoop:
@@ -67,7 +60,8 @@ class NativeLoop:
             stream=ctypes.addressof(stream) if stream is not None else None,
             fd=wire.fd,
             mergeable=bool(features & virtio_net.F_MRG_RXBUF),
-            expected_bytes=HEADER_BYTES + (MAX_FRAME_BYTES if features & _SEGMENTS else usual),
+            expected_bytes=HEADER_BYTES
+            + (MAX_FRAME_BYTES if features & virtio_net.GUEST_SEGMENTS else usual),
             received_flags=received_flags(features),
             offloads=fastpath.PhNetOffloads(
                 csum=bool(features & virtio_net.F_CSUM),
