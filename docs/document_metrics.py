@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from services.rpc.metrics import Metric
 
 SECTIONS: Final[dict[str, tuple[str, tuple[Metric, ...]]]] = {
-    "Every service, and each command": (
-        "Processes `owner`, `devicehost`, `simguest`, `guest-init` and `porthole-cli`. Those of "
-        "`porthole.telemetry` exist in a process that has a collector.",
+    "Every service": (
+        "Processes `owner`, `devicehost`, `simguest` and `guest-init`; a command (`porthole-cli`) "
+        "has them in the file of PORTHOLE_METRICS_FILE only. Those of `porthole.telemetry` exist "
+        "in a process that has a collector.",
         (*calls.METRICS, *providers.METRICS),
     ),
     "VM owner": ("Process `owner`.", (*owner.METRICS, *verdicts.METRICS)),

@@ -86,7 +86,7 @@ class CliContext:
     @contextmanager
     def telemetry(self) -> Iterator[None]:
         """Set telemetry up for the body, and shut it down after it."""
-        tracing.setup("porthole-cli", self.settings)
+        tracing.setup("porthole-cli", self.settings, is_command=True)
         try:
             yield
         finally:

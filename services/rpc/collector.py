@@ -191,6 +191,11 @@ class CollectorLink:
             return self._failed_at is None or now - self._failed_at >= RECENT_FAILURE_S
 
     @property
+    def waiting(self) -> int:
+        """Number of spans that have ended, and of which the collector has not said anything."""
+        return self._waiting
+
+    @property
     def has_answered(self) -> bool:
         """Whether the collector has ever taken an export."""
         return self._has_answered

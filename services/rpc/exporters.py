@@ -1,7 +1,9 @@
-"""What sends to a collector: OpenTelemetry's exporters of spans, events and metrics, over a link.
+"""What sends to a collector: exporters of spans, events and metrics, over a link.
 
-Owns the queue of spans, and when it is sent. Each export passes the link, which counts it and ends
-it when the collector is given up. Must not know what a span or a metric means.
+Owns the queue of spans, when it is sent, and when OpenTelemetry's exporters are made: by the thread
+that first sends something, so that no process waits for their import. Each export passes the link,
+which counts it and ends it when the collector is given up. Must not know what a span or a metric
+means.
 
 An event of a span is sent as a log event too, right after its span: OpenTelemetry moves events
 there. So the queue of spans bounds both, and no event is sent twice or without its span.
@@ -10,28 +12,29 @@ there. So the queue of spans bounds both, and no event is sent twice or without 
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord
-from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from services.rpc.collector import positive
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.context import Context
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from services.rpc.collector import CollectorLink
+    from services.rpc.otlp_events import EventExporter
+
+logger = logging.getLogger(__name__)
 
 # The exporter warns of each repetition. What is lost in the end is an error of its own, and a line
 # of ours when the process ends.
@@ -43,30 +46,109 @@ SEND_AFTER_S: Final = 0.5
 BATCH_SPANS: Final = 512
 """Most spans of one export; OTEL_BSP_MAX_EXPORT_BATCH_SIZE changes it."""
 
+_METRIC_PREFERENCES: Final = (
+    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+    "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+)
+"""What a reader of metrics asks its exporter for before anything is sent."""
 
-class LinkedSpanExporter(OTLPSpanExporter):
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a collector is.
+
+    Attributes:
+        endpoint: URL of the collector, or host:port; None: that of OpenTelemetry's variables.
+        insecure: Whether the connection is without TLS; None: as the URL and variables say.
+        timeout_s: Longest time that one export takes; None: that of OpenTelemetry's variables.
+    """
+
+    endpoint: str | None
+    insecure: bool | None
+    timeout_s: int | None
+
+    def spans(self) -> OTLPSpanExporter:
+        """Make what sends spans."""
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter(**self._arguments())
+
+    def events(self) -> EventExporter:
+        """Make what sends log events."""
+        from services.rpc.otlp_events import EventExporter
+
+        return EventExporter(**self._arguments())
+
+    def metrics(self) -> OTLPMetricExporter:
+        """Make what sends metrics."""
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+        return OTLPMetricExporter(**self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"endpoint": self.endpoint, "insecure": self.insecure, "timeout": self.timeout_s}
+
+
+class _Exporter(Protocol):
+    def shutdown(self) -> None: ...
+
+
+_E = TypeVar("_E", bound=_Exporter)
+
+
+class _Late(Generic[_E]):
+    """An exporter that is made when something is first sent.
+
+    Args:
+        what: What it sends.
+        make: Makes it, on the thread that sends.
+    """
+
+    def __init__(self, what: str, make: Callable[[], _E]) -> None:
+        self._what = what
+        self._make = make
+        self._making = threading.Lock()
+        self._ending = threading.Lock()
+        self._made: _E | None = None
+        self._closed = False
+
+    def get(self) -> _E | None:
+        """Return it; None: it cannot be made, or was shut down before it was."""
+        with self._making:
+            if self._made is None and not self._closed:
+                try:
+                    self._made = self._make()
+                except Exception as failure:  # OpenTelemetry's settings, each with its own kind
+                    self._closed = True
+                    logger.error("the collector gets no %s: %s", self._what, failure)
+        # It was shut down while it was made, and nobody else could end it.
+        if self._closed:
+            self.shutdown()
+        return self._made
+
+    def shutdown(self) -> None:
+        """End an export that runs, and send nothing any more; a second call does nothing."""
+        self._closed = True
+        if self._made is not None and self._ending.acquire(blocking=False):
+            self._made.shutdown()
+
+
+class LinkedSpanExporter(SpanExporter):
     """Sends spans to the collector of a link.
 
     Args:
         link: The link.
-        endpoint: URL of the collector, or host:port; None: that of OpenTelemetry's variables.
-        insecure: Whether the connection is without TLS; None: as the URL and variables say.
-        timeout_s: Longest time that one export takes; None: that of OpenTelemetry's variables.
-        events: Sends the events of spans; None: they are in their spans only.
+        to: The collector.
+        sends_events: Whether the events of spans are sent as log events, too.
+
+    Attributes:
+        link: The link.
     """
 
-    def __init__(
-        self,
-        link: CollectorLink,
-        endpoint: str | None,
-        insecure: bool | None,
-        timeout_s: int | None,
-        events: LinkedEventExporter | None = None,
-    ) -> None:
-        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
-        self._link = link
-        self._events = events
-        self._once = threading.Lock()
+    def __init__(self, link: CollectorLink, to: Destination, sends_events: bool) -> None:
+        self.link: Final = link
+        self._spans = _Late("spans", to.spans)
+        self._events = _Late("log events", to.events) if sends_events else None
         # An export that fails makes a new channel, under the feet of another one.
         self._alone = threading.Lock()
         link.on_abandon(self.shutdown)
@@ -78,120 +160,98 @@ class LinkedSpanExporter(OTLPSpanExporter):
         """
         threading.Thread(target=self.export, args=((),), daemon=True).start()
 
+    def prepare(self) -> None:
+        """Make what sends spans, or wait until the thread that makes it has."""
+        self._spans.get()
+
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch."""
-        send = super().export
+        exporter = self._spans.get()
 
         def taken() -> bool:
-            return send(spans) is SpanExportResult.SUCCESS
+            return exporter is not None and exporter.export(spans) is SpanExportResult.SUCCESS
 
         with self._alone:
-            done = self._link.send_spans(len(spans), taken)
-            if done and self._events is not None:
-                self._events.export_of(spans)
+            done = self.link.send_spans(len(spans), taken)
+            if done:
+                self._export_events(spans)
         return SpanExportResult.SUCCESS if done else SpanExportResult.FAILURE
 
-    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+    def _export_events(self, spans: Sequence[ReadableSpan]) -> None:
+        events = self._events
+        count = sum(len(span.events) for span in spans)
+        if events is None or not count:
+            return
+
+        def taken() -> bool:
+            exporter = events.get()
+            return exporter is not None and exporter.export_of(spans)
+
+        self.link.send_events(count, taken)
+
+    def shutdown(self) -> None:
         """Disconnect, which ends an export that runs; a second call does nothing."""
-        if self._once.acquire(blocking=False):
-            super().shutdown()  # in older versions it takes no time for spans
-            if self._events is not None:
-                self._events.shutdown()
+        self._spans.shutdown()
+        if self._events is not None:
+            self._events.shutdown()
 
 
-class LinkedEventExporter(OTLPLogExporter):
-    """Sends the events of spans as log events to the collector of a link.
+class LinkedMetricExporter(MetricExporter):
+    """Sends metrics to the collector of a link.
 
-    Its arguments are those of LinkedSpanExporter, which shuts it down.
+    Args:
+        link: The link.
+        to: The collector.
     """
 
-    def __init__(
-        self,
-        link: CollectorLink,
-        endpoint: str | None,
-        insecure: bool | None,
-        timeout_s: int | None,
-    ) -> None:
-        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
+    def __init__(self, link: CollectorLink, to: Destination) -> None:
         self._link = link
-
-    def export_of(self, spans: Sequence[ReadableSpan]) -> None:
-        """Send the events of spans that the collector has, if there are any."""
-        count = sum(len(span.events) for span in spans)
-        if count:
-            self._link.send_events(count, lambda: self._taken(spans))
-
-    def _taken(self, spans: Any) -> bool:
-        return self.export(spans).name == "SUCCESS"
-
-    def _translate_data(self, data: Any) -> ExportLogsServiceRequest:
-        # OpenTelemetry's API of log records, which the exporter is made for, is not stable yet.
-        return log_events(data)
-
-
-def log_events(spans: Sequence[ReadableSpan]) -> ExportLogsServiceRequest:
-    """Return the events of spans as log events (opentelemetry-proto, LogRecord.event_name)."""
-    request = ExportLogsServiceRequest()
-    for of_resource in encode_spans(spans).resource_spans:
-        resource_logs = request.resource_logs.add(resource=of_resource.resource)
-        for of_scope in of_resource.scope_spans:
-            resource_logs.scope_logs.add(
-                scope=of_scope.scope,
-                log_records=[
-                    LogRecord(
-                        event_name=event.name,
-                        time_unix_nano=event.time_unix_nano,
-                        observed_time_unix_nano=event.time_unix_nano,
-                        severity_number=SEVERITY_NUMBER_INFO,
-                        attributes=event.attributes,
-                        trace_id=span.trace_id,
-                        span_id=span.span_id,
-                    )
-                    for span in of_scope.spans
-                    for event in span.events
-                ],
-            )
-    return request
-
-
-class LinkedMetricExporter(OTLPMetricExporter):
-    """Sends metrics to the collector of a link; its arguments are those of LinkedSpanExporter."""
-
-    def __init__(
-        self,
-        link: CollectorLink,
-        endpoint: str | None,
-        insecure: bool | None,
-        timeout_s: int | None,
-    ) -> None:
-        super().__init__(endpoint=endpoint, insecure=insecure, timeout=timeout_s)
-        self._link = link
-        self._once = threading.Lock()
+        self._metrics = _Late("metrics", to.metrics)
+        # What it prefers is asked before it sends, and is OpenTelemetry's default but for these.
+        early = self._metrics.get() if any(map(os.environ.get, _METRIC_PREFERENCES)) else None
+        super().__init__(
+            preferred_temporality=None if early is None else early._preferred_temporality,
+            preferred_aggregation=None if early is None else early._preferred_aggregation,
+        )
         link.on_abandon(self.shutdown)
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any
     ) -> MetricExportResult:
         """Send a collection."""
-        send = super().export
 
         def taken() -> bool:
-            return send(metrics_data, timeout_millis) is MetricExportResult.SUCCESS
+            exporter = self._metrics.get()
+            return (
+                exporter is not None
+                and exporter.export(metrics_data, timeout_millis) is MetricExportResult.SUCCESS
+            )
 
         done = self._link.send_metrics(taken)
         return MetricExportResult.SUCCESS if done else MetricExportResult.FAILURE
 
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Return True: nothing waits here."""
+        return True
+
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
         """Disconnect, which ends an export that runs; a second call does nothing."""
-        if self._once.acquire(blocking=False):
-            super().shutdown(timeout_millis)
+        self._metrics.shutdown()
 
 
 class QueuedSpans(SpanProcessor):
-    """The spans that wait for a collector: as many as its link admits, in the queue of the SDK."""
+    """The spans that wait for a collector: as many as its link admits, in the queue of the SDK.
 
-    def __init__(self, link: CollectorLink, exporter: LinkedSpanExporter, queue_spans: int) -> None:
-        self._link = link
+    Args:
+        exporter: Sends them.
+        queue_spans: Most spans that wait.
+        greets: Whether the collector is greeted when the first span begins.
+    """
+
+    def __init__(self, exporter: LinkedSpanExporter, queue_spans: int, greets: bool) -> None:
+        self._link = exporter.link
+        self._exporter = exporter
+        self._greets = greets
         batch_spans = positive("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS)
         self._queue: SpanProcessor = BatchSpanProcessor(
             exporter,
@@ -202,7 +262,10 @@ class QueuedSpans(SpanProcessor):
         )
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Do nothing."""
+        """Greet the collector, once, if that is asked for."""
+        if self._greets:
+            self._greets = False
+            self._exporter.greet()
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue a span, or drop it; never waits."""

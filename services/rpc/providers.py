@@ -8,8 +8,6 @@ Of OpenTelemetry's variables, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, OTEL_
 OTEL_BSP_*, OTEL_METRIC_EXPORT_INTERVAL and OTEL_LOGS_EXPORTER=none count. Those that would make a
 hole in a handshake do not: every span is sampled, with all of its events; and `service.name` is the
 name of the service, because processes inherit the variables and the trace checker reads the name.
-
-Exporters are imported where they are used: they take a fifth of the time in which a process starts.
 """
 
 from __future__ import annotations
@@ -37,6 +35,12 @@ from services.rpc.collector import (
     end_within,
     positive,
     queue_spans,
+)
+from services.rpc.exporters import (
+    Destination,
+    LinkedMetricExporter,
+    LinkedSpanExporter,
+    QueuedSpans,
 )
 from services.rpc.metrics import Kind, Metric, observe
 from services.rpc.version import SOFTWARE_VERSION
@@ -108,33 +112,51 @@ class Providers:
     """The providers of this process.
 
     Attributes:
-        link: What is known of the collector; None: there is none.
+        exporter: Sends spans to the collector; None: there is none.
     """
 
     tracer_provider: TracerProvider
     meter_provider: MeterProvider
-    link: CollectorLink | None
+    exporter: LinkedSpanExporter | None
+
+    @property
+    def link(self) -> CollectorLink | None:
+        """What is known of the collector; None: there is none."""
+        return None if self.exporter is None else self.exporter.link
 
     def end(self, flush_s: float, unheard_s: float = inf) -> None:
         """Export the rest and stop.
 
         Args:
             flush_s: Longest time that a collector gets; files get what is due.
-            unheard_s: The same for one that has not answered by then.
+            unheard_s: The same for one that has not answered by then. What this process has to do
+                before it can send does not count.
         """
         ends: tuple[Callable[[], object], ...] = (
             self.tracer_provider.shutdown,
             self.meter_provider.shutdown,
         )
-        if self.link is not None:
-            end_within(flush_s, self.link, ends, unheard_s)
+        if self.exporter is not None:
+            link = self.exporter.link
+            if link.waiting and link.answers():
+                self.exporter.prepare()
+            end_within(flush_s, link, ends, unheard_s)
             return
         for end in ends:
             end()
 
 
-def make_providers(service_name: str, settings: ServiceSettings) -> Providers | None:
+def make_providers(
+    service_name: str, settings: ServiceSettings, is_command: bool = False
+) -> Providers | None:
     """Make the providers of a service; None if OTEL_SDK_DISABLED is true.
+
+    Args:
+        service_name: The resource attribute `service.name`.
+        settings: Where spans and metrics are exported.
+        is_command: Whether this process ends soon. It asks the collector for an answer as soon as
+            a span begins, so that it knows at its end whether to wait; and it sends no metrics,
+            which would make new series for each command.
 
     Raises:
         OSError: trace_file or metrics_file cannot be opened.
@@ -142,12 +164,14 @@ def make_providers(service_name: str, settings: ServiceSettings) -> Providers | 
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     resource = _resource(service_name)
-    link = CollectorLink(queue_spans()) if _has_collector(settings) else None
+    exporter = _exporter(settings) if _has_collector(settings) else None
     providers = Providers(
-        _tracer_provider(resource, settings, link), _meter_provider(resource, settings, link), link
+        _tracer_provider(resource, settings, exporter, greets=is_command),
+        _meter_provider(resource, settings, None if is_command else exporter),
+        exporter,
     )
-    if link is not None:
-        _count_losses(providers.meter_provider, link)
+    if exporter is not None:
+        _count_losses(providers.meter_provider, exporter.link)
     return providers
 
 
@@ -178,8 +202,16 @@ def _has_collector(settings: ServiceSettings) -> bool:
     return True
 
 
+def _exporter(settings: ServiceSettings) -> LinkedSpanExporter:
+    link = CollectorLink(queue_spans())
+    return LinkedSpanExporter(link, _destination(settings), _sends_events())
+
+
 def _tracer_provider(
-    resource: Resource, settings: ServiceSettings, link: CollectorLink | None
+    resource: Resource,
+    settings: ServiceSettings,
+    exporter: LinkedSpanExporter | None,
+    greets: bool,
 ) -> TracerProvider:
     # All spans are sampled, even if the caller's is not: a checked trace must have no hole.
     provider = TracerProvider(
@@ -191,33 +223,25 @@ def _tracer_provider(
     if settings.trace_file is not None:
         from services.rpc.otlp_file import FileSpanExporter, LineFile
 
-        exporter = FileSpanExporter(LineFile(settings.trace_file))
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        file_exporter = FileSpanExporter(LineFile(settings.trace_file))
+        provider.add_span_processor(SimpleSpanProcessor(file_exporter))
     if settings.trace_console:
         provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
-    if link is not None:
-        from services.rpc.exporters import LinkedEventExporter, LinkedSpanExporter, QueuedSpans
-
-        to = _destination(settings)
-        events = LinkedEventExporter(link, *to) if _sends_events() else None
-        otlp = LinkedSpanExporter(link, *to, events)
-        otlp.greet()
-        provider.add_span_processor(QueuedSpans(link, otlp, queue_spans()))
+    if exporter is not None:
+        provider.add_span_processor(QueuedSpans(exporter, queue_spans(), greets))
     return provider
 
 
 def _meter_provider(
-    resource: Resource, settings: ServiceSettings, link: CollectorLink | None
+    resource: Resource, settings: ServiceSettings, exporter: LinkedSpanExporter | None
 ) -> MeterProvider:
     readers: list[MetricReader] = []
     if settings.metrics_file is not None:
         from services.rpc.otlp_file import FileMetricExporter, LineFile
 
         readers.append(_periodic(FileMetricExporter(LineFile(settings.metrics_file))))
-    if link is not None:
-        from services.rpc.exporters import LinkedMetricExporter
-
-        readers.append(_periodic(LinkedMetricExporter(link, *_destination(settings))))
+    if exporter is not None:
+        readers.append(_periodic(LinkedMetricExporter(exporter.link, _destination(settings))))
     return MeterProvider(
         readers,
         resource=resource,
@@ -226,11 +250,10 @@ def _meter_provider(
     )
 
 
-def _destination(settings: ServiceSettings) -> tuple[str | None, bool | None, int | None]:
-    """Return endpoint, whether it is insecure, and an export's deadline; None: by variables."""
+def _destination(settings: ServiceSettings) -> Destination:
     deadline_s = None if os.environ.get("OTEL_EXPORTER_OTLP_TIMEOUT") else EXPORT_DEADLINE_S
     endpoint = settings.otlp_endpoint
-    return endpoint, None if endpoint is None else True, deadline_s
+    return Destination(endpoint, None if endpoint is None else True, deadline_s)
 
 
 def _sends_events() -> bool:

@@ -54,7 +54,7 @@ class _Telemetry:
 _active: _Telemetry | None = None
 
 
-def setup(service_name: str, settings: ServiceSettings) -> None:
+def setup(service_name: str, settings: ServiceSettings, is_command: bool = False) -> None:
     """Begin to log to stderr, to trace and to measure.
 
     A second call before `shutdown` does nothing. A span is written to a file and the console as
@@ -63,6 +63,7 @@ def setup(service_name: str, settings: ServiceSettings) -> None:
     Args:
         service_name: The resource attribute `service.name`.
         settings: Where spans and metrics are exported.
+        is_command: Whether this process ends soon: see `make_providers`.
 
     Raises:
         OSError: trace_file or metrics_file cannot be opened.
@@ -75,7 +76,7 @@ def setup(service_name: str, settings: ServiceSettings) -> None:
         level=settings.log_level.upper(),
         format=f"%(asctime)s {service_name} %(levelname)s %(name)s: %(message)s",
     )
-    providers = make_providers(service_name, settings)
+    providers = make_providers(service_name, settings, is_command)
     _active = None if providers is None else _Telemetry(providers)
 
 

@@ -34,11 +34,13 @@ class Collector:
         asked: Set once an export has arrived.
         exports: Number of exports that have arrived.
         log_exports: Number of those of logs.
+        temporalities: Aggregation temporality of each sum, by its name (OTLP's numbers).
     """
 
     def __init__(self, *, fails: bool = False, fails_logs: bool = False) -> None:
         self.spans: list[str] = []
         self.metrics: list[str] = []
+        self.temporalities: dict[str, int] = {}
         self.logs: list[LogRecord] = []
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -66,7 +68,11 @@ class Collector:
                 self.logs += [log for scope in logs_of.scope_logs for log in scope.log_records]
             return logs_service_pb2.ExportLogsServiceResponse()
         for metrics_of in request.resource_metrics:
-            self.metrics += [m.name for scope in metrics_of.scope_metrics for m in scope.metrics]
+            metrics = [m for scope in metrics_of.scope_metrics for m in scope.metrics]
+            self.metrics += [m.name for m in metrics]
+            self.temporalities |= {
+                m.name: m.sum.aggregation_temporality for m in metrics if m.HasField("sum")
+            }
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import (
+    AGGREGATION_TEMPORALITY_CUMULATIVE,
+    AGGREGATION_TEMPORALITY_DELTA,
+)
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from services.handshake.events import Event
 from services.rpc import tracing
@@ -20,6 +27,7 @@ from services.rpc.collector import (
     end_within,
     queue_spans,
 )
+from services.rpc.exporters import Destination, LinkedSpanExporter
 from services.rpc.providers import make_providers, metrics_interval_s
 from services.rpc.settings import ServiceSettings
 from tests.support.collector import Collector, refusing, serving, silent
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
     from services.rpc.providers import Providers
 
@@ -273,9 +283,9 @@ def ends_in_bounds() -> Iterator[None]:
     assert time.monotonic() - began_s < EXPORT_DEADLINE_S
 
 
-def providers_for(run_dir: Path, endpoint: str) -> Providers:
+def providers_for(run_dir: Path, endpoint: str, is_command: bool = False) -> Providers:
     settings = ServiceSettings(run_dir=run_dir, otlp_endpoint=endpoint)
-    made = make_providers("unit", settings)
+    made = make_providers("unit", settings, is_command)
     assert made is not None
     return made
 
@@ -379,9 +389,10 @@ def test_a_slow_collector_gets_everything_within_the_budget(run_dir: Path) -> No
 def test_a_command_waits_for_a_collector_that_has_answered_before(run_dir: Path) -> None:
     collector = Collector()
     with serving(collector) as endpoint:
-        providers = providers_for(run_dir, endpoint)
+        providers = providers_for(run_dir, endpoint, is_command=True)
+        end_a_span(providers, "Greeting")
         assert providers.link is not None
-        while not providers.link.has_answered:
+        while "Greeting" not in collector.spans:
             time.sleep(0.01)
         collector.asked.clear()
         collector.may_answer.clear()
@@ -393,7 +404,7 @@ def test_a_command_waits_for_a_collector_that_has_answered_before(run_dir: Path)
         assert ending.is_alive()
         collector.may_answer.set()
         ending.join(60)
-    assert collector.spans == ["Heard"]
+    assert collector.spans == ["Greeting", "Heard"]
 
 
 def test_after_a_failed_export_nothing_is_sent_at_the_end(run_dir: Path) -> None:
@@ -402,25 +413,126 @@ def test_after_a_failed_export_nothing_is_sent_at_the_end(run_dir: Path) -> None
         providers = providers_for(run_dir, endpoint)
         link = providers.link
         assert link is not None
-        while link.answers():  # the greeting fails
+        end_a_span(providers, "Refused")
+        while link.answers():
             time.sleep(0.01)
         end_a_span(providers, "Unheard")
         providers.end(60)
         assert collector.exports == 1
-        assert lost(link) == (0, 1)
+        assert lost(link) == (0, 2)
 
 
-def test_a_process_that_traces_nothing_knows_whether_its_collector_answers(run_dir: Path) -> None:
+def test_a_command_knows_whether_its_collector_answers_before_its_span_ends(run_dir: Path) -> None:
     collector = Collector()
     collector.may_answer.clear()
     with serving(collector) as endpoint:
-        providers = providers_for(run_dir, endpoint)
-        assert collector.asked.wait(60)
-        assert collector.spans == []
-        collector.may_answer.set()
-        end_a_span(providers, "Heard")
+        providers = providers_for(run_dir, endpoint, is_command=True)
+        spans = providers.tracer_provider.get_tracer("unit")
+        with spans.start_as_current_span("vm create"), spans.start_as_current_span("CreateVm"):
+            assert collector.asked.wait(60)
+            assert collector.spans == []
+            collector.may_answer.set()
         providers.end(60)
-    assert collector.spans == ["Heard"]
+    assert collector.spans == ["CreateVm", "vm create"]
+    assert collector.exports == 2, "one greeting, and one for both spans"
+
+
+def test_a_command_sends_no_metrics(run_dir: Path) -> None:
+    collector = Collector()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint, is_command=True)
+        providers.meter_provider.get_meter("unit").create_counter("porthole.requests").add(1)
+        end_a_span(providers, "CreateVm")
+        providers.end(60)
+    assert (collector.spans, collector.metrics) == (["CreateVm"], [])
+
+
+_IMPORTS = """
+import sys
+from pathlib import Path
+from services.rpc.exporters import Destination, LinkedSpanExporter
+from services.rpc.providers import make_providers
+from services.rpc.settings import ServiceSettings
+
+settings = ServiceSettings(run_dir=Path(sys.argv[1]), otlp_endpoint=sys.argv[2])
+providers = make_providers("unit", settings)
+tracer = providers.tracer_provider.get_tracer("unit")
+with tracer.start_as_current_span("Boot"):
+    print("opentelemetry.exporter" in sys.modules)
+providers.end(60)
+print("opentelemetry.exporter" in sys.modules)
+"""
+
+
+def test_a_service_imports_exporters_when_it_sends(run_dir: Path) -> None:
+    collector = Collector()
+    with serving(collector) as endpoint:
+        done = subprocess.run(
+            [sys.executable, "-c", _IMPORTS, run_dir, endpoint], stdout=subprocess.PIPE, check=True
+        )
+    assert done.stdout.split() == [b"False", b"True"]
+    assert collector.spans == ["Boot"]
+
+
+def test_a_setting_that_no_exporter_takes_loses_spans_and_is_said_once(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zip")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    collector = Collector()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        for _ in range(3):
+            end_a_span(providers, "Unheard")
+        providers.end(60)
+    assert providers.link is not None
+    assert lost(providers.link) == (0, 3)
+    (said,) = [r.getMessage() for r in caplog.records if "collector gets no" in r.getMessage()]
+    assert "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION" in said
+
+
+def test_what_is_given_up_while_its_exporter_is_made_sends_nothing() -> None:
+    link = CollectorLink()
+    making, may_be_made = threading.Event(), threading.Event()
+    made: list[OTLPSpanExporter] = []
+
+    class Slow(Destination):
+        def spans(self) -> OTLPSpanExporter:
+            making.set()
+            assert may_be_made.wait(60)
+            made.append(super().spans())
+            return made[0]
+
+    collector = Collector()
+    with serving(collector) as endpoint:
+        exporter = LinkedSpanExporter(link, Slow(endpoint, True, EXPORT_DEADLINE_S), True)
+        exporter.greet()
+        assert making.wait(60)
+        link.abandon()
+        may_be_made.set()
+        assert exporter.export(()) is SpanExportResult.FAILURE
+        assert made[0].export(()) is SpanExportResult.FAILURE, "it has been shut down"
+    assert collector.exports == 0
+
+
+@pytest.mark.parametrize(
+    ("preference", "temporality"),
+    [(None, AGGREGATION_TEMPORALITY_CUMULATIVE), ("delta", AGGREGATION_TEMPORALITY_DELTA)],
+)
+def test_the_preferred_temporality_counts(
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    preference: str | None,
+    temporality: int,
+) -> None:
+    if preference is not None:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
+    collector = Collector()
+    with serving(collector) as endpoint:
+        providers = providers_for(run_dir, endpoint)
+        providers.meter_provider.get_meter("unit").create_counter("porthole.requests").add(1)
+        providers.end(60)
+    assert collector.temporalities["porthole.requests"] == temporality
 
 
 def test_losses_are_metrics_once_the_collector_is_back(
