@@ -1,9 +1,9 @@
 /*
  * Frames from a back end to the guest: VIRTIO 1.2, section 5.1.6.3.
  *
- * A frame is read straight into the guest's buffers, behind the place of its header. The header is
- * written last, and all chains of the frame are given back in one step. Without buffers nothing is
- * read: frames wait where the kernel bounds them.
+ * A frame is read straight into the guest's buffers, behind the place of its header, unless it is a
+ * short one of a stream. The header is written last, and all chains of the frame are given back in
+ * one step. Without buffers nothing is read: frames wait where the kernel bounds them.
  */
 #include <endian.h>
 #include <errno.h>
@@ -16,10 +16,15 @@
 
 enum { OWN_BUFFERS = 2 }; /* beside those of the guest, in a row for readv */
 
+/* Behind a short frame of a stream so much is read ahead and copied, which costs less than a call
+ * for each of the short frames that are likely to follow; behind others the next length alone. */
+enum { SHORT_BYTES = 2048, AHEAD_BYTES = 32768 };
+
 struct receiver {
     struct ph_queue *queue;
     struct ph_net *net;
     struct ph_held held;
+    uint32_t ahead_bytes; /* of a stream, to read behind a frame */
     struct iovec iov[PH_MOST_HELD_BUFFERS + OWN_BUFFERS];
 };
 
@@ -155,7 +160,7 @@ static int receive_from_tap(struct receiver *receiver)
     return ph_net_wait_for_chains(receiver->queue);
 }
 
-/* Read into our buffer until it has `bytes` from the start of the next frame. */
+/* Read into our buffer until it has `bytes`, or less, from the start of the next frame. */
 static int read_ahead(struct receiver *receiver, uint32_t bytes)
 {
     struct ph_stream *stream = receiver->net->setup.stream;
@@ -195,6 +200,7 @@ static int read_from_stream(struct receiver *receiver, uint32_t length)
     uint32_t ahead = stream->read_end - stream->read_start - PH_LENGTH_BYTES;
     uint32_t got = ahead < length ? ahead : length;
 
+    receiver->ahead_bytes = length <= SHORT_BYTES ? AHEAD_BYTES : PH_LENGTH_BYTES;
     stream->read_start += PH_LENGTH_BYTES;
     if (got)
         ph_buffers_write_across(held->row, PH_NET_HEADER_BYTES, stream->read + stream->read_start,
@@ -205,8 +211,7 @@ static int read_from_stream(struct receiver *receiver, uint32_t length)
             ph_buffers_cut(held->row, PH_NET_HEADER_BYTES + got, length - got, receiver->iov);
         ssize_t read;
 
-        /* The length of the next frame comes along. */
-        receiver->iov[count++] = (struct iovec){stream->read, PH_LENGTH_BYTES};
+        receiver->iov[count++] = (struct iovec){stream->read, receiver->ahead_bytes};
         read = readv(receiver->net->setup.fd, receiver->iov, count);
         if (read <= 0) {
             int outcome = not_read(receiver, read);
@@ -251,7 +256,7 @@ static int receive_from_stream(struct receiver *receiver)
     if (take != PH_TAKE_CHAIN)
         return ph_net_wait_for_chains(receiver->queue);
     if (stream->read_end - stream->read_start < PH_LENGTH_BYTES)
-        return read_ahead(receiver, PH_LENGTH_BYTES);
+        return read_ahead(receiver, receiver->ahead_bytes);
     memcpy(&length, stream->read + stream->read_start, sizeof(length));
     length = be32toh(length);
     if (length < PH_ETHERNET_HEADER_BYTES || length > PH_MAX_STREAM_FRAME_BYTES) {
@@ -273,7 +278,7 @@ static int receive_from_stream(struct receiver *receiver)
 
 int ph_net_receive(struct ph_queue *queue, struct ph_net *net)
 {
-    struct receiver receiver = {.queue = queue, .net = net};
+    struct receiver receiver = {.queue = queue, .net = net, .ahead_bytes = PH_LENGTH_BYTES};
     int outcome = PH_GO_ON;
 
     if (!ph_held_begin(&receiver.held, queue))

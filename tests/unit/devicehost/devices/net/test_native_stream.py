@@ -39,6 +39,8 @@ pytestmark = pytest.mark.skipif(
 HEADER: Final = virtio_net.HEADER.pack(*NetHeader())
 BUFFER: Final = 1 << 15
 """Bytes between the buffers of the tests."""
+AHEAD_BYTES: Final = 32768
+"""What is read at most behind a short frame (AHEAD_BYTES of net_receive.c)."""
 DEADLINE_S: Final = 10.0
 
 
@@ -222,6 +224,31 @@ def test_a_frame_that_no_chains_can_hold_is_dropped_and_the_next_one_is_not(rig:
     used = rig.await_used(1)
     assert rig.got(*used)[HEADER_BYTES:] == frame(60, 1)
     assert rig.drops == 1
+
+
+def test_short_frames_are_read_ahead_up_to_a_bound(rig: Rig) -> None:
+    frames = [frame(1000, seed) for seed in range(63)]
+    rig.wire.sendall(framed(*frames))
+    rig.offer_room(2048)
+    rig.receive()
+    assert eventually(lambda: waiting_bytes(rig) == len(framed(*frames[1:])) - AHEAD_BYTES)
+    assert rig.await_used(1) == [(0, HEADER_BYTES + 1000)]
+    rig.offer_room(*[2048] * 62, first=1)
+    used = rig.await_used(63)
+    assert [rig.got(each)[HEADER_BYTES:] for each in used] == frames
+    assert rig.drops == 0
+
+
+def test_no_part_of_a_frame_behind_a_long_one_is_read_ahead(rig: Rig) -> None:
+    """It goes straight into the guest's buffers: only its length comes along."""
+    frames = [frame(4000), frame(5000, 1)]
+    rig.wire.sendall(framed(*frames))
+    rig.offer_room(4096)
+    rig.receive()
+    assert rig.await_used(1) == [(0, HEADER_BYTES + 4000)]
+    assert waiting_bytes(rig) == 5000
+    rig.offer_room(8192, first=1)
+    assert rig.got(*rig.await_used(2)[1:])[HEADER_BYTES:] == frames[1]
 
 
 @pytest.mark.parametrize("sent", [0, 1, 3, 4, 5, 50, 103, 104, 107, 108, 110])
