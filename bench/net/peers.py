@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench.net.cases import Load
 from bench.net.namespaces import (
     DEADLINE_S,
     GATEWAY,
@@ -37,7 +38,7 @@ PASST: Final = Path("build/passt/passt")
 PASTA_PROGRAM: Final = Path("build/passt/pasta")
 _NEEDS_PASST: Final = (str(PASST), "passt (make passt)")
 SLIRP: Final = "slirp4netns"
-POOL: Final = f"0x4100_0000,{64 << 20}".replace("_", "")
+POOL: Final = f"0x4100_0000,{160 << 20}".replace("_", "")
 """Pool of the front-end: RAM_GPA + POOL_AT of ram.h, and POOL_BYTES of adapter.c."""
 _PORTHOLE: Final = Path(sys.executable).with_name("porthole")
 _TAP: Final = "tap0"
@@ -71,12 +72,17 @@ class Peer:
         mtu: Bytes of payload per frame.
         start: Starts it between two namespaces.
         needs: A program that this machine may lack, and what provides it.
+        loads: The loads that it is there for.
+        alone: Whether it takes CPU time while nobody sends, so that it is set up for each
+            measurement of its own.
     """
 
     name: str
     mtu: int
     start: Callable[[Namespaces, int], contextlib.AbstractContextManager[Network]]
     needs: tuple[str, str] = ("", "")
+    loads: frozenset[Load] = frozenset(Load)
+    alone: bool = False
 
     @property
     def missing(self) -> str:
@@ -154,12 +160,15 @@ def _directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _driver(
-    namespaces: Namespaces, directory: Path, socket: str, mtu: int, *options: str
+    namespaces: Namespaces, directory: Path, socket: str, mtu: int, *options: str, pairs: int = 1
 ) -> Iterator[subprocess.Popen[str]]:
     """Attach the front-end, which joins a device to the guest's interface."""
-    ip("-n", namespaces.guest, "tuntap", "add", INTERFACE, "mode", "tap", "vnet_hdr")
+    kind = ["vnet_hdr", *(["multi_queue"] if pairs > 1 else [])]
+    ip("-n", namespaces.guest, "tuntap", "add", INTERFACE, "mode", "tap", *kind)
     namespaces.configure_guest(mtu)
-    command = namespaces.in_guest(str(FRONT_END.absolute()), socket, INTERFACE, *options)
+    command = namespaces.in_guest(
+        *(str(FRONT_END.absolute()), "--pairs", str(pairs), *options, socket, INTERFACE)
+    )
     log = directory / "front_end.log"
     with _process(command, log) as process:
         _said(process, log)
@@ -167,7 +176,7 @@ def _driver(
 
 
 def _ours(
-    *options: str, native: bool, user: bool = False
+    *options: str, native: bool = True, user: bool = False, pairs: int = 1
 ) -> Callable[[Namespaces, int], contextlib.AbstractContextManager[Network]]:
     @contextlib.contextmanager
     def start(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
@@ -180,13 +189,14 @@ def _ours(
             serve = [
                 *("env", f"{SWITCH}={int(native)}", str(_PORTHOLE), "device", "net"),
                 *("--socket-path", str(socket), "--swiotlb", POOL),
-                *(backend if user else ("--tap", _TAP)),
+                *(backend if user else ("--tap", _TAP, "--queues", str(pairs))),
             ]
             with _process(namespaces.in_host(*serve), log) as device:
                 _said(device, log)
                 if not user:
                     namespaces.configure_gateway(_TAP)
-                with _driver(namespaces, directory, str(socket), mtu, *options) as driver:
+                driven = _driver(namespaces, directory, str(socket), mtu, *options, pairs=pairs)
+                with driven as driver:
                     yield Network(namespaces, (device.pid, *_children(device.pid)), (driver.pid,))
 
     return start
@@ -217,12 +227,13 @@ _ADDRESSES: Final = ("-4", "-a", GUEST, "-n", "24", "-g", GATEWAY, "-D", "none",
 def _passt(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
     with _directory() as directory:
         socket, log = directory / "passt.sock", directory / "passt.log"
+        ready = directory / "pid"  # written once passt listens; its socket is there before
         command = namespaces.in_host(
             *(str(PASST.absolute()), "--foreground", "--quiet", "--vhost-user", "--runas", "0"),
-            *("--socket", str(socket), "--mtu", str(mtu), *_ADDRESSES),
+            *("--pid", str(ready), "--socket", str(socket), "--mtu", str(mtu), *_ADDRESSES),
         )
         with _process(command, log) as passt:
-            _await_file(socket, passt, log)
+            _await_file(ready, passt, log)
             with _driver(namespaces, directory, str(socket), mtu) as driver:
                 yield Network(namespaces, (passt.pid,), (driver.pid,))
 
@@ -268,15 +279,32 @@ def _slirp(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
             os.close(ready)
 
 
-TAP: Final = Peer("tap", ETHERNET_MTU, _ours(native=True))
-TAP_PLAIN: Final = Peer("tap, no offloads", ETHERNET_MTU, _ours("--no-offloads", native=True))
+_WAITING: Final = frozenset(Load) - {Load.TCP, Load.UDP}
+"""Loads whose ends wait for each other."""
+
+TAP: Final = Peer("tap", ETHERNET_MTU, _ours())
+TAP_PAIRS: Final = Peer(
+    "tap, 2 pairs", ETHERNET_MTU, _ours(pairs=2), loads=frozenset({Load.TCP, Load.HTTP})
+)
+TAP_PLAIN: Final = Peer("tap, no offloads", ETHERNET_MTU, _ours("--no-offloads"))
 TAP_PYTHON: Final = Peer("tap, python", ETHERNET_MTU, _ours(native=False))
-USER: Final = Peer("user", LARGEST_MTU, _ours(native=True, user=True), _NEEDS_PASST)
+USER: Final = Peer("user", LARGEST_MTU, _ours(user=True), _NEEDS_PASST)
+USER_POLLING: Final = Peer(
+    "user, polling driver",
+    LARGEST_MTU,
+    _ours("--polling", user=True),
+    _NEEDS_PASST,
+    loads=_WAITING,
+    alone=True,
+)
 VETH: Final = Peer("veth", ETHERNET_MTU, _veth)
 VHOST_USER: Final = Peer("passt, vhost-user", LARGEST_MTU, _passt, _NEEDS_PASST)
 PASTA: Final = Peer("pasta", LARGEST_MTU, _pasta, (str(PASTA_PROGRAM), "pasta (make passt)"))
 SLIRP4NETNS: Final = Peer(SLIRP, LARGEST_MTU, _slirp, (SLIRP, "slirp4netns"))
-PEERS: Final = (TAP, TAP_PLAIN, TAP_PYTHON, USER, VETH, VHOST_USER, PASTA, SLIRP4NETNS)
+PEERS: Final = (
+    *(TAP, TAP_PAIRS, TAP_PLAIN, TAP_PYTHON, USER, USER_POLLING),
+    *(VETH, VHOST_USER, PASTA, SLIRP4NETNS),
+)
 
 
 def versions() -> dict[str, str]:

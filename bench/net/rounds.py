@@ -1,6 +1,7 @@
 """Runs the cases of networks in rounds, each of which begins with another network.
 
-All networks are up for the whole run, and one of them is used at a time. Owns the order, and the
+All networks that do not spend CPU time on waiting are up for the whole run, and one of them is used
+at a time. Owns the order, and the
 CPU time that is counted meanwhile. Must not know how figures are reported.
 """
 
@@ -37,13 +38,16 @@ def measure(
         NetworkError: A network does not start.
     """
     with contextlib.ExitStack() as stack:
-        networks = [(peer.name, stack.enter_context(peer.run())) for peer in peers]
+        up = {peer: stack.enter_context(peer.run()) for peer in peers if not peer.alone}
         for case in cases:
-            found: dict[str, list[NetRound]] = {name: [] for name, _ in networks}
+            compared = [peer for peer in peers if case.load in peer.loads]
+            found: dict[str, list[NetRound]] = {peer.name: [] for peer in compared}
             for number in range(rounds):
-                turn = number % len(networks)
-                for name, network in networks[turn:] + networks[:turn]:
-                    found[name].append(once(case, network, seconds))
+                turn = number % len(compared)
+                for peer in compared[turn:] + compared[:turn]:
+                    running = contextlib.nullcontext(up[peer]) if peer in up else peer.run()
+                    with running as network:
+                        found[peer.name].append(once(case, network, seconds))
             yield NetCaseResult(
                 case=case, rows=[NetRow(name=name, rounds=found[name]) for name in found]
             )

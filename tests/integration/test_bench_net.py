@@ -86,6 +86,25 @@ def test_a_user_mode_network_carries_streams_of_both_directions(peer: Peer) -> N
             check(case, network)
 
 
+@pytest.mark.passt
+def test_a_network_that_never_sleeps_is_set_up_for_each_of_its_own_measurements() -> None:
+    before = left()
+    cases = [NetCase(load=Load.UDP), NetCase(load=Load.ECHO)]
+    assert peers.USER_POLLING.alone
+    found = list(rounds.measure(cases, [peers.VETH, peers.USER_POLLING], SECONDS, 1))
+    assert [[row.name for row in each.rows] for each in found] == [
+        ["veth"],
+        ["veth", "user, polling driver"],
+    ]
+    assert not any(row.failed for each in found for row in each.rows)
+    assert left() == before
+
+
+def test_a_device_with_two_pairs_carries_streams() -> None:
+    with peers.TAP_PAIRS.run() as network:
+        check(NetCase(load=Load.TCP, streams=4, bytes=1 << 17), network)
+
+
 def test_the_front_end_takes_no_offload_that_it_is_told_not_to() -> None:
     with peers.TAP_PLAIN.run() as network:
         check(CASES[0], network)

@@ -1,17 +1,18 @@
 /* A vhost-user front-end that joins a virtio-net device to a TAP interface, until standard input
- * ends, and then prints what it moved as one JSON object.
+ * ends, and then prints what each pair of queues moved as one JSON array.
  *
- *     net_front_end SOCKET INTERFACE [--no-offloads]
+ *     net_front_end [--no-offloads] [--pairs N] [--polling] SOCKET INTERFACE
  *
  * Stands for QEMU and a Linux guest's driver together: guest memory is a memfd, the rings and all
  * buffers lie in a pool inside it, and the interface is the guest's network stack. It must not know
  * which device it drives. A line with the negotiated features is printed as soon as packets pass.
  */
 
+#include <getopt.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <string.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "adapter.h"
@@ -43,26 +44,72 @@ static void print_traffic(const char *name, const struct traffic *traffic, const
            (unsigned long long)ring->interrupts);
 }
 
+static void print_pairs(const struct adapter *adapter)
+{
+    printf("[");
+    for (unsigned i = 0; i < adapter->count; i++) {
+        const struct pair *pair = &adapter->pairs[i];
+
+        printf("%s{", i ? ", " : "");
+        print_traffic("received", &pair->received, &pair->receive);
+        printf(", ");
+        print_traffic("sent", &pair->sent, &pair->transmit);
+        printf("}");
+    }
+    puts("]");
+    fflush(stdout);
+}
+
+static void read_options(struct options *options, int argc, char **argv)
+{
+    enum { NO_OFFLOADS, PAIRS, POLLING };
+    static const struct option names[] = {
+        {"no-offloads", no_argument, NULL, NO_OFFLOADS},
+        {"pairs", required_argument, NULL, PAIRS},
+        {"polling", no_argument, NULL, POLLING},
+        {NULL, 0, NULL, 0},
+    };
+    int option;
+
+    while ((option = getopt_long(argc, argv, "", names, NULL)) >= 0) {
+        switch (option) {
+        case NO_OFFLOADS:
+            options->no_offloads = true;
+            break;
+        case PAIRS:
+            options->pairs = (unsigned)strtoul(optarg, NULL, 10);
+            break;
+        case POLLING:
+            options->polling = true;
+            break;
+        default:
+            exit(1);
+        }
+    }
+    if (argc != optind + 2 || options->pairs < 1 || options->pairs > MAX_PAIRS)
+        die("usage: net_front_end [--no-offloads] [--pairs 1..%u] [--polling] SOCKET INTERFACE",
+            MAX_PAIRS);
+    options->socket = argv[optind];
+    options->interface = argv[optind + 1];
+}
+
 int main(int argc, char **argv)
 {
     static struct adapter adapter;
-    pthread_t threads[2];
-    bool offloads = argc != 4;
+    struct options options = {.pairs = 1};
 
-    if (argc < 3 || argc > 4 || (argc == 4 && strcmp(argv[3], "--no-offloads") != 0))
-        die("usage: net_front_end SOCKET INTERFACE [--no-offloads]");
-    adapter_attach(&adapter, argv[1], argv[2], offloads);
-    if (pthread_create(&threads[0], NULL, adapter_receive, &adapter) != 0 ||
-        pthread_create(&threads[1], NULL, adapter_transmit, &adapter) != 0)
-        die("no threads");
+    read_options(&options, argc, argv);
+    adapter_attach(&adapter, &options);
+    for (unsigned i = 0; i < adapter.count; i++) {
+        pthread_t thread;
+
+        if (pthread_create(&thread, NULL, pair_receive, &adapter.pairs[i]) != 0 ||
+            pthread_create(&thread, NULL, pair_transmit, &adapter.pairs[i]) != 0)
+            die("no threads");
+    }
     printf("{\"features\": %llu}\n", (unsigned long long)adapter.connection.features);
     fflush(stdout);
     stay(&adapter.connection);
-    printf("{");
-    print_traffic("received", &adapter.received, &adapter.receive);
-    printf(", ");
-    print_traffic("sent", &adapter.sent, &adapter.transmit);
-    puts("}");
-    fflush(stdout);
+    print_pairs(&adapter);
     _exit(0); /* the threads move packets until the end */
 }

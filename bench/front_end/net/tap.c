@@ -10,6 +10,7 @@
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@
 #include "process.h"
 
 #define F(bit) (1ull << (bit))
+#define USO_FLAGS 0x60u /* TUN_F_USO4 and TUN_F_USO6 of linux/if_tun.h, since Linux 6.2 */
 
 static const struct {
     uint64_t feature;
@@ -25,6 +27,7 @@ static const struct {
     {F(VIRTIO_NET_F_CSUM), TUN_F_CSUM},
     {F(VIRTIO_NET_F_HOST_TSO4), TUN_F_TSO4},
     {F(VIRTIO_NET_F_HOST_TSO6), TUN_F_TSO6},
+    {F_HOST_USO, USO_FLAGS},
 };
 
 int tap_open(const char *name, uint64_t features)
@@ -33,6 +36,8 @@ int tap_open(const char *name, uint64_t features)
     int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK), bytes = HEADER_BYTES, one = 1;
     unsigned flags = 0;
 
+    if (features & F(VIRTIO_NET_F_MQ))
+        request.ifr_flags |= IFF_MULTI_QUEUE;
     if (strlen(name) >= sizeof request.ifr_name)
         die("'%s' is too long for the name of an interface", name);
     strcpy(request.ifr_name, name);
@@ -55,7 +60,7 @@ static void await(int fd, short events)
         die("cannot wait for the interface: %m");
 }
 
-size_t tap_read(int fd, uint8_t *packet)
+size_t tap_read(int fd, uint8_t *packet, bool polling)
 {
     for (;;) {
         ssize_t bytes = read(fd, packet, MAX_PACKET_BYTES);
@@ -64,7 +69,10 @@ size_t tap_read(int fd, uint8_t *packet)
             return (size_t)bytes;
         if (bytes >= 0 || (errno != EAGAIN && errno != EINTR))
             die("%zd bytes from the interface: %m", bytes);
-        await(fd, POLLIN);
+        if (polling)
+            sched_yield();
+        else
+            await(fd, POLLIN);
     }
 }
 

@@ -127,7 +127,8 @@ static void kick_if_wanted(struct ring *ring, uint16_t old, uint16_t new)
 bool ring_add(struct ring *ring, const struct chain *chain, void *owner)
 {
     unsigned count = chain->readable + chain->writable;
-    unsigned needed = ring->indirect ? 1 : count;
+    bool indirect = ring->indirect && count > 1; /* as Linux does: virtqueue_use_indirect() */
+    unsigned needed = indirect ? 1 : count;
     uint16_t head = ring->free_head, last = head;
     struct avail *avail = avail_of(ring);
     struct desc *descs = desc_of(ring);
@@ -136,7 +137,7 @@ bool ring_add(struct ring *ring, const struct chain *chain, void *owner)
         die("a chain of %u descriptors; there is room for %u", count, MAX_DESCRIPTORS);
     if (ring->free_count < needed)
         return false;
-    if (ring->indirect) {
+    if (indirect) {
         struct desc *table;
 
         if (!ring->at_tables[head])
