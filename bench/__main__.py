@@ -22,6 +22,7 @@ from bench.cases import WORKING_SET_BYTES, Case, Kind, Medium, Size, matrix
 from bench.net import cases as net_cases
 from bench.net import loads as net_loads
 from bench.net import peers as net_peers
+from bench.net import profiles as net_profiles
 from bench.net import report as net_report
 from bench.net import rounds as net_rounds
 from bench.results import (
@@ -37,12 +38,12 @@ from bench.results import (
 from bench.rounds import Runner, Settings
 from bench.tables import table
 from bench.targets import C, Target, virtiofsds
-from bench.verdicts import judge
+from bench.verdicts import judge, net_goals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.net.results import NetCaseResult
+    from bench.net.results import NetCaseResult, NetProfile
     from services.vm_owner.machines.qemu.installation import Accelerator
 
 DISK_DIR: Final = Path("build/bench/shared")
@@ -106,6 +107,8 @@ def main() -> None:
             net_seconds=net_loads.whole_seconds(given.seconds or NET_S) if net_results else 0.0,
             profiles=[],
         )
+        if profiles.is_possible():
+            results = results.model_copy(update={"net_profiles": list(_net_profiles(results))})
         if "profiles" in given.parts and profiles.is_possible():
             longer = dataclasses.replace(settings, seconds=PROFILE_S)
             found = list(_profiles(results, Runner(longer)))
@@ -248,6 +251,17 @@ def _net(given: argparse.Namespace) -> Iterator[NetCaseResult]:
     for result in net_rounds.measure(cases, peers, seconds, rounds):
         print("\n" + "\n".join(net_report.case_lines(result)), flush=True)
         yield result
+
+
+def _net_profiles(results: Results) -> Iterator[NetProfile]:
+    """Sample the worst case of each goal of networks that was missed, on both that it compares."""
+    cases = {result.case.name: result.case for result in results.net}
+    known = {peer.name: peer for peer in net_peers.PEERS}
+    missed = [miss for goal in net_goals(results.net) for miss in goal.misses()[:1]]
+    pairs = [(miss.what, name) for miss in missed for name in (miss.program, miss.baseline)]
+    for what, name in dict.fromkeys(pairs):
+        print(f"profile: {what}, {name}", flush=True)
+        yield net_profiles.record(cases[what], known[name], PROFILE_S)
 
 
 def _has_guests(given: argparse.Namespace) -> bool:

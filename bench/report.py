@@ -162,7 +162,7 @@ def _page(results: Results, plots: Iterable[str]) -> list[str]:
         lines += _cases(title, [result for result in results.cases if result.case.kind is kind])
     rest = [*_scale(results), *_pools(results), *_walks(results), *_boots(results)]
     lines += [*rest, *_guest_files(results), *net.sections(results.net, results.net_seconds)]
-    return [*lines, *_profiles(results)]
+    return [*lines, *net.profile_sections(results.net_profiles), *_profiles(results)]
 
 
 def _virtual(results: Results) -> str:

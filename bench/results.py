@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bench.cases import Case, Size
 from bench.machine import Busyness, Machine
-from bench.net.results import NetCaseResult
+from bench.net.results import NetCaseResult, NetProfile
 from bench.ratios import Spread, paired, spread
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class Results(_Model):
         guest_files: Programs that served files to one.
         net: Networks under each load.
         net_seconds: Length of each of their measurements.
+        net_profiles: Where the time went in the worst case of each of their goals that was missed.
         profiles: Profiles of the worst case of each goal that was missed.
     """
 
@@ -217,6 +218,7 @@ class Results(_Model):
     guest_files: list[GuestFilesRow] = []
     net: list[NetCaseResult] = []
     net_seconds: float = 0.0
+    net_profiles: list[NetProfile] = []
     profiles: list[Profile]
 
 

@@ -40,11 +40,13 @@ class Finding:
         what: The case.
         figure: The measured figure.
         program: The program that was measured; empty when it cannot be profiled.
+        baseline: The network that it was compared with; empty for other comparisons.
     """
 
     what: str
     figure: Spread
     program: str = ""
+    baseline: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,6 @@ def _compared(
         if ours is None or other is None or other.median(figure) is None:
             continue
         if ours.median(figure) is None:
-            yield Finding(result.case.name, Spread(nothing, nothing, nothing))
+            yield Finding(result.case.name, Spread(nothing, nothing, nothing), name, baseline)
         elif ratio := result.ratio(name, baseline, figure):
-            yield Finding(result.case.name, ratio)
+            yield Finding(result.case.name, ratio, name, baseline)

@@ -5,15 +5,19 @@ Owns the wording of these tables. Must not know how figures are measured.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bench.net.cases import Load
+from bench.net.results import ENDS, IDLE, OTHERS, Work
 from bench.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bench.net.results import NetCaseResult, NetRow
+    from bench.net.results import NetCaseResult, NetProfile, NetRow
+
+_LAST: Final = (ENDS, OTHERS, IDLE)
+"""Programs that come last in a profile, and are no part of a network."""
 
 
 def case_lines(result: NetCaseResult) -> list[str]:
@@ -50,6 +54,30 @@ def sections(results: Sequence[NetCaseResult], seconds: float) -> list[str]:
     if timed:
         lines += ["", "One operation, p50 / p99, in µs:", ""]
         lines += _rows(timed, names, lambda _, row: _times(row))
+    return lines
+
+
+def profile_sections(profiles: Sequence[NetProfile]) -> list[str]:
+    """Write where the time went, of the cases that were sampled; nothing without profiles."""
+    if not profiles:
+        return []
+    lines = [
+        "",
+        "## Where the time goes in networks that fell short",
+        "",
+        "Shares of the time of all CPUs, in percent, sampled while the load ran once more. What "
+        "the kernel does in softirqs counts for whom it interrupted.",
+    ]
+    for profile in profiles:
+        programs = list(dict.fromkeys(share.program for share in profile.shares))
+        percents = {(share.program, share.work): share.percent for share in profile.shares}
+        rows = []
+        for program in sorted(programs, key=lambda name: (name in _LAST, name)):
+            row = [percents.get((program, work), 0.0) for work in Work]
+            rows.append([program, *(f"{each:.1f}" if each else "" for each in row)])
+            rows[-1].append(f"{sum(row):.1f}")
+        lines += ["", f"{profile.case}, {profile.network}:", ""]
+        lines += table(["", *(work.value for work in Work), "all"], rows)
     return lines
 
 

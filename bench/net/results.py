@@ -5,7 +5,8 @@ Owns this part of the format. Must not know how figures are measured or reported
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -74,6 +75,39 @@ class NetRow(_Model):
         """Return the median of an attribute of the rounds that count; None: none does."""
         found = [float(getattr(each, figure)) for each in self.rounds if each.counts]
         return percentile(found, 50) if found else None
+
+
+ENDS: Final = "both ends"
+OTHERS: Final = "others"
+IDLE: Final = "idle"
+"""What profiles call programs that are no part of a network."""
+
+
+class Work(Enum):
+    """A kind of work; its value is the head of a column."""
+
+    COPIES = "copies by the kernel"
+    CALLS = "into and out of system calls"
+    WAITING = "waiting and waking"
+    MEMORY = "the kernel's memory"
+    NETWORK = "the rest of the kernel"
+    OWN = "own code"
+
+
+class NetShare(_Model):
+    """CPU time of one program at one kind of work, in percent of that of all CPUs."""
+
+    program: str
+    work: Work
+    percent: float
+
+
+class NetProfile(_Model):
+    """Where all CPUs spent their time while a network was under one load."""
+
+    case: str
+    network: str
+    shares: list[NetShare]
 
 
 class NetCaseResult(_Model):

@@ -7,11 +7,21 @@ import json
 import pytest
 
 from bench.cases import Size
-from bench.net import peers, report
+from bench.net import peers, profiles, report
 from bench.net.cases import Direction, Load, NetCase, matrix
 from bench.net.loads import read_net_load, read_ping, read_tcp, read_udp, stalled_s, whole_seconds
 from bench.net.namespaces import NetworkError
-from bench.net.results import NetCaseResult, NetRound, NetRow
+from bench.net.results import (
+    ENDS,
+    IDLE,
+    OTHERS,
+    NetCaseResult,
+    NetProfile,
+    NetRound,
+    NetRow,
+    NetShare,
+    Work,
+)
 from bench.verdicts import net_goals
 
 TCP_UP = NetCase(load=Load.TCP, bytes=1 << 17)
@@ -191,3 +201,55 @@ def test_times_must_be_short() -> None:
     found = net_goals([result(*((name, [each]) for name, each in rows.items()), case=case)])
     missed = [bool(goal.misses()) for goal in found if goal.findings]
     assert missed == [False, True]  # 1.5 times at the median; 3 times at the 99th percentile
+
+
+def test_a_missed_goal_names_the_networks_to_sample() -> None:
+    rows = (("tap", [NetRound(rate=5)]), ("veth", [NetRound(rate=10)]))
+    (goal,) = (goal for goal in net_goals([result(*rows)]) if goal.misses())
+    assert [(each.program, each.baseline) for each in goal.misses()] == [("tap", "veth")]
+
+
+SAMPLES = """
+# Overhead|Pid:Command|Shared Object|Symbol
+ 20.00%|   10:porthole|[kernel.kallsyms]|[k] rep_movs_alternative
+ 10.00%|   10:porthole|[kernel.kallsyms]|[k] _copy_to_iter
+  5.00%|   10:porthole|libfastpath.so|[.] ph_net_receive
+  4.00%|   11:passt.avx2|[kernel.kallsyms]|[k] entry_SYSCALL_64_after_hwframe
+  3.00%|   12:net_front_end|[kernel.kallsyms]|[k] _raw_spin_unlock_irqrestore
+  2.00%|   90:iperf3|[kernel.kallsyms]|[k] tcp_sendmsg_locked
+  1.00%|   91:iperf3|[kernel.kallsyms]|[k] skb_release_data
+  1.50%|   91:iperf3|[kernel.kallsyms]|[k] kmem_cache_free
+ 30.00%|    0:swapper|[kernel.kallsyms]|[k] pv_native_safe_halt
+  0.50%|   77:sshd|libc.so.6|[.] memcpy
+"""
+
+
+def test_samples_are_told_apart_by_program_and_kind_of_work() -> None:
+    names = {10: profiles.DEVICE, 11: "passt", 12: profiles.DRIVER}
+    found = {(each.program, each.work): each.percent for each in profiles.parse(SAMPLES, names)}
+    assert found == {
+        (profiles.DEVICE, Work.COPIES): 30.0,
+        (profiles.DEVICE, Work.OWN): 5.0,
+        ("passt", Work.CALLS): 4.0,
+        (profiles.DRIVER, Work.WAITING): 3.0,
+        (ENDS, Work.NETWORK): 3.0,
+        (ENDS, Work.MEMORY): 1.5,
+        (IDLE, Work.WAITING): 30.0,
+        (OTHERS, Work.OWN): 0.5,
+    }
+
+
+def test_a_profile_is_a_table_of_programs_and_kinds_of_work() -> None:
+    shares = [
+        NetShare(program=IDLE, work=Work.WAITING, percent=30.0),
+        NetShare(program="passt", work=Work.COPIES, percent=12.34),
+        NetShare(program="passt", work=Work.OWN, percent=1.0),
+    ]
+    found = NetProfile(case="TCP up, 1 stream", network="user", shares=shares)
+    written = report.profile_sections([found])
+    assert "TCP up, 1 stream, user:" in written
+    assert written[-2:] == [
+        "| passt | 12.3 |  |  |  |  | 1.0 | 13.3 |",
+        "| idle |  |  | 30.0 |  |  |  | 30.0 |",
+    ]
+    assert report.profile_sections([]) == []
