@@ -39,6 +39,7 @@ from services.rpc.convert import (
     device_class_to_proto,
     device_state_to_proto,
     exhaustion_to_proto,
+    link_state_to_proto,
     mapping_from_proto,
     mapping_to_proto,
     port_key_from_proto,
@@ -402,6 +403,7 @@ def _to_proto(info: DeviceInfo) -> device_host_pb2.Device:
         options=info.options,
         children=info.children,
         guest_descriptors=info.guest_descriptors,
+        link=link_state_to_proto(info.link_up),
     )
 
 

@@ -10,7 +10,8 @@ ApertureCreated or WindowsEnabled, FirstRequestCompleted, RemoveGuestDevice; VmT
 GuestInitEnded, when a guest's process 1 ends by itself, begins the end of its VM.
 SwiotlbDeviceHostUnsupported follows the first AddGuestDevice whose device host takes no token.
 NetworkingConfigured follows AddGuestDevice of the adapters; NetworkingFallback comes before it,
-PortMapped and PortUnmapped after it.
+PortMapped and PortUnmapped after it. AdapterLinkChanged, of a device host, is between
+AddGuestDevice and RemoveGuestDevice of its adapter.
 HandshakeVerdict, what the owner makes of its own events, comes when the VM is RUNNING, and before
 VmTerminated.
 """
@@ -56,6 +57,7 @@ PORT_PROTOCOL: Final = "porthole.port.protocol"
 PORT_ADDRESS: Final = "porthole.port.listen_address"
 PORT_NUMBER: Final = "porthole.port.listen_port"
 GUEST_PORT: Final = "porthole.port.guest_port"
+LINK: Final = "porthole.link"
 RESOURCE: Final = "porthole.resource"
 STAGE: Final = "porthole.handshake.stage"
 VERDICT: Final = "porthole.handshake.verdict"
@@ -80,6 +82,7 @@ NETWORKING_FALLBACK: Final = "NetworkingFallback"
 NETWORKING_CONFIGURED: Final = "NetworkingConfigured"
 PORT_MAPPED: Final = "PortMapped"
 PORT_UNMAPPED: Final = "PortUnmapped"
+LINK_CHANGED: Final = "AdapterLinkChanged"
 GUEST_INIT_ENDED: Final = "GuestInitEnded"
 VM_TERMINATED: Final = "VmTerminated"
 HANDSHAKE_VERDICT: Final = "HandshakeVerdict"
@@ -105,6 +108,10 @@ NAT: Final = "nat"
 VIRTIO_PROXY: Final = "virtioproxy"
 MODES_WITH_ADAPTERS: Final = (NAT, VIRTIO_PROXY)
 """The networking modes that have adapters; NONE has none."""
+
+UP: Final = "up"
+DOWN: Final = "down"
+"""The states of a link."""
 
 NOT_CONFIGURED: Final = -1
 """The configured size of a pool when the configuration has none; 0 is a size: it asks for none."""
@@ -262,6 +269,14 @@ def windows_enabled(vm_id: str, device_id: str, device_class: str, tag: str) -> 
 def first_request(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:
     """A device has completed its guest's first request."""
     return Event(FIRST_REQUEST, _device(vm_id, device_id, device_class, tag))
+
+
+def link_changed(
+    vm_id: str, device_id: str, device_class: str, tag: str, *, up: bool, why: str
+) -> Event:
+    """An adapter has lost its link, or has it again: passt has ended, a TAP was set down."""
+    attributes = {LINK: UP if up else DOWN, DETAIL: why}
+    return Event(LINK_CHANGED, {**_device(vm_id, device_id, device_class, tag), **attributes})
 
 
 def device_removed(vm_id: str, device_id: str, device_class: str, tag: str) -> Event:

@@ -107,6 +107,20 @@ def device_state_from_proto(value: int) -> str:
     return name.removeprefix(_STATE_PREFIX).lower()
 
 
+def link_state_to_proto(is_up: bool | None) -> device_pb2.LinkState.ValueType:
+    """Write whether an adapter has its link; None: the device is no adapter."""
+    if is_up is None:
+        return device_pb2.LINK_STATE_UNSPECIFIED
+    return device_pb2.LINK_STATE_UP if is_up else device_pb2.LINK_STATE_DOWN
+
+
+def link_state_from_proto(value: int) -> bool | None:
+    """Read whether an adapter has its link; None: it is no adapter, or that is not known."""
+    if value not in (device_pb2.LINK_STATE_UP, device_pb2.LINK_STATE_DOWN):
+        return None
+    return value == device_pb2.LINK_STATE_UP
+
+
 def timeout_from_proto(message: Duration) -> float:
     """Convert a timeout to seconds; an absent one is 0.
 

@@ -25,6 +25,7 @@ from services.rpc.convert import (
     device_class_to_proto,
     device_state_from_proto,
     exhaustion_from_proto,
+    link_state_from_proto,
     mapping_from_proto,
     mapping_to_proto,
     port_key_to_proto,
@@ -372,4 +373,5 @@ def _status(device: device_host_pb2.Device, detail: str = "") -> DeviceStatus:
         counters=counters,
         detail=detail,
         children=tuple(device.children),
+        link_up=link_state_from_proto(device.link),
     )

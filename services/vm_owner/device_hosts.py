@@ -118,6 +118,7 @@ class DeviceStatus:
         counters: Values by the names of porthole.handshake.v1.DeviceCounters.
         exhaustion: The resource that it has just used up; None: the status reports a state.
         children: Names of the shares of an aggregate.
+        link_up: Whether an adapter has its link; None: it is no adapter, or that is not known.
     """
 
     vm_id: str
@@ -128,6 +129,7 @@ class DeviceStatus:
     detail: str = ""
     exhaustion: Exhaustion | None = None
     children: tuple[str, ...] = ()
+    link_up: bool | None = None
 
 
 class DeviceHost(Protocol):

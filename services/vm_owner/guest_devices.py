@@ -27,6 +27,7 @@ from services.handshake.features import (
     feature_list,
 )
 from services.handshake.options import build_options, parse_fs_options, parse_net_options
+from services.vm_owner.adapter_links import AdapterLinks
 from services.vm_owner.bounds import check_length, require_room
 from services.vm_owner.device_hosts import (
     Announcement,
@@ -132,6 +133,7 @@ class GuestDevices:
         self._record = record
         self._device_hosts = device_hosts
         self._machine = machine
+        self._links = AdapterLinks(machine.set_link)
         self._entries: dict[str, GuestDevice] = {}
         self._do: dict[DeviceStep, Callable[[GuestDevice], Awaitable[None]]] = {
             DeviceStep.IDENTIFY: self._identify,
@@ -218,9 +220,19 @@ class GuestDevices:
             )
         await self._run(REMOVE_ORDER, [device])
 
+    def report_link(self, instance_id: str, is_up: bool) -> None:
+        """Have the guest learn of the link of an adapter, as its device host has reported it.
+
+        The VM's lock is not needed.
+        """
+        self._links.report(instance_id, is_up)
+
     async def shut_down(self) -> None:
         """Mark all devices, then tear down each, then forget them. The VM accepts no new ones."""
-        await self._run(SHUTDOWN_ORDER, list(self._entries.values()))
+        try:
+            await self._run(SHUTDOWN_ORDER, list(self._entries.values()))
+        finally:
+            await self._links.close()
         await self._device_hosts.forget(self._record.vm_id)
 
     async def _run(self, order: Sequence[DeviceStep], devices: Sequence[GuestDevice]) -> None:
@@ -331,6 +343,8 @@ class GuestDevices:
 
     async def _attach(self, device: GuestDevice) -> None:
         await self._machine.attach_device(_attachment(device))
+        if device.spec.device_class == events.NET:
+            self._links.attached(device.instance_id)
 
     async def _mark_shutting_down(self, device: GuestDevice) -> None:
         self._publish(device, "shutting_down", "it is being removed")
@@ -349,6 +363,7 @@ class GuestDevices:
 
     async def _forget(self, device: GuestDevice) -> None:
         del self._entries[device.instance_id]
+        self._links.forget(device.instance_id)
         self._record.emit(events.device_removed(*self._named(device)))
 
     async def _detach(self, device: GuestDevice) -> None:

@@ -344,6 +344,8 @@ class VmOwner:
             vm.record.publish(
                 DeviceChange(status.instance_id, status.tag, status.state, status.detail)
             )
+            if status.link_up is not None:
+                vm.devices.report_link(status.instance_id, status.link_up)
 
     def _on_device_host_stream_end(self, elevated: bool) -> None:
         for vm in self._vms.all():

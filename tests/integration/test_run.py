@@ -328,18 +328,38 @@ def test_adapters_are_there_and_end_even_with_a_command_that_is_killed(runner: R
 
 
 @pytest.mark.passt
-def test_an_ordinary_user_has_a_network_with_a_name_server(runner: Runner) -> None:
+def test_an_ordinary_user_has_a_network_with_a_name_server_and_sees_its_link_go_and_come_back(
+    runner: Runner,
+) -> None:
     runner.environment["PORTHOLE_PASST"] = str(PASST)
-    script = "ls /sys/class/net; cat /sys/class/net/*/mtu /proc/net/route /etc/resolv.conf"
     before = taps()
-    code, out, err = runner.run("--net", "user", "--", "sh", "-c", script, ordinary=True)
-    assert code == 0, err.decode()
-    lines = out.decode().splitlines()
+    process = runner.start("--net", "user", "--", "sh", "-c", SEES_LINK, ordinary=True)
+    lines = until(process, b"ready").decode().splitlines()
     assert {"eth0", "loopback0"} < set(lines)
     assert lines.count("65520") == 2, "as long as passt's frames may be"
     assert [line.split()[0] for line in lines if line.split()[1:2] == ["00000000"]] == ["eth0"]
     assert any(line.startswith("nameserver 10.231.0.") for line in lines)
     assert taps() == before
+    for pid, line in runner.processes().items():
+        if line.startswith(str(PASST)):
+            os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, err.decode()
+    assert out.decode().split() == ["gone", "back"]
+    runner.assert_nothing_left()
+
+
+SEES_LINK = """
+cd /sys/class/net/eth0
+until [ "$(cat carrier)" = 1 ]; do sleep 0.1; done
+ls /sys/class/net; cat /sys/class/net/*/mtu /proc/net/route /etc/resolv.conf
+before=$(cat carrier_down_count)
+echo ready
+until [ "$(cat carrier_down_count)" -gt "$before" ]; do sleep 0.1; done
+echo gone
+until [ "$(cat carrier)" = 1 ]; do sleep 0.1; done
+echo back
+"""
 
 
 def test_a_network_that_cannot_be_had_is_named(runner: Runner) -> None:

@@ -288,7 +288,10 @@ def networked() -> Steps:
 
 
 def networked_without_a_pool() -> Steps:
-    """The same on windows: no pool was asked for. A port is mapped, and unmapped again."""
+    """The same on windows: no pool was asked for.
+
+    A port is mapped, and unmapped again. The link of an adapter goes down, and comes back.
+    """
     steps = nothing_requested()
     ids = ["id-eth0", "id-loopback0"]
     adapters = [step for name in events.ADAPTERS for step in device(name, NET, None)]
@@ -299,7 +302,11 @@ def networked_without_a_pool() -> Steps:
     ports = [
         (name, events.port(name, *port)) for name in (events.PORT_MAPPED, events.PORT_UNMAPPED)
     ]
-    return [*steps[:-1], *added, done, *ports, *rest, steps[-1]]
+    links = [
+        ("link-eth0", events.link_changed(VM, "id-eth0", NET, "eth0", up=up, why="passt has ended"))
+        for up in (False, True)
+    ]
+    return [*steps[:-1], *added, done, *ports, *links, *rest, steps[-1]]
 
 
 def not_networked() -> Steps:

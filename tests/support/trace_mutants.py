@@ -135,6 +135,7 @@ WRONG: Mapping[str, Callable[..., Values]] = {
     events.PORT_PROTOCOL: lambda protocol: ["udp" if protocol == "tcp" else "tcp", ""],
     events.PORT_ADDRESS: lambda address: [f"{address}1", ""],
     events.PORT_NUMBER: lambda number: [number + 1, -number],
+    events.LINK: lambda _: [events.UP, events.DOWN, "", "sideways"],
     events.GUEST_PORT: lambda number: [number + 1, -number],
     events.STAGE: lambda stage: ["running" if stage == "ended" else "ended", "RUNNING", ""],
     events.VERDICT: lambda verdict: [

@@ -23,6 +23,7 @@ const RANKS = new Map([
   ["FirstRequestCompleted", 9],
   ["NetworkingFallback", 9],
   ["NetworkingConfigured", 9],
+  ["AdapterLinkChanged", 9],
   ["PortMapped", 9],
   ["PortUnmapped", 9],
   ["RemoveGuestDevice", 10],

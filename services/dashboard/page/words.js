@@ -36,6 +36,7 @@ const EVENTS = new Map([
   ["ApertureCreated", "Aperture mapped"],
   ["WindowsEnabled", "Windows instead of an aperture"],
   ["FirstRequestCompleted", "First request completed"],
+  ["AdapterLinkChanged", "Link of an adapter changed"],
   ["RemoveGuestDevice", "Device removed"],
   ["NetworkingFallback", "User warned: no networking instead of what was asked for"],
   ["NetworkingConfigured", "Networking configured"],

@@ -65,6 +65,7 @@ class DeviceInfo:
         bounds: The use of its bounded resources.
         guest_descriptors: Descriptors of guest memory that it holds now.
         children: Names of the shares of an aggregate.
+        link_up: Whether an adapter has its link; None for other devices.
     """
 
     vm_id: str
@@ -79,6 +80,7 @@ class DeviceInfo:
     bounds: tuple[Usage, ...] = ()
     guest_descriptors: int = 0
     children: tuple[str, ...] = ()
+    link_up: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class HostedDevice:
         self._first_failure: PortholeError | None = None
         self._descriptor_throttle = Throttle()
         self._device: VirtioDevice | None = None
+        self._backend: Backend | None = None
         self._listener: Listener | None = None
 
     @property
@@ -167,6 +170,7 @@ class HostedDevice:
             self.meter.bounds.usage(),
             self.meter.guest_descriptors,
             device.children if isinstance(device, FsDevice) else (),
+            device.link_up if isinstance(device, NetDevice) else None,
         )
 
     def start(
@@ -197,15 +201,16 @@ class HostedDevice:
             backend = Backend(
                 device, self.access, self.meter, self, offers_config=offers_config, table=table
             )
+            self._device, self._backend = device, backend
+            if isinstance(device, NetDevice):
+                device.on_link_change = self._link_changed
             try:
                 listening = sock or ListeningSocket.at(self.identity.socket_path)
                 self._listener = Listener(listening, backend)
             except BaseException:
+                self._device = self._backend = None
                 device.close()
                 raise
-            self._device = device
-            if isinstance(device, NetDevice):
-                device.on_link_change = self._link_changed
 
     def add_child(self, name: str, options: FsOptions, shared_dir: Path) -> None:
         """Add a share to an aggregate; see FsDevice.add_child."""
@@ -247,7 +252,7 @@ class HostedDevice:
         with self._parts_lock:
             if self._listener is not None and self._device is not None:
                 self._listener.close(self._device.close)
-            self._listener = self._device = None
+            self._listener = self._device = self._backend = None
 
     def connected(self) -> None:
         """Report that a front-end has connected."""
@@ -385,9 +390,15 @@ class HostedDevice:
             instance_id=me.instance_id,
         )
 
-    def _link_changed(self, detail: str) -> None:
-        if self.state is not DeviceState.SHUTTING_DOWN:
-            self._on_change(self.info(), detail)
+    def _link_changed(self, up: bool, why: str) -> None:
+        """Tell the guest, the trace and the watchers; a thread of the back end calls this."""
+        if self.state is DeviceState.SHUTTING_DOWN:
+            return
+        backend = self._backend
+        if backend is not None:
+            backend.config_changed()
+        self._emit(events.link_changed(*self._names(), up=up, why=why))
+        self._on_change(self.info(), f"the link is {'up' if up else 'down'}: {why}")
 
     def _exhausted(self, exhaustion: Exhaustion) -> None:
         me = self.identity

@@ -7,12 +7,12 @@ of the observer only its interface.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from typing import TYPE_CHECKING, Final, Protocol
 
 from services.devicehost.memory import Region, RegionTable
 from services.devicehost.memory.regions import MAX_SLOTS
+from services.devicehost.vhost_user.backend_channel import BackendChannel
 from services.devicehost.vhost_user.connection import (
     TRANSPORT_FEATURES,
     Offer,
@@ -120,7 +120,7 @@ class Backend:
         self._rings = [Ring(index) for index in range(device.num_queues)]
         self._features = 0
         self._active: int | None = None
-        self._channel_fd: int | None = None
+        self._channel = BackendChannel()
         self._failed = False
         self._has_served = False
         self._kept_out: PortholeError | None = None
@@ -135,7 +135,7 @@ class Backend:
                 keeps_descriptors=self._access.keeps_descriptors, offers_config=self._offers_config
             ),
             num_queues=self._device.num_queues,
-            config=self._device.config(),
+            config=self._device.config,
             max_mem_slots=MAX_SLOTS,
         )
 
@@ -177,13 +177,18 @@ class Backend:
         self._unmap()
         self._table.close()
         self._held.count()
-        if self._channel_fd is not None:
-            os.close(self._channel_fd)
-            self._channel_fd = None
+        self._channel.close()
         self._features = 0
         kept_out = None if self._has_served else self._kept_out
         self._has_served, self._kept_out = False, None
         self._observer.disconnected(kept_out)
+
+    def config_changed(self) -> None:
+        """Tell the front-end, if it can be told, that the configuration space has changed.
+
+        Any thread may call it; it waits for no front-end.
+        """
+        self._channel.config_changed()
 
     def ask_to_stop(self) -> None:
         """Ask all workers to end soon, without waiting for them; from any thread."""
@@ -294,10 +299,10 @@ class Backend:
         self._serve_what_can_be_served()
 
     def _set_backend_channel(self, command: Command) -> None:
-        # Kept open to the end: closing it would look to a front-end like a crashed back-end.
-        old, self._channel_fd = self._channel_fd, command.fds.pop()
-        if old is not None:
-            os.close(old)
+        self._channel.replace(command.fds.pop())
+
+    def _set_protocol_features(self, command: Command) -> None:
+        self._channel.negotiated(command.body)
 
     def _set_config(self, command: Command) -> None:
         raise FailedPreconditionError(
@@ -404,6 +409,7 @@ _PLACING: Final = (Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.SET_VRING
 
 _ACTIONS: Final[dict[Request, Callable[[Backend, Command], VringState | None]]] = {
     Request.SET_FEATURES: Backend._set_features,
+    Request.SET_PROTOCOL_FEATURES: Backend._set_protocol_features,
     Request.RESET_OWNER: Backend._reset_device,
     Request.SET_MEM_TABLE: Backend._set_mem_table,
     Request.SET_VRING_NUM: Backend._set_vring_num,

@@ -65,14 +65,14 @@ class Offer:
         features: Virtio feature bits, TRANSPORT_FEATURES included.
         protocol_features: Of vhost-user.
         num_queues: Virtqueues.
-        config: The device's configuration space.
+        config: Returns the device's configuration space as it is now.
         max_mem_slots: Regions of guest memory that the back-end takes.
     """
 
     features: int
     protocol_features: int
     num_queues: int
-    config: bytes
+    config: Callable[[], bytes]
     max_mem_slots: int
 
 
@@ -141,7 +141,7 @@ class Connection:
             return self._refusal_reply(header.request, header.need_reply, error)
         if known is not None:
             return known
-        if command.request in _DONE_HERE:
+        if command.request is Request.SET_OWNER:
             return self.answer(command, None)
         return command
 
@@ -206,7 +206,7 @@ class Connection:
         # an empty payload reports.
         if end > CONFIG_MAX_BYTES:
             return b""
-        data = self._offer.config.ljust(CONFIG_MAX_BYTES, b"\0")[wanted.offset : end]
+        data = self._offer.config().ljust(CONFIG_MAX_BYTES, b"\0")[wanted.offset : end]
         return Config(wanted.offset, wanted.size, wanted.flags, data).pack()
 
 
@@ -220,7 +220,6 @@ def _check_accepted(request: Request, accepted: int, offered: int) -> None:
         )
 
 
-_DONE_HERE: Final = (Request.SET_PROTOCOL_FEATURES, Request.SET_OWNER)
 _OFFER_SUFFICES: Final = PROTOCOL_F_MQ | PROTOCOL_F_BACKEND_REQ | PROTOCOL_F_RESET_DEVICE
 _NUMBERS: Final[dict[Request, Callable[[Offer], int]]] = {
     Request.GET_FEATURES: lambda offer: offer.features,

@@ -82,6 +82,7 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
     events.APERTURE_CREATED: {**_DEVICE, **_POOL},
     events.WINDOWS_ENABLED: {**_DEVICE, **_POOL},
     events.FIRST_REQUEST: _DEVICE,
+    events.LINK_CHANGED: {**_DEVICE, events.LINK: str, events.DETAIL: str},
     events.DEVICE_REMOVED: _DEVICE,
     events.NETWORKING_FALLBACK: {
         events.NETWORKING_ASKED: str,
@@ -105,7 +106,12 @@ VOCABULARY: Final[Mapping[str, Mapping[str, type]]] = {
 }
 """Every event of the handshake, and the attributes that it must have in addition to the VM's id."""
 
-FROM_DEVICE_HOST: Final = (events.APERTURE_CREATED, events.WINDOWS_ENABLED, events.FIRST_REQUEST)
+FROM_DEVICE_HOST: Final = (
+    events.APERTURE_CREATED,
+    events.WINDOWS_ENABLED,
+    events.FIRST_REQUEST,
+    events.LINK_CHANGED,
+)
 """The events that a device host emits."""
 
 EMITTERS: Final[Mapping[str, frozenset[str]]] = {

@@ -9,13 +9,16 @@ namespace), nor rings or bounce pools.
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import threading
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
+    PortholeError,
 )
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, NetConfig, NetHeader
@@ -23,7 +26,7 @@ from services.wire.virtio_net import HEADER_BYTES, NetConfig, NetHeader
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.simguest.virtio.interface import DriverQueue, ProbedDevice
+    from services.simguest.virtio.interface import DriverQueue, ReportingDevice
 
 WANTED_FEATURES: Final = (
     virtio_net.F_MAC
@@ -58,13 +61,13 @@ class NetDriver:
     Attributes:
         mac: The device's MAC address, 6 bytes.
         mtu: Bytes of payload per frame.
-        link_up: Whether the device had a link when it was probed.
+        link_up: Whether the device has a link.
         features: What was negotiated, as a mask.
         pairs: Pairs of a receive and a transmit queue, all of which are used.
     """
 
     def __init__(
-        self, device: ProbedDevice, on_packet: Callable[[int, bytes], None] | None = None
+        self, device: ReportingDevice, on_packet: Callable[[int, bytes], None] | None = None
     ) -> None:
         """Read the configuration, post receive buffers, and use all pairs.
 
@@ -80,13 +83,18 @@ class NetDriver:
             FailedPreconditionError: NET_COMMAND when the device refuses a command.
             PortholeError: An error of `DriverQueue.post_receive` or `transact`.
         """
-        config = _read_config(device)
-        self.mac, self.features = config.mac, device.features
-        self.mtu = config.mtu if self.features & virtio_net.F_MTU else DEFAULT_MTU
-        has_status = self.features & virtio_net.F_STATUS
-        self.link_up = not has_status or bool(config.status & virtio_net.S_LINK_UP)
-        self.pairs = config.max_virtqueue_pairs if self.features & virtio_net.F_MQ else 1
+        self.features = device.features
         self._device = device
+        self._link = threading.Lock()
+        self._on_link: Callable[[bool], None] = lambda _: None
+        with self._link:
+            if self.features & virtio_net.F_STATUS:
+                device.watch_config(self._config_changed)  # before the configuration is read
+            config = _read_config(device)
+            self.link_up = self._has_link(config)
+        self.mac = config.mac
+        self.mtu = config.mtu if self.features & virtio_net.F_MTU else DEFAULT_MTU
+        self.pairs = config.max_virtqueue_pairs if self.features & virtio_net.F_MQ else 1
         self._backlog: queue.Queue[bytes] = queue.Queue(RECEIVE_BACKLOG)
         self._receivers: list[_Receiver] = []
         if on_packet is None and self.features & virtio_net.F_CTRL_GUEST_OFFLOADS:
@@ -107,6 +115,17 @@ class NetDriver:
     def malformed(self) -> int:
         """Number of received buffers that made no packet."""
         return sum(receiver.malformed for receiver in self._receivers)
+
+    def watch_link(self, on_link: Callable[[bool], None]) -> None:
+        """Have a function called with the link as it is now, and with each change of it.
+
+        Args:
+            on_link: Called with whether there is a link, one call at a time, in the order of the
+                changes; on this thread, and then on one that may ask the device and nothing else.
+        """
+        with self._link:
+            self._on_link = on_link
+            on_link(self.link_up)
 
     def send_frame(self, frame: bytes | memoryview) -> None:
         """Send one Ethernet frame that is complete; blocks while the transmit queue is full.
@@ -154,6 +173,16 @@ class NetDriver:
             raise DeadlineExceededError(
                 "NO_FRAME", f"no frame came within {timeout_s} s", timeout_s=str(timeout_s)
             ) from None
+
+    def _has_link(self, config: NetConfig) -> bool:
+        return not self.features & virtio_net.F_STATUS or bool(config.status & virtio_net.S_LINK_UP)
+
+    def _config_changed(self) -> None:
+        with self._link, contextlib.suppress(PortholeError):  # it is gone, which its queues report
+            is_up = self._has_link(_read_config(self._device))
+            if is_up != self.link_up:
+                self.link_up = is_up
+                self._on_link(is_up)
 
     def _transmit(self, pair: int) -> DriverQueue:
         return self._device.queues[2 * pair + virtio_net.TX_QUEUE]
@@ -219,7 +248,7 @@ class _Receiver:
             self.malformed += 1
 
 
-def _read_config(device: ProbedDevice) -> NetConfig:
+def _read_config(device: ReportingDevice) -> NetConfig:
     raw = device.config()
     if len(raw) < virtio_net.CONFIG.size or not device.features & virtio_net.F_MAC:
         raise InvalidArgumentError(

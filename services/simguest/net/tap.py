@@ -28,7 +28,7 @@ from services.wire.virtio_net import (
 
 if TYPE_CHECKING:
     from services.simguest.net.namespace import NetworkNamespace
-    from services.simguest.virtio.interface import ProbedDevice
+    from services.simguest.virtio.interface import ReportingDevice
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class TapAdapter:
 
     def __init__(
         self,
-        device: ProbedDevice,
+        device: ReportingDevice,
         namespace: NetworkNamespace,
         name: str,
         address: str = "",
@@ -77,6 +77,7 @@ class TapAdapter:
             namespace.configure(
                 name, mac=self.driver.mac, mtu=self.driver.mtu, address=address, gateway=gateway
             )
+            self.driver.watch_link(self._carry)
         except BaseException:
             self._release()
             raise
@@ -103,6 +104,12 @@ class TapAdapter:
             for fd in fds:
                 os.close(fd)
         os.close(self._stop_fd)
+
+    def _carry(self, is_up: bool) -> None:
+        """Give the interface a carrier, or take it away; a kernel before Linux 5.0 cannot."""
+        with self._writing, contextlib.suppress(OSError):
+            if self._fds:
+                fcntl.ioctl(self._fds[0], tun.TUNSETCARRIER, tun.INT.pack(is_up))
 
     def _receive(self, pair: int, packet: bytes) -> None:
         with self._writing:

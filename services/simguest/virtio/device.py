@@ -1,7 +1,7 @@
 """A virtio device as the guest's kernel brings it up: connect, negotiate, start its queues.
 
 Owns the order of the vhost-user messages and the life of a device's rings; it provides
-`interface.ProbedDevice`. Must not know the purpose of the device or how buffers are mapped.
+`interface.ReportingDevice`. Must not know the purpose of the device or how buffers are mapped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import FailedPreconditionError, PortholeError
+from services.simguest.virtio.config_watch import ConfigWatch
 from services.simguest.virtio.front_end import FrontEnd
 from services.simguest.virtio.queue import SplitQueue
 from services.simguest.virtio.ring import DriverRing, ring_bytes
@@ -23,7 +24,7 @@ from services.wire.virtio_ring import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from services.simguest.memory.dma import Dma, Mapping
@@ -36,7 +37,8 @@ MAX_QUEUES: Final = 64
 """The most queues of a device; one that reports more is broken."""
 
 _TRANSPORT_FEATURES: Final = F_VERSION_1 | F_ACCESS_PLATFORM | F_INDIRECT_DESC | F_EVENT_IDX
-_PROTOCOL_FEATURES: Final = wire.PROTOCOL_F_MQ | wire.PROTOCOL_F_REPLY_ACK | wire.PROTOCOL_F_CONFIG
+_CONFIG_WATCH: Final = wire.PROTOCOL_F_CONFIG | wire.PROTOCOL_F_BACKEND_REQ
+_PROTOCOL_FEATURES: Final = wire.PROTOCOL_F_MQ | wire.PROTOCOL_F_REPLY_ACK | _CONFIG_WATCH
 _RING_DEADLINE_S: Final = 10.0
 
 
@@ -92,6 +94,8 @@ class VirtioDevice:
         """
         self.name = name
         self.features = 0
+        self._protocol_features = 0
+        self._config_watch: ConfigWatch | None = None
         self._kind = kind
         self._memory = memory
         self._queues: list[SplitQueue] = []
@@ -124,6 +128,15 @@ class VirtioDevice:
         """
         return self._front_end.ask_config(self._kind.config_bytes)
 
+    def watch_config(self, on_change: Callable[[], None]) -> None:
+        """Have each change of the configuration space reported; see ReportingDevice.
+
+        Raises:
+            PortholeError: An error of `FrontEnd.send`.
+        """
+        if self._protocol_features & _CONFIG_WATCH == _CONFIG_WATCH:
+            self._config_watch = ConfigWatch(self._front_end, self.name, on_change)
+
     def close(self) -> None:
         """Stop the queues, disconnect and release all memory; stop the drivers first."""
         with contextlib.suppress(PortholeError):  # a device that is gone runs no ring
@@ -131,6 +144,9 @@ class VirtioDevice:
                 self._front_end.ask_vring_base(queue.index)
         for queue in self._queues:
             queue.stop()
+        watch, self._config_watch = self._config_watch, None
+        if watch is not None:
+            watch.close()
         self._front_end.close()
         for queue in self._queues:
             queue.release()
@@ -164,6 +180,7 @@ class VirtioDevice:
         front_end = self._front_end
         protocol = front_end.ask_u64(wire.Request.GET_PROTOCOL_FEATURES) & _PROTOCOL_FEATURES
         front_end.send(wire.Request.SET_PROTOCOL_FEATURES, wire.U64.pack(protocol))
+        self._protocol_features = protocol
         front_end.reply_ack = bool(protocol & wire.PROTOCOL_F_REPLY_ACK)
         if not protocol & wire.PROTOCOL_F_MQ:
             return self._kind.queues

@@ -132,3 +132,18 @@ class ProbedDevice(Protocol):
             UnavailableError: DEVICE_GONE.
         """
         ...
+
+
+class ReportingDevice(ProbedDevice, Protocol):
+    """A probed device that reports changes of its configuration space."""
+
+    def watch_config(self, on_change: Callable[[], None]) -> None:
+        """Have a function called after each change of the configuration space; at most once.
+
+        It runs on a thread of the device's and may call `config`. A device that cannot tell of
+        changes has none that a driver learns of.
+
+        Raises:
+            PortholeError: The device is gone, or refuses.
+        """
+        ...

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from services.simguest.net.namespace import NetworkNamespace
-    from services.simguest.virtio.interface import ProbedDevice
+    from services.simguest.virtio.interface import ProbedDevice, ReportingDevice
     from services.simguest.workload.network import HttpResult, PingResult
 
     T = TypeVar("T")
@@ -85,7 +85,7 @@ class Workload:
             self._shares[tag] = _Share(device, driver, ShareFiles(FsOperations(driver)))
 
     def attach_adapter(
-        self, tag: str, device: ProbedDevice, client_address: str = "", gateway_address: str = ""
+        self, tag: str, device: ReportingDevice, client_address: str = "", gateway_address: str = ""
     ) -> None:
         """Take over a virtio-net device and make it an interface of the guest's network namespace.
 

@@ -136,6 +136,13 @@ class Machine(Protocol):
     async def attach_device(self, spec: AttachSpec) -> None:
         """Attach a device at its place; the guest has probed it when this returns."""
 
+    async def set_link(self, instance_id: str, is_up: bool) -> None:
+        """Have the guest see the link of an adapter come or go.
+
+        It does nothing where the guest learns that from the device itself, or for an adapter that
+        is not attached.
+        """
+
     async def release_device(self, instance_id: str) -> None:
         """Have the guest let go of a device that is about to be torn down, if it needs to.
 

@@ -112,6 +112,9 @@ class EmbeddedMachine:
         self._require_alive()
         await self._external.attach_device(spec)
 
+    async def set_link(self, instance_id: str, is_up: bool) -> None:
+        """Do nothing: the guest's front-end asks the device."""
+
     async def release_device(self, instance_id: str) -> None:
         """Do nothing: such a guest lets go of a device that has ended."""
 

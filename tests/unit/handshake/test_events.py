@@ -150,6 +150,11 @@ def judged(stage: str, verdict: str, rules: str) -> dict[str, object]:
         ),
         (lambda: events.windows_enabled(*OF_DEVICE), "WindowsEnabled", {**DEVICE, **NO_POOL}),
         (lambda: events.first_request(*OF_DEVICE), "FirstRequestCompleted", DEVICE),
+        (
+            lambda: events.link_changed(*OF_DEVICE, up=False, why="passt has ended"),
+            "AdapterLinkChanged",
+            {**DEVICE, "porthole.link": "down", "porthole.detail": "passt has ended"},
+        ),
         (lambda: events.device_removed(*OF_DEVICE), "RemoveGuestDevice", DEVICE),
         (
             lambda: events.guest_init_ended("vm", "signal 9"),

@@ -148,6 +148,7 @@ MADE = [
     events.aperture_created(*DEVICE, POOL),
     events.windows_enabled(*DEVICE),
     events.first_request(*DEVICE),
+    events.link_changed(*DEVICE, up=False, why="passt has ended"),
     events.device_removed(*DEVICE),
     events.networking_fallback("vm", "nat", "TAP_UNAVAILABLE", "text"),
     events.networking_configured("vm", "nat", "none", ()),

@@ -39,11 +39,13 @@ class Rig:
 
     Attributes:
         changes: The cause of each change of a device.
+        events: The events of devices.
     """
 
     def __init__(self, run_dir: Path, pool_mib: int = 16) -> None:
         (run_dir / "dev").mkdir(exist_ok=True)
         self.changes: queue.Queue[str] = queue.Queue()
+        self.events: list[events.Event] = []
         self.host = DeviceHost(run_dir, on_change=lambda info, detail: self.changes.put(detail))
         self.ram = GuestRam(128 << 20)
         kernel = Kernel("6.18.26.3", publishes_pool=pool_mib > 0)
@@ -82,9 +84,8 @@ class Rig:
     ) -> VirtioDevice:
         token = format_token(self.pool) if self.pool else None
         text = build_options(tag, options, token, VM_ID)
-        info = self.host.create_device(
-            DeviceSpec(VM_ID, tag, tag, text, backend), emit=lambda event: None
-        )
+        spec = DeviceSpec(VM_ID, tag, tag, text, backend)
+        info = self.host.create_device(spec, emit=self.events.append)
         kind = KINDS[events.NET if isinstance(backend, NetBackend | UserBackend) else events.FS]
         self.devices[tag] = VirtioDevice(tag, info.socket_path, kind, self.memory)
         return self.devices[tag]

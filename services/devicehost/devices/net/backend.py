@@ -106,9 +106,11 @@ class OpenBackend(Protocol):
 
     Attributes:
         mtu: Bytes of payload per frame.
+        has_link: Whether it had a link when it was opened.
     """
 
     mtu: int
+    has_link: bool
 
     @property
     def queues(self) -> Sequence[Port]:

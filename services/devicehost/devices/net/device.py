@@ -8,6 +8,7 @@ its addresses.
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -51,7 +52,9 @@ class NetDevice:
         mtu: Bytes of payload per frame; in the configuration space.
         num_queues: Two for each pair, and the control queue.
         features: Those of the device, and the offloads that its back end can do.
-        on_link_change: Called with each change of the link, on any thread, with no lock held.
+        link_up: Whether the back end has a link; in the configuration space.
+        on_link_change: Called with each change of the link, after which `config` has it: whether
+            it is up now, and why. On any thread, with no lock held.
     """
 
     device_class = NET
@@ -74,11 +77,13 @@ class NetDevice:
         self.mac = options.client_mac or derive_mac(options.vm_id, options.name)
         self._name = options.name
         self._meter = meter
-        self.on_link_change: Callable[[str], None] = lambda _: None
-        self._link_up = True
+        self.on_link_change: Callable[[bool, str], None] = lambda _up, _why: None
+        self._link = threading.Lock()
         self._features = 0
         options = replace(options, client_mac=self.mac)
-        self._backend = open_backend(backend, options, self._link_changed)
+        with self._link:  # what follows waits until the beginning is known
+            self._backend = open_backend(backend, options, self._link_changed)
+            self.link_up = self._backend.has_link
         self.mtu = self._backend.mtu
         self._pairs = tuple(
             Pair(options.name, port, self.mtu, meter) for port in self._backend.queues
@@ -96,7 +101,7 @@ class NetDevice:
 
     def config(self) -> bytes:
         """Return MAC address, link status, the number of pairs, and MTU."""
-        status = virtio_net.S_LINK_UP if self._link_up else 0
+        status = virtio_net.S_LINK_UP if self.link_up else 0
         config = NetConfig(self.mac, status, len(self._pairs), self.mtu)
         return virtio_net.CONFIG.pack(*config)
 
@@ -145,11 +150,14 @@ class NetDevice:
         )
 
     def _link_changed(self, up: bool, why: str) -> None:
-        self._link_up = up
+        with self._link:
+            if up == self.link_up:
+                return
+            self.link_up = up
         if not up:
             with self._meter.counting as counters:
                 counters.link_losses += 1
-        self.on_link_change(f"the link is {'up' if up else 'down'}: {why}")
+        self.on_link_change(up, why)
 
     @property
     def _control_index(self) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from services.handshake.trace.vm_trace import VmTrace
 
 _CLASSES: Final = (events.FS, events.NET)
+_ONCE: Final = tuple(name for name in OF_DEVICE if name != events.LINK_CHANGED)
 
 
 def _device_unknown(vm: VmTrace) -> Iterator[str]:
@@ -46,7 +47,7 @@ def _device_mismatch(vm: VmTrace) -> Iterator[str]:
 def _device_repeated(vm: VmTrace) -> Iterator[str]:
     for device in vm.devices:
         names = [event.name for event in device.events]
-        for name in dict.fromkeys(names):
+        for name in _ONCE:
             if names.count(name) > 1:
                 yield f"{device}: {name} happened {names.count(name)} times"
 
@@ -148,7 +149,7 @@ CLAUSES: Final = (
         "DEVICE_REPEATED",
         7,
         "A device is added, attached and removed once, and has one first request.",
-        tuple(Once(event) for event in OF_DEVICE),
+        tuple(Once(event) for event in _ONCE),
         _device_repeated,
     ),
     Clause(

@@ -1,7 +1,8 @@
-"""Networking: its mode, its adapters with their token, the warning of a fallback, and ports."""
+"""Networking: mode, adapters with their token, the warning of a fallback, ports and links."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
@@ -96,6 +97,20 @@ def _port_repeated(vm: VmTrace) -> Iterator[str]:
             yield f"{port} was unmapped from port {guest_port}, to which it was not mapped"
 
 
+def _link_repeated(vm: VmTrace) -> Iterator[str]:
+    for device in vm.devices:
+        states = [
+            event.text(events.LINK) for event in device.events if event.name == events.LINK_CHANGED
+        ]
+        if states and device.device_class != events.NET:
+            yield f"{device} is no adapter, and its link has changed"
+        for before, after in pairwise(["", *states]):
+            if after not in (events.UP, events.DOWN):
+                yield f"the link of {device} is {after!r}"
+            elif after == before:
+                yield f"the link of {device} is {after} again"
+
+
 def _port(event: TraceEvent) -> str:
     number = event.number(events.PORT_NUMBER)
     return f"{event.text(events.PORT_PROTOCOL)} {event.text(events.PORT_ADDRESS)} port {number}"
@@ -186,5 +201,12 @@ CLAUSES: Final = (
             ),
         ),
         _port_repeated,
+    ),
+    Clause(
+        "LINK_REPEATED",
+        10,
+        "The link of an adapter goes down and up by turns.",
+        (Once(events.LINK_CHANGED), Value(events.LINK_CHANGED, events.LINK)),
+        _link_repeated,
     ),
 )

@@ -269,8 +269,8 @@ CLAUSES: Final = (
     _order(
         "ORDER_ADDED",
         10,
-        "A device is added before it attaches to guest memory.",
-        (*ATTACHED, events.FIRST_REQUEST),
+        "A device is added before it attaches to guest memory, or its link changes.",
+        (*ATTACHED, events.FIRST_REQUEST, events.LINK_CHANGED),
         (events.DEVICE_ADDED,),
     ),
     _order(

@@ -163,6 +163,19 @@ class HotPlug:
         plugged.in_guest = True
         await self._monitor.execute("device_add", _device_arguments(plugged, device))
 
+    async def set_link(self, instance_id: str, is_up: bool) -> None:
+        """Have an adapter's link come or go; does nothing for one that the guest does not have.
+
+        QEMU's adapters on vhost-user have a configuration space of their own, and do not ask the
+        device for its (PROTOCOL_F_CONFIG). While the link is down the rings are stopped.
+
+        Raises:
+            PortholeError: See Monitor.execute.
+        """
+        plugged = self._plugged.get(instance_id)
+        if plugged is not None and plugged.in_guest:
+            await self._monitor.execute("set_link", {"name": plugged.device_id, "up": is_up})
+
     async def is_connected(self, instance_id: str) -> bool:
         """Return whether the other end of a device's socket is there."""
         plugged = self._plugged.get(instance_id)

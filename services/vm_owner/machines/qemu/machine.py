@@ -278,6 +278,15 @@ class QemuMachine:
         )
         await control.configure_adapter(adapter, PROBE_DEADLINE_S)
 
+    async def set_link(self, instance_id: str, is_up: bool) -> None:
+        """Have the guest see the link of an adapter come or go.
+
+        Raises:
+            PortholeError: See Monitor.execute.
+        """
+        if self._guest.is_running:
+            await self._hot_plug.set_link(instance_id, is_up)
+
     async def release_device(self, instance_id: str) -> None:
         """Have the guest let go of a device while the device still answers."""
         if not self._guest.is_running:

@@ -39,10 +39,11 @@ class EchoDevice:
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.configuration = b"config of the echo"
         self.blocked, self.unblock = threading.Event(), threading.Event()
 
     def config(self) -> bytes:
-        return b"config of the echo"
+        return self.configuration
 
     def activate(self, features: int) -> None:
         self.log.append(f"activate {features:#x}")

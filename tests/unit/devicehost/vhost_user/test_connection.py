@@ -19,7 +19,7 @@ from services.wire import vhost_user as wire
 from services.wire.vhost_user import Header, Request
 
 ALL_FEATURES = protocol_features(keeps_descriptors=True, offers_config=True)
-OFFER = Offer(TRANSPORT_FEATURES | 1, ALL_FEATURES, 3, b"0123456789", max_mem_slots=32)
+OFFER = Offer(TRANSPORT_FEATURES | 1, ALL_FEATURES, 3, lambda: b"0123456789", max_mem_slots=32)
 NEED_REPLY = wire.VERSION | wire.FLAG_NEED_REPLY
 SIZES = {
     Request.SET_FEATURES: 8,
@@ -75,7 +75,7 @@ def test_what_is_offered() -> None:
 
 def test_a_device_with_an_aperture_offers_no_memory_slots() -> None:
     features = protocol_features(keeps_descriptors=Aperture.keeps_descriptors, offers_config=True)
-    connection = negotiated(Offer(TRANSPORT_FEATURES, features, 1, b"", max_mem_slots=32))
+    connection = negotiated(Offer(TRANSPORT_FEATURES, features, 1, bytes, max_mem_slots=32))
     with pytest.raises(ProtocolError):
         send(connection, Request.GET_MAX_MEM_SLOTS)
 

@@ -734,6 +734,7 @@ class Device(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
     GUEST_DESCRIPTORS_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """UUID of the VM, in lower case."""
     instance_id: _builtins.str
@@ -751,6 +752,10 @@ class Device(_message.Message):
     guest_descriptors: _builtins.int
     """Descriptors of guest memory that the device holds now. 0 when it is confined
     to its pool and its rings are placed: nothing else can be mapped then.
+    """
+    link: _device_pb2.LinkState.ValueType
+    """The link of an adapter. A guest is told of it in the configuration space of
+    the device, if its front-end asks for that (VHOST_USER_PROTOCOL_F_CONFIG).
     """
     @_builtins.property
     def aperture(self) -> Global___ApertureInfo:
@@ -778,10 +783,11 @@ class Device(_message.Message):
         options: _builtins.str = ...,
         children: _abc.Iterable[_builtins.str] | None = ...,
         guest_descriptors: _builtins.int = ...,
+        link: _device_pb2.LinkState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "children", b"children", "counters", b"counters", "device_class", b"device_class", "guest_descriptors", b"guest_descriptors", "instance_id", b"instance_id", "options", b"options", "socket_path", b"socket_path", "state", b"state", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aperture", b"aperture", "children", b"children", "counters", b"counters", "device_class", b"device_class", "guest_descriptors", b"guest_descriptors", "instance_id", b"instance_id", "link", b"link", "options", b"options", "socket_path", b"socket_path", "state", b"state", "tag", b"tag", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

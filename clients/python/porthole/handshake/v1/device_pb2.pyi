@@ -80,6 +80,34 @@ DEVICE_STATE_SHUTTING_DOWN: DeviceState.ValueType  # 5
 """The device is being torn down and accepts no further request."""
 Global___DeviceState: _TypeAlias = DeviceState  # noqa: Y015
 
+class _LinkState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LinkStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LinkState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LINK_STATE_UNSPECIFIED: _LinkState.ValueType  # 0
+    """The device has none, because it is no adapter; or it is not known."""
+    LINK_STATE_UP: _LinkState.ValueType  # 1
+    """Frames pass."""
+    LINK_STATE_DOWN: _LinkState.ValueType  # 2
+    """Frames are dropped: the passt of the user-mode network has ended, and is
+    started again; or the TAP interface is down, without a carrier, or gone.
+    """
+
+class LinkState(_LinkState, metaclass=_LinkStateEnumTypeWrapper):
+    """LinkState is the state of the link of a network adapter."""
+
+LINK_STATE_UNSPECIFIED: LinkState.ValueType  # 0
+"""The device has none, because it is no adapter; or it is not known."""
+LINK_STATE_UP: LinkState.ValueType  # 1
+"""Frames pass."""
+LINK_STATE_DOWN: LinkState.ValueType  # 2
+"""Frames are dropped: the passt of the user-mode network has ended, and is
+started again; or the TAP interface is down, without a carrier, or gone.
+"""
+Global___LinkState: _TypeAlias = LinkState  # noqa: Y015
+
 @_typing.final
 class DeviceCounters(_message.Message):
     """DeviceCounters count from the creation of a device; they never decrease."""

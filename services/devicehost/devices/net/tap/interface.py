@@ -16,6 +16,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.net.tap.carrier import CarrierWatch
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.wire import tun, virtio_net
 from services.wire.virtio_net import HEADER_BYTES
@@ -142,6 +143,7 @@ class Tap:
         name: Name of the interface.
         queues: One for each pair; only the first one gets frames until `use` is called.
         mtu: Bytes of payload per frame, as it was when the interface was opened.
+        has_link: Whether it was up, and had a carrier, when it was opened.
         features: The offloads of virtio-net that it can do, as a mask.
     """
 
@@ -157,7 +159,8 @@ class Tap:
             name: 1 to 15 bytes.
             pairs: Queues to open. An interface that exists must have been made for several
                 (IFF_MULTI_QUEUE) if this is more than 1, and for one otherwise.
-            on_link: Called once, on any thread, when it is gone: False, and why.
+            on_link: Called when it is set up or down, or is gone, which is for good: whether it has
+                a carrier now, and why. On any thread, with no lock held.
 
         Raises:
             InvalidArgumentError: TAP_NAME.
@@ -171,6 +174,7 @@ class Tap:
         self._lock = threading.Lock()
         self._used = pairs
         self._is_gone = False
+        self._carrier: CarrierWatch | None = None
         try:
             for _ in range(pairs):
                 fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -178,6 +182,8 @@ class Tap:
                 self._configure(fd, pairs)
             self.features = self._probe()
             self.mtu = self._read_mtu()
+            self._carrier = CarrierWatch(name, self._carrier_changed)
+            self.has_link = self._carrier.is_up
         except OSError as error:
             self.close()
             raise _refusal(name, error) from error
@@ -212,6 +218,10 @@ class Tap:
 
     def close(self) -> None:
         """Let go of the interface; it disappears unless it was made persistent."""
+        with self._lock:
+            carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.close()
         for each in self.queues:
             each.close()
 
@@ -223,6 +233,12 @@ class Tap:
             self._is_gone |= is_new
         if is_new:
             self._on_link(False, f"its TAP is gone: {why}")
+
+    def _carrier_changed(self, is_up: bool) -> None:
+        with self._lock:
+            if self._is_gone:
+                return
+        self._on_link(is_up, f"its TAP is {'up' if is_up else 'down, or has no carrier'}")
 
     def _configure(self, fd: int, pairs: int) -> None:
         flags = tun.IFF_TAP | tun.IFF_NO_PI | tun.IFF_VNET_HDR

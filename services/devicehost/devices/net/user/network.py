@@ -44,11 +44,12 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 30.0
-"""Between starts; each pause is twice the one before."""
+"""Between starts; each pause is twice the one before. The first is long enough for a guest to see
+its link go, and so to ask for its addresses when it is back."""
 LAST_WORDS_MS: Final = 500
 """How long a passt that was given up may take to end by itself, and to say why."""
 STEADY_S: Final = 60.0
-"""A passt that has served for so long is started again without a pause."""
+"""After a passt that has served for so long the pauses begin anew."""
 
 SHORTEST_FRAME_BYTES: Final = 60
 """Of Ethernet, without its checksum."""
@@ -70,10 +71,12 @@ class UserNetwork:
         features: Checksums: passt does not look at those of the guest, and its own are right. With
             frames of 64 KiB there is nothing to segment.
         is_gone: False: passt is started again.
+        has_link: True: it is opened once passt serves.
     """
 
     features = F_CSUM | F_GUEST_CSUM
     is_gone = False
+    has_link = True
 
     def __init__(
         self,
@@ -292,7 +295,8 @@ class UserNetwork:
                     why = error.message
                 if self._stopped.is_set():
                     return
-                pause_s = 0.0 if time.monotonic() - began >= STEADY_S else _longer(pause_s)
+                steady = time.monotonic() - began >= STEADY_S
+                pause_s = FIRST_PAUSE_S if steady else _longer(pause_s)
                 _LOG.warning(
                     "adapter %s has no link: %s. It is started again in %.1f s",
                     *(self._name, why, pause_s),

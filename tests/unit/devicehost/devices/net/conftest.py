@@ -67,10 +67,12 @@ class WireTap(Tap):
         self._on_link = on_link
         self._lock = threading.Lock()
         self._is_gone = False
+        self._carrier = None
         self.wires = [theirs for _, theirs in wires]
         self.wire = self.wires[0]
         self.queues = tuple(TapQueue(mine.detach(), self._failed) for mine, _ in wires)
         self.mtu = 1500
+        self.has_link = True
         self.features = OFFLOADS
         self.negotiated: list[int] = []
         self.used: list[int] = []

@@ -100,6 +100,22 @@ async def test_an_adapter_tells_the_guest_how_long_frames_may_be() -> None:
     assert qemu.commands[-1][1]["host_mtu"] == 65520
 
 
+async def test_the_link_of_an_adapter_goes_and_comes_back() -> None:
+    qemu = FakeQemu()
+    await qemu.plug.plug("a", "/run/a.sock", NET)
+    for is_up in (False, True):
+        await qemu.plug.set_link("a", is_up)
+        assert qemu.commands[-1] == ("set_link", {"name": "device-a", "up": is_up})
+
+
+async def test_what_the_guest_does_not_have_has_no_link() -> None:
+    qemu = FakeQemu()
+    await qemu.plug.set_link("a", True)
+    qemu.plug.reserve("a")
+    await qemu.plug.set_link("a", True)
+    assert qemu.commands == []
+
+
 async def test_a_port_is_free_again_after_its_device() -> None:
     qemu = FakeQemu()
     for _ in range(PORTS + 1):
