@@ -1,11 +1,13 @@
 """The addresses of adapters: those that a client asks for, and those that follow from a subnet.
 
-Owns what may be asked for, and the defaults. Must not know VMs, TAPs, or which networks are taken.
+Owns what may be asked for, and the defaults; also the name of a bridge. Must not know VMs, TAPs, or
+which networks are taken.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,13 +19,17 @@ from services.vm_owner.wslconfig import NetworkingMode
 if TYPE_CHECKING:
     from services.handshake.options import NetOptions
 
-KEYS: Final = ("client_ip", "gateway_ip", "client_ip_ipv6", "client_mac")
+KEYS: Final = ("client_ip", "gateway_ip", "client_ip_ipv6", "client_mac", "bridge")
 """The options that ConfigureNetworking takes, all of eth0."""
+
+MAX_BRIDGE_BYTES: Final = 15
+"""IFNAMSIZ (linux/if.h) without the terminating NUL."""
 
 WIDEST_PREFIX: Final = 8
 NARROWEST_PREFIX: Final = 30
 """Prefix lengths of an IPv4 network of an adapter: it has two hosts at least."""
 
+_BRIDGE_NAME: Final = re.compile(rb"[^\s/:%%\0]{1,%d}" % MAX_BRIDGE_BYTES)
 _NO_VM: Final = "00000000-0000-0000-0000-000000000000"
 _GROUP_BIT: Final = 1  # of the first byte of a MAC address (IEEE 802)
 
@@ -56,12 +62,14 @@ class RequestedAddresses:
 
     Attributes:
         gateway: The host's address; given with `client` only.
+        bridge: Name of the bridge that the adapter's TAP is a port of; given with `client` only.
     """
 
     client: ipaddress.IPv4Interface | None = None
     gateway: ipaddress.IPv4Address | None = None
     client_ipv6: str = ""
     mac: str = ""
+    bridge: str = ""
 
     def complete(self, subnet: ipaddress.IPv4Network) -> AdapterAddresses:
         """Return these addresses, and for those that are not asked for the defaults.
@@ -98,9 +106,50 @@ def requested_addresses(options: str, mode: NetworkingMode) -> RequestedAddresse
                 f"option {item!r} is not one of networking; those are {', '.join(KEYS)}",
                 option=item,
             )
-    given = parse_net_options(build_options("eth0", options, None, _NO_VM))
+    bridges = {item.partition("=")[2] for item in items if _is_bridge(item)}
+    of_device = ";".join(item for item in items if not _is_bridge(item))
+    given = parse_net_options(build_options("eth0", of_device, None, _NO_VM))
     client = _client(given)
-    return RequestedAddresses(client, _gateway(given, client), _ipv6(given, mode), _own_mac(given))
+    return RequestedAddresses(
+        client,
+        _gateway(given, client),
+        _ipv6(given, mode),
+        _own_mac(given),
+        _bridge(bridges, client, mode),
+    )
+
+
+def _is_bridge(item: str) -> bool:
+    return item.partition("=")[0] == "bridge"
+
+
+def _bridge(asked: set[str], client: ipaddress.IPv4Interface | None, mode: NetworkingMode) -> str:
+    if not asked:
+        return ""
+    if len(asked) > 1:
+        raise InvalidArgumentError(
+            "OPTION_CONFLICT",
+            f"option bridge= is given as {' and as '.join(sorted(asked))}; an adapter is on one",
+            option="bridge",
+        )
+    (name,) = asked
+    said = f"bridge={name}"
+    if mode is not NetworkingMode.NAT:
+        raise _refusal(
+            said,
+            f"of use in the networking mode {mode}, which has no TAP; ask for NAT, or leave it out",
+        )
+    if not _BRIDGE_NAME.fullmatch(name.encode()):
+        raise _refusal(
+            said,
+            f"the name of an interface: 1 to {MAX_BRIDGE_BYTES} bytes, without '/', ':', '%' and "
+            "white space",
+        )
+    if client is None:
+        raise _refusal(
+            said, "of use alone: give the guest's address there too, client_ip=<address>/24"
+        )
+    return name
 
 
 def _client(given: NetOptions) -> ipaddress.IPv4Interface | None:

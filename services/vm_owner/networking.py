@@ -4,9 +4,10 @@ Owns the mode in force, the adapters, their addresses, and the order in which th
 removed. A mode that this host cannot set up becomes NONE, with one warning.
 
 Each adapter is in a subnet with one address for the host and one for the guest. In the mode NAT it
-is on a TAP of its own, on which the host has its address. In the mode VirtioProxy it is on a
-user-mode network of its own, which the device host runs. The host's address is the gateway of
-eth0. loopback0 reaches the host only, so it has no gateway.
+is on a TAP of its own, on which the host has its address, or which is a port of a bridge that the
+client names for eth0: the addresses are those of the bridge's network then. In the mode VirtioProxy
+it is on a user-mode network of its own, which the device host runs. The host's address is the
+gateway of eth0. loopback0 reaches the host only, so it has no gateway.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ _GATEWAY_OWNER: Final = "eth0"
 class Taps(Protocol):
     """A maker of TAP interfaces, for instance the module `taps`. Its calls block; use a thread."""
 
-    def create_tap(self, name: str, host_address: ipaddress.IPv4Interface) -> None:
-        """Create a TAP with an address; a failure leaves nothing behind."""
+    def create_tap(self, name: str, place: ipaddress.IPv4Interface | str) -> None:
+        """Create a TAP with an address, or on a bridge; a failure leaves nothing behind."""
 
     def delete_tap(self, name: str) -> None:
         """Remove a TAP."""
@@ -87,6 +88,7 @@ class _Adapter:
     Attributes:
         addresses: Its addresses.
         backend: Its TAP, or its user-mode network.
+        bridge: The bridge that its TAP is a port of; empty: none.
         subnet: What was taken of the subnets that all VMs share; None: nothing.
         device: None before it is added.
     """
@@ -95,6 +97,7 @@ class _Adapter:
     addresses: AdapterAddresses
     backend: str | UserNetwork
     subnet: ipaddress.IPv4Network | None
+    bridge: str = ""
     device: GuestDevice | None = None
 
 
@@ -206,7 +209,7 @@ class NetworkEngine:
                         dns_forward=host if of_gateway else (),
                         host_loopback=host if host_loopback and not of_gateway else (),
                     )
-                await self._add(_Adapter(name, addresses, backend, subnet))
+                await self._add(_Adapter(name, addresses, backend, subnet, wanted.bridge))
         except FailedPreconditionError as failure:
             await self.shut_down()
             if not _cannot_be_set_up(failure):
@@ -234,8 +237,9 @@ class NetworkEngine:
             subnet = self._subnets.take(networks)
             return asked.complete(subnet), subnet
         subnet = asked.client.network
-        # A user-mode network is its guest's alone; that of a TAP is one of this host, too.
-        if mode is NetworkingMode.VIRTIO_PROXY:
+        # A user-mode network is its guest's alone; that of a TAP is one of this host, too, and must
+        # be new to it. That of a bridge is the bridge's.
+        if mode is NetworkingMode.VIRTIO_PROXY or asked.bridge:
             return asked.complete(subnet), None
         self._subnets.claim(subnet, networks)
         return asked.complete(subnet), subnet
@@ -250,9 +254,9 @@ class NetworkEngine:
 
     async def _add(self, adapter: _Adapter) -> None:
         if isinstance(adapter.backend, str):
-            host = adapter.addresses.host
+            place = adapter.bridge or adapter.addresses.host
             try:
-                await asyncio.to_thread(self._taps.create_tap, adapter.backend, host)
+                await asyncio.to_thread(self._taps.create_tap, adapter.backend, place)
             except BaseException:
                 self._give_back(adapter)
                 raise

@@ -11,13 +11,18 @@ import errno
 import ipaddress
 import os
 from hashlib import blake2s
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
 from services.handshake.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from pyroute2 import IPRoute
+
+_BRIDGE: Final = "bridge"
+"""The kernel's kind of a bridge (rtnl_link_ops)."""
 
 
 def tap_name(vm_id: str, adapter: str) -> str:
@@ -35,15 +40,16 @@ def tap_names(vm_id: str) -> list[str]:
     return [tap_name(vm_id, adapter) for adapter in events.ADAPTERS]
 
 
-def create_tap(name: str, host_address: ipaddress.IPv4Interface) -> None:
-    """Create a TAP interface with an address, and set it up. A failure leaves nothing behind.
+def create_tap(name: str, place: ipaddress.IPv4Interface | str) -> None:
+    """Create a TAP interface, and set it up. A failure leaves nothing behind.
 
     Args:
         name: At most 15 bytes.
-        host_address: Address of the host's end, with prefix length.
+        place: The address of the host's end, with prefix length; or the name of the bridge that it
+            is a port of, whose MTU it then has.
 
     Raises:
-        FailedPreconditionError: TAP_UNAVAILABLE, with the remedy.
+        FailedPreconditionError: TAP_UNAVAILABLE or BRIDGE_UNAVAILABLE, with the remedy.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
@@ -56,12 +62,12 @@ def create_tap(name: str, host_address: ipaddress.IPv4Interface) -> None:
             routes.link("add", ifname=name, kind="tuntap", mode="tap")
             try:
                 index = routes.link_lookup(ifname=name)[0]
-                routes.addr(
-                    "add",
-                    index=index,
-                    address=str(host_address.ip),
-                    prefixlen=host_address.network.prefixlen,
-                )
+                if isinstance(place, str):
+                    bridge, mtu = _find_bridge(routes, place)
+                    routes.link("set", index=index, master=bridge, mtu=mtu)
+                else:
+                    length = place.network.prefixlen
+                    routes.addr("add", index=index, address=str(place.ip), prefixlen=length)
                 routes.link("set", index=index, state="up")
             except BaseException:
                 routes.link("del", ifname=name)
@@ -110,6 +116,20 @@ def host_networks() -> Iterable[ipaddress.IPv4Network]:
     except (NetlinkError, OSError) as error:
         raise _unavailable("(any)", error) from None
     return found
+
+
+def _find_bridge(routes: IPRoute, name: str) -> tuple[int, int]:
+    """Return the index and the MTU of a bridge."""
+    for index in routes.link_lookup(ifname=name):
+        (link,) = routes.get_links(index)
+        if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == _BRIDGE:
+            return index, link.get_attr("IFLA_MTU")
+    raise FailedPreconditionError(
+        "BRIDGE_UNAVAILABLE",
+        f"this host has no bridge {name!r}: make it (ip link add {name} type bridge && ip link set "
+        f"{name} up), or name one that is there (ip link show type bridge)",
+        bridge=name,
+    )
 
 
 def _unavailable(name: str, error: Exception) -> FailedPreconditionError:

@@ -28,6 +28,7 @@ REASON = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 # Other words in upper case: states, statuses, variables, names in modules, a verdict.
 NO_REASONS = {
     *("DEADLINE_EXCEEDED", "RTA_DST", "TRACE_MISSING"),
+    *("IFLA_LINKINFO", "IFLA_INFO_KIND", "IFLA_MTU"),
     *("PORTHOLE_LISTEN", "PORTHOLE_OTLP_ENDPOINT", "PORTHOLE_OWNER", "PORTHOLE_PASST"),
     "PORTHOLE_RUN_DIR",
     *("PORTHOLE_TRACE_FILE", "PORTHOLE_TRACE_TOKEN", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"),

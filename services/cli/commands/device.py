@@ -234,6 +234,9 @@ def net(
     tap: Annotated[
         str | None, typer.Option(help="TAP interface; made when it does not exist.")
     ] = None,
+    bridge: Annotated[
+        str, typer.Option(help="Bridge of the host that the TAP becomes a port of.")
+    ] = "",
     user: Annotated[
         bool, typer.Option("--user", help="A user-mode network instead, by passt; no right needed.")
     ] = False,
@@ -319,7 +322,9 @@ def net(
     if tap is not None:
         if given := [flag for flag, value in of_user.items() if value]:
             raise _wrong(f"{given[0]} goes with --user; a TAP has it from its maker")
-        backend = NetBackend(tap)
+        backend = NetBackend(tap, bridge)
+    elif bridge:
+        raise _wrong("--bridge goes with --tap; a user-mode network has no interface of the host")
     else:
         settings = UserSettings(
             dns=tuple(dns or ()),

@@ -65,6 +65,30 @@ def test_what_is_asked_for_counts(options: str, due: AdapterAddresses) -> None:
     assert found.host == IPv4Interface((due.gateway, subnet.prefixlen))
 
 
+def test_a_bridge_is_for_an_address_in_its_network() -> None:
+    asked = requested_addresses("bridge=br0;client_ip=192.0.2.9/24;bridge=br0", Mode.NAT)
+    assert asked == RequestedAddresses(IPv4Interface("192.0.2.9/24"), bridge="br0")
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "reason", "says"),
+    [
+        ("bridge=br0", Mode.NAT, "OPTION_VALUE", "client_ip="),
+        ("bridge=br0;client_ip=192.0.2.9/24", Mode.VIRTIO_PROXY, "OPTION_VALUE", "ask for NAT"),
+        ("bridge=br0;client_ip=192.0.2.9/24;bridge=br1", Mode.NAT, "OPTION_CONFLICT", "br0 and as"),
+        ("bridge=;client_ip=192.0.2.9/24", Mode.NAT, "OPTION_VALUE", "1 to 15 bytes"),
+        ("bridge=a234567890123456;client_ip=192.0.2.9/24", Mode.NAT, "OPTION_VALUE", "15 bytes"),
+        ("bridge=a/b;client_ip=192.0.2.9/24", Mode.NAT, "OPTION_VALUE", "without '/'"),
+        ("bridge=br0\n;client_ip=192.0.2.9/24", Mode.NAT, "OPTION_VALUE", "white space"),
+    ],
+)
+def test_bridges_that_are_refused(options: str, mode: Mode, reason: str, says: str) -> None:
+    with pytest.raises(InvalidArgumentError) as refused:
+        requested_addresses(options, mode)
+    assert refused.value.reason == reason
+    assert says in refused.value.message
+
+
 @pytest.mark.parametrize(
     ("options", "reason", "says"),
     [

@@ -26,11 +26,13 @@ from services.handshake.options import parse_net_options
 from services.vm_owner import taps
 from services.vm_owner.networking import Network, NetworkRequest
 from services.vm_owner.states import VmState
+from services.vm_owner.sweep import sweep
 from services.vm_owner.wslconfig import NetworkingMode as Mode
 from tests.support.owner_peers import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from services.handshake.events import Event
     from services.vm_owner.vm import Vm
@@ -44,14 +46,14 @@ class FakeTaps:
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
-        self.taps: dict[str, IPv4Interface] = {}
+        self.taps: dict[str, IPv4Interface | str] = {}
         self.broken = ""
 
-    def create_tap(self, name: str, host_address: IPv4Interface) -> None:
+    def create_tap(self, name: str, place: IPv4Interface | str) -> None:
         if self.broken and self.broken in name:
             raise FailedPreconditionError("TAP_UNAVAILABLE", f"no rights for {name}")
         self.log.append(f"create {name}")
-        self.taps[name] = host_address
+        self.taps[name] = place
 
     def delete_tap(self, name: str) -> None:
         self.log.append(f"delete {name}")
@@ -326,6 +328,44 @@ async def test_a_network_that_a_client_chose_is_free_again_after_its_vm(rig: Rig
     await rig.owner.configure_networking(second.vm_id, asked)
 
 
+async def test_the_tap_of_eth0_is_on_the_bridge_that_is_asked_for(rig: Rig) -> None:
+    """Its network is one that the host is on, which it could not be otherwise."""
+    vm, fake = await a_vm(rig)
+    request = NetworkRequest(Mode.NAT, "client_ip=10.0.0.9/8;bridge=br0;gateway_ip=10.0.0.254")
+    network = await rig.owner.configure_networking(vm.vm_id, request)
+    assert list(fake.taps.values()) == ["br0", IPv4Interface("10.231.0.5/30")]
+    eth0 = network.adapters[0]
+    assert "client_ip=10.0.0.9/8;" in eth0.options
+    assert "gateway_ip=10.0.0.254" in eth0.options
+    assert "bridge" not in eth0.options
+    await rig.owner.terminate(vm.vm_id)
+    assert fake.taps == {}
+
+
+async def test_a_bridge_that_does_not_exist_is_an_error_and_another_may_follow(
+    rig: Rig, trace: list[Event]
+) -> None:
+    vm, fake = await a_vm(rig)
+    made = fake.create_tap
+
+    def refuse(name: str, place: IPv4Interface | str) -> None:
+        if place == "br7":
+            raise FailedPreconditionError("BRIDGE_UNAVAILABLE", "this host has no bridge 'br7'")
+        made(name, place)
+
+    fake.create_tap = refuse  # type: ignore[method-assign]
+    with pytest.raises(FailedPreconditionError) as refused:
+        await rig.owner.configure_networking(
+            vm.vm_id, NetworkRequest(Mode.NAT, "client_ip=10.0.0.9/8;bridge=br7")
+        )
+    assert refused.value.reason == "BRIDGE_UNAVAILABLE"
+    assert (fake.taps, networked(trace)) == ({}, [])
+    network = await rig.owner.configure_networking(
+        vm.vm_id, NetworkRequest(Mode.NAT, "client_ip=10.0.0.9/8;bridge=br0")
+    )
+    assert network.mode is Mode.NAT
+
+
 async def test_vms_whose_ids_begin_alike_have_taps_of_their_own(rig: Rig) -> None:
     """A client that chooses UUIDv7 ids begins those of one minute alike."""
     names: set[str] = set()
@@ -456,6 +496,40 @@ def test_a_real_tap_is_made_addressed_and_removed() -> None:
         taps.delete_tap("ph-real-e0")
         with IPRoute() as routes:
             assert [link.get("ifname") for link in routes.get_links()] == ["lo"]
+
+    with ThreadPoolExecutor(1, initializer=_in_a_network_of_its_own) as own:
+        own.submit(run).result()
+
+
+@pytest.mark.root
+@pytest.mark.tap
+def test_a_real_tap_on_a_bridge_leaves_with_its_vm_also_after_a_crash(tmp_path: Path) -> None:
+    vm_id = "01234567-89ab-cdef-0123-456789abcdef"
+    eth0, _ = taps.tap_names(vm_id)
+
+    def links() -> dict[str, Any]:
+        with IPRoute() as routes:
+            return {link.get("ifname"): link for link in routes.get_links()}
+
+    def run() -> None:
+        with IPRoute() as routes:
+            routes.link("add", ifname="br0", kind="bridge")
+            routes.link("set", index=routes.link_lookup(ifname="br0")[0], mtu=1400)
+        before = links()
+        for name, kind in (("br7", "this host has no bridge 'br7'"), ("lo", "no bridge 'lo'")):
+            with pytest.raises(FailedPreconditionError, match=kind) as refused:
+                taps.create_tap(eth0, name)
+            assert refused.value.reason == "BRIDGE_UNAVAILABLE"
+            assert f"ip link add {name} type bridge" in refused.value.message
+            assert set(links()) == set(before)
+        taps.create_tap(eth0, "br0")
+        made = links()[eth0]
+        assert made.get_attr("IFLA_MASTER") == before["br0"]["index"]
+        assert made.get_attr("IFLA_MTU") == 1400
+        assert links()["br0"].get_attr("IFLA_MTU") == 1400
+        assert made["flags"] & 1  # IFF_UP
+        assert sweep(tmp_path, vm_id) == {}
+        assert set(links()) == set(before)
 
     with ThreadPoolExecutor(1, initializer=_in_a_network_of_its_own) as own:
         own.submit(run).result()

@@ -25,9 +25,11 @@ class NetBackend:
 
     Attributes:
         tap: Name of the interface, 1 to 15 bytes; it is made when it does not exist.
+        bridge: The bridge that it becomes a port of; empty: none.
     """
 
     tap: str
+    bridge: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,4 +147,4 @@ def open_backend(
     """
     if isinstance(backend, UserBackend):
         return UserNetwork(backend.settings, backend.passt, options, on_link)
-    return Tap(backend.tap, options.queues, on_link)
+    return Tap(backend.tap, options.queues, on_link, backend.bridge)

@@ -480,6 +480,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the message lists the known modes."""
     SUBNET_TAKEN: _ErrorReason.ValueType  # 531
     """FAILED_PRECONDITION: the network of `client_ip=` is one of this host, or of another adapter."""
+    BRIDGE_UNAVAILABLE: _ErrorReason.ValueType  # 533
+    """FAILED_PRECONDITION: the host has no such bridge, or the TAP cannot become a port of it; the
+    message has the remedy.
+    """
     NETWORKING_FALLBACK: _ErrorReason.ValueType  # 532
     """FAILED_PRECONDITION: this host cannot set the mode up, and the command needs its network."""
     ADDRESS_SYNTAX: _ErrorReason.ValueType  # 600
@@ -1207,6 +1211,10 @@ NETWORKING_MODE_UNKNOWN: ErrorReason.ValueType  # 530
 """INVALID_ARGUMENT: the message lists the known modes."""
 SUBNET_TAKEN: ErrorReason.ValueType  # 531
 """FAILED_PRECONDITION: the network of `client_ip=` is one of this host, or of another adapter."""
+BRIDGE_UNAVAILABLE: ErrorReason.ValueType  # 533
+"""FAILED_PRECONDITION: the host has no such bridge, or the TAP cannot become a port of it; the
+message has the remedy.
+"""
 NETWORKING_FALLBACK: ErrorReason.ValueType  # 532
 """FAILED_PRECONDITION: this host cannot set the mode up, and the command needs its network."""
 ADDRESS_SYNTAX: ErrorReason.ValueType  # 600

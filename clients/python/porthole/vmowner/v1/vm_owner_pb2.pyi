@@ -1348,6 +1348,10 @@ class ConfigureNetworkingRequest(_message.Message):
       first address.
       client_ip_ipv6=A/P: the guest's IPv6 address; not in the mode NAT.
       client_mac=M: the adapter's address, not one of a group.
+      bridge=B: a bridge of the host that the adapter's TAP becomes a port of, in the
+      mode NAT; needs client_ip, an address in the bridge's network. The host's end
+      has no address of its own then. FAILED_PRECONDITION (BRIDGE_UNAVAILABLE): the
+      host has no such bridge.
     INVALID_ARGUMENT: OPTION_SYNTAX, OPTION_UNKNOWN, OPTION_CONFLICT, OPTION_VALUE.
     FAILED_PRECONDITION (SUBNET_TAKEN): the network is in use, in the mode NAT.
     """

@@ -16,6 +16,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.net.tap import bridge as bridges
 from services.devicehost.devices.net.tap.carrier import CarrierWatch
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.wire import tun, virtio_net
@@ -152,6 +153,7 @@ class Tap:
         name: str,
         pairs: int = 1,
         on_link: Callable[[bool, str], None] = lambda _up, _why: None,
+        bridge: str = "",
     ) -> None:
         """Open the interface; the kernel makes it when it does not exist.
 
@@ -161,13 +163,17 @@ class Tap:
                 (IFF_MULTI_QUEUE) if this is more than 1, and for one otherwise.
             on_link: Called when it is set up or down, or is gone, which is for good: whether it has
                 a carrier now, and why. On any thread, with no lock held.
+            bridge: A bridge that the interface is a port of until it is closed, and is set up for;
+                empty: none.
 
         Raises:
-            InvalidArgumentError: TAP_NAME.
+            InvalidArgumentError: TAP_NAME, also for the name of a bridge.
             FailedPreconditionError: TAP_UNAVAILABLE (no /dev/net/tun), TAP_NOT_PERMITTED, TAP_BUSY,
-                or TAP_NOT_A_TAP when an interface of that name is something else.
+                or TAP_NOT_A_TAP when an interface of that name is something else;
+                BRIDGE_UNAVAILABLE, with a bridge.
         """
-        _check_name(name)
+        for each in (name, *([bridge] if bridge else [])):
+            _check_name(each)
         self.name = name
         self.queues: tuple[TapQueue, ...] = ()
         self._on_link = on_link
@@ -175,11 +181,15 @@ class Tap:
         self._used = pairs
         self._is_gone = False
         self._carrier: CarrierWatch | None = None
+        self._bridge = ""
         try:
             for _ in range(pairs):
                 fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
                 self.queues += (TapQueue(fd, self._failed),)
                 self._configure(fd, pairs)
+            if bridge:
+                bridges.join(name, bridge)
+                self._bridge = bridge
             self.features = self._probe()
             self.mtu = self._read_mtu()
             self._carrier = CarrierWatch(name, self._carrier_changed)
@@ -187,6 +197,9 @@ class Tap:
         except OSError as error:
             self.close()
             raise _refusal(name, error) from error
+        except BaseException:
+            self.close()
+            raise
 
     def negotiate(self, features: int) -> None:
         """Set the interface to what a driver takes; frames for the one before it are dropped.
@@ -220,8 +233,11 @@ class Tap:
         """Let go of the interface; it disappears unless it was made persistent."""
         with self._lock:
             carrier, self._carrier = self._carrier, None
+            bridge, self._bridge = self._bridge, ""
         if carrier is not None:
             carrier.close()
+        if bridge:
+            bridges.leave(self.name, bridge)
         for each in self.queues:
             each.close()
 

@@ -59,6 +59,7 @@ class WireTap(Tap):
         name: str,
         pairs: int = 1,
         on_link: Callable[[bool, str], None] = lambda _up, _why: None,
+        bridge: str = "",
     ) -> None:
         wires = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(pairs)]
         for end in itertools.chain(*wires):
@@ -68,6 +69,7 @@ class WireTap(Tap):
         self._lock = threading.Lock()
         self._is_gone = False
         self._carrier = None
+        self._bridge = bridge
         self.wires = [theirs for _, theirs in wires]
         self.wire = self.wires[0]
         self.queues = tuple(TapQueue(mine.detach(), self._failed) for mine, _ in wires)

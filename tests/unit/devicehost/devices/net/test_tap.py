@@ -7,7 +7,8 @@ import fcntl
 import os
 import select
 import socket
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -36,6 +37,12 @@ MAC = bytes.fromhex("525400123456")
 def namespace() -> Iterator[NetworkNamespace]:
     with NetworkNamespace() as made:
         yield made
+
+
+def test_a_bridge_has_the_name_of_an_interface() -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        Tap("tap0", bridge="a/b")
+    assert raised.value.reason == "TAP_NAME"
 
 
 @pytest.mark.parametrize("name", ["", "a" * 16, "é" * 8, "a/b", "tap%d", "a b", "a:b", ".", ".."])
@@ -229,3 +236,71 @@ def test_frames_are_spread_over_the_queues_that_are_used(namespace: NetworkNames
     finally:
         tap.close()
         tap.close()
+
+
+def _links() -> dict[str, Any]:
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        return {link.get("ifname"): link for link in netlink.get_links()}
+
+
+def _add(name: str, kind: str, **more: object) -> None:
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        netlink.link("add", ifname=name, kind=kind, **more)
+
+
+def _set(name: str, **what: object) -> None:
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        netlink.link("set", index=socket.if_nametoindex(name), **what)
+
+
+@pytest.mark.tap
+def test_an_interface_is_a_port_of_a_bridge_while_it_is_open(namespace: NetworkNamespace) -> None:
+    namespace.run(lambda: _add("br0", "bridge"))
+    namespace.run(lambda: _set("br0", mtu=1400))
+    namespace.run(lambda: _add("kept", "tuntap", mode="tap"))
+    for name in ("kept", "tap0"):
+        tap = namespace.run(partial(Tap, name, bridge="br0"))
+        links = namespace.run(_links)
+        assert links[name].get_attr("IFLA_MASTER") == links["br0"]["index"]
+        assert links[name]["flags"] & 1  # IFF_UP
+        assert tap.mtu == links["br0"].get_attr("IFLA_MTU") == 1400
+        namespace.run(tap.close)
+    links = namespace.run(_links)
+    assert set(links) == {"lo", "br0", "kept"}
+    assert links["kept"].get_attr("IFLA_MASTER") is None
+
+
+@pytest.mark.tap
+@pytest.mark.parametrize(
+    ("bridge", "remedy"),
+    [
+        ("br7", "ip link add br7 type bridge"),
+        ("lo", "is no bridge"),
+        ("br0", "ip link set tap0 nomaster"),
+    ],
+    ids=["missing", "no bridge", "another bridge"],
+)
+def test_a_bridge_that_it_cannot_be_a_port_of(
+    namespace: NetworkNamespace, bridge: str, remedy: str
+) -> None:
+    for name in ("br0", "br1"):
+        namespace.run(partial(_add, name, "bridge"))
+    index = namespace.run(_links)["br1"]["index"]
+    namespace.run(lambda: _add("tap0", "tuntap", mode="tap"))
+    namespace.run(lambda: _set("tap0", master=index))
+    before = namespace.run(_links)
+    with pytest.raises(FailedPreconditionError) as raised:
+        namespace.run(lambda: Tap("tap0", bridge=bridge))
+    assert raised.value.reason == "BRIDGE_UNAVAILABLE"
+    assert bridge in raised.value.message
+    assert remedy in raised.value.message
+    after = namespace.run(_links)
+    assert set(after) == set(before)
+    assert after["tap0"].get_attr("IFLA_MASTER") == index
+    namespace.run(lambda: Tap("tap0")).close()
