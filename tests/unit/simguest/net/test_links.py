@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from services.devicehost.host import UserBackend
+from services.devicehost.host import UserBackend, UserSettings
 from services.handshake import events
 from services.simguest.net.namespace import NetworkNamespace
 from tests.support.passt import PASST, passt_processes
@@ -60,7 +60,9 @@ class CarrierOf:
         self._index = workload.in_network(lambda: socket.if_nametoindex("eth0"))
         self._netlink.settimeout(DEADLINE_S)
         self._netlink.bind((0, RTMGRP_LINK))
-        request = struct.pack("=IHHIIBxHiII", 32, RTM_GETLINK, NLM_F_REQUEST, 0, 0, 0, 0, self._index, 0, 0)
+        request = struct.pack(
+            "=IHHIIBxHiII", 32, RTM_GETLINK, NLM_F_REQUEST, 0, 0, 0, 0, self._index, 0, 0
+        )
         self._netlink.send(request)
         self.carrier, self.losses = self._next_report()
 
@@ -118,6 +120,73 @@ def test_a_passt_that_is_killed_and_started_again(rig: Rig, host: NetworkNamespa
         eth0.wait_for(carrier=1, losses=1)
     assert link_events(rig) == [("eth0", "down"), ("eth0", "up")]
     assert rig.counters("eth0").link_losses == 1
+
+
+@pytest.mark.passt
+def test_a_host_that_moves_to_another_network(rig: Rig, host: NetworkNamespace) -> None:
+    """The guest is given new addresses once, and nothing for what does not matter to it."""
+    move = partial(_move, host)
+    move("up0", add=("198.51.100.5", "198.51.100.1"))
+    backend = UserBackend(UserSettings(dns=("192.0.2.53",)), str(PASST))
+    host.run(lambda: rig.adapter("eth0", backend, "", ""))
+    assert lease(rig.workload) == ("198.51.100.5", "198.51.100.1")
+    with CarrierOf(rig.workload) as eth0:
+        move("up1", add=("192.0.2.9", ""))
+        move("up0", add=("198.51.100.6", ""))
+        move("up0", remove="198.51.100.6")
+        move("up0", remove="198.51.100.5")  # and with it the default route
+        move("up0", add=("203.0.113.7", "203.0.113.1"))
+        eth0.wait_for(carrier=1, losses=1)
+    assert lease(rig.workload) == ("203.0.113.7", "203.0.113.1")
+    down, up = (event for event in rig.events if event.name == events.LINK_CHANGED)
+    assert "IPv4 is 203.0.113.7/24 via 203.0.113.1" in str(down.attributes[events.DETAIL])
+    assert up.attributes[events.LINK] == events.UP
+
+
+def _move(
+    host: NetworkNamespace, name: str, *, add: tuple[str, str] = ("", ""), remove: str = ""
+) -> None:
+    """Change the addresses of an interface of the host, which is made, and the default route."""
+    from pyroute2 import IPRoute
+
+    address, gateway = add
+
+    def run() -> None:
+        with IPRoute() as netlink:
+            if not netlink.link_lookup(ifname=name):
+                netlink.link("add", ifname=name, kind="veth", peer=f"{name}-end")
+            (index,) = netlink.link_lookup(ifname=name)
+            netlink.link("set", index=index, state="up")
+            if address:
+                netlink.addr("add", index=index, address=address, prefixlen=24)
+            if gateway:
+                netlink.route("add", dst="default", gateway=gateway)
+            if remove:
+                netlink.addr("del", index=index, address=remove, prefixlen=24)
+
+    host.run(run)
+
+
+def lease(workload: Workload) -> tuple[str, str]:
+    """Return the address and the router that DHCP offers on eth0 (RFC 2131, RFC 2132)."""
+
+    def ask() -> bytes:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            client.bind(("0.0.0.0", 68))
+            client.settimeout(DEADLINE_S)
+            head = struct.pack("!4BIHH16s16x192x4s", 1, 1, 6, 0, 77, 0, 0x8000, b"", b"c\x82Sc")
+            client.sendto(head + b"\x35\x01\x01\xff", ("255.255.255.255", 67))
+            return client.recv(2000)
+
+    offer = workload.in_network(ask)
+    options, at = {}, 240
+    while offer[at] != 255:
+        length = offer[at + 1] if offer[at] else -1
+        options[offer[at]] = offer[at + 2 : at + 2 + length]
+        at += 2 + length
+    return socket.inet_ntoa(offer[16:20]), socket.inet_ntoa(options[3][:4])
 
 
 def test_an_administrator_who_sets_a_tap_down_and_up(rig: Rig, host: NetworkNamespace) -> None:

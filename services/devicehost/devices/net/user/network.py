@@ -2,7 +2,8 @@
 
 Owns the thread that starts passt, sees its end and starts it again; the state of the link; and the
 stream that belongs to the present passt. A guest cannot make passt be started more often than the
-pauses allow. Must not know queues.
+pauses allow. Neither can the host's network, whose changes are looked at twice a second at most.
+Must not know queues.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.net import host_network
 from services.devicehost.devices.net.user import installation as installations
 from services.devicehost.devices.net.user.ports import Ports
 from services.devicehost.devices.net.user.process import Passt
-from services.devicehost.devices.net.user.settings import arguments, check
+from services.devicehost.devices.net.user.settings import arguments, check, given, what_moved
 from services.devicehost.devices.net.user.stream import (
     MAX_STREAM_FRAME_BYTES,
     Stream,
@@ -39,6 +41,7 @@ from services.wire.virtio_net import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from services.devicehost.devices.net.host_network import HostView
     from services.devicehost.devices.net.user.settings import UserSettings
     from services.handshake.options import NetOptions
 
@@ -108,12 +111,19 @@ class UserNetwork:
                 bound=1,
             )
         self._installation = installations.find(program)
+        self._settings, self._options = settings, options
         self._arguments = arguments(settings, options)
         self._hello = announcement(options.client_mac or bytes(MAC_BYTES))
         self._name = options.name
         self._on_link = on_link
         self.mtu = settings.mtu
         self.ports = Ports(self._installation, options.name, self._restart)
+        try:
+            self._host = host_network.watch()
+        except OSError as error:
+            raise FailedPreconditionError(
+                "PASST_FAILED", f"the host's network cannot be watched: {error}"
+            ) from error
         self._lock = threading.Lock()
         self._stream: Stream | None = None
         self._why_down = ""
@@ -248,6 +258,7 @@ class UserNetwork:
             if used is not None:
                 used.release()
         self._receiving = self._sending = None
+        self._host.close()
         for fd in (self._stop_fd, self._lost_fd, self._up_fd):
             os.close(fd)
 
@@ -315,14 +326,18 @@ class UserNetwork:
             stream, theirs = stream_pair()
             try:
                 stream.write_frame([self._hello])
+                was_given = self._given(host_network.look())
                 passt = Passt(self._installation, self._arguments, theirs)
-                return self._serve(stream, passt)
+                return self._serve(stream, passt, was_given)
             finally:
                 stream.release()
         except OSError as error:
             raise FailedPreconditionError("PASST_FAILED", f"passt: {error}") from error
 
-    def _serve(self, stream: Stream, passt: Passt) -> str:
+    def _given(self, view: HostView) -> HostView:
+        return given(self._settings, self._options, view)
+
+    def _serve(self, stream: Stream, passt: Passt, was_given: HostView) -> str:
         was_up = False
         try:
             if not passt.await_ready(self._stop_fd):
@@ -330,7 +345,7 @@ class UserNetwork:
             self.ports.attached(passt.control)
             self._put_up(stream)
             was_up = True
-            why = self._watch(stream, passt)
+            why = self._watch(stream, passt, was_given)
         finally:
             self._take_down(stream, "passt has ended")
             self.ports.detached()
@@ -348,14 +363,17 @@ class UserNetwork:
             self._on_link(True, "passt was started again")
         self._has_started.set()
 
-    def _watch(self, stream: Stream, passt: Passt) -> str:
+    def _watch(self, stream: Stream, passt: Passt, was_given: HostView) -> str:
         """Read what passt says until it ends or is given up, or the network is closed.
+
+        It is given up when what the guest was given of the host's network is not right any more:
+        passt takes that when it starts.
 
         Returns:
             Why it serves no longer.
         """
         poll = select.poll()
-        for fd in (passt.log_fd, self._lost_fd, self._stop_fd):
+        for fd in (passt.log_fd, self._lost_fd, self._stop_fd, self._host.fd):
             poll.register(fd, select.POLLIN)
         lost, timeout_ms = "", None
         while ready := {fd for fd, _ in poll.poll(timeout_ms)}:
@@ -363,6 +381,12 @@ class UserNetwork:
                 return f"{lost}passt {passt.how_it_ended()}"
             if self._stop_fd in ready:
                 return "stopped"
+            if self._host.fd in ready:
+                view = self._host.take()
+                # Of a host that is on no network a guest would be given nothing better.
+                moved = what_moved(was_given, self._given(view)) if view.is_connected else ""
+                if moved:
+                    self._take_down(stream, f"the host's network has changed: {moved}")
             if self._lost_fd in ready:
                 os.eventfd_read(self._lost_fd)
                 if self._stream is not stream:

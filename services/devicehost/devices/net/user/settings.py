@@ -1,15 +1,16 @@
 """What a user-mode network is to be: the values of a request, their checks, passt's arguments.
 
-Does no I/O.
+And what of the host's network passt adds to them, which it takes when it starts. Does no I/O.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.net.host_network import Family, HostView
 from services.handshake.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -95,6 +96,54 @@ def arguments(settings: UserSettings, options: NetOptions) -> list[str]:
         *_each("--dns-host", settings.dns_host),
         *_each("--map-host-loopback", settings.host_loopback),
     ]
+
+
+def given(settings: UserSettings, options: NetOptions, view: HostView) -> HostView:
+    """Return what of the host's network the guest is given; what a request decides is left out."""
+    ipv4, ipv6 = view.ipv4, view.ipv6
+    if options.client_ip:
+        ipv4 = Family()
+    elif options.gateway_ip:
+        ipv4 = replace(ipv4, gateway="")
+    if options.client_ip_ipv6:
+        ipv6 = Family()
+    elif settings.gateway_ip_ipv6:
+        ipv6 = replace(ipv6, gateway="")
+    servers: tuple[str, ...] = ()
+    if not settings.dns and not settings.dns_forward:
+        servers = view.name_servers
+    elif settings.dns_forward and not settings.dns_host:
+        servers = _first_of_each_family(view.name_servers)
+    search = () if settings.search_domains else view.search_domains
+    return HostView(ipv4, ipv6, servers, search)
+
+
+def what_moved(before: HostView, now: HostView) -> str:
+    """Return what a guest was given and is not right any more, for people; empty: nothing.
+
+    Args:
+        before: What it was given.
+        now: What it would be given.
+    """
+    moved = []
+    for name, old, new in (("IPv4", before.ipv4, now.ipv4), ("IPv6", before.ipv6, now.ipv6)):
+        # Further addresses do not matter: the guest keeps the one that it has.
+        kept = old.addresses <= new.addresses if old.addresses else not new.addresses
+        if not kept or (old.interface, old.gateway) != (new.interface, new.gateway):
+            shown = ", ".join(sorted(new.addresses)) or "no address"
+            moved.append(f"{name} is {shown} via {new.gateway or 'no gateway'}")
+    if now.name_servers not in ((), before.name_servers):
+        moved.append(f"name servers are {', '.join(now.name_servers)}")
+    if now.search_domains != before.search_domains:
+        moved.append(f"search domains are {', '.join(now.search_domains) or 'none'}")
+    return "; ".join(moved)
+
+
+def _first_of_each_family(servers: Sequence[str]) -> tuple[str, ...]:
+    found: dict[bool, str] = {}
+    for server in servers:
+        found.setdefault(":" in server, server)
+    return tuple(found.values())
 
 
 def _addresses(options: NetOptions) -> list[str]:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from services.devicehost.devices.net.user.settings import UserSettings, arguments, check
+from services.devicehost.devices.net.host_network import Family, HostView
+from services.devicehost.devices.net.user.settings import (
+    UserSettings,
+    arguments,
+    check,
+    given,
+    what_moved,
+)
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.options import NetOptions
 
@@ -83,3 +92,78 @@ def test_what_a_network_cannot_be_is_refused_with_its_name(
         check(settings)
     assert raised.value.reason == "USER_NETWORK_VALUE"
     assert raised.value.metadata == {"setting": name}
+
+
+IPV4 = Family(2, "192.0.2.1", frozenset({"192.0.2.5/24"}))
+IPV6 = Family(2, "fe80::1", frozenset({"2001:db8::5/64"}))
+HOST = HostView(IPV4, IPV6, ("127.0.0.53", "192.0.2.53", "2001:db8::53"), ("example.test",))
+OPTIONS = NetOptions(name="eth0", vm_id=VM_ID)
+ALL_OPTIONS = replace(OPTIONS, client_ip="10.9.0.2/24", client_ip_ipv6="fd00::2/64")
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "due"),
+    [
+        (UserSettings(), OPTIONS, HOST),
+        (UserSettings(), replace(OPTIONS, client_ip="10.9.0.2/24"), replace(HOST, ipv4=Family())),
+        (
+            UserSettings(gateway_ip_ipv6="fe80::9"),
+            replace(OPTIONS, gateway_ip="192.0.2.9"),
+            replace(HOST, ipv4=replace(IPV4, gateway=""), ipv6=replace(IPV6, gateway="")),
+        ),
+        (UserSettings(dns=("9.9.9.9",)), OPTIONS, replace(HOST, name_servers=())),
+        (
+            UserSettings(dns_forward=("10.9.0.1",)),
+            OPTIONS,
+            replace(HOST, name_servers=("127.0.0.53", "2001:db8::53")),
+        ),
+        (
+            UserSettings(dns_forward=("10.9.0.1",), dns_host=("127.0.0.1",)),
+            OPTIONS,
+            replace(HOST, name_servers=()),
+        ),
+        (
+            UserSettings(dns=("9.9.9.9",), search_domains=("a.test",)),
+            ALL_OPTIONS,
+            HostView(),
+        ),
+    ],
+    ids=["nothing", "address", "gateways", "servers", "forwarded", "forwarded to one", "all"],
+)
+def test_what_a_request_decides_is_not_the_hosts(
+    settings: UserSettings, options: NetOptions, due: HostView
+) -> None:
+    assert given(settings, options, HOST) == due
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        (replace(HOST, ipv4=Family(2, "192.0.2.1", frozenset({"192.0.2.6/24"}))), "192.0.2.6/24"),
+        (replace(HOST, ipv4=replace(IPV4, gateway="192.0.2.2")), "via 192.0.2.2"),
+        (replace(HOST, ipv4=replace(IPV4, interface=3)), "IPv4"),
+        (replace(HOST, ipv6=Family()), "IPv6 is no address via no gateway"),
+        (replace(HOST, name_servers=("192.0.2.54",)), "name servers are 192.0.2.54"),
+        (replace(HOST, name_servers=HOST.name_servers[::-1]), "name servers"),
+        (replace(HOST, search_domains=()), "search domains are none"),
+    ],
+)
+def test_what_is_not_right_any_more_is_named(now: HostView, says: str) -> None:
+    assert says in what_moved(HOST, now)
+
+
+def test_a_network_that_was_not_there_is_one_that_moved() -> None:
+    assert "2001:db8::5/64" in what_moved(replace(HOST, ipv6=Family()), HOST)
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        HOST,
+        replace(HOST, ipv4=replace(IPV4, addresses=IPV4.addresses | {"192.0.2.6/24"})),
+        replace(HOST, name_servers=()),
+    ],
+    ids=["nothing", "a further address", "no name servers, which is not better"],
+)
+def test_what_does_not_matter_has_not_moved(now: HostView) -> None:
+    assert what_moved(HOST, now) == ""
