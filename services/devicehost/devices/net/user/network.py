@@ -112,7 +112,6 @@ class UserNetwork:
             )
         self._installation = installations.find(program)
         self._settings, self._options = settings, options
-        self._arguments = arguments(settings, options)
         self._hello = announcement(options.client_mac or bytes(MAC_BYTES))
         self._name = options.name
         self._on_link = on_link
@@ -327,7 +326,8 @@ class UserNetwork:
             try:
                 stream.write_frame([self._hello])
                 was_given = self._given(host_network.look())
-                passt = Passt(self._installation, self._arguments, theirs)
+                settings = self._settings.with_resolver(was_given.name_servers)
+                passt = Passt(self._installation, arguments(settings, self._options), theirs)
                 return self._serve(stream, passt, was_given)
             finally:
                 stream.release()

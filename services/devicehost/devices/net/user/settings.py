@@ -53,6 +53,18 @@ class UserSettings:
     gateway_ip_ipv6: str = ""
     mtu: int = MAX_MTU
 
+    def with_resolver(self, name_servers: Sequence[str]) -> UserSettings:
+        """Return it with the host's name servers for `dns_forward`, unless it names its own.
+
+        passt takes none from the host where it is told which ones the guest is told of.
+
+        Args:
+            name_servers: One of each family at most; those that are no address alone are left out.
+        """
+        if self.dns_host or not self.dns_forward:
+            return self
+        return replace(self, dns_host=tuple(filter(_is_address, name_servers)))
+
 
 def check(settings: UserSettings) -> None:
     """Check what a request says.
@@ -159,6 +171,14 @@ def _addresses(options: NetOptions) -> list[str]:
 
 def _each(option: str, values: Sequence[str]) -> list[str]:
     return [word for value in values if value for word in (option, value)]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text
 
 
 def _parse(name: str, address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

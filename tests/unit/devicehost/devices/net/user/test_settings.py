@@ -167,3 +167,14 @@ def test_a_network_that_was_not_there_is_one_that_moved() -> None:
 )
 def test_what_does_not_matter_has_not_moved(now: HostView) -> None:
     assert what_moved(HOST, now) == ""
+
+
+def test_queries_that_are_forwarded_go_to_the_host_s_name_servers() -> None:
+    host = ("192.0.2.53", "fe80::1%eth0", "nonsense")
+    forwarding = UserSettings(dns_forward=("10.9.0.1",))
+    own = UserSettings(dns_forward=("10.9.0.1",), dns_host=("192.0.2.54",))
+    told = arguments(forwarding.with_resolver(host), NetOptions(name="eth0", vm_id=VM_ID))
+    assert told[told.index("--dns-host") :][:2] == ["--dns-host", "192.0.2.53"]
+    assert told.count("--dns-host") == 1
+    assert own.with_resolver(host) == own
+    assert UserSettings().with_resolver(host) == UserSettings()
