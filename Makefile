@@ -57,8 +57,9 @@ $(FASTPATH): $(wildcard native/*.[ch]) native/build.py compile_flags.txt $(READY
 
 setup: $(READY) $(FASTPATH) ## make the virtual environment (.venv)
 
+# With the passt of `make passt`, unless PORTHOLE_PASST names another.
 demo: $(READY) $(FASTPATH) ## run the main job: three VMs, real files, the checker's verdict (ARGS=--dashboard)
-	@$(BIN)/porthole demo $(ARGS)
+	@PORTHOLE_PASST=$${PORTHOLE_PASST:-$(or $(wildcard $(CURDIR)/build/passt/passt),passt)} $(BIN)/porthole demo $(ARGS)
 
 $(GUEST)/.ready:
 	@rm -rf $(addprefix $(GUEST)/,bin boot lib usr packages) && mkdir -p $(GUEST)/packages

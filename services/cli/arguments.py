@@ -1,4 +1,7 @@
-"""The arguments that several commands have: sizes, shares, addresses and VMs, and their parsers."""
+"""The arguments that several commands have, and their parsers.
+
+They are sizes, shares, ports, addresses and VMs.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,14 @@ import typer
 from services.cli.requests import ShareRequest
 from services.handshake import byte_sizes
 from services.handshake.errors import InvalidArgumentError
+from services.handshake.ports import PortKey, PortMapping, PortProtocol
 from services.rpc.address import parse_address, require_local
 from services.rpc.inputs import read_bounded
+
+PORT_MAPPING: Final = "[ADDRESS:]PORT:GUEST_PORT[/udp]"
+"""How a port that is forwarded is written, everywhere."""
+
+_HIGHEST_PORT: Final = 65535
 
 WSLCONFIG_LIMIT_BYTES: Final = 1 << 20
 """Longest .wslconfig file that is read; an owner takes at most 64 KiB."""
@@ -130,4 +139,55 @@ def parse_share(text: str) -> ShareRequest:
         tags[0] if tags else "",
         options,
         aggregate="aggregate" in items,
+    )
+
+
+def parse_mapping(text: str) -> PortMapping:
+    """Parse PORT_MAPPING; an IPv6 address may be in brackets.
+
+    Raises:
+        typer.BadParameter: It has another form, or a port out of bounds.
+    """
+    rest, protocol = _protocol(text)
+    listening, colon, guest_port = rest.rpartition(":")
+    if not colon:
+        raise typer.BadParameter(
+            f"{text!r} has no port of the guest; write PORT:GUEST_PORT, for instance 8080:80"
+        )
+    address, port = _listening(text, listening, 0)
+    return PortMapping(PortKey(protocol, address, port), _number(text, guest_port, 1))
+
+
+def parse_listening(text: str) -> PortKey:
+    """Parse [ADDRESS:]PORT[/tcp|/udp].
+
+    Raises:
+        typer.BadParameter: It has another form, or a port out of bounds.
+    """
+    rest, protocol = _protocol(text)
+    address, port = _listening(text, rest, 1)
+    return PortKey(protocol, address, port)
+
+
+def _protocol(text: str) -> tuple[str, PortProtocol]:
+    rest, slash, protocol = text.partition("/")
+    if not slash:
+        return rest, PortProtocol.TCP
+    if protocol not in (PortProtocol.TCP, PortProtocol.UDP):
+        raise typer.BadParameter(f"{text!r}: the protocol {protocol!r} must be tcp or udp")
+    return rest, PortProtocol(protocol)
+
+
+def _listening(text: str, listening: str, least: int) -> tuple[str, int]:
+    address, _, port = listening.rpartition(":")
+    if address.startswith("[") and address.endswith("]"):
+        address = address[1:-1]
+    return address, _number(text, port, least)
+
+
+def _number(text: str, number: str, least: int) -> int:
+    if number.isascii() and number.isdigit() and least <= int(number[:6]) <= _HIGHEST_PORT:
+        return int(number[:6])
+    raise typer.BadParameter(
+        f"{text!r}: {number!r} is no port, which is {least} to {_HIGHEST_PORT}"
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
-from porthole.handshake.v1 import device_pb2, port_pb2
+from porthole.handshake.v1 import device_pb2
 from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
@@ -26,7 +26,7 @@ from services.cli.documents import (
     VmEvent,
     WarningEvent,
 )
-from services.cli.requests import PortRequest, ShareRequest, VmRequest
+from services.cli.requests import ShareRequest, VmRequest
 from services.cli.views import (
     CopyResult,
     DeviceView,
@@ -43,11 +43,21 @@ from services.cli.views import (
 from services.handshake.errors import FailedPreconditionError
 from services.rpc.address import numeric, parse_address
 from services.rpc.channel import OPTIONS, connect, ready
-from services.rpc.convert import duration_to_proto, timeout_from_proto
+from services.rpc.convert import (
+    duration_to_proto,
+    mapping_from_proto,
+    mapping_to_proto,
+    port_key_to_proto,
+    timeout_from_proto,
+)
 from services.rpc.status import error_from_rpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from porthole.handshake.v1 import port_pb2
+
+    from services.handshake.ports import PortKey, PortMapping
 
 VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
@@ -117,7 +127,7 @@ class OwnerClient:
         await self._stub.RemoveShare(request, timeout=BOOT_DEADLINE_S)
 
     async def configure_networking(self, vm_id: str, mode: str) -> str:
-        """Add the VM's adapters; return the host's address on eth0's network.
+        """Add the VM's adapters; return the gateway of eth0.
 
         Args:
             vm_id: Id of the VM.
@@ -135,16 +145,15 @@ class OwnerClient:
             raise FailedPreconditionError("NETWORKING_FALLBACK", answer.warning.text, mode=mode)
         return answer.gateway_address
 
-    async def map_port(self, vm_id: str, request: PortRequest) -> AddedPort:
+    async def map_port(self, vm_id: str, mapping: PortMapping) -> AddedPort:
         """Forward a port of the host to the guest."""
-        mapping = port_pb2.PortMapping(key=_port_key(request), guest_port=request.guest_port)
-        message = vm_owner_pb2.MapPortRequest(vm_id=vm_id, mapping=mapping)
+        message = vm_owner_pb2.MapPortRequest(vm_id=vm_id, mapping=mapping_to_proto(mapping))
         answer = await self._stub.MapPort(message, timeout=BOOT_DEADLINE_S)
         return AddedPort(**asdict(_port(answer.mapping)))
 
-    async def unmap_port(self, vm_id: str, request: PortRequest) -> None:
+    async def unmap_port(self, vm_id: str, key: PortKey) -> None:
         """End a mapping."""
-        message = vm_owner_pb2.UnmapPortRequest(vm_id=vm_id, key=_port_key(request))
+        message = vm_owner_pb2.UnmapPortRequest(vm_id=vm_id, key=port_key_to_proto(key))
         await self._stub.UnmapPort(message, timeout=BOOT_DEADLINE_S)
 
     async def list_ports(self, vm_id: str) -> tuple[PortView, ...]:
@@ -214,6 +223,22 @@ class WorkloadClient:
         answer = await self._stub.Ping(request, timeout=timeout_s * count + 10)
         median = answer.round_trip_median
         return PingResult(answer.sent, answer.received, timeout_from_proto(median))
+
+    async def resolve(self, name: str, timeout_s: float) -> tuple[str, ...]:
+        """Ask the name servers of the guest's network for the addresses of a name."""
+        request = machine_pb2.ResolveRequest(name=name, timeout=duration_to_proto(timeout_s))
+        return tuple((await self._stub.Resolve(request, timeout=2 * timeout_s + 10)).addresses)
+
+    @asynccontextmanager
+    async def serving(self, body: bytes) -> AsyncIterator[int]:
+        """Have the guest answer HTTP requests with a body; yields its port."""
+        call = self._stub.Serve(machine_pb2.ServeRequest(body=body))
+        try:
+            async for answer in call:
+                yield answer.port
+                break
+        finally:
+            call.cancel()
 
     async def pool_use(self) -> PoolUse:
         """Return how much the guest's bounce pool was used."""
@@ -359,22 +384,14 @@ def _share(share: vm_owner_pb2.Share) -> ShareView:
     )
 
 
-def _port_key(request: PortRequest) -> port_pb2.PortKey:
-    return port_pb2.PortKey(
-        protocol=port_pb2.PortProtocol.Value(f"PORT_PROTOCOL_{request.protocol.upper()}"),
-        listen_address=request.listen_address,
-        listen_port=request.listen_port,
-    )
-
-
-def _port(mapping: port_pb2.PortMapping) -> PortView:
-    key = mapping.key
+def _port(message: port_pb2.PortMapping) -> PortView:
+    mapping = mapping_from_proto(message)
     return PortView(
-        protocol=_word(port_pb2.PortProtocol.Name(key.protocol), "PORT_PROTOCOL_"),
-        listen_address=key.listen_address,
-        listen_port=key.listen_port,
+        protocol=mapping.key.protocol.value,
+        listen_address=mapping.key.address,
+        listen_port=mapping.key.port,
         guest_port=mapping.guest_port,
-        state=_word(port_pb2.PortState.Name(mapping.state), "PORT_STATE_"),
+        state=mapping.state.value,
         reason=mapping.reason,
         detail=mapping.detail,
     )

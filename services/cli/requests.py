@@ -21,23 +21,6 @@ class ShareRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class PortRequest:
-    """A request for a mapping of a port, or the name of one.
-
-    Attributes:
-        protocol: tcp or udp.
-        listen_address: An address of the host; empty: 127.0.0.1.
-        listen_port: 0: a free one.
-        guest_port: 0 in the name of one.
-    """
-
-    protocol: str
-    listen_address: str
-    listen_port: int
-    guest_port: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class QemuRequest:
     """A request for a Linux guest in QEMU. Empty and 0: the owner's defaults."""
 

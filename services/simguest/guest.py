@@ -23,6 +23,7 @@ from services.handshake.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    PortholeError,
 )
 from services.rpc.address import parse_address
 from services.simguest.fs import driver as fs_driver
@@ -107,6 +108,8 @@ class AttachSpec:
         socket_path: The device's vhost-user socket.
         client_address: An adapter's own address, "192.0.2.2/24"; empty for none.
         gateway_address: An adapter's next hop; empty for none.
+        client_address_ipv6: An adapter's own IPv6 address, "fd00::2/64"; empty for none.
+        name_servers: The name servers that an adapter leads to.
     """
 
     instance_id: str
@@ -115,6 +118,8 @@ class AttachSpec:
     socket_path: Path
     client_address: str = ""
     gateway_address: str = ""
+    client_address_ipv6: str = ""
+    name_servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +133,19 @@ class _Memory:
 class Guest:
     """One guest. Its changes are made one at a time, in the order of the calls.
 
+    Args:
+        place: Its surroundings.
+        no_network: Why it cannot have a network namespace; None: it may try.
+
     Attributes:
         vm_id: The VM's id; empty before boot.
         workload: The guest's drivers and their work.
         reports: Reports when the kernel's pool is used up, and when guest init ends.
     """
 
-    def __init__(self, place: GuestPlace) -> None:
+    def __init__(self, place: GuestPlace, no_network: PortholeError | None = None) -> None:
         self.vm_id = ""
-        self.workload = Workload()
+        self.workload = Workload(no_network)
         self.reports = GuestReports()
         self._life = guest_life()
         self._place = place
@@ -310,7 +319,12 @@ class Guest:
                 self.workload.attach_share(spec.tag, device)
             else:
                 self.workload.attach_adapter(
-                    spec.tag, device, spec.client_address, spec.gateway_address
+                    spec.tag,
+                    device,
+                    spec.client_address,
+                    spec.gateway_address,
+                    spec.client_address_ipv6,
+                    spec.name_servers,
                 )
         except BaseException:
             device.close()

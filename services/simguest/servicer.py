@@ -83,6 +83,8 @@ class MachineServicer(machine_pb2_grpc.MachineServicer):
             socket_path=Path(request.socket_path),
             client_address=request.client_address,
             gateway_address=request.gateway_address,
+            client_address_ipv6=request.client_address_ipv6,
+            name_servers=tuple(request.name_servers),
         )
         await self._to_the_end(self._guest.attach(spec))
         return machine_pb2.AttachDeviceResponse()
@@ -212,6 +214,26 @@ class WorkloadServicer(machine_pb2_grpc.WorkloadServicer):
             if result.received
             else None,
         )
+
+    async def Resolve(  # noqa: N802, D102
+        self, request: machine_pb2.ResolveRequest, context: object
+    ) -> machine_pb2.ResolveResponse:
+        addresses = await asyncio.to_thread(
+            self._workload.resolve, request.name, timeout_from_proto(request.timeout)
+        )
+        return machine_pb2.ResolveResponse(addresses=addresses)
+
+    async def Serve(  # noqa: N802, D102
+        self, request: machine_pb2.ServeRequest, context: object
+    ) -> AsyncIterator[machine_pb2.ServeResponse]:
+        service = await asyncio.to_thread(
+            self._workload.serve, request.address, request.port, request.body
+        )
+        try:
+            yield machine_pb2.ServeResponse(port=service.port)
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.to_thread(service.close)
 
 
 async def _from_thread(

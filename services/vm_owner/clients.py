@@ -208,6 +208,8 @@ class MachineClient:
             socket_path=spec.socket_path,
             client_address=spec.client_address,
             gateway_address=spec.gateway_address,
+            client_address_ipv6=spec.client_address_ipv6,
+            name_servers=spec.name_servers,
         )
         await self._peer.stub.AttachDevice(request)
 

@@ -10,6 +10,8 @@ from typing import Final
 
 from services.wire import virtio_net
 
+DEVICE: Final = "/dev/net/tun"
+
 TUNSETIFF: Final = 0x400454CA
 TUNSETOFFLOAD: Final = 0x400454D0
 TUNSETVNETHDRSZ: Final = 0x400454D8

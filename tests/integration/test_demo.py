@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 from services.cli.exit_codes import OK, REFUSED, UNREACHABLE
 from services.simguest.net.namespace import NetworkNamespace
 from tests.support.documents import check_document
+from tests.support.ordinary_user import A_USER, as_ordinary_user, with_tun_for_all
+from tests.support.passt import PASST, copy_passt
 
 DEMO = (sys.executable, "-m", "services.cli.main", "demo")
 DEMO_S = 240.0
@@ -44,6 +47,7 @@ def demo(
 ) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [*prefix, *DEMO, "--tree", str(tree), "--out", str(out), *flags],
+        env={"PORTHOLE_PASST": str(PASST), **os.environ},
         capture_output=True,
         text=True,
         timeout=DEMO_S,
@@ -109,9 +113,33 @@ def test_the_demonstration_compares_everything_and_leaves_a_valid_trace(
     assert (out / "trace.jsonl").stat().st_size > 0
 
 
+@pytest.mark.tap
+@pytest.mark.passt
+def test_an_ordinary_user_sees_names_http_and_a_mapped_port(tree: Path, run_dir: Path) -> None:
+    (tree / "private").unlink()
+    run_dir.chmod(0o755)
+    out = run_dir / "out"
+    out.mkdir()
+    os.chown(out, A_USER, A_USER)
+    shutil.copytree(tree, run_dir / "tree", symlinks=True)
+    passt = f"PORTHOLE_PASST={copy_passt(run_dir)}"
+    prefix = (*with_tun_for_all(as_ordinary_user([])), "env", "HOME=/", passt)
+    result = demo(run_dir / "tree", out, prefix=prefix)
+    assert result.returncode == OK, result.stderr
+    report = report_of(out)
+    assert report["not_shown"] == ["a real mount point: not shown, it needs root"]
+    for vm in report["vms"]:
+        assert (vm["networking"], vm["files"]) == ("virtio-proxy", 32)
+        assert (vm["ping"]["sent"], vm["ping"]["received"]) == (3, 3)
+        assert vm["resolved"] == ["192.0.2.1"]
+        assert (vm["http"]["status"], vm["http"]["size_bytes"]) == (200, 700_001)
+        assert (vm["mapped_port"]["status"], vm["mapped_port"]["size_bytes"]) == (200, 100_000)
+
+
 @pytest.mark.root
 @pytest.mark.fuse
 @pytest.mark.tap
+@pytest.mark.passt
 def test_with_root_it_shows_the_mount_point_and_the_network(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with NetworkNamespace() as host:  # where nobody else makes interfaces meanwhile
@@ -121,11 +149,15 @@ def test_with_root_it_shows_the_mount_point_and_the_network(tree: Path, tmp_path
     assert result.returncode == OK, result.stderr
     report = report_of(out)
     assert report["not_shown"] == []
+    assert [vm["networking"] for vm in report["vms"]] == ["virtio-proxy", "virtio-proxy", "nat"]
     for vm in report["vms"]:
         assert vm["devices"] == 4
         assert vm["files_through_mount_point"] == 33
         assert (vm["ping"]["sent"], vm["ping"]["received"]) == (3, 3)
         assert (vm["http"]["status"], vm["http"]["size_bytes"]) == (200, 700_001)
+    for vm in report["vms"][:2]:
+        assert vm["resolved"] == ["192.0.2.1"]
+        assert (vm["mapped_port"]["status"], vm["mapped_port"]["size_bytes"]) == (200, 100_000)
     assert mounts_below(out) == [], "it works in its own namespaces, so the host has not changed"
 
 
@@ -158,16 +190,18 @@ def test_linux_guests_do_the_same(tree: Path, tmp_path: Path) -> None:
 def test_without_rights_it_says_what_is_lacking_and_does_the_rest(
     tree: Path, tmp_path: Path
 ) -> None:
-    # Root without the capabilities for mounts and networks, as in a container.
-    dropped = "-sys_admin,-net_admin"
+    # Root without the capabilities for mounts and networks, and without user namespaces, as in a
+    # container. Their bound is that of each user namespace, so the machine's stays.
+    forbid = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    inside = ("unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh")
     out = tmp_path / "out"
-    result = demo(tree, out, prefix=("setpriv", f"--bounding-set={dropped}"))
+    result = demo(tree, out, prefix=(*inside, "setpriv", "--bounding-set=-sys_admin,-net_admin"))
     assert result.returncode == OK, result.stderr
     report = report_of(out)
-    assert report["not_shown"] == [
-        "a real mount point: not shown, it needs root",
-        "ping and HTTP through the adapters: not shown, it needs root",
-    ]
+    mount, network = report["not_shown"]
+    assert mount == "a real mount point: not shown, it needs root"
+    assert network.startswith("ping and HTTP through the adapters: not shown, it needs root or a ")
+    assert network.endswith("raise user.max_user_namespaces, which is 0")
     assert all(line in result.stdout for line in report["not_shown"])
     for vm in report["vms"]:
         assert (vm["files"], vm["devices"]) == (33, 2)
@@ -179,8 +213,13 @@ def test_a_portion_is_written_and_the_directory_is_emptied_first(
     tree: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = demo(tree, out, "--portion", "1")
+    no_passt = ("env", "PORTHOLE_PASST=no-such-passt")
+    result = demo(tree, out, "--portion", "1", prefix=no_passt)
     assert result.returncode == OK, result.stderr
+    for line in report_of(out)["not_shown"]:
+        assert line in result.stdout
+    # Without a network of its own it lacks more than passt.
+    assert any("passt" in line or "HTTP" in line for line in report_of(out)["not_shown"])
     assert sorted(path.name for path in out.iterdir()) == KEPT
     assert [vm["copied"]["files"] for vm in report_of(out)["vms"]] == [1, 1, 1]
     (out / "vm1").mkdir()

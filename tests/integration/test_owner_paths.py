@@ -6,11 +6,9 @@ Each kind of VM behaves as docs/handshake.md describes it, and its trace is vali
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
-import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -32,6 +30,7 @@ from services.rpc.channel import connect
 from services.session import apply_guest_capabilities
 from services.vm_owner.clients import DEVICE_HOST
 from tests.support.house import MACHINE, GuestStub, House, children
+from tests.support.outer_network import HOST, OwnNetwork, make_a_host
 from tests.support.passt import PASST
 
 MIB = 1 << 20
@@ -327,38 +326,6 @@ async def test_errors_reach_the_client_with_their_reasons(house: House) -> None:
     assert (taken.value.reason, unknown.value.reason) == ("TAG_EXISTS", "VM_NOT_FOUND")
 
 
-class _OwnNetwork:
-    """Moves this thread, and the processes that it starts, into a new network namespace."""
-
-    _CLONE_NEWNET = 0x4000_0000  # include/uapi/linux/sched.h
-
-    def __enter__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        assert self._libc.unshare(self._CLONE_NEWNET) == 0
-
-    def __exit__(self, *_: object) -> None:
-        assert self._libc.setns(self._before, self._CLONE_NEWNET) == 0
-        os.close(self._before)
-
-
-HOST = "192.0.2.1"
-
-
-def _make_a_host() -> None:
-    """Give this thread's network an interface with an address and a default route."""
-    for command in (
-        "link set lo up",
-        "tuntap add host0 mode tap",
-        f"addr add {HOST}/24 dev host0",
-        "link set host0 up",
-        "route add default via 192.0.2.254",
-    ):
-        subprocess.run(["ip", *command.split()], check=True)
-    # Otherwise passt, which is nobody, sends no ICMP echo.
-    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
-
-
 def _taps() -> list[str]:
     return [name for _, name in socket.if_nameindex() if name != "lo"]
 
@@ -371,8 +338,8 @@ async def test_a_user_mode_network_and_its_ports(
 ) -> None:
     monkeypatch.setenv("PORTHOLE_PASST", str(PASST))
     async with AsyncExitStack() as stack:
-        stack.enter_context(_OwnNetwork())
-        _make_a_host()
+        stack.enter_context(OwnNetwork())
+        make_a_host()
         house = House(run_dir)
         await house.start(stack)
         vm = await house.create(WSL2)
@@ -428,7 +395,7 @@ async def test_without_passt_a_vm_has_no_network_and_a_warning(
 @pytest.mark.tap
 async def test_networking_with_real_adapters(run_dir: Path) -> None:
     async with AsyncExitStack() as stack:
-        stack.enter_context(_OwnNetwork())
+        stack.enter_context(OwnNetwork())
         house = House(run_dir)
         await house.start(stack)
         vm = await house.create(WSL2)

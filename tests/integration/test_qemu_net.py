@@ -140,7 +140,7 @@ def test_a_guest_gets_address_gateway_and_name_server_by_dhcp(run_dir: Path) -> 
             running(
                 *("net", f"--socket-path={run_dir}/n.sock", "--user", f"--passt={PASST}"),
                 *("--client-ip=10.9.0.2/24", "--gateway-ip=10.9.0.1"),
-                *("--dns-forward=10.9.0.53", "--host-loopback=10.9.0.127", "--tcp-port=8080:80"),
+                *("--dns-forward=10.9.0.53", "--host-loopback=10.9.0.127", "--port=8080:80"),
                 prefix=alone,
             )
         )

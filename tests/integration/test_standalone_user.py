@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from services.wire import vhost_user as wire
 from tests.support.front_end import RawFrontEnd
 from tests.support.ordinary_user import A_USER, as_ordinary_user
-from tests.support.passt import PASST, passt_processes
+from tests.support.passt import PASST, copy_passt, passt_processes
 from tests.support.standalone import DEADLINE_S, Process
 from tests.unit.devicehost.vhost_user.conftest import eventually
 
@@ -35,11 +34,8 @@ def passt(run_dir: Path) -> str:
     """passt and pesto, where every user may run them."""
     place = run_dir / "passt"
     place.mkdir()
-    for name in ("passt", "pesto", "passt.avx2"):
-        if (PASST.parent / name).exists():
-            shutil.copy(PASST.parent / name, place)
     run_dir.chmod(0o755)
-    return str(place / "passt")
+    return str(copy_passt(place))
 
 
 class Device(Process):
@@ -83,7 +79,7 @@ def test_it_serves_and_ends_with_its_passt(start: Start) -> None:
     device = start(
         "--mac=02:00:00:00:00:07",
         "--client-ip=10.9.0.2/24",
-        *("--tcp-port=8080:80", "--udp-port=::1/53000"),
+        *("--port=8080:80", "--port=[::1]:53000:53000/udp"),
     )
     assert device.line.startswith("porthole device net ready on unix:")
     pid = device.passt
@@ -118,7 +114,7 @@ def test_sigterm_ends_it_in_order(start: Start) -> None:
 
 
 def test_a_passt_that_is_killed_is_started_again(start: Start) -> None:
-    device = start("--persistent", "--tcp-port=8080")
+    device = start("--persistent", "--port=8080:8080")
     pid = device.passt
     os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: [pid] != passt_processes(device.process.pid) != [])
@@ -139,11 +135,12 @@ def test_a_passt_that_is_killed_is_started_again(start: Start) -> None:
         (["--user", "--queues=2"], 2, "USER_NETWORK_VALUE"),
         (["--user", "--dns=nonsense"], 2, "USER_NETWORK_VALUE"),
         (["--user", "--client-ip=nonsense"], 2, "OPTION_VALUE"),
-        (["--user", "--tcp-port=http"], 2, "[ADDRESS/]PORT[:GUEST_PORT]"),
-        (["--user", "--tcp-port=/80"], 2, "before the slash"),
-        (["--user", "--udp-port=::1/99999"], 2, "PORT_NUMBER"),
-        (["--user", "--tcp-port=1:1"], 3, "PORT_NOT_PERMITTED"),
-        (["--user", "--tcp-port=8080", "--tcp-port=8080:80"], 3, "PORT_EXISTS"),
+        (["--user", "--port=http"], 2, "PORT:GUEST_PORT"),
+        (["--user", "--port=80:80/sctp"], 2, "tcp or udp"),
+        (["--user", "--port=[::1]:99999:1/udp"], 2, "is no port"),
+        (["--user", "--port=localhost:8080:80"], 2, "PORT_ADDRESS"),
+        (["--user", "--port=1:1"], 3, "PORT_NOT_PERMITTED"),
+        (["--user", "--port=8080:1", "--port=8080:80"], 3, "PORT_EXISTS"),
         (["--user", "--passt=/no/such/passt"], 3, "PASST_MISSING"),
         (["--user", "--gateway-ip=0.0.0.0"], 3, "PASST_FAILED"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from services.rpc.channel import connect
 from services.rpc.settings import ServiceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from contextlib import AsyncExitStack
 
 OWNER = "porthole.vmowner.v1.VmOwner"
@@ -144,6 +145,15 @@ class House:
             request = machine_pb2.PingRequest(address=address, count=3, timeout=Duration(seconds=5))
             answer = await peer.stub.workload.Ping(request, timeout=20)
             return int(answer.received)
+        finally:
+            await peer.close()
+
+    @asynccontextmanager
+    async def workload(self, vm: vm_owner_pb2.Vm) -> AsyncIterator[machine_pb2_grpc.WorkloadStub]:
+        """Connect to what works in the guest."""
+        peer = await connect(vm.machine_address, GuestStub, MACHINE)
+        try:
+            yield peer.stub.workload
         finally:
             await peer.close()
 

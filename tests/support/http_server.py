@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,12 +38,13 @@ class Server:
     """
 
     url: str
+    port: int
     answers: dict[str, Answer]
     asked: list[tuple[str, dict[str, str]]]
 
 
 @contextmanager
-def serving(answers: dict[str, Answer]) -> Iterator[Server]:
+def serving(answers: dict[str, Answer], address: str = "127.0.0.1") -> Iterator[Server]:
     asked: list[tuple[str, dict[str, str]]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,12 +65,16 @@ def serving(answers: dict[str, Answer]) -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Listener(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    server = Listener((address, 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield Server(f"http://127.0.0.1:{server.server_port}", answers, asked)
+        host = f"[{address}]" if ":" in address else address
+        yield Server(f"http://{host}:{server.server_port}", server.server_port, answers, asked)
     finally:
         for answer in answers.values():
             if answer.then_wait is not None:

@@ -33,6 +33,14 @@ exec setpriv --reuid "$USER_ID" --regid "$USER_ID" --clear-groups --no-new-privs
 """
 
 
+_TUN_FOR_ALL: Final = """
+set -e
+mount -t tmpfs none /dev/net
+mknod -m 666 /dev/net/tun c 10 200
+exec "$@"
+"""
+
+
 def as_ordinary_user(program: list[str]) -> list[str]:
     """Return the command line that runs a program as an ordinary user, who this may be already."""
     if os.geteuid() != 0:
@@ -41,6 +49,14 @@ def as_ordinary_user(program: list[str]) -> list[str]:
     script = _PROGRAM.replace('"$USER_ID"', str(A_USER))
     unshare = ["unshare", "--mount", "--propagation", "private"]
     return [*unshare, "sh", "-c", script, "sh", closed, entry, *program]
+
+
+def with_tun_for_all(program: list[str]) -> list[str]:
+    """Return the command line that runs a program where every user may make TAPs, as usual."""
+    if os.geteuid() != 0 or Path("/dev/net/tun").stat().st_mode & stat.S_IWOTH:
+        return program
+    unshare = ["unshare", "--mount", "--propagation", "private"]
+    return [*unshare, "sh", "-c", _TUN_FOR_ALL, "sh", *program]
 
 
 def copy_checkout(to: Path) -> Path:

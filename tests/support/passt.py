@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Final
 
 PASST: Final = Path(__file__).parents[2] / "build/passt/passt"
+
+
+def copy_passt(to: Path) -> Path:
+    """Copy passt and pesto to a directory where every user may run them."""
+    for name in ("passt", "pesto", "passt.avx2"):
+        if (PASST.parent / name).exists():
+            shutil.copy(PASST.parent / name, to)
+    return to / "passt"
 
 
 def passt_processes(parent: int | None = None) -> list[int]:

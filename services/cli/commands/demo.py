@@ -7,6 +7,8 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
+import shutil
 import sys
 import sysconfig
 import time
@@ -35,6 +37,8 @@ from services.rpc.removal import remove_tree
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
+
+    from services.cli.demo.namespace import Surroundings
 
 DEFAULT_OUT: Final = Path("build/demo")
 
@@ -113,15 +117,12 @@ def demo(
         cli.check_unsent()
     end_like_an_interrupt()
     began = time.monotonic()
-    missing = namespace.lacks()
-    if guest is Guests.QEMU:
-        # A Linux guest has mount points of its own.
-        missing.pop("mount", None)
     with _claimed(out_dir.absolute()) as target, contextlib.ExitStack() as stack:
         seen = stack.enter_context(started(target / "dashboard.log")) if dashboard else None
         if seen is not None:
             say(f"the handshakes are seen at {seen.page}/")
-        namespace.enter()
+        passt = shutil.which(os.environ.get("PORTHOLE_PASST") or "passt") or ""
+        surroundings = namespace.enter(passt, target)
         plan = DemoPlan(
             tree=(tree or Path(sysconfig.get_path("stdlib"))).resolve(),
             exclude=() if tree else NOT_THE_LIBRARY,
@@ -129,12 +130,12 @@ def demo(
             portion_files=portion
             or (QEMU_PORTION_FILES if guest is Guests.QEMU else PORTION_FILES),
             trace_file=target / "trace.jsonl",
-            mount="mount" not in missing,
-            network="network" not in missing,
+            mount=surroundings.mount,
+            networks=surroundings.networks,
             guests=guest,
         )
         report = _run(plan)
-        report.not_shown = list(missing.values())
+        report.not_shown = _not_shown(surroundings, guest, report)
         report.handshake = _verdict(plan.trace_file, report)
         report.seconds = round(time.monotonic() - began, 3)
         (target / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
@@ -185,6 +186,18 @@ def _remove_all_but(directory: Path, kept: AbstractSet[str]) -> None:
             continue
         for path, why in remove_tree(entry).items():
             raise OSError(errno.EBUSY, f"cannot be removed: {why}", str(path))
+
+
+def _not_shown(surroundings: Surroundings, guest: Guests, report: DemoReport) -> list[str]:
+    """Return what was not shown, and why, once each."""
+    lacks = dict(surroundings.lacks)
+    if guest is Guests.QEMU:
+        # A Linux guest has mount points of its own, and is shown on TAPs only.
+        lacks.pop("mount", None)
+        lacks.pop("passt", None)
+        if namespace.NAT not in surroundings.networks:
+            lacks["network"] = "ping and HTTP of Linux guests: not shown, they need root"
+    return list(lacks.values()) + sorted({line for vm in report.vms for line in vm.not_shown})
 
 
 def _run(plan: DemoPlan) -> DemoReport:

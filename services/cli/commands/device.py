@@ -10,7 +10,6 @@ import contextlib
 import grp
 import json
 import os
-import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import metadata
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from services.cli.arguments import PORT_MAPPING, parse_mapping
 from services.cli.console import fail
 from services.cli.daemon import LogLevel, pid_file, start_log
 from services.cli.exit_codes import USAGE
@@ -39,7 +39,7 @@ from services.handshake.xattr_map import parse_xattr_map
 if TYPE_CHECKING:
     from services.devicehost.memory import Access
     from services.devicehost.standalone import StandaloneDevice
-    from services.handshake.ports import PortMapping, PortProtocol
+    from services.handshake.ports import PortMapping
 
 app = typer.Typer(
     help="Run one device alone, in place of virtiofsd or passt.", no_args_is_help=True
@@ -47,12 +47,6 @@ app = typer.Typer(
 
 DEFAULT_TAG: Final = "porthole"
 """Mount tag of a device without --tag; its front-end, for instance QEMU, has the guest's tag."""
-
-
-PORT: Final = "[ADDRESS/]PORT[:GUEST_PORT]"
-"""A port of the host, on 127.0.0.1 by default, and of the guest, the same one by default."""
-
-_NUMBER: Final = re.compile(r"\d{1,5}", re.ASCII)
 
 
 class Memory(StrEnum):
@@ -281,11 +275,13 @@ def net(
     mtu: Annotated[
         int | None, typer.Option(help="Bytes of payload per frame; by default 65520.")
     ] = None,
-    tcp_port: Annotated[
-        list[str] | None, typer.Option(metavar=PORT, help="TCP port to forward; repeatable.")
-    ] = None,
-    udp_port: Annotated[
-        list[str] | None, typer.Option(metavar=PORT, help="UDP port to forward; repeatable.")
+    port: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=PORT_MAPPING,
+            help="Port of the host, by default on 127.0.0.1, that is forwarded to the guest; "
+            "repeatable.",
+        ),
     ] = None,
     swiotlb: Swiotlb = None,
     memory: MemoryKind = Memory.WHOLE,
@@ -302,7 +298,6 @@ def net(
         raise _wrong("give one of --tap=NAME and --user")
     from services.devicehost.devices import NetBackend, UserBackend, UserSettings
     from services.devicehost.standalone import StandaloneDevice
-    from services.handshake.ports import PortProtocol
 
     of_user = {
         "--client-ip": client_ip,
@@ -315,8 +310,7 @@ def net(
         "--dns-host": dns_host,
         "--host-loopback": host_loopback,
         "--mtu": mtu,
-        "--tcp-port": tcp_port,
-        "--udp-port": udp_port,
+        "--port": port,
     }
     backend: NetBackend | UserBackend
     if tap is not None:
@@ -350,26 +344,17 @@ def net(
             [*(f"{key}={value}" for key, value in options.items() if value), *_placing(rings)]
         ),
         persistent=persistent,
-        ports=(
-            *(_port(PortProtocol.TCP, text) for text in tcp_port or ()),
-            *(_port(PortProtocol.UDP, text) for text in udp_port or ()),
-        ),
+        ports=tuple(_mapping(text) for text in port or ()),
         offers_config=mac is not None,
     )
     _serve("net", spec, _Start(socket_path, fd, socket_group, log_level))
 
 
-def _port(protocol: PortProtocol, text: str) -> PortMapping:
-    """Read "[ADDRESS/]PORT[:GUEST_PORT]", passt's own form of one port."""
-    from services.handshake.ports import PortKey, PortMapping
-
-    address, slash, ports = text.rpartition("/")
-    port, colon, guest_port = ports.partition(":")
-    if not _NUMBER.fullmatch(port) or not _NUMBER.fullmatch(guest_port if colon else port):
-        raise _wrong(f"--{protocol}-port={text}: write {PORT}, for instance 127.0.0.1/8080:80")
-    if slash and not address:
-        raise _wrong(f"--{protocol}-port={text}: there is no address before the slash")
-    return PortMapping(PortKey(protocol, address, int(port)), int(guest_port if colon else port))
+def _mapping(text: str) -> PortMapping:
+    try:
+        return parse_mapping(text)
+    except typer.BadParameter as error:
+        raise _wrong(f"--port: {error.message}") from None
 
 
 @dataclass(frozen=True, slots=True)

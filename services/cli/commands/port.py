@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from services.cli import context, tables
-from services.cli.arguments import JsonFlag, VmArgument
+from services.cli.arguments import (
+    PORT_MAPPING,
+    JsonFlag,
+    VmArgument,
+    parse_listening,
+    parse_mapping,
+)
 from services.cli.console import out, print_json, say
 from services.cli.documents import AddedPort, PortList, as_document
-from services.cli.requests import PortRequest
 
 app = typer.Typer(
     help="Forward ports of the host to a VM on a user-mode network.", no_args_is_help=True
 )
-
-_PROTOCOLS: Final = ("tcp", "udp")
-_MOST: Final = 65535
 
 
 def register(root: typer.Typer) -> None:
@@ -33,7 +35,7 @@ def add(
     port: Annotated[
         str,
         typer.Argument(
-            metavar="[ADDRESS:]PORT:GUEST_PORT[/udp]",
+            metavar=PORT_MAPPING,
             help="The host listens at ADDRESS, by default 127.0.0.1, on PORT; 0: a free one.",
         ),
     ],
@@ -94,54 +96,3 @@ def list_(ctx: typer.Context, vm: VmArgument, json: JsonFlag = False) -> None:
         out().print(tables.port_table(ports.ports))
     else:
         say(f"no ports; `porthole port add {vm} 8080:80` adds one")
-
-
-def parse_mapping(text: str) -> PortRequest:
-    """Parse [ADDRESS:]PORT:GUEST_PORT[/tcp|/udp]; an IPv6 address may be in brackets.
-
-    Raises:
-        typer.BadParameter: It has another form, or a port out of bounds.
-    """
-    rest, protocol = _protocol(text)
-    listening, colon, guest_port = rest.rpartition(":")
-    if not colon:
-        raise typer.BadParameter(
-            f"{text!r} has no port of the guest; write PORT:GUEST_PORT, for instance 8080:80"
-        )
-    address, port = _listening(text, listening, 0)
-    return PortRequest(protocol, address, port, _number(text, guest_port, 1))
-
-
-def parse_listening(text: str) -> PortRequest:
-    """Parse [ADDRESS:]PORT[/tcp|/udp].
-
-    Raises:
-        typer.BadParameter: As above.
-    """
-    rest, protocol = _protocol(text)
-    address, port = _listening(text, rest, 1)
-    return PortRequest(protocol, address, port)
-
-
-def _protocol(text: str) -> tuple[str, str]:
-    rest, slash, protocol = text.partition("/")
-    if not slash:
-        return rest, "tcp"
-    if protocol not in _PROTOCOLS:
-        raise typer.BadParameter(
-            f"{text!r}: the protocol {protocol!r} must be {' or '.join(_PROTOCOLS)}"
-        )
-    return rest, protocol
-
-
-def _listening(text: str, listening: str, least: int) -> tuple[str, int]:
-    address, _, port = listening.rpartition(":")
-    if address.startswith("[") and address.endswith("]"):
-        address = address[1:-1]
-    return address, _number(text, port, least)
-
-
-def _number(text: str, number: str, least: int) -> int:
-    if number.isascii() and number.isdigit() and least <= int(number[:6]) <= _MOST:
-        return int(number[:6])
-    raise typer.BadParameter(f"{text!r}: {number!r} is no port, which is {least} to {_MOST}")

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from services.cli import clients
+from services.cli.demo.namespace import VIRTIO_PROXY
 from services.cli.demo.report import DemoReport
+from services.cli.demo.servers import name_server
 from services.cli.demo.tree import read_tree, tree_portion
 from services.cli.demo.vm import WAIT_S, Stage, VmPlan, VmShow
 from services.cli.launcher import Services, service_ended
@@ -38,8 +40,8 @@ class Guests(StrEnum):
 
 
 USER_SPACE_PLANS: Final = (
-    VmPlan("WSL2", "WSL2"),
-    VmPlan("WSLC", "WSLC"),
+    VmPlan("WSL2", "WSL2", networking=VIRTIO_PROXY),
+    VmPlan("WSLC", "WSLC", networking=VIRTIO_PROXY),
     VmPlan("WSL2, old kernel", "WSL2", OLD_KERNEL, pooled=False),
 )
 QEMU_PLANS: Final = (
@@ -65,7 +67,7 @@ class DemoPlan:
             Linux guests read no more.
         trace_file: File to which every process appends its spans.
         mount: Whether a real mount point can be shown.
-        network: Whether the adapters can be shown.
+        networks: The networking modes that can be shown.
         guests: What the guests are.
     """
 
@@ -75,7 +77,7 @@ class DemoPlan:
     portion_files: int
     trace_file: Path
     mount: bool
-    network: bool
+    networks: frozenset[str]
     guests: Guests = Guests.USER_SPACE
 
 
@@ -120,7 +122,7 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
                 owner=owner,
                 owner_address=services.owner_address,
                 mount=plan.mount,
-                network=plan.network,
+                networks=plan.networks,
                 say=say,
             )
             shows = [
@@ -128,7 +130,8 @@ async def run(plan: DemoPlan, say: Callable[[str], None]) -> DemoReport:
                 for number, vm_plan in enumerate(PLANS[plan.guests], start=1)
             ]
             report.vms = [show.report for show in shows]
-            await _run_all(shows, services)
+            with name_server() if VIRTIO_PROXY in plan.networks else nullcontext():
+                await _run_all(shows, services)
     return report
 
 

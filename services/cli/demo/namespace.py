@@ -1,122 +1,128 @@
-"""The namespaces of the demonstration, which isolate it from the host, and an HTTP server in them.
+"""The namespaces of the demonstration, which isolate it from the host: its network and its mounts.
 
-Owns the contact with the kernel. All of it needs root; `lacks` returns the parts that are missing.
+Owns the contact with the kernel. Root has them, and any other user in a user namespace, if the
+machine gives them one; `lacks` and `enter` say what is missing. The network has one interface with
+one address and a default route, and a name server (servers.py) is set for it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
 import os
-import threading
-import urllib.parse
 from dataclasses import dataclass
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from services.cli.demo.servers import HOST
+from services.handshake.errors import FailedPreconditionError
+from services.rpc import user_namespace
+from services.rpc.user_namespace import (
+    CAP_NET_ADMIN,
+    CAP_SYS_ADMIN,
+    NEW_MOUNTS,
+    NEW_NETWORK,
+    has_capabilities,
+)
 
-# include/uapi/linux/sched.h and include/uapi/linux/mount.h
-_CLONE_NEWNS: Final = 0x0002_0000
-_CLONE_NEWNET: Final = 0x4000_0000
-_MS_REC: Final = 0x4000
-_MS_PRIVATE: Final = 1 << 18
+NAT: Final = "nat"
+VIRTIO_PROXY: Final = "virtio-proxy"
 
-# include/uapi/linux/capability.h
-_CAP_NET_ADMIN: Final = 12
-_CAP_SYS_ADMIN: Final = 21
+_TUN: Final = "/dev/net/tun"
+_FUSE: Final = "/dev/fuse"
+_PREFIX: Final = 24
+_NEXT_HOP: Final = "192.0.2.254"
+"""Of the default route, without which passt would not know which interface is the outer one."""
+_RESOLVER: Final = Path("/etc/resolv.conf")
+_GROUPS: Final = Path("/proc/sys/net/ipv4/ping_group_range")
+_ALL_GROUPS: Final = "0 2147483647"
+
+# include/uapi/linux/mount.h
+_MS_BIND: Final = 0x1000
 
 
 @dataclass(frozen=True, slots=True)
-class _Need:
-    what: str
-    device: str
-    capabilities: tuple[int, ...]
+class Surroundings:
+    """What can be shown.
+
+    Attributes:
+        mount: Whether a real mount point can be.
+        networks: The networking modes that can be.
+        lacks: What cannot be, "mount", "network" or "passt", as sentences with the reason.
+    """
+
+    mount: bool
+    networks: frozenset[str]
+    lacks: dict[str, str]
 
 
-_NEEDS: Final = {
-    "mount": _Need("a real mount point", "/dev/fuse", (_CAP_SYS_ADMIN,)),
-    "network": _Need(
-        "ping and HTTP through the adapters", "/dev/net/tun", (_CAP_SYS_ADMIN, _CAP_NET_ADMIN)
-    ),
-}
-
-
-def has_capabilities(*numbers: int) -> bool:
-    """Return whether these capabilities are effective; root may lack them."""
-    status = Path("/proc/self/status").read_text()
-    (effective,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
-    return all(int(effective, 16) >> number & 1 for number in numbers)
-
-
-def lacks() -> dict[str, str]:
-    """Return the parts that cannot be shown here, "mount" or "network", each with the reason."""
-    missing = {}
-    for name, need in _NEEDS.items():
-        if not has_capabilities(*need.capabilities):
-            missing[name] = f"{need.what}: not shown, it needs root"
-        elif not os.access(need.device, os.R_OK | os.W_OK):
-            missing[name] = f"{need.what}: not shown, it needs {need.device}"
-    return missing
-
-
-def enter() -> None:
-    """Move this process into network and mount namespaces of its own, with only loopback up.
+def enter(passt: str, out: Path) -> Surroundings:
+    """Move this process into network and mount namespaces of its own.
 
     Child processes inherit them. The host's interfaces, routes and mount table never change, and
     the kernel removes the namespaces when the last process has ended. Call it before any thread is
-    started. Without the capabilities it does nothing; then the process cannot change the host's
+    started. Without the rights for it nothing happens; then the process cannot change the host's
     namespaces either.
 
+    Args:
+        passt: The program of user-mode networks; empty: there is none.
+        out: A directory of the demonstration.
+
     Raises:
-        OSError: The kernel refused.
+        OSError: The kernel refused what it does not refuse elsewhere.
     """
-    if not has_capabilities(_CAP_SYS_ADMIN, _CAP_NET_ADMIN):
-        return
+    is_root = has_capabilities(CAP_SYS_ADMIN, CAP_NET_ADMIN)
+    lacks = {}
+    mount = is_root and os.access(_FUSE, os.R_OK | os.W_OK)
+    if not mount:
+        needs = _FUSE if is_root else "root"
+        lacks["mount"] = f"a real mount point: not shown, it needs {needs}"
+    why = ""
+    if is_root:
+        user_namespace.unshare(NEW_NETWORK | NEW_MOUNTS)
+        if not os.access(_TUN, os.R_OK | os.W_OK):
+            why = f"it needs {_TUN}"
+    else:
+        try:
+            user_namespace.enter(NEW_NETWORK | NEW_MOUNTS)
+        except FailedPreconditionError as error:
+            why = error.message
+    if why:
+        lacks["network"] = f"ping and HTTP through the adapters: not shown, {why}"
+        return Surroundings(mount, frozenset(), lacks)
+    _make_network()
+    if is_root:
+        _GROUPS.write_text(_ALL_GROUPS)
+    else:
+        _GROUPS.write_text(f"{os.getegid()} {os.getegid()}")
+    networks = {NAT} if is_root else set()
+    if passt:
+        _set_name_server(out / "resolv.conf")
+        networks.add(VIRTIO_PROXY)
+    else:
+        lacks["passt"] = (
+            "VirtioProxy, names and mapped ports: not shown, they need passt (`make passt`)"
+        )
+    return Surroundings(mount, frozenset(networks), lacks)
+
+
+def _make_network() -> None:
     # Imported here, because the import takes a quarter of a second.
     from pyroute2 import IPRoute
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) != 0:
-        raise _failed("unshare")
-    # systemd makes the root shared, so that without this a mount would propagate to the host.
-    if libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0:
-        raise _failed("mount")
     with IPRoute() as routes:
         routes.link("set", index=routes.link_lookup(ifname="lo")[0], state="up")
+        routes.link("add", ifname="host0", kind="tuntap", mode="tap")
+        [index] = routes.link_lookup(ifname="host0")
+        routes.addr("add", index=index, address=HOST, prefixlen=_PREFIX)
+        routes.link("set", index=index, state="up")
+        routes.route("add", dst="default", gateway=_NEXT_HOP, oif=index)
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base's
-        """Log nothing: the demonstration reports the guest's requests."""
-
-
-@contextlib.contextmanager
-def http_server(address: str, directory: Path) -> Iterator[str]:
-    """Serve a directory on an address of this namespace; yields its URL, with a final slash.
-
-    Raises:
-        OSError: No interface has the address.
-    """
-    handler = functools.partial(_QuietHandler, directory=str(directory))
-    with ThreadingHTTPServer((address, 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="demo-http")
-        thread.start()
-        try:
-            yield f"http://{address}:{server.server_address[1]}/"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def quote(path: bytes) -> str:
-    """Quote the path of a file for a URL."""
-    return urllib.parse.quote(path)
-
-
-def _failed(call: str) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, f"{call}: {os.strerror(number)}")
+def _set_name_server(file: Path) -> None:
+    """Let this process and its children see another /etc/resolv.conf."""
+    file.write_text("nameserver 127.0.0.1\n")
+    libc = ctypes.CDLL(None, use_errno=True)
+    bind = ctypes.c_ulong(_MS_BIND)
+    if libc.mount(bytes(file), bytes(_RESOLVER), None, bind, None) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mount: {os.strerror(number)}", str(_RESOLVER))

@@ -45,8 +45,12 @@ class VmReport:
         copied: The counts of the tree that the guest wrote; null when it wrote none.
         files_through_mount_point: Number of files that were compared through a mount point; null
             when the share was not mounted.
+        networking: "nat" or "virtio-proxy"; empty when it has no network.
         ping: The result of its pings; null when it has no network.
+        resolved: The addresses of a name; null when it asked for none.
         http: The response that it fetched; null when it has no network.
+        mapped_port: The response of its own service, fetched from outside; null when none was.
+        not_shown: What this machine could not show of it, as sentences.
         seconds: How long it took.
         seconds_by_step: The same, by the name of each step.
         failures: Every failure, as a sentence.
@@ -75,8 +79,12 @@ class VmReport:
     warnings: list[str] = field(default_factory=list)
     copied: CopyResult | None = None
     files_through_mount_point: int | None = None
+    networking: str = ""
     ping: PingResult | None = None
+    resolved: list[str] | None = None
     http: HttpResult | None = None
+    mapped_port: HttpResult | None = None
+    not_shown: list[str] = field(default_factory=list)
     seconds: float = 0.0
     seconds_by_step: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -167,8 +175,11 @@ def summary_table(report: DemoReport) -> Table:
         ("files read", [str(vm.files) for vm in report.vms]),
         ("tree written", [_copied(vm.copied) for vm in report.vms]),
         ("mount point", [_mounted(vm.files_through_mount_point) for vm in report.vms]),
+        ("network", [vm.networking or "-" for vm in report.vms]),
         ("ping", [_pinged(vm.ping) for vm in report.vms]),
+        ("name", [", ".join(vm.resolved or ["-"]) for vm in report.vms]),
         ("HTTP", [_fetched(vm.http) for vm in report.vms]),
+        ("mapped port", [_fetched(vm.mapped_port) for vm in report.vms]),
         ("mismatches", [str(vm.mismatches) for vm in report.vms]),
         ("took", [f"{vm.seconds:.1f} s" for vm in report.vms]),
     ):

@@ -6,6 +6,7 @@ Owns the steps. It works on the VM through the services, and reads directly only
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 from services.cli import clients
 from services.cli.clients import WorkloadClient
 from services.cli.demo.linux_guest import LinuxWorkload, linux_guest
-from services.cli.demo.namespace import http_server, quote
+from services.cli.demo.namespace import NAT
 from services.cli.demo.report import VmReport
+from services.cli.demo.servers import HOST, NAME, fetch, http_server, quote
 from services.cli.demo.tree import (
     Tree,
     copy_differences,
@@ -28,7 +30,9 @@ from services.cli.demo.tree import (
 from services.cli.guest_control import require_init
 from services.cli.guest_root import ROOT_SHARE
 from services.cli.requests import QemuRequest, ShareRequest, VmRequest
+from services.cli.views import HttpResult
 from services.handshake.errors import PortholeError
+from services.handshake.ports import PortKey, PortMapping, PortProtocol
 from services.session import apply_guest_capabilities
 
 if TYPE_CHECKING:
@@ -55,6 +59,12 @@ HTTP_FILE_LIMIT_BYTES: Final = 4 << 20
 
 PINGS: Final = 3
 PING_DEADLINE_S: Final = 5.0
+RESOLVE_DEADLINE_S: Final = 5.0
+
+BODY_BYTES: Final = 100_000
+"""What the guest's own HTTP service answers with."""
+NOT_HERE: Final = ("NETWORKING_FALLBACK", "PORT_FORWARD_UNSUPPORTED")
+"""Reasons for which this machine, for instance its passt, cannot show a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,7 @@ class VmPlan:
     Attributes:
         kernel_release: `uname -r`; empty: that of the bundled kernel.
         pooled: Whether its kernel publishes a pool.
+        networking: The mode of its network where that can be shown; otherwise another one.
         qemu: The Linux guest in QEMU; None: the user-space guest.
     """
 
@@ -71,6 +82,7 @@ class VmPlan:
     kind: str
     kernel_release: str = ""
     pooled: bool = True
+    networking: str = NAT
     qemu: QemuRequest | None = None
 
 
@@ -84,7 +96,7 @@ class Stage:
         owner: The VM owner.
         owner_address: The address of the VM owner, for sessions.
         mount: Whether a real mount point can be shown.
-        network: Whether the adapters can be shown.
+        networks: The networking modes that can be shown.
         say: Called with a sentence before each step.
     """
 
@@ -93,7 +105,7 @@ class Stage:
     owner: OwnerClient
     owner_address: str
     mount: bool
-    network: bool
+    networks: frozenset[str]
     say: Callable[[str], None]
 
 
@@ -144,10 +156,7 @@ class VmShow:
         return vm.vm_id
 
     async def _work(self, vm_id: str) -> None:
-        gateway = ""
-        if self._stage.network:
-            with self._step("network", "configuring its network"):
-                gateway = await self._stage.owner.configure_networking(vm_id, "nat")
+        gateway = await self._configure_network(vm_id)
         vm = await self._stage.owner.get_vm(vm_id)
         async with self._guest(vm) as guest:
             await self._read(guest)
@@ -155,12 +164,32 @@ class VmShow:
             # In a Linux guest everything goes through mount points.
             if self._stage.mount and isinstance(guest, WorkloadClient):
                 await self._mount(guest)
-            if gateway:
+            if self.report.networking == NAT:
                 await self._ping(guest, gateway)
-                await self._fetch(guest, gateway)
+                await self._fetch(guest, gateway, gateway)
+            elif self.report.networking and isinstance(guest, WorkloadClient):
+                await self._ping(guest, HOST)
+                await self._resolve(guest)
+                await self._fetch(guest, HOST, NAME)
+                await self._answer(guest, vm_id)
             use = await guest.pool_use()
             self.report.pool_slots = use.slots_total
             self.report.pool_slots_high_water = use.slots_used_high_water
+
+    async def _configure_network(self, vm_id: str) -> str:
+        """Give the VM a network, if one can be shown; return its gateway."""
+        networks = self._stage.networks
+        if self._plan.qemu is not None:
+            networks &= {NAT}
+        mode = self._plan.networking
+        if mode not in networks:
+            mode = next(iter(networks), "")
+        gateway = ""
+        if mode:
+            with self._step("network", f"configuring its network, {mode}"), self._unless_lacking():
+                gateway = await self._stage.owner.configure_networking(vm_id, mode)
+                self.report.networking = mode
+        return gateway
 
     @asynccontextmanager
     async def _guest(self, vm: VmView) -> AsyncIterator[Workload]:
@@ -218,7 +247,35 @@ class VmShow:
         lost = result.sent - result.received
         self.report.compare("ping", [f"{gateway}: an echo request was lost"] * lost)
 
-    async def _fetch(self, guest: Workload, gateway: str) -> None:
+    async def _resolve(self, guest: WorkloadClient) -> None:
+        with self._step("name", f"resolving {NAME}"):
+            found = await guest.resolve(NAME, RESOLVE_DEADLINE_S)
+        self.report.resolved = list(found)
+        if self.report.resolved != [HOST]:
+            self.report.compare("name", [f"{NAME}: {', '.join(found)}, expected {HOST}"])
+
+    async def _answer(self, guest: WorkloadClient, vm_id: str) -> None:
+        """Fetch from the guest's own service, by a port that is mapped to it."""
+        body = os.urandom(BODY_BYTES)
+        with self._step("mapped port", "fetching from its own service"), self._unless_lacking():
+            async with guest.serving(body) as guest_port:
+                wanted = PortMapping(PortKey(PortProtocol.TCP, "", 0), guest_port)
+                port = await self._stage.owner.map_port(vm_id, wanted)
+                url = f"http://{port.listen_address}:{port.listen_port}/"
+                status, got = await asyncio.to_thread(fetch, url, HTTP_DEADLINE_S)
+            digest = hashlib.sha256(got).hexdigest()
+            self.report.mapped_port = HttpResult(status, len(got), digest)
+            if (status, got) != (200, body):
+                self.report.compare("mapped port", [f"{url}: status {status}, {len(got)} bytes"])
+
+    async def _fetch(self, guest: Workload, address: str, name: str) -> None:
+        """Fetch a file of the tree.
+
+        Args:
+            guest: The guest.
+            address: Where this process serves.
+            name: What the guest calls that.
+        """
         host = self._stage.host
         sizes = {path: digest.size_bytes for path, digest in host.files.items()}
         small = {path: size for path, size in sizes.items() if size <= HTTP_FILE_LIMIT_BYTES}
@@ -227,9 +284,10 @@ class VmShow:
         path = max(small, key=lambda item: small[item])
         with (
             self._step("http", "HTTP through its adapter"),
-            http_server(gateway, host.root) as url,
+            http_server(address, host.root) as port,
         ):
-            fetched = await guest.http_get(url + quote(path), HTTP_DEADLINE_S)
+            url = f"http://{name}:{port}/{quote(path)}"
+            fetched = await guest.http_get(url, HTTP_DEADLINE_S)
         self.report.http = fetched
         expected = host.files[path].sha256
         if (fetched.status, fetched.sha256) != (200, expected):
@@ -250,6 +308,15 @@ class VmShow:
             self.report.failures.append(f"{error.message} [{error.reason}]")
         except OSError as error:
             self.report.failures.append(str(error))
+
+    @contextmanager
+    def _unless_lacking(self) -> Iterator[None]:
+        try:
+            yield
+        except PortholeError as error:
+            if error.reason not in NOT_HERE:
+                raise
+            self.report.not_shown.append(error.message)
 
     @contextmanager
     def _step(self, name: str, text: str) -> Iterator[None]:

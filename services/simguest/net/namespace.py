@@ -7,6 +7,7 @@ tap.py moves the frames.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -14,6 +15,7 @@ import ipaddress
 import os
 import socket
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from pyroute2 import IPRoute
@@ -25,7 +27,7 @@ from services.wire import tun
 from services.wire.virtio_net import HEADER_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -102,7 +104,14 @@ class NetworkNamespace:
         return self.run(lambda: _open_tap(name, queues))
 
     def configure(
-        self, name: str, *, mac: bytes, mtu: int, address: str = "", gateway: str = ""
+        self,
+        name: str,
+        *,
+        mac: bytes,
+        mtu: int,
+        address: str = "",
+        gateway: str = "",
+        address_ipv6: str = "",
     ) -> None:
         """Give an interface its hardware address, size and addresses, and bring it up.
 
@@ -112,19 +121,21 @@ class NetworkNamespace:
             mtu: Bytes of payload per frame.
             address: "192.0.2.2/24", IPv4 or IPv6; empty for none.
             gateway: Next hop of the default route; empty for none.
+            address_ipv6: One more; a router of IPv6 announces itself.
 
         Raises:
             InvalidArgumentError: INTERFACE_ADDRESS.
             FailedPreconditionError: INTERFACE_REFUSED, when the kernel refuses the configuration.
         """
-        interface, next_hop = _parse_addresses(address, gateway)
+        addresses = [each for each in (address, address_ipv6) if each]
+        interfaces, next_hop = _parse_addresses(addresses, gateway)
         try:
-            self.run(lambda: _configure(name, mac, mtu, interface, next_hop))
+            self.run(lambda: _configure(name, mac, mtu, interfaces, next_hop))
         except (NetlinkError, OSError) as error:
             raise FailedPreconditionError(
                 "INTERFACE_REFUSED",
-                f"interface {name}: the kernel refuses address {address or 'none'}, gateway "
-                f"{gateway or 'none'}, MTU {mtu}: {error}",
+                f"interface {name}: the kernel refuses address {', '.join(addresses) or 'none'}, "
+                f"gateway {gateway or 'none'}, MTU {mtu}: {error}",
                 interface=name,
             ) from error
 
@@ -212,13 +223,21 @@ def _loopback_up() -> None:
 
 
 def _configure(
-    name: str, mac: bytes, mtu: int, interface: _Interface | None, gateway: _Address | None
+    name: str, mac: bytes, mtu: int, interfaces: Sequence[_Interface], gateway: _Address | None
 ) -> None:
+    # Addresses are used at once: nobody else has them. So the link-local one, from which a router
+    # is asked for, does not wait a second either.
+    settings = Path("/proc/sys/net/ipv6/conf", name)
+    with contextlib.suppress(OSError):
+        settings.joinpath("accept_dad").write_text("0")
+        if gateway is None:
+            # It is the way to its own network only, whatever a router announces there.
+            settings.joinpath("accept_ra").write_text("0")
     with IPRoute() as netlink:
         (index,) = netlink.link_lookup(ifname=name)
         netlink.link("set", index=index, address=mac.hex(":"), mtu=mtu)
         netlink.link("set", index=index, state="up")
-        if interface is not None:
+        for interface in interfaces:
             _add_address(netlink, index, interface)
         if gateway is not None:
             netlink.route("add", dst="default", gateway=str(gateway), oif=index, **_family(gateway))
@@ -246,17 +265,19 @@ def _family(address: _Address) -> dict[str, int]:
     return {"family": socket.AF_INET if address.version == 4 else socket.AF_INET6}
 
 
-def _parse_addresses(address: str, gateway: str) -> tuple[_Interface | None, _Address | None]:
+def _parse_addresses(
+    addresses: Sequence[str], gateway: str
+) -> tuple[list[_Interface], _Address | None]:
     try:
         return (
-            ipaddress.ip_interface(address) if address else None,
+            [ipaddress.ip_interface(address) for address in addresses],
             ipaddress.ip_address(gateway) if gateway else None,
         )
     except ValueError as error:
         raise InvalidArgumentError(
             "INTERFACE_ADDRESS",
-            f"address {address!r} and gateway {gateway!r}: {error}; write for instance "
-            "192.0.2.2/24 and 192.0.2.1",
-            address=address,
+            f"address {', '.join(addresses)!r} and gateway {gateway!r}: {error}; write for "
+            "instance 192.0.2.2/24 and 192.0.2.1",
+            address=", ".join(addresses),
             gateway=gateway,
         ) from None

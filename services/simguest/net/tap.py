@@ -48,6 +48,7 @@ class TapAdapter:
         name: str,
         address: str = "",
         gateway: str = "",
+        address_ipv6: str = "",
     ) -> None:
         """Make the interface, configure it, bring it up and move frames.
 
@@ -57,6 +58,7 @@ class TapAdapter:
             name: 1 to 15 bytes.
             address: "192.0.2.2/24", IPv4 or IPv6; empty for none.
             gateway: Next hop of the default route; empty for none.
+            address_ipv6: One more; a router of IPv6 announces itself.
 
         Raises:
             InvalidArgumentError: INTERFACE_NAME, INTERFACE_ADDRESS, NET_CONFIG.
@@ -75,7 +77,12 @@ class TapAdapter:
                 self._fds = fds
             _offload(fds[0], tun.offloads_to_host(self.driver.features))
             namespace.configure(
-                name, mac=self.driver.mac, mtu=self.driver.mtu, address=address, gateway=gateway
+                name,
+                mac=self.driver.mac,
+                mtu=self.driver.mtu,
+                address=address,
+                gateway=gateway,
+                address_ipv6=address_ipv6,
             )
             self.driver.watch_link(self._carry)
         except BaseException:

@@ -24,9 +24,10 @@ from services.handshake.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
+from services.simguest.workload.names import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 MAX_PINGS: Final = 1000
@@ -53,25 +54,27 @@ class PingResult(NamedTuple):
     round_trip_median_s: float
 
 
-def http_get(url: str, timeout_s: float) -> HttpResult:
+def http_get(url: str, timeout_s: float, name_servers: Sequence[str] = ()) -> HttpResult:
     """Fetch a URL.
 
     Args:
         url: "http://host[:port]/path".
         timeout_s: For connecting, and between two pieces of the response, in seconds; 0 means
             10 s.
+        name_servers: They are asked for the host, if it is a name.
 
     Raises:
-        InvalidArgumentError: HTTP_URL.
+        InvalidArgumentError: HTTP_URL or NAME_INVALID.
         DeadlineExceededError: HTTP_TIMEOUT.
-        UnavailableError: HTTP_FAILED.
+        UnavailableError: HTTP_FAILED or NAME_UNRESOLVED.
     """
     host, port, target = _parse_url(url)
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s or DEFAULT_TIMEOUT_S)
+    [address, *_] = resolve(host, name_servers, timeout_s)
+    connection = http.client.HTTPConnection(address, port, timeout=timeout_s or DEFAULT_TIMEOUT_S)
     digest, size_bytes = hashlib.sha256(), 0
     try:
         with contextlib.closing(connection):
-            connection.request("GET", target)
+            connection.request("GET", target, headers={"Host": urlsplit(url).netloc})
             with connection.getresponse() as response:
                 while data := response.read(_CHUNK_BYTES):
                     digest.update(data)

@@ -28,9 +28,10 @@ from services.simguest.fs.operations import FsOperations
 from services.simguest.fs.paths import ShareFiles, split
 from services.simguest.net.driver import NetDriver
 from services.simguest.net.tap import TapAdapter
-from services.simguest.workload import network
+from services.simguest.workload import names, network
 from services.simguest.workload.copy import CopyResult, copy_tree
 from services.simguest.workload.hash import FileDigest, hash_tree
+from services.simguest.workload.service import HttpService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -57,12 +58,18 @@ class _Share:
 class Workload:
     """The guest's drivers, and the work that they can do."""
 
-    def __init__(self) -> None:
+    def __init__(self, no_network: PortholeError | None = None) -> None:
+        """Make one without devices.
+
+        Args:
+            no_network: Why this process may not make a network namespace; None: it may try.
+        """
         self._lock = threading.Lock()
         self._shares: dict[str, _Share] = {}
         self._adapters: dict[str, TapAdapter | NetDriver] = {}
         self._namespace: NetworkNamespace | None = None
-        self._no_namespace: PortholeError | None = None
+        self._no_namespace = no_network
+        self._name_servers: tuple[str, ...] = ()
 
     # Devices come and go.
 
@@ -85,7 +92,13 @@ class Workload:
             self._shares[tag] = _Share(device, driver, ShareFiles(FsOperations(driver)))
 
     def attach_adapter(
-        self, tag: str, device: ReportingDevice, client_address: str = "", gateway_address: str = ""
+        self,
+        tag: str,
+        device: ReportingDevice,
+        client_address: str = "",
+        gateway_address: str = "",
+        client_address_ipv6: str = "",
+        name_servers: tuple[str, ...] = (),
     ) -> None:
         """Take over a virtio-net device and make it an interface of the guest's network namespace.
 
@@ -97,6 +110,8 @@ class Workload:
             device: Probed with `net.driver.WANTED_FEATURES`; the caller closes it, after `detach`.
             client_address: "192.0.2.2/24"; empty for none.
             gateway_address: Next hop of the default route; empty for none.
+            client_address_ipv6: A second address, for instance "fd00::2/64"; empty for none.
+            name_servers: They are asked for names, as long as no other adapter brings any.
 
         Raises:
             AlreadyExistsError: TAG_TAKEN.
@@ -109,8 +124,9 @@ class Workload:
                 self._adapters[tag] = NetDriver(device)
             else:
                 self._adapters[tag] = TapAdapter(
-                    device, namespace, tag, client_address, gateway_address
+                    device, namespace, tag, client_address, gateway_address, client_address_ipv6
                 )
+            self._name_servers = name_servers or self._name_servers
 
     def detach(self, tag: str) -> None:
         """Let go of a device: unmount it, or remove its interface.
@@ -287,7 +303,15 @@ class Workload:
 
     def http_get(self, url: str, timeout_s: float = 0.0) -> HttpResult:
         """Fetch a URL from inside the guest's network; see `network.http_get`."""
-        return self.in_network(lambda: network.http_get(url, timeout_s))
+        return self.in_network(lambda: network.http_get(url, timeout_s, self._name_servers))
+
+    def resolve(self, name: str, timeout_s: float = 0.0) -> list[str]:
+        """Ask for a name from inside the guest's network; see `names.resolve`."""
+        return self.in_network(lambda: names.resolve(name, self._name_servers, timeout_s))
+
+    def serve(self, address: str, port: int, body: bytes) -> HttpService:
+        """Answer HTTP requests inside the guest's network; see `HttpService`."""
+        return self.in_network(lambda: HttpService(address, port, body))
 
     def ping(self, address: str, count: int = 1, timeout_s: float = 0.0) -> PingResult:
         """Ping from inside the guest's network; see `network.ping`."""

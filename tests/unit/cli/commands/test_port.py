@@ -3,36 +3,38 @@ from __future__ import annotations
 import pytest
 import typer
 
-from services.cli.commands.port import parse_listening, parse_mapping
-from services.cli.requests import PortRequest
+from services.cli.arguments import parse_listening, parse_mapping
 from services.cli.tables import listening
 from services.cli.views import PortView
+from services.handshake.ports import PortKey, PortMapping, PortProtocol
+
+TCP, UDP = PortProtocol.TCP, PortProtocol.UDP
 
 
 @pytest.mark.parametrize(
-    ("text", "request_"),
+    ("text", "wanted"),
     [
-        ("8080:80", PortRequest("tcp", "", 8080, 80)),
-        ("0:80/tcp", PortRequest("tcp", "", 0, 80)),
-        ("0.0.0.0:53:5353/udp", PortRequest("udp", "0.0.0.0", 53, 5353)),
-        ("[::1]:8080:80", PortRequest("tcp", "::1", 8080, 80)),
-        ("::1:8080:65535", PortRequest("tcp", "::1", 8080, 65535)),
+        ("8080:80", PortMapping(PortKey(TCP, "", 8080), 80)),
+        ("0:80/tcp", PortMapping(PortKey(TCP, "", 0), 80)),
+        ("0.0.0.0:53:5353/udp", PortMapping(PortKey(UDP, "0.0.0.0", 53), 5353)),
+        ("[::1]:8080:80", PortMapping(PortKey(TCP, "::1", 8080), 80)),
+        ("::1:8080:65535", PortMapping(PortKey(TCP, "::1", 8080), 65535)),
     ],
 )
-def test_a_mapping(text: str, request_: PortRequest) -> None:
-    assert parse_mapping(text) == request_
+def test_a_mapping(text: str, wanted: PortMapping) -> None:
+    assert parse_mapping(text) == wanted
 
 
 @pytest.mark.parametrize(
-    ("text", "request_"),
+    ("text", "wanted"),
     [
-        ("8080", PortRequest("tcp", "", 8080)),
-        ("127.0.0.1:8080/udp", PortRequest("udp", "127.0.0.1", 8080)),
-        ("[::]:1", PortRequest("tcp", "::", 1)),
+        ("8080", PortKey(TCP, "", 8080)),
+        ("127.0.0.1:8080/udp", PortKey(UDP, "127.0.0.1", 8080)),
+        ("[::]:1", PortKey(TCP, "::", 1)),
     ],
 )
-def test_where_the_host_listens(text: str, request_: PortRequest) -> None:
-    assert parse_listening(text) == request_
+def test_where_the_host_listens(text: str, wanted: PortKey) -> None:
+    assert parse_listening(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -55,4 +57,4 @@ def test_what_is_no_port_of_the_host_is_quoted(text: str) -> None:
 )
 def test_what_is_listed_can_be_removed(address: str, shown: str) -> None:
     assert listening(PortView("tcp", address, 8080, 80, "listening")) == shown
-    assert parse_listening(shown) == PortRequest("tcp", address, 8080)
+    assert parse_listening(shown) == PortKey(TCP, address, 8080)

@@ -344,6 +344,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the guest may not make a network namespace or a TAP in it; the message
     names the missing right.
     """
+    USER_NAMESPACE_REFUSED: _ErrorReason.ValueType  # 449
+    """FAILED_PRECONDITION: a process without root's rights gets no user namespace, or no rights in it;
+    the message names the setting of the machine that forbids it.
+    """
     POOL_EXHAUSTED: _ErrorReason.ValueType  # 419
     """RESOURCE_EXHAUSTED: no slots of the bounce pool came free in time ([limits](limits.md))."""
     GUEST_MEMORY_EXHAUSTED: _ErrorReason.ValueType  # 420
@@ -399,6 +403,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the URL cannot be fetched; the message has the cause."""
     PING_FAILED: _ErrorReason.ValueType  # 442
     """UNAVAILABLE: the address cannot be pinged; the message has the cause."""
+    NAME_INVALID: _ErrorReason.ValueType  # 445
+    """INVALID_ARGUMENT: this is not the name of a host."""
+    NAME_UNRESOLVED: _ErrorReason.ValueType  # 446
+    """UNAVAILABLE: the guest resolves no address of a name; the message has the cause."""
+    SERVE_FAILED: _ErrorReason.ValueType  # 447
+    """FAILED_PRECONDITION: the guest cannot listen on a port."""
+    SERVE_BODY: _ErrorReason.ValueType  # 448
+    """INVALID_ARGUMENT: the body of a service in the guest is too long."""
     GUEST_REQUEST_REFUSED: _ErrorReason.ValueType  # 470
     """# Linux guests
 
@@ -1075,6 +1087,10 @@ NETNS_UNAVAILABLE: ErrorReason.ValueType  # 418
 """FAILED_PRECONDITION: the guest may not make a network namespace or a TAP in it; the message
 names the missing right.
 """
+USER_NAMESPACE_REFUSED: ErrorReason.ValueType  # 449
+"""FAILED_PRECONDITION: a process without root's rights gets no user namespace, or no rights in it;
+the message names the setting of the machine that forbids it.
+"""
 POOL_EXHAUSTED: ErrorReason.ValueType  # 419
 """RESOURCE_EXHAUSTED: no slots of the bounce pool came free in time ([limits](limits.md))."""
 GUEST_MEMORY_EXHAUSTED: ErrorReason.ValueType  # 420
@@ -1130,6 +1146,14 @@ HTTP_FAILED: ErrorReason.ValueType  # 441
 """UNAVAILABLE: the URL cannot be fetched; the message has the cause."""
 PING_FAILED: ErrorReason.ValueType  # 442
 """UNAVAILABLE: the address cannot be pinged; the message has the cause."""
+NAME_INVALID: ErrorReason.ValueType  # 445
+"""INVALID_ARGUMENT: this is not the name of a host."""
+NAME_UNRESOLVED: ErrorReason.ValueType  # 446
+"""UNAVAILABLE: the guest resolves no address of a name; the message has the cause."""
+SERVE_FAILED: ErrorReason.ValueType  # 447
+"""FAILED_PRECONDITION: the guest cannot listen on a port."""
+SERVE_BODY: ErrorReason.ValueType  # 448
+"""INVALID_ARGUMENT: the body of a service in the guest is too long."""
 GUEST_REQUEST_REFUSED: ErrorReason.ValueType  # 470
 """# Linux guests
 

@@ -179,6 +179,8 @@ class AttachDeviceRequest(_message.Message):
     SOCKET_PATH_FIELD_NUMBER: _builtins.int
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     GATEWAY_ADDRESS_FIELD_NUMBER: _builtins.int
+    CLIENT_ADDRESS_IPV6_FIELD_NUMBER: _builtins.int
+    NAME_SERVERS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Id of the device."""
     device_class: _device_pb2.DeviceClass.ValueType
@@ -193,6 +195,14 @@ class AttachDeviceRequest(_message.Message):
     """
     gateway_address: _builtins.str
     """The gateway of a network adapter, for instance "192.0.2.1"; empty: none."""
+    client_address_ipv6: _builtins.str
+    """The guest's IPv6 address on a network adapter, for instance "fd00::2/64"; empty: none. Its
+    router announces itself.
+    """
+    @_builtins.property
+    def name_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Name servers that a network adapter leads to, as addresses; none: it leads to none."""
+
     def __init__(
         self,
         *,
@@ -202,10 +212,12 @@ class AttachDeviceRequest(_message.Message):
         socket_path: _builtins.str = ...,
         client_address: _builtins.str = ...,
         gateway_address: _builtins.str = ...,
+        client_address_ipv6: _builtins.str = ...,
+        name_servers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "device_class", b"device_class", "gateway_address", b"gateway_address", "instance_id", b"instance_id", "socket_path", b"socket_path", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "client_address_ipv6", b"client_address_ipv6", "device_class", b"device_class", "gateway_address", b"gateway_address", "instance_id", b"instance_id", "name_servers", b"name_servers", "socket_path", b"socket_path", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -798,3 +810,107 @@ class PingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PingResponse: _TypeAlias = PingResponse  # noqa: Y015
+
+@_typing.final
+class ResolveRequest(_message.Message):
+    """ResolveRequest names a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A domain name; an address is its own."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest wait for each answer of a name server; at most an hour; absent or 0: 10 s."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveRequest: _TypeAlias = ResolveRequest  # noqa: Y015
+
+@_typing.final
+class ResolveResponse(_message.Message):
+    """ResolveResponse has the addresses of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its IPv4 addresses, then its IPv6 addresses, each in the order of the answer; not empty."""
+
+    def __init__(
+        self,
+        *,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveResponse: _TypeAlias = ResolveResponse  # noqa: Y015
+
+@_typing.final
+class ServeRequest(_message.Message):
+    """ServeRequest describes an HTTP service of the guest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Address in the guest's network where it listens; empty: every IPv4 address."""
+    port: _builtins.int
+    """TCP port, 1 to 65535; 0: a free one."""
+    body: _builtins.bytes
+    """The body of every answer to GET, at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        port: _builtins.int = ...,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "body", b"body", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServeRequest: _TypeAlias = ServeRequest  # noqa: Y015
+
+@_typing.final
+class ServeResponse(_message.Message):
+    """ServeResponse says that the guest listens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """The port."""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServeResponse: _TypeAlias = ServeResponse  # noqa: Y015

@@ -379,6 +379,16 @@ class WorkloadStub(object):
                 request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.PingRequest.SerializeToString,
                 response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.PingResponse.FromString,
                 _registered_method=True)
+        self.Resolve = channel.unary_unary(
+                '/porthole.machine.v1.Workload/Resolve',
+                request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.ResolveRequest.SerializeToString,
+                response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.ResolveResponse.FromString,
+                _registered_method=True)
+        self.Serve = channel.unary_stream(
+                '/porthole.machine.v1.Workload/Serve',
+                request_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.ServeRequest.SerializeToString,
+                response_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.ServeResponse.FromString,
+                _registered_method=True)
 
 
 class WorkloadServicer(object):
@@ -444,6 +454,21 @@ class WorkloadServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Resolve(self, request, context):
+        """Resolve asks the name servers of the guest's adapters for the addresses of a name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Serve(self, request, context):
+        """Serve answers HTTP requests inside the guest's network until the call is cancelled. The guest
+        listens when the one response comes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkloadServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -486,6 +511,16 @@ def add_WorkloadServicer_to_server(servicer, server):
                     servicer.Ping,
                     request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.PingRequest.FromString,
                     response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.PingResponse.SerializeToString,
+            ),
+            'Resolve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resolve,
+                    request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.ResolveRequest.FromString,
+                    response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.ResolveResponse.SerializeToString,
+            ),
+            'Serve': grpc.unary_stream_rpc_method_handler(
+                    servicer.Serve,
+                    request_deserializer=porthole_dot_machine_dot_v1_dot_machine__pb2.ServeRequest.FromString,
+                    response_serializer=porthole_dot_machine_dot_v1_dot_machine__pb2.ServeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -706,6 +741,60 @@ class Workload(object):
             '/porthole.machine.v1.Workload/Ping',
             porthole_dot_machine_dot_v1_dot_machine__pb2.PingRequest.SerializeToString,
             porthole_dot_machine_dot_v1_dot_machine__pb2.PingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resolve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.machine.v1.Workload/Resolve',
+            porthole_dot_machine_dot_v1_dot_machine__pb2.ResolveRequest.SerializeToString,
+            porthole_dot_machine_dot_v1_dot_machine__pb2.ResolveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Serve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/porthole.machine.v1.Workload/Serve',
+            porthole_dot_machine_dot_v1_dot_machine__pb2.ServeRequest.SerializeToString,
+            porthole_dot_machine_dot_v1_dot_machine__pb2.ServeResponse.FromString,
             options,
             channel_credentials,
             insecure,

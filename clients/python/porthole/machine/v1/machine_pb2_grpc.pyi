@@ -173,6 +173,12 @@ class WorkloadStub:
     """HttpGet fetches a URL from inside the guest's network."""
     Ping: _grpc.UnaryUnaryMultiCallable[_machine_pb2.PingRequest, _machine_pb2.PingResponse]
     """Ping sends ICMP echo requests from inside the guest's network."""
+    Resolve: _grpc.UnaryUnaryMultiCallable[_machine_pb2.ResolveRequest, _machine_pb2.ResolveResponse]
+    """Resolve asks the name servers of the guest's adapters for the addresses of a name."""
+    Serve: _grpc.UnaryStreamMultiCallable[_machine_pb2.ServeRequest, _machine_pb2.ServeResponse]
+    """Serve answers HTTP requests inside the guest's network until the call is cancelled. The guest
+    listens when the one response comes.
+    """
 
 @_typing.type_check_only
 class WorkloadAsyncStub(WorkloadStub):
@@ -201,6 +207,12 @@ class WorkloadAsyncStub(WorkloadStub):
     """HttpGet fetches a URL from inside the guest's network."""
     Ping: _aio.UnaryUnaryMultiCallable[_machine_pb2.PingRequest, _machine_pb2.PingResponse]  # type: ignore[assignment]
     """Ping sends ICMP echo requests from inside the guest's network."""
+    Resolve: _aio.UnaryUnaryMultiCallable[_machine_pb2.ResolveRequest, _machine_pb2.ResolveResponse]  # type: ignore[assignment]
+    """Resolve asks the name servers of the guest's adapters for the addresses of a name."""
+    Serve: _aio.UnaryStreamMultiCallable[_machine_pb2.ServeRequest, _machine_pb2.ServeResponse]  # type: ignore[assignment]
+    """Serve answers HTTP requests inside the guest's network until the call is cancelled. The guest
+    listens when the one response comes.
+    """
 
 class WorkloadServicer(metaclass=_abc_1.ABCMeta):
     """Workload runs work in a guest, for tests and demonstrations. All of it uses
@@ -274,5 +286,23 @@ class WorkloadServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_machine_pb2.PingResponse, _abc.Awaitable[_machine_pb2.PingResponse]]:
         """Ping sends ICMP echo requests from inside the guest's network."""
+
+    @_abc_1.abstractmethod
+    def Resolve(
+        self,
+        request: _machine_pb2.ResolveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_pb2.ResolveResponse, _abc.Awaitable[_machine_pb2.ResolveResponse]]:
+        """Resolve asks the name servers of the guest's adapters for the addresses of a name."""
+
+    @_abc_1.abstractmethod
+    def Serve(
+        self,
+        request: _machine_pb2.ServeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_machine_pb2.ServeResponse], _abc.AsyncIterator[_machine_pb2.ServeResponse]]:
+        """Serve answers HTTP requests inside the guest's network until the call is cancelled. The guest
+        listens when the one response comes.
+        """
 
 def add_WorkloadServicer_to_server(servicer: WorkloadServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
