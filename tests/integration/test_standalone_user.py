@@ -143,6 +143,8 @@ def test_a_passt_that_is_killed_is_started_again(start: Start) -> None:
         (["--user", "--port=8080:1", "--port=8080:80"], 3, "PORT_EXISTS"),
         (["--user", "--passt=/no/such/passt"], 3, "PASST_MISSING"),
         (["--user", "--gateway-ip=0.0.0.0"], 3, "PASST_FAILED"),
+        (["--user", "--bridge=br0"], 2, "--bridge goes with --tap"),
+        (["--tap=tap0", "--bridge=br7"], 3, "BRIDGE_UNAVAILABLE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

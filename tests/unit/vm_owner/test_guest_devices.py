@@ -458,6 +458,33 @@ async def test_changes_that_a_device_host_reports_reach_the_watchers(
                     break
 
 
+async def test_the_link_of_an_adapter_reaches_the_machine_and_nothing_after_its_end(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
+
+    async def set_link(_: ExternalMachine, instance_id: str, is_up: bool) -> None:
+        told.put_nowait((instance_id, is_up))
+
+    monkeypatch.setattr(ExternalMachine, "set_link", set_link)
+    vm = await rig.owner.create(rig.vm_spec())
+    device = await rig.owner.add_device(vm.vm_id, DeviceSpec(events.NET, "eth0", "", "tap0"))
+
+    def report(link: device_pb2.LinkState.ValueType) -> None:
+        seen = device_host_pb2.Device(vm_id=vm.vm_id, instance_id=device.instance_id, link=link)
+        rig.device_host.news.put_nowait(device_host_pb2.WatchDevicesResponse(device=seen))
+
+    async with asyncio.timeout(10):
+        report(device_pb2.LINK_STATE_UNSPECIFIED)  # of a device host without links
+        report(device_pb2.LINK_STATE_DOWN)
+        assert await told.get() == (device.instance_id, False)
+        report(device_pb2.LINK_STATE_UP)
+        assert await told.get() == (device.instance_id, True)
+        await rig.owner.terminate(vm.vm_id)
+    assert told.empty()
+    assert not [task for task in asyncio.all_tasks() if "_tell_machine" in str(task)]
+
+
 async def test_exhaustions_of_a_device_reach_the_watchers(rig: Rig, tmp_path: Path) -> None:
     """Its device host reports it, or the machine that it is attached to."""
     vm = await rig.owner.create(rig.vm_spec())
