@@ -68,6 +68,10 @@ class BackendChannel:
                 return
             # The descriptor is the front-end's as well, and may be anything. A send on a Unix
             # socket never waits with MSG_DONTWAIT; one on something else might.
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._fd)) as channel:
-                if (channel.family, channel.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
-                    channel.send(_CONFIG_CHANGE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            with contextlib.suppress(OSError):
+                channel = socket.socket(fileno=self._fd)
+                try:
+                    if (channel.family, channel.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
+                        channel.send(_CONFIG_CHANGE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                finally:
+                    channel.detach()

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -123,10 +124,12 @@ def test_what_is_no_stream_socket_is_not_written_to(kind: str) -> None:
     channel = BackendChannel()
     channel.negotiated(ALL)
     channel.replace(os.dup(given[kind]))
+    held = len(list(Path("/proc/self/fd").iterdir()))
     telling = threading.Thread(target=channel.config_changed, daemon=True)
     telling.start()
     telling.join(10)
     assert not telling.is_alive()
+    assert len(list(Path("/proc/self/fd").iterdir())) == held
     channel.close()
     assert is_silent(datagrams[1])
     for fd in (read_fd, write_fd, event):
