@@ -60,6 +60,8 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_counters, bytes_out),
     FIELD(ph_counters, highest_slot),
     FIELD(ph_counters, frames_dropped),
+    FIELD(ph_counters, frames_spoofed),
+    FIELD(ph_counters, throttled),
 
     WHOLE(ph_queue_setup),
     FIELD(ph_queue_setup, desc),
@@ -144,13 +146,34 @@ static const struct ph_layout LAYOUTS[] = {
     FIELD(ph_net_offloads, ecn),
     FIELD(ph_net_offloads, uso),
 
+    WHOLE(ph_rate),
+    FIELD(ph_rate, per_second),
+    FIELD(ph_rate, burst),
+
+    WHOLE(ph_rate_limit),
+    FIELD(ph_rate_limit, bytes),
+    FIELD(ph_rate_limit, packets),
+
+    WHOLE(ph_cost),
+    FIELD(ph_cost, bytes),
+    FIELD(ph_cost, packets),
+
+    WHOLE(ph_net_source),
+    FIELD(ph_net_source, is_checked),
+    FIELD(ph_net_source, has_ipv4),
+    FIELD(ph_net_source, mac),
+    FIELD(ph_net_source, ipv4),
+
     WHOLE(ph_net_setup),
     FIELD(ph_net_setup, stream),
+    FIELD(ph_net_setup, receive_limiter),
+    FIELD(ph_net_setup, transmit_limiter),
     FIELD(ph_net_setup, fd),
     FIELD(ph_net_setup, mergeable),
     FIELD(ph_net_setup, expected_bytes),
     FIELD(ph_net_setup, received_flags),
     FIELD(ph_net_setup, offloads),
+    FIELD(ph_net_setup, source),
 
     WHOLE(ph_net_state),
     FIELD(ph_net_state, receive_error),
@@ -177,6 +200,7 @@ static const struct ph_constant CONSTANTS[] = {
     CONSTANT(PH_MAX_FRAME_BYTES),
     CONSTANT(PH_MAX_STREAM_FRAME_BYTES),
     CONSTANT(PH_MOST_HELD),
+    CONSTANT(PH_START_BYTES),
     {.name = NULL},
 };
 
@@ -228,6 +252,12 @@ static const struct ph_constant CONSTANTS[] = {
     LIST(ph_net_state, struct ph_net_state *, struct ph_net *)                                     \
     LIST(ph_net_receive, int, struct ph_queue *, struct ph_net *)                                  \
     LIST(ph_net_transmit, int, struct ph_queue *, struct ph_net *)                                 \
+    LIST(ph_limiter_new, struct ph_limiter *, int)                                                 \
+    LIST(ph_limiter_free, void, struct ph_limiter *)                                               \
+    LIST(ph_limiter_set, void, struct ph_limiter *, const struct ph_rate_limit *, uint64_t)        \
+    LIST(ph_limiter_admits, bool, struct ph_limiter *, uint64_t, const struct ph_cost *)           \
+    LIST(ph_limiter_charge, void, struct ph_limiter *, uint64_t, const struct ph_cost *)           \
+    LIST(ph_limiter_arm, uint64_t, struct ph_limiter *, uint64_t)                                  \
     LIST(ph_directory_lock, int64_t, struct ph_open_file *)                                        \
     LIST(ph_directory_unlock, void, struct ph_open_file *)
 

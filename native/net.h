@@ -9,8 +9,10 @@
 #define PORTHOLE_NET_H
 
 #include "net_header.h"
+#include "net_source.h"
 #include "outcome.h"
 #include "queue.h"
+#include "rate_limit.h"
 
 /* The same as in virtio_net.py and stream.py. */
 enum {
@@ -36,11 +38,14 @@ struct ph_stream {
 
 struct ph_net_setup {
     struct ph_stream *stream; /* NULL: the descriptor keeps frames apart, behind headers (TAP) */
-    int32_t fd;               /* does not block; the caller owns it */
-    uint32_t mergeable;       /* a frame may span chains (MRG_RXBUF) */
-    uint32_t expected_bytes;  /* chains for so much are held before a TAP is read, where possible */
-    uint32_t received_flags;  /* of a header, those that the guest has negotiated */
+    struct ph_limiter *receive_limiter; /* the caller owns both */
+    struct ph_limiter *transmit_limiter;
+    int32_t fd;              /* does not block; the caller owns it */
+    uint32_t mergeable;      /* a frame may span chains (MRG_RXBUF) */
+    uint32_t expected_bytes; /* chains for so much are held before a TAP is read, where possible */
+    uint32_t received_flags; /* of a header, those that the guest has negotiated */
     struct ph_net_offloads offloads;
+    struct ph_net_source source;
 };
 
 /* From any thread, for people: only that direction's thread writes it. */

@@ -21,4 +21,12 @@ enum { PH_GO_ON = 0 };
 int ph_net_wait_for_chains(struct ph_queue *queue);
 int ph_net_wait_for_fd(struct ph_queue *queue, const struct ph_net *net, short events);
 
+/* Wait until a frame may go; the same results. */
+int ph_net_wait_for_tokens(struct ph_queue *queue, struct ph_limiter *limiter);
+/* Whether one more may go after those that have cost so much, which is charged later. */
+bool ph_net_admits(struct ph_limiter *limiter, const struct ph_cost *others);
+/* What a frame costs; one that is longer than any frame is dropped. */
+void ph_net_add_cost(struct ph_cost *cost, uint64_t frame_bytes);
+void ph_net_charge(struct ph_limiter *limiter, const struct ph_cost *cost);
+
 #endif

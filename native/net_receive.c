@@ -80,6 +80,19 @@ static void give(struct receiver *receiver, struct virtio_net_hdr_v1 *header, ui
     ph_held_push(held, count, bytes);
 }
 
+static void charge(struct receiver *receiver, uint64_t frame_bytes)
+{
+    struct ph_cost cost = {0};
+
+    ph_net_add_cost(&cost, frame_bytes);
+    ph_net_charge(receiver->net->setup.receive_limiter, &cost);
+}
+
+static int wait_for_tokens(struct receiver *receiver)
+{
+    return ph_net_wait_for_tokens(receiver->queue, receiver->net->setup.receive_limiter);
+}
+
 /* What a read that brought nothing means. */
 static int not_read(struct receiver *receiver, ssize_t got)
 {
@@ -144,6 +157,7 @@ static int read_from_tap(struct receiver *receiver)
     got = readv(net->setup.fd, iov, count);
     if (got <= 0)
         return not_read(receiver, got);
+    charge(receiver, got < PH_NET_HEADER_BYTES ? 0 : (uint64_t)got - PH_NET_HEADER_BYTES);
     if (got < PH_NET_HEADER_BYTES + PH_ETHERNET_HEADER_BYTES)
         return drop(receiver, PH_GO_ON);
     return give_from_tap(receiver, &header, (uint64_t)got, direct);
@@ -153,8 +167,11 @@ static int receive_from_tap(struct receiver *receiver)
 {
     enum ph_take take = hold(receiver, receiver->net->setup.expected_bytes);
 
-    if (receiver->held.count)
-        return read_from_tap(receiver);
+    if (receiver->held.count) {
+        int outcome = wait_for_tokens(receiver);
+
+        return outcome == PH_GO_ON ? read_from_tap(receiver) : outcome;
+    }
     if (take == PH_TAKE_PYTHON)
         return PH_OUTCOME_PYTHON;
     return ph_net_wait_for_chains(receiver->queue);
@@ -230,6 +247,7 @@ static int read_from_stream(struct receiver *receiver, uint32_t length)
             got += (uint32_t)read;
         }
     }
+    charge(receiver, length);
     give(receiver, &header, PH_NET_HEADER_BYTES + length);
     return PH_GO_ON;
 }
@@ -242,6 +260,7 @@ static int skip_from_stream(struct receiver *receiver, uint32_t length)
     if (stream->read_end - stream->read_start < PH_LENGTH_BYTES + length)
         return read_ahead(receiver, PH_LENGTH_BYTES + length);
     stream->read_start += PH_LENGTH_BYTES + length;
+    charge(receiver, length);
     return drop_too_long(receiver);
 }
 
@@ -250,11 +269,15 @@ static int receive_from_stream(struct receiver *receiver)
     struct ph_stream *stream = receiver->net->setup.stream;
     uint32_t length;
     enum ph_take take = hold(receiver, 1);
+    int outcome;
 
     if (take == PH_TAKE_PYTHON)
         return PH_OUTCOME_PYTHON;
     if (take != PH_TAKE_CHAIN)
         return ph_net_wait_for_chains(receiver->queue);
+    outcome = wait_for_tokens(receiver);
+    if (outcome != PH_GO_ON)
+        return outcome;
     if (stream->read_end - stream->read_start < PH_LENGTH_BYTES)
         return read_ahead(receiver, receiver->ahead_bytes);
     memcpy(&length, stream->read + stream->read_start, sizeof(length));

@@ -1,9 +1,9 @@
 /*
  * Frames from the guest to a back end: VIRTIO 1.2, section 5.1.6.2.
  *
- * The header is copied and checked; the frame goes to the kernel from where it lies. A TAP takes
- * one frame with each call, and drops what it has no room for. A stream takes several, and in
- * parts.
+ * The header and the start of the frame are copied, checked and sent from the copy; the rest goes
+ * to the kernel from where it lies. A TAP takes one frame with each call, and drops what it has no
+ * room for. A stream takes several, and in parts.
  */
 #include <endian.h>
 #include <errno.h>
@@ -16,39 +16,73 @@
 
 enum { BATCH_BYTES = 128 << 10 };
 
+static int wait_for_tokens(struct ph_queue *queue, const struct ph_net *net)
+{
+    return ph_net_wait_for_tokens(queue, net->setup.transmit_limiter);
+}
+
+/* What a chain costs, also one that is dropped. */
+static void add_cost(struct ph_cost *cost, uint64_t readable_bytes)
+{
+    bool has_frame = readable_bytes > PH_NET_HEADER_BYTES;
+
+    ph_net_add_cost(cost, has_frame ? readable_bytes - PH_NET_HEADER_BYTES : 0);
+}
+
 static void count_drop(struct ph_queue *queue)
 {
     ph_queue_counters(queue)->frames_dropped++;
 }
 
-/* Copy and check the header of the frame in a chain. */
-static bool read_header(const struct ph_net *net, const struct ph_chain *chain,
-                        struct virtio_net_hdr_v1 *header)
+/* What is copied of a chain. */
+struct start {
+    struct virtio_net_hdr_v1 header;
+    uint8_t frame[PH_START_BYTES];
+};
+
+static uint32_t start_bytes(uint64_t frame_bytes)
 {
+    return frame_bytes < PH_START_BYTES ? (uint32_t)frame_bytes : PH_START_BYTES;
+}
+
+/* Copy the header and the start of the frame in a chain, and check both; false: it is dropped. */
+static bool read_start(struct ph_queue *queue, const struct ph_net *net,
+                       const struct ph_chain *chain, struct start *start)
+{
+    uint64_t bytes = chain->readable_bytes - PH_NET_HEADER_BYTES;
+    bool is_own;
+
     if (chain->readable_bytes < PH_NET_HEADER_BYTES)
         return false;
-    ph_buffers_read(chain->readable, 0, header, PH_NET_HEADER_BYTES);
-    return ph_net_header_check(header, chain->readable_bytes - PH_NET_HEADER_BYTES,
-                               &net->setup.offloads);
+    ph_buffers_read(chain->readable, 0, start, PH_NET_HEADER_BYTES + start_bytes(bytes));
+    if (!ph_net_header_check(&start->header, bytes, &net->setup.offloads))
+        return false;
+    is_own = ph_net_source_is_own(&net->setup.source, start->frame, start_bytes(bytes));
+    ph_queue_counters(queue)->frames_spoofed += !is_own;
+    return is_own;
 }
 
-/* Describe the frame behind the header; returns how many buffers it has. */
-static int cut_frame(const struct ph_chain *chain, struct iovec *out)
+/* Describe the frame behind its start; returns how many buffers it has. */
+static int cut_rest(const struct ph_chain *chain, struct iovec *out)
 {
-    return ph_buffers_cut(chain->readable, PH_NET_HEADER_BYTES,
-                          chain->readable_bytes - PH_NET_HEADER_BYTES, out);
+    uint64_t bytes = chain->readable_bytes - PH_NET_HEADER_BYTES;
+    uint32_t start = start_bytes(bytes);
+
+    return ph_buffers_cut(chain->readable, PH_NET_HEADER_BYTES + start, bytes - start, out);
 }
 
-static bool write_to_tap(const struct ph_net *net, const struct ph_chain *chain, struct iovec *iov)
+static bool write_to_tap(struct ph_queue *queue, const struct ph_net *net,
+                         const struct ph_chain *chain, struct iovec *iov)
 {
-    struct virtio_net_hdr_v1 header;
+    uint64_t bytes = chain->readable_bytes - PH_NET_HEADER_BYTES;
+    struct start start;
     ssize_t written;
     int count;
 
-    if (!read_header(net, chain, &header))
+    if (!read_start(queue, net, chain, &start))
         return false;
-    iov[0] = (struct iovec){&header, PH_NET_HEADER_BYTES};
-    count = 1 + cut_frame(chain, iov + 1);
+    iov[0] = (struct iovec){&start, PH_NET_HEADER_BYTES + start_bytes(bytes)};
+    count = 1 + cut_rest(chain, iov + 1);
     do
         written = writev(net->setup.fd, iov, count);
     while (written < 0 && errno == EINTR);
@@ -59,7 +93,9 @@ static bool write_to_tap(const struct ph_net *net, const struct ph_chain *chain,
 
 static int transmit_to_tap(struct ph_queue *queue, struct ph_net *net, struct iovec *iov)
 {
+    struct ph_cost cost = {0};
     struct ph_chain chain;
+    int outcome;
 
     switch (ph_queue_look(queue)) {
     case PH_LOOK_NOTHING:
@@ -69,25 +105,36 @@ static int transmit_to_tap(struct ph_queue *queue, struct ph_net *net, struct io
     case PH_LOOK_CHAIN:
         break;
     }
+    outcome = wait_for_tokens(queue, net);
+    if (outcome != PH_GO_ON)
+        return outcome;
     if (!ph_queue_take(queue, &chain))
         return PH_OUTCOME_PYTHON;
     if (chain.readable_count > PH_MOST_HELD_BUFFERS) {
         ph_queue_put_back(queue, &chain);
         return PH_OUTCOME_PYTHON;
     }
-    if (!write_to_tap(net, &chain, iov))
+    add_cost(&cost, chain.readable_bytes);
+    ph_net_charge(net->setup.transmit_limiter, &cost);
+    if (!write_to_tap(queue, net, &chain, iov))
         count_drop(queue);
     ph_queue_push(queue, 0);
     return PH_GO_ON;
 }
+
+/* The start of a frame of a stream. */
+struct framed {
+    uint32_t length; /* of the frame, big endian */
+    uint8_t frame[PH_START_BYTES];
+};
 
 /* Frames on their way into a stream. */
 struct batch {
     struct ph_queue *queue;
     struct ph_net *net;
     struct ph_held held;
-    uint32_t lengths[PH_MOST_HELD]; /* big endian */
-    uint64_t ends[PH_MOST_HELD];    /* of each frame, in bytes from the start of the batch */
+    struct framed starts[PH_MOST_HELD];
+    uint64_t ends[PH_MOST_HELD]; /* of each frame, in bytes from the start of the batch */
     uint64_t sent;
     struct iovec *next; /* what follows what was sent */
     int left;           /* buffers from there on */
@@ -105,12 +152,14 @@ static void add(struct batch *batch, const struct ph_chain *chain)
     uint32_t frame = batch->held.count - 1;
     uint64_t end = frame ? batch->ends[frame - 1] : 0;
     uint64_t bytes = chain->readable_bytes - PH_NET_HEADER_BYTES;
-    struct virtio_net_hdr_v1 header;
+    struct framed *framed = &batch->starts[frame];
+    struct start start;
 
-    if (read_header(batch->net, chain, &header) && bytes <= PH_MAX_STREAM_FRAME_BYTES) {
-        batch->lengths[frame] = htobe32((uint32_t)bytes);
-        batch->iov[batch->left++] = (struct iovec){&batch->lengths[frame], PH_LENGTH_BYTES};
-        batch->left += cut_frame(chain, batch->iov + batch->left);
+    if (read_start(batch->queue, batch->net, chain, &start) && bytes <= PH_MAX_STREAM_FRAME_BYTES) {
+        framed->length = htobe32((uint32_t)bytes);
+        memcpy(framed->frame, start.frame, start_bytes(bytes));
+        batch->iov[batch->left++] = (struct iovec){framed, PH_LENGTH_BYTES + start_bytes(bytes)};
+        batch->left += cut_rest(chain, batch->iov + batch->left);
         end += PH_LENGTH_BYTES + bytes;
     }
     batch->ends[frame] = end;
@@ -120,17 +169,20 @@ static void add(struct batch *batch, const struct ph_chain *chain)
 static enum ph_take collect(struct batch *batch)
 {
     enum ph_take take = PH_TAKE_CHAIN;
+    struct ph_cost cost = {0};
     uint64_t bytes = 0;
 
     batch->next = batch->iov;
     batch->left = 0;
     batch->sent = 0;
-    while (take == PH_TAKE_CHAIN && bytes < BATCH_BYTES) {
+    while (take == PH_TAKE_CHAIN && bytes < BATCH_BYTES &&
+           ph_net_admits(batch->net->setup.transmit_limiter, &cost)) {
         struct ph_chain chain;
 
         take = ph_held_take(&batch->held, &chain);
         if (take == PH_TAKE_CHAIN) {
             add(batch, &chain);
+            add_cost(&cost, chain.readable_bytes);
             bytes = batch->ends[batch->held.count - 1];
         }
     }
@@ -220,6 +272,7 @@ static void keep_unsent(struct batch *batch, uint64_t end)
 static void finish(struct batch *batch, int outcome)
 {
     bool is_lost = outcome == PH_OUTCOME_FAILED;
+    struct ph_cost cost = {0};
     uint32_t count = 0;
 
     for (uint64_t start = 0; count < batch->held.count; start = batch->ends[count++]) {
@@ -235,16 +288,23 @@ static void finish(struct batch *batch, int outcome)
             else
                 break;
         }
+        add_cost(&cost, batch->held.chains[count].readable_bytes);
     }
+    ph_net_charge(batch->net->setup.transmit_limiter, &cost);
     ph_held_push(&batch->held, count, 0);
     ph_held_put_back(&batch->held, batch->held.count);
 }
 
 static int transmit_to_stream(struct batch *batch)
 {
-    enum ph_take take = collect(batch);
-    int outcome;
+    enum ph_take take;
+    int outcome = PH_GO_ON;
 
+    if (ph_queue_look(batch->queue) == PH_LOOK_CHAIN)
+        outcome = wait_for_tokens(batch->queue, batch->net);
+    if (outcome != PH_GO_ON)
+        return outcome;
+    take = collect(batch);
     if (!batch->held.count)
         return take == PH_TAKE_PYTHON ? PH_OUTCOME_PYTHON : ph_net_wait_for_chains(batch->queue);
     outcome = send_batch(batch);

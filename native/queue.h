@@ -38,7 +38,9 @@ struct ph_counters {
     uint64_t bytes_in;
     uint64_t bytes_out;
     uint64_t highest_slot;
-    uint64_t frames_dropped; /* of a virtio-net queue */
+    uint64_t frames_dropped; /* of a virtio-net queue, as the next ones */
+    uint64_t frames_spoofed; /* of those: sent under an address of another station */
+    uint64_t throttled;      /* times that it waited for its rate limit */
 };
 
 /* A ring's setup; it stays the same while the ring is served. The caller owns the descriptors. */
@@ -97,5 +99,7 @@ void ph_queue_notify(struct ph_queue *queue);
 enum ph_wait ph_queue_wait(struct ph_queue *queue, void (*before_sleep)(void *), void *context);
 /* Wait for a descriptor of the device instead of chains; `events` are those of poll(2). */
 enum ph_wait ph_queue_wait_for(struct ph_queue *queue, int fd, short events);
+/* The same for what does not come at once: no looking around, but sleep. */
+enum ph_wait ph_queue_sleep_for(struct ph_queue *queue, int fd, short events);
 
 #endif

@@ -5,8 +5,8 @@
 #include <linux/virtio_ring.h>
 #include <poll.h>
 #include <sched.h>
-#include <time.h>
 
+#include "clock.h"
 #include "queue_private.h"
 
 /* How many queues of this process are at work, or look for work. */
@@ -24,14 +24,6 @@ void ph_queue_set_awake(struct ph_queue *queue, bool is_awake)
 static uint16_t *avail_event(struct ph_queue *queue)
 {
     return (uint16_t *)(queue->used + 4 + 8 * (size_t)queue->setup.size);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 /* Yield the processor if another queue may need it; otherwise yielding only costs time. */
@@ -59,7 +51,7 @@ static void adapt_spin(struct ph_queue *queue, bool has_paid_off)
 /* Look for chains for some time. */
 static enum ph_look spin(struct ph_queue *queue)
 {
-    uint64_t end = now_ns() + queue->state.spin_ns;
+    uint64_t end = ph_now_ns() + queue->state.spin_ns;
 
     do {
         enum ph_look look = ph_queue_look(queue);
@@ -69,7 +61,7 @@ static enum ph_look spin(struct ph_queue *queue)
             return look;
         }
         relax();
-    } while (!ph_queue_is_stopped(queue) && now_ns() < end);
+    } while (!ph_queue_is_stopped(queue) && ph_now_ns() < end);
     adapt_spin(queue, false);
     return PH_LOOK_NOTHING;
 }
@@ -77,7 +69,7 @@ static enum ph_look spin(struct ph_queue *queue)
 /* The same for a descriptor; also ends when the queue is to stop or is woken. */
 static bool spin_for(struct ph_queue *queue, struct pollfd *fds, nfds_t count)
 {
-    uint64_t end = now_ns() + queue->state.spin_ns;
+    uint64_t end = ph_now_ns() + queue->state.spin_ns;
 
     do {
         if (poll(fds, count, 0) > 0) {
@@ -85,7 +77,7 @@ static bool spin_for(struct ph_queue *queue, struct pollfd *fds, nfds_t count)
             return true;
         }
         relax();
-    } while (!ph_queue_is_stopped(queue) && now_ns() < end);
+    } while (!ph_queue_is_stopped(queue) && ph_now_ns() < end);
     adapt_spin(queue, false);
     return false;
 }
@@ -143,8 +135,8 @@ enum ph_wait ph_queue_wait(struct ph_queue *queue, void (*before_sleep)(void *),
     return fds[2].revents ? PH_WAIT_WOKEN : PH_WAIT_CHAIN;
 }
 
-/* Notify, look at the descriptor for some microseconds, then sleep. */
-enum ph_wait ph_queue_wait_for(struct ph_queue *queue, int fd, short events)
+/* Notify, look at the descriptor for some microseconds if that may pay off, then sleep. */
+static enum ph_wait wait_for(struct ph_queue *queue, int fd, short events, bool spins)
 {
     struct pollfd fds[] = {
         {.fd = fd, .events = events},
@@ -155,7 +147,7 @@ enum ph_wait ph_queue_wait_for(struct ph_queue *queue, int fd, short events)
     ph_queue_set_awake(queue, true);
     if (queue->state.unsignalled)
         ph_queue_notify(queue);
-    if (!spin_for(queue, fds, 3)) {
+    if (!spins || !spin_for(queue, fds, 3)) {
         ph_queue_set_awake(queue, false);
         while (!ph_queue_is_stopped(queue) && poll(fds, 3, -1) < 0 && errno == EINTR)
             continue;
@@ -164,4 +156,14 @@ enum ph_wait ph_queue_wait_for(struct ph_queue *queue, int fd, short events)
     if (ph_queue_is_stopped(queue))
         return PH_WAIT_STOPPED;
     return fds[2].revents ? PH_WAIT_WOKEN : PH_WAIT_READY;
+}
+
+enum ph_wait ph_queue_wait_for(struct ph_queue *queue, int fd, short events)
+{
+    return wait_for(queue, fd, events, true);
+}
+
+enum ph_wait ph_queue_sleep_for(struct ph_queue *queue, int fd, short events)
+{
+    return wait_for(queue, fd, events, false);
 }

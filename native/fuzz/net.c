@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "../clock.h"
 #include "fuzz.h"
 #include "guest_memory.h"
 #include "guest_ring.h"
@@ -47,6 +48,7 @@ static struct run {
 } now;
 
 static int kick_fd, call_fd, stop_fd, wake_fd;
+static struct ph_limiter *limiter; /* of both directions; a loop that has to wait is woken */
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -55,6 +57,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     call_fd = eventfd(0, EFD_NONBLOCK);
     stop_fd = eventfd(0, EFD_NONBLOCK);
     wake_fd = eventfd(1, EFD_NONBLOCK); /* a loop ends when it has nothing to do */
+    limiter = ph_limiter_new(-1);
     memory_make();
     return 0;
 }
@@ -90,6 +93,16 @@ static void attach(struct ph_queue_state state)
     ph_queue_set_wake(now.queue, wake_fd);
 }
 
+/* Let two frames through, and few more, or all. */
+static void limit(bool is_limited)
+{
+    struct ph_rate_limit none = {0}, two = {.packets = {1, 2}};
+
+    ph_limiter_set(limiter, &none, ph_now_ns());
+    if (is_limited)
+        ph_limiter_set(limiter, &two, ph_now_ns());
+}
+
 /* Check a header against section 5.1.6.2, without the code that is tested. */
 static void check_header(const struct virtio_net_hdr_v1 *header, size_t frame_bytes)
 {
@@ -111,6 +124,27 @@ static void check_header(const struct virtio_net_hdr_v1 *header, size_t frame_by
     HOLDS(!(header->gso_type & 0x80) || (kind != 5 && may->ecn));
 }
 
+/* Check that a frame has the guest's own addresses, without the code that is tested. */
+static void check_source(const uint8_t *frame, size_t bytes)
+{
+    const struct ph_net_source *own = &now.net_setup.source;
+    const uint8_t *type = frame + 12;
+
+    if (!own->is_checked)
+        return;
+    HOLDS(!memcmp(frame + 6, own->mac, 6));
+    while ((type[0] == 0x81 && type[1] == 0x00) || (type[0] == 0x88 && type[1] == 0xa8)) {
+        type += 4;
+        HOLDS(type <= frame + 20 && type + 2 <= frame + bytes);
+    }
+    if (type[0] != 0x08 || type[1] != 0x06)
+        return;
+    HOLDS(type + 30 <= frame + bytes);
+    HOLDS(!memcmp(type + 10, own->mac, 6));
+    if (own->has_ipv4)
+        HOLDS(!memcmp(type + 16, own->ipv4, 4) || !memcmp(type + 16, "\0\0\0", 4));
+}
+
 /* Take whole frames off the start of what a stream has brought. */
 static void check_stream(void)
 {
@@ -126,6 +160,7 @@ static void check_stream(void)
         HOLDS(length >= 14 && length <= 65535);
         if (now.drained_bytes - at < sizeof(length) + length)
             break;
+        check_source(now.drained + at + sizeof(length), length);
         at += sizeof(length) + length;
     }
     memmove(now.drained, now.drained + at, now.drained_bytes - at);
@@ -153,6 +188,7 @@ static void drain(void)
             HOLDS((size_t)got >= sizeof(header));
             memcpy(&header, now.drained, sizeof(header));
             check_header(&header, (size_t)got - sizeof(header));
+            check_source(now.drained + sizeof(header), (size_t)got - sizeof(header));
         }
     }
 }
@@ -319,6 +355,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
     now.receives = flags & 1;
     now.net_setup = (struct ph_net_setup){
         .stream = flags & 2 ? &now.stream : NULL,
+        .receive_limiter = limiter,
+        .transmit_limiter = limiter,
         .mergeable = flags >> 2 & 1,
         .expected_bytes = flags & 8 ? 1530 : PH_NET_HEADER_BYTES + PH_MAX_FRAME_BYTES,
         .received_flags = flags & 16 ? 3 : 0,
@@ -340,6 +378,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_size)
     now.setup.desc = parts[MEMORY_DESC].start;
     now.setup.avail = parts[MEMORY_AVAIL].start;
     now.setup.used = parts[MEMORY_USED].start;
+    if (flags & 128) /* which memory that nobody has written to is */
+        now.net_setup.source = (struct ph_net_source){.is_checked = 1, .has_ipv4 = offloads & 1};
+    limit(offloads >> 5 == 7);
     connect_back_end();
     attach((struct ph_queue_state){0});
     for (int i = 0; i < MEMORY_PARTS; i++)

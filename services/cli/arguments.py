@@ -15,6 +15,7 @@ from services.cli.requests import ShareRequest
 from services.handshake import byte_sizes
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.ports import PortKey, PortMapping, PortProtocol
+from services.handshake.rate_limit import RateLimit, parse_rate_limit
 from services.rpc.address import parse_address, require_local
 from services.rpc.inputs import read_bounded
 
@@ -40,6 +41,9 @@ class Isolation(StrEnum):
     SHARED_RAM = "shared-ram"
     STRICT = "strict"
 
+
+LIMIT: Final = "bps=N,pps=N,burst_bytes=N,burst_packets=N"
+"""A rate limit of an adapter, some of these; bps is bytes per second, as in QEMU."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -74,6 +78,18 @@ VmArgument = Annotated[
     str,
     typer.Argument(metavar="VM", help="Id of the VM, or how it begins.", callback=_check_vm),
 ]
+
+
+def parse_limit(text: str) -> RateLimit:
+    """Parse a rate limit of an adapter.
+
+    Raises:
+        typer.BadParameter: It is none, or out of bounds.
+    """
+    try:
+        return parse_rate_limit(text)
+    except InvalidArgumentError as error:
+        raise typer.BadParameter(f"{error.message} [{error.reason}]") from None
 
 
 def check_address(text: str) -> str:

@@ -17,6 +17,7 @@ from porthole.machine.v1 import machine_pb2, machine_pb2_grpc
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
 from services.cli.documents import (
+    AdapterLimits,
     AddedPort,
     DeviceEvent,
     ExhaustedEvent,
@@ -35,12 +36,13 @@ from services.cli.views import (
     PingResult,
     PoolUse,
     PortView,
+    RateLimitView,
     ShareView,
     VersionView,
     VmView,
     WarningView,
 )
-from services.handshake.errors import FailedPreconditionError
+from services.handshake.errors import FailedPreconditionError, NotFoundError
 from services.rpc.address import numeric, parse_address
 from services.rpc.channel import OPTIONS, connect, ready
 from services.rpc.convert import (
@@ -48,6 +50,7 @@ from services.rpc.convert import (
     mapping_from_proto,
     mapping_to_proto,
     port_key_to_proto,
+    rate_limits_to_proto,
     timeout_from_proto,
 )
 from services.rpc.status import error_from_rpc
@@ -55,9 +58,10 @@ from services.rpc.status import error_from_rpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from porthole.handshake.v1 import port_pb2
+    from porthole.handshake.v1 import port_pb2, rate_limit_pb2
 
     from services.handshake.ports import PortKey, PortMapping
+    from services.handshake.rate_limit import RateLimits
 
 VM_OWNER: Final = "porthole.vmowner.v1.VmOwner"
 DEVICE_HOST: Final = "porthole.devicehost.v1.DeviceHost"
@@ -160,6 +164,35 @@ class OwnerClient:
         """Return the mappings of a VM."""
         answer = await self._stub.ListPorts(vm_owner_pb2.ListPortsRequest(vm_id=vm_id))
         return tuple(_port(mapping) for mapping in answer.mappings)
+
+    async def set_rate_limits(self, vm_id: str, adapter: str, limits: RateLimits) -> AdapterLimits:
+        """Change how fast the frames of an adapter may go.
+
+        Args:
+            vm_id: Id of the VM.
+            adapter: Its name or its id.
+            limits: What is to change.
+
+        Raises:
+            NotFoundError: DEVICE_NOT_FOUND.
+        """
+        vm = await self.get_vm(vm_id)
+        adapters = {each.tag: each for each in vm.devices if each.device_class == "virtio-net"}
+        found = next((each for each in adapters.values() if each.instance_id == adapter), None)
+        device = adapters.get(adapter) or found
+        if device is None:
+            raise NotFoundError(
+                "DEVICE_NOT_FOUND",
+                f"VM {vm.vm_id} has no adapter {adapter!r}; it has "
+                f"{', '.join(adapters) or 'none, and ConfigureNetworking makes them'}",
+                vm_id=vm.vm_id,
+            )
+        request = vm_owner_pb2.SetRateLimitRequest(
+            vm_id=vm.vm_id, instance_id=device.instance_id, **rate_limits_to_proto(limits)
+        )
+        answer = await self._stub.SetRateLimit(request, timeout=BOOT_DEADLINE_S)
+        transmit, receive = _rate_limit(answer.transmit), _rate_limit(answer.receive)
+        return AdapterLimits(device.instance_id, device.tag, transmit, receive)
 
     async def version(self) -> VersionView:
         """Return the owner's version and its manifest of component versions."""
@@ -444,3 +477,12 @@ def _watched(event: vm_owner_pb2.WatchVmResponse) -> VmEvent:
 
 def _word(name: str, prefix: str) -> str:
     return name.removeprefix(prefix).lower().replace("_", "-")
+
+
+def _rate_limit(limit: rate_limit_pb2.RateLimit) -> RateLimitView:
+    return RateLimitView(
+        bps=limit.bytes_per_second,
+        pps=limit.packets_per_second,
+        burst_bytes=limit.burst_bytes,
+        burst_packets=limit.burst_packets,
+    )

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from services.cli.views import PortView, ShareView, VersionView, VmView
+from services.cli.views import PortView, RateLimitView, ShareView, VersionView, VmView
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -84,6 +84,25 @@ class AddedPort(PortView):
     """A port of the host that is forwarded to a guest now."""
 
     SCHEMA: ClassVar[str] = "added-port.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLimits:
+    """How fast the frames of an adapter may go.
+
+    Attributes:
+        instance_id: The adapter.
+        tag: Its name.
+        transmit: Of frames that the guest sends.
+        receive: Of frames that the guest gets.
+    """
+
+    SCHEMA: ClassVar[str] = "adapter-limits.v1"
+
+    instance_id: str
+    tag: str
+    transmit: RateLimitView
+    receive: RateLimitView
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from services.cli.demo.report import DemoReport
 from services.cli.documents import (
+    AdapterLimits,
     AddedPort,
     AddedShare,
     AppliedCapabilities,
@@ -39,6 +40,7 @@ PRINTED: Final[dict[str, Any]] = {
     "share list": ShareList,
     "version": Versions,
     "vm create": VmView,
+    "vm limit": AdapterLimits,
     "vm list": VmList,
     "vm show": VmView,
     "vm watch": VmEvent,

@@ -61,6 +61,23 @@ class ShareView:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimitView:
+    """How fast frames may go in one direction; 0: no limit, and for a burst the default.
+
+    Attributes:
+        bps: Bytes of frames per second.
+        pps: Frames per second.
+        burst_bytes: How many bytes may go at once after a pause.
+        burst_packets: How many frames may go at once after a pause.
+    """
+
+    bps: int
+    pps: int
+    burst_bytes: int
+    burst_packets: int
+
+
+@dataclass(frozen=True, slots=True)
 class PortView:
     """One port of the host that is forwarded to a guest.
 

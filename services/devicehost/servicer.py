@@ -43,6 +43,8 @@ from services.rpc.convert import (
     mapping_from_proto,
     mapping_to_proto,
     port_key_from_proto,
+    rate_limits_from_proto,
+    rate_limits_to_proto,
 )
 from services.rpc.server import Servicer
 from services.rpc.version import service_version
@@ -236,6 +238,21 @@ class DeviceHostServicer(device_host_pb2_grpc.DeviceHostServicer):
         return device_host_pb2.ListPortsResponse(
             mappings=[mapping_to_proto(mapping) for mapping in mappings]
         )
+
+    async def SetRateLimit(  # noqa: N802
+        self,
+        request: device_host_pb2.SetRateLimitRequest,
+        context: grpc.aio.ServicerContext[
+            device_host_pb2.SetRateLimitRequest, device_host_pb2.SetRateLimitResponse
+        ],
+    ) -> device_host_pb2.SetRateLimitResponse:
+        """Change how fast frames of an adapter may go."""
+        limits = await self._on_thread(
+            request.vm_id,
+            self.host.set_rate_limits,
+            *(request.vm_id, request.instance_id, rate_limits_from_proto(request)),
+        )
+        return device_host_pb2.SetRateLimitResponse(**rate_limits_to_proto(limits))
 
     async def ForgetVm(  # noqa: N802
         self,

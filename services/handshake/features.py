@@ -25,7 +25,23 @@ USER_NETWORK: Final = "user-network"
 """User-mode networks, `user` in CreateDevice, and their ports: MapPort, UnmapPort, ListPorts.
 Without it an owner has no adapters of the mode VirtioProxy."""
 
-FEATURES: Final = (AGGREGATE, APERTURE, GUEST_CAPABILITIES, SWIOTLB_TOKEN, USER_NETWORK)
+RATE_LIMIT: Final = "rate-limit"
+"""Rate limits of adapters: SetRateLimit, and `limit_tx=` and `limit_rx=` in options. Without it an
+owner refuses to set one."""
+
+SPOOFING: Final = "spoofing"
+"""`spoofing=` in the options of an adapter. Without it an owner refuses adapters whose guests have
+to keep to their addresses."""
+
+FEATURES: Final = (
+    AGGREGATE,
+    APERTURE,
+    GUEST_CAPABILITIES,
+    RATE_LIMIT,
+    SPOOFING,
+    SWIOTLB_TOKEN,
+    USER_NETWORK,
+)
 """The features of the device host of this version, sorted."""
 
 

@@ -19,6 +19,7 @@ from services.handshake.pool import (
     parse_aperture,
     parse_token,
 )
+from services.handshake.rate_limit import RateLimit, parse_rate_limit
 from services.handshake.xattr_map import SAFE, XattrMap, parse_xattr_option
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ RINGS_ANYWHERE: Final = "anywhere"
 RINGS_INSIDE: Final = "inside"
 RINGS_MODES: Final = (RINGS_ANYWHERE, RINGS_INSIDE)
 """Values of `rings=`: where a guest may have the rings of a device that is confined to a pool."""
+
+SPOOFING_ALLOWED: Final = "allow"
+SPOOFING_REFUSED: Final = "refuse"
+SPOOFING_MODES: Final = (SPOOFING_ALLOWED, SPOOFING_REFUSED)
+"""Values of `spoofing=`: whether a guest may send frames under the addresses of other stations."""
 
 OWNERS_KEYS: Final = ("swiotlb", "aperture", "vm_id")
 """The keys that only the VM owner writes."""
@@ -94,6 +100,9 @@ class NetOptions:
     Attributes:
         aperture: See FsOptions.
         queues: Pairs of a receive and a transmit queue, 1 to MAX_QUEUES.
+        limit_tx: How fast frames may go that the guest sends.
+        limit_rx: How fast those may go that it gets.
+        spoofing: One of SPOOFING_MODES.
     """
 
     name: str
@@ -106,6 +115,9 @@ class NetOptions:
     client_mac: bytes | None = None
     gateway_ip: str | None = None
     queues: int = 1
+    limit_tx: RateLimit | None = None
+    limit_rx: RateLimit | None = None
+    spoofing: str = SPOOFING_ALLOWED
 
 
 def build_options(
@@ -172,10 +184,18 @@ def parse_net_options(text: str) -> NetOptions:
     """Parse the options of a virtio-net device.
 
     Raises:
-        InvalidArgumentError: See `parse_fs_options`.
+        InvalidArgumentError: See `parse_fs_options`; also RATE_LIMIT_VALUE.
     """
     name, values = _parse(text, _NET_KEYS)
-    return NetOptions(name=name, **values)  # type: ignore[arg-type]
+    options = NetOptions(name=name, **values)  # type: ignore[arg-type]
+    if options.spoofing == SPOOFING_REFUSED and options.client_mac is None:
+        raise InvalidArgumentError(
+            "OPTION_VALUE",
+            f"option spoofing={SPOOFING_REFUSED} of {name!r} needs the guest's own address; give "
+            "client_mac= as well",
+            option="spoofing",
+        )
+    return options
 
 
 def _parse(text: str, keys: Mapping[str, Callable[[str], object]]) -> tuple[str, dict[str, object]]:
@@ -277,6 +297,10 @@ def _rings(value: str) -> str:
     return _one_of(RINGS_MODES, value)
 
 
+def _spoofing(value: str) -> str:
+    return _one_of(SPOOFING_MODES, value)
+
+
 def _one_of(values: tuple[str, ...], value: str) -> str:
     if value in values:
         return value
@@ -350,6 +374,9 @@ _NET_KEYS: Final[dict[str, Callable[[str], object]]] = {
     "client_mac": _mac,
     "gateway_ip": _gateway,
     "queues": _queues,
+    "limit_tx": parse_rate_limit,
+    "limit_rx": parse_rate_limit,
+    "spoofing": _spoofing,
     "swiotlb": _swiotlb,
     "aperture": _aperture,
     "rings": _rings,

@@ -6,10 +6,10 @@ capabilities forwards the message, not the value.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from google.protobuf.duration_pb2 import Duration
-from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2, port_pb2
+from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2, port_pb2, rate_limit_pb2
 
 from services.handshake import events
 from services.handshake.capabilities import GuestCapabilities
@@ -17,6 +17,7 @@ from services.handshake.errors import InvalidArgumentError
 from services.handshake.exhaustion import Exhaustion
 from services.handshake.pool import pool_from_announcement
 from services.handshake.ports import PortKey, PortMapping, PortProtocol, PortState
+from services.handshake.rate_limit import RateLimit, RateLimits, checked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -190,4 +191,57 @@ def mapping_to_proto(mapping: PortMapping) -> port_pb2.PortMapping:
         state=port_pb2.PortState.Value(f"PORT_STATE_{mapping.state.name}"),
         reason=mapping.reason,
         detail=mapping.detail,
+    )
+
+
+class _WithRateLimits(Protocol):
+    """A message with the limits of an adapter."""
+
+    @property
+    def transmit(self) -> rate_limit_pb2.RateLimit:
+        """Of frames that the guest sends."""
+
+    @property
+    def receive(self) -> rate_limit_pb2.RateLimit:
+        """Of frames that the guest gets."""
+
+    def HasField(self, field_name: Literal["transmit", "receive"]) -> bool:  # noqa: N802
+        """Return whether one of them is there."""
+
+
+def rate_limits_from_proto(message: _WithRateLimits) -> RateLimits:
+    """Read the limits of an adapter from a request or an answer.
+
+    Raises:
+        InvalidArgumentError: RATE_LIMIT_VALUE.
+    """
+    return RateLimits(
+        _rate_limit(message.transmit) if message.HasField("transmit") else None,
+        _rate_limit(message.receive) if message.HasField("receive") else None,
+    )
+
+
+def rate_limits_to_proto(limits: RateLimits) -> dict[str, rate_limit_pb2.RateLimit]:
+    """Write the limits of an adapter: the fields of a request or an answer."""
+    named = {"transmit": limits.transmit, "receive": limits.receive}
+    return {
+        name: rate_limit_pb2.RateLimit(
+            bytes_per_second=limit.bps,
+            packets_per_second=limit.pps,
+            burst_bytes=limit.burst_bytes,
+            burst_packets=limit.burst_packets,
+        )
+        for name, limit in named.items()
+        if limit is not None
+    }
+
+
+def _rate_limit(message: rate_limit_pb2.RateLimit) -> RateLimit:
+    return checked(
+        RateLimit(
+            bps=message.bytes_per_second,
+            pps=message.packets_per_second,
+            burst_bytes=message.burst_bytes,
+            burst_packets=message.burst_packets,
+        )
     )

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.options import build_options, parse_net_options
+from services.handshake.options import SPOOFING_REFUSED, build_options, parse_net_options
 from services.vm_owner.bounds import check_length
 from services.vm_owner.wslconfig import NetworkingMode
 
 if TYPE_CHECKING:
     from services.handshake.options import NetOptions
 
-KEYS: Final = ("client_ip", "gateway_ip", "client_ip_ipv6", "client_mac", "bridge")
+FURTHER: Final = ("limit_tx", "limit_rx", "spoofing")
+"""Those of KEYS that are no addresses, and pass as they are."""
+KEYS: Final = ("client_ip", "gateway_ip", "client_ip_ipv6", "client_mac", "bridge", *FURTHER)
 """The options that ConfigureNetworking takes, all of eth0."""
 
 MAX_BRIDGE_BYTES: Final = 15
@@ -30,6 +32,7 @@ NARROWEST_PREFIX: Final = 30
 """Prefix lengths of an IPv4 network of an adapter: it has two hosts at least."""
 
 _BRIDGE_NAME: Final = re.compile(rb"[^\s/:%%\0]{1,%d}" % MAX_BRIDGE_BYTES)
+_DEFAULT: Final = f"spoofing={SPOOFING_REFUSED}"
 _NO_VM: Final = "00000000-0000-0000-0000-000000000000"
 _GROUP_BIT: Final = 1  # of the first byte of a MAC address (IEEE 802)
 
@@ -43,12 +46,14 @@ class AdapterAddresses:
         gateway: The host's address in the same network.
         mac: The adapter's own, in lower case.
         client_ipv6: The guest's IPv6 address, with prefix length; empty: none.
+        further: The options of FURTHER.
     """
 
     client: ipaddress.IPv4Interface
     gateway: ipaddress.IPv4Address
     mac: str
     client_ipv6: str = ""
+    further: tuple[str, ...] = ()
 
     @property
     def host(self) -> ipaddress.IPv4Interface:
@@ -63,6 +68,7 @@ class RequestedAddresses:
     Attributes:
         gateway: The host's address; given with `client` only.
         bridge: Name of the bridge that the adapter's TAP is a port of; given with `client` only.
+        further: The options of FURTHER.
     """
 
     client: ipaddress.IPv4Interface | None = None
@@ -70,6 +76,7 @@ class RequestedAddresses:
     client_ipv6: str = ""
     mac: str = ""
     bridge: str = ""
+    further: tuple[str, ...] = ()
 
     def complete(self, subnet: ipaddress.IPv4Network) -> AdapterAddresses:
         """Return these addresses, and for those that are not asked for the defaults.
@@ -80,7 +87,11 @@ class RequestedAddresses:
         client = self.client or ipaddress.IPv4Interface((subnet[2], subnet.prefixlen))
         first = subnet[1] if subnet[1] != client.ip else subnet[2]
         return AdapterAddresses(
-            client, self.gateway or first, self.mac or _mac(client), self.client_ipv6
+            client,
+            self.gateway or first,
+            self.mac or _mac(client),
+            self.client_ipv6,
+            self.further,
         )
 
 
@@ -92,8 +103,8 @@ def requested_addresses(options: str, mode: NetworkingMode) -> RequestedAddresse
         mode: The mode that is to be set up.
 
     Raises:
-        InvalidArgumentError: OPTIONS_TOO_LONG, OPTION_SYNTAX, OPTION_UNKNOWN, OPTION_CONFLICT or
-            OPTION_VALUE; the message has the value, the bound and the remedy.
+        InvalidArgumentError: OPTIONS_TOO_LONG, OPTION_SYNTAX, OPTION_UNKNOWN, OPTION_CONFLICT,
+            OPTION_VALUE or RATE_LIMIT_VALUE; the message has the value, the bound and the remedy.
     """
     check_length("eth0", options)
     items = [item for item in options.split(";") if item]
@@ -107,8 +118,8 @@ def requested_addresses(options: str, mode: NetworkingMode) -> RequestedAddresse
                 option=item,
             )
     bridges = {item.partition("=")[2] for item in items if _is_bridge(item)}
-    of_device = ";".join(item for item in items if not _is_bridge(item))
-    given = parse_net_options(build_options("eth0", of_device, None, _NO_VM))
+    passed_on = [item for item in items if not _is_bridge(item) and item != _DEFAULT]
+    given = parse_net_options(build_options("eth0", ";".join(passed_on), None, _NO_VM))
     client = _client(given)
     return RequestedAddresses(
         client,
@@ -116,6 +127,7 @@ def requested_addresses(options: str, mode: NetworkingMode) -> RequestedAddresse
         _ipv6(given, mode),
         _own_mac(given),
         _bridge(bridges, client, mode),
+        tuple(dict.fromkeys(item for item in passed_on if item.partition("=")[0] in FURTHER)),
     )
 
 

@@ -29,6 +29,8 @@ from services.rpc.convert import (
     mapping_from_proto,
     mapping_to_proto,
     port_key_to_proto,
+    rate_limits_from_proto,
+    rate_limits_to_proto,
 )
 from services.vm_owner.convert import (
     report_from_proto,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from services.handshake.ports import PortKey, PortMapping
+    from services.handshake.rate_limit import RateLimits
     from services.rpc.channel import Peer
     from services.vm_owner.device_hosts import NewChild, NewDevice
     from services.vm_owner.machines import AttachSpec, BootSpec, MachineReport
@@ -155,6 +158,13 @@ class DeviceHostClient:
         request = device_host_pb2.ListPortsRequest(vm_id=vm_id, instance_id=instance_id)
         answer = await self._peer.stub.ListPorts(request, timeout=LIST_DEADLINE_S)
         return [mapping_from_proto(mapping) for mapping in answer.mappings]
+
+    async def set_rate_limits(self, vm_id: str, instance_id: str, limits: RateLimits) -> RateLimits:
+        """Change how fast frames of an adapter may go; return what is in force."""
+        request = device_host_pb2.SetRateLimitRequest(
+            vm_id=vm_id, instance_id=instance_id, **rate_limits_to_proto(limits)
+        )
+        return rate_limits_from_proto(await self._peer.stub.SetRateLimit(request))
 
     async def forget_vm(self, vm_id: str) -> None:
         """Tear down all remaining devices of a VM, and forget its pool."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from services.handshake.exhaustion import Exhaustion
     from services.handshake.ports import PortKey, PortMapping
+    from services.handshake.rate_limit import RateLimits
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +162,9 @@ class DeviceHost(Protocol):
 
     async def list_ports(self, vm_id: str, instance_id: str) -> list[PortMapping]:
         """List the mappings of an adapter, in the order in which they were made."""
+
+    async def set_rate_limits(self, vm_id: str, instance_id: str, limits: RateLimits) -> RateLimits:
+        """Change how fast frames of an adapter may go; return what is in force."""
 
     async def forget_vm(self, vm_id: str) -> None:
         """Tear down all remaining devices of a VM, and forget its pool."""

@@ -22,11 +22,20 @@ from services.handshake.errors import (
 from services.handshake.features import (
     AGGREGATE,
     APERTURE,
+    RATE_LIMIT,
+    SPOOFING,
     SWIOTLB_TOKEN,
     USER_NETWORK,
     feature_list,
 )
-from services.handshake.options import build_options, parse_fs_options, parse_net_options
+from services.handshake.options import (
+    SPOOFING_REFUSED,
+    FsOptions,
+    NetOptions,
+    build_options,
+    parse_fs_options,
+    parse_net_options,
+)
 from services.vm_owner.adapter_links import AdapterLinks
 from services.vm_owner.bounds import check_length, require_room
 from services.vm_owner.device_hosts import (
@@ -56,6 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from services.handshake.pool import SwiotlbPool
+    from services.handshake.rate_limit import RateLimits
     from services.handshake.state_machine import StateMachine
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.machines import Machine
@@ -210,6 +220,24 @@ class GuestDevices:
         Raises:
             NotFoundError: DEVICE_NOT_FOUND.
         """
+        await self._run(REMOVE_ORDER, [self._known(instance_id)])
+
+    async def set_rate_limits(self, instance_id: str, limits: RateLimits) -> RateLimits:
+        """Change how fast frames of an adapter may go; return what is in force.
+
+        Raises:
+            NotFoundError: DEVICE_NOT_FOUND.
+            FailedPreconditionError: NOT_AN_ADAPTER, DEVICE_HOST_FEATURE, or the state of the VM
+                does not allow it.
+            PortholeError: The device host refused, or cannot be reached.
+        """
+        self._record.require(Operation.SET_RATE_LIMIT)
+        device = self._known(instance_id)
+        device_host = await self._device_hosts.get(elevated=device.spec.elevated)
+        _require(await device_host.version(), RATE_LIMIT, "leave the rate limit out")
+        return await device_host.set_rate_limits(self._record.vm_id, instance_id, limits)
+
+    def _known(self, instance_id: str) -> GuestDevice:
         device = self._entries.get(instance_id)
         if device is None:
             raise NotFoundError(
@@ -218,7 +246,7 @@ class GuestDevices:
                 vm_id=self._record.vm_id,
                 instance_id=instance_id,
             )
-        await self._run(REMOVE_ORDER, [device])
+        return device
 
     def report_link(self, instance_id: str, is_up: bool) -> None:
         """Have the guest learn of the link of an adapter, as its device host has reported it.
@@ -274,10 +302,10 @@ class GuestDevices:
         specs = [each.spec for each in self._entries.values()]
         require_room(record.vm_id, "devices", map(_texts, specs), _texts(spec))
         parse = parse_fs_options if spec.device_class == events.FS else parse_net_options
-        parse(build_options(spec.tag, spec.extra_options, record.token, record.vm_id))
+        options = parse(build_options(spec.tag, spec.extra_options, record.token, record.vm_id))
         if device.aperture is not None:
             self._require_own_pool(device.aperture)
-        version = await self._version(device)
+        version = await self._version(device, options)
         token = record.token if SWIOTLB_TOKEN in version.features else None
         device.device_host_version = version
         device.options = build_options(
@@ -298,7 +326,9 @@ class GuestDevices:
                 vm_id=record.vm_id,
             )
 
-    async def _version(self, device: GuestDevice) -> DeviceHostVersion:
+    async def _version(
+        self, device: GuestDevice, options: FsOptions | NetOptions
+    ) -> DeviceHostVersion:
         # Asked for before every device: the device host may be new, or have restarted as another.
         spec = device.spec
         version = await (await self._device_hosts.get(elevated=spec.elevated)).version()
@@ -306,6 +336,11 @@ class GuestDevices:
             _require(version, AGGREGATE, "add the share as a device of its own")
         if isinstance(spec.backend, UserNetwork):
             _require(version, USER_NETWORK, "use the networking mode nat")
+        if isinstance(options, NetOptions):
+            if options.spoofing == SPOOFING_REFUSED:
+                _require(version, SPOOFING, "ask for spoofing=allow")
+            if options.limit_tx or options.limit_rx:
+                _require(version, RATE_LIMIT, "leave the rate limit out")
         if device.aperture is not None:
             for feature in (SWIOTLB_TOKEN, APERTURE):
                 _require(version, feature, "create the VM without strict isolation")

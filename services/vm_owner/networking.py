@@ -25,6 +25,7 @@ from services.handshake.errors import (
     PortholeError,
 )
 from services.handshake.features import USER_NETWORK
+from services.handshake.options import SPOOFING_REFUSED
 from services.vm_owner import taps
 from services.vm_owner.adapter_addresses import RequestedAddresses, requested_addresses
 from services.vm_owner.allowed_devices import networking_mode
@@ -51,6 +52,7 @@ _CANNOT_BE_SET_UP: Final = frozenset(
 """Reasons for which no repetition helps: this host lacks what the mode needs."""
 
 _GATEWAY_OWNER: Final = "eth0"
+_SPOOFING: Final = "spoofing="
 
 
 class Taps(Protocol):
@@ -278,11 +280,14 @@ def _spec(adapter: _Adapter) -> DeviceSpec:
     addresses, backend = adapter.addresses, adapter.backend
     gateway = str(addresses.gateway) if adapter.name == _GATEWAY_OWNER else ""
     ipv6 = addresses.client_ipv6
+    asks = any(item.startswith(_SPOOFING) for item in addresses.further)
     options = [
         f"client_ip={addresses.client}",
         *([f"client_ip_ipv6={ipv6}"] if ipv6 else []),
         f"client_mac={addresses.mac}",
         *([f"gateway_ip={gateway}"] if gateway else []),
+        *addresses.further,
+        *([] if asks else [f"{_SPOOFING}{SPOOFING_REFUSED}"]),
     ]
     return DeviceSpec(
         device_class=events.NET,

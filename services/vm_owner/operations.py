@@ -23,6 +23,7 @@ class Operation(StrEnum):
     ADD_DEVICE = "AddGuestDevice"
     CONFIGURE_NETWORKING = "ConfigureNetworking"
     MAP_PORT = "MapPort"
+    SET_RATE_LIMIT = "SetRateLimit"
     REMOVE_SHARE = "RemoveShare"
     REMOVE_DEVICE = "RemoveGuestDevice"
     UNMAP_PORT = "UnmapPort"
@@ -69,6 +70,7 @@ REFUSALS: Final[Mapping[Operation, Mapping[VmState, Refusal]]] = {
     Operation.REMOVE_DEVICE: _REMOVING,
     Operation.UNMAP_PORT: _REMOVING,
     Operation.LIST_PORTS: _REMOVING,
+    Operation.SET_RATE_LIMIT: _REMOVING,
     Operation.READ_CAPABILITIES: {VmState.CREATED: _NOT_BOOTED, **_REMOVING},
     Operation.APPLY_CAPABILITIES: {VmState.CREATED: _NOT_BOOTED, **_REMOVING},
     Operation.TERMINATE: {},

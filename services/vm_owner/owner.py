@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from services.handshake.ports import PortKey, PortMapping
+    from services.handshake.rate_limit import RateLimits
     from services.vm_owner.assembly import Surroundings
     from services.vm_owner.device_hosts import DeviceHosts, DeviceStatus
     from services.vm_owner.guest_devices import DeviceSpec, GuestDevice
@@ -246,6 +247,12 @@ class VmOwner:
     async def list_ports(self, vm_id: str) -> list[PortMapping]:
         """List the mappings of a VM; see VmPorts.list."""
         return await self.find(vm_id).ports.list()
+
+    async def set_rate_limits(self, vm_id: str, instance_id: str, limits: RateLimits) -> RateLimits:
+        """Change how fast frames of an adapter may go; see GuestDevices.set_rate_limits."""
+        vm = self.find(vm_id)
+        change = partial(vm.devices.set_rate_limits, instance_id, limits)
+        return await self._change(vm, Operation.SET_RATE_LIMIT, change)
 
     async def terminate(self, vm_id: str) -> None:
         """Shut a VM down in order; its devices and memory are gone when this returns.

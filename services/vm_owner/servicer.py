@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Final
 from porthole.handshake.v1 import guest_capabilities_pb2
 from porthole.vmowner.v1 import vm_owner_pb2, vm_owner_pb2_grpc
 
-from services.rpc.convert import mapping_from_proto, mapping_to_proto, port_key_from_proto
+from services.rpc.convert import (
+    mapping_from_proto,
+    mapping_to_proto,
+    port_key_from_proto,
+    rate_limits_from_proto,
+    rate_limits_to_proto,
+)
 from services.rpc.server import Servicer
 from services.rpc.version import service_version
 from services.vm_owner.assembly import VmSpec
@@ -195,6 +201,14 @@ class VmOwnerServicer(vm_owner_pb2_grpc.VmOwnerServicer):
     ) -> vm_owner_pb2.ListPortsResponse:
         mappings = await self._owner.list_ports(request.vm_id)
         return vm_owner_pb2.ListPortsResponse(mappings=map(mapping_to_proto, mappings))
+
+    async def SetRateLimit(  # noqa: N802, D102
+        self, request: vm_owner_pb2.SetRateLimitRequest, context: object
+    ) -> vm_owner_pb2.SetRateLimitResponse:
+        limits = await self._owner.set_rate_limits(
+            request.vm_id, request.instance_id, rate_limits_from_proto(request)
+        )
+        return vm_owner_pb2.SetRateLimitResponse(**rate_limits_to_proto(limits))
 
     async def TerminateVm(  # noqa: N802, D102
         self, request: vm_owner_pb2.TerminateVmRequest, context: object

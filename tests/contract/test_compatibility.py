@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 from porthole.devicehost.v1 import device_host_pb2
 from porthole.guest.v1 import guest_init_pb2
 from porthole.guest.v1.guest_init_pb2_grpc import InitChannelStub
-from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2, port_pb2
+from porthole.handshake.v1 import device_pb2, guest_capabilities_pb2, port_pb2, rate_limit_pb2
 from porthole.machine.v1 import machine_pb2
 from porthole.vmowner.v1 import vm_owner_pb2
 from porthole.vmowner.v1.vm_owner_pb2_grpc import VmOwnerStub
@@ -56,6 +56,7 @@ class Age:
             guest_init_pb2,
             device_pb2,
             port_pb2,
+            rate_limit_pb2,
             vm_owner_pb2,
         ):
             file = descriptor_pb2.FileDescriptorProto()

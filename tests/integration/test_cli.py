@@ -191,7 +191,9 @@ def test_the_version_names_the_owner_and_its_manifest(porthole: Porthole) -> Non
 
 def test_the_version_shows_whether_the_native_fast_path_is_active(porthole: Porthole) -> None:
     device_host = porthole.json("version")["services"]["device_host"]
-    features = "aggregate aperture guest-capabilities swiotlb-token user-network"
+    features = (
+        "aggregate aperture guest-capabilities rate-limit spoofing swiotlb-token user-network"
+    )
     assert device_host["manifest"] == {
         "native_fast_path": fastpath.status,
         "features": features,

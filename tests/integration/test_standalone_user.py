@@ -134,6 +134,8 @@ def test_a_passt_that_is_killed_is_started_again(start: Start) -> None:
         (["--user", "--mtu=65536"], 2, "USER_NETWORK_VALUE"),
         (["--user", "--queues=2"], 2, "USER_NETWORK_VALUE"),
         (["--user", "--dns=nonsense"], 2, "USER_NETWORK_VALUE"),
+        (["--user", "--limit-tx=bps=999"], 2, "RATE_LIMIT_VALUE"),
+        (["--user", "--spoofing=refuse"], 2, "client_mac="),
         (["--user", "--client-ip=nonsense"], 2, "OPTION_VALUE"),
         (["--user", "--port=http"], 2, "PORT:GUEST_PORT"),
         (["--user", "--port=80:80/sctp"], 2, "tcp or udp"),

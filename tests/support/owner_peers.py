@@ -107,6 +107,7 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
         self.children: dict[str, device_host_pb2.AddChildRequest] = {}
         self.backends: dict[str, device_host_pb2.CreateDeviceRequest] = {}
         self.ports: dict[str, list[port_pb2.PortMapping]] = {}
+        self.rate_limits: dict[str, device_host_pb2.SetRateLimitResponse] = {}
         self.pools: dict[str, list[str]] = {}
         self.capabilities: dict[str, list[bytes]] = {}
         self.news: asyncio.Queue[device_host_pb2.WatchDevicesResponse] = asyncio.Queue()
@@ -208,6 +209,18 @@ class FakeDeviceHost(device_host_pb2_grpc.DeviceHostServicer):
     ) -> device_host_pb2.ListPortsResponse:
         await self.script.play(self.name, "ListPorts", request.instance_id)
         return device_host_pb2.ListPortsResponse(mappings=self.ports.get(request.instance_id, []))
+
+    async def SetRateLimit(  # noqa: N802
+        self, request: device_host_pb2.SetRateLimitRequest, context: object
+    ) -> device_host_pb2.SetRateLimitResponse:
+        await self.script.play(self.name, "SetRateLimit", request.instance_id)
+        limits = self.rate_limits.setdefault(
+            request.instance_id, device_host_pb2.SetRateLimitResponse()
+        )
+        for name in ("transmit", "receive"):
+            if request.HasField(name):
+                getattr(limits, name).CopyFrom(getattr(request, name))
+        return limits
 
     async def ForgetVm(  # noqa: N802
         self, request: device_host_pb2.ForgetVmRequest, context: object

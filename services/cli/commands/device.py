@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from services.cli.arguments import PORT_MAPPING, parse_mapping
+from services.cli.arguments import LIMIT, PORT_MAPPING, parse_mapping
 from services.cli.console import fail
 from services.cli.daemon import LogLevel, pid_file, start_log
 from services.cli.exit_codes import USAGE
@@ -32,6 +32,8 @@ from services.handshake.options import (
     OPPOSITES,
     RINGS_ANYWHERE,
     RINGS_INSIDE,
+    SPOOFING_ALLOWED,
+    SPOOFING_REFUSED,
 )
 from services.handshake.pool import parse_token
 from services.handshake.xattr_map import parse_xattr_map
@@ -61,6 +63,13 @@ class Rings(StrEnum):
 
     ANYWHERE = RINGS_ANYWHERE
     INSIDE = RINGS_INSIDE
+
+
+class Spoofing(StrEnum):
+    """Whether a guest may send under the addresses of other stations: SPOOFING_MODES."""
+
+    ALLOW = SPOOFING_ALLOWED
+    REFUSE = SPOOFING_REFUSED
 
 
 CAPABILITIES: Final = {
@@ -283,6 +292,16 @@ def net(
             "repeatable.",
         ),
     ] = None,
+    limit_tx: Annotated[
+        str | None, typer.Option(metavar=LIMIT, help="How fast frames may go that the guest sends.")
+    ] = None,
+    limit_rx: Annotated[
+        str | None, typer.Option(metavar=LIMIT, help="How fast those may go that it gets.")
+    ] = None,
+    spoofing: Annotated[
+        Spoofing,
+        typer.Option(help="refuse, with --mac: drop frames under addresses of other stations."),
+    ] = Spoofing.ALLOW,
     swiotlb: Swiotlb = None,
     memory: MemoryKind = Memory.WHOLE,
     rings: RingsKind = Rings.ANYWHERE,
@@ -335,6 +354,9 @@ def net(
         "client_ip": client_ip,
         "client_ip_ipv6": client_ip_ipv6,
         "gateway_ip": gateway_ip,
+        "limit_tx": limit_tx,
+        "limit_rx": limit_rx,
+        "spoofing": spoofing if spoofing is Spoofing.REFUSE else None,
     }
     spec = StandaloneDevice(
         backend,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,18 +11,21 @@ import typer
 
 from services.cli import context, tables
 from services.cli.arguments import (
+    LIMIT,
     Isolation,
     JsonFlag,
     Kind,
     VmArgument,
+    parse_limit,
     parse_share,
     parse_size,
     read_wslconfig,
 )
 from services.cli.console import out, print_json, printable, say
-from services.cli.documents import StateEvent, VmList, as_document
+from services.cli.documents import AdapterLimits, StateEvent, VmList, as_document
 from services.cli.requests import QemuRequest, VmRequest
 from services.cli.views import VmView
+from services.handshake.rate_limit import RateLimit, RateLimits
 
 app = typer.Typer(help="Create, show and end VMs.", no_args_is_help=True)
 
@@ -193,6 +196,41 @@ def terminate(ctx: typer.Context, vm: VmArgument) -> None:
 
     with cli.telemetry():
         say(f"terminated {asyncio.run(run())}")
+
+
+@app.command()
+def limit(
+    ctx: typer.Context,
+    vm: VmArgument,
+    adapter: Annotated[str, typer.Argument(help="Name of the adapter, or its id.")] = "eth0",
+    tx: Annotated[
+        RateLimit | None,
+        typer.Option(
+            metavar=LIMIT,
+            parser=parse_limit,
+            help="How fast frames may go that the guest sends; none: as they come.",
+        ),
+    ] = None,
+    rx: Annotated[
+        RateLimit | None,
+        typer.Option(metavar=LIMIT, parser=parse_limit, help="The same of frames that it gets."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Limit how fast the frames of an adapter go, at once; show what is in force."""
+    cli = context.of(ctx)
+
+    async def run() -> AdapterLimits:
+        async with cli.owner() as client:
+            return await client.set_rate_limits(vm, adapter, RateLimits(tx, rx))
+
+    with cli.telemetry():
+        limits = asyncio.run(run())
+    if json:
+        print_json(as_document(limits))
+        return
+    for direction, view in (("tx", limits.transmit), ("rx", limits.receive)):
+        out().print(f"{direction} {RateLimit(**asdict(view))}", markup=False)
 
 
 @app.command()

@@ -34,6 +34,9 @@ ETHERNET_HEADER_BYTES: Final = 14
 MAX_FRAME_BYTES: Final = 65550
 """The longest frame (virtio 1.2, section 5.1.6.3.1)."""
 
+START_BYTES: Final = 64
+"""How much of a frame that a guest sends is copied and checked."""
+
 MAX_STREAM_FRAME_BYTES: Final = 65535
 """The longest frame of a stream."""
 
@@ -97,6 +100,8 @@ class PhCounters(ctypes.Structure):
         bytes_out: Bytes that were written to the guest.
         highest_slot: Highest slot that a buffer was in, counted from 1.
         frames_dropped: Frames of a virtio-net queue that were dropped.
+        frames_spoofed: Those that were sent under an address of another station.
+        throttled: Times that it waited for its rate limit.
     """
 
     requests: int
@@ -104,6 +109,8 @@ class PhCounters(ctypes.Structure):
     bytes_out: int
     highest_slot: int
     frames_dropped: int
+    frames_spoofed: int
+    throttled: int
 
     _fields_ = (
         ("requests", _u64),
@@ -111,6 +118,8 @@ class PhCounters(ctypes.Structure):
         ("bytes_out", _u64),
         ("highest_slot", _u64),
         ("frames_dropped", _u64),
+        ("frames_spoofed", _u64),
+        ("throttled", _u64),
     )
 
 
@@ -248,16 +257,48 @@ class PhNetOffloads(ctypes.Structure):
     _fields_ = (("csum", _u32), ("tso4", _u32), ("tso6", _u32), ("ecn", _u32), ("uso", _u32))
 
 
+class PhRate(ctypes.Structure):
+    """struct ph_rate."""
+
+    _fields_ = (("per_second", _u64), ("burst", _u64))
+
+
+class PhRateLimit(ctypes.Structure):
+    """struct ph_rate_limit."""
+
+    _fields_ = (("bytes", PhRate), ("packets", PhRate))
+
+
+class PhCost(ctypes.Structure):
+    """struct ph_cost."""
+
+    _fields_ = (("bytes", _u64), ("packets", _u64))
+
+
+class PhNetSource(ctypes.Structure):
+    """struct ph_net_source."""
+
+    _fields_ = (
+        ("is_checked", _u32),
+        ("has_ipv4", _u32),
+        ("mac", ctypes.c_uint8 * 6),
+        ("ipv4", ctypes.c_uint8 * 4),
+    )
+
+
 class PhNetSetup(ctypes.Structure):
     """struct ph_net_setup."""
 
     _fields_ = (
         ("stream", _ptr),
+        ("receive_limiter", _ptr),
+        ("transmit_limiter", _ptr),
         ("fd", _i32),
         ("mergeable", _u32),
         ("expected_bytes", _u32),
         ("received_flags", _u32),
         ("offloads", PhNetOffloads),
+        ("source", PhNetSource),
     )
 
 
@@ -321,6 +362,10 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "ph_python_pin": PhPythonPin,
     "ph_stream": PhStream,
     "ph_net_offloads": PhNetOffloads,
+    "ph_rate": PhRate,
+    "ph_rate_limit": PhRateLimit,
+    "ph_cost": PhCost,
+    "ph_net_source": PhNetSource,
     "ph_net_setup": PhNetSetup,
     "ph_net_state": PhNetState,
 }
@@ -343,6 +388,7 @@ CONSTANTS: Final[dict[str, int]] = {
     "PH_MAX_FRAME_BYTES": MAX_FRAME_BYTES,
     "PH_MAX_STREAM_FRAME_BYTES": MAX_STREAM_FRAME_BYTES,
     "PH_MOST_HELD": MOST_HELD,
+    "PH_START_BYTES": START_BYTES,
 }
 
 FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
@@ -387,6 +433,12 @@ FUNCTIONS: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "ph_net_state": (ctypes.POINTER(PhNetState), (_ptr,)),
     "ph_net_receive": (_i32, (_ptr, _ptr)),
     "ph_net_transmit": (_i32, (_ptr, _ptr)),
+    "ph_limiter_new": (_ptr, (_i32,)),
+    "ph_limiter_free": (None, (_ptr,)),
+    "ph_limiter_set": (None, (_ptr, ctypes.POINTER(PhRateLimit), _u64)),
+    "ph_limiter_admits": (_bool, (_ptr, _u64, ctypes.POINTER(PhCost))),
+    "ph_limiter_charge": (None, (_ptr, _u64, ctypes.POINTER(PhCost))),
+    "ph_limiter_arm": (_u64, (_ptr, _u64)),
     "ph_directory_lock": (_i64, (_ptr,)),
     "ph_directory_unlock": (None, (_ptr,)),
     "ph_open_file_mark_posix_locked": (None, (_ptr,)),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from services.handshake.exhaustion import Exhaustion
     from services.handshake.options import FsOptions
     from services.handshake.pool import SwiotlbPool
+    from services.handshake.rate_limit import RateLimits
 
 _LOG = logging.getLogger(__name__)
 
@@ -233,6 +234,22 @@ class HostedDevice:
             "NO_USER_NETWORK",
             f"device {me.instance_id} is of class {me.device_class} and in state {self.state}; "
             "only an adapter with a user-mode network that is up maps ports",
+            instance_id=me.instance_id,
+        )
+
+    def set_rate_limits(self, limits: RateLimits) -> RateLimits:
+        """Change how fast frames of an adapter may go; see NetDevice.set_rate_limits.
+
+        Raises:
+            FailedPreconditionError: NOT_AN_ADAPTER.
+        """
+        device, me = self._device, self.identity
+        if isinstance(device, NetDevice):
+            return device.set_rate_limits(limits)
+        raise FailedPreconditionError(
+            "NOT_AN_ADAPTER",
+            f"device {me.instance_id} is of class {me.device_class} and in state {self.state}; "
+            "only an adapter that is up has rate limits",
             instance_id=me.instance_id,
         )
 

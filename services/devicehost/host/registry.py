@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from services.handshake import events
     from services.handshake.exhaustion import Exhaustion
     from services.handshake.ports import PortKey, PortMapping
+    from services.handshake.rate_limit import RateLimits
 
 REMEMBERED_DEVICES: Final = 256
 """How many removed devices are remembered: the latest ones."""
@@ -239,6 +240,15 @@ class DeviceHost:
             FailedPreconditionError: NO_USER_NETWORK.
         """
         return self._find(vm_id, instance_id).ports().list()
+
+    def set_rate_limits(self, vm_id: str, instance_id: str, limits: RateLimits) -> RateLimits:
+        """Change how fast frames of an adapter may go; return what is in force.
+
+        Raises:
+            NotFoundError: DEVICE_UNKNOWN.
+            FailedPreconditionError: NOT_AN_ADAPTER.
+        """
+        return self._find(vm_id, instance_id).set_rate_limits(limits)
 
     def forget_vm(self, vm_id: str) -> None:
         """Tear down the remaining devices of a VM, and forget its pool and its capabilities.

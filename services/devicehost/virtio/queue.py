@@ -121,6 +121,14 @@ class Queue:
         """Whether the first request has not been reported yet."""
         return self._on_first_request is not None
 
+    def has_next(self) -> bool:
+        """Return whether the driver has made a chain available.
+
+        Raises:
+            QueueError: The available index jumped.
+        """
+        return self._next_avail != self._seen_avail or self._look()
+
     def pop(self) -> Chain | None:
         """Take the next chain; None when the driver has made no more available, or after `stop`.
 

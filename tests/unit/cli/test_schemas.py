@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from services.cli.demo.report import DemoReport, VmReport
 from services.cli.documents import (
+    AdapterLimits,
     AddedPort,
     AddedShare,
     AppliedCapabilities,
@@ -31,7 +32,14 @@ from services.cli.documents import (
 )
 from services.cli.main import app
 from services.cli.schemas import PRINTED, schema_name, schemas, text_of
-from services.cli.views import CopyResult, HttpResult, PingResult, PortView, VersionView
+from services.cli.views import (
+    CopyResult,
+    HttpResult,
+    PingResult,
+    PortView,
+    RateLimitView,
+    VersionView,
+)
 from tests.support.documents import SCHEMAS, check_document
 from tests.unit.cli.test_tables import VM
 
@@ -58,6 +66,7 @@ DOCUMENTS: list[Document] = [
     VmList(()),
     ShareList((SHARE,)),
     AddedShare("s", "d", "/srv", "data", "ro", elevated=False, already_existed=True),
+    AdapterLimits("d", "eth0", RateLimitView(5000, 7, 0, 0), RateLimitView(0, 0, 0, 0)),
     AddedPort("tcp", "127.0.0.1", 8080, 80, "listening"),
     PortList((PortView("udp", "::", 53, 5353, "lost", "PORT_IN_USE", "another has it"),)),
     PortList(()),

@@ -129,6 +129,7 @@ REPEATED = {
     ),
     "add_share": (pb.AddShareRequest(), pb.AddShareResponse()),
     "list_ports": ("vm", pb.ListPortsResponse()),
+    "set_rate_limit": (pb.SetRateLimitRequest(), pb.SetRateLimitResponse()),
     "terminate_vm": ("vm", pb.TerminateVmResponse()),
 }
 ONCE = {

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from porthole.devicehost.v1 import device_host_pb2 as pb
 from porthole.devicehost.v1 import device_host_pb2_grpc
-from porthole.handshake.v1 import device_pb2, port_pb2
+from porthole.handshake.v1 import device_pb2, port_pb2, rate_limit_pb2
 from porthole.handshake.v1.guest_capabilities_pb2 import GuestCapabilities
 from porthole.handshake.v1.guest_capabilities_pb2 import SwiotlbPool as SwiotlbPoolMessage
 
@@ -401,6 +402,36 @@ async def test_the_settings_of_a_user_mode_network_are_checked(
         await stub.CreateDevice(adapter(mtu=1))
     assert raised.value.reason == "USER_NETWORK_VALUE"
     assert (await stub.ListDevices(pb.ListDevicesRequest())).devices == []
+
+
+async def test_only_an_adapter_has_rate_limits(stub: DeviceHostAsyncStub, tmp_path: Path) -> None:
+    await stub.CreateDevice(request(tmp_path))
+    limit = rate_limit_pb2.RateLimit(packets_per_second=5)
+    change = partial(pb.SetRateLimitRequest, vm_id=VM, instance_id="d1")
+    with pytest.raises(FailedPreconditionError) as refused:
+        await stub.SetRateLimit(change(transmit=limit))
+    assert refused.value.reason == "NOT_AN_ADAPTER"
+    limit.burst_bytes = 9
+    with pytest.raises(InvalidArgumentError) as wrong:
+        await stub.SetRateLimit(change(receive=limit))
+    assert wrong.value.reason == "RATE_LIMIT_VALUE"
+
+
+@pytest.mark.passt
+async def test_rate_limits_change_one_by_one(
+    servicer: DeviceHostServicer, stub: DeviceHostAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "_passt", str(PASST))
+    await stub.CreateDevice(adapter())
+    change = partial(pb.SetRateLimitRequest, vm_id=VM, instance_id="eth0")
+    slow = rate_limit_pb2.RateLimit(bytes_per_second=5000, burst_bytes=9)
+    fast = rate_limit_pb2.RateLimit(packets_per_second=10**6)
+    await stub.SetRateLimit(change(transmit=slow))
+    answer = await stub.SetRateLimit(change(receive=fast))
+    assert (answer.transmit, answer.receive) == (slow, fast)
+    none = rate_limit_pb2.RateLimit()
+    answer = await stub.SetRateLimit(change(transmit=none))
+    assert (answer.transmit, answer.receive) == (none, fast)
 
 
 async def test_only_a_user_mode_network_maps_ports(

@@ -18,12 +18,14 @@ LIBRARY = (
         "request operations names files directories metadata acls",
         "queue queue_private queue_wait chain held_chains",
         "net_header",
+        "net_source",
+        "rate_limit",
         "python_pins",
         "mounts",
     ),
     ("mount mount_private nodes node_index eviction reopening open_files relief",),
     ("volumes", "lost_memory"),
-    ("status", "descriptors", "credentials", "buffers", "mutex", "bound", "outcome"),
+    ("status", "descriptors", "credentials", "buffers", "mutex", "bound", "outcome", "clock"),
 )
 SHARED = (
     ("histogram", "vhost_user"),

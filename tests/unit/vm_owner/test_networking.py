@@ -21,7 +21,7 @@ from services.handshake.errors import (
     PortholeError,
     UnavailableError,
 )
-from services.handshake.features import FEATURES, USER_NETWORK
+from services.handshake.features import FEATURES, SPOOFING, USER_NETWORK
 from services.handshake.options import parse_net_options
 from services.vm_owner import taps
 from services.vm_owner.networking import Network, NetworkRequest
@@ -88,10 +88,12 @@ async def test_two_adapters_each_with_token_tap_and_addresses(rig: Rig) -> None:
     assert network.gateway_address == "10.231.0.5"
     assert eth0.options == (
         "eth0;client_ip=10.231.0.6/30;client_mac=52:54:0a:e7:00:06;gateway_ip=10.231.0.5;"
+        "spoofing=refuse;"
         f"{TOKEN};vm_id={vm_id}"
     )
     assert loopback0.options == (
-        f"loopback0;client_ip=10.231.0.10/30;client_mac=52:54:0a:e7:00:0a;{TOKEN};vm_id={vm_id}"
+        "loopback0;client_ip=10.231.0.10/30;client_mac=52:54:0a:e7:00:0a;spoofing=refuse;"
+        f"{TOKEN};vm_id={vm_id}"
     )
     for adapter in network.adapters:
         assert parse_net_options(adapter.options).client_mac is not None
@@ -240,10 +242,11 @@ async def test_user_mode_adapters_need_no_tap_and_have_the_same_token(rig: Rig) 
     assert (network.gateway_address, network.host_loopback_address) == ("10.0.0.1", "10.231.0.5")
     assert eth0.options == (
         "eth0;client_ip=10.0.0.9/8;client_ip_ipv6=fd00::9/64;client_mac=52:54:0a:00:00:09;"
-        f"gateway_ip=10.0.0.1;{TOKEN};vm_id={vm.vm_id}"
+        f"gateway_ip=10.0.0.1;spoofing=refuse;{TOKEN};vm_id={vm.vm_id}"
     )
     assert loopback0.options == (
-        f"loopback0;client_ip=10.231.0.6/30;client_mac=52:54:0a:e7:00:06;{TOKEN};vm_id={vm.vm_id}"
+        "loopback0;client_ip=10.231.0.6/30;client_mac=52:54:0a:e7:00:06;spoofing=refuse;"
+        f"{TOKEN};vm_id={vm.vm_id}"
     )
     first, second = (rig.device_host.backends[each.instance_id].user for each in network.adapters)
     assert (list(first.dns_forward), list(first.host_loopback)) == (["10.0.0.1"], [])
@@ -588,3 +591,25 @@ def test_without_rights_a_real_tap_is_refused_with_the_remedy() -> None:
 
     with ThreadPoolExecutor(1, initializer=as_nobody) as own:
         own.submit(run).result()
+
+
+@pytest.mark.parametrize("asked", ["", "spoofing=refuse", "spoofing=allow"])
+async def test_adapters_keep_to_their_addresses_unless_it_is_asked_otherwise_of_eth0(
+    rig: Rig, asked: str
+) -> None:
+    vm, _ = await a_vm(rig)
+    request = NetworkRequest(Mode.VIRTIO_PROXY, asked)
+    eth0, loopback0 = (await rig.owner.configure_networking(vm.vm_id, request)).adapters
+    wanted = asked or "spoofing=refuse"
+    assert [item for item in eth0.options.split(";") if "spoofing" in item] == [wanted]
+    assert "spoofing=refuse" in loopback0.options.split(";")
+
+
+async def test_a_device_host_that_cannot_keep_a_guest_to_its_addresses_is_refused(rig: Rig) -> None:
+    vm, _ = await a_vm(rig)
+    rig.device_host.features = tuple(each for each in FEATURES if each != SPOOFING)
+    with pytest.raises(FailedPreconditionError) as refused:
+        await rig.owner.configure_networking(vm.vm_id, NAT)
+    assert refused.value.metadata["feature"] == SPOOFING
+    assert "spoofing=allow" in refused.value.message
+    assert rig.device_host.devices == {}

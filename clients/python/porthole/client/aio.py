@@ -231,6 +231,12 @@ class AsyncVmOwner:
         request = pb.ListPortsRequest(vm_id=vm_id)
         return await self._call(self.stub.ListPorts, request, methods.READ, timeout_s)
 
+    async def set_rate_limit(
+        self, request: pb.SetRateLimitRequest, *, timeout_s: float | None = None
+    ) -> pb.SetRateLimitResponse:
+        """Change how fast the frames of an adapter may go."""
+        return await self._call(self.stub.SetRateLimit, request, methods.IDEMPOTENT, timeout_s)
+
     async def terminate_vm(
         self, vm_id: str, *, timeout_s: float | None = None
     ) -> pb.TerminateVmResponse:

@@ -221,6 +221,12 @@ class VmOwner:
         request = pb.ListPortsRequest(vm_id=vm_id)
         return self._call(self.stub.ListPorts, request, methods.READ, timeout_s)
 
+    def set_rate_limit(
+        self, request: pb.SetRateLimitRequest, *, timeout_s: float | None = None
+    ) -> pb.SetRateLimitResponse:
+        """Change how fast the frames of an adapter may go."""
+        return self._call(self.stub.SetRateLimit, request, methods.IDEMPOTENT, timeout_s)
+
     def terminate_vm(self, vm_id: str, *, timeout_s: float | None = None) -> pb.TerminateVmResponse:
         """Shut a VM down."""
         request = pb.TerminateVmRequest(vm_id=vm_id)

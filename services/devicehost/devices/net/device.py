@@ -10,17 +10,22 @@ from __future__ import annotations
 import hashlib
 import threading
 from dataclasses import replace
+from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING, Final
 
 from services.devicehost.accounting import Bound
 from services.devicehost.devices.net.backend import open_backend
 from services.devicehost.devices.net.frames import Pair
+from services.devicehost.devices.net.rates import Limits
+from services.devicehost.devices.net.source import Source
 from services.devicehost.devices.net.user import UserNetwork
 from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.device import serve_requests
 from services.handshake.errors import FailedPreconditionError
 from services.handshake.events import NET
 from services.handshake.exhaustion import Resource
+from services.handshake.options import SPOOFING_REFUSED
+from services.handshake.rate_limit import RateLimits
 from services.wire import virtio_net
 from services.wire.virtio_net import NetConfig
 
@@ -73,6 +78,7 @@ class NetDevice:
         Raises:
             InvalidArgumentError: TAP_NAME, USER_NETWORK_VALUE.
             FailedPreconditionError: The back end cannot be opened; see Tap, UserNetwork.
+            ResourceExhaustedError: RING_MEMORY.
         """
         self.mac = options.client_mac or derive_mac(options.vm_id, options.name)
         self._name = options.name
@@ -80,13 +86,17 @@ class NetDevice:
         self.on_link_change: Callable[[bool, str], None] = lambda _up, _why: None
         self._link = threading.Lock()
         self._features = 0
+        self._limits = Limits()
+        self.set_rate_limits(RateLimits(options.limit_tx, options.limit_rx))
         options = replace(options, client_mac=self.mac)
         with self._link:  # what follows waits until the beginning is known
             self._backend = open_backend(backend, options, self._link_changed)
             self.link_up = self._backend.has_link
         self.mtu = self._backend.mtu
+        source = _source(options) if options.spoofing == SPOOFING_REFUSED else None
         self._pairs = tuple(
-            Pair(options.name, port, self.mtu, meter) for port in self._backend.queues
+            Pair(options.name, port, self.mtu, meter, self._limits, source)
+            for port in self._backend.queues
         )
         self.num_queues = 2 * len(self._pairs) + 1
         self.features = _FEATURES | self._backend.features
@@ -132,6 +142,22 @@ class NetDevice:
     def close(self) -> None:
         """Let go of the back end."""
         self._backend.close()
+
+    def set_rate_limits(self, limits: RateLimits) -> RateLimits:
+        """Change how fast frames of all pairs may go, at once; from any thread.
+
+        Args:
+            limits: What is to change; within the bounds.
+
+        Returns:
+            What is in force.
+        """
+        mine = self._limits
+        if limits.transmit is not None:
+            mine.transmit.set(limits.transmit)
+        if limits.receive is not None:
+            mine.receive.set(limits.receive)
+        return RateLimits(mine.transmit.limit, mine.receive.limit)
 
     @property
     def ports(self) -> Ports:
@@ -205,6 +231,11 @@ class NetDevice:
     @property
     def _most_pairs(self) -> int:
         return len(self._pairs) if self._features & virtio_net.F_MQ else 0
+
+
+def _source(options: NetOptions) -> Source:
+    ipv4 = IPv4Interface(options.client_ip).ip.packed if options.client_ip else None
+    return Source(options.client_mac or b"", ipv4)
 
 
 def derive_mac(vm_id: str, name: str) -> bytes:

@@ -1,14 +1,16 @@
 """The virtio-net protocol (virtio 1.2, section 5.1.6): frames behind headers in a driver's buffers.
 
 Owns where the header ends, what of it may be believed, and how a frame is spread over buffers. A
-driver's header is copied out of guest memory before it is checked, and the back end gets what was
-checked and nothing else: the kernel acts on it. Must not know queues or the back end.
+driver's header is copied out of guest memory before it is checked, with the start of the frame,
+and the back end gets what was checked and nothing else: the kernel acts on it. Must not know queues
+or the back end.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from services.devicehost.devices.net.source import START_BYTES
 from services.wire import virtio_net
 from services.wire.virtio_net import (
     ETHERNET_HEADER_BYTES,
@@ -41,15 +43,19 @@ def frame_of(chain: Chain, features: int) -> list[bytes | memoryview] | None:
         features: What was negotiated, as a mask.
 
     Returns:
-        The header, and the parts of the frame where they lie in guest memory; None when the frame
-        must not be sent: it is too short or too long, or its header breaks a rule.
+        The header, a copy of the start of the frame, and the parts of the rest where they lie in
+        guest memory; None when the frame must not be sent: it is too short or too long, or its
+        header breaks a rule.
     """
     length = chain.readable_bytes - HEADER_BYTES
     if not ETHERNET_HEADER_BYTES <= length <= MAX_FRAME_BYTES:
         return None
     header, parts = _split(chain.readable)
     checked = checked_header(header, length, features)
-    return None if checked is None else [virtio_net.HEADER.pack(*checked), *parts]
+    if checked is None:
+        return None
+    start, parts = _take(parts, min(length, START_BYTES))
+    return [virtio_net.HEADER.pack(*checked), start, *parts]
 
 
 def checked_header(header: NetHeader, frame_bytes: int, features: int) -> NetHeader | None:
@@ -134,13 +140,17 @@ def _fill(writable: Iterable[memoryview], data: memoryview) -> int:
 
 
 def _split(readable: list[memoryview]) -> tuple[NetHeader, list[memoryview]]:
-    """Take the header off the start, wherever the guest's buffers divide it."""
-    header = bytearray()
-    for index, part in enumerate(readable):
-        missing = HEADER_BYTES - len(header)
-        header += part[:missing]
-        if len(header) == HEADER_BYTES:
+    header, parts = _take(readable, HEADER_BYTES)
+    return NetHeader._make(virtio_net.HEADER.unpack(header)), parts
+
+
+def _take(parts: list[memoryview], count: int) -> tuple[bytes, list[memoryview]]:
+    """Copy bytes off the start, wherever the guest's buffers divide them; return the rest, too."""
+    taken = bytearray()
+    for index, part in enumerate(parts):
+        missing = count - len(taken)
+        taken += part[:missing]
+        if len(taken) == count:
             rest = part[missing:]
-            parts = [rest, *readable[index + 1 :]] if len(rest) else readable[index + 1 :]
-            return NetHeader._make(virtio_net.HEADER.unpack(header)), parts
-    raise ValueError(f"{len(header)} bytes are no virtio-net header of {HEADER_BYTES}")
+            return bytes(taken), [rest, *parts[index + 1 :]] if len(rest) else parts[index + 1 :]
+    raise ValueError(f"there are {len(taken)} bytes, and {count} are to be taken")

@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from porthole.handshake.v1 import device_pb2 as _device_pb2
 from porthole.handshake.v1 import guest_capabilities_pb2 as _guest_capabilities_pb2
 from porthole.handshake.v1 import port_pb2 as _port_pb2
+from porthole.handshake.v1 import rate_limit_pb2 as _rate_limit_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -64,6 +65,8 @@ class GetVersionResponse(_message.Message):
           "guest-capabilities": SetSwiotlb takes capabilities, also without a token.
           "aggregate": AggregateBackend, AddChild and RemoveChild.
           "user-network": UserBackend, MapPort, UnmapPort and ListPorts.
+          "spoofing": `spoofing=` in the options of an adapter.
+          "rate-limit": SetRateLimit, and `limit_tx=`, `limit_rx=` in the options.
         """
 
     def __init__(
@@ -651,6 +654,74 @@ class ListPortsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPortsResponse: _TypeAlias = ListPortsResponse  # noqa: Y015
+
+@_typing.final
+class SetRateLimitRequest(_message.Message):
+    """SetRateLimitRequest names an adapter, and what is to change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TRANSMIT_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """UUID of the VM, in lower case."""
+    instance_id: _builtins.str
+    """Id of the adapter; a device of another class is refused (NOT_AN_ADAPTER)."""
+    @_builtins.property
+    def transmit(self) -> _rate_limit_pb2.RateLimit:
+        """Of frames that the guest sends; absent: as before."""
+
+    @_builtins.property
+    def receive(self) -> _rate_limit_pb2.RateLimit:
+        """Of frames that the guest gets; absent: as before."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        transmit: _rate_limit_pb2.RateLimit | None = ...,
+        receive: _rate_limit_pb2.RateLimit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receive", b"receive", "transmit", b"transmit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "receive", b"receive", "transmit", b"transmit", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRateLimitRequest: _TypeAlias = SetRateLimitRequest  # noqa: Y015
+
+@_typing.final
+class SetRateLimitResponse(_message.Message):
+    """SetRateLimitResponse has the limits in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSMIT_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transmit(self) -> _rate_limit_pb2.RateLimit:
+        """Of frames that the guest sends."""
+
+    @_builtins.property
+    def receive(self) -> _rate_limit_pb2.RateLimit:
+        """Of frames that the guest gets."""
+
+    def __init__(
+        self,
+        *,
+        transmit: _rate_limit_pb2.RateLimit | None = ...,
+        receive: _rate_limit_pb2.RateLimit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receive", b"receive", "transmit", b"transmit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receive", b"receive", "transmit", b"transmit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRateLimitResponse: _TypeAlias = SetRateLimitResponse  # noqa: Y015
 
 @_typing.final
 class ForgetVmRequest(_message.Message):

@@ -81,6 +81,11 @@ class DeviceHostStub(object):
                 request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsRequest.SerializeToString,
                 response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsResponse.FromString,
                 _registered_method=True)
+        self.SetRateLimit = channel.unary_unary(
+                '/porthole.devicehost.v1.DeviceHost/SetRateLimit',
+                request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.SetRateLimitRequest.SerializeToString,
+                response_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.SetRateLimitResponse.FromString,
+                _registered_method=True)
         self.ForgetVm = channel.unary_unary(
                 '/porthole.devicehost.v1.DeviceHost/ForgetVm',
                 request_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ForgetVmRequest.SerializeToString,
@@ -178,6 +183,14 @@ class DeviceHostServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRateLimit(self, request, context):
+        """SetRateLimit changes how fast the frames of an adapter may go, at once and
+        without a pause. It can be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ForgetVm(self, request, context):
         """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
         its capabilities. It does nothing for an unknown VM.
@@ -255,6 +268,11 @@ def add_DeviceHostServicer_to_server(servicer, server):
                     servicer.ListPorts,
                     request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsRequest.FromString,
                     response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsResponse.SerializeToString,
+            ),
+            'SetRateLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRateLimit,
+                    request_deserializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.SetRateLimitRequest.FromString,
+                    response_serializer=porthole_dot_devicehost_dot_v1_dot_device__host__pb2.SetRateLimitResponse.SerializeToString,
             ),
             'ForgetVm': grpc.unary_unary_rpc_method_handler(
                     servicer.ForgetVm,
@@ -522,6 +540,33 @@ class DeviceHost(object):
             '/porthole.devicehost.v1.DeviceHost/ListPorts',
             porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsRequest.SerializeToString,
             porthole_dot_devicehost_dot_v1_dot_device__host__pb2.ListPortsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRateLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.devicehost.v1.DeviceHost/SetRateLimit',
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.SetRateLimitRequest.SerializeToString,
+            porthole_dot_devicehost_dot_v1_dot_device__host__pb2.SetRateLimitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,10 @@ class DeviceHostStub:
     """
     ListPorts: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ListPortsRequest, _device_host_pb2.ListPortsResponse]
     """ListPorts lists the mappings of one adapter."""
+    SetRateLimit: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.SetRateLimitRequest, _device_host_pb2.SetRateLimitResponse]
+    """SetRateLimit changes how fast the frames of an adapter may go, at once and
+    without a pause. It can be repeated.
+    """
     ForgetVm: _grpc.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]
     """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
     its capabilities. It does nothing for an unknown VM.
@@ -115,6 +119,10 @@ class DeviceHostAsyncStub(DeviceHostStub):
     """
     ListPorts: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ListPortsRequest, _device_host_pb2.ListPortsResponse]  # type: ignore[assignment]
     """ListPorts lists the mappings of one adapter."""
+    SetRateLimit: _aio.UnaryUnaryMultiCallable[_device_host_pb2.SetRateLimitRequest, _device_host_pb2.SetRateLimitResponse]  # type: ignore[assignment]
+    """SetRateLimit changes how fast the frames of an adapter may go, at once and
+    without a pause. It can be repeated.
+    """
     ForgetVm: _aio.UnaryUnaryMultiCallable[_device_host_pb2.ForgetVmRequest, _device_host_pb2.ForgetVmResponse]  # type: ignore[assignment]
     """ForgetVm tears down all remaining devices of a VM, and forgets its pool and
     its capabilities. It does nothing for an unknown VM.
@@ -216,6 +224,16 @@ class DeviceHostServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_device_host_pb2.ListPortsResponse, _abc.Awaitable[_device_host_pb2.ListPortsResponse]]:
         """ListPorts lists the mappings of one adapter."""
+
+    @_abc_1.abstractmethod
+    def SetRateLimit(
+        self,
+        request: _device_host_pb2.SetRateLimitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_host_pb2.SetRateLimitResponse, _abc.Awaitable[_device_host_pb2.SetRateLimitResponse]]:
+        """SetRateLimit changes how fast the frames of an adapter may go, at once and
+        without a pause. It can be repeated.
+        """
 
     @_abc_1.abstractmethod
     def ForgetVm(

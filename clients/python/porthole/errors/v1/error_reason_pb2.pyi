@@ -488,6 +488,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: passt refuses, or did not listen; the message says what it said."""
     PORTS_EXHAUSTED: _ErrorReason.ValueType  # 524
     """RESOURCE_EXHAUSTED: an adapter has as many mappings as it may have."""
+    RATE_LIMIT_VALUE: _ErrorReason.ValueType  # 525
+    """INVALID_ARGUMENT: a rate or a burst out of bounds, a burst without its rate, or a text that is
+    no rate limit.
+    """
+    NOT_AN_ADAPTER: _ErrorReason.ValueType  # 526
+    """FAILED_PRECONDITION: only an adapter that is up has rate limits."""
     NETWORKING_MODE_UNKNOWN: _ErrorReason.ValueType  # 530
     """INVALID_ARGUMENT: the message lists the known modes."""
     SUBNET_TAKEN: _ErrorReason.ValueType  # 531
@@ -1231,6 +1237,12 @@ PORT_REFUSED: ErrorReason.ValueType  # 523
 """FAILED_PRECONDITION: passt refuses, or did not listen; the message says what it said."""
 PORTS_EXHAUSTED: ErrorReason.ValueType  # 524
 """RESOURCE_EXHAUSTED: an adapter has as many mappings as it may have."""
+RATE_LIMIT_VALUE: ErrorReason.ValueType  # 525
+"""INVALID_ARGUMENT: a rate or a burst out of bounds, a burst without its rate, or a text that is
+no rate limit.
+"""
+NOT_AN_ADAPTER: ErrorReason.ValueType  # 526
+"""FAILED_PRECONDITION: only an adapter that is up has rate limits."""
 NETWORKING_MODE_UNKNOWN: ErrorReason.ValueType  # 530
 """INVALID_ARGUMENT: the message lists the known modes."""
 SUBNET_TAKEN: ErrorReason.ValueType  # 531

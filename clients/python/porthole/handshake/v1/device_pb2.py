@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"porthole/handshake/v1/device.proto\x12\x15porthole.handshake.v1\"\x99\x02\n\x0e\x44\x65viceCounters\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x10\n\x08\x62ytes_in\x18\x02 \x01(\x04\x12\x11\n\tbytes_out\x18\x03 \x01(\x04\x12\x1c\n\x14translations_refused\x18\x04 \x01(\x04\x12\x16\n\x0ewindows_mapped\x18\x05 \x01(\x04\x12\x17\n\x0fwindows_evicted\x18\x06 \x01(\x04\x12\x16\n\x0ewindows_waited\x18\x07 \x01(\x04\x12\x14\n\x0chighest_slot\x18\x08 \x01(\x04\x12\x16\n\x0e\x66rames_dropped\x18\t \x01(\x04\x12\x11\n\theld_back\x18\n \x01(\x04\x12\x13\n\x0b\x65xhaustions\x18\x0b \x01(\x04\x12\x13\n\x0blink_losses\x18\x0c \x01(\x04\";\n\nExhaustion\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04*d\n\x0b\x44\x65viceClass\x12\x1c\n\x18\x44\x45VICE_CLASS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45VICE_CLASS_VIRTIO_FS\x10\x01\x12\x1b\n\x17\x44\x45VICE_CLASS_VIRTIO_NET\x10\x02*\xbc\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45VICE_STATE_LISTENING\x10\x01\x12\x1a\n\x16\x44\x45VICE_STATE_CONNECTED\x10\x02\x12\x19\n\x15\x44\x45VICE_STATE_ATTACHED\x10\x03\x12\x1c\n\x18\x44\x45VICE_STATE_NEEDS_RESET\x10\x04\x12\x1e\n\x1a\x44\x45VICE_STATE_SHUTTING_DOWN\x10\x05*O\n\tLinkState\x12\x1a\n\x16LINK_STATE_UNSPECIFIED\x10\x00\x12\x11\n\rLINK_STATE_UP\x10\x01\x12\x13\n\x0fLINK_STATE_DOWN\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"porthole/handshake/v1/device.proto\x12\x15porthole.handshake.v1\"\xc4\x02\n\x0e\x44\x65viceCounters\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x10\n\x08\x62ytes_in\x18\x02 \x01(\x04\x12\x11\n\tbytes_out\x18\x03 \x01(\x04\x12\x1c\n\x14translations_refused\x18\x04 \x01(\x04\x12\x16\n\x0ewindows_mapped\x18\x05 \x01(\x04\x12\x17\n\x0fwindows_evicted\x18\x06 \x01(\x04\x12\x16\n\x0ewindows_waited\x18\x07 \x01(\x04\x12\x14\n\x0chighest_slot\x18\x08 \x01(\x04\x12\x16\n\x0e\x66rames_dropped\x18\t \x01(\x04\x12\x11\n\theld_back\x18\n \x01(\x04\x12\x13\n\x0b\x65xhaustions\x18\x0b \x01(\x04\x12\x13\n\x0blink_losses\x18\x0c \x01(\x04\x12\x11\n\tthrottled\x18\r \x01(\x04\x12\x16\n\x0e\x66rames_spoofed\x18\x0e \x01(\x04\";\n\nExhaustion\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04*d\n\x0b\x44\x65viceClass\x12\x1c\n\x18\x44\x45VICE_CLASS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45VICE_CLASS_VIRTIO_FS\x10\x01\x12\x1b\n\x17\x44\x45VICE_CLASS_VIRTIO_NET\x10\x02*\xbc\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45VICE_STATE_LISTENING\x10\x01\x12\x1a\n\x16\x44\x45VICE_STATE_CONNECTED\x10\x02\x12\x19\n\x15\x44\x45VICE_STATE_ATTACHED\x10\x03\x12\x1c\n\x18\x44\x45VICE_STATE_NEEDS_RESET\x10\x04\x12\x1e\n\x1a\x44\x45VICE_STATE_SHUTTING_DOWN\x10\x05*O\n\tLinkState\x12\x1a\n\x16LINK_STATE_UNSPECIFIED\x10\x00\x12\x11\n\rLINK_STATE_UP\x10\x01\x12\x13\n\x0fLINK_STATE_DOWN\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'porthole.handshake.v1.device_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEVICECLASS']._serialized_start=406
-  _globals['_DEVICECLASS']._serialized_end=506
-  _globals['_DEVICESTATE']._serialized_start=509
-  _globals['_DEVICESTATE']._serialized_end=697
-  _globals['_LINKSTATE']._serialized_start=699
-  _globals['_LINKSTATE']._serialized_end=778
+  _globals['_DEVICECLASS']._serialized_start=449
+  _globals['_DEVICECLASS']._serialized_end=549
+  _globals['_DEVICESTATE']._serialized_start=552
+  _globals['_DEVICESTATE']._serialized_end=740
+  _globals['_LINKSTATE']._serialized_start=742
+  _globals['_LINKSTATE']._serialized_end=821
   _globals['_DEVICECOUNTERS']._serialized_start=62
-  _globals['_DEVICECOUNTERS']._serialized_end=343
-  _globals['_EXHAUSTION']._serialized_start=345
-  _globals['_EXHAUSTION']._serialized_end=404
+  _globals['_DEVICECOUNTERS']._serialized_end=386
+  _globals['_EXHAUSTION']._serialized_start=388
+  _globals['_EXHAUSTION']._serialized_end=447
 # @@protoc_insertion_point(module_scope)

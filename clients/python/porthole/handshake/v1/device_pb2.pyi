@@ -126,6 +126,8 @@ class DeviceCounters(_message.Message):
     HELD_BACK_FIELD_NUMBER: _builtins.int
     EXHAUSTIONS_FIELD_NUMBER: _builtins.int
     LINK_LOSSES_FIELD_NUMBER: _builtins.int
+    THROTTLED_FIELD_NUMBER: _builtins.int
+    FRAMES_SPOOFED_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests that the device completed."""
     bytes_in: _builtins.int
@@ -154,6 +156,12 @@ class DeviceCounters(_message.Message):
     """Times that an adapter lost its link: the passt of its user-mode network has
     ended, and is started again, or its TAP interface is gone.
     """
+    throttled: _builtins.int
+    """Times that a queue of an adapter waited for its rate limit."""
+    frames_spoofed: _builtins.int
+    """Of the frames that were dropped, those that a guest sent under an address that
+    is not its own.
+    """
     def __init__(
         self,
         *,
@@ -169,10 +177,12 @@ class DeviceCounters(_message.Message):
         held_back: _builtins.int = ...,
         exhaustions: _builtins.int = ...,
         link_losses: _builtins.int = ...,
+        throttled: _builtins.int = ...,
+        frames_spoofed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "exhaustions", b"exhaustions", "frames_dropped", b"frames_dropped", "held_back", b"held_back", "highest_slot", b"highest_slot", "link_losses", b"link_losses", "requests", b"requests", "translations_refused", b"translations_refused", "windows_evicted", b"windows_evicted", "windows_mapped", b"windows_mapped", "windows_waited", b"windows_waited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "exhaustions", b"exhaustions", "frames_dropped", b"frames_dropped", "frames_spoofed", b"frames_spoofed", "held_back", b"held_back", "highest_slot", b"highest_slot", "link_losses", b"link_losses", "requests", b"requests", "throttled", b"throttled", "translations_refused", b"translations_refused", "windows_evicted", b"windows_evicted", "windows_mapped", b"windows_mapped", "windows_waited", b"windows_waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from porthole.handshake.v1 import device_pb2 as _device_pb2
 from porthole.handshake.v1 import guest_capabilities_pb2 as _guest_capabilities_pb2
 from porthole.handshake.v1 import port_pb2 as _port_pb2
+from porthole.handshake.v1 import rate_limit_pb2 as _rate_limit_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1352,7 +1353,13 @@ class ConfigureNetworkingRequest(_message.Message):
       mode NAT; needs client_ip, an address in the bridge's network. The host's end
       has no address of its own then. FAILED_PRECONDITION (BRIDGE_UNAVAILABLE): the
       host has no such bridge.
-    INVALID_ARGUMENT: OPTION_SYNTAX, OPTION_UNKNOWN, OPTION_CONFLICT, OPTION_VALUE.
+      limit_tx=L, limit_rx=L: how fast frames may go that the guest sends, and those
+      that it gets: "bps=N,pps=N,burst_bytes=N,burst_packets=N", the fields of
+      RateLimit, some of them.
+      spoofing=allow: the guest may send frames under the addresses of other
+      stations; by default those are dropped.
+    INVALID_ARGUMENT: OPTION_SYNTAX, OPTION_UNKNOWN, OPTION_CONFLICT, OPTION_VALUE,
+    RATE_LIMIT_VALUE.
     FAILED_PRECONDITION (SUBNET_TAKEN): the network is in use, in the mode NAT.
     """
     host_loopback: _builtins.bool
@@ -1566,6 +1573,74 @@ class ListPortsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPortsResponse: _TypeAlias = ListPortsResponse  # noqa: Y015
+
+@_typing.final
+class SetRateLimitRequest(_message.Message):
+    """SetRateLimitRequest names an adapter, and what is to change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TRANSMIT_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """Id of the VM."""
+    instance_id: _builtins.str
+    """Id of the adapter; a device of another class is refused (NOT_AN_ADAPTER)."""
+    @_builtins.property
+    def transmit(self) -> _rate_limit_pb2.RateLimit:
+        """Of frames that the guest sends; absent: as before."""
+
+    @_builtins.property
+    def receive(self) -> _rate_limit_pb2.RateLimit:
+        """Of frames that the guest gets; absent: as before."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        transmit: _rate_limit_pb2.RateLimit | None = ...,
+        receive: _rate_limit_pb2.RateLimit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receive", b"receive", "transmit", b"transmit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "receive", b"receive", "transmit", b"transmit", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRateLimitRequest: _TypeAlias = SetRateLimitRequest  # noqa: Y015
+
+@_typing.final
+class SetRateLimitResponse(_message.Message):
+    """SetRateLimitResponse has the limits in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSMIT_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transmit(self) -> _rate_limit_pb2.RateLimit:
+        """Of frames that the guest sends."""
+
+    @_builtins.property
+    def receive(self) -> _rate_limit_pb2.RateLimit:
+        """Of frames that the guest gets."""
+
+    def __init__(
+        self,
+        *,
+        transmit: _rate_limit_pb2.RateLimit | None = ...,
+        receive: _rate_limit_pb2.RateLimit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receive", b"receive", "transmit", b"transmit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receive", b"receive", "transmit", b"transmit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRateLimitResponse: _TypeAlias = SetRateLimitResponse  # noqa: Y015
 
 @_typing.final
 class TerminateVmRequest(_message.Message):

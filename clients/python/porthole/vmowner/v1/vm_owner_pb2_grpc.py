@@ -115,6 +115,11 @@ class VmOwnerStub(object):
                 request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsRequest.SerializeToString,
                 response_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsResponse.FromString,
                 _registered_method=True)
+        self.SetRateLimit = channel.unary_unary(
+                '/porthole.vmowner.v1.VmOwner/SetRateLimit',
+                request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.SetRateLimitRequest.SerializeToString,
+                response_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.SetRateLimitResponse.FromString,
+                _registered_method=True)
         self.TerminateVm = channel.unary_unary(
                 '/porthole.vmowner.v1.VmOwner/TerminateVm',
                 request_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.TerminateVmRequest.SerializeToString,
@@ -259,6 +264,14 @@ class VmOwnerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRateLimit(self, request, context):
+        """SetRateLimit changes how fast the frames of an adapter may go, at once and
+        without a pause. It can be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TerminateVm(self, request, context):
         """TerminateVm shuts a VM down in order. A terminated VM stays listed
         for a time; for a VM that has ended this does nothing.
@@ -344,6 +357,11 @@ def add_VmOwnerServicer_to_server(servicer, server):
                     servicer.ListPorts,
                     request_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsRequest.FromString,
                     response_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsResponse.SerializeToString,
+            ),
+            'SetRateLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRateLimit,
+                    request_deserializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.SetRateLimitRequest.FromString,
+                    response_serializer=porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.SetRateLimitResponse.SerializeToString,
             ),
             'TerminateVm': grpc.unary_unary_rpc_method_handler(
                     servicer.TerminateVm,
@@ -762,6 +780,33 @@ class VmOwner(object):
             '/porthole.vmowner.v1.VmOwner/ListPorts',
             porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsRequest.SerializeToString,
             porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.ListPortsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRateLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/porthole.vmowner.v1.VmOwner/SetRateLimit',
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.SetRateLimitRequest.SerializeToString,
+            porthole_dot_vmowner_dot_v1_dot_vm__owner__pb2.SetRateLimitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -100,6 +100,10 @@ class VmOwnerStub:
     """UnmapPort ends a mapping; connections that are open go on."""
     ListPorts: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.ListPortsRequest, _vm_owner_pb2.ListPortsResponse]
     """ListPorts lists the mappings of a VM."""
+    SetRateLimit: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.SetRateLimitRequest, _vm_owner_pb2.SetRateLimitResponse]
+    """SetRateLimit changes how fast the frames of an adapter may go, at once and
+    without a pause. It can be repeated.
+    """
     TerminateVm: _grpc.UnaryUnaryMultiCallable[_vm_owner_pb2.TerminateVmRequest, _vm_owner_pb2.TerminateVmResponse]
     """TerminateVm shuts a VM down in order. A terminated VM stays listed
     for a time; for a VM that has ended this does nothing.
@@ -177,6 +181,10 @@ class VmOwnerAsyncStub(VmOwnerStub):
     """UnmapPort ends a mapping; connections that are open go on."""
     ListPorts: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.ListPortsRequest, _vm_owner_pb2.ListPortsResponse]  # type: ignore[assignment]
     """ListPorts lists the mappings of a VM."""
+    SetRateLimit: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.SetRateLimitRequest, _vm_owner_pb2.SetRateLimitResponse]  # type: ignore[assignment]
+    """SetRateLimit changes how fast the frames of an adapter may go, at once and
+    without a pause. It can be repeated.
+    """
     TerminateVm: _aio.UnaryUnaryMultiCallable[_vm_owner_pb2.TerminateVmRequest, _vm_owner_pb2.TerminateVmResponse]  # type: ignore[assignment]
     """TerminateVm shuts a VM down in order. A terminated VM stays listed
     for a time; for a VM that has ended this does nothing.
@@ -341,6 +349,16 @@ class VmOwnerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_owner_pb2.ListPortsResponse, _abc.Awaitable[_vm_owner_pb2.ListPortsResponse]]:
         """ListPorts lists the mappings of a VM."""
+
+    @_abc_1.abstractmethod
+    def SetRateLimit(
+        self,
+        request: _vm_owner_pb2.SetRateLimitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_owner_pb2.SetRateLimitResponse, _abc.Awaitable[_vm_owner_pb2.SetRateLimitResponse]]:
+        """SetRateLimit changes how fast the frames of an adapter may go, at once and
+        without a pause. It can be repeated.
+        """
 
     @_abc_1.abstractmethod
     def TerminateVm(

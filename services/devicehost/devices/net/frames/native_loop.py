@@ -17,6 +17,8 @@ from services.wire.virtio_net import ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FR
 
 if TYPE_CHECKING:
     from services.devicehost.devices.net.backend import Wire
+    from services.devicehost.devices.net.rates import Limits
+    from services.devicehost.devices.net.source import Source
 
 _VLAN_TAG_BYTES: Final = 4
 
@@ -36,6 +38,8 @@ class NativeLoop:
         library: ctypes.CDLL,
         wire: Wire,
         features: int,
+        limits: Limits,
+        source: Source | None = None,
         *,
         mtu: int,
     ) -> None:
@@ -46,6 +50,8 @@ class NativeLoop:
             wire: Where frames come from and go to; its descriptor stays open as long as this is
                 used.
             features: What was negotiated, as a mask.
+            limits: How fast frames may go.
+            source: Under which addresses the guest may send; None: under any.
             mtu: Bytes of payload per frame that is not to be segmented.
 
         Raises:
@@ -53,11 +59,14 @@ class NativeLoop:
         """
         self._library: Final = library
         self.wire: Final = wire
+        self._limits: Final = limits  # the loops use them
         stream = wire.state
         # Buffers for the longest frame that is likely to come are taken before it is read.
         usual = ETHERNET_HEADER_BYTES + _VLAN_TAG_BYTES + mtu
         setup = fastpath.PhNetSetup(
             stream=ctypes.addressof(stream) if stream is not None else None,
+            receive_limiter=limits.receive.buckets.pointer,
+            transmit_limiter=limits.transmit.buckets.pointer,
             fd=wire.fd,
             mergeable=bool(features & virtio_net.F_MRG_RXBUF),
             expected_bytes=HEADER_BYTES
@@ -70,6 +79,7 @@ class NativeLoop:
                 ecn=bool(features & virtio_net.F_HOST_ECN),
                 uso=bool(features & virtio_net.F_HOST_USO),
             ),
+            source=_declared(source),
         )
         self._pointer = library.ph_net_new(ctypes.byref(setup)) or 0
         if not self._pointer:
@@ -102,3 +112,12 @@ class NativeLoop:
         """
         outcome: int = self._library.ph_net_transmit(queue, self._pointer)
         return outcome
+
+
+def _declared(source: Source | None) -> fastpath.PhNetSource:
+    declared = fastpath.PhNetSource(is_checked=source is not None)
+    if source is not None:
+        declared.mac[:] = source.mac
+        declared.has_ipv4 = source.ipv4 is not None
+        declared.ipv4[:] = source.ipv4 or bytes(4)
+    return declared

@@ -3,8 +3,8 @@
 Owns the path of a frame, and the rule that a slow guest holds frames back in the TAP or the socket,
 where the kernel bounds them, instead of in memory of ours: of a frame that is longer than the
 buffers that are there, one is kept until there are more. Frames go by the native loop where it can
-serve the ring, and otherwise by Python. One thread receives, and one transmits. Must not know other
-pairs, or what kind of back end it has.
+serve the ring, and otherwise by Python. A frame for which there is no token stays where it is. One
+thread receives, and one transmits. Must not know other pairs, or what kind of back end it has.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES
 if TYPE_CHECKING:
     from services.devicehost.accounting import DeviceMeter
     from services.devicehost.devices.net.backend import Port, Wire
+    from services.devicehost.devices.net.rates import Limiter, Limits
+    from services.devicehost.devices.net.source import Source
     from services.devicehost.virtio.queue import Chain, Queue
 
 MAX_PARTS: Final = 64
@@ -42,20 +44,32 @@ class Pair:
         features: What was negotiated, as a mask; queues that start later go by it.
     """
 
-    def __init__(self, name: str, port: Port, mtu: int, meter: DeviceMeter) -> None:
+    def __init__(
+        self,
+        name: str,
+        port: Port,
+        mtu: int,
+        meter: DeviceMeter,
+        limits: Limits,
+        source: Source | None = None,
+    ) -> None:
         """Make a pair.
 
         Args:
             name: Of the adapter, for the log.
             port: The queue of the back end.
             mtu: Bytes of payload per frame.
-            meter: Of the device; counts dropped frames.
+            meter: Of the device; counts dropped frames, and waits for a limit.
+            limits: How fast the frames of all pairs may go.
+            source: Under which addresses the guest may send; None: under any.
         """
         self.features = 0
         self._name = name
         self._port = port
         self._mtu = mtu
         self._meter = meter
+        self._limits = limits
+        self._source = source
         self._ready: deque[Chain] = deque()
         self._receiver: NativeLoop | None = None
 
@@ -103,7 +117,7 @@ class Pair:
             return None
         if before is not None and before.wire is wire:
             return before
-        return NativeLoop(library, wire, self.features, mtu=self._mtu)
+        return NativeLoop(library, wire, self.features, self._limits, self._source, mtu=self._mtu)
 
     def _serve_receive(self, queue: Queue) -> None:
         frame = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
@@ -134,7 +148,10 @@ class Pair:
             queue.wait()  # for buffers only: until then frames stay where they are
         elif self._port.is_gone:
             queue.wait(buffers=False)
+        elif not self._wait_for_tokens(queue, self._limits.receive):
+            return
         elif length := self._read(frame):
+            self._limits.receive.charge(length - HEADER_BYTES)
             self._deliver(queue, ready, frame[:length])
         else:
             queue.wait(self._port.read_fd, buffers=False)
@@ -143,10 +160,26 @@ class Pair:
         """Send the next frame, or wait for room or, if `waits`, for a frame."""
         if not self._port.flush():
             queue.wait_for_room(self._port.write_fd)
-        elif (chain := queue.pop()) is not None:
+        elif not queue.has_next():
+            if waits:
+                queue.wait()
+        elif (
+            self._wait_for_tokens(queue, self._limits.transmit)
+            and (chain := queue.pop()) is not None
+        ):
+            self._limits.transmit.charge(chain.readable_bytes - HEADER_BYTES)
             queue.push(chain, self._transmit(chain))
-        elif waits:
-            queue.wait()
+
+    def _wait_for_tokens(self, queue: Queue, limiter: Limiter) -> bool:
+        """Wait until a frame may go; return False when the queue was stopped before."""
+        while not limiter.admits():
+            if queue.stopped:
+                return False
+            with self._meter.counting as counters:
+                counters.throttled += 1
+            limiter.arm()
+            queue.wait(limiter.timer_fd, buffers=False)
+        return True
 
     def _put_back(self, queue: Queue) -> None:
         while self._ready:
@@ -186,13 +219,16 @@ class Pair:
     def _transmit(self, chain: Chain) -> int:
         """Send one frame; what is not a frame is dropped and counted."""
         frame = frame_of(chain, self.features)
-        if frame is None or not self._write(frame):
+        if frame is not None and self._source and not self._source.is_own(bytes(frame[1])):
+            self._count_drop(spoofed=1)
+        elif frame is None or not self._write(frame):
             self._count_drop()
         return 0
 
-    def _count_drop(self) -> None:
+    def _count_drop(self, *, spoofed: int = 0) -> None:
         with self._meter.counting as counters:
             counters.frames_dropped += 1
+            counters.frames_spoofed += spoofed
 
     def _write(self, parts: list[bytes | memoryview]) -> bool:
         try:

@@ -98,7 +98,10 @@ class Rig:
     ) -> None:
         self._natively = natively
         self.queues = QueueRig()
-        self.device = NetDevice(options, NetBackend("wire"), self.queues.meter)
+        with pytest.MonkeyPatch.context() as patch:
+            if not natively:  # then its limits are Python's, too
+                patch.setattr(fastpath, "library", None)
+            self.device = NetDevice(options, NetBackend("wire"), self.queues.meter)
         tap = self.device._backend
         assert isinstance(tap, WireTap)
         self.tap = tap
@@ -113,7 +116,10 @@ class Rig:
         features = self.device._features
         self.device._backend.close()
         self.device._backend = backend
-        pairs = [Pair("eth0", port, backend.mtu, self.queues.meter) for port in backend.queues]
+        pairs = [
+            Pair("eth0", port, backend.mtu, self.queues.meter, self.device._limits)
+            for port in backend.queues
+        ]
         self.device._pairs = tuple(pairs)
         self.device.activate(features)
 

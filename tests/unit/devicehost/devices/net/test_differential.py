@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 import termios
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from services.devicehost import fastpath
 from services.devicehost.virtio.queue import QueueError
+from services.handshake.rate_limit import RateLimit
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetHeader
 from services.wire.virtio_ring import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor
-from tests.unit.devicehost.devices.net.conftest import PLAIN, Rig
+from tests.unit.devicehost.devices.net.conftest import OPTIONS, PLAIN, Rig
 from tests.unit.devicehost.virtio.conftest import DATA, eventually
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ OFFLOADS: Final = [
     | virtio_net.F_HOST_ECN
     | virtio_net.F_HOST_USO,
 ]
+
+LIMITS: Final = [RateLimit(), RateLimit(pps=50_000), RateLimit(bps=10_000_000, burst_bytes=1)]
+"""With the latter each frame waits for the one before it."""
 
 no_fixtures = settings(
     max_examples=EXAMPLES,
@@ -153,9 +157,9 @@ def counted(rig: Rig) -> tuple[int, int, int, int]:
 
 
 def transmitted(
-    features: int, frames: Sequence[Sent], *, natively: bool, broken: bool
+    features: int, frames: Sequence[Sent], limit: RateLimit, *, natively: bool, broken: bool
 ) -> tuple[object, ...]:
-    rig = Rig(features | PLAIN, natively=natively)
+    rig = Rig(features | PLAIN, natively=natively, options=replace(OPTIONS, limit_tx=limit))
     try:
         ring = rig.queues.ring(RING_SIZE)
         lay_out(rig, ring, frames)
@@ -175,18 +179,25 @@ def transmitted(
 
 
 @no_fixtures
-@given(frames=FRAMES, features=st.sampled_from(OFFLOADS), broken=st.booleans())
-@example(frames=[Sent(_plain, MAX_FRAME_BYTES, ())], features=0, broken=False)
-@example(frames=[Sent(_plain, MAX_FRAME_BYTES + 1, ())], features=0, broken=False)
-@example(frames=[Sent(_plain, 60, tuple([1] * 60))] * 2, features=0, broken=True)
-@example(frames=[segments(1514), segments(1515)], features=OFFLOADS[-1], broken=False)
+@given(
+    frames=FRAMES,
+    features=st.sampled_from(OFFLOADS),
+    broken=st.booleans(),
+    limit=st.sampled_from(LIMITS),
+)
+@example(frames=[Sent(_plain, MAX_FRAME_BYTES, ())], features=0, broken=False, limit=LIMITS[0])
+@example(frames=[Sent(_plain, MAX_FRAME_BYTES + 1, ())], features=0, broken=False, limit=LIMITS[0])
+@example(frames=[Sent(_plain, 60, tuple([1] * 60))] * 2, features=0, broken=True, limit=LIMITS[1])
+@example(
+    frames=[segments(1514), segments(1515)], features=OFFLOADS[-1], broken=False, limit=LIMITS[2]
+)
 def test_frames_of_a_driver_leave_in_the_same_way(
-    frames: list[Sent], features: int, broken: bool
+    frames: list[Sent], features: int, broken: bool, limit: RateLimit
 ) -> None:
     if sum(len(sent.cuts) + 2 for sent in frames) >= RING_SIZE:
         frames = frames[:1]
-    python = transmitted(features, frames, natively=False, broken=broken)
-    native = transmitted(features, frames, natively=True, broken=broken)
+    python = transmitted(features, frames, limit, natively=False, broken=broken)
+    native = transmitted(features, frames, limit, natively=True, broken=broken)
     assert native == python
 
 
@@ -241,12 +252,13 @@ def received(
     frames: Sequence[bytes],
     features: int,
     ring_size: int,
+    limit: RateLimit,
     *,
     natively: bool,
 ) -> Reception:
     mergeable = bool(features & virtio_net.F_MRG_RXBUF)
     used, dropped, read = expected(sizes, frames, ring_size, mergeable=mergeable)
-    rig = Rig(features, natively=natively)
+    rig = Rig(features, natively=natively, options=replace(OPTIONS, limit_rx=limit))
     try:
         ring = rig.queues.ring(ring_size)
         at, step = DATA, ring_size // max(len(sizes), 1)
@@ -326,15 +338,21 @@ _frames = st.lists(
         ]
     ),
     full=st.booleans(),
+    limit=st.sampled_from(LIMITS),
 )
 def test_frames_reach_a_driver_in_the_same_way(
-    sizes: list[int], pieces: int, frames: list[bytes], features: int, full: bool
+    sizes: list[int],
+    pieces: int,
+    frames: list[bytes],
+    features: int,
+    full: bool,
+    limit: RateLimit,
 ) -> None:
     # With a full ring no further buffers can come, so what is too long is dropped.
     ring_size = 1 << max(len(sizes) - 1, 0).bit_length()
     if not full:
         ring_size = RING_SIZE
-    python = received(sizes, pieces, frames, features, ring_size, natively=False)
-    native = received(sizes, pieces, frames, features, ring_size, natively=True)
+    python = received(sizes, pieces, frames, features, ring_size, limit, natively=False)
+    native = received(sizes, pieces, frames, features, ring_size, limit, natively=True)
     assert native == python
     assert native.next_avail == len(native.used)

@@ -13,6 +13,7 @@ import pytest
 
 from services.devicehost import fastpath
 from services.devicehost.devices.net.frames.native_loop import NativeLoop
+from services.devicehost.devices.net.rates import Limits
 from services.devicehost.memory import ApertureMemory, OwnRisk, RegionTable
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState
@@ -86,7 +87,7 @@ def test_the_loss_is_noticed_and_the_loop_ends(
     queues.memory.loss.report_to(queue.stop)
     state = fastpath.PhStream() if stream else None
     wire = Wire(mine.fileno(), state)
-    loop = NativeLoop(fastpath.library, wire, virtio_net.F_MRG_RXBUF, mtu=1500)
+    loop = NativeLoop(fastpath.library, wire, virtio_net.F_MRG_RXBUF, Limits(), mtu=1500)
     os.ftruncate(queues.ram.fd, DATA + 4096)
     if receives:
         header = struct.pack(">I", len(FRAME)) if stream else bytes(12)

@@ -18,6 +18,7 @@ import pytest
 
 from services.devicehost import fastpath
 from services.devicehost.devices.net.frames.native_loop import NativeLoop
+from services.devicehost.devices.net.rates import Limits
 from services.devicehost.fastpath import Outcome
 from services.devicehost.virtio.native_queue import NativeQueue, make_queue
 from services.devicehost.virtio.queue_setup import QueueState
@@ -85,7 +86,7 @@ class Rig:
 
     def loop(self, features: int) -> NativeLoop:
         assert fastpath.library is not None
-        return NativeLoop(fastpath.library, self._wire, features, mtu=65520)
+        return NativeLoop(fastpath.library, self._wire, features, Limits(), mtu=65520)
 
     def receive(self, features: int = virtio_net.F_MRG_RXBUF, base: int = 0) -> NativeLoop:
         loop = self.loop(features)
@@ -301,13 +302,16 @@ def test_frames_leave_with_their_lengths(rig: Rig) -> None:
 
 
 def test_frames_in_many_pieces_leave_by_several_calls(rig: Rig) -> None:
-    """A call takes 1,024 buffers (IOV_MAX), and each frame has its length beside its own."""
+    """A call takes 1,024 buffers (IOV_MAX), and each frame has a copy of its start beside its own.
+
+    The first piece is longer than the copy, so that the rest of it is a buffer, too.
+    """
     rig.ring = rig.queues.ring(1024)
-    frames = [frame(5 * 16, seed) for seed in range(62)]
+    frames = [frame(70 + 5 * 15, seed) for seed in range(62)]
     for number, each in enumerate(frames):
         at = DATA + 1024 * number
-        pieces = [HEADER + each[:5], *(each[5 * place : 5 * place + 5] for place in range(1, 16))]
-        places = [at + 20 * place for place in range(16)]
+        pieces = [HEADER + each[:70], *(each[place : place + 5] for place in range(70, 145, 5))]
+        places = [at, *(at + 100 + 20 * place for place in range(15))]
         for place, piece in zip(places, pieces, strict=True):
             rig.queues.ram.write(place, piece)
         lengths = map(len, pieces)
@@ -344,6 +348,23 @@ def test_a_full_stream_takes_frames_in_parts_and_tears_none(rig: Rig) -> None:
     assert fill(rig, frames) < len(frames)
     assert read_exactly(rig.wire, len(framed(*frames))) == framed(*frames)
     assert rig.await_used(16)[-1] == (15, 0)
+    assert rig.drops == 0
+
+
+def test_a_batch_that_stops_between_two_frames_goes_on_with_the_next_one(rig: Rig) -> None:
+    """The kernel takes pieces of half a socket's buffer (unix_stream_sendmsg), here frames."""
+    rig._mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+    piece = rig._mine.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2 - 64
+    frames = [frame(piece - 4, seed) for seed in range(16)]
+    fill(rig, frames)
+    base = rig.stop()
+    assert 0 < base == rig.ring.used_idx < len(frames)
+    sent = int.from_bytes(fcntl.ioctl(rig.wire.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+    assert sent == base * piece
+    assert rig.stream.unsent_start == rig.stream.unsent_end
+    rig.transmit(base=base)
+    assert read_exactly(rig.wire, len(framed(*frames))) == framed(*frames)
+    rig.await_used(16)
     assert rig.drops == 0
 
 

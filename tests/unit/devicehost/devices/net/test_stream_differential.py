@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -21,10 +22,11 @@ from services.devicehost.devices.net.user.network import UserNetwork
 from services.devicehost.devices.net.user.stream import Stream
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES
-from tests.unit.devicehost.devices.net.conftest import Rig
+from tests.unit.devicehost.devices.net.conftest import OPTIONS, Rig
 from tests.unit.devicehost.devices.net.test_differential import (
     EXAMPLES,
     FRAMES,
+    LIMITS,
     RING_SIZE,
     Sent,
     counted,
@@ -34,6 +36,8 @@ from tests.unit.devicehost.virtio.conftest import DATA, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from services.handshake.rate_limit import RateLimit
 
 pytestmark = pytest.mark.skipif(
     fastpath.library is None, reason="the native fast path was not built"
@@ -87,15 +91,18 @@ def framed(frame: bytes) -> bytes:
     return struct.pack(">I", len(frame)) + frame
 
 
-def make(features: int, *, natively: bool) -> tuple[Rig, StreamNetwork]:
-    rig = Rig(features, natively=natively)
+def make(features: int, limit: RateLimit, *, natively: bool) -> tuple[Rig, StreamNetwork]:
+    options = replace(OPTIONS, limit_tx=limit, limit_rx=limit)
+    rig = Rig(features, natively=natively, options=options)
     network = StreamNetwork()
     rig.use(network)
     return rig, network
 
 
-def transmitted(features: int, frames: Sequence[Sent], *, natively: bool) -> tuple[object, ...]:
-    rig, network = make(features, natively=natively)
+def transmitted(
+    features: int, frames: Sequence[Sent], limit: RateLimit, *, natively: bool
+) -> tuple[object, ...]:
+    rig, network = make(features, limit, natively=natively)
     try:
         ring = rig.queues.ring(RING_SIZE)
         lay_out(rig, ring, frames)
@@ -117,21 +124,33 @@ def transmitted(features: int, frames: Sequence[Sent], *, natively: bool) -> tup
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(frames=FRAMES, features=st.sampled_from([0, virtio_net.F_CSUM]))
-@example(frames=[Sent(bytes(HEADER_BYTES), LONGEST, ())], features=0)
-@example(frames=[Sent(bytes(HEADER_BYTES), LONGEST + 1, ())], features=0)
-def test_frames_of_a_driver_leave_in_the_same_way(frames: list[Sent], features: int) -> None:
+@given(
+    frames=FRAMES,
+    features=st.sampled_from([0, virtio_net.F_CSUM]),
+    limit=st.sampled_from(LIMITS),
+)
+@example(frames=[Sent(bytes(HEADER_BYTES), LONGEST, ())], features=0, limit=LIMITS[0])
+@example(frames=[Sent(bytes(HEADER_BYTES), LONGEST + 1, ())], features=0, limit=LIMITS[2])
+def test_frames_of_a_driver_leave_in_the_same_way(
+    frames: list[Sent], features: int, limit: RateLimit
+) -> None:
     if sum(len(sent.cuts) + 2 for sent in frames) >= RING_SIZE:
         frames = frames[:1]
     features |= virtio_net.F_MRG_RXBUF
-    python = transmitted(features, frames, natively=False)
-    assert transmitted(features, frames, natively=True) == python
+    python = transmitted(features, frames, limit, natively=False)
+    assert transmitted(features, frames, limit, natively=True) == python
 
 
 def received(
-    frames: Sequence[bytes], cuts: Sequence[int], end: bytes, features: int, *, natively: bool
+    frames: Sequence[bytes],
+    cuts: Sequence[int],
+    end: bytes,
+    features: int,
+    limit: RateLimit,
+    *,
+    natively: bool,
 ) -> tuple[object, ...]:
-    rig, network = make(features, natively=natively)
+    rig, network = make(features, limit, natively=natively)
     try:
         ring = rig.queues.ring(RING_SIZE)
         for number in range(len(frames) + 1):
@@ -168,9 +187,10 @@ def received(
     cuts=st.lists(st.integers(1, 300), max_size=8),
     end=st.sampled_from([b"", b"", struct.pack(">I", 13), struct.pack(">I", LONGEST + 1)]),
     features=st.sampled_from([virtio_net.F_MRG_RXBUF, 0, virtio_net.F_GUEST_CSUM]),
+    limit=st.sampled_from(LIMITS),
 )
 def test_frames_reach_a_driver_in_the_same_way(
-    frames: list[bytes], cuts: list[int], end: bytes, features: int
+    frames: list[bytes], cuts: list[int], end: bytes, features: int, limit: RateLimit
 ) -> None:
-    python = received(frames, cuts, end, features, natively=False)
-    assert received(frames, cuts, end, features, natively=True) == python
+    python = received(frames, cuts, end, features, limit, natively=False)
+    assert received(frames, cuts, end, features, limit, natively=True) == python
