@@ -6,7 +6,7 @@ import dataclasses
 import os
 import select
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -19,6 +19,7 @@ from services.handshake.exhaustion import Exhaustion
 from services.handshake.options import NetOptions
 from services.wire import virtio_net
 from services.wire.virtio_net import HEADER_BYTES, MAX_FRAME_BYTES, NetConfig, NetHeader
+from services.wire.virtio_ring import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor
 from tests.unit.devicehost.devices.net.conftest import OFFLOADS, OPTIONS, PLAIN, VM_ID, Rig
 from tests.unit.devicehost.virtio.conftest import DATA, eventually
 
@@ -383,6 +384,52 @@ def test_the_largest_frame_leaves(rig: Rig) -> None:
     ring = rig.serve(TX)
     transmit(rig, ring, [HEADER, frame])
     assert rig.wire.recv(70000) == HEADER + frame
+
+
+PIECES: Final = 1020
+"""More than the native loop holds at a time (1,000), and fewer than a table of descriptors has."""
+
+
+def in_pieces(rig: Rig, ring: GuestRing, size: int, flags: int = 0) -> list[int]:
+    """Offer one chain of PIECES buffers, none beside another; return where they are."""
+    places = [DATA + 2 * size * place for place in range(PIECES)]
+    table = DATA + (1 << 18)
+    descriptors = [
+        Descriptor(at, size, flags | (DESC_F_NEXT if place + 1 < PIECES else 0), place + 1).pack()
+        for place, at in enumerate(places)
+    ]
+    rig.queues.ram.write(table, b"".join(descriptors))
+    ring.describe(0, table, 16 * PIECES, DESC_F_INDIRECT)
+    ring.offer(0)
+    return places
+
+
+def test_a_frame_in_more_than_a_thousand_pieces_leaves_and_so_does_the_next_one(rig: Rig) -> None:
+    ring = rig.queues.ring(8)
+    sent = HEADER + os.urandom(3 * PIECES - len(HEADER))
+    for place, at in enumerate(in_pieces(rig, ring, 3)):
+        rig.queues.ram.write(at, sent[3 * place : 3 * place + 3])
+    rig.queues.ram.write(DATA + (1 << 19), HEADER + FRAME)
+    ring.chain(1, readable=[(DATA + (1 << 19), len(HEADER + FRAME))])
+    ring.offer(1)
+    rig.serve_ring(TX, ring)
+    rig.queues.kick()
+    assert rig.await_used(ring, 2) == [(0, 0), (1, 0)]
+    assert [rig.wire.recv(70000), rig.wire.recv(70000)] == [sent, HEADER + FRAME]
+    assert drops(rig) == 0
+
+
+def test_a_frame_arrives_in_more_than_a_thousand_pieces(rig: Rig) -> None:
+    ring = rig.queues.ring(8)
+    places = in_pieces(rig, ring, 2, DESC_F_WRITE)
+    frame = os.urandom(2 * PIECES - len(HEADER))
+    rig.serve_ring(RX, ring)
+    rig.queues.kick()
+    rig.send_to_guest(frame)
+    assert rig.await_used(ring, 1) == [(0, 2 * PIECES)]
+    got = b"".join(rig.queues.ram.read(at, 2) for at in places)
+    assert got[len(HEADER) :] == frame
+    assert drops(rig) == 0
 
 
 @pytest.mark.parametrize(
