@@ -90,7 +90,10 @@ class HostChanges:
         A file that is mounted, as in containers, is written in place; one of a resolver is
         renamed, maybe behind a symbolic link. What is watched already stays so.
         """
-        real = RESOLV_CONF.resolve()
+        try:
+            real = RESOLV_CONF.resolve()
+        except (OSError, RuntimeError):  # links that lead in a circle
+            real = RESOLV_CONF
         for path, mask in (
             (RESOLV_CONF.parent, _ENTRIES),
             (real.parent, _ENTRIES),

@@ -377,6 +377,11 @@ class UserNetwork:
             poll.register(fd, select.POLLIN)
         lost, timeout_ms = "", None
         while ready := {fd for fd, _ in poll.poll(timeout_ms)}:
+            if self._lost_fd in ready:  # before the end of passt, which follows from it
+                os.eventfd_read(self._lost_fd)
+                if self._stream is not stream:
+                    # It ends by itself now, unless it is stuck.
+                    lost, timeout_ms = f"{self._why_down}; ", LAST_WORDS_MS
             if passt.log_fd in ready and not passt.read_log():
                 return f"{lost}passt {passt.how_it_ended()}"
             if self._stop_fd in ready:
@@ -387,11 +392,6 @@ class UserNetwork:
                 moved = what_moved(was_given, self._given(view)) if view.is_connected else ""
                 if moved:
                     self._take_down(stream, f"the host's network has changed: {moved}")
-            if self._lost_fd in ready:
-                os.eventfd_read(self._lost_fd)
-                if self._stream is not stream:
-                    # It ends by itself now, unless it is stuck.
-                    lost, timeout_ms = f"{self._why_down}; ", LAST_WORDS_MS
         return f"{lost}passt does not end{passt.last_words()}"
 
 

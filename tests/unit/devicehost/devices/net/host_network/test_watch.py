@@ -75,6 +75,18 @@ def test_a_change_of_the_name_servers(
         subscription.close()
 
 
+def test_a_resolv_conf_that_leads_nowhere_holds_up_nothing(
+    resolv_conf: Path, host: Host, subscription: Subscription
+) -> None:
+    resolv_conf.unlink()
+    resolv_conf.symlink_to(resolv_conf)
+    while next_view(subscription).name_servers:
+        continue
+    host.route("198.51.100.254", priority=50)
+    while next_view(subscription).ipv4.gateway != "198.51.100.254":
+        continue
+
+
 def test_what_is_said_for_nothing_wakes_nobody(host: Host, subscription: Subscription) -> None:
     host.add_interface("up1", "203.0.113.7")
     host.do(lambda netlink: netlink.link("set", index=1, mtu=60000))
