@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import os
 import socket
+import time
 import urllib.request
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ from porthole.handshake.v1 import port_pb2
 from porthole.machine.v1 import machine_pb2
 from porthole.vmowner.v1 import vm_owner_pb2
 
-from services.handshake.errors import PortholeError
+from services.cli import clients
+from services.handshake.errors import NotFoundError, PortholeError
+from services.handshake.rate_limit import NO_LIMIT, RateLimit, RateLimits
 from tests.support.house import House
 from tests.support.http_server import Answer, serving
 from tests.support.outer_network import (
@@ -81,6 +84,11 @@ class Guest:
             yield (await call.read()).port
         finally:
             call.cancel()
+
+    async def throttled(self) -> int:
+        request = vm_owner_pb2.GetVmRequest(vm_id=self.vm_id)
+        devices = (await self.house.stub.GetVm(request)).vm.devices
+        return max(device.counters.throttled for device in devices)
 
     async def maps(self, address: str, guest_port: int) -> port_pb2.PortKey:
         key = port_pb2.PortKey(protocol=port_pb2.PORT_PROTOCOL_TCP, listen_address=address)
@@ -174,3 +182,23 @@ async def from_outside(key: port_pb2.PortKey) -> bytes:
             return body
 
     return await asyncio.to_thread(fetch)
+
+
+async def test_a_rate_limit_holds_until_it_is_lifted(guest: Guest, run_dir: Path) -> None:
+    await guest.configure(options="limit_rx=bps=200000")
+    with name_server({}), serving({"/f": Answer(CONTENT)}, HOST) as server:  # it asks for its name
+        url = f"http://{HOST}:{server.port}/f"
+        began = time.monotonic()
+        assert await guest.gets(url)
+        # Not counted: the burst, and the last frame.
+        assert time.monotonic() - began > (len(CONTENT) - 2 * 65_550) / 200_000
+        async with clients.owner(f"unix:{run_dir}/owner.sock", 10) as owner:
+            wanted = RateLimits(transmit=RateLimit(pps=9000), receive=NO_LIMIT)
+            limits = await owner.set_rate_limits(guest.vm_id, "eth0", wanted)
+            with pytest.raises(NotFoundError):
+                await owner.set_rate_limits(guest.vm_id, "eth1", wanted)
+        assert (limits.tag, limits.receive.bps, limits.transmit.pps) == ("eth0", 0, 9000)
+        throttled = await guest.throttled()
+        assert throttled > 0
+        assert await guest.gets(url)
+        assert await guest.throttled() == throttled
