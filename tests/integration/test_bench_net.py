@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ import pytest
 
 from bench.net import peers, rounds
 from bench.net.cases import Direction, Load, NetCase
-from bench.net.namespaces import Namespaces, NetworkError, pair
+from bench.net.namespaces import SERVER, Namespaces, NetworkError, pair
 from bench.net.peers import Network
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 0.5
+SEGMENTS = 40
 CASES = [
     NetCase(load=Load.TCP, bytes=1 << 17),
     NetCase(load=Load.TCP, direction=Direction.DOWN, bytes=1 << 17),
@@ -103,6 +106,42 @@ def test_a_network_that_never_sleeps_is_set_up_for_each_of_its_own_measurements(
 def test_a_device_with_two_pairs_carries_streams() -> None:
     with peers.TAP_PAIRS.run() as network:
         check(NetCase(load=Load.TCP, streams=4, bytes=1 << 17), network)
+
+
+RECEIVER = f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
+    wire.settimeout(10)
+    wire.bind(("{SERVER}", 5201))
+    print("ready", flush=True)
+    print({{len(wire.recv(2000)) for _ in range({SEGMENTS})}}, flush=True)
+"""
+SENDER = f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
+    wire.setsockopt(socket.IPPROTO_UDP, 103, 1400)  # UDP_SEGMENT
+    wire.sendto(bytes(1400 * {SEGMENTS}), ("{SERVER}", 5201))
+"""
+
+
+def received_by(namespace: str, interface: str) -> int:
+    command = ["ip", "-n", namespace, "-s", "-j", "link", "show", interface]
+    (found,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    packets: int = found["stats64"]["rx"]["packets"]
+    return packets
+
+
+def test_segments_of_udp_pass_whole() -> None:
+    with peers.TAP.run() as network:
+        names = network.namespaces
+        receiver = names.in_host(sys.executable, "-c", RECEIVER)
+        with subprocess.Popen(receiver, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            before = received_by(names.host, "tap0")
+            subprocess.run(names.in_guest(sys.executable, "-c", SENDER), check=True)
+            assert server.stdout.readline() == "{1400}\n"
+        assert received_by(names.host, "tap0") - before < SEGMENTS / 2
 
 
 def test_the_front_end_takes_no_offload_that_it_is_told_not_to() -> None:
