@@ -107,7 +107,7 @@ def main() -> None:
             net_seconds=net_loads.whole_seconds(given.seconds or NET_S) if net_results else 0.0,
             profiles=[],
         )
-        if profiles.is_possible():
+        if given.size is not Size.SMOKE and profiles.is_possible():
             results = results.model_copy(update={"net_profiles": list(_net_profiles(results))})
         if "profiles" in given.parts and profiles.is_possible():
             longer = dataclasses.replace(settings, seconds=PROFILE_S)

@@ -170,6 +170,7 @@ def _memory(results: Results) -> Iterator[Finding]:
 _SLIRP: Final = networks.SLIRP4NETNS.name
 _VHOST_USER: Final = networks.VHOST_USER.name
 _PASTA: Final = networks.PASTA.name
+_QEMU_STREAM: Final = networks.QEMU_STREAM.name
 _VETH: Final = networks.VETH.name
 
 
@@ -187,13 +188,14 @@ def net_goals(cases: list[NetCaseResult]) -> Iterator[Goal]:
         (1.5, _SLIRP, [*one, *udp]),
         (0.75, _VHOST_USER, one),
         (0.85, _PASTA, one),
+        (1.0, _QEMU_STREAM, one),
     ):
         yield Goal(
             f"user, one TCP stream{' and UDP' * (name is _SLIRP)}, to {name}",
             bound,
             list(_compared(found, user, name)),
         )
-    for name in (_SLIRP, _PASTA):
+    for name in (_SLIRP, _PASTA, _QEMU_STREAM):
         yield Goal(f"user, four TCP streams, to {name}", 1.0, list(_compared(four, user, name)))
     yield Goal(
         f"user, 64-byte UDP, to {_VHOST_USER}", 1.0, list(_compared(small, user, _VHOST_USER))

@@ -37,7 +37,10 @@ FRONT_END: Final = Path("build/bench/net_front_end")
 PASST: Final = Path("build/passt/passt")
 PASTA_PROGRAM: Final = Path("build/passt/pasta")
 _NEEDS_PASST: Final = (str(PASST), "passt (make passt)")
+_NEEDS_PASTA: Final = (str(PASTA_PROGRAM), "pasta (make passt)")
 SLIRP: Final = "slirp4netns"
+QEMU: Final = Path(".guest/qemu-10/usr/bin/qemu-system-x86_64")
+"""Debian 12's own, 7.2, carries no TCP stream for longer than a moment."""
 POOL: Final = f"0x4100_0000,{160 << 20}".replace("_", "")
 """Pool of the front-end: RAM_GPA + POOL_AT of ram.h, and POOL_BYTES of adapter.c."""
 _PORTHOLE: Final = Path(sys.executable).with_name("porthole")
@@ -71,7 +74,7 @@ class Peer:
         name: Its name in tables.
         mtu: Bytes of payload per frame.
         start: Starts it between two namespaces.
-        needs: A program that this machine may lack, and what provides it.
+        needs: Programs that this machine may lack, each with what provides it.
         loads: The loads that it is there for.
         alone: Whether it takes CPU time while nobody sends, so that it is set up for each
             measurement of its own.
@@ -80,15 +83,14 @@ class Peer:
     name: str
     mtu: int
     start: Callable[[Namespaces, int], contextlib.AbstractContextManager[Network]]
-    needs: tuple[str, str] = ("", "")
+    needs: tuple[tuple[str, str], ...] = ()
     loads: frozenset[Load] = frozenset(Load)
     alone: bool = False
 
     @property
     def missing(self) -> str:
         """What this machine lacks; empty: nothing."""
-        program, package = self.needs
-        return package if program and shutil.which(program) is None else ""
+        return next((what for program, what in self.needs if shutil.which(program) is None), "")
 
     @contextlib.contextmanager
     def run(self) -> Iterator[Network]:
@@ -239,6 +241,31 @@ def _passt(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
 
 
 @contextlib.contextmanager
+def _qemu_stream(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
+    """Join the interface of the guest to a passt by the stream socket and the hub of QEMU."""
+    with _directory() as directory:
+        socket, log = directory / "passt.sock", directory / "passt.log"
+        ready = directory / "pid"  # as above
+        serve = namespaces.in_host(
+            *(str(PASST.absolute()), "--foreground", "--quiet", "--runas", "0"),
+            *("--pid", str(ready), "--socket", str(socket), "--mtu", str(mtu), *_ADDRESSES),
+        )
+        ip("-n", namespaces.guest, "tuntap", "add", INTERFACE, "mode", "tap")
+        namespaces.configure_guest(mtu)
+        join = namespaces.in_guest(
+            *(str(QEMU.absolute()), "-machine", "none", "-nodefaults", "-display", "none"),
+            *("-netdev", f"tap,id=guest,ifname={INTERFACE},script=no,downscript=no,vnet_hdr=off"),
+            *("-netdev", f"stream,id=passt,server=off,addr.type=unix,addr.path={socket}"),
+            *("-netdev", "hubport,id=one,hubid=0,netdev=guest"),
+            *("-netdev", "hubport,id=other,hubid=0,netdev=passt"),
+        )
+        with _process(serve, log) as passt:
+            _await_file(ready, passt, log)
+            with _process(join, directory / "qemu.log") as qemu:
+                yield Network(namespaces, (passt.pid, qemu.pid))
+
+
+@contextlib.contextmanager
 def _pasta(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
     with _directory() as directory:
         pid_file, log = directory / "pid", directory / "pasta.log"
@@ -288,33 +315,39 @@ TAP_PAIRS: Final = Peer(
 )
 TAP_PLAIN: Final = Peer("tap, no offloads", ETHERNET_MTU, _ours("--no-offloads"))
 TAP_PYTHON: Final = Peer("tap, python", ETHERNET_MTU, _ours(native=False))
-USER: Final = Peer("user", LARGEST_MTU, _ours(user=True), _NEEDS_PASST)
+USER: Final = Peer("user", LARGEST_MTU, _ours(user=True), (_NEEDS_PASST,))
 USER_POLLING: Final = Peer(
     "user, polling driver",
     LARGEST_MTU,
     _ours("--polling", user=True),
-    _NEEDS_PASST,
+    (_NEEDS_PASST,),
     loads=_WAITING,
     alone=True,
 )
 VETH: Final = Peer("veth", ETHERNET_MTU, _veth)
-VHOST_USER: Final = Peer("passt, vhost-user", LARGEST_MTU, _passt, _NEEDS_PASST)
-PASTA: Final = Peer("pasta", LARGEST_MTU, _pasta, (str(PASTA_PROGRAM), "pasta (make passt)"))
-SLIRP4NETNS: Final = Peer(SLIRP, LARGEST_MTU, _slirp, (SLIRP, "slirp4netns"))
+VHOST_USER: Final = Peer("passt, vhost-user", LARGEST_MTU, _passt, (_NEEDS_PASST,))
+QEMU_STREAM: Final = Peer(
+    "QEMU's stream socket",
+    LARGEST_MTU,
+    _qemu_stream,
+    (_NEEDS_PASST, (str(QEMU), "QEMU 10 (make guest)")),
+)
+PASTA: Final = Peer("pasta", LARGEST_MTU, _pasta, (_NEEDS_PASTA,))
+SLIRP4NETNS: Final = Peer(SLIRP, LARGEST_MTU, _slirp, ((SLIRP, SLIRP),))
 PEERS: Final = (
     *(TAP, TAP_PAIRS, TAP_PLAIN, TAP_PYTHON, USER, USER_POLLING),
-    *(VETH, VHOST_USER, PASTA, SLIRP4NETNS),
+    *(VETH, VHOST_USER, QEMU_STREAM, PASTA, SLIRP4NETNS),
 )
 
 
 def versions() -> dict[str, str]:
     """Ask the programs of others, and iperf3, for their versions."""
     found = {}
-    for program in (str(PASST), SLIRP, "iperf3"):
+    for program in (str(PASST), str(QEMU), SLIRP, "iperf3"):
         if shutil.which(program):
             said = subprocess.run(
                 [program, "--version"], capture_output=True, text=True, check=True
             ).stdout
             name, _, version = said.partition("\n")[0].partition(" ")
-            found[name] = version.removeprefix("version ")
+            found[name] = version.removeprefix("emulator ").removeprefix("version ")
     return found

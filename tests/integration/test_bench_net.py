@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.net import peers, rounds
+from bench.net import peers, profiles, rounds
 from bench.net.cases import Direction, Load, NetCase
 from bench.net.namespaces import SERVER, Namespaces, NetworkError, pair
 from bench.net.peers import Network
+from bench.net.results import ENDS
+from bench.profiles import is_possible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +105,13 @@ def test_a_network_that_never_sleeps_is_set_up_for_each_of_its_own_measurements(
     assert left() == before
 
 
+@pytest.mark.passt
+@pytest.mark.skipif(bool(peers.QEMU_STREAM.missing), reason="needs QEMU 10 (make guest)")
+def test_the_stream_socket_of_qemu_carries_datagrams() -> None:
+    with peers.QEMU_STREAM.run() as network:
+        check(NetCase(load=Load.UDP, bytes=1400), network)
+
+
 def test_a_device_with_two_pairs_carries_streams() -> None:
     with peers.TAP_PAIRS.run() as network:
         check(NetCase(load=Load.TCP, streams=4, bytes=1 << 17), network)
@@ -147,6 +156,14 @@ def test_segments_of_udp_pass_whole() -> None:
 def test_the_front_end_takes_no_offload_that_it_is_told_not_to() -> None:
     with peers.TAP_PLAIN.run() as network:
         check(CASES[0], network)
+
+
+@pytest.mark.skipif(not is_possible(), reason="needs perf, and the right to use it")
+def test_a_profile_tells_programs_apart() -> None:
+    found = profiles.record(NetCase(load=Load.ECHO), peers.TAP, SECONDS)
+    names = {share.program for share in found.shares}
+    assert {profiles.DEVICE, profiles.DRIVER, ENDS} <= names
+    assert 95 < sum(share.percent for share in found.shares) < 101  # each is rounded
 
 
 def test_a_load_that_fails_is_a_round_without_figures() -> None:

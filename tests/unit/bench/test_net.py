@@ -152,7 +152,7 @@ def test_a_case_in_which_every_round_failed_is_written_down() -> None:
 
 
 def test_a_peer_that_is_not_there_says_what_to_install() -> None:
-    nothing = peers.Peer("x", 1500, peers.VETH.start, ("no-such-program", "its package"))
+    nothing = peers.Peer("x", 1500, peers.VETH.start, (("no-such-program", "its package"),))
     assert nothing.missing == "its package"
     assert peers.VETH.missing == ""
 
