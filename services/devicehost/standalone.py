@@ -202,8 +202,9 @@ def _start(
 
     def changed(info: DeviceInfo, why: str) -> None:
         nonlocal last
-        if info.state is not last:  # what else there is to say, the device has logged
-            _LOG.info("%s: %s", info.state, why)
+        if info.state is last:  # such as a link that comes up; the device has logged it
+            return
+        _LOG.info("%s: %s", info.state, why)
         last = info.state
         if info.state is DeviceState.LISTENING and not spec.persistent:
             end(why)

@@ -403,6 +403,19 @@ def test_it_loads_neither_grpc_nor_telemetry(run_dir: Path, shared: Path) -> Non
 
 
 @pytest.mark.tap
+def test_a_link_that_comes_up_before_a_front_end_connects_ends_nothing(run_dir: Path) -> None:
+    tap = f"phl{os.getpid() % 10**6}"
+    flags = ["net", f"--socket-path={run_dir}/n.sock", f"--tap={tap}", "--mac=02:00:00:00:00:07"]
+    with running(*flags) as device:
+        subprocess.run(["ip", "link", "set", tap, "up"], check=True)
+        with RawFrontEnd(device.socket_path) as front_end:
+            front_end.negotiate()
+            config = wire.Config(0, 8, 0, bytes(8)).pack()
+            assert eventually(lambda: front_end.ask(wire.Request.GET_CONFIG, config)[-2] & 1 == 1)
+        assert device.end()[0] == 0
+
+
+@pytest.mark.tap
 def test_a_tap_is_served(run_dir: Path) -> None:
     tap = f"ph{os.getpid() % 10**6}"
     flags = ["net", f"--socket-path={run_dir}/n.sock", f"--tap={tap}", "--mac=02:00:00:00:00:07"]
