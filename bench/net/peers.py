@@ -146,9 +146,10 @@ def _said(process: subprocess.Popen[str], log: Path) -> str:
     return line
 
 
-def _await_file(path: Path, process: subprocess.Popen[str], log: Path) -> None:
+def _await_pid(path: Path, process: subprocess.Popen[str], log: Path) -> None:
+    """Wait until passt has written its id, once it serves; the file and its socket come before."""
     end = time.monotonic() + DEADLINE_S
-    while not path.exists():
+    while not path.exists() or not path.stat().st_size:
         if process.poll() is not None or time.monotonic() > end:
             raise NetworkError(f"no {path.name}: {log.read_text().strip()}")
         time.sleep(0.01)
@@ -229,13 +230,13 @@ _ADDRESSES: Final = ("-4", "-a", GUEST, "-n", "24", "-g", GATEWAY, "-D", "none",
 def _passt(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
     with _directory() as directory:
         socket, log = directory / "passt.sock", directory / "passt.log"
-        ready = directory / "pid"  # written once passt listens; its socket is there before
+        ready = directory / "pid"
         command = namespaces.in_host(
             *(str(PASST.absolute()), "--foreground", "--quiet", "--vhost-user", "--runas", "0"),
             *("--pid", str(ready), "--socket", str(socket), "--mtu", str(mtu), *_ADDRESSES),
         )
         with _process(command, log) as passt:
-            _await_file(ready, passt, log)
+            _await_pid(ready, passt, log)
             with _driver(namespaces, directory, str(socket), mtu) as driver:
                 yield Network(namespaces, (passt.pid,), (driver.pid,))
 
@@ -245,7 +246,7 @@ def _qemu_stream(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
     """Join the interface of the guest to a passt by the stream socket and the hub of QEMU."""
     with _directory() as directory:
         socket, log = directory / "passt.sock", directory / "passt.log"
-        ready = directory / "pid"  # as above
+        ready = directory / "pid"
         serve = namespaces.in_host(
             *(str(PASST.absolute()), "--foreground", "--quiet", "--runas", "0"),
             *("--pid", str(ready), "--socket", str(socket), "--mtu", str(mtu), *_ADDRESSES),
@@ -260,7 +261,7 @@ def _qemu_stream(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
             *("-netdev", "hubport,id=other,hubid=0,netdev=passt"),
         )
         with _process(serve, log) as passt:
-            _await_file(ready, passt, log)
+            _await_pid(ready, passt, log)
             with _process(join, directory / "qemu.log") as qemu:
                 yield Network(namespaces, (passt.pid, qemu.pid))
 
@@ -283,7 +284,7 @@ def _pasta(namespaces: Namespaces, mtu: int) -> Iterator[Network]:
             *("--netns", str(namespaces.guest_path())),
         )
         with _process(command, log) as pasta:
-            _await_file(pid_file, pasta, log)
+            _await_pid(pid_file, pasta, log)
             yield Network(namespaces, (pasta.pid,))
 
 
