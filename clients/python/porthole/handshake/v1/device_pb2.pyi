@@ -154,7 +154,8 @@ class DeviceCounters(_message.Message):
     """Episodes in which a bounded resource was used up."""
     link_losses: _builtins.int
     """Times that an adapter lost its link: the passt of its user-mode network has
-    ended, and is started again, or its TAP interface is gone.
+    ended, and is started again; or its TAP interface is down, without a carrier,
+    or gone.
     """
     throttled: _builtins.int
     """Times that a queue of an adapter waited for its rate limit."""
