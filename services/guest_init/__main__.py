@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -17,6 +18,7 @@ from services.guest_init.channel.guest_kernel import GuestKernel
 from services.guest_init.channel.mini_init import MiniInit
 from services.guest_init.control_servicer import control_servicer
 from services.guest_init.guest import Guest, ThisKernel, vm_words
+from services.guest_init.listeners import PolledListeners, ProcTables, SentTables
 from services.guest_init.readers import SYSFS_DIR, VIRTIO_DIR, SysfsReader
 from services.guest_init.reporter import report
 from services.guest_init.servicer import servicer
@@ -25,6 +27,7 @@ from services.rpc.server import serve
 from services.rpc.settings import ServiceSettings, checked_address, load
 
 if TYPE_CHECKING:
+    from services.guest_init.listeners import Listeners
     from services.rpc.server import Servicer
 
 _CMDLINE_FILE: Final = Path("/proc/cmdline")
@@ -48,6 +51,12 @@ class GuestInitSettings(ServiceSettings):
     )
     guest_wait_s: float = Field(
         default=60.0, gt=0, le=3600, description="seconds that a read waits for mini_init"
+    )
+    network_fd: int | None = Field(
+        default=None,
+        ge=3,
+        description="socket over which a user-space guest sends the tables of its network, "
+        "/proc/net/tcp and tcp6; by default those of the running kernel",
     )
     cmdline_file: Path | None = Field(
         default=None,
@@ -106,7 +115,8 @@ async def run(settings: GuestInitSettings) -> None:
         if mini_init is not None:
             await mini_init.close()
 
-    servicers: list[Servicer] = [servicer(guest, reports=settings.owner is not None)]
+    listeners = _listeners(settings, mini_init)
+    servicers: list[Servicer] = [servicer(guest, listeners, reports=settings.owner is not None)]
     if mini_init is not None:
         mini_init.start()
         servicers.append(control_servicer(mini_init, guest.traceparent))
@@ -123,6 +133,14 @@ def _guest(settings: GuestInitSettings, mini_init: MiniInit | None) -> Guest:
         return Guest(ThisKernel(readers, settings.kernel_release), words.traceparent, words.vm_id)
     kernel = GuestKernel(mini_init, settings.guest_wait_s, words.traceparent)
     return Guest(kernel, words.traceparent, words.vm_id)
+
+
+def _listeners(settings: GuestInitSettings, mini_init: MiniInit | None) -> Listeners:
+    if mini_init is not None:
+        return mini_init
+    if settings.network_fd is not None:
+        return PolledListeners(SentTables(socket.socket(fileno=settings.network_fd)))
+    return PolledListeners(ProcTables())
 
 
 async def _report(guest: Guest, settings: GuestInitSettings) -> None:

@@ -17,9 +17,12 @@ from services.rpc.server import Servicer
 from services.rpc.version import service_version
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     import grpc
 
     from services.guest_init.guest import Guest
+    from services.guest_init.listeners import Listeners
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -31,12 +34,14 @@ class GuestInitServicer(guest_init_pb2_grpc.GuestInitServicer):
 
     Args:
         guest: The guest.
+        listeners: The ports on which it listens.
         reports: Whether the guest reports by itself (WSL2); to read it is no step of the handshake
             then.
     """
 
-    def __init__(self, guest: Guest, *, reports: bool) -> None:
+    def __init__(self, guest: Guest, listeners: Listeners, *, reports: bool) -> None:
         self._guest = guest
+        self._listeners = listeners
         self._reports = reports
 
     async def GetVersion(  # noqa: N802
@@ -58,8 +63,18 @@ class GuestInitServicer(guest_init_pb2_grpc.GuestInitServicer):
             message.MergeFromString(reading.unknown_fields)
             return guest_init_pb2.GetGuestCapabilitiesResponse(capabilities=message)
 
+    async def WatchListeners(  # noqa: N802
+        self, request: guest_init_pb2.WatchListenersRequest, context: Context
+    ) -> AsyncIterator[guest_init_pb2.WatchListenersResponse]:
+        """Stream the ports on which the guest listens."""
+        async for found in self._listeners.watch():
+            answer = guest_init_pb2.WatchListenersResponse()
+            for each in found:
+                answer.listeners.add(port=each.port, ipv4=each.ipv4, ipv6=each.ipv6)
+            yield answer
 
-def servicer(guest: Guest, *, reports: bool) -> Servicer:
+
+def servicer(guest: Guest, listeners: Listeners, *, reports: bool) -> Servicer:
     """Make the service of one guest; see GuestInitServicer."""
     add = guest_init_pb2_grpc.add_GuestInitServicer_to_server
-    return Servicer(add, GuestInitServicer(guest, reports=reports), GUEST_INIT)
+    return Servicer(add, GuestInitServicer(guest, listeners, reports=reports), GUEST_INIT)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -151,6 +153,7 @@ class Guest:
         self._place = place
         self._memory: _Memory | None = None
         self._init: GuestInitProcess | None = None
+        self._to_init: socket.socket | None = None
         self._dismissed: GuestInitProcess | None = None
         self._devices: dict[str, tuple[AttachSpec, VirtioDevice]] = {}
         self._order = asyncio.Lock()
@@ -240,6 +243,7 @@ class Guest:
             if self._init is not None:
                 self._init.dismiss()
                 self._dismissed, self._init = self._init, None
+            self._close_to_init()
             if self._memory is not None:
                 _release_memory(self._memory)
                 self._memory = None
@@ -280,6 +284,7 @@ class Guest:
             self._init = await self._start_init(spec, memory.pool)
         except BaseException:
             memory.ram.close()
+            self._close_to_init()
             raise
         self._init.watch(self.reports.init_ended)
         self._memory, self.vm_id = memory, spec.vm_id
@@ -294,16 +299,37 @@ class Guest:
         publish_dir = publish_pool(pool, self._place.directory)
         cmdline_file = self._place.directory / "cmdline"
         cmdline_file.write_text(f"{spec.kernel_command_line}\n", encoding="utf-8")
-        return await GuestInitProcess.start(
-            InitBoot(
-                publish_dir=publish_dir,
-                cmdline_file=cmdline_file,
-                kernel_release=spec.kernel.release,
-                listen=self._init_address(),
-                owner=spec.init_channel_address,
-                telemetry=self._place.telemetry,
+        self._to_init, of_init = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with of_init:
+            return await GuestInitProcess.start(
+                InitBoot(
+                    publish_dir=publish_dir,
+                    cmdline_file=cmdline_file,
+                    kernel_release=spec.kernel.release,
+                    listen=self._init_address(),
+                    owner=spec.init_channel_address,
+                    telemetry=self._place.telemetry,
+                    network_fd=of_init.fileno(),
+                )
             )
-        )
+
+    def _close_to_init(self) -> None:
+        to_init, self._to_init = self._to_init, None
+        if to_init is not None:
+            to_init.close()
+
+    def _publish_network(self) -> None:
+        """Send guest init the tables of the network, as soon as there is one."""
+        fds = self.workload.network_tables()
+        if not fds or self._to_init is None:
+            return
+        try:
+            # One that has ended, or does not take them, is reported elsewhere.
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._to_init, [b"n"], fds, socket.MSG_DONTWAIT)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _probe(self, spec: AttachSpec, kind: DeviceKind) -> VirtioDevice:
         memory = self._memory
@@ -326,6 +352,7 @@ class Guest:
                     spec.client_address_ipv6,
                     spec.name_servers,
                 )
+                self._publish_network()
         except BaseException:
             device.close()
             raise

@@ -41,6 +41,8 @@ class InitBoot:
         listen: Address where it serves GuestInit.
         owner: Address that it reports to; empty when it must not report.
         telemetry: The flags for telemetry.
+        network_fd: A socket over which it gets the tables of the guest's network; None: it gets
+            none.
     """
 
     publish_dir: Path
@@ -49,6 +51,7 @@ class InitBoot:
     listen: str
     owner: str
     telemetry: tuple[str, ...]
+    network_fd: int | None = None
 
     def flags(self) -> list[str]:
         """Return the flags that pass these inputs."""
@@ -57,6 +60,7 @@ class InitBoot:
             f"--cmdline-file={self.cmdline_file}",
             f"--kernel-release={self.kernel_release}",
             f"--listen={self.listen}",
+            *([] if self.network_fd is None else [f"--network-fd={self.network_fd}"]),
             *self.telemetry,
         ]
         return [*flags, f"--owner={self.owner}"] if self.owner else flags
@@ -94,6 +98,7 @@ class GuestInitProcess:
             *program,
             # Variables for other processes, such as PORTHOLE_OWNER, must not reach the guest.
             env={name: text for name, text in os.environ.items() if not _is_ours(name)},
+            pass_fds=() if boot.network_fd is None else (boot.network_fd,),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
         )

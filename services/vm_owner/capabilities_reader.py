@@ -14,8 +14,9 @@ from services.handshake.errors import UnavailableError
 from services.vm_owner.operations import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from services.vm_owner.localhost_forwarding import Listener
     from services.vm_owner.record import VmRecord
     from services.vm_owner.reports import Report
 
@@ -25,6 +26,9 @@ class GuestInit(Protocol):
 
     async def capabilities(self) -> Report:
         """Ask for what the guest's kernel publishes now."""
+
+    def listeners(self) -> AsyncIterator[list[Listener]]:
+        """Stream all ports on which the guest listens, whenever they change."""
 
     async def close(self) -> None:
         """Disconnect; a call that is waiting is cancelled."""

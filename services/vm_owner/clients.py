@@ -36,6 +36,7 @@ from services.vm_owner.convert import (
     report_from_proto,
 )
 from services.vm_owner.device_hosts import DeviceHostVersion, DeviceStatus, UserNetwork
+from services.vm_owner.localhost_forwarding import Listener
 from services.vm_owner.machines import GuestInitEnd, KernelExhaustion
 from services.vm_owner.machines.qemu.control import SHARES
 
@@ -325,6 +326,11 @@ class GuestInitClient:
                 address=self._peer.address,
             ) from None
         return report_from_proto(answer.capabilities)
+
+    async def listeners(self) -> AsyncIterator[list[Listener]]:
+        """Stream all ports on which the guest listens, whenever they change."""
+        async for answer in self._peer.stub.WatchListeners(guest_init_pb2.WatchListenersRequest()):
+            yield [Listener(each.port, each.ipv4, each.ipv6) for each in answer.listeners]
 
     async def close(self) -> None:
         """Disconnect."""

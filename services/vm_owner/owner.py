@@ -27,6 +27,7 @@ from services.vm_owner.registry import VmRegistry
 from services.vm_owner.reports import Report
 from services.vm_owner.states import VmState
 from services.vm_owner.watch_items import DeviceChange, DeviceExhausted
+from services.vm_owner.wslconfig import NetworkingMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -232,7 +233,10 @@ class VmOwner:
         """Set networking up; see Vm.configure_networking."""
         vm = self.find(vm_id)
         configure = partial(vm.configure_networking, request)
-        return await self._change(vm, Operation.CONFIGURE_NETWORKING, configure)
+        network = await self._change(vm, Operation.CONFIGURE_NETWORKING, configure)
+        if network.mode is NetworkingMode.VIRTIO_PROXY:
+            vm.forward_ports(partial(self.map_port, vm_id), partial(self.unmap_port, vm_id))
+        return network
 
     async def map_port(self, vm_id: str, wanted: PortMapping) -> PortMapping:
         """Map a port; see VmPorts.map."""

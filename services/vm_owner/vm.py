@@ -12,6 +12,7 @@ import contextvars
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from services.handshake import events
@@ -22,6 +23,7 @@ from services.vm_owner.capabilities_reader import CapabilitiesReader
 from services.vm_owner.client_ids import check_instance_id, require_same
 from services.vm_owner.device_hosts import WATCH_RETRY_S
 from services.vm_owner.guest_devices import DeviceSpec, GuestDevices, announcement
+from services.vm_owner.localhost_forwarding import LocalhostForwarding
 from services.vm_owner.machines import BootSpec, GuestInitEnd
 from services.vm_owner.networking import NetworkEngine
 from services.vm_owner.operations import Operation
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from services.handshake.ports import PortKey, PortMapping
     from services.vm_owner.capabilities_reader import GuestInit
     from services.vm_owner.device_hosts import DeviceHosts
     from services.vm_owner.guest_devices import GuestDevice
@@ -133,6 +136,7 @@ class Vm:
         self._guest_end = ""
         self._init_end: events.Event | None = None
         self._machine_watch: asyncio.Task[None] | None = None
+        self._forwarding: LocalhostForwarding | None = None
 
     @property
     def vm_id(self) -> str:
@@ -227,6 +231,23 @@ class Vm:
         self.record.require(Operation.CONFIGURE_NETWORKING)
         return await self._network.configure(request)
 
+    def forward_ports(
+        self,
+        map_port: Callable[[PortMapping], Awaitable[PortMapping]],
+        unmap_port: Callable[[PortKey], Awaitable[None]],
+    ) -> None:
+        """Map the ports on which the guest listens from now on, if its configuration says so.
+
+        Args:
+            map_port: Maps a port, as an operation of its own.
+            unmap_port: Ends a mapping, likewise.
+        """
+        if not self.record.facts.config.localhost_forwarding or self._forwarding is not None:
+            return
+        dial = partial(self._plan.dial_guest_init, self.guest_init_address)
+        self._forwarding = LocalhostForwarding(self.record, dial, map_port, unmap_port)
+        self._forwarding.start()
+
     def begin_shutdown(self) -> None:
         """Refuse new devices from now on, even to an operation that holds the lock."""
         if self.record.state not in (VmState.SHUTTING_DOWN, VmState.TERMINATED):
@@ -256,6 +277,8 @@ class Vm:
             parts.push_async_callback(self._stop_watching)
             parts.push_async_callback(self.devices.shut_down)
             parts.push_async_callback(self._network.shut_down)
+            if self._forwarding is not None:
+                parts.push_async_callback(self._forwarding.close)
 
     def _remove_directory(self) -> None:
         for path, why in remove_tree(self._directory).items():

@@ -23,6 +23,8 @@ MEMORY_OUT_OF_BOUNDS: Final = "MemoryOutOfBounds"
 DEVICE_HOST_UNSUPPORTED: Final = "SwiotlbDeviceHostUnsupported"
 KERNEL_RELEASE_UNREADABLE: Final = "KernelReleaseUnreadable"
 NETWORKING_FALLBACK: Final = "NetworkingFallback"
+PORT_NOT_FORWARDED: Final = "PortNotForwarded"
+PORTS_LEFT_OUT: Final = "PortsLeftOut"
 SHARE_FAILED: Final = "ShareFailed"
 GUEST_ENDED: Final = "GuestEnded"
 GUEST_INIT_ENDED: Final = "GuestInitEnded"
@@ -171,6 +173,26 @@ def networking_fallback(mode: str, failure: PortholeError) -> VmWarning:
         NETWORKING_FALLBACK,
         f"networking mode {mode} cannot be set up ({failure.reason}): "
         f"{_cut(failure.message, MESSAGE_LIMIT)}; the VM has no network adapters",
+    )
+
+
+def port_not_forwarded(key: str, failure: PortholeError) -> VmWarning:
+    """A port on which the guest listens could not be mapped by itself."""
+    return VmWarning(
+        PORT_NOT_FORWARDED,
+        f"the guest listens on a port whose {key} of this host cannot be mapped "
+        f"({failure.reason}): {_cut(failure.message, MESSAGE_LIMIT)}; other ports are not "
+        "affected, and further ones that cannot be are no warnings; map it to another port with "
+        "MapPort",
+    )
+
+
+def ports_left_out(count: int, limit: int) -> VmWarning:
+    """The guest listens on more ports than are mapped by themselves."""
+    return VmWarning(
+        PORTS_LEFT_OUT,
+        f"the guest listens on so many ports that {count} are not mapped, as a VM has at most "
+        f"{limit} mappings by localhostForwarding; map those that are needed with MapPort",
     )
 
 

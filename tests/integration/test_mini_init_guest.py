@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from porthole.guest.v1 import guest_control_pb2 as pb
+from porthole.guest.v1 import guest_init_pb2
 
 from services.guest_init.channel.frames import MESSAGE_LIMIT_BYTES, frame
 from services.handshake.trace.otlp import parse_otlp_lines
@@ -108,6 +109,19 @@ def test_a_call_that_is_cancelled_ends_the_command(vm: LinuxVm) -> None:
     call.cancel()
     script = "while pgrep -f 'sleep 987$' >/dev/null; do sleep 0.1; done"
     assert vm.run("sh", "-c", script).code == 0
+
+
+def test_ports_on_which_programs_listen_are_told_as_they_come_and_go(vm: LinuxVm) -> None:
+    watching = vm.init.WatchListeners(guest_init_pb2.WatchListenersRequest(), timeout=DEADLINE_S)
+    assert list(next(watching).listeners) == []
+    listen = pb.Command(arguments=[b"nc", b"-l", b"-p", b"4711"], environment=[b"PATH=/bin"])
+    running = vm.control.Run(iter([pb.RunRequest(command=listen)]), timeout=DEADLINE_S)
+    assert next(running).HasField("started")
+    [listener] = next(watching).listeners
+    assert (listener.port, listener.ipv4) == (4711, True)
+    running.cancel()
+    assert list(next(watching).listeners) == []
+    watching.cancel()
 
 
 def test_a_terminal_has_its_size_and_is_resized(vm: LinuxVm) -> None:

@@ -78,8 +78,8 @@ class Guest:
         return True
 
     @asynccontextmanager
-    async def serves(self, address: str = "") -> AsyncIterator[int]:
-        call = self.stub.Serve(machine_pb2.ServeRequest(address=address, body=CONTENT))
+    async def serves(self, address: str = "", port: int = 0) -> AsyncIterator[int]:
+        call = self.stub.Serve(machine_pb2.ServeRequest(address=address, port=port, body=CONTENT))
         try:
             yield (await call.read()).port
         finally:
@@ -90,6 +90,17 @@ class Guest:
         devices = (await self.house.stub.GetVm(request)).vm.devices
         return max(device.counters.throttled for device in devices)
 
+    async def mapped(self) -> list[int]:
+        request = vm_owner_pb2.ListPortsRequest(vm_id=self.vm_id)
+        answer = await self.house.stub.ListPorts(request)
+        return [mapping.key.listen_port for mapping in answer.mappings]
+
+    async def until_mapped(self, *ports: int) -> None:
+        """Wait until these ports are mapped, which no event of the API tells."""
+        async with asyncio.timeout(20):
+            while await self.mapped() != list(ports):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
     async def maps(self, address: str, guest_port: int) -> port_pb2.PortKey:
         key = port_pb2.PortKey(protocol=port_pb2.PORT_PROTOCOL_TCP, listen_address=address)
         mapping = port_pb2.PortMapping(key=key, guest_port=guest_port)
@@ -98,14 +109,17 @@ class Guest:
 
 
 @pytest_asyncio.fixture
-async def guest(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
+async def guest(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> AsyncIterator[Guest]:
+    """A guest; the parameter is its .wslconfig."""
     monkeypatch.setenv("PORTHOLE_PASST", str(PASST))
     async with AsyncExitStack() as stack:
         stack.enter_context(OwnNetwork())
         make_a_host()
         house = House(run_dir)
         await house.start(stack)
-        vm = await house.create(WSL2)
+        vm = await house.create(WSL2, getattr(request, "param", ""))
         stub = await stack.enter_async_context(house.workload(vm))
         yield Guest(house, vm.vm_id, stub)
         await house.terminate(vm.vm_id)
@@ -167,6 +181,7 @@ async def test_a_service_of_the_guest_answers_behind_a_mapped_port(guest: Guest)
         key = await guest.maps("", port)
         assert key.listen_address == "127.0.0.1"
         assert await from_outside(key) == CONTENT
+        assert await guest.mapped() == [key.listen_port]  # and none by itself
         request = vm_owner_pb2.UnmapPortRequest(vm_id=guest.vm_id, key=key)
         await guest.house.stub.UnmapPort(request)
         with pytest.raises(ConnectionRefusedError):
@@ -202,3 +217,22 @@ async def test_a_rate_limit_holds_until_it_is_lifted(guest: Guest, run_dir: Path
         assert throttled > 0
         assert await guest.gets(url)
         assert await guest.throttled() == throttled
+
+
+@pytest.mark.parametrize("guest", ["[wsl2]\nlocalhostForwarding=true\n"], indirect=True)
+async def test_ports_on_which_the_guest_listens_are_those_of_the_hosts_loopback(
+    guest: Guest,
+) -> None:
+    await guest.configure()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = taken.getsockname()[1]
+        async with guest.serves(port=busy), guest.serves() as port:
+            await guest.until_mapped(port)
+            key = port_pb2.PortKey(listen_address="127.0.0.1", listen_port=port)
+            assert await from_outside(key) == CONTENT
+        await guest.until_mapped()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=10)
+    vm = await guest.house.get(guest.vm_id)
+    assert [warning.id for warning in vm.warnings] == ["PortNotForwarded"]
+    assert "PORT_IN_USE" in vm.warnings[0].text

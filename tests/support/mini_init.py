@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Final
 
 SOURCES: Final = Path(__file__).parents[2] / "services/guest_init/mini_init"
-_PURE: Final = ("device_tree.c", "files.c", "frames.c", "published.c")
+_PURE: Final = (
+    "clock.c",
+    "device_tree.c",
+    "files.c",
+    "frames.c",
+    "listening.c",
+    "published.c",
+)
 # Instead of log.c, which writes to the kernel's log.
 _SILENCE: Final = '#include "log.h"\nvoid say(const char *format, ...) { (void)format; }\n'
 
@@ -38,6 +45,18 @@ class FrameReader(ctypes.Structure):
         ("too_long", ctypes.c_uint32),
         ("bytes", ctypes.c_uint8 * (2 * (8 + 65536))),
     )
+
+
+class Ports(ctypes.Structure):
+    """struct ports of listening.h."""
+
+    _fields_ = (("count", ctypes.c_uint32), ("numbers", ctypes.c_uint32 * 256))
+
+
+class Listening(ctypes.Structure):
+    """struct listening of listening.h."""
+
+    _fields_ = (("ipv4", Ports), ("ipv6", Ports))
 
 
 def build(directory: Path) -> ctypes.CDLL:

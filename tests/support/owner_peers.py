@@ -266,6 +266,11 @@ class FakeGuestInit(guest_init_pb2_grpc.GuestInitServicer):
         await self._machine.script.play("guest init", "GetGuestCapabilities", "")
         return guest_init_pb2.GetGuestCapabilitiesResponse(capabilities=self._machine.capabilities)
 
+    async def WatchListeners(  # noqa: N802
+        self, request: guest_init_pb2.WatchListenersRequest, context: object
+    ) -> AsyncIterator[guest_init_pb2.WatchListenersResponse]:
+        yield guest_init_pb2.WatchListenersResponse()
+
 
 class FakeMachine(machine_pb2_grpc.MachineServicer):
     """Boots at once; its init reports `capabilities` to the init channel, if there is one.

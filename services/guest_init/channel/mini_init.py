@@ -22,6 +22,7 @@ from porthole.guest.v1 import guest_control_pb2, mini_init_pb2
 from services.guest_init.channel.frames import MESSAGE_LIMIT_BYTES
 from services.guest_init.channel.link import Link, unreachable
 from services.guest_init.channel.run import Run
+from services.guest_init.listeners import MAX_LISTENERS, Listener
 from services.handshake.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -30,6 +31,7 @@ from services.handshake.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from services.handshake.errors import PortholeError
@@ -41,6 +43,7 @@ REQUEST_DEADLINE_S: Final = 30.0
 
 _LARGEST_ID: Final = (1 << 32) - 1
 _TEXT_LIMIT: Final = 400
+_LARGEST_PORT: Final = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,9 @@ class MiniInit:
         self._said_hello = asyncio.Event()
         self._greetings: set[asyncio.Task[None]] = set()
         self._complained = False
+        self._session = 0
+        self._listening: tuple[Listener, ...] | None = None
+        self._news = asyncio.Event()
 
     def start(self) -> None:
         """Begin to connect."""
@@ -135,6 +141,25 @@ class MiniInit:
         except TimeoutError:
             raise _silent(deadline_s) from None
 
+    async def watch(self) -> AsyncIterator[tuple[Listener, ...]]:
+        """Stream the ports on which programs of the guest listen; see Listeners.
+
+        Raises:
+            FailedPreconditionError: GUEST_REQUEST_REFUSED: this mini_init cannot tell.
+            PortholeError: As of `request`.
+        """
+        before: tuple[Listener, ...] | None = None
+        while True:
+            watching = mini_init_pb2.WatchListening()
+            await self.request(mini_init_pb2.ToMiniInit(watch_listening=watching))
+            session = self._session
+            while session == self._session:
+                news = self._news
+                if self._listening is not None and self._listening != before:
+                    before = self._listening
+                    yield before
+                await news.wait()
+
     async def run(self, command: guest_control_pb2.Command) -> Run:
         """Start a command.
 
@@ -190,6 +215,9 @@ class MiniInit:
             case "credit":
                 if run := self._runs.get(said.credit.run_id):
                     run.take_credit(said.credit.bytes)
+            case "listening":
+                self._listening = _listeners(said.listening)
+                self._tell()
             case _:
                 self._complain("a message that this version does not know")
 
@@ -216,7 +244,14 @@ class MiniInit:
         else:
             answer.set_exception(error)
 
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
     def _lose(self) -> None:
+        self._session += 1
+        self._listening = None
+        self._tell()
         self._greeted = None
         self._said_hello.set()
         self._said_hello = asyncio.Event()
@@ -272,6 +307,14 @@ class MiniInit:
         if not self._complained:
             logger.warning("the guest sends %s; it is ignored, and this is logged once", what)
             self._complained = True
+
+
+def _listeners(message: mini_init_pb2.Listening) -> tuple[Listener, ...]:
+    of_v6 = {port for port in message.ipv6_ports if 0 < port <= _LARGEST_PORT}
+    of_v4 = {port for port in message.ipv4_ports if 0 < port <= _LARGEST_PORT}
+    ports = sorted(of_v4 | of_v6)[:MAX_LISTENERS]
+    # An IPv6 socket is taken to serve IPv4 as well, as it does by default.
+    return tuple(Listener(port, ipv4=True, ipv6=port in of_v6) for port in ports)
 
 
 def _refusal(failure: mini_init_pb2.Failure) -> FailedPreconditionError:

@@ -18,6 +18,7 @@
 #include "frames.h"
 #include "jobs.h"
 #include "kernel.h"
+#include "listening.h"
 #include "log.h"
 #include "modules.h"
 #include "mounts.h"
@@ -91,6 +92,14 @@ static void take_requests(struct capabilities *capabilities)
                      FRAME_MESSAGE_LIMIT);
 }
 
+static void report_listening(void)
+{
+    const struct listening *news = port_has_room_for_answer() ? listening_look() : NULL;
+
+    if (news)
+        send_listening(news);
+}
+
 /* Send what is queued, for a second at most; then end. */
 static _Noreturn void end(void)
 {
@@ -108,7 +117,7 @@ static _Noreturn void end(void)
 static int timeout_ms(const struct capabilities *capabilities)
 {
     if (port_is_connected())
-        return -1;
+        return port_has_room_for_answer() ? listening_timeout_ms() : -1;
     return boot_time_ns() - capabilities->started_ns < START_NS ? LOOK_MS : LOOK_LATER_MS;
 }
 
@@ -127,10 +136,14 @@ static void turn(int signals, struct capabilities *capabilities)
     if (port_is_connected() && !port_turn(waits[1].revents)) {
         jobs_disown();
         commands_hang_up();
+        listening_watch(false);
     }
-    if (port_look())
+    if (port_look()) {
+        listening_watch(false);
         send_hello(0, capabilities);
+    }
     take_requests(capabilities);
+    report_listening();
     jobs_turn();
     commands_turn();
     if (requests_want_end())

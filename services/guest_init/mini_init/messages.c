@@ -177,3 +177,20 @@ void send_input_credit(uint32_t run_id, uint32_t bytes)
     message.message.credit.bytes = bytes;
     send_message(&message, NULL, 0);
 }
+
+static pb_size_t copy_ports(uint32_t *numbers, const struct ports *ports)
+{
+    memcpy(numbers, ports->numbers, ports->count * sizeof(*numbers));
+    return (pb_size_t)ports->count;
+}
+
+void send_listening(const struct listening *listening)
+{
+    FromMiniInit message = FromMiniInit_init_zero;
+    Listening *said = &message.message.listening;
+
+    message.which_message = FromMiniInit_listening_tag;
+    said->ipv4_ports_count = copy_ports(said->ipv4_ports, &listening->ipv4);
+    said->ipv6_ports_count = copy_ports(said->ipv6_ports, &listening->ipv6);
+    send_message(&message, NULL, 0);
+}

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "listening.h"
 #include "published.h"
 
 #define OUTPUT_BYTES 32768u /* of one message */
@@ -32,5 +33,6 @@ void send_output(uint32_t run_id, enum stream stream, uint32_t length);
 /* Say how a command ended, as of waitpid. */
 void send_ended(uint32_t run_id, int wait_status);
 void send_input_credit(uint32_t run_id, uint32_t bytes);
+void send_listening(const struct listening *listening);
 
 #endif

@@ -12,6 +12,7 @@
 #include "commands.h"
 #include "jobs.h"
 #include "kernel.h"
+#include "listening.h"
 #include "mounts.h"
 #include "network.h"
 #include "porthole/guest/v1/mini_init.pb.h"
@@ -170,6 +171,10 @@ static void dispatch(const ToMiniInit *message, struct capabilities *capabilitie
     case ToMiniInit_credit_tag:
         command_allow(message->message.credit.run_id, (enum stream)message->message.credit.stream,
                       message->message.credit.bytes);
+        break;
+    case ToMiniInit_watch_listening_tag:
+        send_done(id);
+        listening_watch(true);
         break;
     case ToMiniInit_power_off_tag:
         send_done(id);

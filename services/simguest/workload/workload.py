@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Workload:
         self._namespace: NetworkNamespace | None = None
         self._no_namespace = no_network
         self._name_servers: tuple[str, ...] = ()
+        self._has_given_tables = False
 
     # Devices come and go.
 
@@ -300,6 +302,24 @@ class Workload:
                 "NO_ADAPTER", "the guest has no network adapter; attach one first"
             )
         return namespace.run(function)
+
+    def network_tables(self) -> list[int]:
+        """Open /proc/net/tcp and tcp6 of the guest's network; they are the caller's.
+
+        Returns:
+            Descriptors, from which every process reads the guest's; none without a network, and
+            from the second call on.
+        """
+        if self._namespace is None or self._has_given_tables:
+            return []
+        self._has_given_tables = True
+        return self._namespace.run(
+            # Not /proc/net: that is the one of the process's first thread.
+            lambda: [
+                os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                for name in ("tcp", "tcp6")
+            ]
+        )
 
     def http_get(self, url: str, timeout_s: float = 0.0) -> HttpResult:
         """Fetch a URL from inside the guest's network; see `network.http_get`."""

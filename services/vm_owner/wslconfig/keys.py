@@ -152,6 +152,13 @@ KEYS: Final = (
         _networking_mode,
         "one of none, nat, bridged, mirrored, virtioproxy and consomme",
     ),
+    _switch(
+        "wsl2.localhostForwarding",
+        "localhost_forwarding",
+        "true",
+        "ports of the guest on the host's localhost",
+        "default false; true: in the mode virtioproxy, TCP ports from 1024 on",
+    ),
     _size(
         "wsl2.memory",
         "memory_bytes",
@@ -195,7 +202,6 @@ KEYS: Final = (
     _ignored("wsl2.crashDumpFolder", "a temporary folder", "folder of crash dumps"),
     _ignored("wsl2.maxCrashDumpCount", "10", "number of crash dumps that are kept"),
     _ignored("wsl2.defaultVhdSize", "1 TiB", "largest size of a new distribution's disk"),
-    _ignored("wsl2.localhostForwarding", "true", "ports of the guest on the host's localhost"),
     _ignored("wsl2.vmSwitch", "none", "virtual switch of the mode bridged"),
     _ignored("wsl2.macAddress", "random", "address of the mode bridged"),
     _ignored("wsl2.dhcp", "true", "DHCP in the mode bridged"),

@@ -3,8 +3,9 @@
 Owns the order, and the warnings about what is written and does not apply. A default that gives way
 is no warning. Sizes are decided last, by services.vm_owner.sizing.
 
-Defaults differ from WSL's in two keys: directories are shared by virtio-fs, and the networking mode
-is VirtioProxy, because this owner has no other shares, and NAT needs rights.
+Defaults differ from WSL's in three keys: directories are shared by virtio-fs, and the networking
+mode is VirtioProxy, because this owner has no other shares, and NAT needs rights; and ports on
+which the guest listens are not mapped by themselves (docs/adr/0034-localhost-forwarding.md).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class WslConfig(BaseModel):
         virtio: Whether virtio devices are allowed.
         virtiofs: Whether virtio-fs devices are allowed, and so directories are shared.
         networking_mode: How the guest reaches the network.
+        localhost_forwarding: Whether ports on which the guest listens are mapped by themselves.
         memory_bytes: RAM of the VM; None: the default.
         swiotlb_bytes: Explicit size of the pool; None: the default.
     """
@@ -46,6 +48,7 @@ class WslConfig(BaseModel):
     virtio: bool = True
     virtiofs: bool = True
     networking_mode: NetworkingMode = NetworkingMode.VIRTIO_PROXY
+    localhost_forwarding: bool = False
     memory_bytes: int | None = None
     swiotlb_bytes: int | None = None
 
@@ -178,10 +181,16 @@ def _resolve(written: _Written) -> WslConfig:
         if values.get("virtiofs"):
             why = "wsl2.hostFileSystemAccess=false switches it off"
             written.warn_of("virtiofs", warnings.CONFIG_OVERRIDDEN, why)
+    forwarding = values.get("localhost_forwarding", False)
+    if forwarding and mode is not NetworkingMode.VIRTIO_PROXY:
+        forwarding = False
+        why = f"the networking mode {mode} maps no ports; it is switched off"
+        written.warn_of("localhost_forwarding", warnings.CONFIG_OVERRIDDEN, why)
     return WslConfig(
         virtio=virtio,
         virtiofs=virtiofs,
         networking_mode=mode,
+        localhost_forwarding=forwarding,
         # WSL takes 0 for "not configured", too.
         memory_bytes=values.get("memory_bytes") or None,
         swiotlb_bytes=swiotlb_bytes or None,

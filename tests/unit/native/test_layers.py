@@ -65,7 +65,7 @@ MINI_INIT = (
     ("commands", "mounts", "network", "kernel"),
     ("spawn", "jobs", "netlink"),
     ("messages",),
-    ("published device_tree", "port"),
+    ("published device_tree", "port", "listening"),
     ("frames", "processes", "waiting"),
     ("files", "log", "clock"),
 )

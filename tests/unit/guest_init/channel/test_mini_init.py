@@ -17,6 +17,7 @@ from services.guest_init.channel import mini_init as module
 from services.guest_init.channel.frames import MESSAGE_LIMIT_BYTES, frame
 from services.guest_init.channel.mini_init import MiniInit
 from services.guest_init.channel.run import WINDOW_BYTES
+from services.guest_init.listeners import MAX_LISTENERS, Listener
 from services.handshake.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -267,3 +268,38 @@ async def test_a_command_that_is_given_up_is_killed(run_dir: Path) -> None:
         assert (killed.run_id, killed.signal) == (run_id, 9)
         guest.say(output(run_id, b"late"), ended(run_id, 0))
         await mini_init.request(unmount())
+
+
+def listening(*ports: int) -> mini_init_pb2.FromMiniInit:
+    said = mini_init_pb2.Listening(ipv4_ports=ports, ipv6_ports=ports[:1])
+    return mini_init_pb2.FromMiniInit(listening=said)
+
+
+async def test_ports_on_which_the_guest_listens_are_told_as_they_change(run_dir: Path) -> None:
+    async with linked(run_dir) as (guest, mini_init):
+        guest.answer = lambda message: (
+            [done(message.request_id), listening(22)]
+            if message.HasField("watch_listening")
+            else everything_done(message)
+        )
+        watching = mini_init.watch()
+        assert await anext(watching) == (Listener(22, ipv4=True, ipv6=True),)
+        guest.say(listening(22))
+        guest.say(listening(70_000, 0, 80))
+        assert await anext(watching) == (Listener(80, ipv4=True, ipv6=False),)
+        guest.say(listening(*range(1, 10_000)))
+        assert [each.port for each in await anext(watching)] == list(range(1, 1 + MAX_LISTENERS))
+        guest.say(hello())  # it has started anew, and is asked again
+        assert await anext(watching) == (Listener(22, ipv4=True, ipv6=True),)
+
+
+async def test_a_guest_that_cannot_tell_its_ports_says_so(run_dir: Path) -> None:
+    async with linked(run_dir) as (guest, mini_init):
+        guest.answer = lambda message: (
+            [failure(message.request_id, errno.ENOSYS, "unknown")]
+            if message.HasField("watch_listening")
+            else everything_done(message)
+        )
+        with pytest.raises(FailedPreconditionError) as refused:
+            await anext(mini_init.watch())
+        assert refused.value.reason == "GUEST_REQUEST_REFUSED"

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from services.guest_init.channel import frames
+from services.guest_init.listeners import Listener, listeners
 from services.guest_init.readers import SYSFS_DIR, SysfsReader, parse_number
 from services.handshake.pool import Gpa, SwiotlbPool
-from tests.support.mini_init import COMPILER, FrameReader, build
+from tests.support.mini_init import COMPILER, FrameReader, Listening, build
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -217,3 +218,49 @@ def test_headers_are_what_guest_init_writes(pure: ctypes.CDLL, message: bytes) -
     header = ctypes.create_string_buffer(8)
     pure.frame_write_header(header, ctypes.c_uint32(len(message)))
     assert header.raw + message == frames.frame(message)
+
+
+def listening(pure: ctypes.CDLL, root: Path, v4: str, v6: str) -> tuple[Listener, ...]:
+    net = root / "proc" / "net"
+    net.mkdir(parents=True, exist_ok=True)
+    for name, text in (("tcp", v4), ("tcp6", v6)):
+        (net / name).write_bytes(text.encode())
+    found = Listening()
+    pure.listening_read(str(root).encode(), ctypes.byref(found))
+    of_v4, of_v6 = (list(ports.numbers[: ports.count]) for ports in (found.ipv4, found.ipv6))
+    ports = sorted({*of_v4, *of_v6})[:256]
+    return tuple(Listener(port, ipv4=True, ipv6=port in of_v6) for port in ports)
+
+
+ADDRESSES = st.sampled_from(["00000000", "0100007F", "0" * 32, "0" * 24 + "01000000", "0", ""])
+SOCKETS = st.lists(
+    st.tuples(ADDRESSES, st.integers(0, 0x1FFFF), st.sampled_from(["0A", "0A", "0A", "01", "x"])),
+    max_size=400,
+)
+
+
+def table(sockets: list[tuple[str, int, str]]) -> str:
+    lines = (
+        f" 0: {address}:{port:04X} 00000000:0000 {state} 0\n" for address, port, state in sockets
+    )
+    return "heading\n" + "".join(lines)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(SOCKETS, SOCKETS)
+@example([("00000000", port, "0A") for port in range(2200, 1000, -1)], [])
+def test_ports_on_which_programs_listen_are_those_that_guest_init_reads(
+    pure: ctypes.CDLL,
+    tmp_path: Path,
+    v4: list[tuple[str, int, str]],
+    v6: list[tuple[str, int, str]],
+) -> None:
+    texts = table(v4), table(v6)
+    assert listening(pure, tmp_path, *texts) == listeners(*texts)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "a\nb\n", "a\n0: 00000000:1F90 0000", "a\n\n\n", "a\n: : : 0A"]
+)
+def test_what_is_no_table_has_no_ports(pure: ctypes.CDLL, tmp_path: Path, text: str) -> None:
+    assert listening(pure, tmp_path, text, text) == listeners(text, text)

@@ -267,6 +267,18 @@ def test_every_key_that_is_written_is_done_or_a_warning(name: str) -> None:
         assert warned in ({warnings.CONFIG_VALUE}, {warnings.CONFIG_VALUE, "WslConfigSafeMode"})
 
 
+def test_localhost_forwarding_is_off_unless_it_is_asked_for_where_ports_are_mapped() -> None:
+    text = "[wsl2]\nlocalhostForwarding=true\n"
+    assert not parse_wslconfig("").config.localhost_forwarding
+    asked = parse_wslconfig(text)
+    assert (asked.config.localhost_forwarding, asked.warnings) == (True, ())
+    for mode in ("nat", "none"):
+        elsewhere = parse_wslconfig(f"{text}networkingMode={mode}\n")
+        assert not elsewhere.config.localhost_forwarding
+        [warning] = elsewhere.warnings
+        assert (warning.id, warning.key) == (warnings.CONFIG_OVERRIDDEN, "wsl2.localhostForwarding")
+
+
 def test_the_kernel_command_line_is_not_silently_ignored() -> None:
     parsed = parse_wslconfig('[wsl2]\nkernelCommandLine = "quiet # loud"\n')
     [warning] = parsed.warnings

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"porthole/guest/v1/guest_init.proto\x12\x11porthole.guest.v1\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1c\n\x1aGuestInitGetVersionRequest\"U\n\x1bGuestInitGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1e\n\x1cInitChannelGetVersionRequest\"W\n\x1dInitChannelGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1d\n\x1bGetGuestCapabilitiesRequest\"^\n\x1cGetGuestCapabilitiesResponse\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"`\n\x1eReportGuestCapabilitiesRequest\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"7\n\x1fReportGuestCapabilitiesResponse\x12\x14\n\x0cpool_latched\x18\x01 \x01(\x08\x32\xf1\x01\n\tGuestInit\x12k\n\nGetVersion\x12-.porthole.guest.v1.GuestInitGetVersionRequest\x1a..porthole.guest.v1.GuestInitGetVersionResponse\x12w\n\x14GetGuestCapabilities\x12..porthole.guest.v1.GetGuestCapabilitiesRequest\x1a/.porthole.guest.v1.GetGuestCapabilitiesResponse2\x81\x02\n\x0bInitChannel\x12o\n\nGetVersion\x12/.porthole.guest.v1.InitChannelGetVersionRequest\x1a\x30.porthole.guest.v1.InitChannelGetVersionResponse\x12\x80\x01\n\x17ReportGuestCapabilities\x12\x31.porthole.guest.v1.ReportGuestCapabilitiesRequest\x1a\x32.porthole.guest.v1.ReportGuestCapabilitiesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"porthole/guest/v1/guest_init.proto\x12\x11porthole.guest.v1\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x1c\n\x1aGuestInitGetVersionRequest\"U\n\x1bGuestInitGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1e\n\x1cInitChannelGetVersionRequest\"W\n\x1dInitChannelGetVersionResponse\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.porthole.handshake.v1.ServiceVersion\"\x1d\n\x1bGetGuestCapabilitiesRequest\"^\n\x1cGetGuestCapabilitiesResponse\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"\x17\n\x15WatchListenersRequest\"H\n\x16WatchListenersResponse\x12.\n\tlisteners\x18\x01 \x03(\x0b\x32\x1b.porthole.guest.v1.Listener\"4\n\x08Listener\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x0c\n\x04ipv4\x18\x02 \x01(\x08\x12\x0c\n\x04ipv6\x18\x03 \x01(\x08\"`\n\x1eReportGuestCapabilitiesRequest\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\"7\n\x1fReportGuestCapabilitiesResponse\x12\x14\n\x0cpool_latched\x18\x01 \x01(\x08\x32\xda\x02\n\tGuestInit\x12k\n\nGetVersion\x12-.porthole.guest.v1.GuestInitGetVersionRequest\x1a..porthole.guest.v1.GuestInitGetVersionResponse\x12w\n\x14GetGuestCapabilities\x12..porthole.guest.v1.GetGuestCapabilitiesRequest\x1a/.porthole.guest.v1.GetGuestCapabilitiesResponse\x12g\n\x0eWatchListeners\x12(.porthole.guest.v1.WatchListenersRequest\x1a).porthole.guest.v1.WatchListenersResponse0\x01\x32\x81\x02\n\x0bInitChannel\x12o\n\nGetVersion\x12/.porthole.guest.v1.InitChannelGetVersionRequest\x1a\x30.porthole.guest.v1.InitChannelGetVersionResponse\x12\x80\x01\n\x17ReportGuestCapabilities\x12\x31.porthole.guest.v1.ReportGuestCapabilitiesRequest\x1a\x32.porthole.guest.v1.ReportGuestCapabilitiesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,12 +44,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETGUESTCAPABILITIESREQUEST']._serialized_end=372
   _globals['_GETGUESTCAPABILITIESRESPONSE']._serialized_start=374
   _globals['_GETGUESTCAPABILITIESRESPONSE']._serialized_end=468
-  _globals['_REPORTGUESTCAPABILITIESREQUEST']._serialized_start=470
-  _globals['_REPORTGUESTCAPABILITIESREQUEST']._serialized_end=566
-  _globals['_REPORTGUESTCAPABILITIESRESPONSE']._serialized_start=568
-  _globals['_REPORTGUESTCAPABILITIESRESPONSE']._serialized_end=623
-  _globals['_GUESTINIT']._serialized_start=626
-  _globals['_GUESTINIT']._serialized_end=867
-  _globals['_INITCHANNEL']._serialized_start=870
-  _globals['_INITCHANNEL']._serialized_end=1127
+  _globals['_WATCHLISTENERSREQUEST']._serialized_start=470
+  _globals['_WATCHLISTENERSREQUEST']._serialized_end=493
+  _globals['_WATCHLISTENERSRESPONSE']._serialized_start=495
+  _globals['_WATCHLISTENERSRESPONSE']._serialized_end=567
+  _globals['_LISTENER']._serialized_start=569
+  _globals['_LISTENER']._serialized_end=621
+  _globals['_REPORTGUESTCAPABILITIESREQUEST']._serialized_start=623
+  _globals['_REPORTGUESTCAPABILITIESREQUEST']._serialized_end=719
+  _globals['_REPORTGUESTCAPABILITIESRESPONSE']._serialized_start=721
+  _globals['_REPORTGUESTCAPABILITIESRESPONSE']._serialized_end=776
+  _globals['_GUESTINIT']._serialized_start=779
+  _globals['_GUESTINIT']._serialized_end=1125
+  _globals['_INITCHANNEL']._serialized_start=1128
+  _globals['_INITCHANNEL']._serialized_end=1385
 # @@protoc_insertion_point(module_scope)

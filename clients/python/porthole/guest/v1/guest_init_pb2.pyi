@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from porthole.handshake.v1 import guest_capabilities_pb2 as _guest_capabilities_pb2
 import builtins as _builtins
 import sys
@@ -139,6 +141,80 @@ class GetGuestCapabilitiesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetGuestCapabilitiesResponse: _TypeAlias = GetGuestCapabilitiesResponse  # noqa: Y015
+
+@_typing.final
+class WatchListenersRequest(_message.Message):
+    """WatchListenersRequest asks for the ports on which the guest listens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchListenersRequest: _TypeAlias = WatchListenersRequest  # noqa: Y015
+
+@_typing.final
+class WatchListenersResponse(_message.Message):
+    """WatchListenersResponse has all ports on which the guest listens now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LISTENERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def listeners(self) -> _containers.RepeatedCompositeFieldContainer[Global___Listener]:
+        """By port, each once; at most 256, the lowest."""
+
+    def __init__(
+        self,
+        *,
+        listeners: _abc.Iterable[Global___Listener] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["listeners", b"listeners"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchListenersResponse: _TypeAlias = WatchListenersResponse  # noqa: Y015
+
+@_typing.final
+class Listener(_message.Message):
+    """Listener is a TCP port on which a program of the guest takes connections to
+    every address of the guest. One that listens on a single address, such as the
+    guest's loopback, is not reported.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    IPV4_FIELD_NUMBER: _builtins.int
+    IPV6_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """1 to 65535."""
+    ipv4: _builtins.bool
+    """Whether it takes those to IPv4 addresses."""
+    ipv6: _builtins.bool
+    """Whether it takes those to IPv6 addresses."""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        ipv4: _builtins.bool = ...,
+        ipv6: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipv4", b"ipv4", "ipv6", b"ipv6", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Listener: _TypeAlias = Listener  # noqa: Y015
 
 @_typing.final
 class ReportGuestCapabilitiesRequest(_message.Message):

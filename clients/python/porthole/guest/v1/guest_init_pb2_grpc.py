@@ -46,6 +46,11 @@ class GuestInitStub(object):
                 request_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetGuestCapabilitiesRequest.SerializeToString,
                 response_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetGuestCapabilitiesResponse.FromString,
                 _registered_method=True)
+        self.WatchListeners = channel.unary_stream(
+                '/porthole.guest.v1.GuestInit/WatchListeners',
+                request_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.WatchListenersRequest.SerializeToString,
+                response_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.WatchListenersResponse.FromString,
+                _registered_method=True)
 
 
 class GuestInitServicer(object):
@@ -69,6 +74,16 @@ class GuestInitServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchListeners(self, request, context):
+        """WatchListeners streams the TCP ports on which programs of the guest listen,
+        for the VM owner that maps them: all of them at once, and all of them
+        whenever they have changed, which is looked for twice a second. Guest init
+        that cannot tell answers UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GuestInitServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +96,11 @@ def add_GuestInitServicer_to_server(servicer, server):
                     servicer.GetGuestCapabilities,
                     request_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetGuestCapabilitiesRequest.FromString,
                     response_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetGuestCapabilitiesResponse.SerializeToString,
+            ),
+            'WatchListeners': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchListeners,
+                    request_deserializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.WatchListenersRequest.FromString,
+                    response_serializer=porthole_dot_guest_dot_v1_dot_guest__init__pb2.WatchListenersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,6 +159,33 @@ class GuestInit(object):
             '/porthole.guest.v1.GuestInit/GetGuestCapabilities',
             porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetGuestCapabilitiesRequest.SerializeToString,
             porthole_dot_guest_dot_v1_dot_guest__init__pb2.GetGuestCapabilitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchListeners(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/porthole.guest.v1.GuestInit/WatchListeners',
+            porthole_dot_guest_dot_v1_dot_guest__init__pb2.WatchListenersRequest.SerializeToString,
+            porthole_dot_guest_dot_v1_dot_guest__init__pb2.WatchListenersResponse.FromString,
             options,
             channel_credentials,
             insecure,

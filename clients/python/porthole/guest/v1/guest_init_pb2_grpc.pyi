@@ -42,6 +42,12 @@ class GuestInitStub:
     call (WSLC_GET_GUEST_CAPABILITIES). Guest init adds the event
     WSLCReadGuestCapabilities to the VM's trace, so its caller need not.
     """
+    WatchListeners: _grpc.UnaryStreamMultiCallable[_guest_init_pb2.WatchListenersRequest, _guest_init_pb2.WatchListenersResponse]
+    """WatchListeners streams the TCP ports on which programs of the guest listen,
+    for the VM owner that maps them: all of them at once, and all of them
+    whenever they have changed, which is looked for twice a second. Guest init
+    that cannot tell answers UNIMPLEMENTED.
+    """
 
 @_typing.type_check_only
 class GuestInitAsyncStub(GuestInitStub):
@@ -56,6 +62,12 @@ class GuestInitAsyncStub(GuestInitStub):
     """GetGuestCapabilities returns what the kernel publishes at the time of the
     call (WSLC_GET_GUEST_CAPABILITIES). Guest init adds the event
     WSLCReadGuestCapabilities to the VM's trace, so its caller need not.
+    """
+    WatchListeners: _aio.UnaryStreamMultiCallable[_guest_init_pb2.WatchListenersRequest, _guest_init_pb2.WatchListenersResponse]  # type: ignore[assignment]
+    """WatchListeners streams the TCP ports on which programs of the guest listen,
+    for the VM owner that maps them: all of them at once, and all of them
+    whenever they have changed, which is looked for twice a second. Guest init
+    that cannot tell answers UNIMPLEMENTED.
     """
 
 class GuestInitServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +92,18 @@ class GuestInitServicer(metaclass=_abc_1.ABCMeta):
         """GetGuestCapabilities returns what the kernel publishes at the time of the
         call (WSLC_GET_GUEST_CAPABILITIES). Guest init adds the event
         WSLCReadGuestCapabilities to the VM's trace, so its caller need not.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchListeners(
+        self,
+        request: _guest_init_pb2.WatchListenersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_guest_init_pb2.WatchListenersResponse], _abc.AsyncIterator[_guest_init_pb2.WatchListenersResponse]]:
+        """WatchListeners streams the TCP ports on which programs of the guest listen,
+        for the VM owner that maps them: all of them at once, and all of them
+        whenever they have changed, which is looked for twice a second. Guest init
+        that cannot tell answers UNIMPLEMENTED.
         """
 
 def add_GuestInitServicer_to_server(servicer: GuestInitServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

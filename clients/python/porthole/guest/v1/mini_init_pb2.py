@@ -26,35 +26,43 @@ from porthole.guest.v1 import guest_control_pb2 as porthole_dot_guest_dot_v1_dot
 from porthole.handshake.v1 import guest_capabilities_pb2 as porthole_dot_handshake_dot_v1_dot_guest__capabilities__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!porthole/guest/v1/mini_init.proto\x12\x11porthole.guest.v1\x1a%porthole/guest/v1/guest_control.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\x8d\x04\n\nToMiniInit\x12\x12\n\nrequest_id\x18\x01 \x01(\r\x12/\n\x08greeting\x18\x02 \x01(\x0b\x32\x1b.porthole.guest.v1.GreetingH\x00\x12\x30\n\x05mount\x18\x03 \x01(\x0b\x32\x1f.porthole.guest.v1.MountRequestH\x00\x12\x34\n\x07unmount\x18\x04 \x01(\x0b\x32!.porthole.guest.v1.UnmountRequestH\x00\x12G\n\x11\x63onfigure_adapter\x18\x05 \x01(\x0b\x32*.porthole.guest.v1.ConfigureAdapterRequestH\x00\x12\x39\n\nenter_root\x18\x06 \x01(\x0b\x32#.porthole.guest.v1.EnterRootRequestH\x00\x12)\n\x03run\x18\x07 \x01(\x0b\x32\x1a.porthole.guest.v1.CommandH\x00\x12,\n\x05input\x18\x08 \x01(\x0b\x32\x1b.porthole.guest.v1.RunInputH\x00\x12\x31\n\x06\x63redit\x18\t \x01(\x0b\x32\x1f.porthole.guest.v1.OutputCreditH\x00\x12\x37\n\tpower_off\x18\n \x01(\x0b\x32\".porthole.guest.v1.PowerOffRequestH\x00\x42\t\n\x07message\"\x92\x02\n\x0c\x46romMiniInit\x12\x12\n\nrequest_id\x18\x01 \x01(\r\x12)\n\x05hello\x18\x02 \x01(\x0b\x32\x18.porthole.guest.v1.HelloH\x00\x12\'\n\x04\x64one\x18\x03 \x01(\x0b\x32\x17.porthole.guest.v1.DoneH\x00\x12-\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.porthole.guest.v1.FailureH\x00\x12.\n\x06output\x18\x05 \x01(\x0b\x32\x1c.porthole.guest.v1.RunOutputH\x00\x12\x30\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x1e.porthole.guest.v1.InputCreditH\x00\x42\t\n\x07message\"\n\n\x08Greeting\"\xb1\x01\n\x05Hello\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\x12\x32\n\x0bpool_source\x18\x02 \x01(\x0e\x32\x1d.porthole.guest.v1.PoolSource\x12\x12\n\nstarted_ns\x18\x03 \x01(\x04\x12\x0f\n\x07read_ns\x18\x04 \x01(\x04\x12\x0f\n\x07sent_ns\x18\x05 \x01(\x04\"\x06\n\x04\x44one\"-\n\x07\x46\x61ilure\x12\x14\n\x0c\x65rror_number\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xbc\x02\n\x08RunInput\x12\x0e\n\x06run_id\x18\x01 \x01(\r\x12\x18\n\x0estandard_input\x18\x02 \x01(\x0cH\x00\x12\x35\n\x0c\x65nd_of_input\x18\x03 \x01(\x0b\x32\x1d.porthole.guest.v1.EndOfInputH\x00\x12/\n\x06window\x18\x04 \x01(\x0b\x32\x1d.porthole.guest.v1.WindowSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\rH\x00\x12\x41\n\x16standard_output_closed\x18\x06 \x01(\x0b\x32\x1f.porthole.guest.v1.OutputClosedH\x00\x12@\n\x15standard_error_closed\x18\x07 \x01(\x0b\x32\x1f.porthole.guest.v1.OutputClosedH\x00\x42\x07\n\x05input\"X\n\x0cOutputCredit\x12\x0e\n\x06run_id\x18\x01 \x01(\r\x12)\n\x06stream\x18\x02 \x01(\x0e\x32\x19.porthole.guest.v1.Stream\x12\r\n\x05\x62ytes\x18\x03 \x01(\r\"\x85\x01\n\tRunOutput\x12\x0e\n\x06run_id\x18\x01 \x01(\r\x12\x19\n\x0fstandard_output\x18\x02 \x01(\x0cH\x00\x12\x18\n\x0estandard_error\x18\x03 \x01(\x0cH\x00\x12)\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x18.porthole.guest.v1.EndedH\x00\x42\x08\n\x06output\",\n\x0bInputCredit\x12\x0e\n\x06run_id\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\r*\xa7\x01\n\nPoolSource\x12\x1b\n\x17POOL_SOURCE_UNSPECIFIED\x10\x00\x12\x14\n\x10POOL_SOURCE_NONE\x10\x01\x12\x15\n\x11POOL_SOURCE_VMBUS\x10\x02\x12\x16\n\x12POOL_SOURCE_VIRTIO\x10\x03\x12\x1b\n\x17POOL_SOURCE_DEVICE_TREE\x10\x04\x12\x1a\n\x16POOL_SOURCE_KERNEL_LOG\x10\x05*W\n\x06Stream\x12\x16\n\x12STREAM_UNSPECIFIED\x10\x00\x12\x1a\n\x16STREAM_STANDARD_OUTPUT\x10\x01\x12\x19\n\x15STREAM_STANDARD_ERROR\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!porthole/guest/v1/mini_init.proto\x12\x11porthole.guest.v1\x1a%porthole/guest/v1/guest_control.proto\x1a.porthole/handshake/v1/guest_capabilities.proto\"\xcb\x04\n\nToMiniInit\x12\x12\n\nrequest_id\x18\x01 \x01(\r\x12/\n\x08greeting\x18\x02 \x01(\x0b\x32\x1b.porthole.guest.v1.GreetingH\x00\x12\x30\n\x05mount\x18\x03 \x01(\x0b\x32\x1f.porthole.guest.v1.MountRequestH\x00\x12\x34\n\x07unmount\x18\x04 \x01(\x0b\x32!.porthole.guest.v1.UnmountRequestH\x00\x12G\n\x11\x63onfigure_adapter\x18\x05 \x01(\x0b\x32*.porthole.guest.v1.ConfigureAdapterRequestH\x00\x12\x39\n\nenter_root\x18\x06 \x01(\x0b\x32#.porthole.guest.v1.EnterRootRequestH\x00\x12)\n\x03run\x18\x07 \x01(\x0b\x32\x1a.porthole.guest.v1.CommandH\x00\x12,\n\x05input\x18\x08 \x01(\x0b\x32\x1b.porthole.guest.v1.RunInputH\x00\x12\x31\n\x06\x63redit\x18\t \x01(\x0b\x32\x1f.porthole.guest.v1.OutputCreditH\x00\x12\x37\n\tpower_off\x18\n \x01(\x0b\x32\".porthole.guest.v1.PowerOffRequestH\x00\x12<\n\x0fwatch_listening\x18\x0b \x01(\x0b\x32!.porthole.guest.v1.WatchListeningH\x00\x42\t\n\x07message\"\xc5\x02\n\x0c\x46romMiniInit\x12\x12\n\nrequest_id\x18\x01 \x01(\r\x12)\n\x05hello\x18\x02 \x01(\x0b\x32\x18.porthole.guest.v1.HelloH\x00\x12\'\n\x04\x64one\x18\x03 \x01(\x0b\x32\x17.porthole.guest.v1.DoneH\x00\x12-\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.porthole.guest.v1.FailureH\x00\x12.\n\x06output\x18\x05 \x01(\x0b\x32\x1c.porthole.guest.v1.RunOutputH\x00\x12\x30\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x1e.porthole.guest.v1.InputCreditH\x00\x12\x31\n\tlistening\x18\x07 \x01(\x0b\x32\x1c.porthole.guest.v1.ListeningH\x00\x42\t\n\x07message\"\n\n\x08Greeting\"\x10\n\x0eWatchListening\";\n\tListening\x12\x16\n\nipv4_ports\x18\x01 \x03(\rB\x02\x10\x01\x12\x16\n\nipv6_ports\x18\x02 \x03(\rB\x02\x10\x01\"\xb1\x01\n\x05Hello\x12>\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32(.porthole.handshake.v1.GuestCapabilities\x12\x32\n\x0bpool_source\x18\x02 \x01(\x0e\x32\x1d.porthole.guest.v1.PoolSource\x12\x12\n\nstarted_ns\x18\x03 \x01(\x04\x12\x0f\n\x07read_ns\x18\x04 \x01(\x04\x12\x0f\n\x07sent_ns\x18\x05 \x01(\x04\"\x06\n\x04\x44one\"-\n\x07\x46\x61ilure\x12\x14\n\x0c\x65rror_number\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xbc\x02\n\x08RunInput\x12\x0e\n\x06run_id\x18\x01 \x01(\r\x12\x18\n\x0estandard_input\x18\x02 \x01(\x0cH\x00\x12\x35\n\x0c\x65nd_of_input\x18\x03 \x01(\x0b\x32\x1d.porthole.guest.v1.EndOfInputH\x00\x12/\n\x06window\x18\x04 \x01(\x0b\x32\x1d.porthole.guest.v1.WindowSizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\rH\x00\x12\x41\n\x16standard_output_closed\x18\x06 \x01(\x0b\x32\x1f.porthole.guest.v1.OutputClosedH\x00\x12@\n\x15standard_error_closed\x18\x07 \x01(\x0b\x32\x1f.porthole.guest.v1.OutputClosedH\x00\x42\x07\n\x05input\"X\n\x0cOutputCredit\x12\x0e\n\x06run_id\x18\x01 \x01(\r\x12)\n\x06stream\x18\x02 \x01(\x0e\x32\x19.porthole.guest.v1.Stream\x12\r\n\x05\x62ytes\x18\x03 \x01(\r\"\x85\x01\n\tRunOutput\x12\x0e\n\x06run_id\x18\x01 \x01(\r\x12\x19\n\x0fstandard_output\x18\x02 \x01(\x0cH\x00\x12\x18\n\x0estandard_error\x18\x03 \x01(\x0cH\x00\x12)\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x18.porthole.guest.v1.EndedH\x00\x42\x08\n\x06output\",\n\x0bInputCredit\x12\x0e\n\x06run_id\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\r*\xa7\x01\n\nPoolSource\x12\x1b\n\x17POOL_SOURCE_UNSPECIFIED\x10\x00\x12\x14\n\x10POOL_SOURCE_NONE\x10\x01\x12\x15\n\x11POOL_SOURCE_VMBUS\x10\x02\x12\x16\n\x12POOL_SOURCE_VIRTIO\x10\x03\x12\x1b\n\x17POOL_SOURCE_DEVICE_TREE\x10\x04\x12\x1a\n\x16POOL_SOURCE_KERNEL_LOG\x10\x05*W\n\x06Stream\x12\x16\n\x12STREAM_UNSPECIFIED\x10\x00\x12\x1a\n\x16STREAM_STANDARD_OUTPUT\x10\x01\x12\x19\n\x15STREAM_STANDARD_ERROR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'porthole.guest.v1.mini_init_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLSOURCE']._serialized_start=1787
-  _globals['_POOLSOURCE']._serialized_end=1954
-  _globals['_STREAM']._serialized_start=1956
-  _globals['_STREAM']._serialized_end=2043
+  _globals['_LISTENING'].fields_by_name['ipv4_ports']._loaded_options = None
+  _globals['_LISTENING'].fields_by_name['ipv4_ports']._serialized_options = b'\020\001'
+  _globals['_LISTENING'].fields_by_name['ipv6_ports']._loaded_options = None
+  _globals['_LISTENING'].fields_by_name['ipv6_ports']._serialized_options = b'\020\001'
+  _globals['_POOLSOURCE']._serialized_start=1979
+  _globals['_POOLSOURCE']._serialized_end=2146
+  _globals['_STREAM']._serialized_start=2148
+  _globals['_STREAM']._serialized_end=2235
   _globals['_TOMINIINIT']._serialized_start=144
-  _globals['_TOMINIINIT']._serialized_end=669
-  _globals['_FROMMINIINIT']._serialized_start=672
-  _globals['_FROMMINIINIT']._serialized_end=946
-  _globals['_GREETING']._serialized_start=948
-  _globals['_GREETING']._serialized_end=958
-  _globals['_HELLO']._serialized_start=961
-  _globals['_HELLO']._serialized_end=1138
-  _globals['_DONE']._serialized_start=1140
-  _globals['_DONE']._serialized_end=1146
-  _globals['_FAILURE']._serialized_start=1148
-  _globals['_FAILURE']._serialized_end=1193
-  _globals['_RUNINPUT']._serialized_start=1196
-  _globals['_RUNINPUT']._serialized_end=1512
-  _globals['_OUTPUTCREDIT']._serialized_start=1514
-  _globals['_OUTPUTCREDIT']._serialized_end=1602
-  _globals['_RUNOUTPUT']._serialized_start=1605
-  _globals['_RUNOUTPUT']._serialized_end=1738
-  _globals['_INPUTCREDIT']._serialized_start=1740
-  _globals['_INPUTCREDIT']._serialized_end=1784
+  _globals['_TOMINIINIT']._serialized_end=731
+  _globals['_FROMMINIINIT']._serialized_start=734
+  _globals['_FROMMINIINIT']._serialized_end=1059
+  _globals['_GREETING']._serialized_start=1061
+  _globals['_GREETING']._serialized_end=1071
+  _globals['_WATCHLISTENING']._serialized_start=1073
+  _globals['_WATCHLISTENING']._serialized_end=1089
+  _globals['_LISTENING']._serialized_start=1091
+  _globals['_LISTENING']._serialized_end=1150
+  _globals['_HELLO']._serialized_start=1153
+  _globals['_HELLO']._serialized_end=1330
+  _globals['_DONE']._serialized_start=1332
+  _globals['_DONE']._serialized_end=1338
+  _globals['_FAILURE']._serialized_start=1340
+  _globals['_FAILURE']._serialized_end=1385
+  _globals['_RUNINPUT']._serialized_start=1388
+  _globals['_RUNINPUT']._serialized_end=1704
+  _globals['_OUTPUTCREDIT']._serialized_start=1706
+  _globals['_OUTPUTCREDIT']._serialized_end=1794
+  _globals['_RUNOUTPUT']._serialized_start=1797
+  _globals['_RUNOUTPUT']._serialized_end=1930
+  _globals['_INPUTCREDIT']._serialized_start=1932
+  _globals['_INPUTCREDIT']._serialized_end=1976
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from porthole.guest.v1 import guest_control_pb2 as _guest_control_pb2
 from porthole.handshake.v1 import guest_capabilities_pb2 as _guest_capabilities_pb2
@@ -107,6 +109,7 @@ class ToMiniInit(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
     POWER_OFF_FIELD_NUMBER: _builtins.int
+    WATCH_LISTENING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Number of the request, chosen by the host and never that of a request or
     command that is under way; 0 for the messages that are not answered.
@@ -147,6 +150,12 @@ class ToMiniInit(_message.Message):
     def power_off(self) -> _guest_control_pb2.PowerOffRequest:
         """Ends the guest; answered before it ends."""
 
+    @_builtins.property
+    def watch_listening(self) -> Global___WatchListening:
+        """Asks for the ports on which programs of the guest listen, now and whenever they change,
+        until the host disconnects; answered by Listening. One that does not know it answers Failure.
+        """
+
     def __init__(
         self,
         *,
@@ -160,12 +169,13 @@ class ToMiniInit(_message.Message):
         input: Global___RunInput | None = ...,
         credit: Global___OutputCredit | None = ...,
         power_off: _guest_control_pb2.PowerOffRequest | None = ...,
+        watch_listening: Global___WatchListening | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["configure_adapter", b"configure_adapter", "credit", b"credit", "enter_root", b"enter_root", "greeting", b"greeting", "input", b"input", "message", b"message", "mount", b"mount", "power_off", b"power_off", "run", b"run", "unmount", b"unmount"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configure_adapter", b"configure_adapter", "credit", b"credit", "enter_root", b"enter_root", "greeting", b"greeting", "input", b"input", "message", b"message", "mount", b"mount", "power_off", b"power_off", "run", b"run", "unmount", b"unmount", "watch_listening", b"watch_listening"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["configure_adapter", b"configure_adapter", "credit", b"credit", "enter_root", b"enter_root", "greeting", b"greeting", "input", b"input", "message", b"message", "mount", b"mount", "power_off", b"power_off", "request_id", b"request_id", "run", b"run", "unmount", b"unmount"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configure_adapter", b"configure_adapter", "credit", b"credit", "enter_root", b"enter_root", "greeting", b"greeting", "input", b"input", "message", b"message", "mount", b"mount", "power_off", b"power_off", "request_id", b"request_id", "run", b"run", "unmount", b"unmount", "watch_listening", b"watch_listening"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["greeting", "mount", "unmount", "configure_adapter", "enter_root", "run", "input", "credit", "power_off"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["greeting", "mount", "unmount", "configure_adapter", "enter_root", "run", "input", "credit", "power_off", "watch_listening"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -183,6 +193,7 @@ class FromMiniInit(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    LISTENING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The request that this answers; 0: none."""
     @_builtins.property
@@ -205,6 +216,10 @@ class FromMiniInit(_message.Message):
     def credit(self) -> Global___InputCredit:
         """Allows further input of a command; not an answer."""
 
+    @_builtins.property
+    def listening(self) -> Global___Listening:
+        """The ports on which programs of the guest listen; not an answer."""
+
     def __init__(
         self,
         *,
@@ -214,12 +229,13 @@ class FromMiniInit(_message.Message):
         failure: Global___Failure | None = ...,
         output: Global___RunOutput | None = ...,
         credit: Global___InputCredit | None = ...,
+        listening: Global___Listening | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "done", b"done", "failure", b"failure", "hello", b"hello", "message", b"message", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "done", b"done", "failure", b"failure", "hello", b"hello", "listening", b"listening", "message", b"message", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "done", b"done", "failure", b"failure", "hello", b"hello", "message", b"message", "output", b"output", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "done", b"done", "failure", b"failure", "hello", b"hello", "listening", b"listening", "message", b"message", "output", b"output", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "done", "failure", "output", "credit"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "done", "failure", "output", "credit", "listening"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -241,6 +257,55 @@ class Greeting(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Greeting: _TypeAlias = Greeting  # noqa: Y015
+
+@_typing.final
+class WatchListening(_message.Message):
+    """WatchListening asks for Listening. mini_init looks every 500 ms: no event tells of listen(2)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchListening: _TypeAlias = WatchListening  # noqa: Y015
+
+@_typing.final
+class Listening(_message.Message):
+    """Listening has all TCP ports on which programs of the guest listen, for every address of the
+    guest.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IPV4_PORTS_FIELD_NUMBER: _builtins.int
+    IPV6_PORTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ipv4_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those of IPv4 sockets, in ascending order; at most 256, the lowest."""
+
+    @_builtins.property
+    def ipv6_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those of IPv6 sockets, which take IPv4 as well unless they were told otherwise; likewise."""
+
+    def __init__(
+        self,
+        *,
+        ipv4_ports: _abc.Iterable[_builtins.int] | None = ...,
+        ipv6_ports: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipv4_ports", b"ipv4_ports", "ipv6_ports", b"ipv6_ports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Listening: _TypeAlias = Listening  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):

@@ -1,0 +1,192 @@
+"""Localhost forwarding: a port on which the guest listens is one of the host's loopback, too.
+
+Owns which of the reported ports are mapped, when, and how often. What a guest reports is not
+trusted: it gets ports of the host's loopback only, none below FIRST_PORT, at most MAX_PORTS, and
+each round of changes has a bound and a pause after it. Must not know gRPC, nor how a port is
+mapped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from services.handshake.errors import PortholeError
+from services.handshake.ports import PortKey, PortMapping, PortProtocol
+from services.vm_owner import warnings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from services.vm_owner.record import VmRecord
+
+logger = logging.getLogger(__name__)
+
+FIRST_PORT: Final = 1024
+"""The lowest port that is mapped by itself; those below are for programs of the host's root."""
+MAX_PORTS: Final = 64
+"""Mappings of one VM that are made by themselves."""
+ROUND_CHANGES: Final = 16
+"""The most mappings that change at a time."""
+PAUSE_S: Final = 1.0
+"""Between two rounds of changes; reports that come meanwhile replace each other."""
+RETRY_S: Final = 5.0
+"""Before guest init is asked again after it was lost."""
+
+LOOPBACK_IPV4: Final = "127.0.0.1"
+LOOPBACK_IPV6: Final = "::1"
+
+
+class Listener(NamedTuple):
+    """A TCP port on which the guest says that it listens, unchecked."""
+
+    port: int
+    ipv4: bool
+    ipv6: bool
+
+
+class ListenerReports(Protocol):
+    """A connected guest init; every failure of a call is a PortholeError."""
+
+    def listeners(self) -> AsyncIterator[list[Listener]]:
+        """Stream all ports on which the guest listens, whenever they change."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+
+class LocalhostForwarding:
+    """The forwarding of one VM, from `start` until `close`.
+
+    Args:
+        record: The VM's record.
+        dial: Connects to guest init.
+        map_port: Maps a port; as an operation of its own, with the VM's lock.
+        unmap_port: Ends a mapping, likewise.
+    """
+
+    def __init__(
+        self,
+        record: VmRecord,
+        dial: Callable[[], Awaitable[ListenerReports]],
+        map_port: Callable[[PortMapping], Awaitable[PortMapping]],
+        unmap_port: Callable[[PortKey], Awaitable[None]],
+    ) -> None:
+        self._record = record
+        self._dial = dial
+        self._map_port = map_port
+        self._unmap_port = unmap_port
+        self._wanted: frozenset[PortKey] = frozenset()
+        self._changed = asyncio.Event()
+        self._mapped: set[PortKey] = set()
+        self._refused: set[PortKey] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to follow what the guest reports."""
+        # They belong to no operation, and so to no span of the VM's trace.
+        context = contextvars.Context()
+        for work in (self._follow(), self._apply()):
+            self._tasks.append(asyncio.create_task(work, context=context))
+
+    async def close(self) -> None:
+        """Follow no longer; the mappings end with the adapter."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                guest_init = await self._dial()
+                try:
+                    async for reported in guest_init.listeners():
+                        self._want(reported)
+                finally:
+                    await guest_init.close()
+            except PortholeError as failure:
+                logger.debug("VM %s: no ports are reported: %s", self._record.vm_id, failure)
+                if not failure.retryable:
+                    return  # an older guest init, or mini_init
+            await asyncio.sleep(RETRY_S)
+
+    def _want(self, reported: Iterable[Listener]) -> None:
+        self._wanted, left_out = wanted_keys(reported, self._mapped)
+        self._refused &= self._wanted
+        if left_out:
+            self._record.warn_once(warnings.ports_left_out(left_out, MAX_PORTS))
+        self._changed.set()
+
+    async def _apply(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            changes = 0
+            for key in sorted(self._mapped - self._wanted, key=str):
+                if (changes := changes + 1) > ROUND_CHANGES:
+                    break
+                await self._unmap(key)
+            for key in sorted(self._wanted - self._mapped - self._refused, key=_by_port):
+                if (changes := changes + 1) > ROUND_CHANGES:
+                    break
+                await self._map(key)
+            if changes > ROUND_CHANGES:
+                self._changed.set()
+            await asyncio.sleep(PAUSE_S)
+
+    async def _map(self, key: PortKey) -> None:
+        try:
+            await self._map_port(PortMapping(key, key.port))
+        except PortholeError as failure:
+            if failure.retryable:
+                self._changed.set()
+                return
+            self._refused.add(key)
+            # passt without IPv6 refuses all of them, and the port is reached by IPv4.
+            if key.address == LOOPBACK_IPV4:
+                self._record.warn_once(warnings.port_not_forwarded(str(key), failure))
+            return
+        self._mapped.add(key)
+
+    async def _unmap(self, key: PortKey) -> None:
+        try:
+            await self._unmap_port(key)
+        except PortholeError as failure:
+            if failure.retryable:
+                self._changed.set()
+                return
+            # Somebody has ended it already, or the VM ends.
+            logger.debug("VM %s: %s is not unmapped: %s", self._record.vm_id, key, failure)
+        self._mapped.discard(key)
+
+
+def wanted_keys(
+    reported: Iterable[Listener], mapped: set[PortKey]
+) -> tuple[frozenset[PortKey], int]:
+    """Return which ports of the host are to be mapped, and how many that may be are too many.
+
+    Args:
+        reported: What the guest says.
+        mapped: What is mapped; it stays as long as it is reported.
+    """
+    allowed = {
+        PortKey(PortProtocol.TCP, address, listener.port)
+        for listener in reported
+        if FIRST_PORT <= listener.port <= 0xFFFF
+        for address, serves in ((LOOPBACK_IPV4, listener.ipv4), (LOOPBACK_IPV6, listener.ipv6))
+        if serves
+    }
+    kept = allowed & mapped
+    added = sorted(allowed - kept, key=_by_port)[: MAX_PORTS - len(kept)]
+    wanted = frozenset({*kept, *added})
+    return wanted, len(allowed) - len(wanted)
+
+
+def _by_port(key: PortKey) -> tuple[int, str]:
+    return key.port, key.address
