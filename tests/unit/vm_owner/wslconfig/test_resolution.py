@@ -334,7 +334,7 @@ def test_a_device_that_is_off_is_never_a_reason_for_a_pool(
 ) -> None:
     lines = [f"[{key.name.replace('.', ']' + chr(10))}={value}" for key, value in written]  # type: ignore[attr-defined]
     config = parse_wslconfig("\n".join(lines)).config
-    adapters = config.networking_mode in (NetworkingMode.NAT, NetworkingMode.VIRTIO_PROXY)
+    adapters = config.virtio and config.networking_mode.has_adapters
     assert config.device_bounces is (config.virtiofs or adapters)
     if not config.virtio:
         assert not config.device_bounces
