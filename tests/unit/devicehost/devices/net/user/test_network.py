@@ -9,7 +9,6 @@ import select
 import tempfile
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,11 +22,12 @@ from services.handshake.options import NetOptions
 from services.handshake.ports import PortKey, PortMapping, PortProtocol
 from services.wire.virtio_net import HDR_F_DATA_VALID, HEADER_BYTES, MAX_FRAME_BYTES, NetHeader
 from services.wire.virtio_net import HEADER as HEADER_STRUCT
-from tests.support.descriptors import open_descriptors
+from tests.support.descriptors import open_descriptors, open_fds
 from tests.unit.devicehost.devices.net.user import fake_passt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 MAC = bytes.fromhex("525400123456")
 OPTIONS = NetOptions(name="eth0", vm_id="6f1a2f5e-5f3e-4f53-9d5c-2b8f0a4f7c11", client_mac=MAC)
@@ -43,10 +43,10 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_fds()
     yield
     assert list(place.iterdir()) == []
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_fds() == before
     assert open_descriptors(place) == []
 
 
