@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ from tests.unit.devicehost.devices.net.test_differential import (
     lay_out,
     received_on,
 )
+from tests.unit.devicehost.virtio.conftest import DATA, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,3 +204,40 @@ def test_without_its_own_address_a_guest_cannot_be_kept_to_it() -> None:
         parse_net_options(f"eth0;spoofing=refuse;vm_id={VM_ID}")
     assert refused.value.reason == "OPTION_VALUE"
     assert "client_mac=" in refused.value.message
+
+
+@KINDS
+def test_what_was_looked_at_is_what_is_sent(natively: bool) -> None:
+    """The guest changes the source of its frames all the time while they are served."""
+    rig = Rig(PLAIN, natively=natively, options=KNOWN)
+    size, rounds = 128, 200 if natively else 20
+    try:
+        ring = rig.queues.ring(size)
+        rig.queues.ram.write(DATA, HEADER + ip())
+        for place in range(size):
+            ring.describe(place, DATA, len(HEADER + ip()))
+        served = threading.Event()
+
+        def change() -> None:
+            write, at = rig.queues.ram.write, DATA + len(HEADER) + len(MINE)
+            while not served.is_set():
+                write(at, OTHER)
+                write(at, MINE)
+
+        guest = threading.Thread(target=change)
+        guest.start()
+        rig.serve_ring(TX, ring)
+        left: list[bytes] = []
+        for turn in range(1, rounds + 1):
+            ring.offer(*range(size))
+            rig.queues.kick()
+            assert eventually(lambda end=size * turn: ring.used_idx == end)
+            left += received_on(rig.wire)
+        served.set()
+        guest.join()
+        assert rig.queues.meter.snapshot().frames_spoofed > 0
+        assert left
+        assert {each[len(HEADER) + 6 :][:6] for each in left} == {MINE}
+    finally:
+        served.set()
+        rig.close()
