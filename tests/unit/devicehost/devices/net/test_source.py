@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -224,6 +225,9 @@ def test_what_was_looked_at_is_what_is_sent(natively: bool) -> None:
                 write(at, OTHER)
                 write(at, MINE)
 
+        def has_used(count: int) -> bool:
+            return ring.used_idx == count
+
         guest = threading.Thread(target=change)
         guest.start()
         rig.serve_ring(TX, ring)
@@ -231,7 +235,7 @@ def test_what_was_looked_at_is_what_is_sent(natively: bool) -> None:
         for turn in range(1, rounds + 1):
             ring.offer(*range(size))
             rig.queues.kick()
-            assert eventually(lambda end=size * turn: ring.used_idx == end)
+            assert eventually(partial(has_used, size * turn))
             left += received_on(rig.wire)
         served.set()
         guest.join()
