@@ -59,7 +59,8 @@ setup: $(READY) $(FASTPATH) ## make the virtual environment (.venv)
 
 # With the passt of `make passt`, unless PORTHOLE_PASST names another.
 demo: $(READY) $(FASTPATH) ## run the main job: three VMs, real files, the checker's verdict (ARGS=--dashboard)
-	@PORTHOLE_PASST=$${PORTHOLE_PASST:-$(or $(wildcard $(CURDIR)/build/passt/passt),passt)} $(BIN)/porthole demo $(ARGS)
+	@test ! -x build/passt/passt || : "$${PORTHOLE_PASST:=$(CURDIR)/build/passt/passt}"; \
+		export PORTHOLE_PASST="$${PORTHOLE_PASST:-passt}"; $(BIN)/porthole demo $(ARGS)
 
 $(GUEST)/.ready:
 	@rm -rf $(addprefix $(GUEST)/,bin boot lib usr packages) && mkdir -p $(GUEST)/packages
