@@ -5,6 +5,7 @@ They are sizes, shares, ports, addresses and VMs.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -202,8 +203,8 @@ def _listening(text: str, listening: str, least: int) -> tuple[str, int]:
 
 
 def _number(text: str, number: str, least: int) -> int:
-    if number.isascii() and number.isdigit() and least <= int(number[:6]) <= _HIGHEST_PORT:
-        return int(number[:6])
+    if re.fullmatch("[0-9]{1,5}", number) and least <= int(number) <= _HIGHEST_PORT:
+        return int(number)
     raise typer.BadParameter(
         f"{text!r}: {number!r} is no port, which is {least} to {_HIGHEST_PORT}"
     )

@@ -38,7 +38,18 @@ def test_where_the_host_listens(text: str, wanted: PortKey) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["80", "8080:", "8080:0", "8080:65536", ":80", "-1:80", "8080:80/sctp", "8080:\u0661"]
+    "text",
+    [
+        "80",
+        "8080:",
+        "8080:0",
+        "8080:65536",
+        ":80",
+        "-1:80",
+        "8080:80/sctp",
+        "8080:0000809",
+        "8080:\u0661",
+    ],
 )
 def test_what_is_no_mapping_is_quoted(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="'") as refused:
