@@ -105,7 +105,7 @@ def judge_owner(vm_id: str, stage: str, listed: Sequence[Event]) -> Event:
     if len(listed) > EVENTS_KEPT:
         return events.handshake_verdict(vm_id, stage, None)
     known = [*listed, events.vm_terminated(vm_id)] if stage == events.ENDED else listed
-    span = Span("", "", service=OWNER)
+    span = Span("", "")
     vm = VmTrace(
         vm_id,
         [TraceEvent(event.name, _as_traced(event), span, at) for at, event in enumerate(known)],

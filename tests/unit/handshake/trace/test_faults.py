@@ -13,6 +13,7 @@ from services.handshake.pool import Gpa, SwiotlbPool, format_aperture, format_to
 from services.handshake.trace.checker import verify
 from services.handshake.trace.recorded import Recording
 from tests.support.handshake_traces import (
+    CONFLICT,
     MIB64,
     POOL,
     TOKEN,
@@ -22,6 +23,7 @@ from tests.support.handshake_traces import (
     device,
     index,
     not_as_requested,
+    pool_came_late,
     pulled,
     pushed,
     read_by_several,
@@ -221,6 +223,65 @@ def test_a_read_after_the_pool_was_latched_is_of_that_pool() -> None:
     other = SwiotlbPool(Gpa(POOL.base - MIB), POOL.size_bytes)
     late[5] = ("answer late", pulled(other)[0][1])
     assert rules(record(late)) == {"READ_MISMATCH"}
+
+
+UNALIGNED = SwiotlbPool(Gpa(0x1001), 4096)
+REFUSAL = ("again", events.pool_refused(VM, 0x1001, 4096, "SWIOTLB_BASE_UNALIGNED", "why"))
+
+
+def test_a_read_may_be_of_what_is_applied_after_a_refusal() -> None:
+    begun = [*wslc()[:3], applied(UNALIGNED), REFUSAL]
+    assert rules(record([*begun, *wslc()[3:]])) == set()
+    other = pulled(SwiotlbPool(Gpa(POOL.base - MIB64), MIB64))[0]
+    begun[2] = other
+    assert rules(record([*begun, *wslc()[3:]])) == {"READ_MISMATCH"}
+
+
+def test_a_read_after_a_refusal_is_of_the_pool() -> None:
+    steps = [*wslc()[:5], applied(UNALIGNED), ("again", REFUSAL[1]), *wslc()[5:]]
+    refusal = ("again", events.pool_refused(VM, 0x1001, 4096, CONFLICT, "differs"))
+    steps[6] = refusal
+    late = [*steps[:7], ("answer late", wslc()[2][1]), *steps[7:]]
+    assert rules(record(late)) == rules(record(steps))
+
+
+def test_a_late_read_is_of_the_last_application() -> None:
+    steps = pool_came_late()
+    late = index(steps, events.VM_TERMINATED)
+    stale = ("answer late", pulled(None)[0][1])
+    assert rules(record([*steps[:late], stale, *steps[late:]])) == {"READ_MISMATCH"}
+
+
+def never_applied(steps: Steps) -> list[bool]:
+    """Whether each breach of READ_MISMATCH is that of a read whose value was not applied next."""
+    [verdict] = verify(record(steps))
+    found = [each for each in verdict.violations if each.rule == "READ_MISMATCH"]
+    return ["never applied" in each.detail for each in found]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_an_application_after_the_next_one_is_not_of_the_read(refused: bool) -> None:
+    between = [applied(UNALIGNED), REFUSAL] if refused else []
+    steps = [*wslc()[:3], *between, applied(None), *wslc()[3:]]
+    assert never_applied(steps) == [False, True]
+
+
+def on_a_span(event_name: str, **changed: str) -> Recording:
+    """A whole handshake with an event on another span."""
+    whole = record(wsl2())
+    place = next(at for at, event in enumerate(whole.events) if event.name == event_name)
+    moved = replace(whole.events[place], span=replace(whole.events[place].span, **changed))
+    return replace(whole, events=(*whole.events[:place], moved, *whole.events[place + 1 :]))
+
+
+def test_an_event_is_on_a_span_of_the_service_that_emits_it() -> None:
+    assert rules(on_a_span(events.POOL_LATCHED, service="guest-init")) == {"SERVICE_MISMATCH"}
+
+
+def test_what_a_device_does_is_below_the_span_that_added_it() -> None:
+    """And not merely below the one that created the VM."""
+    stray = on_a_span(events.APERTURE_CREATED, span_id="stray", parent_id="create")
+    assert rules(stray) == {"SPAN_STRAY"}
 
 
 def test_a_refusal_has_its_due_reason() -> None:

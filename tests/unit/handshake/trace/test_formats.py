@@ -101,7 +101,9 @@ def test_a_document_is_recognized_whether_or_not_its_line_ends() -> None:
     assert read(text) == read(text + "\n") == read(f"\n {text}\n\n")
 
 
-@pytest.mark.parametrize("text", ["", "\n", " \r\n\n", '{"trace": {}}', '{"data": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "\n", " \r\n\n", '{"trace": {}}', '{"result": {}}', '{"data": []}']
+)
 def test_nothing_is_no_span(text: str) -> None:
     assert read(text) == Recording()
 
@@ -123,10 +125,13 @@ def bad(write: Callable[[Recording], str], change: Callable[[Any], None]) -> str
         ("garbage", "line 1", "not JSON"),
         (f"{otlp_lines(record(wsl2()))}garbage\n", "line ", "not JSON"),
         (otlp_document(record(wsl2()))[:-9], "line ", "the file was cut off; known are"),
+        ('{"a"', "line 1", "; the file was cut off; known are"),
+        ('{"a" 1}', "line 1", "':' delimiter (column 6); known are"),
         (jaeger(record(wsl2()))[:999], "line 1", "not JSON"),
         ("[" * 100_000, "line 1", "not JSON"),
         ("9" * 10_000, "line 1", "not JSON"),
         ('{\n"data": []}\n{"data": []}', "line 2", "give each a file of its own"),
+        ('\n{\n"data": []}\n{"data": []}', "line 3", "give each a file of its own"),
         ("7", "", "JSON's int; known are"),
         ("[[]]", "document 1", "JSON's list; known are"),
         ("{}", "", "a JSON object with nothing in it"),
@@ -140,6 +145,7 @@ def bad(write: Callable[[Recording], str], change: Callable[[Any], None]) -> str
         ('{"data": null, "errors": [{"code": 404, "msg": "not found"}]}', "", "not found"),
         ('{"data": [7]}', "span 1", "not Jaeger's JSON"),
         ('{"data": [{"spans": [{}]}]}', "span 1", "not Jaeger's JSON: KeyError: 'traceID'"),
+        ('{"spans": [{}], "processes": {}}', "span 1", "not Jaeger's JSON: KeyError: 'traceID'"),
         (
             bad(jaeger, lambda d: d["data"][0]["spans"][2].update(spanID="xyz")),
             "span 3",
@@ -172,7 +178,8 @@ def test_what_is_no_trace_is_refused_with_its_place(text: str, place: str, said:
 
 
 def test_other_encodings_are_refused() -> None:
-    assert "not UTF-8 at byte 0; known are" in refusal(otlp_lines(record(wsl2())).encode("utf-16"))
+    said = refusal(otlp_lines(record(wsl2())).encode("utf-16"))
+    assert said.startswith(f"{NAME}: not UTF-8 at byte 0; known are")
 
 
 def test_a_span_of_two_inputs_counts_once() -> None:

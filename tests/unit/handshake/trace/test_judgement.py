@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.handshake import events
+from services.handshake.ports import PortProtocol
 from services.handshake.trace.checker import verify
 from services.handshake.trace.judgement import EVENTS_KEPT, OF_OWNER, judge_owner
 from services.handshake.trace.vocabulary import ANNOUNCEMENTS, OWNER
@@ -21,6 +22,7 @@ from tests.support.handshake_traces import (
     judged,
     judged_alive,
     judged_broken,
+    networked_without_a_pool,
     not_as_requested,
     old_kernel,
     record,
@@ -106,6 +108,15 @@ def test_an_owner_judges_no_more_events_than_it_keeps() -> None:
     assert judge_owner(VM, events.ENDED, most).attributes[events.VERDICT] == events.VALID
     more = judge_owner(VM, events.ENDED, crowded(EVENTS_KEPT // 2)).attributes
     assert (more[events.VERDICT], more[events.BROKEN_RULES]) == (events.UNKNOWN, "")
+    assert (more[events.VM_ID], more[events.STAGE]) == (VM, events.ENDED)
+
+
+def test_a_member_of_an_enumeration_is_the_text_that_a_trace_has() -> None:
+    known = of_owner(record(networked_without_a_pool()))
+    at = [event.name for event in known].index(events.PORT_MAPPED)
+    protocol = {events.PORT_PROTOCOL: PortProtocol.TCP}
+    known[at] = replace(known[at], attributes={**known[at].attributes, **protocol})
+    assert broken(events.ENDED, known) == set()
 
 
 def test_a_handshake_with_verdicts_is_valid() -> None:
@@ -131,6 +142,31 @@ def test_an_owner_that_overlooks_a_breach_is_found() -> None:
 def test_a_verdict_of_another_stage_is_none() -> None:
     steps = change(judged(), events.HANDSHAKE_VERDICT, {events.STAGE: "asleep"})
     assert rules(record(steps)) == {"VERDICT_MISMATCH", "VERDICT_MISCOUNTED"}
+
+
+def test_every_verdict_is_compared() -> None:
+    lies = {events.VERDICT: events.VALID, events.BROKEN_RULES: ""}
+    steps = change(judged_broken(), events.HANDSHAKE_VERDICT, lies)
+    ended = next(place for place, step in enumerate(steps) if step[0] == "judge")
+    steps[ended:ended] = [("judge", events.handshake_verdict(VM, "asleep", []))]
+    [verdict] = verify(record(steps))
+    said = [each.detail for each in verdict.violations if each.rule == "VERDICT_MISMATCH"]
+    assert [("asleep" in detail, "'running'" in detail) for detail in said[:2]] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_the_verdict_at_the_end_includes_the_end() -> None:
+    left = without(wsl2(), events.DEVICE_REMOVED, tag="src")
+    known = of_owner(record(left))
+    assert broken(events.RUNNING, known) == set()
+    assert broken(events.ENDED, known) == {"DEVICE_LEFT"}
+    verdicts = [
+        ("judge", judge_owner(VM, events.RUNNING, known)),
+        ("judge", judge_owner(VM, events.ENDED, known)),
+    ]
+    assert rules(record([*left[:-1], *verdicts, left[-1]])) == {"DEVICE_LEFT"}
 
 
 @pytest.mark.parametrize("stage", [events.RUNNING, events.ENDED])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from services.handshake.errors import InvalidArgumentError
 from services.handshake.trace.checker import verify
 from services.handshake.trace.otlp import parse_otlp_lines, parse_otlp_request
 from services.handshake.trace.recorded import Recording, Span
+from services.handshake.trace.syntax import checked_id
 from tests.support.handshake_traces import record, to_otlp, wsl2
 
 
@@ -82,6 +84,7 @@ def test_what_a_span_does_not_say_is_empty() -> None:
         ({"rpc.method": "a.B/Do", "rpc.service": "other"}, "a.B"),
         ({"rpc.method": "Do", "rpc.service": "a.B"}, "a.B"),
         ({"rpc.method": "Xa.B/Do"}, "Xa.B"),
+        ({"rpc.method": "a/B/Do"}, "a/B"),
         ({"rpc.method": "Do"}, ""),
         ({}, ""),
     ],
@@ -204,3 +207,28 @@ def test_an_id_is_hexadecimal() -> None:
     with pytest.raises(InvalidArgumentError, match=r"^f line 1: .*ValueError: ") as caught:
         parse_otlp_lines(line(event(), traceId="g" * 32), "f")
     assert caught.value.metadata == {"where": "f line 1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("AQIDBAUGBwg=", "0102030405060708"),
+        ("AQIDBAUGBwg", "0102030405060708"),
+        ("AQIDBAUGBwgJCgsMDQ4PEA", "0102030405060708090a0b0c0d0e0f10"),
+        ("0102030405060ABC", "0102030405060abc"),
+    ],
+)
+def test_an_id_may_be_in_base64_with_and_without_its_padding(text: str, found: str) -> None:
+    assert checked_id(text, len(found)) == found
+
+
+@pytest.mark.parametrize("text", ["AQID!BAUGBwg=", "AQIDBAUGBw", "A", "", "0" * 16, "AAAAAAAAAAA="])
+def test_what_is_no_id_is_quoted(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^'{text}' is not an id of 16 hexadecimal digits"):
+        checked_id(text, 16)
+
+
+def test_a_span_names_itself() -> None:
+    bare = Span("t", "s", where="f line 1")
+    assert str(bare) == "span '' of nobody (f line 1)"
+    assert str(replace(bare, name="Boot", service="owner")) == "span 'Boot' of owner (f line 1)"
