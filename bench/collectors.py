@@ -1,10 +1,10 @@
 """`python -m bench.collectors`: what a bad collector costs whoever creates and ends a VM.
 
-Owns the collectors that are compared, and the measurement. Each round has one VM of every house, in
-an order that turns: services without a collector, and with one that is dead (connections are
-refused), silent (they are taken, and nothing is said), mute (every export is taken, and none is
-answered) or slow (answers come after SLOW_S). A figure is divided by that of the house without a
-collector in the same round.
+Owns the collectors that are compared, and the measurement. Each round has one VM of every house:
+services without a collector, and with one that is dead (connections are refused), silent (they are
+taken, and nothing is said), mute (every export is taken, and none is answered) or slow (answers
+come after SLOW_S). All houses take a step one after the other, in an order that turns, before the
+next step. A figure is divided by that of the house without a collector in the same round.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SLOW_S: Final = 3.0
 """Seconds after which a slow collector answers."""
 
 LIFE_S: Final = 2.0
-"""How long a VM lives between its creation and its end; an export has been tried by then."""
+"""How long VMs live at least; an export has been tried by then."""
 
 LIMIT: Final = 1.1
 """The most that a collector may cost: this many times what it takes without one."""
@@ -146,14 +146,19 @@ class House:
             raise OSError(f"{' '.join(arguments)} failed: {errors.decode()}")
         return took_s, output.decode()
 
-    async def life(self) -> dict[str, float]:
-        """Create a VM with a share and end it; return the seconds of each step."""
-        created_s, output = await self.time("vm", "create", "--json")
-        vm_id = str(json.loads(output)["vm_id"])
+    async def create(self) -> tuple[float, str]:
+        """Create a VM; return the seconds that it took, and its id."""
+        took_s, output = await self.time("vm", "create", "--json")
+        return took_s, str(json.loads(output)["vm_id"])
+
+    async def share(self, vm_id: str) -> None:
+        """Add a share, which the VM has until its end."""
         await self.time("share", "add", vm_id, str(self.shared))
-        await asyncio.sleep(LIFE_S)
-        terminated_s, _ = await self.time("vm", "terminate", vm_id)
-        return dict(zip(STEPS, (created_s, terminated_s), strict=True))
+
+    async def terminate(self, vm_id: str) -> float:
+        """End a VM; return the seconds that it took."""
+        took_s, _ = await self.time("vm", "terminate", vm_id)
+        return took_s
 
 
 @contextlib.asynccontextmanager
@@ -196,7 +201,14 @@ async def measure(names: Sequence[str], rounds: int) -> list[dict[str, dict[str,
         for number in range(rounds + 1):
             turn = number % len(names)
             order = [*names[turn:], *names[:turn]]
-            times = {name: await houses[name].life() for name in order}
+            created = {name: await houses[name].create() for name in order}
+            for name, (_, vm_id) in created.items():
+                await houses[name].share(vm_id)
+            await asyncio.sleep(LIFE_S)
+            times = {
+                name: dict(zip(STEPS, (took_s, await houses[name].terminate(vm_id)), strict=True))
+                for name, (took_s, vm_id) in created.items()
+            }
             if number:
                 found.append(times)
                 print(f"round {number}: {_line(times)}", file=sys.stderr, flush=True)
