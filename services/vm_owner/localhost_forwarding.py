@@ -34,7 +34,10 @@ ROUND_CHANGES: Final = 16
 PAUSE_S: Final = 1.0
 """Between two rounds of changes; reports that come meanwhile replace each other."""
 RETRY_S: Final = 5.0
-"""Before guest init is asked again after it was lost."""
+"""Before guest init is asked again after it was lost, and the first pause after a change that could
+not be made; the pause doubles until one is answered."""
+LONGEST_RETRY_S: Final = 60.0
+"""The longest pause after a change that could not be made."""
 
 LOOPBACK_IPV4: Final = "127.0.0.1"
 LOOPBACK_IPV6: Final = "::1"
@@ -83,6 +86,7 @@ class LocalhostForwarding:
         self._changed = asyncio.Event()
         self._mapped: set[PortKey] = set()
         self._refused: set[PortKey] = set()
+        self._retry_s = RETRY_S
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -127,26 +131,45 @@ class LocalhostForwarding:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            changes = 0
-            for key in sorted(self._mapped - self._wanted, key=str):
-                if (changes := changes + 1) > ROUND_CHANGES:
-                    break
-                await self._unmap(key)
-            for key in sorted(self._wanted - self._mapped - self._refused, key=_by_port):
-                if (changes := changes + 1) > ROUND_CHANGES:
-                    break
-                await self._map(key)
-            if changes > ROUND_CHANGES:
+            await asyncio.sleep(await self._change())
+
+    async def _change(self) -> float:
+        """Make a round of changes; return the pause until the next one, in seconds.
+
+        What is not wanted any more, by the latest report, is unmapped first, and nothing is mapped
+        before: so what is mapped is always among what was wanted, which has a bound.
+        """
+        for _ in range(ROUND_CHANGES):
+            if unwanted := self._mapped - self._wanted:
+                change = self._unmap(min(unwanted, key=_by_port))
+            elif missing := self._wanted - self._mapped - self._refused:
+                change = self._map(min(missing, key=_by_port))
+            else:
+                return PAUSE_S
+            try:
+                await change
+            except PortholeError as failure:
+                # It would fail for the others as well, each with the VM's lock held meanwhile.
+                logger.debug("VM %s: ports are changed later: %s", self._record.vm_id, failure)
                 self._changed.set()
-            await asyncio.sleep(PAUSE_S)
+                pause_s, self._retry_s = self._retry_s, min(2 * self._retry_s, LONGEST_RETRY_S)
+                return pause_s
+            self._retry_s = RETRY_S
+        self._changed.set()
+        return PAUSE_S
 
     async def _map(self, key: PortKey) -> None:
+        """Map a port, or take note that it is refused.
+
+        Raises:
+            PortholeError: It may be mapped later.
+        """
         try:
             await self._map_port(PortMapping(key, key.port))
         except PortholeError as failure:
-            if failure.retryable:
-                self._changed.set()
-                return
+            # A table that is full stays so until somebody unmaps a port.
+            if failure.retryable and failure.reason != "PORTS_EXHAUSTED":
+                raise
             self._refused.add(key)
             # passt without IPv6 refuses all of them, and the port is reached by IPv4.
             if key.address == LOOPBACK_IPV4:
@@ -155,12 +178,16 @@ class LocalhostForwarding:
         self._mapped.add(key)
 
     async def _unmap(self, key: PortKey) -> None:
+        """End a mapping.
+
+        Raises:
+            PortholeError: It may be ended later.
+        """
         try:
             await self._unmap_port(key)
         except PortholeError as failure:
             if failure.retryable:
-                self._changed.set()
-                return
+                raise
             # Somebody has ended it already, or the VM ends.
             logger.debug("VM %s: %s is not unmapped: %s", self._record.vm_id, key, failure)
         self._mapped.discard(key)
@@ -183,7 +210,7 @@ def wanted_keys(
         if serves
     }
     kept = allowed & mapped
-    added = sorted(allowed - kept, key=_by_port)[: MAX_PORTS - len(kept)]
+    added = sorted(allowed - kept, key=_by_port)[: max(0, MAX_PORTS - len(kept))]
     wanted = frozenset({*kept, *added})
     return wanted, len(allowed) - len(wanted)
 

@@ -14,6 +14,7 @@ from services.handshake.errors import (
     NotFoundError,
     PermissionDeniedError,
     PortholeError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from services.handshake.ports import PortKey, PortMapping, PortProtocol
@@ -63,6 +64,13 @@ def test_what_is_mapped_gives_way_to_nobody() -> None:
     assert len(wanted) == MAX_PORTS
 
 
+def test_with_too_many_mapped_nothing_is_added() -> None:
+    mapped = {key(port) for port in range(3000, 3000 + MAX_PORTS + 1)}
+    wanted, left_out = wanted_keys(both(*range(2000, 4000)), mapped)
+    assert wanted == mapped
+    assert left_out == 2000 - len(mapped)
+
+
 def test_a_port_of_one_family_is_mapped_in_it() -> None:
     reported = [Listener(3000, ipv4=False, ipv6=True), Listener(3001, ipv4=True, ipv6=False)]
     assert wanted_keys(reported, set())[0] == {key(3000, V6), key(3001)}
@@ -74,14 +82,20 @@ class Stage:
     Attributes:
         mapped: What is mapped now.
         changes: All that was asked of the host, in order.
-        refusals: What the host refuses, by port.
+        most_mapped: The most that were mapped at a time.
+        refusals: What the host refuses to map, by port.
+        unmap_failure: What the host says to each unmapping.
+        on_map: What the guest reports while the host maps a port.
     """
 
     def __init__(self) -> None:
         self.reports: asyncio.Queue[list[Listener] | PortholeError] = asyncio.Queue()
         self.mapped: set[PortKey] = set()
         self.changes: list[str] = []
+        self.most_mapped = 0
         self.refusals: dict[int, PortholeError] = {}
+        self.unmap_failure: PortholeError | None = None
+        self.on_map: dict[int, list[Listener]] = {}
         self.warnings: list[str] = []
         self.dialled = 0
         self.moved = asyncio.Event()
@@ -115,14 +129,21 @@ class Stage:
         assert mapping.guest_port == mapping.key.port
         self.changes.append(f"+{mapping.key.port}")
         self.moved.set()
+        if report := self.on_map.pop(mapping.key.port, None):
+            self.reports.put_nowait(report)
+            while not self.reports.empty():  # noqa: ASYNC110 - it is taken without a wait
+                await asyncio.sleep(0)
         if refusal := self.refusals.get(mapping.key.port):
             raise refusal
         self.mapped.add(mapping.key)
+        self.most_mapped = max(self.most_mapped, len(self.mapped))
         return mapping
 
     async def _unmap(self, wanted: PortKey) -> None:
         self.changes.append(f"-{wanted.port}")
         self.moved.set()
+        if self.unmap_failure is not None:
+            raise self.unmap_failure
         if wanted not in self.mapped:
             raise NotFoundError("PORT_UNKNOWN", "somebody has ended it")
         self.mapped.discard(wanted)
@@ -178,6 +199,50 @@ async def test_a_refusal_that_passes_is_tried_again(stage: Stage) -> None:
     stage.refusals.clear()
     await stage.until(lambda: stage.mapped == {key(3000)})
     assert stage.warnings == []
+
+
+async def test_the_bound_holds_while_nothing_can_be_unmapped(stage: Stage) -> None:
+    first, second = range(3000, 3000 + MAX_PORTS), range(3001, 3001 + MAX_PORTS)
+    stage.reports.put_nowait(both(*first))
+    await stage.until(lambda: len(stage.mapped) == MAX_PORTS)
+    stage.unmap_failure = UnavailableError("USER_NETWORK_DOWN", "passt is starting")
+    stage.reports.put_nowait(both(*second))
+    await stage.until(lambda: stage.changes.count("-3000") >= 3)
+    stage.unmap_failure = None
+    await stage.until(lambda: stage.mapped == {key(port) for port in second})
+    assert stage.most_mapped == MAX_PORTS
+
+
+async def test_a_report_that_comes_during_a_round_counts_in_it(stage: Stage) -> None:
+    second = range(2000, 2010)
+    stage.on_map[3000] = both(*second)
+    stage.reports.put_nowait(both(*range(3000, 3010)))
+    await stage.until(lambda: stage.mapped == {key(port) for port in second})
+    assert stage.changes == ["+3000", "-3000", *(f"+{port}" for port in second)]
+
+
+async def test_a_failure_that_passes_ends_the_round_and_lengthens_the_pause(stage: Stage) -> None:
+    down = UnavailableError("USER_NETWORK_DOWN", "passt is starting")
+    stage.refusals |= dict.fromkeys(range(3000, 3020), down)
+    forwarding = stage.forwarding
+    await forwarding.close()
+    forwarding._wanted, _ = wanted_keys(both(*range(3000, 3020)), set())
+    pauses = [await forwarding._change() for _ in range(20)]
+    assert stage.changes == ["+3000"] * 20
+    assert pauses == [min(module.RETRY_S * 2**tries, module.LONGEST_RETRY_S) for tries in range(20)]
+    del stage.refusals[3000]
+    assert await forwarding._change() == module.RETRY_S, "one was made meanwhile"
+    assert stage.changes[20:] == ["+3000", "+3001"]
+
+
+async def test_a_full_table_is_a_refusal(stage: Stage) -> None:
+    stage.refusals[3000] = ResourceExhaustedError("PORTS_EXHAUSTED", "it has 256")
+    stage.reports.put_nowait(both(3000, 3001))
+    await stage.until(lambda: stage.mapped == {key(3001)})
+    stage.reports.put_nowait(both(3000, 3001, 3002))
+    await stage.until(lambda: key(3002) in stage.mapped)
+    assert stage.changes == ["+3000", "+3001", "+3002"]
+    assert stage.warnings == ["PortNotForwarded"]
 
 
 async def test_a_mapping_that_somebody_has_ended_is_forgotten(stage: Stage) -> None:
