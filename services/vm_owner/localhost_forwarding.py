@@ -20,6 +20,7 @@ from services.vm_owner import warnings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import Set as AbstractSet
 
     from services.vm_owner.record import VmRecord
 
@@ -68,7 +69,8 @@ class LocalhostForwarding:
         record: The VM's record.
         dial: Connects to guest init.
         map_port: Maps a port; as an operation of its own, with the VM's lock.
-        unmap_port: Ends a mapping, likewise.
+        unmap_port: Ends a mapping that `map_port` has returned, likewise. It does nothing if that
+            mapping is no more, even if there is another one of the same port.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class LocalhostForwarding:
         record: VmRecord,
         dial: Callable[[], Awaitable[ListenerReports]],
         map_port: Callable[[PortMapping], Awaitable[PortMapping]],
-        unmap_port: Callable[[PortKey], Awaitable[None]],
+        unmap_port: Callable[[PortMapping], Awaitable[None]],
     ) -> None:
         self._record = record
         self._dial = dial
@@ -84,7 +86,7 @@ class LocalhostForwarding:
         self._unmap_port = unmap_port
         self._wanted: frozenset[PortKey] = frozenset()
         self._changed = asyncio.Event()
-        self._mapped: set[PortKey] = set()
+        self._mapped: dict[PortKey, PortMapping] = {}
         self._refused: set[PortKey] = set()
         self._retry_s = RETRY_S
         self._tasks: list[asyncio.Task[None]] = []
@@ -121,7 +123,7 @@ class LocalhostForwarding:
             await asyncio.sleep(RETRY_S)
 
     def _want(self, reported: Iterable[Listener]) -> None:
-        self._wanted, left_out = wanted_keys(reported, self._mapped)
+        self._wanted, left_out = wanted_keys(reported, self._mapped.keys())
         self._refused &= self._wanted
         if left_out:
             self._record.warn_once(warnings.ports_left_out(left_out, MAX_PORTS))
@@ -140,9 +142,9 @@ class LocalhostForwarding:
         before: so what is mapped is always among what was wanted, which has a bound.
         """
         for _ in range(ROUND_CHANGES):
-            if unwanted := self._mapped - self._wanted:
+            if unwanted := self._mapped.keys() - self._wanted:
                 change = self._unmap(min(unwanted, key=_by_port))
-            elif missing := self._wanted - self._mapped - self._refused:
+            elif missing := self._wanted - self._mapped.keys() - self._refused:
                 change = self._map(min(missing, key=_by_port))
             else:
                 return PAUSE_S
@@ -165,7 +167,7 @@ class LocalhostForwarding:
             PortholeError: It may be mapped later.
         """
         try:
-            await self._map_port(PortMapping(key, key.port))
+            self._mapped[key] = await self._map_port(PortMapping(key, key.port))
         except PortholeError as failure:
             # A table that is full stays so until somebody unmaps a port.
             if failure.retryable and failure.reason != "PORTS_EXHAUSTED":
@@ -174,8 +176,6 @@ class LocalhostForwarding:
             # passt without IPv6 refuses all of them, and the port is reached by IPv4.
             if key.address == LOOPBACK_IPV4:
                 self._record.warn_once(warnings.port_not_forwarded(str(key), failure))
-            return
-        self._mapped.add(key)
 
     async def _unmap(self, key: PortKey) -> None:
         """End a mapping.
@@ -184,17 +184,17 @@ class LocalhostForwarding:
             PortholeError: It may be ended later.
         """
         try:
-            await self._unmap_port(key)
+            await self._unmap_port(self._mapped[key])
         except PortholeError as failure:
             if failure.retryable:
                 raise
-            # Somebody has ended it already, or the VM ends.
+            # The VM ends, and its mappings with it, or the host cannot end this one.
             logger.debug("VM %s: %s is not unmapped: %s", self._record.vm_id, key, failure)
-        self._mapped.discard(key)
+        del self._mapped[key]
 
 
 def wanted_keys(
-    reported: Iterable[Listener], mapped: set[PortKey]
+    reported: Iterable[Listener], mapped: AbstractSet[PortKey]
 ) -> tuple[frozenset[PortKey], int]:
     """Return which ports of the host are to be mapped, and how many that may be are too many.
 

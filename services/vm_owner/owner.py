@@ -232,11 +232,14 @@ class VmOwner:
     async def configure_networking(self, vm_id: str, request: NetworkRequest) -> Network:
         """Set networking up; see Vm.configure_networking."""
         vm = self.find(vm_id)
-        configure = partial(vm.configure_networking, request)
-        network = await self._change(vm, Operation.CONFIGURE_NETWORKING, configure)
-        if network.mode is NetworkingMode.VIRTIO_PROXY:
-            vm.forward_ports(partial(self.map_port, vm_id), partial(self.unmap_port, vm_id))
-        return network
+
+        async def configure() -> Network:
+            network = await vm.configure_networking(request)
+            if network.mode is NetworkingMode.VIRTIO_PROXY:
+                vm.forward_ports(partial(self.map_port, vm.vm_id), partial(self._unmap_same, vm))
+            return network
+
+        return await self._change(vm, Operation.CONFIGURE_NETWORKING, configure)
 
     async def map_port(self, vm_id: str, wanted: PortMapping) -> PortMapping:
         """Map a port; see VmPorts.map."""
@@ -286,6 +289,9 @@ class VmOwner:
         await self._device_hosts.close()
         if self._surroundings.sweeper is not None:
             await self._surroundings.sweeper.close()
+
+    async def _unmap_same(self, vm: Vm, mapping: PortMapping) -> None:
+        await self._change(vm, Operation.UNMAP_PORT, lambda: vm.ports.unmap_same(mapping))
 
     async def _report(self, vm_id: str, report: Report) -> bool:
         vm = self.find(vm_id)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from services.handshake.ports import PortKey, PortMapping
+    from services.handshake.ports import PortMapping
     from services.vm_owner.capabilities_reader import GuestInit
     from services.vm_owner.device_hosts import DeviceHosts
     from services.vm_owner.guest_devices import GuestDevice
@@ -234,13 +234,15 @@ class Vm:
     def forward_ports(
         self,
         map_port: Callable[[PortMapping], Awaitable[PortMapping]],
-        unmap_port: Callable[[PortKey], Awaitable[None]],
+        unmap_port: Callable[[PortMapping], Awaitable[None]],
     ) -> None:
         """Map the ports on which the guest listens from now on, if its configuration says so.
 
+        The lock is held: `shut_down` ends what this has begun.
+
         Args:
             map_port: Maps a port, as an operation of its own.
-            unmap_port: Ends a mapping, likewise.
+            unmap_port: Ends that very mapping, likewise; see VmPorts.unmap_same.
         """
         if not self.record.facts.config.localhost_forwarding or self._forwarding is not None:
             return

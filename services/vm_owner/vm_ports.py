@@ -35,7 +35,7 @@ _MAPPER: Final = "eth0"
 
 
 class VmPorts:
-    """The ports of one VM. The caller of `map` and `unmap` holds the VM's lock.
+    """The ports of one VM. The caller of a method that changes them holds the VM's lock.
 
     Args:
         record: The record of the VM.
@@ -93,6 +93,17 @@ class VmPorts:
         mapping = self._mapped.pop(key, None)
         if mapping is not None:
             self._record.emit(_event(events.PORT_UNMAPPED, self._record.vm_id, mapping))
+
+    async def unmap_same(self, mapping: PortMapping) -> None:
+        """End the mapping that `map` has returned, and no later one of the same port.
+
+        It does nothing if that has been ended.
+
+        Raises:
+            PortholeError: See `unmap`.
+        """
+        if self._mapped.get(mapping.key) is mapping:
+            await self.unmap(mapping.key)
 
     async def list(self) -> list[PortMapping]:
         """List the mappings, in the order in which they were made.

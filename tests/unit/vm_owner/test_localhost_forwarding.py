@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from services.handshake.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.handshake.ports import PortKey, PortMapping, PortProtocol
+from services.handshake.ports import PortKey, PortMapping, PortProtocol, PortState
 from services.vm_owner import localhost_forwarding as module
 from services.vm_owner.localhost_forwarding import (
     FIRST_PORT,
@@ -84,6 +85,7 @@ class Stage:
         changes: All that was asked of the host, in order.
         most_mapped: The most that were mapped at a time.
         refusals: What the host refuses to map, by port.
+        made: What the host has answered to mapping, by key.
         unmap_failure: What the host says to each unmapping.
         on_map: What the guest reports while the host maps a port.
     """
@@ -92,6 +94,7 @@ class Stage:
         self.reports: asyncio.Queue[list[Listener] | PortholeError] = asyncio.Queue()
         self.mapped: set[PortKey] = set()
         self.changes: list[str] = []
+        self.made: dict[PortKey, PortMapping] = {}
         self.most_mapped = 0
         self.refusals: dict[int, PortholeError] = {}
         self.unmap_failure: PortholeError | None = None
@@ -137,9 +140,12 @@ class Stage:
             raise refusal
         self.mapped.add(mapping.key)
         self.most_mapped = max(self.most_mapped, len(self.mapped))
-        return mapping
+        self.made[mapping.key] = replace(mapping, state=PortState.LISTENING)
+        return self.made[mapping.key]
 
-    async def _unmap(self, wanted: PortKey) -> None:
+    async def _unmap(self, mapping: PortMapping) -> None:
+        wanted = mapping.key
+        assert mapping is self.made[wanted]
         self.changes.append(f"-{wanted.port}")
         self.moved.set()
         if self.unmap_failure is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from porthole.handshake.v1 import port_pb2
@@ -23,6 +23,8 @@ from services.vm_owner.wslconfig import NetworkingMode as Mode
 from tests.support.owner_peers import FREE_PORT
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from services.handshake.events import Event
     from services.vm_owner.vm import Vm
     from tests.support.owner_peers import Rig
@@ -31,10 +33,51 @@ TCP = PortProtocol.TCP
 WEB = PortKey(TCP, "127.0.0.1", 8080)
 WANTED = PortMapping(WEB, 80)
 MAPPED = PortMapping(WEB, 80, PortState.LISTENING)
+FORWARDING = "[wsl2]\nlocalhostForwarding=true\n"
 
 
-async def networked(rig: Rig) -> Vm:
-    vm = await rig.owner.create(rig.vm_spec())
+class Forwarding:
+    """Localhost forwarding of which a test makes the changes.
+
+    Attributes:
+        map_port: Maps a port, as forwarding does.
+        unmap_port: Ends a mapping, likewise.
+        is_running: Whether it was started and not closed.
+    """
+
+    def __init__(
+        self,
+        record: object,
+        dial: object,
+        map_port: Callable[[PortMapping], Awaitable[PortMapping]],
+        unmap_port: Callable[[PortMapping], Awaitable[None]],
+    ) -> None:
+        self.map_port = map_port
+        self.unmap_port = unmap_port
+        self.is_running = False
+
+    def start(self) -> None:
+        self.is_running = True
+
+    async def close(self) -> None:
+        self.is_running = False
+
+
+@pytest.fixture
+def forwardings(monkeypatch: pytest.MonkeyPatch) -> list[Forwarding]:
+    """All forwardings that have been made."""
+    made: list[Forwarding] = []
+
+    def make(*parts: Any) -> Forwarding:
+        made.append(Forwarding(*parts))
+        return made[-1]
+
+    monkeypatch.setattr("services.vm_owner.vm.LocalhostForwarding", make)
+    return made
+
+
+async def networked(rig: Rig, wslconfig: str = "") -> Vm:
+    vm = await rig.owner.create(rig.vm_spec(wslconfig=wslconfig))
     await rig.owner.configure_networking(vm.vm_id, NetworkRequest(Mode.VIRTIO_PROXY))
     rig.script.journal.clear()
     return vm
@@ -196,3 +239,47 @@ async def test_a_lost_mapping_is_listed_with_its_cause(rig: Rig) -> None:
     assert await rig.owner.list_ports(vm.vm_id) == [
         PortMapping(WEB, 80, PortState.LOST, "PORT_IN_USE", "another has it")
     ]
+
+
+async def test_forwarding_ends_the_mapping_that_it_has_made(
+    rig: Rig, forwardings: list[Forwarding], trace: list[Event]
+) -> None:
+    vm = await networked(rig, FORWARDING)
+    [forwarding] = forwardings
+    mapping = await forwarding.map_port(PortMapping(WEB, 8080))
+    await forwarding.unmap_port(mapping)
+    await forwarding.unmap_port(mapping)
+    assert await rig.owner.list_ports(vm.vm_id) == []
+    assert [name for name, *_ in said(trace)] == [events.PORT_MAPPED, events.PORT_UNMAPPED]
+
+
+@pytest.mark.parametrize("guest_port", [8080, 9000])
+async def test_forwarding_ends_no_mapping_that_was_made_by_hand(
+    rig: Rig, forwardings: list[Forwarding], guest_port: int
+) -> None:
+    vm = await networked(rig, FORWARDING)
+    [forwarding] = forwardings
+    automatic = await forwarding.map_port(PortMapping(WEB, 8080))
+    await rig.owner.unmap_port(vm.vm_id, WEB)
+    by_hand = await rig.owner.map_port(vm.vm_id, PortMapping(WEB, guest_port))
+    await forwarding.unmap_port(automatic)
+    assert await rig.owner.list_ports(vm.vm_id) == [by_hand]
+
+
+async def test_forwarding_begins_and_ends_with_networking_though_the_caller_has_gone(
+    rig: Rig, forwardings: list[Forwarding]
+) -> None:
+    vm = await rig.owner.create(rig.vm_spec(wslconfig=FORWARDING))
+    gate = rig.script.gates["CreateDevice"] = asyncio.Event()
+    request = NetworkRequest(Mode.VIRTIO_PROXY)
+    caller = asyncio.create_task(rig.owner.configure_networking(vm.vm_id, request))
+    await rig.script.reached.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    gate.set()
+    async with vm.lock:
+        [forwarding] = forwardings
+        assert forwarding.is_running
+    await rig.owner.terminate(vm.vm_id)
+    assert not forwarding.is_running
