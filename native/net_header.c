@@ -19,6 +19,13 @@ static bool is_negotiated(uint8_t gso_type, const struct ph_net_offloads *offloa
     }
 }
 
+uint32_t ph_net_header_checksum_at(const struct virtio_net_hdr_v1 *header)
+{
+    if (!(header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM))
+        return 0;
+    return (uint32_t)le16toh(header->csum_start) + le16toh(header->csum_offset);
+}
+
 bool ph_net_header_check(struct virtio_net_hdr_v1 *header, uint64_t frame_bytes,
                          const struct ph_net_offloads *offloads)
 {

@@ -35,4 +35,7 @@ struct ph_net_offloads {
 bool ph_net_header_check(struct virtio_net_hdr_v1 *header, uint64_t frame_bytes,
                          const struct ph_net_offloads *offloads);
 
+/* Where in the frame a checked header has the kernel write a checksum; 0: nowhere. */
+uint32_t ph_net_header_checksum_at(const struct virtio_net_hdr_v1 *header);
+
 #endif

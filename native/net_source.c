@@ -32,7 +32,8 @@ static bool is_own_arp(const struct ph_net_source *own, const uint8_t *packet)
            !memcmp(packet + ARP_SENDER_IPV4, NO_IPV4, PH_IPV4_BYTES);
 }
 
-bool ph_net_source_is_own(const struct ph_net_source *own, const uint8_t *start, uint32_t bytes)
+bool ph_net_source_is_own(const struct ph_net_source *own, const uint8_t *start, uint32_t bytes,
+                          uint32_t checksum_at)
 {
     uint32_t at = TYPE;
 
@@ -45,8 +46,10 @@ bool ph_net_source_is_own(const struct ph_net_source *own, const uint8_t *start,
         if (at > TYPE + MOST_TAGS * TAG_BYTES || bytes < at + TYPE_BYTES)
             return false;
     }
+    if (checksum_at && checksum_at < at + TYPE_BYTES)
+        return false;
     if (type_at(start, at) != ETH_P_ARP)
         return true;
     at += TYPE_BYTES;
-    return bytes >= at + ARP_BYTES && is_own_arp(own, start + at);
+    return !checksum_at && bytes >= at + ARP_BYTES && is_own_arp(own, start + at);
 }

@@ -24,7 +24,11 @@ struct ph_net_source {
     uint8_t ipv4[PH_IPV4_BYTES];
 };
 
-/* Whether a frame, of which there are an Ethernet header or more bytes here, may be sent. */
-bool ph_net_source_is_own(const struct ph_net_source *own, const uint8_t *start, uint32_t bytes);
+/*
+ * Whether a frame, of which there are an Ethernet header or more bytes here, may be sent. Where its
+ * header asks for a checksum the kernel writes two bytes at `checksum_at`; 0: it does not.
+ */
+bool ph_net_source_is_own(const struct ph_net_source *own, const uint8_t *start, uint32_t bytes,
+                          uint32_t checksum_at);
 
 #endif

@@ -57,7 +57,8 @@ static bool read_start(struct ph_queue *queue, const struct ph_net *net,
     ph_buffers_read(chain->readable, 0, start, PH_NET_HEADER_BYTES + start_bytes(bytes));
     if (!ph_net_header_check(&start->header, bytes, &net->setup.offloads))
         return false;
-    is_own = ph_net_source_is_own(&net->setup.source, start->frame, start_bytes(bytes));
+    is_own = ph_net_source_is_own(&net->setup.source, start->frame, start_bytes(bytes),
+                                  ph_net_header_checksum_at(&start->header));
     ph_queue_counters(queue)->frames_spoofed += !is_own;
     return is_own;
 }

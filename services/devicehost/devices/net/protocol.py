@@ -92,6 +92,12 @@ def checked_header(header: NetHeader, frame_bytes: int, features: int) -> NetHea
     )
 
 
+def checksum_at(header: bytes | memoryview) -> int:
+    """Return where in the frame a checked header has the kernel write a checksum; 0: nowhere."""
+    checked = NetHeader(*virtio_net.HEADER.unpack(header))
+    return checked.csum_start + checked.csum_offset
+
+
 def received_flags(features: int) -> int:
     """Return the flags that a header for the driver may have (section 5.1.6.4.1)."""
     if features & virtio_net.F_GUEST_CSUM:

@@ -43,11 +43,13 @@ class Source:
     mac: bytes
     ipv4: bytes | None = None
 
-    def is_own(self, start: bytes) -> bool:
+    def is_own(self, start: bytes, checksum_at: int = 0) -> bool:
         """Return whether a guest may send a frame.
 
         Args:
             start: Its first bytes: all of them, or START_BYTES; an Ethernet header at least.
+            checksum_at: Where the kernel writes two bytes of a checksum that the guest asks for,
+                which must not be where it was looked; 0: it does not.
         """
         if start[_SOURCE] != self.mac:
             return False
@@ -56,7 +58,10 @@ class Source:
             at += _TAG_BYTES
             if at > _TYPE + _MOST_TAGS * _TAG_BYTES or len(start) < at + _ETHERTYPE.size:
                 return False
-        return kind != _ARP or self._is_own_arp(start[at + _ETHERTYPE.size :])
+        end = at + _ETHERTYPE.size
+        if checksum_at and (checksum_at < end or kind == _ARP):
+            return False
+        return kind != _ARP or self._is_own_arp(start[end:])
 
     def _is_own_arp(self, packet: bytes) -> bool:
         if len(packet) < _ARP_PACKET.size:

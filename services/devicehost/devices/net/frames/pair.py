@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 from services.devicehost import fastpath
 from services.devicehost.devices.net.frames.native_loop import NativeLoop
-from services.devicehost.devices.net.protocol import frame_of, received_flags, spread
+from services.devicehost.devices.net.protocol import (
+    checksum_at,
+    frame_of,
+    received_flags,
+    spread,
+)
 from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.native_queue import NativeQueue
 from services.devicehost.virtio.queue import QueueError
@@ -219,11 +224,14 @@ class Pair:
     def _transmit(self, chain: Chain) -> int:
         """Send one frame; what is not a frame is dropped and counted."""
         frame = frame_of(chain, self.features)
-        if frame is not None and self._source and not self._source.is_own(bytes(frame[1])):
+        if frame is not None and not self._is_own(frame[0], frame[1]):
             self._count_drop(spoofed=1)
         elif frame is None or not self._write(frame):
             self._count_drop()
         return 0
+
+    def _is_own(self, header: bytes | memoryview, start: bytes | memoryview) -> bool:
+        return self._source is None or self._source.is_own(bytes(start), checksum_at(header))
 
     def _count_drop(self, *, spoofed: int = 0) -> None:
         with self._meter.counting as counters:

@@ -109,7 +109,9 @@ def _default_routes(
 ) -> Iterator[tuple[int, int, str]]:
     """Yield priority, interface and gateway of each default route."""
     for body in _dump(netlink, rtnetlink.RTM_GETROUTE, rtnetlink.RTM_NEWROUTE, family):
-        _, prefix, _, _, table, _, _, kind, _ = rtnetlink.ROUTE.unpack_from(body)
+        answered, prefix, _, _, table, _, _, kind, _ = rtnetlink.ROUTE.unpack_from(body)
+        if answered != family:  # a kernel without a family answers for all others
+            continue
         if prefix or table != rtnetlink.RT_TABLE_MAIN or kind != rtnetlink.RTN_UNICAST:
             continue
         found = rtnetlink.attributes(body, rtnetlink.ROUTE.size)
@@ -128,10 +130,10 @@ def _addresses(
     netlink: socket.socket, family: socket.AddressFamily, interface: int
 ) -> Iterator[str]:
     for body in _dump(netlink, rtnetlink.RTM_GETADDR, rtnetlink.RTM_NEWADDR, family):
-        _, prefix, flags, scope, index = rtnetlink.ADDRESS.unpack_from(body)
+        answered, prefix, flags, scope, index = rtnetlink.ADDRESS.unpack_from(body)
         found = rtnetlink.attributes(body, rtnetlink.ADDRESS.size)
         flags = _number(found.get(rtnetlink.IFA_FLAGS)) or flags
-        if index != interface or scope != rtnetlink.RT_SCOPE_UNIVERSE:
+        if answered != family or index != interface or scope != rtnetlink.RT_SCOPE_UNIVERSE:
             continue
         if family == socket.AF_INET6 and flags & _USELESS:
             continue

@@ -7,6 +7,7 @@ frames, or what follows from a carrier.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -18,8 +19,12 @@ from services.wire import rtnetlink
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_LOG: Final = logging.getLogger(__name__)
+
 PAUSE_S: Final = 0.05
 """Between two looks, however many messages come: the first is looked at without delay."""
+RETRY_S: Final = 1.0
+"""After a look that failed, for want of memory for instance."""
 
 _ANSWER_BYTES: Final = 32 << 10
 """More than the description of an interface takes."""
@@ -70,9 +75,15 @@ class CarrierWatch:
         self._questions.close()
 
     def _run(self) -> None:
-        while not self._stops(self._changes.fileno(), None):
+        timeout_ms: float | None = None
+        while not self._stops(self._changes.fileno(), timeout_ms):
             self._drain()
-            is_up = self._look()
+            try:
+                is_up, timeout_ms = self._look(), None
+            except OSError as error:
+                _LOG.warning("the link of a TAP cannot be looked at for now: %s", error)
+                timeout_ms = RETRY_S * 1000
+                continue
             if is_up != self.is_up:
                 self.is_up = is_up
                 self._on_change(is_up)

@@ -8,6 +8,7 @@ Must not know queues.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -117,21 +118,21 @@ class UserNetwork:
         self._on_link = on_link
         self.mtu = settings.mtu
         self.ports = Ports(self._installation, options.name, self._restart)
-        try:
-            self._host = host_network.watch()
-        except OSError as error:
-            raise FailedPreconditionError(
-                "PASST_FAILED", f"the host's network cannot be watched: {error}"
-            ) from error
         self._lock = threading.Lock()
         self._stream: Stream | None = None
         self._why_down = ""
         self._receiving: Stream | None = None
         self._sending: Stream | None = None
         self._stopped = threading.Event()
-        self._stop_fd, self._lost_fd, self._up_fd = (
-            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3)
-        )
+        with contextlib.ExitStack() as undo:
+            try:
+                self._host = undo.enter_context(contextlib.closing(host_network.watch()))
+                self._stop_fd, self._lost_fd, self._up_fd = (_event(undo) for _ in range(3))
+            except OSError as error:
+                raise FailedPreconditionError(
+                    "PASST_FAILED", f"the host's network cannot be watched: {error}"
+                ) from error
+            undo.pop_all()
         self._has_started = threading.Event()
         self._failures: list[FailedPreconditionError] = []
         self._thread = threading.Thread(target=self._run, name=f"passt-{options.name}", daemon=True)
@@ -403,6 +404,12 @@ def announcement(mac: bytes) -> bytes:
     """
     broadcast, experimental = b"\xff" * MAC_BYTES, b"\x88\xb5"  # RFC 9542, section 3.2
     return (broadcast + mac + experimental).ljust(SHORTEST_FRAME_BYTES, b"\0")
+
+
+def _event(undo: contextlib.ExitStack) -> int:
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    undo.callback(os.close, fd)
+    return fd
 
 
 def _longer(pause_s: float) -> float:

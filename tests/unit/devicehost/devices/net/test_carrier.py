@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 from typing import TYPE_CHECKING
 
 import pytest
 
-from services.devicehost.devices.net.tap import Tap
+from services.devicehost.devices.net.tap import Tap, carrier
 from services.devicehost.devices.net.tap.carrier import CarrierWatch
 from services.simguest.net.namespace import NetworkNamespace
 
@@ -129,3 +130,19 @@ def test_a_flood_of_messages_costs_few_looks_and_hides_no_change(
     opened.change(state="up")
     assert opened.next_report()
     assert 0 < len(looks) < 300, "3000 messages"
+
+
+def test_a_look_that_fails_is_repeated(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(errno.ENOBUFS, "no room"), TimeoutError("no answer")]
+    look = CarrierWatch._look
+
+    def flaky(watch: CarrierWatch) -> bool:
+        if failures:
+            raise failures.pop()
+        return look(watch)
+
+    monkeypatch.setattr(carrier, "RETRY_S", 0.01)
+    monkeypatch.setattr(CarrierWatch, "_look", flaky)
+    opened.change(state="up")
+    assert opened.next_report()
+    assert failures == []

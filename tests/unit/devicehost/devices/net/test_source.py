@@ -120,13 +120,19 @@ CASES: Final = {
 
 
 def transmitted(
-    frames: Sequence[bytes], cuts: tuple[int, ...] = (), *, natively: bool, known: bool = True
+    frames: Sequence[bytes],
+    cuts: tuple[int, ...] = (),
+    header: bytes = HEADER,
+    *,
+    natively: bool,
+    known: bool = True,
 ) -> tuple[list[bytes], tuple[int, ...], int]:
     """Return what has left, and what was counted; the guest divides each frame at `cuts`."""
-    rig = Rig(PLAIN, natively=natively, options=KNOWN if known else replace(KNOWN, client_ip=None))
+    options = KNOWN if known else replace(KNOWN, client_ip=None)
+    rig = Rig(PLAIN | virtio_net.F_CSUM, natively=natively, options=options)
     try:
         ring = rig.queues.ring(RING_SIZE)
-        lay_out(rig, ring, [Bytes(HEADER, 0, cuts, frame=frame) for frame in frames])
+        lay_out(rig, ring, [Bytes(header, 0, cuts, frame=frame) for frame in frames])
         rig.serve_ring(TX, ring)
         rig.queues.kick()
         rig.await_used(ring, len(frames))
@@ -147,6 +153,31 @@ def test_what_has_an_address_of_another_station_is_dropped_and_counted(
     left, (requests, _, _, dropped), spoofed = transmitted([case.frame], natively=natively)
     assert left == ([HEADER + case.frame] if case.passes else [])
     assert (requests, dropped, spoofed) == (1, not case.passes, not case.passes)
+
+
+CHECKSUMS: Final = {
+    "of TCP": (ip(), (34, 16), True),
+    "of TCP behind two tags": (ip(tags=[0x88A8, 0x8100], length=70), (42, 16), True),
+    "right behind the type": (ip(), (14, 0), True),
+    "right behind the type, tagged": (ip(tags=[0x8100]), (18, 0), True),
+    "half in the type, tagged": (ip(tags=[0x8100]), (17, 0), False),
+    "in the type behind a tag": (ip(tags=[0x8100]), (14, 2), False),
+    "in the address of ARP's sender": (arp() + bytes(18), (20, 10), False),
+    "in the MAC of ARP's sender": (arp() + bytes(18), (20, 2), False),
+    "behind ARP": (arp() + bytes(18), (42, 4), False),
+}
+"""A frame, start and offset of a checksum which the kernel is to write there."""
+
+
+@KINDS
+@pytest.mark.parametrize("name", CHECKSUMS)
+def test_no_checksum_is_written_where_addresses_were_looked_at(name: str, natively: bool) -> None:
+    frame, (start, offset), passes = CHECKSUMS[name]
+    asked = NetHeader(flags=virtio_net.HDR_F_NEEDS_CSUM, csum_start=start, csum_offset=offset)
+    header = virtio_net.HEADER.pack(*asked)
+    left, (_, _, _, dropped), spoofed = transmitted([frame], header=header, natively=natively)
+    assert left == ([header + frame] if passes else [])
+    assert (dropped, spoofed) == (not passes, not passes)
 
 
 @KINDS
@@ -192,12 +223,26 @@ _frames = st.lists(
 
 @pytest.mark.skipif(fastpath.library is None, reason="the native fast path was not built")
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(frames=_frames, cuts=st.lists(st.integers(1, 90), max_size=4).map(tuple))
-def test_both_drop_the_same_frames(frames: list[bytes], cuts: tuple[int, ...]) -> None:
-    python = transmitted(frames, cuts, natively=False)
-    assert transmitted(frames, cuts, natively=True) == python
+@given(
+    frames=_frames,
+    cuts=st.lists(st.integers(1, 90), max_size=4).map(tuple),
+    checksum=st.none() | st.tuples(st.integers(14, 40), st.integers(0, 20)),
+)
+def test_both_drop_the_same_frames(
+    frames: list[bytes], cuts: tuple[int, ...], checksum: tuple[int, int] | None
+) -> None:
+    asked, at = NetHeader(), 0
+    if checksum is not None:
+        asked, at = NetHeader(virtio_net.HDR_F_NEEDS_CSUM, 0, 0, 0, *checksum), sum(checksum)
+    header = virtio_net.HEADER.pack(*asked)
+    python = transmitted(frames, cuts, header, natively=False)
+    assert transmitted(frames, cuts, header, natively=True) == python
     own = Source(MINE, ADDRESS)
-    assert python[0] == [HEADER + each for each in frames if own.is_own(each[:START_BYTES])]
+    assert python[0] == [
+        header + each
+        for each in frames
+        if own.is_own(each[:START_BYTES], at) and not 0 < len(each) - 2 < at
+    ]
 
 
 def test_without_its_own_address_a_guest_cannot_be_kept_to_it() -> None:

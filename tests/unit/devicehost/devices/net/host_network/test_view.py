@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from services.devicehost.devices.net.host_network import Family, HostView, look
 from services.devicehost.devices.net.host_network import view as view_module
+from services.wire import rtnetlink
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,3 +93,21 @@ def test_a_resolv_conf_that_cannot_be_read_has_nothing(resolv_conf: Path) -> Non
 def test_of_a_resolv_conf_without_end_a_part_is_read(resolv_conf: Path) -> None:
     resolv_conf.write_bytes(b"nameserver 192.0.2.53\n" + b"\xff" * (1 << 20))
     assert view_module.read_resolv_conf(resolv_conf) == (("192.0.2.53",), ())
+
+
+@pytest.mark.tap
+def test_the_answer_for_a_family_that_a_kernel_lacks_is_nothing(host: Host) -> None:
+    """Such a kernel answers for all others; this one lacks AX.25, as others lack IPv6."""
+    host.add_interface("up0", "198.51.100.5")
+    host.route("198.51.100.1")
+
+    def ask() -> list[object]:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, rtnetlink.NETLINK_ROUTE) as netlink:
+            family, index = socket.AF_AX25, socket.if_nametoindex("up0")
+            dump = view_module._dump
+            kinds = (rtnetlink.RTM_GETROUTE, rtnetlink.RTM_NEWROUTE)
+            assert list(dump(netlink, *kinds, family)), "or this shows nothing"
+            routes = view_module._default_routes(netlink, family)
+            return [*routes, *view_module._addresses(netlink, family, index)]
+
+    assert host.namespace.run(ask) == []

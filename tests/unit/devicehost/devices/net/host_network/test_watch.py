@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -87,10 +88,28 @@ def test_a_resolv_conf_that_leads_nowhere_holds_up_nothing(
         continue
 
 
-def test_what_is_said_for_nothing_wakes_nobody(host: Host, subscription: Subscription) -> None:
+def _set_mtu(mtu: int, netlink: Any) -> None:
+    netlink.link("set", index=1, mtu=mtu)
+
+
+def test_what_is_said_for_nothing_wakes_nobody(
+    host: Host, subscription: Subscription, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = threading.Semaphore(0)
+
+    def counted() -> HostView:
+        seen = view_module.look()
+        looks.release()
+        return seen
+
+    monkeypatch.setattr(watching, "look", counted)
     host.add_interface("up1", "203.0.113.7")
-    host.do(lambda netlink: netlink.link("set", index=1, mtu=60000))
     host.do(lambda netlink: netlink.route("add", dst="192.0.2.0/24", gateway="198.51.100.9"))
+    # What follows one look is done when there is another one.
+    for mtu in (60000, 60001, 60002):
+        host.do(partial(_set_mtu, mtu))
+        assert looks.acquire(timeout=30)
+    assert not select.select([subscription.fd], [], [], 0)[0]
     host.add_address("up0", "198.51.100.6")
     seen = next_view(subscription)
     assert seen.ipv4.addresses == {"198.51.100.5/24", "198.51.100.6/24"}
