@@ -7,10 +7,12 @@ owners have no adapters: the first call imports it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
 from hashlib import blake2s
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from services.handshake import events
@@ -43,6 +45,9 @@ def tap_names(vm_id: str) -> list[str]:
 def create_tap(name: str, place: ipaddress.IPv4Interface | str) -> None:
     """Create a TAP interface, and set it up. A failure leaves nothing behind.
 
+    The host has no IPv6 on it: from a router advertisement of the guest it would take an address
+    and a default route.
+
     Args:
         name: At most 15 bytes.
         place: The address of the host's end, with prefix length; or the name of the bridge that it
@@ -62,6 +67,7 @@ def create_tap(name: str, place: ipaddress.IPv4Interface | str) -> None:
             routes.link("add", ifname=name, kind="tuntap", mode="tap")
             try:
                 index = routes.link_lookup(ifname=name)[0]
+                _switch_ipv6_off(name)
                 if isinstance(place, str):
                     bridge, mtu = _find_bridge(routes, place)
                     routes.link("set", index=index, master=bridge, mtu=mtu)
@@ -74,6 +80,12 @@ def create_tap(name: str, place: ipaddress.IPv4Interface | str) -> None:
                 raise
     except (NetlinkError, OSError) as error:
         raise _unavailable(name, error) from None
+
+
+def _switch_ipv6_off(name: str) -> None:
+    # A kernel without IPv6 has no such file.
+    with contextlib.suppress(FileNotFoundError):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
 
 
 def delete_tap(name: str) -> None:

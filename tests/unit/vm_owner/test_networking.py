@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -32,7 +33,6 @@ from tests.support.owner_peers import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from services.handshake.events import Event
     from services.vm_owner.vm import Vm
@@ -491,6 +491,8 @@ def test_a_real_tap_is_made_addressed_and_removed() -> None:
             addresses = [address.get("address") for address in routes.get_addr()]
         assert link["flags"] & 1  # IFF_UP
         assert "10.9.0.1" in addresses
+        # Else the guest could become the host's IPv6 router.
+        assert Path("/proc/sys/net/ipv6/conf/ph-real-e0/disable_ipv6").read_text() == "1\n"
         assert IPv4Network("10.9.0.0/30") in taps.host_networks()
         with pytest.raises(FailedPreconditionError, match="CAP_NET_ADMIN") as refused:
             taps.create_tap("ph-real-e0", IPv4Interface("10.9.0.5/30"))
