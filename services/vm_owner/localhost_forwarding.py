@@ -1,9 +1,9 @@
 """Localhost forwarding: a port on which the guest listens is one of the host's loopback, too.
 
 Owns which of the reported ports are mapped, when, and how often. What a guest reports is not
-trusted: it gets ports of the host's loopback only, none below FIRST_PORT, at most MAX_PORTS, and
-each round of changes has a bound and a pause after it. Must not know gRPC, nor how a port is
-mapped.
+trusted: it gets ports of the host's loopback only, none below FIRST_PORT, at most MAX_PORTS; each
+round of changes has a bound and a pause after it, and all changes have a budget. Must not know
+gRPC, nor how a port is mapped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ ROUND_CHANGES: Final = 16
 """The most mappings that change at a time."""
 PAUSE_S: Final = 1.0
 """Between two rounds of changes; reports that come meanwhile replace each other."""
+BURST_CHANGES: Final = 2 * MAX_PORTS
+"""The changes that a VM may make, tries included, before it has to wait: all ports come and go."""
+CHANGE_S: Final = 60.0
+"""How long it takes until one more change may be made. Each is an event in the trace, and an owner
+judges no VM that has more than EVENTS_KEPT: a guest that flaps ports takes hours to get there."""
 RETRY_S: Final = 5.0
 """Before guest init is asked again after it was lost, and the first pause after a change that could
 not be made; the pause doubles until one is answered."""
@@ -62,6 +67,26 @@ class ListenerReports(Protocol):
         """Disconnect."""
 
 
+class ChangeBudget:
+    """The changes that may still be made: BURST_CHANGES, and one more each CHANGE_S up to that."""
+
+    def __init__(self) -> None:
+        self._full_at_s = 0.0
+
+    def take(self, now_s: float) -> float:
+        """Take one change; return 0, or in how many seconds there will be one.
+
+        Args:
+            now_s: A monotonic time.
+        """
+        full_at_s = max(self._full_at_s, now_s) + CHANGE_S
+        wait_s = full_at_s - now_s - BURST_CHANGES * CHANGE_S
+        if wait_s > 0:
+            return wait_s
+        self._full_at_s = full_at_s
+        return 0.0
+
+
 class LocalhostForwarding:
     """The forwarding of one VM, from `start` until `close`.
 
@@ -88,6 +113,7 @@ class LocalhostForwarding:
         self._changed = asyncio.Event()
         self._mapped: dict[PortKey, PortMapping] = {}
         self._refused: set[PortKey] = set()
+        self._budget = ChangeBudget()
         self._retry_s = RETRY_S
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -136,20 +162,18 @@ class LocalhostForwarding:
             await asyncio.sleep(await self._change())
 
     async def _change(self) -> float:
-        """Make a round of changes; return the pause until the next one, in seconds.
-
-        What is not wanted any more, by the latest report, is unmapped first, and nothing is mapped
-        before: so what is mapped is always among what was wanted, which has a bound.
-        """
+        """Make a round of changes; return the pause until the next one, in seconds."""
         for _ in range(ROUND_CHANGES):
-            if unwanted := self._mapped.keys() - self._wanted:
-                change = self._unmap(min(unwanted, key=_by_port))
-            elif missing := self._wanted - self._mapped.keys() - self._refused:
-                change = self._map(min(missing, key=_by_port))
-            else:
+            key = self._next()
+            if key is None:
                 return PAUSE_S
+            wait_s = self._budget.take(asyncio.get_running_loop().time())
+            if wait_s > 0:
+                logger.info("VM %s: its ports change so often that they wait", self._record.vm_id)
+                self._changed.set()
+                return wait_s
             try:
-                await change
+                await (self._unmap(key) if key in self._mapped else self._map(key))
             except PortholeError as failure:
                 # It would fail for the others as well, each with the VM's lock held meanwhile.
                 logger.debug("VM %s: ports are changed later: %s", self._record.vm_id, failure)
@@ -159,6 +183,16 @@ class LocalhostForwarding:
             self._retry_s = RETRY_S
         self._changed.set()
         return PAUSE_S
+
+    def _next(self) -> PortKey | None:
+        """Return a port whose mapping is to be made, or ended if it is mapped; None: there is none.
+
+        What is not wanted any more, by the latest report, goes first, and nothing is mapped before:
+        so what is mapped is always among what was wanted, which has a bound.
+        """
+        unwanted = self._mapped.keys() - self._wanted
+        missing = self._wanted - self._mapped.keys() - self._refused
+        return min(unwanted or missing, key=_by_port, default=None)
 
     async def _map(self, key: PortKey) -> None:
         """Map a port, or take note that it is refused.

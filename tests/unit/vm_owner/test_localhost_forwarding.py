@@ -19,11 +19,15 @@ from services.handshake.errors import (
     UnavailableError,
 )
 from services.handshake.ports import PortKey, PortMapping, PortProtocol, PortState
+from services.handshake.trace.judgement import EVENTS_KEPT
 from services.vm_owner import localhost_forwarding as module
 from services.vm_owner.localhost_forwarding import (
+    BURST_CHANGES,
+    CHANGE_S,
     FIRST_PORT,
     MAX_PORTS,
     ROUND_CHANGES,
+    ChangeBudget,
     Listener,
     LocalhostForwarding,
     wanted_keys,
@@ -75,6 +79,26 @@ def test_with_too_many_mapped_nothing_is_added() -> None:
 def test_a_port_of_one_family_is_mapped_in_it() -> None:
     reported = [Listener(3000, ipv4=False, ipv6=True), Listener(3001, ipv4=True, ipv6=False)]
     assert wanted_keys(reported, set())[0] == {key(3000, V6), key(3001)}
+
+
+def test_a_budget_is_spent_and_fills_again() -> None:
+    budget, now_s = ChangeBudget(), 1_000_000.0
+    assert [budget.take(now_s) for _ in range(BURST_CHANGES)] == [0.0] * BURST_CHANGES
+    assert budget.take(now_s) == CHANGE_S
+    assert budget.take(now_s + CHANGE_S / 4) == CHANGE_S * 3 / 4
+    assert budget.take(now_s + CHANGE_S) == 0
+    assert budget.take(now_s + CHANGE_S) == CHANGE_S
+    now_s += 1_000_000
+    assert [budget.take(now_s) for _ in range(BURST_CHANGES)] == [0.0] * BURST_CHANGES
+    assert budget.take(now_s) == CHANGE_S, "it has not filled beyond its bound"
+
+
+def test_a_guest_that_flaps_leaves_its_owner_able_to_judge_for_hours() -> None:
+    budget, changes = ChangeBudget(), 0
+    for second in range(4 * 3600):
+        while budget.take(1000.0 + second) == 0:
+            changes += 1
+    assert changes < EVENTS_KEPT - 100
 
 
 class Stage:
@@ -239,6 +263,22 @@ async def test_a_failure_that_passes_ends_the_round_and_lengthens_the_pause(stag
     del stage.refusals[3000]
     assert await forwarding._change() == module.RETRY_S, "one was made meanwhile"
     assert stage.changes[20:] == ["+3000", "+3001"]
+
+
+async def test_changes_wait_when_their_budget_is_spent(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BURST_CHANGES", 5)
+    stage.refusals[3001] = FailedPreconditionError("PORT_IN_USE", "another has it")
+    forwarding = stage.forwarding
+    await forwarding.close()
+    forwarding._wanted, _ = wanted_keys(both(*range(3000, 3010)), set())
+    assert CHANGE_S - 30 < await forwarding._change() <= CHANGE_S
+    assert stage.changes == [f"+{port}" for port in range(3000, 3005)], "a try is a change"
+    assert forwarding._changed.is_set(), "the others are changed after the pause"
+    forwarding._wanted, _ = wanted_keys(both(), set())
+    assert CHANGE_S - 30 < await forwarding._change() <= CHANGE_S
+    assert len(stage.changes) == 5
 
 
 async def test_a_full_table_is_a_refusal(stage: Stage) -> None:
