@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from services.rpc.metrics import Metric
 
-OF_ALL = "Every service, and each command"
+OF_ALL = "Every service"
 OWN = {"owner": "VM owner", "devicehost": "Device host", "simguest": "User-space guest"}
 
 

@@ -52,18 +52,18 @@ class Counters:
         is_highest=True,
     )
     frames_dropped: int = _counter("{frame}", "frames that a virtio-net device dropped")
-    frames_spoofed: int = _counter(
-        "{frame}", "those of them that were sent under an address of another station"
-    )
-    throttled: int = _counter(
-        "{wait}", "times that a queue of a virtio-net device waited for its rate limit"
-    )
     held_back: int = _counter("{hold}", "times that a queue was held back, for want of room")
     exhaustions: int = _counter(
         "{episode}",
         "episodes in which something bounded was used up; docs/limits.md lists what is",
     )
     link_losses: int = _counter("{loss}", "times that a virtio-net device lost its link")
+    throttled: int = _counter(
+        "{wait}", "times that a queue of a virtio-net device waited for its rate limit"
+    )
+    frames_spoofed: int = _counter(
+        "{frame}", "frames that were dropped, sent under an address of another station"
+    )
 
 
 COUNTERS: Final[dict[str, Meaning]] = {

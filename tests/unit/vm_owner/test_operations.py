@@ -16,7 +16,7 @@ ADDS = (
 )
 REMOVES = (
     *(Operation.REMOVE_SHARE, Operation.REMOVE_DEVICE),
-    *(Operation.UNMAP_PORT, Operation.LIST_PORTS),
+    *(Operation.UNMAP_PORT, Operation.LIST_PORTS, Operation.SET_RATE_LIMIT),
 )
 CAPABILITIES = (Operation.READ_CAPABILITIES, Operation.APPLY_CAPABILITIES)
 EXPECTED: dict[tuple[Operation, VmState], str] = {
