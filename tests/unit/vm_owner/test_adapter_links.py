@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from services.handshake.errors import UnavailableError
+from services.handshake.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    PortholeError,
+)
+from services.vm_owner import adapter_links as module
 from services.vm_owner.adapter_links import AdapterLinks
 
 if TYPE_CHECKING:
@@ -22,7 +27,7 @@ class Machine:
         self.told: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
         self.gate = asyncio.Event()
         self.gate.set()
-        self.failure: UnavailableError | None = None
+        self.failure: PortholeError | None = None
 
     async def set_link(self, instance_id: str, is_up: bool) -> None:
         self.told.put_nowait((instance_id, is_up))
@@ -106,12 +111,69 @@ async def test_an_adapter_that_is_forgotten_is_not_told(
 async def test_a_machine_that_refuses_is_told_of_the_next_change(
     machine: Machine, links: AdapterLinks
 ) -> None:
-    machine.failure = UnavailableError("QEMU_GONE", "QEMU's monitor is gone")
+    machine.failure = FailedPreconditionError("QEMU_REFUSED", "it was unplugged")
     links.attached("a")
     links.report("a", False)
     assert await machine.next() == ("a", False)
     links.report("a", True)
     assert await machine.next() == ("a", True)
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_a_machine_that_does_not_answer_is_told_again(
+    machine: Machine, links: AdapterLinks, is_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    machine.failure = DeadlineExceededError("QEMU_SILENT", "QEMU does not answer set_link")
+    links.attached("a")
+    links.report("a", False)
+    if is_back:
+        links.report("a", True)
+    assert [await machine.next() for _ in range(3)] == [("a", False)] * 3
+    machine.failure = None
+    if not is_back:
+        links.report("a", True)
+    while (told := await machine.next()) == ("a", False):
+        pass  # the tries before, and the one that succeeds
+    assert told == ("a", True)
+
+
+async def test_a_link_that_came_back_is_told_again(
+    machine: Machine, links: AdapterLinks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    links.attached("a")
+    links.report("a", False)
+    assert await machine.next() == ("a", False)
+    machine.failure = DeadlineExceededError("QEMU_SILENT", "QEMU does not answer set_link")
+    links.report("a", True)
+    assert [await machine.next() for _ in range(3)] == [("a", True)] * 3
+
+
+async def test_a_machine_that_may_have_heard_of_a_return_is_told_of_the_next_loss(
+    machine: Machine, links: AdapterLinks
+) -> None:
+    links.attached("a")
+    links.report("a", False)
+    assert await machine.next() == ("a", False)
+    machine.failure = DeadlineExceededError("QEMU_SILENT", "QEMU does not answer set_link")
+    links.report("a", True)
+    assert await machine.next() == ("a", True)
+    links.report("a", False)
+    assert await machine.next() == ("a", False)
+
+
+async def test_one_that_does_not_answer_holds_up_no_news_of_another(
+    machine: Machine, links: AdapterLinks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 3600)
+    machine.failure = DeadlineExceededError("QEMU_SILENT", "QEMU does not answer set_link")
+    links.attached("a")
+    links.report("a", False)
+    assert await machine.next() == ("a", False)
+    links.attached("b")
+    links.report("b", False)
+    assert [await machine.next() for _ in range(2)] == [("a", False), ("b", False)]
 
 
 async def test_closing_waits_for_no_machine(machine: Machine, links: AdapterLinks) -> None:
