@@ -226,14 +226,17 @@ class WorkloadServicer(machine_pb2_grpc.WorkloadServicer):
     async def Serve(  # noqa: N802, D102
         self, request: machine_pb2.ServeRequest, context: object
     ) -> AsyncIterator[machine_pb2.ServeResponse]:
-        service = await asyncio.to_thread(
-            self._workload.serve, request.address, request.port, request.body
-        )
+        serve = asyncio.to_thread(self._workload.serve, request.address, request.port, request.body)
+        starting = asyncio.ensure_future(serve)
         try:
+            service = await asyncio.shield(starting)
             yield machine_pb2.ServeResponse(port=service.port)
             await asyncio.get_running_loop().create_future()
         finally:
-            await asyncio.to_thread(service.close)
+            # The caller may have hung up before it listened.
+            await asyncio.wait([starting])
+            if starting.exception() is None:
+                await asyncio.to_thread(starting.result().close)
 
 
 async def _from_thread(
