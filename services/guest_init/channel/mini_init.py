@@ -150,9 +150,10 @@ class MiniInit:
         """
         before: tuple[Listener, ...] | None = None
         while True:
+            # Taken first: with the answer may come the Hello of one that knows nothing of it.
+            session = self._session
             watching = mini_init_pb2.WatchListening()
             await self.request(mini_init_pb2.ToMiniInit(watch_listening=watching))
-            session = self._session
             while session == self._session:
                 news = self._news
                 if self._listening is not None and self._listening != before:

@@ -293,6 +293,20 @@ async def test_ports_on_which_the_guest_listens_are_told_as_they_change(run_dir:
         assert await anext(watching) == (Listener(22, ipv4=True, ipv6=True),)
 
 
+async def test_a_guest_that_starts_anew_with_its_answer_is_asked_for_its_ports_again(
+    run_dir: Path,
+) -> None:
+    async with linked(run_dir) as (guest, mini_init):
+        news = iter([hello(), listening(22)])
+        guest.answer = lambda message: (
+            [done(message.request_id), next(news)]
+            if message.HasField("watch_listening")
+            else everything_done(message)
+        )
+        await mini_init.first_hello()
+        assert await anext(mini_init.watch()) == (Listener(22, ipv4=True, ipv6=True),)
+
+
 async def test_a_guest_that_cannot_tell_its_ports_says_so(run_dir: Path) -> None:
     async with linked(run_dir) as (guest, mini_init):
         guest.answer = lambda message: (
