@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from porthole.devicehost.v1 import device_host_pb2, device_host_pb2_grpc
@@ -71,6 +72,9 @@ CONTROL_DEADLINE_S: Final = 5.0
 
 _STILL_BOOTING: Final = frozenset({"GUEST_SILENT", "GUEST_UNREACHABLE"})
 _BOOT_PAUSE_S: Final = 0.1
+
+LISTENERS_KEPT: Final = 512
+"""Most ports of one report of GuestInit.WatchListeners; ours tells of half as many at most."""
 
 READ_DEADLINE_S: Final = 5.0
 """Deadline of GuestInit.GetGuestCapabilities. The owner calls it for a client, which waits 10 s by
@@ -328,9 +332,13 @@ class GuestInitClient:
         return report_from_proto(answer.capabilities)
 
     async def listeners(self) -> AsyncIterator[list[Listener]]:
-        """Stream all ports on which the guest listens, whenever they change."""
+        """Stream all ports on which the guest listens, whenever they change.
+
+        A report of a guest may be of any length; what follows LISTENERS_KEPT ports is dropped.
+        """
         async for answer in self._peer.stub.WatchListeners(guest_init_pb2.WatchListenersRequest()):
-            yield [Listener(each.port, each.ipv4, each.ipv6) for each in answer.listeners]
+            told = islice(answer.listeners, LISTENERS_KEPT)
+            yield [Listener(each.port, each.ipv4, each.ipv6) for each in told]
 
     async def close(self) -> None:
         """Disconnect."""
