@@ -46,7 +46,7 @@ _USER = "libvirt-qemu"
 """Debian's libvirt does not start without this user, which another package creates."""
 
 _DOMAIN = """
-<domain type='qemu'>
+<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>guest</name>
   <memory unit='MiB'>{ram_mib}</memory>
   <vcpu current='1'>2</vcpu>
@@ -67,6 +67,7 @@ _DOMAIN = """
     <memballoon model='none'/>
     {devices}
   </devices>
+  <qemu:override>{overrides}</qemu:override>
 </domain>
 """
 
@@ -153,8 +154,11 @@ class Libvirt:
         return done.stdout
 
     @contextlib.contextmanager
-    def booted(self, devices: str) -> Iterator[LinuxGuest]:
-        """A domain with these devices and its serial lines, whose shell takes commands."""
+    def booted(self, devices: str, overrides: str = "") -> Iterator[LinuxGuest]:
+        """A domain with these devices and its serial lines, whose shell takes commands.
+
+        `overrides` are of properties of QEMU's devices.
+        """
         kernel = stock_kernel()
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(self._run_dir / "shell"))
@@ -170,6 +174,7 @@ class Libvirt:
                     console=self.root / "console.log",
                     shell=self._run_dir / "shell",
                     devices=devices,
+                    overrides=overrides,
                 ),
             )
             self.virsh("create", self.root / "domain.xml")
