@@ -12,17 +12,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from services.handshake.errors import InvalidArgumentError
-from services.handshake.options import SPOOFING_REFUSED, build_options, parse_net_options
+from services.handshake.options import (
+    SPOOFING_ALLOWED,
+    SPOOFING_REFUSED,
+    build_options,
+    parse_net_options,
+)
 from services.vm_owner.bounds import check_length
 from services.vm_owner.wslconfig import NetworkingMode
 
 if TYPE_CHECKING:
     from services.handshake.options import NetOptions
 
-FURTHER: Final = ("limit_tx", "limit_rx", "spoofing")
+FURTHER: Final = ("limit_tx", "limit_rx")
 """Those of KEYS that are no addresses, and pass as they are."""
-KEYS: Final = ("client_ip", "gateway_ip", "client_ip_ipv6", "client_mac", "bridge", *FURTHER)
-"""The options that ConfigureNetworking takes, all of eth0."""
+KEYS: Final = (
+    "client_ip",
+    "gateway_ip",
+    "client_ip_ipv6",
+    "client_mac",
+    "bridge",
+    *FURTHER,
+    "spoofing",
+)
+"""The options that ConfigureNetworking takes: `spoofing=` of both adapters, the others of eth0."""
 
 MAX_BRIDGE_BYTES: Final = 15
 """IFNAMSIZ (linux/if.h) without the terminating NUL."""
@@ -32,7 +45,8 @@ NARROWEST_PREFIX: Final = 30
 """Prefix lengths of an IPv4 network of an adapter: it has two hosts at least."""
 
 _BRIDGE_NAME: Final = re.compile(rb"[^\s/:%%\0]{1,%d}" % MAX_BRIDGE_BYTES)
-_DEFAULT: Final = f"spoofing={SPOOFING_REFUSED}"
+_SPOOFING: Final = "spoofing="
+_DEFAULT: Final = f"{_SPOOFING}{SPOOFING_REFUSED}"
 _NO_VM: Final = "00000000-0000-0000-0000-000000000000"
 _GROUP_BIT: Final = 1  # of the first byte of a MAC address (IEEE 802)
 
@@ -47,6 +61,7 @@ class AdapterAddresses:
         mac: The adapter's own, in lower case.
         client_ipv6: The guest's IPv6 address, with prefix length; empty: none.
         further: The options of FURTHER.
+        spoofing: One of SPOOFING_MODES.
     """
 
     client: ipaddress.IPv4Interface
@@ -54,6 +69,7 @@ class AdapterAddresses:
     mac: str
     client_ipv6: str = ""
     further: tuple[str, ...] = ()
+    spoofing: str = SPOOFING_REFUSED
 
     @property
     def host(self) -> ipaddress.IPv4Interface:
@@ -69,6 +85,7 @@ class RequestedAddresses:
         gateway: The host's address; given with `client` only.
         bridge: Name of the bridge that the adapter's TAP is a port of; given with `client` only.
         further: The options of FURTHER.
+        spoofing: One of SPOOFING_MODES.
     """
 
     client: ipaddress.IPv4Interface | None = None
@@ -77,6 +94,7 @@ class RequestedAddresses:
     mac: str = ""
     bridge: str = ""
     further: tuple[str, ...] = ()
+    spoofing: str = SPOOFING_REFUSED
 
     def complete(self, subnet: ipaddress.IPv4Network) -> AdapterAddresses:
         """Return these addresses, and for those that are not asked for the defaults.
@@ -92,6 +110,7 @@ class RequestedAddresses:
             self.mac or _mac(client),
             self.client_ipv6,
             self.further,
+            self.spoofing,
         )
 
 
@@ -118,6 +137,7 @@ def requested_addresses(options: str, mode: NetworkingMode) -> RequestedAddresse
                 option=item,
             )
     bridges = {item.partition("=")[2] for item in items if _is_bridge(item)}
+    # The default needs client_mac= of a device, which here the owner chooses.
     passed_on = [item for item in items if not _is_bridge(item) and item != _DEFAULT]
     given = parse_net_options(build_options("eth0", ";".join(passed_on), None, _NO_VM))
     client = _client(given)
@@ -128,7 +148,20 @@ def requested_addresses(options: str, mode: NetworkingMode) -> RequestedAddresse
         _own_mac(given),
         _bridge(bridges, client, mode),
         tuple(dict.fromkeys(item for item in passed_on if item.partition("=")[0] in FURTHER)),
+        _spoofing(items, given),
     )
+
+
+def _spoofing(items: list[str], given: NetOptions) -> str:
+    asked = {item for item in items if item.startswith(_SPOOFING)}
+    if len(asked) > 1:
+        raise InvalidArgumentError(
+            "OPTION_CONFLICT",
+            f"option {_SPOOFING} is given as {SPOOFING_ALLOWED} and as {SPOOFING_REFUSED}; give "
+            "one",
+            option="spoofing",
+        )
+    return given.spoofing if asked - {_DEFAULT} else SPOOFING_REFUSED
 
 
 def _is_bridge(item: str) -> bool:

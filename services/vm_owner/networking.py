@@ -52,7 +52,6 @@ _CANNOT_BE_SET_UP: Final = frozenset(
 """Reasons for which no repetition helps: this host lacks what the mode needs."""
 
 _GATEWAY_OWNER: Final = "eth0"
-_SPOOFING: Final = "spoofing="
 
 
 class Taps(Protocol):
@@ -202,7 +201,7 @@ class NetworkEngine:
             networks = await asyncio.to_thread(self._taps.host_networks)
             for name in events.ADAPTERS:
                 of_gateway = name == _GATEWAY_OWNER
-                wanted = asked if of_gateway else RequestedAddresses()
+                wanted = asked if of_gateway else RequestedAddresses(spoofing=asked.spoofing)
                 addresses, subnet = self._choose(mode, wanted, networks)
                 backend: str | UserNetwork = taps.tap_name(self._record.vm_id, name)
                 if mode is NetworkingMode.VIRTIO_PROXY:
@@ -280,14 +279,15 @@ def _spec(adapter: _Adapter) -> DeviceSpec:
     addresses, backend = adapter.addresses, adapter.backend
     gateway = str(addresses.gateway) if adapter.name == _GATEWAY_OWNER else ""
     ipv6 = addresses.client_ipv6
-    asks = any(item.startswith(_SPOOFING) for item in addresses.further)
+    # What a device does by default is not said: an older device host does not know the option.
+    refused = addresses.spoofing == SPOOFING_REFUSED
     options = [
         f"client_ip={addresses.client}",
         *([f"client_ip_ipv6={ipv6}"] if ipv6 else []),
         f"client_mac={addresses.mac}",
         *([f"gateway_ip={gateway}"] if gateway else []),
         *addresses.further,
-        *([] if asks else [f"{_SPOOFING}{SPOOFING_REFUSED}"]),
+        *([f"spoofing={SPOOFING_REFUSED}"] if refused else []),
     ]
     return DeviceSpec(
         device_class=events.NET,

@@ -596,15 +596,24 @@ def test_without_rights_a_real_tap_is_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.parametrize("asked", ["", "spoofing=refuse", "spoofing=allow"])
-async def test_adapters_keep_to_their_addresses_unless_it_is_asked_otherwise_of_eth0(
+async def test_adapters_keep_to_their_addresses_unless_it_is_asked_otherwise(
     rig: Rig, asked: str
 ) -> None:
     vm, _ = await a_vm(rig)
     request = NetworkRequest(Mode.VIRTIO_PROXY, asked)
-    eth0, loopback0 = (await rig.owner.configure_networking(vm.vm_id, request)).adapters
-    wanted = asked or "spoofing=refuse"
-    assert [item for item in eth0.options.split(";") if "spoofing" in item] == [wanted]
-    assert "spoofing=refuse" in loopback0.options.split(";")
+    wanted = [] if asked == "spoofing=allow" else ["spoofing=refuse"]
+    for adapter in (await rig.owner.configure_networking(vm.vm_id, request)).adapters:
+        assert [item for item in adapter.options.split(";") if "spoofing" in item] == wanted
+
+
+async def test_an_older_device_host_has_adapters_that_keep_to_no_addresses(rig: Rig) -> None:
+    vm, _ = await a_vm(rig)
+    rig.device_host.features = tuple(each for each in FEATURES if each != SPOOFING)
+    request = NetworkRequest(NAT.mode, "spoofing=allow")
+    adapters = (await rig.owner.configure_networking(vm.vm_id, request)).adapters
+    assert len(adapters) == len(rig.device_host.devices) == 2
+    # It would refuse an option that it does not know.
+    assert not any("spoofing" in adapter.options for adapter in adapters)
 
 
 async def test_a_device_host_that_cannot_keep_a_guest_to_its_addresses_is_refused(rig: Rig) -> None:
