@@ -183,6 +183,11 @@ def parse_listening(text: str) -> PortKey:
     """
     rest, protocol = _protocol(text)
     address, port = _listening(text, rest, 1)
+    if address.isdecimal():
+        raise typer.BadParameter(
+            f"{text!r}: {address!r} is no address; write where the host listens alone: "
+            "[ADDRESS:]PORT"
+        )
     return PortKey(protocol, address, port)
 
 

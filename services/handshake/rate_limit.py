@@ -99,10 +99,13 @@ def checked(limit: RateLimit) -> RateLimit:
     values = dataclasses.asdict(limit)
     for name, (least, most) in _BOUNDS.items():
         if values[name] and not least <= values[name] <= most:
-            raise _refusal(name, values[name], f"must be {least} to {most}, or 0 for none")
+            zero = "the default" if name in _RATE_OF else "none"
+            said = f"{name}={values[name]}"
+            raise _refusal(said, name, f"must be {least} to {most}, or 0 for {zero}")
     for burst, rate in _RATE_OF.items():
         if values[burst] and not values[rate]:
-            raise _refusal(burst, values[burst], f"limits nothing without {rate}; give that, too")
+            said = f"{burst}={values[burst]}"
+            raise _refusal(said, burst, f"limits nothing without {rate}; give that, too")
     return limit
 
 
@@ -115,16 +118,18 @@ def parse_rate_limit(text: str) -> RateLimit:
     values: dict[str, int] = {}
     for item in text.split(",") if text != NONE else ():
         name, _, value = item.partition("=")
-        if name not in _BOUNDS or name in values:
+        if name not in _BOUNDS:
             names = ", ".join(f"{each}=N" for each in _BOUNDS)
-            raise _refusal(name, value, f"is not one of {names}, each given once, nor {NONE}")
+            raise _refusal(item, name, f"is not known; write some of {names}, or {NONE}")
+        if name in values:
+            raise _refusal(item, name, f"gives {name} twice; give it once")
         if not _NUMBER.fullmatch(value):
-            raise _refusal(name, value, f"must be a number up to {_BOUNDS[name][1]}")
+            raise _refusal(item, name, f"must have a number up to {_BOUNDS[name][1]}")
         values[name] = int(value)
     return checked(RateLimit(**values))
 
 
-def _refusal(name: str, value: int | str, why: str) -> InvalidArgumentError:
+def _refusal(item: str, name: str, why: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        "RATE_LIMIT_VALUE", f"rate limit {name}={value}: it {why}", field=name, value=value
+        "RATE_LIMIT_VALUE", f"rate limit {item!r} {why}", field=name, value=item
     )

@@ -78,16 +78,17 @@ def enter(also: int = 0) -> None:
     if refusal:
         raise FailedPreconditionError(
             "USER_NAMESPACE_REFUSED",
-            f"it needs root or a user namespace, which this machine does not give: {refusal}; "
-            f"{remedy(Path('/proc/sys'))}",
+            "it needs root, or a user namespace with a TAP in it, which this machine refuses: "
+            f"{refusal}; {remedy(Path('/proc/sys'), Path(tun.DEVICE))}",
         )
 
 
-def remedy(sysctls: Path) -> str:
-    """Return what is to be done where user namespaces, or rights in them, are refused.
+def remedy(sysctls: Path, device: Path) -> str:
+    """Return what is to be done where user namespaces, or a TAP in one, are refused.
 
     Args:
         sysctls: /proc/sys.
+        device: /dev/net/tun.
     """
     for name, forbidding, words in _SWITCHES:
         try:
@@ -95,6 +96,8 @@ def remedy(sysctls: Path) -> str:
                 return words
         except OSError:
             continue
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"{device} must be there, readable and writable (modprobe tun; chmod 0666 {device})"
     return "a container, or a security module, may forbid it"
 
 

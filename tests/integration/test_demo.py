@@ -200,7 +200,9 @@ def test_without_rights_it_says_what_is_lacking_and_does_the_rest(
     report = report_of(out)
     mount, network = report["not_shown"]
     assert mount == "a real mount point: not shown, it needs root"
-    assert network.startswith("ping and HTTP through the adapters: not shown, it needs root or a ")
+    assert network.startswith(
+        "the network (ping, names, HTTP, mapped ports): not shown, it needs root"
+    )
     assert network.endswith("raise user.max_user_namespaces, which is 0")
     assert all(line in result.stdout for line in report["not_shown"])
     for vm in report["vms"]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from services.cli.arguments import LIMIT, PORT_MAPPING, parse_mapping
+from services.cli.arguments import LIMIT, PORT_MAPPING, parse_limit, parse_mapping
 from services.cli.console import fail
 from services.cli.daemon import LogLevel, pid_file, start_log
 from services.cli.exit_codes import USAGE
@@ -39,9 +39,12 @@ from services.handshake.pool import parse_token
 from services.handshake.xattr_map import parse_xattr_map
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from services.devicehost.memory import Access
     from services.devicehost.standalone import StandaloneDevice
-    from services.handshake.ports import PortMapping
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Run one device alone, in place of virtiofsd or passt.", no_args_is_help=True
@@ -288,15 +291,20 @@ def net(
         list[str] | None,
         typer.Option(
             metavar=PORT_MAPPING,
-            help="Port of the host, by default on 127.0.0.1, that is forwarded to the guest; "
-            "repeatable.",
+            help="Port of the host, by default on 127.0.0.1, that is forwarded to the guest; TCP "
+            "without /udp. 0: a free one, which the log names. Repeatable.",
         ),
     ] = None,
     limit_tx: Annotated[
-        str | None, typer.Option(metavar=LIMIT, help="How fast frames may go that the guest sends.")
+        str | None,
+        typer.Option(
+            metavar=LIMIT,
+            help="How fast frames may go that the guest sends: bytes (not bits) of frames per "
+            "second, and frames per second.",
+        ),
     ] = None,
     limit_rx: Annotated[
-        str | None, typer.Option(metavar=LIMIT, help="How fast those may go that it gets.")
+        str | None, typer.Option(metavar=LIMIT, help="The same of frames that it gets.")
     ] = None,
     spoofing: Annotated[
         Spoofing,
@@ -315,6 +323,8 @@ def net(
         return
     if (tap is None) == (not user):
         raise _wrong("give one of --tap=NAME and --user")
+    if spoofing is Spoofing.REFUSE and mac is None:
+        raise _wrong("--spoofing=refuse needs the guest's own address; give --mac as well")
     from services.devicehost.devices import NetBackend, UserBackend, UserSettings
     from services.devicehost.standalone import StandaloneDevice
 
@@ -334,7 +344,7 @@ def net(
     backend: NetBackend | UserBackend
     if tap is not None:
         if given := [flag for flag, value in of_user.items() if value]:
-            raise _wrong(f"{given[0]} goes with --user; a TAP has it from its maker")
+            raise _wrong(f"{given[0]} goes with --user; what a TAP leads to is set up on the host")
         backend = NetBackend(tap, bridge)
     elif bridge:
         raise _wrong("--bridge goes with --tap; a user-mode network has no interface of the host")
@@ -354,8 +364,8 @@ def net(
         "client_ip": client_ip,
         "client_ip_ipv6": client_ip_ipv6,
         "gateway_ip": gateway_ip,
-        "limit_tx": limit_tx,
-        "limit_rx": limit_rx,
+        "limit_tx": limit_tx and _parsed("--limit-tx", parse_limit, limit_tx),
+        "limit_rx": limit_rx and _parsed("--limit-rx", parse_limit, limit_rx),
         "spoofing": spoofing if spoofing is Spoofing.REFUSE else None,
     }
     spec = StandaloneDevice(
@@ -366,17 +376,18 @@ def net(
             [*(f"{key}={value}" for key, value in options.items() if value), *_placing(rings)]
         ),
         persistent=persistent,
-        ports=tuple(_mapping(text) for text in port or ()),
+        ports=tuple(_parsed("--port", parse_mapping, text) for text in port or ()),
         offers_config=mac is not None,
     )
     _serve("net", spec, _Start(socket_path, fd, socket_group, log_level))
 
 
-def _mapping(text: str) -> PortMapping:
+def _parsed(flag: str, parse: Callable[[str], T], text: str) -> T:
+    """Parse a value; what is wrong with it is one line, without the usage that typer prints."""
     try:
-        return parse_mapping(text)
+        return parse(text)
     except typer.BadParameter as error:
-        raise _wrong(f"--port: {error.message}") from None
+        raise _wrong(f"{flag}: {error.message}") from None
 
 
 @dataclass(frozen=True, slots=True)

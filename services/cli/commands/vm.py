@@ -202,13 +202,16 @@ def terminate(ctx: typer.Context, vm: VmArgument) -> None:
 def limit(
     ctx: typer.Context,
     vm: VmArgument,
-    adapter: Annotated[str, typer.Argument(help="Name of the adapter, or its id.")] = "eth0",
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="Name of the adapter, or its id.")
+    ] = "eth0",
     tx: Annotated[
         RateLimit | None,
         typer.Option(
             metavar=LIMIT,
             parser=parse_limit,
-            help="How fast frames may go that the guest sends; none: as they come.",
+            help="How fast frames may go that the guest sends: bytes (not bits) of frames per "
+            "second, and frames per second; none: as they come.",
         ),
     ] = None,
     rx: Annotated[

@@ -1,7 +1,7 @@
 """The namespaces of the demonstration, which isolate it from the host: its network and its mounts.
 
 Owns the contact with the kernel. Root has them, and any other user in a user namespace, if the
-machine gives them one; `lacks` and `enter` say what is missing. The network has one interface with
+machine gives them one; `enter` says what is missing. The network has one interface with
 one address and a default route, and a name server (servers.py) is set for it.
 """
 
@@ -87,7 +87,7 @@ def enter(passt: str, out: Path) -> Surroundings:
         except FailedPreconditionError as error:
             why = error.message
     if why:
-        lacks["network"] = f"ping and HTTP through the adapters: not shown, {why}"
+        lacks["network"] = f"the network (ping, names, HTTP, mapped ports): not shown, {why}"
         return Surroundings(mount, frozenset(), lacks)
     _make_network()
     if is_root:

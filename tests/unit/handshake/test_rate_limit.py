@@ -63,6 +63,8 @@ def test_a_burst_is_a_tenth_of_a_second_by_default(
         (RateLimit(pps=MOST_PPS + 1), "pps", MOST_PPS),
         (RateLimit(bps=LEAST_BPS, burst_bytes=MOST_BURST + 1), "burst_bytes", MOST_BURST),
         (RateLimit(pps=1, burst_packets=MOST_BURST + 1), "burst_packets", MOST_BURST),
+        (RateLimit(pps=MOST_PPS + 1), "pps", "or 0 for none"),
+        (RateLimit(pps=1, burst_packets=MOST_BURST + 1), "burst_packets", "or 0 for the default"),
         (RateLimit(pps=1, burst_bytes=9), "burst_bytes", "bps"),
         (RateLimit(bps=LEAST_BPS, burst_packets=9), "burst_packets", "pps"),
     ],
@@ -78,23 +80,23 @@ def test_a_limit_out_of_bounds_is_refused_with_the_bound(
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "says"),
     [
-        "",
-        "none,pps=1",
-        "bps",
-        "bps=",
-        "bps=1e6",
-        "bps=-1",
-        "bits=9",
-        "pps=1,pps=1",
-        "pps=1,",
-        "pps=٣",
-        "=1",
+        ("", "'' is not known; write some of bps=N, pps=N"),
+        ("none,pps=1", "'none' is not known"),
+        ("bps", "'bps' must have a number"),
+        ("bps=", "'bps=' must have a number"),
+        ("bps=1e6", "'bps=1e6' must have a number up to 100000000000"),
+        ("bps=-1", "must have a number"),
+        ("bits=9", "'bits=9' is not known; .*, or none"),
+        ("pps=1,pps=1", "'pps=1' gives pps twice; give it once"),
+        ("pps=1,", "'' is not known"),
+        ("pps=٣", "must have a number"),
+        ("=1", "'=1' is not known"),
     ],
 )
-def test_another_text_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgumentError) as refused:
+def test_another_text_is_refused(text: str, says: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=says) as refused:
         parse_rate_limit(text)
     assert refused.value.reason == "RATE_LIMIT_VALUE"
 

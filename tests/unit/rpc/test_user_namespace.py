@@ -54,7 +54,7 @@ def test_where_they_are_forbidden_the_setting_is_named_and_nothing_changes() -> 
     done = run(*inside, "setpriv", "--bounding-set=-sys_admin")
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert line.startswith("USER_NAMESPACE_REFUSED: it needs root or a user namespace")
+    assert line.startswith("USER_NAMESPACE_REFUSED: it needs root, or a user namespace")
     assert line.endswith("raise user.max_user_namespaces, which is 0")
 
 
@@ -92,4 +92,11 @@ def test_the_remedy_follows_from_the_settings(
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"{value}\n")
-    assert words in user_namespace.remedy(tmp_path)
+    device = tmp_path / "tun"
+    device.touch()
+    assert words in user_namespace.remedy(tmp_path, device)
+
+
+def test_the_remedy_names_a_tap_device_that_is_missing(tmp_path: Path) -> None:
+    device = tmp_path / "tun"
+    assert f"modprobe tun; chmod 0666 {device}" in user_namespace.remedy(tmp_path, device)

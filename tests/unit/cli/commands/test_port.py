@@ -57,7 +57,7 @@ def test_what_is_no_mapping_is_quoted(text: str) -> None:
     assert repr(text) in refused.value.message
 
 
-@pytest.mark.parametrize("text", ["", "0", "65536", "http", "80/x", "1" * 5000])
+@pytest.mark.parametrize("text", ["", "0", "65536", "http", "80/x", "8080:80", "1" * 5000])
 def test_what_is_no_port_of_the_host_is_quoted(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse_listening(text)
