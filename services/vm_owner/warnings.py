@@ -180,10 +180,10 @@ def port_not_forwarded(key: str, failure: PortholeError) -> VmWarning:
     """A port on which the guest listens could not be mapped by itself."""
     return VmWarning(
         PORT_NOT_FORWARDED,
-        f"the guest listens on a port whose {key} of this host cannot be mapped "
-        f"({failure.reason}): {_cut(failure.message, MESSAGE_LIMIT)}; other ports are not "
-        "affected, and further ones that cannot be are no warnings; map it to another port with "
-        "MapPort",
+        f"localhostForwarding: {key} of this host is not forwarded to the guest, which listens on "
+        f"that port ({failure.reason}): {_cut(failure.message, MESSAGE_LIMIT)}. Other ports are "
+        "not affected; this VM gets no second warning of this kind. Map the guest's port to "
+        "another one with `porthole port add`",
     )
 
 
@@ -191,8 +191,9 @@ def ports_left_out(count: int, limit: int) -> VmWarning:
     """The guest listens on more ports than are mapped by themselves."""
     return VmWarning(
         PORTS_LEFT_OUT,
-        f"the guest listens on so many ports that {count} are not mapped, as a VM has at most "
-        f"{limit} mappings by localhostForwarding; map those that are needed with MapPort",
+        f"localhostForwarding: the guest listens on so many ports that {count} are not forwarded, "
+        f"as a VM has at most {limit} mappings of this kind; map those that are needed with "
+        "`porthole port add`",
     )
 
 
