@@ -2,7 +2,7 @@
  * How fast the frames of one direction of an adapter may go: a token bucket for bytes and one for
  * packets, which all queues of that direction share. Any thread may call all of it.
  *
- * Owns the arithmetic, with the rules of devices/net/frames/limiter.py, and when the timer fires:
+ * Owns the arithmetic, with the rules of devices/net/rates/limiter.py, and when the timer fires:
  * a queue that has to wait sleeps on it. Must not know frames or rings.
  */
 #ifndef PORTHOLE_RATE_LIMIT_H

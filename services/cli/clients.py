@@ -177,14 +177,14 @@ class OwnerClient:
             NotFoundError: DEVICE_NOT_FOUND.
         """
         vm = await self.get_vm(vm_id)
-        adapters = {each.tag: each for each in vm.devices if each.device_class == "virtio-net"}
-        found = next((each for each in adapters.values() if each.instance_id == adapter), None)
-        device = adapters.get(adapter) or found
+        adapters = [each for each in vm.devices if each.device_class == "virtio-net"]
+        device = next((each for each in adapters if adapter in (each.tag, each.instance_id)), None)
         if device is None:
+            names = ", ".join(each.tag for each in adapters)
             raise NotFoundError(
                 "DEVICE_NOT_FOUND",
                 f"VM {vm.vm_id} has no adapter {adapter!r}; it has "
-                f"{', '.join(adapters) or 'none, and ConfigureNetworking makes them'}",
+                f"{names or 'none: ConfigureNetworking makes them'}",
                 vm_id=vm.vm_id,
             )
         request = vm_owner_pb2.SetRateLimitRequest(

@@ -42,7 +42,7 @@ class HttpService:
         if len(body) > MAX_BODY_BYTES:
             raise InvalidArgumentError(
                 "SERVE_BODY",
-                f"a body of {len(body)} bytes; it may have {MAX_BODY_BYTES}",
+                f"a body of {len(body)} bytes is too long; serve {MAX_BODY_BYTES} bytes at most",
                 length=len(body),
                 bound=MAX_BODY_BYTES,
             )
@@ -72,7 +72,8 @@ class HttpService:
         except (OSError, OverflowError) as error:
             raise FailedPreconditionError(
                 "SERVE_FAILED",
-                f"the guest cannot listen on {address or 'every address'} port {port}: {error}",
+                f"the guest cannot listen on port {port} of {address or 'every address'}: {error}; "
+                "take another port, or 0 for a free one, and an address of the guest",
                 port=port,
             ) from error
         self.port: int = self._server.server_address[1]

@@ -187,7 +187,9 @@ class NetBackend(_message.Message):
 
     TAP_FIELD_NUMBER: _builtins.int
     tap: _builtins.str
-    """Name of the TAP interface that the device opens; at most 15 bytes."""
+    """Name of the TAP interface that the device opens; at most 15 bytes. A TAP that is
+    to be a port of a bridge is made one by who makes it.
+    """
     def __init__(
         self,
         *,

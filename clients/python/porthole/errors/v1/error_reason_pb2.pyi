@@ -408,9 +408,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     NAME_UNRESOLVED: _ErrorReason.ValueType  # 446
     """UNAVAILABLE: the guest resolves no address of a name; the message has the cause."""
     SERVE_FAILED: _ErrorReason.ValueType  # 447
-    """FAILED_PRECONDITION: the guest cannot listen on a port."""
+    """FAILED_PRECONDITION: the guest cannot listen on a port; the message has the cause."""
     SERVE_BODY: _ErrorReason.ValueType  # 448
-    """INVALID_ARGUMENT: the body of a service in the guest is too long."""
+    """INVALID_ARGUMENT: the body of a service in the guest is longer than 1 MiB."""
     GUEST_REQUEST_REFUSED: _ErrorReason.ValueType  # 470
     """# Linux guests
 
@@ -493,14 +493,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     no rate limit.
     """
     NOT_AN_ADAPTER: _ErrorReason.ValueType  # 526
-    """FAILED_PRECONDITION: only an adapter that is up has rate limits."""
+    """FAILED_PRECONDITION: the device is no adapter, or is not up."""
     NETWORKING_MODE_UNKNOWN: _ErrorReason.ValueType  # 530
     """INVALID_ARGUMENT: the message lists the known modes."""
     SUBNET_TAKEN: _ErrorReason.ValueType  # 531
     """FAILED_PRECONDITION: the network of `client_ip=` is one of this host, or of another adapter."""
     BRIDGE_UNAVAILABLE: _ErrorReason.ValueType  # 533
-    """FAILED_PRECONDITION: the host has no such bridge, or the TAP cannot become a port of it; the
-    message has the remedy.
+    """FAILED_PRECONDITION: the host has no such bridge, or `porthole device net` cannot make the TAP a
+    port of it; the message has the remedy.
     """
     NETWORKING_FALLBACK: _ErrorReason.ValueType  # 532
     """FAILED_PRECONDITION: this host cannot set the mode up, and the command needs its network."""
@@ -1157,9 +1157,9 @@ NAME_INVALID: ErrorReason.ValueType  # 445
 NAME_UNRESOLVED: ErrorReason.ValueType  # 446
 """UNAVAILABLE: the guest resolves no address of a name; the message has the cause."""
 SERVE_FAILED: ErrorReason.ValueType  # 447
-"""FAILED_PRECONDITION: the guest cannot listen on a port."""
+"""FAILED_PRECONDITION: the guest cannot listen on a port; the message has the cause."""
 SERVE_BODY: ErrorReason.ValueType  # 448
-"""INVALID_ARGUMENT: the body of a service in the guest is too long."""
+"""INVALID_ARGUMENT: the body of a service in the guest is longer than 1 MiB."""
 GUEST_REQUEST_REFUSED: ErrorReason.ValueType  # 470
 """# Linux guests
 
@@ -1242,14 +1242,14 @@ RATE_LIMIT_VALUE: ErrorReason.ValueType  # 525
 no rate limit.
 """
 NOT_AN_ADAPTER: ErrorReason.ValueType  # 526
-"""FAILED_PRECONDITION: only an adapter that is up has rate limits."""
+"""FAILED_PRECONDITION: the device is no adapter, or is not up."""
 NETWORKING_MODE_UNKNOWN: ErrorReason.ValueType  # 530
 """INVALID_ARGUMENT: the message lists the known modes."""
 SUBNET_TAKEN: ErrorReason.ValueType  # 531
 """FAILED_PRECONDITION: the network of `client_ip=` is one of this host, or of another adapter."""
 BRIDGE_UNAVAILABLE: ErrorReason.ValueType  # 533
-"""FAILED_PRECONDITION: the host has no such bridge, or the TAP cannot become a port of it; the
-message has the remedy.
+"""FAILED_PRECONDITION: the host has no such bridge, or `porthole device net` cannot make the TAP a
+port of it; the message has the remedy.
 """
 NETWORKING_FALLBACK: ErrorReason.ValueType  # 532
 """FAILED_PRECONDITION: this host cannot set the mode up, and the command needs its network."""

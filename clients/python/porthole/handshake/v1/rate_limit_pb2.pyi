@@ -20,9 +20,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class RateLimit(_message.Message):
     """The message about rate limits that several services share.
 
-    RateLimit is how fast the frames of an adapter may go in one direction. What is
-    too fast waits, where the guest or the kernel has it; what the guest sends is not
-    dropped. A value out of bounds is INVALID_ARGUMENT (RATE_LIMIT_VALUE).
+    RateLimit is how fast the frames of an adapter may go in one direction. A packet
+    here is a frame. What is too fast waits, where the guest or the kernel has it; what
+    the guest sends is not dropped. A value out of bounds is INVALID_ARGUMENT
+    (RATE_LIMIT_VALUE).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -1227,7 +1227,11 @@ class AddGuestDeviceRequest(_message.Message):
     tag: _builtins.str
     """The mount tag, at most 36 bytes, or the adapter name, at most 15 bytes."""
     options: _builtins.str
-    """"key=value;flag;…" without name, token and vm_id, which the owner adds."""
+    """"key=value;flag;…" without name, token and vm_id, which the owner adds. Of a
+    virtio-net device: client_ip=A/P, client_ip_ipv6=A/P, gateway_ip=A, client_mac=M,
+    queues=1 to 8, limit_tx=L and limit_rx=L as in ConfigureNetworking, spoofing=refuse
+    with client_mac (by default spoofing=allow), rings=inside.
+    """
     elevated: _builtins.bool
     """Whether the elevated user's device host serves it."""
     instance_id: _builtins.str
@@ -1343,10 +1347,12 @@ class ConfigureNetworkingRequest(_message.Message):
     (NETWORKING_MODE, VIRTIO_OFF), and so are BRIDGED and MIRRORED.
     """
     options: _builtins.str
-    """Options of eth0, "key=value;…", each of which may be left out:
+    """Options of eth0, and spoofing= of both adapters, "key=value;…", each of which may
+    be left out:
       client_ip=A/P: the guest's IPv4 address, with a prefix length of 8 to 30.
-      gateway_ip=A: the host's end in that network; needs client_ip. By default its
-      first address.
+      gateway_ip=A: the gateway in that network, which is the host's end unless there
+      is a bridge; needs client_ip. By default its first address, or its second if
+      client_ip is the first.
       client_ip_ipv6=A/P: the guest's IPv6 address; not in the mode NAT.
       client_mac=M: the adapter's address, not one of a group.
       bridge=B: a bridge of the host that the adapter's TAP becomes a port of, in the
@@ -1357,7 +1363,7 @@ class ConfigureNetworkingRequest(_message.Message):
       that it gets: "bps=N,pps=N,burst_bytes=N,burst_packets=N", the fields of
       RateLimit, some of them.
       spoofing=allow: the guest may send frames under the addresses of other
-      stations; by default those are dropped.
+      stations; by default, or with spoofing=refuse, those are dropped.
     INVALID_ARGUMENT: OPTION_SYNTAX, OPTION_UNKNOWN, OPTION_CONFLICT, OPTION_VALUE,
     RATE_LIMIT_VALUE.
     FAILED_PRECONDITION (SUBNET_TAKEN): the network is in use, in the mode NAT.
@@ -1395,7 +1401,9 @@ class ConfigureNetworkingResponse(_message.Message):
     WARNING_FIELD_NUMBER: _builtins.int
     HOST_LOOPBACK_ADDRESS_FIELD_NUMBER: _builtins.int
     gateway_address: _builtins.str
-    """The host's address on eth0's network; empty when there is no adapter."""
+    """The gateway of eth0: the host's address on its network, or with bridge= that of
+    gateway_ip. Empty when there is no adapter.
+    """
     mode: Global___NetworkingMode.ValueType
     """The mode in force: the one that was asked for, or NONE. Unspecified: the owner is
     older than this field.

@@ -62,15 +62,18 @@ def _ask(sock: socket.socket, question: int, name: str) -> int:
 
 
 def _refusal(tap: str, bridge: str, number: int) -> FailedPreconditionError:
+    by_hand = (
+        f"make the TAP a port yourself (ip link set {tap} master {bridge}) and leave the bridge out"
+    )
     what = {
+        errno.EPERM: f"joining it needs CAP_NET_ADMIN: run this as root, or {by_hand}",
         errno.ENODEV: f"there is none of that name: make it (ip link add {bridge} type bridge && "
         f"ip link set {bridge} up)",
         errno.EOPNOTSUPP: "the interface of that name is no bridge; ip link show type bridge lists "
         "those that are",
         errno.EBUSY: f"{tap} is a port of a bridge already; leave the bridge out, or take it out "
         f"there (ip link set {tap} nomaster)",
-        errno.EPERM: "joining it needs CAP_NET_ADMIN",
-    }.get(number, os.strerror(number))
+    }.get(number, f"{os.strerror(number)}; {by_hand}")
     return FailedPreconditionError(
         "BRIDGE_UNAVAILABLE", f"bridge {bridge} for TAP interface {tap}: {what}", bridge=bridge
     )
