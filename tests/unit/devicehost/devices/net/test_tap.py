@@ -14,6 +14,7 @@ import pytest
 
 from services.devicehost.devices.net.tap import Tap, TapQueue
 from services.devicehost.devices.net.tap import interface as tap_module
+from services.devicehost.devices.net.tap.bridge import join
 from services.handshake.errors import FailedPreconditionError, InvalidArgumentError
 from services.simguest.net.namespace import NetworkNamespace
 from services.wire import virtio_net
@@ -274,6 +275,19 @@ def test_an_interface_is_a_port_of_a_bridge_while_it_is_open(namespace: NetworkN
     links = namespace.run(_links)
     assert set(links) == {"lo", "br0", "kept"}
     assert links["kept"].get_attr("IFLA_MASTER") is None
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
+def test_a_bridge_that_the_kernel_refuses_has_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("services.devicehost.devices.net.tap.bridge.fcntl.ioctl", refuse)
+    with pytest.raises(FailedPreconditionError, match="ip link set tap0 master br0") as raised:
+        join("tap0", "br0")
+    assert raised.value.reason == "BRIDGE_UNAVAILABLE"
 
 
 @pytest.mark.tap
