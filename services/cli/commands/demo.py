@@ -244,7 +244,7 @@ def _summarise(report: DemoReport, target: Path) -> None:
     console.print(summary_table(report))
     console.print(f"handshake: {report.handshake}", style="" if report.passed else "bold")
     for line in report.not_shown:
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     sys.stdout.flush()
     for vm in report.vms:
         for line in vm.failures:
