@@ -152,6 +152,7 @@ async def _work(
         async with guest_control(vm.guest_init_address, WAIT_S) as guest:
             try:
                 await _furnish(guest, plan)
+                signals.check()
                 attachment = Attachment(await _start(guest, command), terminal)
                 with signals.passed_to(attachment.take_signal):
                     return await attachment.run()

@@ -58,12 +58,29 @@ class Signals:
 
     @contextlib.contextmanager
     def passed_to(self, take: Callable[[int], None]) -> Iterator[None]:
-        """Give them to a command in the body; after it they do nothing."""
+        """Give them to a command in the body; after it they do nothing.
+
+        Raises:
+            asyncio.CancelledError: See `check`.
+        """
+        self.check()
         self._take = take
         try:
             yield
         finally:
             self.ignore()
+
+    def check(self) -> None:
+        """End the boot, if a signal has ended it already.
+
+        A task may go on that was cancelled just when what it awaited was done (before Python 3.12
+        asyncio.wait_for is such a case), and no signal would end it any more.
+
+        Raises:
+            asyncio.CancelledError: A signal has ended the boot.
+        """
+        if self.ended_by is not None:
+            raise asyncio.CancelledError
 
     def ignore(self) -> None:
         """Let them do nothing from now on."""

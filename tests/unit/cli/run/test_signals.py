@@ -70,3 +70,16 @@ async def test_under_nohup_the_end_of_the_terminal_is_none() -> None:
         assert signals.ended_by is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+async def test_a_boot_that_goes_on_after_its_end_gets_no_command() -> None:
+    ended = asyncio.Event()
+    signals = Signals(ended.set)  # and no more: what was awaited was done just then
+    signals.check()
+    with signals.handled():
+        os.kill(os.getpid(), signal.SIGINT)
+        await ended.wait()
+        with pytest.raises(asyncio.CancelledError):
+            signals.check()
+        with pytest.raises(asyncio.CancelledError), signals.passed_to(lambda _: None):
+            pytest.fail("it runs")
