@@ -1,5 +1,5 @@
 /*
- * Under which addresses a guest sends: the rules of devices/net/source.py.
+ * Under which addresses a guest sends: the rules of devices/net/spoofing/source.py.
  *
  * It looks at a copy of the start of a frame, which is what is sent: the guest may change the
  * original. Must not know rings, buffers or descriptors.

@@ -17,7 +17,7 @@ from services.devicehost.accounting import Bound
 from services.devicehost.devices.net.backend import open_backend
 from services.devicehost.devices.net.frames import Pair
 from services.devicehost.devices.net.rates import Limits
-from services.devicehost.devices.net.source import Source
+from services.devicehost.devices.net.spoofing import Source
 from services.devicehost.devices.net.user import UserNetwork
 from services.devicehost.virtio.deferral import MAX_QUEUED
 from services.devicehost.virtio.device import serve_requests

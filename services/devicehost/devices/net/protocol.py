@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from services.devicehost.devices.net.source import START_BYTES
+from services.devicehost.devices.net.spoofing import START_BYTES
 from services.wire import virtio_net
 from services.wire.virtio_net import (
     ETHERNET_HEADER_BYTES,

@@ -18,7 +18,7 @@ from services.wire.virtio_net import ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FR
 if TYPE_CHECKING:
     from services.devicehost.devices.net.backend import Wire
     from services.devicehost.devices.net.rates import Limits
-    from services.devicehost.devices.net.source import Source
+    from services.devicehost.devices.net.spoofing import Source
 
 _VLAN_TAG_BYTES: Final = 4
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from services.devicehost.accounting import DeviceMeter
     from services.devicehost.devices.net.backend import Port, Wire
     from services.devicehost.devices.net.rates import Limiter, Limits
-    from services.devicehost.devices.net.source import Source
+    from services.devicehost.devices.net.spoofing import Source
     from services.devicehost.virtio.queue import Chain, Queue
 
 MAX_PARTS: Final = 64

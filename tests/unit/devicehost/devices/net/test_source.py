@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.devicehost import fastpath
-from services.devicehost.devices.net.source import START_BYTES, Source
+from services.devicehost.devices.net.spoofing import START_BYTES, Source
 from services.handshake.errors import InvalidArgumentError
 from services.handshake.options import SPOOFING_REFUSED, parse_net_options
 from services.wire import virtio_net
