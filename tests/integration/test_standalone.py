@@ -361,6 +361,7 @@ def test_a_device_whose_rings_never_ran_says_so(
             if place == "ring":
                 assert front_end.state(wire.Request.SET_VRING_NUM, 0, 16) == 0
                 assert front_end.set_addr(0, GuestRing(ram, 1 << 40, 16)) == 1
+        device.await_log("Likely causes")
         code, log = device.terminate() if persistent else device.end()
     ram.close()
     assert code == (0 if persistent else 3), log

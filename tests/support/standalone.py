@@ -38,6 +38,7 @@ class Process:
         )
         assert self.process.stdout
         self.line = self.process.stdout.readline()
+        self._said = b""
 
     @property
     def socket_path(self) -> Path:
@@ -49,10 +50,18 @@ class Process:
         found = re.finditer(rf"([0-9a-f]+)-([0-9a-f]+) .*/memfd:{re.escape(name)}", maps)
         return sum(int(m[2], 16) - int(m[1], 16) for m in found)
 
+    def await_log(self, text: str) -> None:
+        """Wait until the log has a text."""
+        assert self.process.stderr
+        while text.encode() not in self._said:
+            read = os.read(self.process.stderr.fileno(), 1 << 16)
+            assert read, self._said
+            self._said += read
+
     def end(self) -> tuple[int, str]:
         """Wait until the process has ended; return exit code and log."""
         log = self.process.communicate(timeout=DEADLINE_S)[1]
-        return self.process.returncode, log
+        return self.process.returncode, self._said.decode() + log
 
     def terminate(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGTERM)
