@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
@@ -45,6 +46,9 @@ SEND_AFTER_S: Final = 0.5
 
 BATCH_SPANS: Final = 512
 """Most spans of one export; OTEL_BSP_MAX_EXPORT_BATCH_SIZE changes it."""
+
+_SWITCH_S: Final = 0.0005
+"""How long a thread of a command keeps the interpreter while another one wants it; usually 5 ms."""
 
 _METRIC_PREFERENCES: Final = (
     "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
@@ -158,6 +162,8 @@ class LinkedSpanExporter(SpanExporter):
 
         A process that ends soon, such as a command, knows then whether to wait.
         """
+        # The thread imports, and must not hold up what the main thread waits for meanwhile.
+        sys.setswitchinterval(_SWITCH_S)
         threading.Thread(target=self.export, args=((),), daemon=True).start()
 
     def prepare(self) -> None:
